@@ -1,0 +1,52 @@
+# edm3d: `make help` lists the targets. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+# Found before .venv/bin goes first on PATH: the interpreter that makes .venv is never the one inside it.
+BASE_PYTHON := $(shell command -v $(PYTHON))
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help venv demo test test-slow lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv with the pinned requirements (PYTHON=python3.12 picks another interpreter, 3.11 or newer)
+
+$(STAMP): requirements.txt constraints.txt
+	@test -n "$(BASE_PYTHON)" || { echo "make: no interpreter '$(PYTHON)' found; set PYTHON=/path/to/python3.11 or newer" >&2; exit 1; }
+	@"$(BASE_PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "make: $(PYTHON) is Python %d.%d, edm3d needs 3.11 or newer; set PYTHON=" % v)'
+	@echo "Making $(VENV) and installing the pinned requirements, about a minute (one dot per package):"
+	@"$(BASE_PYTHON)" -m venv $(VENV)
+	@set -o pipefail; $(VENV)/bin/python -m pip install --no-input --disable-pip-version-check -r requirements.txt -c constraints.txt | awk '\
+		/^(Collecting|Requirement already satisfied)/ { printf "."; fflush() } \
+		/^Installing collected/ { printf "\nunpacking ..."; fflush() } \
+		END { print "" }'
+	@touch $@
+
+demo: $(STAMP)  ## the six commands of the README: phantoms, autoencoder, latents, diffusion, samples, report
+	python dataset_tool.py phantom --dest data/echo.h5 --num 640 --size 32 --seed 0
+	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_vae
+	python dataset_tool.py encode --autoencoder echo_vae --source data/echo.h5 --dest data/echo_latents.h5
+	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_edm
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=echo_edm sampling.seeds=0-63 sampling.outdir=results/demo
+	python evaluate.py --real data/echo.h5 --generated results/demo/samples.h5 --dest results/demo
+	@echo "Done: samples in results/demo/samples.h5, NIfTI in results/demo/nifti, picture results/demo/samples.png, report results/demo/report.html"
+
+lint: $(STAMP)  ## ruff
+	ruff check .
+
+test: lint  ## lint and the whole CPU test suite
+	python -m pytest -q
+
+test-slow: $(STAMP)  ## the tests marked slow
+	python -m pytest -q -m 'slow and not gpu'
+
+clean:  ## remove .venv and caches; data/ and results/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

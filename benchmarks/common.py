@@ -1,0 +1,28 @@
+"""What every benchmark shares: one JSON line per claim, with the machine it was measured on."""
+
+import datetime
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def json_line(claim: str, **figures: float | int | str | bool | None) -> str:
+    """One line of JSON: the claim, date, machine and versions, then the figures (ours, peer, ratio, limit, ...)."""
+    machine = {"cpu": cpu_name(), "cores": usable_cores()}
+    versions = {"python": platform.python_version(), "torch": version("torch")}
+    return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **figures})

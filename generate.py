@@ -1,0 +1,30 @@
+"""Draw volumes: torchrun --standalone --nproc_per_node=N generate.py -cn=NAME [key=value ...]"""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
+@click.argument("overrides", nargs=-1)
+def main(config_name: str, overrides: tuple[str, ...]) -> None:
+    """Draw volumes from the newest trained network of an experiment.
+
+    Overrides are key=value pairs: sampling.seeds=0-63 sampling.outdir=results/mine, or groups such as sampler=edm_sde.
+    """
+    from utils.log import run_main
+    debug = any(o.lower() == "training.options.debug=true" for o in overrides)
+    run_main(lambda: run(config_name, overrides), debug)
+
+
+def run(config_name: str, overrides: tuple[str, ...]) -> None:
+    """Compose the experiment and draw the seeds it asks for."""
+    from utils.config import compose
+    config = compose(Path(__file__).parent / "configs", config_name, overrides)
+    from training.generation import generate
+    generate(config_name, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks: pure modules of tensors. They never see a rank, a path, a config or a logger."""

@@ -1,0 +1,1 @@
+"""Analytic anatomy and imaging physics: pure functions of numbers and arrays."""

@@ -1,0 +1,101 @@
+"""Curves and dots of the report: real in grey, generated in blue, decoded noise in orange, everywhere."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"real": "#57606a", "generated": "#0969da", "noise": "#d4721c"}
+STYLES = {"real": "-", "generated": "-", "noise": (0, (4, 2))}
+NAMES = {"real": "real", "generated": "generated", "noise": "decoded noise"}
+INK, GRID = "#24292f", "#d8dee4"
+SIZE = (4.2, 3.0)
+DPI = 160
+
+
+def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
+    """One line per scalar: KS distance of generated and of noise to real, on the band that real against real fills."""
+    figure = Figure(figsize=(SIZE[0] * 1.35, 0.9 + 0.36 * len(metrics)), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _styled(figure.subplots(), "KS distance to real", "")
+    for y, row in enumerate(metrics.values()):
+        axes.barh(y, row["floor_p99"], height=0.62, color="#dfe5ea", zorder=1, label="real against real, to 99 %" * (y == 0))
+        axes.plot([row["floor_median"]] * 2, [y - 0.31, y + 0.31], color="#8c959f", lw=1.5, zorder=2,
+                  label="real against real, median" * (y == 0))
+        if row["noise"] is not None:
+            axes.plot(row["noise"], y, "D", ms=6, mfc="white", mec=COLOURS["noise"], mew=1.6, zorder=3, clip_on=False,
+                      label=NAMES["noise"] * (y == 0))
+        axes.plot(row["ks"], y, "o", ms=8, color=COLOURS["generated"], zorder=4, clip_on=False,
+                  label=NAMES["generated"] * (y == 0))
+    axes.set(xlim=(0, 1), ylim=(len(metrics) - 0.45, -0.55), yticks=range(len(metrics)),
+             yticklabels=[titles[name] for name in metrics])
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    return figure
+
+
+def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: str) -> Figure:
+    """Cumulative shares of one scalar in every set; the KS distance is the largest gap between two of the curves."""
+    figure, axes = _chart(f"{title} [{unit}]" if unit else title, "share of cases at most")
+    for key, sample in values.items():
+        if sample is None or not np.isfinite(sample).any():
+            continue
+        ordered = np.sort(sample[np.isfinite(sample)])
+        # Undefined cases count as lying beyond all others: their share is missing at the right end of the curve.
+        axes.step(ordered, np.arange(1, len(ordered) + 1) / len(sample), where="post", color=COLOURS[key],
+                  ls=STYLES[key], lw=1.8, label=f"{NAMES[key]} (n = {len(sample)})")
+    axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=7.5, frameon=False, loc="best")
+    return figure
+
+
+def histogram_chart(row: dict, title: str, unit: str) -> Figure:
+    """Share of voxels per intensity bin, on a logarithmic scale since most voxels of a volume are background."""
+    figure, axes = _chart(f"{title} [{unit}]" if unit else title, "share of voxels")
+    for key in COLOURS:
+        if row[f"{key}_curve"] is not None:
+            axes.stairs(np.maximum(row[f"{key}_curve"], 1e-6), row["bins"], color=COLOURS[key], ls=STYLES[key], lw=1.6,
+                        label=NAMES[key])
+    axes.set_yscale("log")
+    axes.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def spectrum_chart(row: dict) -> Figure:
+    """Mean radial power in dB over cycles per shortest side."""
+    figure, axes = _chart("frequency [cycles per side]", "power [dB]")
+    for key in COLOURS:
+        curve = row[f"{key}_curve"]
+        if curve is not None:
+            axes.plot(np.arange(1, len(curve) + 1), 10 * np.array(curve), color=COLOURS[key], ls=STYLES[key], lw=1.8,
+                      label=NAMES[key])
+    axes.set_xscale("log")
+    axes.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
+    """Distribution of MS-SSIM over random pairs: to the right of real = samples resemble each other too much."""
+    figure, axes = _chart("MS-SSIM of two volumes", "share of pairs")
+    everything = np.concatenate(list(values.values()))
+    edges = np.linspace(everything.min(), everything.max() + 1e-6, 25)
+    for key, sample in values.items():
+        shares = np.histogram(sample, bins=edges)[0] / len(sample)
+        axes.stairs(shares, edges, fill=key == "real", alpha=0.35 if key == "real" else 1, color=COLOURS[key], lw=1.8,
+                    label=f"{NAMES[key]} (n = {len(sample)})")
+    axes.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def _chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="constrained")
+    return figure, _styled(figure.subplots(), xlabel, ylabel)
+
+
+def _styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:
+    axes.set_xlabel(xlabel, fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK, length=0)
+    axes.grid(color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return axes

@@ -1,0 +1,206 @@
+"""Pictures of volumes: three orthogonal planes, grey image with its label map, real above generated."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from utils.h5 import atomic_path
+
+BACKGROUND = "#0d1117"
+TEXT = "#e6edf3"
+MUTED = "#8b949e"
+# Class 1 first; apart in lightness and hue, so that people who do not see red from green can tell them too.
+LABEL_COLOURS = ("#ff5d73", "#ffc857", "#4cc9f0", "#7ae582", "#c77dff", "#ff9f1c", "#a0c4ff", "#f1f1f1")
+FILL, OUTLINE = 0.18, 0.95
+TILE = 168  # pixels of the longer side of a volume
+GAP = 6
+DPI = 100
+# Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
+_VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
+
+Picture = tuple[np.ndarray, np.ndarray | None]
+Plane = tuple[np.ndarray, np.ndarray | None, tuple[int, int]]  # grey [h, w], label [h, w] or None, pixels (height, width)
+
+
+def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
+                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
+                    titles: tuple[str, str] = ("Real", "Generated")) -> None:
+    """Write a PNG with one column per volume, three planes each (2D: one), real above generated.
+
+    real, generated: pairs of image [C, *S] or [*S] and label [*S] or None, the first channel is shown; spacing in mm
+    per axis; window: the intensities shown as black and white, by default the range of the real images; label_classes
+    (background first) name the legend.
+    """
+    rows = [(title, pictures) for title, pictures in zip(titles, (real, generated)) if len(pictures)]
+    window = window or _window(rows[0][1])
+    blocks = [(title, [_column(image, label, spacing, window) for image, label in pictures]) for title, pictures in rows]
+    has_labels = any(label is not None for _, pictures in rows for _, label in pictures)
+    save_png(_blocks_figure(blocks, list(label_classes[1:]) if has_labels else []), path)
+
+
+def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
+                  affine: np.ndarray | None = None, window: tuple[float, float] | None = None) -> Figure:
+    """Three orthogonal slices of one volume side by side (2D: one), image [C, *S] or [*S] with its label overlay.
+
+    With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
+    the left); without, the lower of a plane's two axes runs downwards.
+    """
+    window = window or _window([(image, label)])
+    columns = [[_tile(plane, window)] for plane in _planes(image, label, spacing, affine)]
+    return _blocks_figure([("", columns)], [])
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(figure))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """PNG bytes of a figure: the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# ---- slices ----
+
+
+def _window(pictures: Sequence[Picture]) -> tuple[float, float]:
+    return min(float(image.min()) for image, _ in pictures), max(float(image.max()) for image, _ in pictures)
+
+
+def _planes(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
+            affine: np.ndarray | None) -> list[Plane]:
+    """Slices through the middle of what is labelled, or of the volume: normal to the last axis first."""
+    ndim = len(spacing)
+    volume = image[0] if image.ndim == ndim + 1 else image
+    if volume.ndim != ndim or (label is not None and label.shape != volume.shape):
+        raise ValueError(f"image of shape {image.shape}, label of shape {None if label is None else label.shape}: "
+                         f"wanted [C, *S] or [*S] and [*S] with {ndim} axes, one per spacing")
+    extent = max(size * step for size, step in zip(volume.shape, spacing))
+    pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(volume.shape, spacing)]
+    centre = _centre(volume.shape, label)
+    planes = []
+    for normal in reversed(range(ndim)) if ndim == 3 else [None]:
+        index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
+        down, across = (i for i in range(ndim) if i != normal)
+        plane = (volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
+        planes.append(plane if affine is None else _hung(plane, down, across, affine))
+    return planes
+
+
+def _centre(shape: tuple[int, ...], label: np.ndarray | None) -> list[int]:
+    if label is None or not label.any():
+        return [size // 2 for size in shape]
+    return [round(float(axis.mean())) for axis in np.nonzero(label)]
+
+
+def _hung(plane: Plane, down: int, across: int, affine: np.ndarray) -> Plane:
+    """Turn a plane so that patients hang as in a viewer."""
+    codes = nibabel.aff2axcodes(affine)
+    turn = _VERTICAL.index(codes[across]) // 2 < _VERTICAL.index(codes[down]) // 2
+    down_code, across_code = (codes[across], codes[down]) if turn else (codes[down], codes[across])
+
+    def hang(values: np.ndarray) -> np.ndarray:
+        values = values.T if turn else values
+        values = values[::-1] if down_code in _UP else values
+        return values if across_code not in _LEFT else values[:, ::-1]
+
+    grey, label, (height, width) = plane
+    return hang(grey), None if label is None else hang(label), (width, height) if turn else (height, width)
+
+
+def _tile(plane: Plane, window: tuple[float, float]) -> np.ndarray:
+    """RGB tile [h, w, 3] in [0, 1] of one slice: interpolated grey, tinted classes, their outlines."""
+    grey, label, pixels = plane
+    lo, hi = window
+    grey = np.clip((_resize(grey, pixels) - lo) / max(hi - lo, 1e-12), 0, 1)
+    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    if label is None:
+        return rgb
+    classes = _resize_label(label, pixels)
+    edge = ndimage.grey_dilation(classes, size=3) != classes
+    for value in np.unique(classes[classes > 0]):
+        colour = np.array(to_rgb(LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]))
+        inside = classes == value
+        rim = inside & (edge | (ndimage.grey_erosion(classes, size=3) != classes))
+        for where, alpha in ((inside & ~rim, FILL), (rim, OUTLINE)):
+            rgb[where] = (1 - alpha) * rgb[where] + alpha * colour
+    return rgb
+
+
+def _resize(values: np.ndarray, pixels: tuple[int, int], order: int = 1) -> np.ndarray:
+    """Interpolate a slice to a number of pixels, voxel borders on tile borders."""
+    grid = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(values.shape, pixels)]
+    coordinates = np.meshgrid(*grid, indexing="ij")
+    return ndimage.map_coordinates(values.astype(np.float32), coordinates, order=order, mode="nearest")
+
+
+def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+    """Interpolate a label slice: at each pixel the class with the largest interpolated share."""
+    values = np.unique(label)
+    shares = np.stack([_resize(label == value, pixels) for value in values])
+    return values[shares.argmax(axis=0)].astype(np.int64)
+
+
+# ---- sheets ----
+
+
+def _column(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
+            window: tuple[float, float]) -> list[np.ndarray]:
+    return [_tile(plane, window) for plane in _planes(image, label, spacing, None)]
+
+
+def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
+    """Put columns of tiles on a dark sheet, each tile centred in its cell."""
+    heights = [max(column[i].shape[0] for column in columns) for i in range(len(columns[0]))]
+    widths = [max(tile.shape[1] for tile in column) for column in columns]
+    shape = (sum(heights) + GAP * (len(heights) - 1), sum(widths) + GAP * (len(widths) - 1), 3)
+    sheet = np.broadcast_to(np.array(to_rgb(BACKGROUND)), shape).copy()
+    left = 0
+    for column, width in zip(columns, widths):
+        top = 0
+        for tile, height in zip(column, heights):
+            y, x = top + (height - tile.shape[0]) // 2, left + (width - tile.shape[1]) // 2
+            sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            top += height + GAP
+        left += width + GAP
+    return sheet
+
+
+def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], classes: list[str]) -> Figure:
+    """Titled sheets one above the other, a legend of classes at the foot; one figure pixel per sheet pixel."""
+    margin, heading, foot = 18, 40, 40
+    sheets = [(title, _sheet(columns)) for title, columns in blocks]
+    width = max(sheet.shape[1] for _, sheet in sheets) + 2 * margin
+    height = sum(sheet.shape[0] + (heading if title else margin) for title, sheet in sheets)
+    height += foot + margin // 2 if classes else margin
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+    top = 0
+    for title, sheet in sheets:
+        top += heading if title else margin
+        rows, cols = sheet.shape[:2]
+        if title:
+            figure.text(margin / width, 1 - (top - 12) / height, title, color=TEXT, fontsize=14, fontweight="bold",
+                        va="bottom")
+        figure.figimage(sheet, xo=margin, yo=height - top - rows, origin="upper")
+        top += rows
+    _draw_legend(figure, classes, margin, width, height)
+    return figure
+
+
+def _draw_legend(figure: Figure, classes: list[str], left: int, width: int, height: int) -> None:
+    """Class names in a row at the foot, each behind a dot of its colour."""
+    x, y = left, 20
+    for i, name in enumerate(classes):
+        colour = LABEL_COLOURS[i % len(LABEL_COLOURS)]
+        figure.text(x / width, y / height, "●", color=colour, fontsize=12, va="center")
+        figure.text((x + 18) / width, y / height, name, color=TEXT, fontsize=11, va="center")
+        x += 18 + 9 * len(name) + 24

@@ -1,0 +1,89 @@
+"""The real volumes that generated ones are held against."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from physics.phantoms import echo_phantom
+from reporting.features import Case
+from utils.volumes import VolumesFile
+
+FRESH_PHANTOMS = 512
+FEWEST_HELD_OUT = 32
+
+
+class Reference(NamedTuple):
+    """Real volumes by number, and a sentence that says where they come from."""
+
+    description: str
+    length: int
+    case: Callable[[int], Case]
+
+    def __iter__(self) -> Iterator[Case]:
+        return (self.case(i) for i in range(self.length))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Reference:
+    """Fresh phantoms if the file holds phantoms, its held-out volumes otherwise.
+
+    split: 'auto', 'all', or the name of a split of the file, which is then taken whatever the file holds;
+    channels: numbers of the image channels to keep.
+    """
+    if split == "auto" and file.provenance.get("kind") == "phantom":
+        return fresh_phantoms(file.provenance)
+    if split == "auto":
+        split = "test" if "test" in file.splits and file.length("test") >= FEWEST_HELD_OUT else "all"
+    return file_volumes(file, split, channels)
+
+
+def fresh_phantoms(provenance: dict[str, Any]) -> Reference:
+    """Phantoms of the next seed: the true distribution, of which no training run has seen an item."""
+    seed = provenance["seed"] + 1
+
+    def case(index: int) -> Case:
+        phantom = _phantom(index, seed, provenance)
+        return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label)
+
+    return Reference(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
+                     FRESH_PHANTOMS, case)
+
+
+def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Reference:
+    """Volumes of one split of a file, or of all."""
+    rows = [(name, i) for name in file.splits if split in ("all", name) for i in range(file.length(name))]
+    if not rows:
+        raise ValueError(f"{file.path}: no volume in split {split!r}; it has {', '.join(file.splits)} (change --split)")
+
+    def case(index: int) -> Case:
+        item = file.read(*rows[index])
+        return Case(item.id, item.image[channels], item.label)
+
+    counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
+    warning = "; this includes volumes the networks were trained on" if "train" in counts else ""
+    return Reference(f"split {split!r} of the file ({counts}){warning}", len(rows), case)
+
+
+def held_out_split(file: VolumesFile) -> str:
+    """The split that networks have seen least of: test, else val, else the last."""
+    return next((name for name in ("test", "val") if name in file.splits), file.splits[-1])
+
+
+def speckle_free(case: Case, provenance: dict[str, Any]) -> np.ndarray:
+    """The image [C, *S] of a phantom of a file without speckle; ValueError if the file's phantom cannot be made again."""
+    number = re.fullmatch(r"phantom-(\d+)", case.id)
+    if number is None:
+        raise ValueError(f"{case.id}: not the id of a phantom (phantom-000012)")
+    phantom = _phantom(int(number[1]), provenance["seed"], provenance)
+    if not np.allclose(phantom.image[None], case.image, atol=1e-5):
+        raise ValueError(f"{case.id}: the phantom made again differs from the one in the file")
+    return phantom.clean[None]
+
+
+def _phantom(index: int, seed: int, provenance: dict[str, Any]):
+    return echo_phantom(index, seed=seed, size=provenance["size"], spatial_dims=provenance["spatial_dims"],
+                        pairs=provenance["pairs"])

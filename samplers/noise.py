@@ -1,0 +1,42 @@
+"""One random generator per image: what is drawn for an image depends on its own number, never on its neighbours."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+
+def mix_seed(*parts: object) -> int:
+    """A 63-bit seed from any printable parts, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class ImageGenerators:
+    """Random numbers for a batch, row i from the generator of keys[i] (a seed or a position in the data stream).
+
+    `for_purpose(name)` gives independent streams for independent uses, so that a new use never shifts another.
+    """
+
+    def __init__(self, keys: Sequence[int], *, seed: int = 0, purpose: str = "", device: torch.device | str = "cpu"):
+        self.keys, self.seed, self.purpose, self.device = list(keys), seed, purpose, torch.device(device)
+        self.generators = [torch.Generator(self.device).manual_seed(mix_seed(seed, purpose, k)) for k in self.keys]
+
+    def for_purpose(self, purpose: str) -> "ImageGenerators":
+        """Fresh generators for the same images and another use."""
+        return ImageGenerators(self.keys, seed=self.seed, purpose=purpose, device=self.device)
+
+    def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Unit normal [N,*shape]."""
+        return self._stack(torch.randn, shape, dtype)
+
+    def rand(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Uniform in [0,1) [N,*shape]."""
+        return self._stack(torch.rand, shape, dtype)
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
+        """Unit normal of the shape and dtype of x, on its device."""
+        return self.randn(x.shape[1:], x.dtype).to(x.device)
+
+    def _stack(self, draw, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.stack([draw(tuple(shape), dtype=dtype, device=self.device, generator=g) for g in self.generators])

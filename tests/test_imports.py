@@ -1,0 +1,208 @@
+"""The floor plan: imports only go down, and the rooms of pure mathematics see no rank, path, config or logger."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+FLOORS = {
+    "utils": 0,
+    "physics": 1, "metrics": 1, "networks": 1,
+    "samplers": 2, "reporting": 2,
+    "training": 3,
+    "train": 4, "generate": 4, "dataset_tool": 4, "evaluate": 4,
+}  # fmt: skip
+FREE = {"tests", "benchmarks", "docs"}  # may import anything of ours; nothing on a floor may import them
+PURE = {"physics", "metrics", "networks", "samplers"}
+IMPURE = ("os", "pathlib", "logging", "hydra", "omegaconf", "torch.distributed")
+ONLY_IN = {
+    "hydra": {"utils.config", "train", "generate", "dataset_tool", "evaluate"},
+    "torch.distributed": {"utils.distributed"},
+}
+
+
+class Import(NamedTuple):
+    """One name that a file imports, dotted, with the line it stands on."""
+
+    name: str
+    line: int
+
+
+def module_name(path: Path) -> str:
+    """networks/unet.py -> networks.unet; networks/__init__.py -> networks."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(source: str, path: Path) -> list[Import]:
+    """Everything a file imports, at any depth in it.
+
+    Import statements, importlib and __import__ with a literal name, and torch.distributed used as an attribute.
+    """
+    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    found = []
+    for node in ast.walk(ast.parse(source, str(path))):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join(base + (node.module.split(".") if node.module else []))
+            found += [Import(f"{prefix}.{alias.name}", node.lineno) for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            found += [Import(arg.value, node.lineno) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            found.append(Import("torch.distributed", node.lineno))
+    return found
+
+
+def is_within(name: str, package: str) -> bool:
+    """Whether the dotted name is the package or something inside it."""
+    return name == package or name.startswith(package + ".")
+
+
+def resolve(name: str, modules: set[str]) -> str | None:
+    """The module of ours that holds a dotted name, None if it is not ours."""
+    parts = name.split(".")
+    candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((candidate for candidate in candidates if candidate in modules), None)
+
+
+def floor_faults(path: Path, imports: list[Import]) -> list[str]:
+    """Imports of one file that go up, sideways or where only others may go."""
+    here = module_name(path)
+    room, faults = here.split(".")[0], []
+    if room not in FLOORS:
+        return [f"{path}:1: '{room}' has no floor; give it one in the floor plan"]
+    for name, line in imports:
+        there = name.split(".")[0]
+        if there in FREE:
+            faults.append(f"{path}:{line}: {room} imports {name}, which is no part of the house")
+        if there in FLOORS and there != room and FLOORS[there] >= FLOORS[room]:
+            faults.append(f"{path}:{line}: {room} (floor {FLOORS[room]}) imports {name} (floor {FLOORS[there]})")
+        for package, allowed in ONLY_IN.items():
+            if is_within(name, package) and here not in allowed:
+                faults.append(f"{path}:{line}: {here} imports {name}; only {', '.join(sorted(allowed))} may")
+        if room in PURE and any(is_within(name, package) for package in IMPURE):
+            faults.append(f"{path}:{line}: {room} is pure mathematics and imports {name}")
+    return faults
+
+
+def purity_faults(paths: dict[str, Path], imports: dict[str, list[Import]]) -> list[str]:
+    """Imports of pure rooms from modules of ours outside them that deal, near or far, with what they must not see."""
+    modules = set(paths)
+    impure = {m for m in modules for name, _ in imports[m] if any(is_within(name, package) for package in IMPURE)}
+    while grown := {m for m in modules - impure for name, _ in imports[m] if resolve(name, modules) in impure}:
+        impure |= grown
+    return [
+        f"{paths[here]}:{line}: {here} is pure mathematics and imports {name}, which sees paths, ranks or configs"
+        for here in modules if here.split(".")[0] in PURE
+        for name, line in imports[here]
+        if (there := resolve(name, modules)) in impure and there.split(".")[0] not in PURE
+    ]  # fmt: skip
+
+
+def cycle_faults(paths: dict[str, Path], imports: dict[str, list[Import]]) -> list[str]:
+    """The first cycle among our modules, each step with the line that takes it."""
+    steps = {
+        here: {there: line for name, line in imports[here] if (there := resolve(name, set(paths))) not in (None, here)}
+        for here in paths
+    }
+    try:
+        TopologicalSorter(steps).prepare()
+    except CycleError as error:
+        ring = error.args[1][::-1]  # graphlib walks from the imported to the importer
+        places = [f"{paths[a]}:{steps[a][b]}" for a, b in pairwise(ring)]
+        return [f"{places[0]}: imports go in a circle: {' -> '.join(places)} -> {paths[ring[-1]]}"]
+    return []
+
+
+def import_faults(root: Path, files: list[Path]) -> list[str]:
+    """Every breach of the floor plan in the Python files among files (relative to root), as 'file:line: what'."""
+    house = [path for path in files if path.suffix == ".py" and path.parts[0] not in FREE]
+    paths = {module_name(path): path for path in house}
+    imports = {name: imports_of((root / path).read_text(encoding="utf-8"), path) for name, path in paths.items()}
+    faults = [fault for name, path in paths.items() for fault in floor_faults(path, imports[name])]
+    return sorted(set(faults + purity_faults(paths, imports) + cycle_faults(paths, imports)))
+
+
+def test_own_imports_go_down(root, own_files):
+    assert {"networks", "training", "utils"} <= {path.parts[0] for path in own_files}, "the walk missed the house"
+    assert import_faults(root, own_files) == []
+
+
+HOUSE = {
+    "utils/config.py": "import hydra\nfrom pathlib import Path\n",
+    "utils/distributed.py": "import torch.distributed as dist\n",
+    "utils/shapes.py": "import math\n",
+    "physics/phantoms.py": "import numpy as np\nfrom utils.shapes import pad\n",
+    "metrics/image.py": "import numpy as np\n",
+    "networks/__init__.py": "from .unet import UNet\n",
+    "networks/layers.py": "import torch\n",
+    "networks/unet.py": "from networks import layers\nfrom networks.layers import Linear\n",
+    "samplers/edm.py": "from networks.unet import UNet\n",
+    "reporting/tables.py": "from pathlib import Path\nfrom metrics import image\n",
+    "training/loop.py": "import utils.distributed\nfrom samplers.edm import sample\n",
+    "train.py": "import hydra\nfrom training import loop\n",
+    "tests/test_loop.py": "import train, networks, hydra, torch.distributed\n",
+}
+
+
+def build_house(folder: Path, changes: dict[str, str]) -> list[str]:
+    """Faults of the small house above with some files added or replaced."""
+    for name, source in (HOUSE | changes).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(source, encoding="utf-8")
+    return import_faults(folder, [path.relative_to(folder) for path in sorted(folder.rglob("*.py"))])
+
+
+def test_sound_house_has_no_fault(tmp_path):
+    assert build_house(tmp_path, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "place"),
+    [
+        ("utils/stats.py", "import math\nimport networks.unet\n", "utils/stats.py:2: utils (floor 0) imports networks"),
+        ("networks/vae.py", "from physics.phantoms import x\n", "networks/vae.py:1: networks (floor 1) imports"),
+        ("networks/vae.py", "from ..physics import phantoms\n", "networks/vae.py:1: networks (floor 1) imports"),
+        ("samplers/ode.py", "import reporting.tables\n", "samplers/ode.py:1: samplers (floor 2) imports reporting"),
+        ("samplers/ode.py", "def f():\n    from training import loop\n", "samplers/ode.py:2: samplers (floor 2)"),
+        ("training/ema.py", "import importlib\nm = importlib.import_module('train')\n", "training/ema.py:2: training"),
+        ("generate.py", "import train\n", "generate.py:1: generate (floor 4) imports train"),
+        ("training/ema.py", "from tests.conftest import x\n", "training/ema.py:1: training imports tests"),
+        ("training/ema.py", "import hydra.utils\n", "training/ema.py:1: training.ema imports hydra.utils; only"),
+        ("training/ema.py", "from hydra import compose\n", "training/ema.py:1: training.ema imports hydra.compose"),
+        ("training/ema.py", "from torch import distributed\n", "training/ema.py:1: training.ema imports torch.dist"),
+        ("training/ema.py", "import torch\n\ntorch.distributed.barrier()\n", "training/ema.py:3: training.ema imports"),
+        ("networks/vae.py", "import os.path\n", "networks/vae.py:1: networks is pure mathematics and imports os.path"),
+        ("metrics/table.py", "from pathlib import Path\n", "metrics/table.py:1: metrics is pure mathematics"),
+        ("physics/pet.py", "import logging\n", "physics/pet.py:1: physics is pure mathematics and imports logging"),
+        ("samplers/ode.py", "import omegaconf\n", "samplers/ode.py:1: samplers is pure mathematics"),
+        ("physics/pet.py", "from utils import config\n", "physics/pet.py:1: physics.pet is pure mathematics"),
+        ("cooking/pan.py", "import math\n", "cooking/pan.py:1: 'cooking' has no floor"),
+        ("help.py", "import math\n", "help.py:1: 'help' has no floor"),
+    ],
+)
+def test_wrong_import_is_named_with_file_and_line(tmp_path, name, source, place):
+    faults = build_house(tmp_path, {name: source})
+    assert any(fault.startswith(place) for fault in faults), faults
+
+
+def test_pure_room_may_not_reach_a_path_through_another_module(tmp_path):
+    faults = build_house(tmp_path, {"utils/shapes.py": "import utils.disk\n", "utils/disk.py": "import os\n"})
+    assert [fault.split(": ")[0] for fault in faults] == ["physics/phantoms.py:2"]
+
+
+def test_circle_is_named_in_the_order_it_is_walked(tmp_path):
+    circle = {
+        "training/a.py": "\nimport training.b\n",
+        "training/b.py": "def f():\n\n    from . import c\n",
+        "training/c.py": "from training.a import x\n",
+    }
+    (fault,) = build_house(tmp_path, circle)
+    ring = ["training/a.py:2", "training/b.py:3", "training/c.py:1"]
+    walks = [" -> ".join([*ring[i:], *ring[:i], ring[i].split(":")[0]]) for i in range(3)]  # it may start anywhere
+    assert any(fault.endswith(walk) for walk in walks), fault

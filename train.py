@@ -1,0 +1,30 @@
+"""Train an experiment: torchrun --standalone --nproc_per_node=N train.py -cn=NAME [key=value ...]"""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
+@click.argument("overrides", nargs=-1)
+def main(config_name: str, overrides: tuple[str, ...]) -> None:
+    """Train the autoencoder or diffusion model of an experiment.
+
+    Overrides are key=value pairs: training.options.batch_size=32 training.options.resume=latest, or groups such as network=adm.
+    """
+    from utils.log import run_main
+    debug = any(o.lower() == "training.options.debug=true" for o in overrides)
+    run_main(lambda: run(config_name, overrides), debug)
+
+
+def run(config_name: str, overrides: tuple[str, ...]) -> None:
+    """Compose the experiment and train it."""
+    from utils.config import compose
+    config = compose(Path(__file__).parent / "configs", config_name, overrides)
+    from training.run import train
+    train(config_name, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: the kimg-tick loop, tasks, losses, datasets and what goes into snapshots."""

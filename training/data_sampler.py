@@ -1,0 +1,43 @@
+"""Which item comes next: the endless stream of indices over all ranks (not to be confused with samplers/)."""
+
+from collections.abc import Iterator, Sized
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class InfiniteSampler(Sampler[int]):
+    """Endless stream of indices into a dataset, one stream for all ranks, each rank taking every num_replicas-th.
+
+    The order starts as one shuffle and is stirred after every position by a swap inside a trailing window of
+    window_size times the dataset's length, so that no two passes are alike and no item is starved (Karras et al.
+    2022, public behaviour of EDM's loader). start_idx continues the stream at a position (images seen so far).
+    """
+
+    def __init__(self, dataset: Sized, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0,
+                 window_size: float = 0.5, start_idx: int = 0):
+        if len(dataset) < 1:
+            raise ValueError("InfiniteSampler: the dataset is empty")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"InfiniteSampler: rank={rank}, wanted 0..{num_replicas - 1}")
+        if not 0 <= window_size <= 1:
+            raise ValueError(f"InfiniteSampler: window_size={window_size}, wanted 0..1")
+        self.length, self.rank, self.num_replicas = len(dataset), rank, num_replicas
+        self.shuffle, self.seed, self.window_size, self.start_idx = shuffle, seed, window_size, start_idx
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.length)
+        random, window = None, 0
+        if self.shuffle:
+            random = np.random.RandomState(self.seed)
+            random.shuffle(order)
+            window = int(np.rint(self.length * self.window_size))
+        position = 0
+        while True:
+            i = position % self.length
+            if position >= self.start_idx and position % self.num_replicas == self.rank:
+                yield int(order[i])
+            if window >= 2:
+                j = (i - random.randint(window)) % self.length
+                order[i], order[j] = order[j], order[i]
+            position += 1

@@ -1,0 +1,54 @@
+"""Axial slices of the BrainWeb phantom as the PET system of acec2127 stores them: uint8 rows of 64x64 activities."""
+
+from pathlib import Path
+
+import numpy as np
+
+from training.batch import Sample
+
+SIZE = 64
+
+
+class BrainwebSlices:
+    """2D images [1,64,64] in [-1,1], each slice by its own maximum (activities are drawn anew per slice).
+
+    The file's rows are in string order of the slice number (0, 1, 10, 100, ...); here they run from neck to vertex.
+    `split` train leaves out two inner blocks of `held_out` slices with gaps of `gap` on both sides, val is these
+    blocks, all is everything.
+    """
+
+    def __init__(self, path: str, split: str = "train", held_out: int = 35, gap: int = 4):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file; set training.dataset.path to the BrainWeb phantoms (.npz with "
+                             "key 'phantoms', uint8 [slices, 4096])")
+        with np.load(path, allow_pickle=False) as archive:
+            if "phantoms" not in archive:
+                raise ValueError(f"{path}: no array 'phantoms', it has {', '.join(archive)}")
+            rows = archive["phantoms"]
+        if rows.ndim != 2 or rows.shape[1] != SIZE ** 2:
+            raise ValueError(f"{path}: phantoms {rows.shape}, wanted [slices, {SIZE ** 2}]")
+        volume = np.empty_like(rows)
+        volume[sorted(range(len(rows)), key=str)] = rows
+        chosen = volume[split_slices(len(rows), split, held_out, gap)].reshape(-1, 1, SIZE, SIZE).astype(np.float32)
+        chosen = chosen[chosen.max(axis=(1, 2, 3)) > 0]
+        self.images = chosen / chosen.max(axis=(1, 2, 3), keepdims=True) * 2 - 1
+        self.shape = self.images.shape[1:]
+        self.data = {"source": str(path), "content_hash": "", "channels": ["activity"], "label_classes": [],
+                     "class_names": [], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "share of maximum"},
+                     "spatial_shape": [SIZE, SIZE], "affine": np.eye(4).tolist()}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.images[index])
+
+
+def split_slices(slices: int, split: str, held_out: int, gap: int) -> np.ndarray:
+    """Indices of a split: val are blocks centred at one and two thirds, train stays `gap` slices away from them."""
+    if split not in ("train", "val", "all"):
+        raise ValueError(f"training.dataset.split={split!r}: wanted train, val or all")
+    index = np.arange(slices)
+    distance = np.min([np.abs(index - slices * k / 3) for k in (1, 2)], axis=0)
+    keep = {"train": distance > held_out / 2 + gap, "val": distance <= held_out / 2, "all": index >= 0}[split]
+    return index[keep]

@@ -1,0 +1,29 @@
+"""Latents of a cohort: posterior mean and std side by side, drawn and whitened by the batch transform."""
+
+import numpy as np
+
+from training.batch import Sample
+from training.datasets.volumes import one_hot_class
+from utils.latents import LatentsFile
+
+
+class LatentsDataset:
+    """The items of one split of a latents.h5, in memory; images [2C,*s] hold mean, then std."""
+
+    def __init__(self, path: str, split: str = "train"):
+        self.file = LatentsFile(path)
+        latents = self.file.read(split)
+        if not latents.ids:
+            raise ValueError(f"{path}: split {split!r} has no items")
+        self.images = np.concatenate([latents.mean, latents.std], axis=1)
+        self.classes = latents.classes
+        self.data = {**self.file.data, "content_hash": self.file.content_hash}
+        self.shape = latents.mean.shape[1:]
+        self.channel_mean, self.channel_std = self.file.channel_mean, self.file.channel_std
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        class_index = None if self.classes is None or self.classes[index] < 0 else int(self.classes[index])
+        return Sample(self.images[index], None, one_hot_class(class_index, len(self.data["class_names"])))

@@ -1,0 +1,55 @@
+"""Volumes as networks see them: images in [-1, 1] by the file's intensity contract, with their label maps."""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from training.batch import Sample
+from utils.volumes import VolumesFile
+
+
+def volume_facts(file: VolumesFile, split: str) -> dict:
+    """What travels with the images of a file: contract, names, geometry and origin, as plain data."""
+    meta = file.meta
+    return {"source": str(file.path), "content_hash": file.content_hash, "channels": list(meta.channels),
+            "label_classes": list(meta.label_classes), "class_names": list(meta.class_names),
+            "intensity": asdict(meta.intensity), "spatial_shape": list(file.spatial_shape(split)),
+            "affine": file.read(split, 0).affine.tolist()}
+
+
+def one_hot_class(index: int | None, num_classes: int) -> np.ndarray | None:
+    """One-hot float32 [K]; zeros when the class is missing, None when there are no classes."""
+    if not num_classes:
+        return None
+    label = np.zeros(num_classes, np.float32)
+    if index is not None:
+        label[index] = 1
+    return label
+
+
+class VolumesDataset:
+    """The items of one split of a volumes.h5; cache=True keeps what was read in memory."""
+
+    def __init__(self, path: str, split: str = "train", cache: bool = True):
+        self.file, self.split = VolumesFile(path), split
+        length = self.file.length(split) if split in self.file.splits else 0
+        if not length:
+            raise ValueError(f"{path}: split {split!r} has no items, it has {', '.join(self.file.splits)}; "
+                             "change training.dataset.split or the file")
+        self.length, self.cache = length, {} if cache else None
+        self.data = volume_facts(self.file, split)
+        self.shape = (len(self.data["channels"]), *self.data["spatial_shape"])
+        self.num_labels, self.num_class_names = len(self.data["label_classes"]), len(self.data["class_names"])
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        item = self.file.read(self.split, index)
+        image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
+        sample = Sample(image, item.label, one_hot_class(item.class_index, self.num_class_names))
+        if self.cache is not None:
+            self.cache[index] = sample
+        return sample

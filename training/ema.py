@@ -1,0 +1,23 @@
+"""Exponential moving average of weights, with its memory counted in images."""
+
+import torch
+
+
+def ema_beta(nimg: int, batch_size: int, halflife_kimg: float, rampup_ratio: float | None) -> float:
+    """Share of the old average that a step keeps; nimg is the number of images seen before the step.
+
+    The half-life is at most rampup_ratio times the images seen, so that the first average is a plain copy.
+    """
+    halflife = halflife_kimg * 1000
+    if rampup_ratio is not None:
+        halflife = min(halflife, nimg * rampup_ratio)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
+    """ema = beta * ema + (1 - beta) * net for parameters; buffers are copied."""
+    averaged, trained = list(ema.parameters()), [p.detach() for p in net.parameters()]
+    torch._foreach_lerp_(averaged, trained, 1 - beta)
+    for old, new in zip(ema.buffers(), net.buffers(), strict=True):
+        old.copy_(new)

@@ -1,0 +1,22 @@
+"""Which number format the networks compute in."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+PRECISIONS = ("fp32", "bf16", "auto")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """fp32 or bf16; auto is bf16 where the processor has matrix units for it."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: wanted one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """A context in which matrix products run in the given (resolved) precision; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,148 @@
+"""One training run from its resolved config: check, build, resume, train, and say how it ended."""
+
+from pathlib import Path
+
+import torch
+
+from training.autoencoder import autoencoder_task
+from training.batch import Task
+from training.diffusion import diffusion_task
+from training.snapshot import first_stage_part
+from training.training_loop import Held, Trainer
+from utils import distributed
+from utils.checkpoint import plain_hash
+from utils.config import Options, build, check_targets, config_hash, fill, to_yaml
+from utils.log import RunLog, write_status, write_text
+from utils.runs import find_file, new_run, newest_with_hash
+
+TASKS = ("autoencoder", "diffusion")
+DATA_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "label_dim", "spatial_dims")
+
+
+def check_training(training: dict) -> None:
+    """Hold every key of the training half against its target before ranks start or data opens."""
+    if training["task"] not in TASKS:
+        raise ValueError(f"training.task={training['task']!r}: wanted one of {', '.join(TASKS)}")
+    needed = ["dataset", "network", "loss", "optimizer"] + ["batch_transform"] * (training["task"] == "diffusion")
+    for part in needed:
+        if "_target_" not in training[part]:
+            raise ValueError(f"training.{part}._target_: no value; choose the {part} in the experiment's YAML")
+    for part in (*needed, "batch_transform"):
+        filled = {"network": DATA_ARGUMENTS, "optimizer": ("params",),
+                  "batch_transform": ("channel_mean", "channel_std")}.get(part, ())
+        check_targets(training[part], f"training.{part}", filled)
+
+
+def fill_network(training: dict, dataset: object) -> dict:
+    """The network node with what the data says where the YAML says nothing."""
+    channels, dims = dataset.shape[0], len(dataset.shape) - 1
+    return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=dims,
+                num_classes=len(dataset.data["label_classes"]), label_dim=len(dataset.data["class_names"]))
+
+
+def build_task(training: dict, dataset: object) -> Task:
+    """The task with its network, loss and optimiser, and what its snapshots will carry."""
+    node = fill_network(training, dataset)
+    net = build(node)
+    optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
+    loss = build(training["loss"])
+    snapshot = {"task": training["task"], "network": node, "data": dataset.data, "shape": list(dataset.shape),
+                "first_stage": None}
+    if training["task"] == "autoencoder":
+        net.latent_shape(dataset.shape[1:])
+        return autoencoder_task(net, loss, optimizer, snapshot)
+    check_forward(net, dataset)
+    figures = {k: getattr(dataset, k) for k in ("channel_mean", "channel_std") if hasattr(dataset, k)}
+    transform_node = fill(training["batch_transform"], **figures)
+    if figures:
+        snapshot["first_stage"] = first_stage_part(dataset.file.first_stage(), **figures,
+                                                   sigma_data=transform_node.get("sigma_data", 0.5))
+    return diffusion_task(net, loss, optimizer, build(transform_node), snapshot)
+
+
+@torch.no_grad()
+def check_forward(net: torch.nn.Module, dataset: object) -> None:
+    """Run the network once on zeros of the data's shape, so that what does not fit is said before training."""
+    net(torch.zeros(1, *dataset.shape), torch.ones(1))
+
+
+def held_out(training: dict) -> Held | None:
+    """The held-out split for validation, where the dataset takes a split and validation is on."""
+    validation, node = training["validation"], training["dataset"]
+    if not validation["max_items"] or "split" not in node or node["split"] == validation["split"]:
+        return None
+    dataset = build({**node, "split": validation["split"]})
+    count = min(len(dataset), validation["max_items"])
+    return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"])
+
+
+def resume_from(options: Options, experiment: str, hash_: str) -> Path | None:
+    """The training state that `resume` means; None for a fresh start."""
+    root = Path(options.run_root)
+    if options.resume is None:
+        return None
+    if options.resume == "latest":
+        run = newest_with_hash(root, experiment, hash_)
+        return find_file(str(run), "training-state", root, "training.options.resume") if run else None
+    return find_file(options.resume, "training-state", root, "training.options.resume")
+
+
+def train(experiment: str, config: dict) -> None:
+    """Run or resume an experiment from its plain config. Every rank calls this; rank 0 owns the folder."""
+    training = config["training"]
+    options, yaml = Options(**training["options"]), to_yaml(config)
+    check_training(training)
+    if options.dry_run:
+        print(yaml)
+        return
+    device = distributed.init(options.device)
+    try:
+        distributed.set_threads(options.num_threads)
+        hash_ = config_hash(training)
+        distributed.check_equal("the configuration", hash_)
+        dataset = build(training["dataset"])
+        torch.manual_seed(options.seed)
+        task = build_task(training, dataset)
+        record = {"config": config, "config_hash": hash_, "data_hash": plain_hash(dataset.data),
+                  "spatial_dims": len(dataset.shape) - 1}
+        held = held_out(training)
+        state = distributed.broadcast_object(resume_from(options, experiment, hash_))
+        run_dir = state.parent if state else new_run(Path(options.run_root), experiment, options.desc, hash_)
+        log = RunLog(distributed.rank() == 0, run_dir)
+        trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
+        announce(log, yaml, trainer, state)
+        if state:
+            trainer.load_state(state)
+        run_to_end(trainer, run_dir, yaml)
+    finally:
+        distributed.shutdown()
+
+
+def announce(log: RunLog, yaml: str, trainer: Trainer, state: Path | None) -> None:
+    """Say what will run, on what data, with how many weights."""
+    options, dataset = trainer.options, trainer.dataset
+    log(yaml)
+    if options.resume and not state:
+        log(f"resume={options.resume}: no run of this configuration with a training state, starting fresh")
+    weights = sum(p.numel() for phase in trainer.task.phases for p in phase.module.parameters())
+    log(f"Run folder  {trainer.run_dir}")
+    log(f"Data        {dataset.data['source']}: {len(dataset)} items of {list(dataset.shape)}")
+    log(f"Network     {weights / 1e6:.2f} M weights on {trainer.device.type} x {trainer.ranks}, {trainer.precision}, "
+        f"{torch.get_num_threads()} threads per rank")
+
+
+def run_to_end(trainer: Trainer, run_dir: Path, yaml: str) -> None:
+    """Train and keep status.json true, whatever happens."""
+    main = distributed.rank() == 0
+    if main:
+        write_text(run_dir / "config.yaml", yaml)
+        write_status(run_dir, "running")
+    try:
+        trainer.run()
+    except BaseException as e:
+        if main:
+            write_status(run_dir, "failed", why=f"{type(e).__name__}: {e}", nimg=trainer.progress.nimg)
+        raise
+    if main:
+        write_status(run_dir, "done", nimg=trainer.progress.nimg)
+    trainer.log(f"Done: {run_dir}")

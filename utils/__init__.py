@@ -1,0 +1,1 @@
+"""Ground floor: files, formats, logging and processes. Imports nothing else of this project."""

@@ -1,0 +1,103 @@
+"""Snapshots and training states: tensors and plain data in one file, written whole or not at all, checked on load."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+VERSION = 1
+KINDS = ("snapshot", "state")
+
+
+def walk(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Leaves of nested dicts, lists and tuples with their paths, in a fixed order."""
+    if isinstance(value, dict):
+        yield path, sorted(map(str, value))
+        for key in sorted(value, key=str):
+            yield from walk(value[key], f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        yield path, len(value)
+        for i, part in enumerate(value):
+            yield from walk(part, f"{path}/{i}")
+    else:
+        yield path, value
+
+
+def checksum(value: object) -> str:
+    """sha256 over a tree of tensors and plain data: values, shapes, dtypes and paths."""
+    digest = hashlib.sha256()
+    for path, leaf in walk(value):
+        digest.update(path.encode())
+        if isinstance(leaf, torch.Tensor):
+            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def plain_hash(value: object) -> str:
+    """sha256 of plain data by its JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_bytes(value: object) -> int:
+    """Bytes held by the tensors of a tree."""
+    return sum(leaf.numel() * leaf.element_size() for _, leaf in walk(value) if isinstance(leaf, torch.Tensor))
+
+
+def need_disk(folder: Path, needed: int) -> None:
+    """Raise OSError when a folder's disk has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{folder}: {needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free; free some disk "
+                      "or choose another folder (training.options.run_root, sampling.outdir, --dest)")
+
+
+def save(path: Path, kind: str, payload: dict) -> None:
+    """Write a file of a kind (snapshot, state) to a temporary name, sync it, and rename it into place."""
+    assert kind in KINDS
+    path = Path(path)
+    data = {**payload, "format": kind, "version": VERSION}
+    data["checksum"] = checksum(data)
+    need_disk(path.parent, int(tensor_bytes(data) * 1.05) + 2**20)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            torch.save(data, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, kind: str) -> dict:
+    """Read a file of a kind; ValueError when it is missing, damaged, of another kind or of a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such {kind} file")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, OSError, ValueError, KeyError) as e:
+        raise ValueError(f"{path}: not a readable {kind} file (damaged or incomplete): {first_line(e)}") from e
+    except Exception as e:  # pickle.UnpicklingError and whatever else a hostile file provokes
+        raise ValueError(f"{path}: refused, it is not plain tensors and data: {first_line(e)}") from e
+    if not isinstance(data, dict) or data.get("format") != kind:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{path}: wanted a {kind}, this is {found!r}")
+    if data["version"] > VERSION:
+        raise ValueError(f"{path}: format version {data['version']}, this program reads up to {VERSION}; update it")
+    stored = data.pop("checksum", None)
+    if stored != checksum(data):
+        raise ValueError(f"{path}: the checksum does not match, the file is damaged; take the one before it")
+    return data
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

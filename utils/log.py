@@ -1,0 +1,74 @@
+"""What a run says: lines on rank 0's terminal and in log.txt, progress bars, status.json, and errors in one line."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Prints on rank 0, and into run_dir/log.txt once a run folder is known; silent on other ranks."""
+
+    def __init__(self, is_main: bool = True, run_dir: Path | None = None):
+        self.is_main = is_main
+        self.file = open(run_dir / "log.txt", "a", encoding="utf-8") if is_main and run_dir else None  # noqa: SIM115
+
+    def __call__(self, text: str = "") -> None:
+        if not self.is_main:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self.file:
+            print(text, file=self.file, flush=True)
+
+
+def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str, unit: str,
+             is_main: bool = True) -> tqdm:
+    """A progress bar on terminals; nothing where the output is a file or on other ranks than 0."""
+    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=None if is_main else True, dynamic_ncols=True,
+                smoothing=0.05, leave=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file to a temporary name and rename it into place."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> None:
+    """Write status.json: running, requeue, done or failed, why, and further facts (experiment, config_hash, nimg)."""
+    assert status in ("running", "requeue", "done", "failed")
+    path = run_dir / "status.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    write_text(path, json.dumps({**old, **facts, "status": status, "why": why}, indent=2) + "\n")
+
+
+def run_main(main: Callable[[], None], debug: bool) -> None:
+    """Call main; errors a user can cause become one line on stderr and exit code 1, with a traceback under debug.
+
+    An error that all ranks share is printed by rank 0: the others wait a moment, in which torchrun ends them, and
+    speak up only when rank 0 did not fail.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as e:
+        if rank:
+            time.sleep(3)
+        if debug or not isinstance(e, (ValueError, OSError)):
+            traceback.print_exc()
+        else:
+            print(f"Error{f' (rank {rank})' if rank else ''}: {e}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,133 @@
+"""Single volumes in files of their own: NIfTI, npy, npz, with the geometry in mm and RAS+ as nibabel has it."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+
+from utils.h5 import atomic_path
+
+SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
+KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    zlib.error,
+    zipfile.BadZipFile,
+    nibabel.filebasedimages.ImageFileError,
+)
+_MM = {"meter": 1e3, "micron": 1e-3}
+
+
+class Volume(NamedTuple):
+    """One volume in memory; a 2D image has Z = 1."""
+
+    data: np.ndarray  # [C,X,Y,Z], type as stored
+    affine: np.ndarray | None  # [4,4] float64, voxel index -> mm; None = the file has no geometry
+
+
+def suffix_of(path: Path) -> str | None:
+    """Return the suffix if the file is one we read, else None."""
+    return next((s for s in SUFFIXES if path.name.endswith(s) and not path.name.startswith(".")), None)
+
+
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+    """Return the voxel size [3] in mm: the column norms, true for oblique scans."""
+    return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+
+
+def read_volume(path: Path, spatial_dims: int | None = None, role: str = "image") -> Volume:
+    """Read one file; ValueError names it if it cannot be read or has the wrong number of axes.
+
+    NIfTI has channels on its fourth axis, npy and npz on an extra first one. An npz file holds `role` ('image' or
+    'label') under that name, or a single array, and may hold an 'affine'. spatial_dims None: as the shape suggests.
+    """
+    try:
+        array, affine = _read_npy(path, role) if suffix_of(path) in (".npy", ".npz") else _read_nifti(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: values of type {array.dtype} are not numbers of one channel each")
+    if affine is not None and not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12):
+        raise ValueError(f"{path}: its affine cannot be inverted: {affine.tolist()}")
+    if suffix_of(path) in (".npy", ".npz"):
+        return Volume(_channels_first(path, array, spatial_dims or (2 if array.ndim == 2 else 3)), affine)
+    return Volume(_from_nifti(path, array, spatial_dims), affine)
+
+
+def _read_npy(path: Path, role: str) -> tuple[np.ndarray, np.ndarray | None]:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
+    with loaded:
+        arrays = [name for name in loaded.files if name != "affine"]
+        key = next((k for k in KEYS[role] if k in arrays), arrays[0] if len(arrays) == 1 else None)
+        if key is None:
+            raise ValueError(f"it holds {arrays}, wanted '{role}' or a single array")
+        affine = np.asarray(loaded["affine"], np.float64) if "affine" in loaded.files else None
+        if affine is not None and affine.shape != (4, 4):
+            raise ValueError(f"its affine has shape {affine.shape}, wanted (4, 4)")
+        return loaded[key], affine
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nibabel.load(path)
+    scale = _MM.get(image.header.get_xyzt_units()[0], 1.0) if hasattr(image.header, "get_xyzt_units") else 1.0
+    return np.asanyarray(image.dataobj), np.diag([scale, scale, scale, 1.0]) @ image.affine
+
+
+def _channels_first(path: Path, array: np.ndarray, spatial_dims: int) -> np.ndarray:
+    if array.ndim not in (spatial_dims, spatial_dims + 1):
+        raise ValueError(f"{path}: shape {array.shape}, wanted {spatial_dims} axes, or one more in front for channels")
+    array = array if array.ndim > spatial_dims else array[None]
+    return array if spatial_dims == 3 else array[..., None]
+
+
+def _from_nifti(path: Path, array: np.ndarray, spatial_dims: int | None) -> np.ndarray:
+    array = array.reshape(array.shape + (1,) * (4 - array.ndim))
+    if array.ndim == 5 and array.shape[3] == 1:  # vector images keep the fourth axis for time
+        array = array[:, :, :, 0]
+    if array.ndim != 4 or (spatial_dims == 2 and array.shape[2] != 1):
+        raise ValueError(f"{path}: shape {array.shape}, wanted {spatial_dims or 3} axes, or channels on a fourth one")
+    if spatial_dims == 3 and array.shape[2] == 1:
+        raise ValueError(f"{path}: shape {array.shape} is a single slice; give --spatial-dims 2")
+    return np.moveaxis(array, 3, 0)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, *, spatial_dims: int = 3, unit: str = "") -> None:
+    """Write [*S] or [C,*S] as NIfTI (.nii or .nii.gz), whole or not at all; float64 becomes float32, bool uint8.
+
+    Channels go to the fourth axis, a 2D image becomes [H,W,1]; affine [4,4] voxel index -> mm; unit of the intensities
+    goes into the description field.
+    """
+    array = np.asarray(array)
+    array = array.astype(
+        {"float64": np.float32, "float16": np.float32, "bool": np.uint8}.get(array.dtype.name, array.dtype)
+    )
+    if array.ndim not in (spatial_dims, spatial_dims + 1):
+        raise ValueError(f"{path}: shape {array.shape}, wanted {spatial_dims} axes, or one more in front for channels")
+    has_channels = array.ndim > spatial_dims
+    if spatial_dims == 2:
+        array = array[..., None]
+    if has_channels:
+        array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
+    image = nibabel.Nifti1Image(array, np.asarray(affine, np.float64))
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = unit[:79]
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def is_same_grid(first: tuple[Sequence[int], np.ndarray], second: tuple[Sequence[int], np.ndarray]) -> bool:
+    """Compare two (shape, affine) pairs; corners may differ by 1/100 of a voxel, as rounding in headers does."""
+    if tuple(first[0]) != tuple(second[0]):
+        return False
+    corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*first[0], 1]
+    moved = corners @ (first[1] - second[1])[:3].T
+    return float(np.linalg.norm(moved, axis=1).max()) <= 0.01 * float(spacing_of(first[1]).min())

@@ -1,0 +1,155 @@
+"""Samples: seed lists, and files of generated volumes (.h5 or .npz) whose rows are in seed order.
+
+Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; affine [4,4]; and as
+metadata `data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils import h5
+
+FORMATS = ("h5", "npz")
+ARRAYS = ("latents", "images", "labels")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Numbers of a list like `1,2,5-10`, in order; ValueError for anything else. `5-3` is empty, `-3` is minus three."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        span = re.fullmatch(r"(\d+)-(\d+)", part)
+        if span:
+            seeds.extend(range(int(span[1]), int(span[2]) + 1))
+        elif re.fullmatch(r"\s*[+-]?\d+\s*", part):
+            seeds.append(int(part))
+        else:
+            raise ValueError(f"seeds={text!r}: {part!r} is neither a number nor a range like 5-10")
+    return seeds
+
+
+def requested_seeds(text: object) -> list[int]:
+    """Sorted seeds to generate; ValueError when the list is empty, negative, doubled or no list of numbers."""
+    try:
+        seeds = parse_seeds(str(text))
+    except ValueError as e:
+        raise ValueError(f"sampling.{e}") from e
+    if not seeds:
+        raise ValueError(f"sampling.seeds={text}: the list is empty; write ranges upward, as in 2-5")
+    if min(seeds) < 0:
+        raise ValueError(f"sampling.seeds={text}: seed {min(seeds)} is negative; wanted 0 or more")
+    if len(set(seeds)) < len(seeds):
+        double = next(s for s in seeds if seeds.count(s) > 1)
+        raise ValueError(f"sampling.seeds={text}: seed {double} is there twice")
+    return sorted(seeds)
+
+
+class SampleMeta(NamedTuple):
+    """What all rows of a samples file share."""
+
+    data: dict
+    snapshot: str
+    snapshot_hash: str
+    sampling: dict
+
+
+class SamplesFile:
+    """A samples file for reading, .h5 or .npz."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.suffix == ".npz":
+            self._read_npz()
+        else:
+            self._read_h5()
+        self.rows = {int(s): i for i, s in enumerate(self.seeds)}
+
+    def _read_h5(self) -> None:
+        with h5.open_h5(self.path, "samples") as file:
+            self.seeds = h5.need(file, "seeds")[()]
+            self.affine = h5.need(file, "affine")[()]
+            self.arrays = {name: file[name][()] for name in ARRAYS if name in file}
+            self.meta = SampleMeta(**{name: h5.get_json(file, name) for name in SampleMeta._fields})
+
+    def _read_npz(self) -> None:
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such file")
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                self.seeds, self.affine = archive["seeds"], archive["affine"]
+                self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
+                self.meta = SampleMeta(**json.loads(str(archive["meta"])))
+        except (OSError, ValueError, KeyError, EOFError) as e:
+            raise ValueError(f"{self.path}: not a samples file: {e}") from e
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def images(self, index: int) -> np.ndarray | None:
+        """Image [C,*S] float32 of a row, in the units of the intensity contract."""
+        return self._row("images", index)
+
+    def labels(self, index: int) -> np.ndarray | None:
+        """Label map [*S] uint8 of a row."""
+        return self._row("labels", index)
+
+    def latents(self, index: int) -> np.ndarray | None:
+        """Whitened latents [C,*s] float32 of a row."""
+        return self._row("latents", index)
+
+    def _row(self, name: str, index: int) -> np.ndarray | None:
+        return self.arrays[name][index] if name in self.arrays else None
+
+
+def write_samples(path: str | Path, seeds: Sequence[int], arrays: dict[str, np.ndarray], affine: np.ndarray,
+                  meta: SampleMeta) -> None:
+    """Write a samples file by its suffix (.h5, .npz), whole or not at all."""
+    path, seeds = Path(path), np.asarray(seeds, np.int64)
+    assert set(arrays) <= set(ARRAYS) and (np.diff(seeds) > 0).all()
+    needed = sum(a.nbytes for a in arrays.values()) + 2 ** 20
+    if path.suffix == ".npz":
+        with h5.atomic_path(path, needed) as temporary:
+            np.savez_compressed(temporary, seeds=seeds, affine=affine, meta=json.dumps(meta._asdict()), **arrays)
+        return
+    with h5.atomic_h5(path, needed) as file:
+        h5.set_format(file, "samples", {"kind": "generate", "snapshot": meta.snapshot})
+        for name, value in meta._asdict().items():
+            h5.put_json(file, name, value)
+        h5.write_array(file, "seeds", seeds)
+        h5.write_array(file, "affine", np.asarray(affine, np.float64))
+        for name, array in arrays.items():
+            h5.write_array(file, name, array)
+
+
+class Parts:
+    """Finished samples of a run that is still under way: one small file per seed, so that a stop loses nothing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, seed: int) -> Path:
+        """File of a seed."""
+        return self.folder / f"{seed:010d}.npz"
+
+    def write(self, seed: int, arrays: dict[str, np.ndarray]) -> None:
+        """Store the arrays of one seed."""
+        with h5.atomic_path(self.path(seed)) as temporary:
+            np.savez(temporary, **arrays)
+
+    def read(self, seed: int) -> dict[str, np.ndarray]:
+        """Arrays of one seed."""
+        with np.load(self.path(seed), allow_pickle=False) as archive:
+            return dict(archive)
+
+    def remove(self) -> None:
+        """Delete all parts."""
+        for path in self.folder.glob("*.npz"):
+            path.unlink()
+        self.folder.rmdir()
+        with suppress(OSError):  # parts of other settings may still be there
+            self.folder.parent.rmdir()

@@ -1,0 +1,362 @@
+"""volumes.h5: images, label maps, attributes and geometry of a cohort, split into training and held-out parts.
+
+Layout, per split: images [N,C,*S] float32, ids; if present labels [N,*S] uint8, attributes [N,A] float32 (NaN =
+missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3], intensity_ranges [N,C,2].
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import h5py
+import numpy as np
+
+from utils import h5
+
+ROLES = ("target", "condition")
+_ArrayOrTensor = TypeVar("_ArrayOrTensor")
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """What image values mean: stored ones span [lo, hi], networks see [-1, 1]; `clip` = none lie outside."""
+
+    lo: float
+    hi: float
+    clip: bool
+    unit: str
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.lo) and np.isfinite(self.hi) and self.lo < self.hi):
+            raise ValueError(f"intensity range [{self.lo}, {self.hi}]: lo must be less than hi, both finite")
+
+    def to_network(self, images: _ArrayOrTensor) -> _ArrayOrTensor:
+        """Map [lo, hi] to [-1, 1]."""
+        return (images - self.lo) * (2 / (self.hi - self.lo)) - 1
+
+    def from_network(self, images: _ArrayOrTensor) -> _ArrayOrTensor:
+        """Map [-1, 1] back to [lo, hi], clipped if the contract says so."""
+        images = (images + 1) * ((self.hi - self.lo) / 2) + self.lo
+        return images.clip(self.lo, self.hi) if self.clip else images
+
+
+@dataclass(frozen=True)
+class VolumesMeta:
+    """What all volumes of a file have in common."""
+
+    spatial_dims: int
+    channels: tuple[str, ...]  # names of the image channels
+    channel_roles: tuple[str, ...]  # 'target' or 'condition', one per channel
+    label_classes: tuple[str, ...]  # () = no labels; the index is the label value, 0 = background
+    attribute_names: tuple[str, ...]
+    attribute_units: tuple[str, ...]
+    class_names: tuple[str, ...]  # () = no classes
+    intensity: Intensity
+
+    def __post_init__(self) -> None:
+        if self.spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims={self.spatial_dims}; volumes have 2 or 3")
+        if not self.channels or len(self.channels) != len(self.channel_roles):
+            raise ValueError(f"channels {self.channels} need one role each, got {self.channel_roles}")
+        if unknown := set(self.channel_roles) - set(ROLES):
+            raise ValueError(f"channel roles {sorted(unknown)} unknown; use {ROLES}")
+        if len(self.attribute_names) != len(self.attribute_units):
+            raise ValueError(f"attributes {self.attribute_names} need one unit each, got {self.attribute_units}")
+        if len(self.label_classes) > 256:
+            raise ValueError(f"{len(self.label_classes)} label classes; labels are uint8, so at most 256")
+
+
+class Item(NamedTuple):
+    """One volume."""
+
+    image: np.ndarray  # [C,*S] float32
+    label: np.ndarray | None  # [*S] uint8
+    attributes: np.ndarray | None  # [A] float32, NaN = missing
+    class_index: int | None
+    id: str  # unique, fit for a file name
+    group: str  # the patient: splits never share one
+    affine: np.ndarray  # [4,4] float64, voxel index -> mm, RAS+
+    box: np.ndarray  # [2,3] int64: first and past-last index of the valid region; 2D: the third axis is 0..1
+
+
+def full_box(spatial_shape: Sequence[int]) -> np.ndarray:
+    """Return the [2,3] box of a volume without padding."""
+    return np.array([(0, 0, 0), (*spatial_shape, 1)[:3]], dtype=np.int64)
+
+
+# ---- writing ----
+
+
+class _Rows(NamedTuple):
+    """The small parts of the items of one split, kept in memory until the file is complete."""
+
+    ids: list[str]
+    groups: list[str]
+    attributes: list[np.ndarray]
+    classes: list[int]
+    affines: list[np.ndarray]
+    boxes: list[np.ndarray]
+    intensity_ranges: list[np.ndarray]
+
+
+class VolumesWriter:
+    """Context manager that writes a volumes file item by item; nothing is left behind if the block fails."""
+
+    def __init__(self, path: str | Path, meta: VolumesMeta, provenance: dict[str, Any], *, needed_bytes: int = 0):
+        self._meta = meta
+        self._provenance = provenance
+        self._context = h5.atomic_h5(path, needed_bytes)
+        self._path = path
+        self._rows: dict[str, _Rows] = {}
+        self._split_of_group: dict[str, str] = {}
+        self._ids: set[str] = set()
+        self._shape: tuple[int, ...] | None = None
+
+    def __enter__(self) -> "VolumesWriter":
+        self._file = self._context.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            if exception[0] is None:
+                self._write_rest()
+        except BaseException as error:
+            self._context.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._context.__exit__(*exception)
+
+    def add(self, split: str, item: Item, intensity_range: np.ndarray | None = None) -> None:
+        """Append one volume; intensity_range [C,2] is its original lo and hi if it was scaled on its own."""
+        self._check(split, item, intensity_range)
+        if split not in self._rows:
+            self._start_split(split, item)
+        group, rows = self._file[split], self._rows[split]
+        h5.append_row(group["images"], item.image)
+        if item.label is not None:
+            h5.append_row(group["labels"], item.label)
+        rows.ids.append(item.id)
+        rows.groups.append(item.group)
+        rows.affines.append(item.affine)
+        rows.boxes.append(item.box)
+        if item.attributes is not None:
+            rows.attributes.append(item.attributes)
+        if self._meta.class_names:
+            rows.classes.append(-1 if item.class_index is None else item.class_index)
+        if intensity_range is not None:
+            rows.intensity_ranges.append(intensity_range)
+        self._ids.add(item.id)
+        self._split_of_group[item.group] = split
+        self._shape = item.image.shape
+
+    def _start_split(self, split: str, item: Item) -> None:
+        group = self._file.create_group(split)
+        h5.create(group, "images", (0, *item.image.shape), "float32")
+        if item.label is not None:
+            h5.create(group, "labels", (0, *item.label.shape), "uint8")
+        self._rows[split] = _Rows([], [], [], [], [], [], [])
+
+    def _check(self, split: str, item: Item, intensity_range: np.ndarray | None) -> None:
+        if not item.id or "/" in item.id or item.id in self._ids:
+            raise ValueError(f"id '{item.id}': ids must be unique, not empty, and without '/'")
+        if not split or "/" in split:
+            raise ValueError(f"{item.id}: '{split}' is not a name for a split")
+        other = self._split_of_group.get(item.group, split)
+        if other != split:
+            raise ValueError(f"group '{item.group}' would be in splits '{other}' and '{split}'; splits never share one")
+        _check_image(item, self._meta, self._shape)
+        _check_label(item, self._meta)
+        _check_conditions(item, self._meta)
+        if split in self._rows and bool(self._rows[split].intensity_ranges) != (intensity_range is not None):
+            raise ValueError(f"{item.id}: intensity_range is given for some volumes of '{split}' only")
+
+    def _write_rest(self) -> None:
+        if not self._rows:
+            raise ValueError(f"{self._path}: no volumes to write")
+        types = {"attributes": "float32", "classes": "int64", "affines": "float64", "boxes": "int64"}
+        for split, rows in self._rows.items():
+            for name, values in rows._asdict().items():
+                if name in ("ids", "groups"):
+                    h5.write_strings(self._file[split], name, values)
+                elif values:
+                    h5.write_array(self._file[split], name, np.asarray(values, types.get(name, "float32")))
+        h5.set_format(self._file, "volumes", self._provenance)
+        for name, value in asdict(self._meta).items():
+            h5.put_json(self._file, name, value)
+
+
+def _check_image(item: Item, meta: VolumesMeta, shape: tuple[int, ...] | None) -> None:
+    if item.image.ndim != meta.spatial_dims + 1 or item.image.shape[0] != len(meta.channels):
+        raise ValueError(
+            f"{item.id}: image shape {item.image.shape}, wanted {len(meta.channels)} channel(s) "
+            f"and {meta.spatial_dims} axes"
+        )
+    if shape is not None and item.image.shape != shape:
+        raise ValueError(f"{item.id}: shape {item.image.shape} differs from that of the volumes before, {shape}")
+    if not np.isfinite(item.image).all():
+        raise ValueError(f"{item.id}: image has values that are not finite")
+    lo, hi = float(item.image.min()), float(item.image.max())
+    slack = 1e-4 * (meta.intensity.hi - meta.intensity.lo)
+    if meta.intensity.clip and (lo < meta.intensity.lo - slack or hi > meta.intensity.hi + slack):
+        raise ValueError(f"{item.id}: values {lo:g}..{hi:g} leave the intensity contract {meta.intensity}")
+    if item.affine.shape != (4, 4) or item.box.shape != (2, 3):
+        raise ValueError(f"{item.id}: affine {item.affine.shape} and box {item.box.shape} must be (4, 4) and (2, 3)")
+
+
+def _check_label(item: Item, meta: VolumesMeta) -> None:
+    if (item.label is None) == bool(meta.label_classes):
+        raise ValueError(f"{item.id}: {'no label' if meta.label_classes else 'a label, but no label classes'}")
+    if item.label is None:
+        return
+    if item.label.dtype != np.uint8 or item.label.shape != item.image.shape[1:]:
+        raise ValueError(f"{item.id}: label {item.label.dtype} {item.label.shape}, wanted uint8 {item.image.shape[1:]}")
+    if item.label.max() >= len(meta.label_classes):
+        raise ValueError(
+            f"{item.id}: label value {item.label.max()} is outside the {len(meta.label_classes)} classes "
+            f"{meta.label_classes}"
+        )
+
+
+def _check_conditions(item: Item, meta: VolumesMeta) -> None:
+    got = 0 if item.attributes is None else len(item.attributes)
+    if got != len(meta.attribute_names):
+        raise ValueError(f"{item.id}: {got} attributes, wanted {len(meta.attribute_names)}: {meta.attribute_names}")
+    if item.class_index is not None and not 0 <= item.class_index < len(meta.class_names):
+        raise ValueError(f"{item.id}: class index {item.class_index} is outside the classes {meta.class_names}")
+
+
+# ---- reading ----
+
+
+class VolumesFile:
+    """A volumes file for reading, opened when first needed in each process, so that it can be pickled and forked."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        self._pid = 0
+        self.meta = _read_meta(self._open())
+        self.provenance: dict[str, Any] = h5.get_json(self._open(), "provenance")
+        self.content_hash: str = self._open().attrs.get("content_hash", "")
+        self.splits: list[str] = [name for name in self._open() if isinstance(self._open()[name], h5py.Group)]
+        if not self.splits:
+            raise ValueError(f"{self.path}: holds no split")
+        self._strings = {split: _read_names(self._open()[split]) for split in self.splits}
+        for split in self.splits:
+            self._check_rows(split)
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._pid != os.getpid():  # a handle does not survive a fork
+            self._file = None
+            self._file = h5.open_h5(self.path, "volumes")
+            self._pid = os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def close(self) -> None:
+        """Close the handle of this process; the next access opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._file = None
+
+    def _check_rows(self, split: str) -> None:
+        group, length = self._group(split), self.length(split)
+        axes = len(h5.need(group, "images").shape)
+        if axes != self.meta.spatial_dims + 2:
+            raise ValueError(f"{self.path}: /{split}/images has {axes} axes, wanted {self.meta.spatial_dims + 2}")
+        wanted = {"labels": self.meta.label_classes, "attributes": self.meta.attribute_names}
+        for name in [n for n, names in {**wanted, "classes": self.meta.class_names}.items() if names]:
+            h5.need(group, name)
+        for name, dataset in group.items():
+            if dataset.shape[0] != length:
+                raise ValueError(f"{self.path}: /{split}/{name} has {dataset.shape[0]} rows, images have {length}")
+
+    def _group(self, split: str) -> h5py.Group:
+        if split not in self.splits:
+            raise ValueError(f"{self.path}: no split '{split}'; it has {', '.join(self.splits)}")
+        return self._open()[split]
+
+    def length(self, split: str) -> int:
+        """Return the number of volumes of a split."""
+        return int(h5.need(self._group(split), "images").shape[0])
+
+    def spatial_shape(self, split: str) -> tuple[int, ...]:
+        """Return the grid [*S] of the volumes."""
+        return tuple(int(n) for n in self._group(split)["images"].shape[2:])
+
+    def ids(self, split: str) -> list[str]:
+        """Return the ids of a split, in file order."""
+        return list(self._strings_of(split)[0])
+
+    def groups(self, split: str) -> list[str]:
+        """Return the group (patient) of each volume; a file without groups has one per volume."""
+        return list(self._strings_of(split)[1])
+
+    def _strings_of(self, split: str) -> tuple[list[str], list[str]]:
+        self._group(split)
+        return self._strings[split]
+
+    def attributes(self, split: str) -> np.ndarray | None:
+        """Return [N,A] float32, NaN = missing, or None if the file has no attributes."""
+        return self._optional(split, "attributes")
+
+    def classes(self, split: str) -> np.ndarray | None:
+        """Return [N] int64, -1 = missing, or None if the file has no classes."""
+        return self._optional(split, "classes")
+
+    def intensity_ranges(self, split: str) -> np.ndarray | None:
+        """Return [N,C,2], the original lo and hi of volumes that were scaled one by one, or None."""
+        return self._optional(split, "intensity_ranges")
+
+    def affines(self, split: str) -> np.ndarray:
+        """Return [N,4,4] float64."""
+        affines = self._optional(split, "affines")
+        return np.tile(np.eye(4), (self.length(split), 1, 1)) if affines is None else affines
+
+    def _optional(self, split: str, name: str) -> np.ndarray | None:
+        group = self._group(split)
+        return group[name][()] if name in group else None
+
+    def read(self, split: str, index: int) -> Item:
+        """Read one volume."""
+        group = self._group(split)
+        length = self.length(split)
+        if not 0 <= index < length:
+            raise IndexError(f"{self.path}: index {index} outside 0..{length - 1} of split '{split}'")
+
+        def row(name: str) -> Any:
+            try:
+                return group[name][index] if name in group else None
+            except OSError as error:
+                raise ValueError(f"{self.path}: /{split}/{name}, row {index}, is damaged ({error})") from error
+
+        class_index, affine, box = row("classes"), row("affines"), row("boxes")
+        ids, groups = self._strings[split]
+        return Item(
+            image=row("images"),
+            label=row("labels"),
+            attributes=row("attributes"),
+            class_index=None if class_index is None or class_index < 0 else int(class_index),
+            id=ids[index],
+            group=groups[index],
+            affine=np.eye(4) if affine is None else affine,
+            box=full_box(self.spatial_shape(split)) if box is None else box,
+        )
+
+
+def _read_meta(file: h5py.File) -> VolumesMeta:
+    values = {field.name: h5.get_json(file, field.name) for field in fields(VolumesMeta)}
+    try:
+        intensity = Intensity(**values.pop("intensity"))
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return VolumesMeta(**values, intensity=intensity)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file.filename}: metadata cannot be understood: {error}") from error
+
+
+def _read_names(group: h5py.Group) -> tuple[list[str], list[str]]:
+    ids = h5.read_strings(h5.need(group, "ids"))
+    return ids, h5.read_strings(group["groups"]) if "groups" in group else ids
