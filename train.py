@@ -11,7 +11,8 @@ import click
 def main(config_name: str, overrides: tuple[str, ...]) -> None:
     """Train the autoencoder or diffusion model of an experiment.
 
-    Overrides are key=value pairs: training.options.batch_size=32 training.options.resume=latest, or groups such as network=adm.
+    Overrides are key=value pairs: training.options.batch_size=32 training.options.resume=latest, or groups such as
+    network=adm.
     """
     from utils.log import run_main
     debug = any(o.lower() == "training.options.debug=true" for o in overrides)

@@ -17,7 +17,7 @@ class Condition(NamedTuple):
     images: torch.Tensor | None = None
 
     def drop(self, part: str, mask: torch.Tensor, num_semantic: int | None = None) -> "Condition":
-        """Put the null of a part where mask [N] is true: zero label, NaN attributes, map class num_semantic, image 0."""
+        """Put a part's null where mask [N] is true: zero label, NaN attributes, map class num_semantic, zero image."""
         value = getattr(self, part)
         if value is None:
             raise ValueError(f"condition has no part {part!r} to drop")

@@ -1,5 +1,7 @@
 """Preconditioning: from a raw network F_x to a denoiser D_x (Karras et al. 2022, Table 1)."""
 
+from math import inf
+
 import torch
 from torch import nn
 
@@ -12,7 +14,7 @@ class EDMPrecond(nn.Module):
     The raw network `model` runs in its own parameters' dtype (or autocast's). Table 1, column "Ours".
     """
 
-    def __init__(self, model: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0, sigma_max: float = float("inf")):
+    def __init__(self, model: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0, sigma_max: float = inf):
         super().__init__()
         self.model, self.sigma_data, self.sigma_min, self.sigma_max = model, sigma_data, sigma_min, sigma_max
 

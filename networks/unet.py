@@ -165,4 +165,5 @@ class ADMUNet(nn.Module):
         if labels is not None and labels.shape[1] != self.label_dim:
             raise ValueError(f"ADMUNet: got {labels.shape[1]} class labels, label_dim is {self.label_dim}")
         if augment_labels is not None and augment_labels.shape[1] != self.augment_dim:
-            raise ValueError(f"ADMUNet: got {augment_labels.shape[1]} augment labels, augment_dim is {self.augment_dim}")
+            raise ValueError(f"ADMUNet: got {augment_labels.shape[1]} augment labels, "
+                             f"augment_dim is {self.augment_dim}")

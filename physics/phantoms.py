@@ -12,11 +12,10 @@ number of voxels, and its 2D image is the exact central plane (axis 2 = 0) of it
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d, map_coordinates
+from scipy.ndimage import correlate1d, map_coordinates
 from scipy.optimize import brentq
 
 EXTENT = 128.0  # mm, edge of the cube
@@ -37,8 +36,9 @@ HALF_DEPTH = 128.0  # mm of tissue that halve the echo
 BEAM_PITCH = 1 / 35  # tangent between neighbouring speckle beams: 4 mm at the far wall
 RANGE_STEP = 2.0    # mm between the samples of a beam
 BEAM_LENGTH = 3.0   # mm, standard deviation of the kernel that correlates the speckle along the beam
-ECHOGENICITY = (0.16, 0.05, 0.33, 0.06)  # mean echo of each class at the probe: tissue, blood, muscle, blood
+ECHOGENICITY = np.array([0.15, 0.045, 0.30, 0.05])  # mean echo of each class at the probe: tissue, blood, muscle, blood
 
+PHASES = ("ED", "ES")
 ANATOMY, APPEARANCE, SPECKLE = range(3)  # purposes of the random streams
 
 
@@ -56,14 +56,19 @@ class Phantom(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Wall:
+    """Thickness of the myocardium: mean over the endocardium (mm) and coefficients [5] of its regional variation."""
+
+    mean: float
+    harmonics: np.ndarray
+
+
+@dataclass(frozen=True)
 class Shape:
-    """The organs in the heart frame. axes, atrium: semi-axes [3] of the two ellipsoids (mm); thickness: mean of the
-    wall thickness over the endocardium (mm); harmonics [5]: its regional variation.
-    """
+    """The organs in the heart frame; axes, atrium: semi-axes [3] of the two ellipsoids (mm), axial first."""
 
     axes: np.ndarray
-    thickness: float
-    harmonics: np.ndarray
+    wall: Wall
     atrium: np.ndarray
 
 
@@ -75,6 +80,14 @@ class Heart:
     rotation: np.ndarray
     centre: np.ndarray
     tilt: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The scanner's settings: echo [4] of each class at the probe, gain included; std/mean of the speckle."""
+
+    echo: np.ndarray
+    contrast: float
 
 
 def echo_phantom(index: int, *, seed: int, size: int, spatial_dims: int = 3, pairs: bool = False) -> Phantom:
@@ -94,11 +107,13 @@ def echo_phantom(index: int, *, seed: int, size: int, spatial_dims: int = 3, pai
         raise ValueError(
             f"phantom index={index}, seed={seed}, size={size}, spatial_dims={spatial_dims}: wanted index and seed >= 0,"
             f" size >= 8 and spatial_dims 2 or 3")
-    group, phase = (index // 2, ("ED", "ES")[index % 2]) if pairs else (index, "ED")
+    group, phase = (index // 2, PHASES[index % 2]) if pairs else (index, "ED")
     heart = _draw_heart(np.random.default_rng([seed, group, ANATOMY]), phase, pairs)
     grid = _grid(size, spatial_dims)
-    label = _label(heart, grid)
-    clean, speckle = _render(label, grid, seed, group, index)
+    label = _draw_label(heart, grid)
+    machine = _draw_machine(np.random.default_rng([seed, group, APPEARANCE]))
+    clean = _echo(label, grid, machine)
+    speckle = _speckle(np.random.default_rng([seed, index, SPECKLE]), grid, clean > 0, machine.contrast)
     return Phantom(np.clip(clean * speckle, 0, 1), clean, label, _attributes(heart), group, phase)
 
 
@@ -120,62 +135,202 @@ def _draw_heart(rng: np.random.Generator, phase: str, pairs: bool) -> Heart:
     """One patient's heart at one phase, placed so that no phase of it leaves the cube."""
     axes = np.array([rng.uniform(70, 100), *rng.uniform(36, 56, size=2)]) / 2
     thickness, volume, flatness = rng.uniform(7, 13), rng.uniform(30, 80), rng.uniform(0.7, 0.95)
-    harmonics, aspect = rng.standard_normal(5), rng.uniform(0.9, 1.1)
-    tilt, roll, place = rng.uniform(-TILT, TILT), rng.uniform(0, 360), rng.uniform(0, 1, size=3)
+    wall = Wall(thickness, rng.standard_normal(5))
+    aspect, tilt, roll = rng.uniform(0.9, 1.1), rng.uniform(-TILT, TILT), rng.uniform(0, 360)
+    place = rng.uniform(0, 1, size=3)
     if pairs:
         volume = 30 + (volume - 30) / 2  # the atrium is smallest at end-diastole, and has to grow within 30 to 80 mL
-    shape = Shape(axes, thickness, harmonics, _atrium(volume, flatness, aspect, axes[0], thickness))
-    shapes = [shape, _systole(shape, rng)] if pairs else [shape]
+    diastole = Shape(axes, wall, _atrium(volume, flatness, aspect, axes, wall))
+    shapes = [diastole, _systole(diastole, rng)] if pairs else [diastole]
     rotation = _rotation(np.radians(tilt), np.radians(roll))
-    # The apex of the outer wall stays where it is from phase to phase; the ventricle's centre moves along the axis.
-    shifts = [(s.axes[0] + s.thickness - axes[0] - thickness) * rotation[:, 0] for s in shapes]
-    limits = [_limits(s, rotation) for s in shapes]
-    low = np.max([[np.full(3, -JITTER)] + [low - shift for (low, _), shift in zip(limits, shifts)]], axis=(0, 1))
-    high = np.min([[np.full(3, JITTER)] + [high - shift for (_, high), shift in zip(limits, shifts)]], axis=(0, 1))
-    chosen = ("ED", "ES").index(phase)
-    return Heart(shapes[chosen], rotation, low + place * (high - low) + shifts[chosen], tilt)
+    # The outer apex stays where it is from phase to phase, so the ventricle's centre moves along the axis.
+    shifts = [(s.axes[0] + s.wall.mean - axes[0] - thickness) * rotation[:, 0] for s in shapes]
+    limits = [np.array(_limits(s, rotation)) - shift for s, shift in zip(shapes, shifts)]
+    low = np.max([np.full(3, -JITTER), *(limit[0] for limit in limits)], axis=0)
+    high = np.min([np.full(3, JITTER), *(limit[1] for limit in limits)], axis=0)
+    assert (low <= high).all(), "the heart does not fit into the cube"
+    i = PHASES.index(phase)
+    return Heart(shapes[i], rotation, low + place * (high - low) + shifts[i], tilt)
 
 
-def _atrium(volume: float, flatness: float, aspect: float, long_axis: float, thickness: float) -> np.ndarray:
+def _atrium(volume: float, flatness: float, aspect: float, axes: np.ndarray, wall: Wall) -> np.ndarray:
     """Semi-axes [3] of an atrium of `volume` mL: `flatness` is axial over mean transverse semi-axis, lowered where the
     whole heart would not fit into the depth of the cube; `aspect` squared is the ratio of the transverse semi-axes.
     """
-    room = EXTENT - 2 * MARGIN - (1 + MITRAL) * long_axis - (1 + VARIATION) * thickness
-    cut = np.pi * _cut_factor(ATRIUM_OFFSET)
-    axial = min((volume * 1e3 * flatness**2 / cut) ** (1 / 3), 0.98 * room / (1 + ATRIUM_OFFSET))
+    room = EXTENT - 2 * MARGIN - (1 + MITRAL) * axes[0] - _thickest(axes, wall)
+    cut = np.pi * _cut_ball(ATRIUM_OFFSET)
+    axial = min((volume * 1e3 * flatness**2 / cut) ** (1 / 3), 0.96 * room / (1 + ATRIUM_OFFSET))
     across = np.sqrt(volume * 1e3 / (cut * axial))
     return np.array([axial, across * aspect, across / aspect])
 
 
 def _systole(shape: Shape, rng: np.random.Generator) -> Shape:
     """End-systole of an end-diastolic shape: ejection fraction 0.5 to 0.7, the long axis 10 to 16 % shorter, wall
-    thickened so that the myocardium keeps its volume (wall of even thickness), atrium 20 to 45 % larger.
+    thickened so that a wall of even thickness keeps its volume, atrium 20 to 45 % larger.
 
     Hence axes and wall leave the end-diastolic ranges (wall up to about 20 mm), as hearts do.
     """
     ejected, shortening, filling = rng.uniform(0.5, 0.7), rng.uniform(0.84, 0.9), rng.uniform(1.2, 1.45)
     axes = shape.axes * np.array([shortening, *[np.sqrt((1 - ejected) / shortening)] * 2])
-    muscle = _wall_volume(shape.axes, shape.thickness)
-    thickness = brentq(lambda h: _wall_volume(axes, h) - muscle, shape.thickness, 40.0)
-    return Shape(axes, thickness, shape.harmonics, shape.atrium * filling ** (1 / 3))
+    muscle = _muscle(shape.axes, shape.wall.mean)
+    thickness = brentq(lambda h: _muscle(axes, h) - muscle, shape.wall.mean, 40.0)
+    return Shape(axes, Wall(thickness, shape.wall.harmonics), shape.atrium * filling ** (1 / 3))
 
 
 def _rotation(tilt: float, roll: float) -> np.ndarray:
-    """Heart frame to cube [3, 3]: roll about the long axis, then tilt in the plane of axes 0 and 1."""
-    (s, c), (sr, cr) = (np.sin(tilt), np.cos(tilt)), (np.sin(roll), np.cos(roll))
+    """Heart frame to cube [3, 3]: roll about the long axis, then tilt in the plane of axes 0 and 1 (radians)."""
+    s, c, sr, cr = np.sin(tilt), np.cos(tilt), np.sin(roll), np.cos(roll)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
 
 
 def _limits(shape: Shape, rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest centre [3] with which the organs stay MARGIN mm inside the cube, from support functions."""
-    wall = np.linalg.norm(rotation * shape.axes, axis=1) + shape.thickness * (1 + VARIATION - _variation_mean(shape))
-    middle = (MITRAL * shape.axes[0] + ATRIUM_OFFSET * shape.atrium[0]) * rotation[:, 0]
-    atrium = np.linalg.norm(rotation * shape.atrium, axis=1)
-    # Of the wall only the part before the mitral plane is there: its support behind is that of the plane's section.
+    """Least and greatest centre [3] of the ventricle with which all organs stay MARGIN mm inside the cube."""
     inside = EXTENT / 2 - MARGIN
-    return np.maximum(wall, atrium - middle) - inside, inside - np.maximum(_wall_behind(shape, rotation), middle + atrium)
+    return _reach(shape, -rotation) - inside, inside - _reach(shape, rotation)
 
 
-def _cut_factor(offset: float) -> float:
-    """Volume of a unit ball cut at `offset` beyond its centre, over pi."""
+def _reach(shape: Shape, directions: np.ndarray) -> np.ndarray:
+    """Upper bound [K] of how far the organs extend along unit vectors [K, 3] of the heart frame, from the origin."""
+    axes, thickest, along = shape.axes, _thickest(shape.axes, shape.wall), directions[:, 0]
+    whole = np.linalg.norm(directions * axes, axis=1) + thickest
+    across = np.linalg.norm(directions[:, 1:] * axes[1:], axis=1) + thickest * np.linalg.norm(directions[:, 1:], axis=1)
+    cut = np.maximum(along * MITRAL * axes[0], -along * (axes[0] + thickest)) + across
+    middle = MITRAL * axes[0] + ATRIUM_OFFSET * shape.atrium[0]
+    return np.maximum(np.minimum(whole, cut), along * middle + np.linalg.norm(directions * shape.atrium, axis=1))
+
+
+def _cut_ball(offset: float) -> float:
+    """Volume over pi of the part of a unit ball before a plane at `offset` beyond its centre."""
     return 2 / 3 + offset - offset**3 / 3
+
+
+def _muscle(axes: np.ndarray, thickness: float) -> float:
+    """Volume (mm^3, over pi) between the cut ellipsoids of semi-axes `axes` and `axes` + thickness."""
+    outer = axes + thickness
+    return np.prod(outer) * _cut_ball(MITRAL * axes[0] / outer[0]) - np.prod(axes) * _cut_ball(MITRAL)
+
+
+def _variation(wall: Wall, u: np.ndarray) -> np.ndarray:
+    """Relative deviation of the thickness, within +/- VARIATION, at the points axes * u of the endocardium; u [3, ...]
+    unit vectors: low-order harmonics.
+    """
+    basis = np.stack([u[0], u[1], u[2], u[1] ** 2 - u[2] ** 2, 2 * u[1] * u[2]])
+    return VARIATION / np.abs(wall.harmonics).sum() * np.tensordot(wall.harmonics, basis, 1)
+
+
+def _mean_variation(axes: np.ndarray, wall: Wall) -> float:
+    """Mean of `_variation` over the area of the endocardium before the mitral plane, by quadrature (to about 1e-6)."""
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    cosine = (nodes * (1 + MITRAL) + MITRAL - 1)[:, None] / 2  # from -1 at the apex to MITRAL
+    angle = np.arange(24)[None] * (2 * np.pi / 24)
+    sine = np.sqrt(1 - cosine**2)
+    u = np.stack([cosine + 0 * angle, sine * np.cos(angle), sine * np.sin(angle)])
+    area = weights[:, None] * np.linalg.norm(u / axes[:, None, None], axis=0)  # of axes * u per area of the unit ball
+    return float((area * _variation(wall, u)).sum() / area.sum())
+
+
+def _thickest(axes: np.ndarray, wall: Wall) -> float:
+    """Upper bound of the wall thickness (mm)."""
+    return wall.mean * (1 + VARIATION - _mean_variation(axes, wall))
+
+
+def _attributes(heart: Heart) -> np.ndarray:
+    """The four ATTRIBUTES [4], exact."""
+    shape = heart.shape
+    ventricle = np.pi * np.prod(shape.axes) * _cut_ball(MITRAL) / 1e3
+    atrium = np.pi * np.prod(shape.atrium) * _cut_ball(ATRIUM_OFFSET) / 1e3
+    return np.array([ventricle, shape.wall.mean, atrium, heart.tilt])
+
+
+# Voxels
+
+
+def _grid(size: int, spatial_dims: int) -> tuple[np.ndarray, ...]:
+    """Voxel centres (mm) as three arrays that broadcast to the image; the third is 0 in 2D."""
+    centres = (np.arange(size) + 0.5) * (EXTENT / size) - EXTENT / 2
+    grid = np.meshgrid(*[centres] * spatial_dims, indexing="ij", sparse=True)
+    return (*grid, np.zeros([1, 1])) if spatial_dims == 2 else tuple(grid)
+
+
+def _draw_label(heart: Heart, grid: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Label map [*S] uint8: the organ that holds the centre of each voxel."""
+    shape, rotation = heart.shape, heart.rotation
+    moved = [x - c for x, c in zip(grid, heart.centre)]
+    x = np.stack([sum(rotation[j, i] * moved[j] for j in range(3)) for i in range(3)])
+    axes = shape.axes.reshape([3] + [1] * (x.ndim - 1))
+    level = ((x / axes) ** 2).sum(axis=0)
+    front = x[0] <= MITRAL * shape.axes[0]
+    # A point at distance d from the ellipsoid has sqrt(level) <= 1 + d / least semi-axis.
+    outermost = (1 + _thickest(shape.axes, shape.wall) / shape.axes.min()) ** 2
+    near = np.flatnonzero(front & (level > 1) & (level < outermost))
+    label = np.where(front & (level <= 1), 1, 0).astype(np.uint8)
+    label.flat[near] = 2 * _in_wall(shape, x.reshape(3, -1)[:, near])
+    middle = MITRAL * shape.axes[0] + ATRIUM_OFFSET * shape.atrium[0]
+    behind = sum(((x[i] - middle * (i == 0)) / shape.atrium[i]) ** 2 for i in range(3)) <= 1
+    label[~front & behind] = 3
+    return label
+
+
+def _in_wall(shape: Shape, x: np.ndarray) -> np.ndarray:
+    """Whether points [3, N] outside the ellipsoid are no farther from it than the wall is thick at their foot points.
+
+    The foot point of x is y = A^2 x / (A^2 + t), where t >= 0 solves f(t) = |A x / (A^2 + t)| = 1; Newton on 1/f, which
+    is nearly linear in t.
+    """
+    squares = shape.axes[:, None] ** 2
+    scaled = shape.axes[:, None] * x
+    t = np.zeros(x.shape[1])
+    for _ in range(6):
+        ratio = (scaled / (squares + t)) ** 2
+        f = ratio.sum(axis=0)
+        t += f * (np.sqrt(f) - 1) / (ratio / (squares + t)).sum(axis=0)
+    u = scaled / (squares + t)
+    distance = np.linalg.norm(x - shape.axes[:, None] * u, axis=0)
+    thickness = shape.wall.mean * (1 + _variation(shape.wall, u) - _mean_variation(shape.axes, shape.wall))
+    return distance <= thickness
+
+
+# Image
+
+
+def _draw_machine(rng: np.random.Generator) -> Machine:
+    """Gain 0.8 to 1.2 in all and 0.92 to 1.08 per class; contrast 0.26 to 0.34."""
+    echo = ECHOGENICITY * rng.uniform(0.8, 1.2) * rng.uniform(0.92, 1.08, size=len(ECHOGENICITY))
+    return Machine(echo, rng.uniform(0.26, 0.34))
+
+
+def _polar(grid: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Range from the virtual apex (mm) and the two tangents of the beam, for every point of the grid."""
+    ahead = grid[0] + EXTENT / 2 + PROBE
+    return np.sqrt(ahead**2 + grid[1] ** 2 + grid[2] ** 2), grid[1] / ahead, grid[2] / ahead
+
+
+def _echo(label: np.ndarray, grid: tuple[np.ndarray, ...], machine: Machine) -> np.ndarray:
+    """Mean echo [*S] float32: echogenicity x attenuation over the path from the probe, 0 outside the sector."""
+    length, v, w = _polar(grid)
+    sector = (v**2 + w**2 <= np.tan(np.radians(HALF_ANGLE)) ** 2) & (length <= REACH)
+    return np.where(sector, machine.echo[label] * 0.5 ** ((length - PROBE) / HALF_DEPTH), 0).astype(np.float32)
+
+
+def _speckle(rng: np.random.Generator, grid: tuple[np.ndarray, ...], where: np.ndarray, contrast: float) -> np.ndarray:
+    """Multiplicative speckle [*S] float32 of mean 1 and std `contrast`: (1 + b g)^2 / (1 + b^2), g standard normal.
+
+    g is white over beams that fan out from the virtual apex and correlated along each; between the samples it is
+    interpolated, and divided by the std that interpolation leaves, so that the contrast is the same everywhere.
+    1 outside `where`.
+    """
+    length, v, w = (np.broadcast_to(c, where.shape)[where] for c in _polar(grid))
+    beams = int(np.ceil(np.tan(np.radians(HALF_ANGLE)) / BEAM_PITCH))
+    kernel = np.exp(-0.5 * (np.arange(-5, 6) * RANGE_STEP / BEAM_LENGTH) ** 2)
+    kernel /= np.linalg.norm(kernel)
+    samples = int(np.ceil((REACH - PROBE) / RANGE_STEP)) + 1
+    field = rng.standard_normal((samples + 10, 2 * beams + 1, 2 * beams + 1), dtype=np.float32)
+    field = correlate1d(field, kernel, axis=0)[5:-5]
+    at = np.stack([(length - PROBE) / RANGE_STEP, v / BEAM_PITCH + beams, w / BEAM_PITCH + beams])
+    cross = (at % 1) * (1 - at % 1)
+    variance = np.prod(1 - 2 * cross * np.array([[1 - kernel[1:] @ kernel[:-1]], [1.0], [1.0]]), axis=0)
+    g = map_coordinates(field, at, order=1, mode="nearest") / np.sqrt(variance)
+    square = np.sqrt(1 + contrast**2 / (2 - contrast**2)) - 1  # b^2, from contrast^2 = (4 b^2 + 2 b^4) / (1 + b^2)^2
+    speckle = np.ones(where.shape, dtype=np.float32)
+    speckle[where] = (1 + np.sqrt(square) * g) ** 2 / (1 + square)
+    return speckle

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 COLOURS = {"real": "#57606a", "generated": "#0969da", "noise": "#d4721c"}
 STYLES = {"real": "-", "generated": "-", "noise": (0, (4, 2))}
@@ -14,10 +15,12 @@ DPI = 160
 
 def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
     """One line per scalar: KS distance of generated and of noise to real, on the band that real against real fills."""
-    figure = Figure(figsize=(SIZE[0] * 1.35, 0.9 + 0.36 * len(metrics)), dpi=DPI, facecolor="white", layout="constrained")
+    size = (SIZE[0] * 1.1, 1.1 + 0.32 * len(metrics))
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
     axes = _styled(figure.subplots(), "KS distance to real", "")
     for y, row in enumerate(metrics.values()):
-        axes.barh(y, row["floor_p99"], height=0.62, color="#dfe5ea", zorder=1, label="real against real, to 99 %" * (y == 0))
+        axes.barh(y, row["floor_p99"], height=0.62, color="#dfe5ea", zorder=1,
+                  label="real against real, to 99 %" * (y == 0))
         axes.plot([row["floor_median"]] * 2, [y - 0.31, y + 0.31], color="#8c959f", lw=1.5, zorder=2,
                   label="real against real, median" * (y == 0))
         if row["noise"] is not None:
@@ -55,6 +58,7 @@ def histogram_chart(row: dict, title: str, unit: str) -> Figure:
             axes.stairs(np.maximum(row[f"{key}_curve"], 1e-6), row["bins"], color=COLOURS[key], ls=STYLES[key], lw=1.6,
                         label=NAMES[key])
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=7.5, frameon=False)
     return figure
 
@@ -67,7 +71,8 @@ def spectrum_chart(row: dict) -> Figure:
         if curve is not None:
             axes.plot(np.arange(1, len(curve) + 1), 10 * np.array(curve), color=COLOURS[key], ls=STYLES[key], lw=1.8,
                       label=NAMES[key])
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7.5, frameon=False)
     return figure
 

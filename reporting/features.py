@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What all volumes of a comparison share: channels, classes (index = label value), voxel size in mm, intensity range."""
+    """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities."""
 
     channels: tuple[str, ...]
     label_classes: tuple[str, ...]
@@ -109,7 +109,7 @@ def radial_log_power(volume: np.ndarray) -> np.ndarray:
     grids = np.meshgrid(*[np.fft.fftfreq(size) * shortest for size in values.shape], indexing="ij", sparse=True)
     shell = np.rint(np.sqrt(sum(grid**2 for grid in grids))).astype(int).ravel()
     last = shortest // 2
-    inside = (shell >= 1) & (shell <= last)
+    inside = shell <= last
     total = np.bincount(shell[inside], weights=power.ravel()[inside], minlength=last + 1)[1:]
     count = np.bincount(shell[inside], minlength=last + 1)[1:]
     return np.log10(np.maximum(total / count, 1e-12))

@@ -17,7 +17,8 @@ TEXT = "#e6edf3"
 MUTED = "#8b949e"
 # Class 1 first; apart in lightness and hue, so that people who do not see red from green can tell them too.
 LABEL_COLOURS = ("#ff5d73", "#ffc857", "#4cc9f0", "#7ae582", "#c77dff", "#ff9f1c", "#a0c4ff", "#f1f1f1")
-FILL, OUTLINE = 0.18, 0.95
+FILL, OUTLINE = 0.12, 0.95
+WHITE = 99.8  # percentile of the intensities that is shown as white
 TILE = 168  # pixels of the longer side of a volume
 GAP = 6
 DPI = 100
@@ -25,23 +26,31 @@ DPI = 100
 _VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
 
 Picture = tuple[np.ndarray, np.ndarray | None]
-Plane = tuple[np.ndarray, np.ndarray | None, tuple[int, int]]  # grey [h, w], label [h, w] or None, pixels (height, width)
+Plane = tuple[np.ndarray, np.ndarray | None, tuple[int, int]]  # grey [h, w], label [h, w] or None, size in pixels
 
 
 def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
-                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
-                    titles: tuple[str, str] = ("Real", "Generated")) -> None:
-    """Write a PNG with one column per volume, three planes each (2D: one), real above generated.
+                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = ()) -> None:
+    """Write a PNG with a column per volume, real above generated (see montage)."""
+    blocks = [("Real", real), ("Generated", generated)]
+    save_png(montage(blocks, spacing, window=window, label_classes=label_classes), path)
 
-    real, generated: pairs of image [C, *S] or [*S] and label [*S] or None, the first channel is shown; spacing in mm
-    per axis; window: the intensities shown as black and white, by default the range of the real images; label_classes
-    (background first) name the legend.
+
+def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[float], *,
+            window: tuple[float, float] | None = None, label_classes: Sequence[str] = ()) -> Figure:
+    """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
+
+    Rows are the three planes (2D: one) with the label overlay; where there are labels, the first plane without it comes
+    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None, the first channel is shown; spacing in mm
+    per axis; window: the intensities shown as black and white, by default minimum and WHITE percentile of the first
+    block, so that all blocks share it; label_classes (background first) name the legend.
     """
-    rows = [(title, pictures) for title, pictures in zip(titles, (real, generated)) if len(pictures)]
-    window = window or _window(rows[0][1])
-    blocks = [(title, [_column(image, label, spacing, window) for image, label in pictures]) for title, pictures in rows]
-    has_labels = any(label is not None for _, pictures in rows for _, label in pictures)
-    save_png(_blocks_figure(blocks, list(label_classes[1:]) if has_labels else []), path)
+    blocks = [(title, pictures) for title, pictures in blocks if len(pictures)]
+    window = window or _window(blocks[0][1])
+    has_labels = any(label is not None for _, pictures in blocks for _, label in pictures)
+    sheets = [(title, [_column(image, label, spacing, window, has_labels) for image, label in pictures])
+              for title, pictures in blocks]
+    return _blocks_figure(sheets, list(label_classes[1:]) if has_labels else [])
 
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
@@ -73,7 +82,8 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def _window(pictures: Sequence[Picture]) -> tuple[float, float]:
-    return min(float(image.min()) for image, _ in pictures), max(float(image.max()) for image, _ in pictures)
+    values = np.concatenate([np.ravel(image) for image, _ in pictures])
+    return float(values.min()), float(np.percentile(values, WHITE))
 
 
 def _planes(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
@@ -136,11 +146,11 @@ def _tile(plane: Plane, window: tuple[float, float]) -> np.ndarray:
     return rgb
 
 
-def _resize(values: np.ndarray, pixels: tuple[int, int], order: int = 1) -> np.ndarray:
-    """Interpolate a slice to a number of pixels, voxel borders on tile borders."""
+def _resize(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+    """Interpolate a slice to a number of pixels by cubic splines, voxel borders on tile borders."""
     grid = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(values.shape, pixels)]
     coordinates = np.meshgrid(*grid, indexing="ij")
-    return ndimage.map_coordinates(values.astype(np.float32), coordinates, order=order, mode="nearest")
+    return ndimage.map_coordinates(values.astype(np.float32), coordinates, order=3, mode="nearest")
 
 
 def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
@@ -154,8 +164,10 @@ def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
 
 
 def _column(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
-            window: tuple[float, float]) -> list[np.ndarray]:
-    return [_tile(plane, window) for plane in _planes(image, label, spacing, None)]
+            window: tuple[float, float], plain_first: bool) -> list[np.ndarray]:
+    planes = _planes(image, label, spacing, None)
+    plain = (planes[0][0], None, planes[0][2])
+    return [_tile(plane, window) for plane in ([plain, *planes] if plain_first else planes)]
 
 
 def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:

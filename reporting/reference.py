@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from physics.phantoms import echo_phantom
+from physics.phantoms import Phantom, echo_phantom
 from reporting.features import Case
 from utils.volumes import VolumesFile
 
@@ -74,7 +74,7 @@ def held_out_split(file: VolumesFile) -> str:
 
 
 def speckle_free(case: Case, provenance: dict[str, Any]) -> np.ndarray:
-    """The image [C, *S] of a phantom of a file without speckle; ValueError if the file's phantom cannot be made again."""
+    """The image [C, *S] of a file's phantom without speckle; ValueError if the phantom cannot be made again."""
     number = re.fullmatch(r"phantom-(\d+)", case.id)
     if number is None:
         raise ValueError(f"{case.id}: not the id of a phantom (phantom-000012)")
@@ -84,6 +84,6 @@ def speckle_free(case: Case, provenance: dict[str, Any]) -> np.ndarray:
     return phantom.clean[None]
 
 
-def _phantom(index: int, seed: int, provenance: dict[str, Any]):
+def _phantom(index: int, seed: int, provenance: dict[str, Any]) -> Phantom:
     return echo_phantom(index, seed=seed, size=provenance["size"], spatial_dims=provenance["spatial_dims"],
                         pairs=provenance["pairs"])

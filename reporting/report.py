@@ -10,7 +10,7 @@ Keys of report.json; a number that does not exist is null, a part that could not
                 ks, floor_median, floor_p95, floor_p99, noise}       noise = KS distance of the yardstick to real
   shares.NAME.{real, generated, generated_low, generated_high, noise}                    shares of cases, 0 to 1
   intensity.CHANNEL, spectrum.CHANNEL.{distance, floor_median, floor_p95, floor_p99, noise, *_curve}
-  ms_ssim.CHANNEL.{available, real_mean, real_std, generated_mean, generated_std, generated_max, volumes, pairs}
+  ms_ssim.CHANNEL.{available, real_mean, real_std, generated_mean, generated_std, generated_max, volumes, pairs, scales}
   first_stage.{available, split, num, dice.CLASS, dice_min.CLASS, psnr_db, ceiling.{available, psnr_db, gap_db}}
 NAME of metrics: lv_volume, la_volume, CLASS_volume, wall_thickness, intensity_mean, intensity_std (with the channel's
 name in front if there are several); NAME of shares: cavity_enclosed.
@@ -39,8 +39,8 @@ TITLES = {
 DEFINITIONS = {
     "KS": "Kolmogorov-Smirnov distance between generated and real cases, 0 to 1. A case without a defined value "
           "(no wall, say) counts as lying beyond all others.",
-    "floor": "The same distance between two samples of one distribution at the same numbers: median, 95 % and 99 % "
-             "points. Below the 99 % point the two sets cannot be told apart by this scalar.",
+    "floor": "The same distance between two samples of one distribution at the same numbers, by simulation: median, "
+             "95 % and 99 % points. Below the 99 % point the two sets cannot be told apart by this scalar.",
     "noise": "The yardstick: standard normal latents times sigma_data, decoded by the first stage of the snapshot. "
              "What a diffusion model that learned nothing would score.",
     "structure volume": "Voxels of the class times the voxel size (mL; in 2D the area).",
@@ -51,8 +51,8 @@ DEFINITIONS = {
                           "floor by resampling the real set.",
     "spectrum distance": "Root mean square over frequencies of the difference in mean log radial power, in dB; its "
                          "floor by resampling the real set.",
-    "MS-SSIM": "Multi-scale structural similarity of random pairs of one set. Generated far above real: too little "
-               "variety; 1 = copies.",
+    "MS-SSIM": "Multi-scale structural similarity of random pairs of one set (3 scales, 2 for sides under 28; windows "
+               "of 7 voxels). Generated far above real: too little variety; 1 = copies.",
     "PSNR": "10 log10(range^2 / mean square error), mean over held-out cases. The ceiling is the PSNR of the image "
             "without speckle against the speckled one: no first stage can know the speckle.",
     "Dice": "Mean over held-out cases of the overlap between given and decoded labels, per class.",
@@ -78,7 +78,8 @@ def comparison_figures(report: dict, sets: dict[str, Measured | None], layout: L
         values = {key: measured and measured.scalars[name] for key, measured in sets.items()}
         figures[f"distribution_{name}"] = charts.distribution_chart(values, title(name), row["unit"])
     for channel in layout.channels:
-        figures[f"histogram_{channel}"] = charts.histogram_chart(report["intensity"][channel], channel, layout.unit)
+        row, name = report["intensity"][channel], f"intensity of {channel}"
+        figures[f"histogram_{channel}"] = charts.histogram_chart(row, name, layout.unit)
         figures[f"spectrum_{channel}"] = charts.spectrum_chart(report["spectrum"][channel])
     return figures
 
@@ -108,9 +109,10 @@ def _head(report: dict) -> str:
     facts += [(percent(row["generated"]), title(name)) for name, row in report["shares"].items()]
     if report["first_stage"].get("dice"):
         facts.append((number(min(report["first_stage"]["dice"].values())), "least Dice of the first stage"))
-    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in facts)
-    return (f"<h1>Real against generated</h1>\n<p class=lead>{escape(report['title'])}, {escape(report['date'])}. "
-            f"Held against: {escape(real['reference'])}.</p>\n<div class=facts>{cards}</div>")
+    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+                    for value, text in facts)
+    return (f"<h1>Real against generated</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "
+            f"Held against: {escape(real['reference'])}.</p>\n<div class=\"facts\">{cards}</div>")
 
 
 def _comparison(report: dict, figures: dict[str, bytes]) -> str:
@@ -132,14 +134,16 @@ def _comparison(report: dict, figures: dict[str, bytes]) -> str:
                  f"{percent(row['generated_low'])} to {percent(row['generated_high'])}", percent(row["noise"])]
                 for name, row in report["shares"].items()]
         body += _table(["share of cases", "real", "generated", "95 % interval", "noise"], rows, main=2)
-    body += f"<div class=wide>{_figure('overview', figures, 'Left is better; on the grey band the sets look alike.')}</div>"
+    overview = _figure("overview", figures, "Left is better; on the grey band the sets look alike.")
+    body += f'<div class="wide">{overview}</div>'
     names = [name for name in figures if name.startswith("distribution_")]
     return body + _grid(names, figures)
 
 
 def _pictures(figures: dict[str, bytes]) -> str:
-    return ("<h2>Pictures</h2><p class=note>Slices through the middle of what is labelled, at the voxel size of the "
-            "files; the first cases of each set, not a choice.</p>" + _dark("samples", figures))
+    return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle of "
+            "what is labelled, interpolated for display. Black is the minimum and white the 99.8 % point of the real "
+            "images shown, for all alike.</p>" + _dark("samples", figures))
 
 
 def _texture(report: dict, figures: dict[str, bytes]) -> str:

@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from metrics import distribution
+from metrics import distribution, image
 from reporting.features import Layout, Measured, intensity_bins, scalar_units
 
 FLOOR_LEVELS = {"floor_median": 0.5, "floor_p95": 0.95, "floor_p99": 0.99}
 RESAMPLINGS = 500
+MS_SSIM_PAIRS = 128
 
 
 def compare(real: Measured, generated: Measured, noise: Measured | None, layout: Layout, seed: int = 0) -> dict:
     """Every comparison of three measured sets: metrics, shares, intensity, spectrum (keys: see reporting.report)."""
     units = scalar_units(layout)
+    floor = {key: distribution.ks_floor(len(generated), len(real), level) for key, level in FLOOR_LEVELS.items()}
     return {
         "metrics": {
-            name: _scalar_row(real.scalars[name], generated.scalars[name], noise and noise.scalars[name], unit)
+            name: _scalar_row(real.scalars[name], generated.scalars[name], noise and noise.scalars[name], unit, floor)
             for name, unit in units.items()
         },
         "shares": {
@@ -27,12 +29,29 @@ def compare(real: Measured, generated: Measured, noise: Measured | None, layout:
             for name in real.flags
         },
         "intensity": {
-            channel: _histogram_row(real, generated, noise, i, layout, seed) for i, channel in enumerate(layout.channels)
+            channel: _histogram_row(real, generated, noise, i, layout, seed)
+            for i, channel in enumerate(layout.channels)
         },
         "spectrum": {
             channel: _spectrum_row(real, generated, noise, i, seed) for i, channel in enumerate(layout.channels)
         },
     }
+
+
+def ms_ssim_row(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> tuple[dict, dict[str, np.ndarray]]:
+    """MS-SSIM of random pairs within real and within generated volumes [N, 1, *S] in [0, 1]: a row, and the values."""
+    if min(len(real), len(generated)) < 2:
+        return {"available": False, "reason": "a set of fewer than two volumes has no pairs"}, {}
+    scales = 3 if min(real.shape[2:]) >= 28 else 2  # windows of 7 voxels: three scales need sides of 28
+    try:
+        values = {name: image.ms_ssim_pairs(volumes, num_pairs=MS_SSIM_PAIRS, data_range=1.0, seed=seed, scales=scales)
+                  for name, volumes in (("real", real), ("generated", generated))}
+    except ValueError as error:  # volumes too small for the window and the scales
+        return {"available": False, "reason": str(error)}, {}
+    row = {"available": True, "volumes": len(generated), "pairs": len(values["generated"]), "scales": scales}
+    for name, sample in values.items():
+        row |= {f"{name}_mean": float(sample.mean()), f"{name}_std": float(sample.std())}
+    return row | {"generated_max": float(values["generated"].max())}, values
 
 
 def ks(real: np.ndarray, other: np.ndarray) -> float:
@@ -49,7 +68,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
 
 def resampled_floor(statistic: Callable[[np.ndarray, np.ndarray], float], num_real: int, num_generated: int,
                     seed: int) -> dict[str, float]:
-    """Points of statistic(rows_a, rows_b) for two bootstrap samples of the real set, num_real and num_generated rows."""
+    """Points of statistic(rows_a, rows_b) for two bootstrap samples of the real set, num_real and num_generated."""
     rng = np.random.default_rng(seed)
     draws = [
         statistic(rng.integers(num_real, size=num_real), rng.integers(num_real, size=num_generated))
@@ -60,14 +79,14 @@ def resampled_floor(statistic: Callable[[np.ndarray, np.ndarray], float], num_re
 
 def text_table(comparison: dict) -> str:
     """The compact table for the terminal: one line per scalar, then shares and distances."""
-    header = ("", "real", "generated", "KS", "floor p99", "noise KS")
+    header = ("", "real", "generated", "KS", "floor p99", "noise")
     rows = [
         (_titled(name, row["unit"]), plus_minus(row, "real"), plus_minus(row, "generated"), number(row["ks"]),
          number(row["floor_p99"]), number(row["noise"]))
         for name, row in comparison["metrics"].items()
     ]
     rows += [
-        (name, percent(row["real"]), percent(row["generated"]), "", "", f"{percent(row['noise'])} of noise")
+        (name, percent(row["real"]), percent(row["generated"]), "", "", percent(row["noise"]))
         for name, row in comparison["shares"].items()
     ]
     for title, key in (("histogram distance", "intensity"), ("spectrum distance [dB]", "spectrum")):
@@ -112,7 +131,8 @@ def plus_minus(row: dict, key: str) -> str:
     mean, std = row[f"{key}_mean"], row[f"{key}_std"]
     if mean is None:
         return "-"
-    digits = int(np.clip(2 - np.floor(np.log10(max(abs(mean), 1e-6))), 0, 4))
+    size = max(abs(mean), std)
+    digits = int(np.clip(2 - np.floor(np.log10(size)), 0, 4)) if size else 0
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
@@ -127,14 +147,13 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _scalar_row(real: np.ndarray, generated: np.ndarray, noise: np.ndarray | None, unit: str) -> dict:
+def _scalar_row(real: np.ndarray, generated: np.ndarray, noise: np.ndarray | None, unit: str,
+                floor: dict[str, float]) -> dict:
     row: dict = {"unit": unit}
     for name, values in (("real", real), ("generated", generated), ("noise", noise)):
         row.update(_moments(name, values))
     row["ks"] = ks(real, generated)
-    row |= {key: distribution.ks_floor(len(generated), len(real), level) for key, level in FLOOR_LEVELS.items()}
-    row["noise"] = None if noise is None else ks(real, noise)
-    return row
+    return row | floor | {"noise": None if noise is None else ks(real, noise)}
 
 
 def _moments(name: str, values: np.ndarray | None) -> dict[str, float | int | None]:

@@ -1,6 +1,7 @@
 """The EDM sampler: Heun's method with optional churn (Karras et al. 2022, Algorithms 1 and 2)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import inf, sqrt
 
 import torch
@@ -33,7 +34,7 @@ def edm_sampler(net: Denoiser, latents: torch.Tensor, *, condition: Condition | 
         return net(x, sigma, condition).to(torch.float64)
 
     x = latents.to(torch.float64) * grid[0]
-    for i, (t, t_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (t, t_next) in enumerate(pairwise(grid)):
         gamma = min(S_churn / steps, sqrt(2) - 1) if S_min <= t <= S_max else 0
         t_hat = torch.as_tensor(net.round_sigma(t + gamma * t), dtype=torch.float64)
         x_hat = x + (t_hat ** 2 - t ** 2).clamp(min=0).sqrt() * S_noise * randn_like(x)

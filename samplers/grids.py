@@ -19,6 +19,7 @@ def edm_grid(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> 
 def user_grid(sigmas: torch.Tensor, round_sigma: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """A grid given by the user or computed, rounded to what the network knows; ValueError unless it falls to 0."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or (sigmas.diff() >= 0).any():
+    falls = sigmas.ndim == 1 and len(sigmas) > 1 and bool(sigmas.isfinite().all() and (sigmas.diff() < 0).all())
+    if not falls or sigmas[-1] != 0:
         raise ValueError("sigmas: wanted a decreasing list of noise levels that ends in 0")
     return torch.cat([round_sigma(sigmas[:-1]).to(torch.float64), sigmas[-1:]])

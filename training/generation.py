@@ -88,8 +88,9 @@ def make_drawer(net: torch.nn.Module, snapshot: dict, options: Sampling, source:
     if part is not None and options.decode:
         codec = build_codec(part, source, options.trust).to(device)
     sampler = build({**options.sampler, "_partial_": True})
-    return Drawer(net.to(device), part is not None, codec, sampler, tuple(snapshot["shape"]), Intensity(**snapshot["data"]["intensity"]),
-                  device, resolve_precision(options.precision, device))
+    intensity = Intensity(**snapshot["data"]["intensity"])
+    return Drawer(net.to(device), part is not None, codec, sampler, tuple(snapshot["shape"]), intensity, device,
+                  resolve_precision(options.precision, device))
 
 
 def check_autoencoder(name: str, wanted: str, run_root: str) -> None:

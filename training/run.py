@@ -7,8 +7,10 @@ import torch
 from training.autoencoder import autoencoder_task
 from training.batch import Task
 from training.diffusion import diffusion_task
+from training.precision import resolve_precision
+from training.schedule import lr_factor
 from training.snapshot import first_stage_part
-from training.training_loop import Held, Trainer
+from training.training_loop import Held, Trainer, split_batch
 from utils import distributed
 from utils.checkpoint import plain_hash
 from utils.config import Options, build, check_targets, config_hash, fill, to_yaml
@@ -31,6 +33,18 @@ def check_training(training: dict) -> None:
         filled = {"network": DATA_ARGUMENTS, "optimizer": ("params",),
                   "batch_transform": ("channel_mean", "channel_std")}.get(part, ())
         check_targets(training[part], f"training.{part}", filled)
+
+
+def check_options(options: Options, device: torch.device) -> None:
+    """ValueError for run-level options that no run could follow, before there is a run folder."""
+    split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
+    resolve_precision(options.precision, device)
+    lr_factor(0, 1, 0, options.lr_schedule)
+    for name in ("total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
+    if not 0 <= options.seed < 2 ** 32:
+        raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
 
 def fill_network(training: dict, dataset: object) -> dict:
@@ -98,6 +112,7 @@ def train(experiment: str, config: dict) -> None:
     device = distributed.init(options.device)
     try:
         distributed.set_threads(options.num_threads)
+        check_options(options, device)
         hash_ = config_hash(training)
         distributed.check_equal("the configuration", hash_)
         dataset = build(training["dataset"])
@@ -110,9 +125,9 @@ def train(experiment: str, config: dict) -> None:
         run_dir = state.parent if state else new_run(Path(options.run_root), experiment, options.desc, hash_)
         log = RunLog(distributed.rank() == 0, run_dir)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
-        announce(log, yaml, trainer, state)
         if state:
             trainer.load_state(state)
+        announce(log, yaml, trainer, state)
         run_to_end(trainer, run_dir, yaml)
     finally:
         distributed.shutdown()
@@ -129,6 +144,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, state: Path | None) -> No
     log(f"Data        {dataset.data['source']}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights on {trainer.device.type} x {trainer.ranks}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads per rank")
+    if state:
+        log(f"Resumed from {state} at {trainer.progress.nimg / 1000:.1f} kimg")
 
 
 def run_to_end(trainer: Trainer, run_dir: Path, yaml: str) -> None:

@@ -95,7 +95,6 @@ class Trainer:
             phase.optimizer.load_state_dict(data["optimizers"][phase.name])
         self.ema.load_state_dict(data["ema"])
         self.progress = Progress(**data["progress"])
-        self.log(f"Resumed from {path} at {self.progress.nimg / 1000:.1f} kimg")
 
     def save(self, kind: str, name: str, payload: dict, keep: int) -> None:
         """Write a snapshot or state on rank 0 and delete the oldest ones."""
@@ -191,7 +190,7 @@ class Trainer:
     def run(self) -> None:
         """Train to total_kimg."""
         options, p = self.options, self.progress
-        total = int(round(options.total_kimg * 1000))
+        total = round(options.total_kimg * 1000)
         files = StatsFiles(self.run_dir) if self.rank == 0 else None
         bar = progress(total=total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
@@ -227,7 +226,7 @@ class Trainer:
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else psutil.Process().memory_info().rss
         return {"tick": self.progress.tick, "kimg": self.progress.nimg / 1000, "time/total_sec": self.progress.seconds,
                 "time/sec_per_tick": seconds, "time/sec_per_kimg": seconds / images * 1000,
-                "time/eta_sec": seconds / images * (total - self.progress.nimg), "time/data_share": wait / seconds,
+                "time/eta_sec": seconds / images * max(0, total - self.progress.nimg), "time/data_share": wait / seconds,
                 "images_per_sec": images / seconds, "memory_gib": memory / 2 ** 30, **means}
 
 
@@ -238,7 +237,7 @@ def tick_line(fields: dict[str, float]) -> str:
             f"sec/kimg {fields['time/sec_per_kimg']:<7.2f} ETA {clock(fields['time/eta_sec']):<9s} "
             f"data {fields['time/data_share']:.0%}  img/s {fields['images_per_sec']:<6.1f} "
             f"GiB {fields['memory_gib']:<5.2f} grad {fields['grad_norm']:.3g}  bad "
-            f"{round(fields['bad_steps'] * 100):d}%  {loss}")
+            f"{fields['bad_steps']:.0%}  {loss}")
 
 
 def clock(seconds: float) -> str:

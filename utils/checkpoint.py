@@ -34,7 +34,8 @@ def checksum(value: object) -> str:
         digest.update(path.encode())
         if isinstance(leaf, torch.Tensor):
             digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            flat = torch.empty(leaf.numel(), dtype=leaf.dtype).copy_(leaf.detach().reshape(-1))  # whatever its strides
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()
@@ -90,7 +91,7 @@ def load(path: Path, kind: str) -> dict:
     if not isinstance(data, dict) or data.get("format") != kind:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{path}: wanted a {kind}, this is {found!r}")
-    if data["version"] > VERSION:
+    if data.get("version", 0) > VERSION:
         raise ValueError(f"{path}: format version {data['version']}, this program reads up to {VERSION}; update it")
     stored = data.pop("checksum", None)
     if stored != checksum(data):

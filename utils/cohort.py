@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.nifti import KEYS, suffix_of
+from utils.nifti import KEYS, npz_names, suffix_of
+from utils.volumes import SPLITS
 
-SPLITS = ("train", "val", "test")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -34,15 +34,17 @@ def find_cases(
 
     A name is the file name without its suffix, and for images also without nnU-Net's channel number `_0000`, unless a
     label map or the table has the full name. Without labels and table, numbers count as channels only if every case
-    has the same ones, from 0000 on; `channels` is how many the user named, None = none.
+    has the same ones, from 0000 on; `channels` is how many the user named, None = none. Without a labels folder the
+    label maps inside npz images are taken, if there are any.
     """
     image_files = _by_stem(images)
     label_files = _by_stem(labels) if labels else {}
     grouped = _group_channels(image_files, {*label_files, *table_ids}, channels)
     if labels is None:
-        embedded = {case: files[0] for case, files in grouped.items() if _has_label(files[0])}
-        _refuse_lonely({case: grouped[case][0] for case in grouped.keys() - embedded.keys()} if embedded else {}, {})
-        return [Case(case, files, embedded.get(case)) for case, files in sorted(grouped.items())]
+        has_label = {case: _has_label(files[0]) for case, files in grouped.items()}
+        if any(has_label.values()):
+            _refuse_lonely({case: grouped[case][0] for case, has in has_label.items() if has is False}, {})
+        return [Case(case, files, files[0] if has_label[case] else None) for case, files in sorted(grouped.items())]
     _refuse_lonely(
         {case: files[0] for case, files in grouped.items() if case not in label_files},
         {case: path for case, path in label_files.items() if case not in grouped},
@@ -102,14 +104,12 @@ def _numbers(channels: Iterable[int]) -> str:
     return ", ".join(f"_{c:04d}" for c in sorted(channels))
 
 
-def _has_label(path: Path) -> bool:
-    if path.suffix != ".npz":
-        return False
+def _has_label(path: Path) -> bool | None:
+    """Whether an npz file holds a label map too; None for one that cannot be read, which reading it will report."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return any(name in arrays.files for name in KEYS["label"])
-    except Exception:  # noqa: BLE001
-        return False
+        return bool(set(KEYS["label"]) & set(npz_names(path))) if path.suffix == ".npz" else False
+    except ValueError:
+        return None
 
 
 def _refuse_lonely(images: dict[str, Path], labels: dict[str, Path]) -> None:
@@ -151,9 +151,18 @@ def read_table(path: Path) -> Table:
     """
     rows = _read_csv(path)
     columns = [c for c in rows[0] if c not in ("id", "group", "class", "split")]
-    ignored = tuple(c for c in columns if all(_number(row[c]) is None for row in rows) and any(row[c] for row in rows))
+    ignored = tuple(
+        c
+        for c in columns
+        if all(_number(row[c]) is None for row in rows) and any(not _is_missing(row[c]) for row in rows)
+    )
     columns = [c for c in columns if c not in ignored]
-    bad = [f"{row['id']}: {c} = '{row[c]}'" for row in rows for c in columns if row[c] and _number(row[c]) is None]
+    bad = [
+        f"{row['id']}: {c} = '{row[c]}'"
+        for row in rows
+        for c in columns
+        if not _is_missing(row[c]) and _number(row[c]) is None
+    ]
     if bad:
         raise ValueError(f"{path}: not a finite number: {'; '.join(bad)}. Correct the cells or remove the column")
     headers = [re.fullmatch(r"(.*?)\s*(?:\[(.*)\])?", column) for column in columns]
@@ -162,7 +171,7 @@ def read_table(path: Path) -> Table:
             row.get("group") or row["id"],
             row.get("class") or None,
             row.get("split") or None,
-            np.array([np.nan if not row[c] else _number(row[c]) for c in columns], np.float32),
+            np.array([np.nan if _is_missing(row[c]) else _number(row[c]) for c in columns], np.float32),
         )
         for row in rows
     }
@@ -190,6 +199,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     if doubled or not rows:
         raise ValueError(f"{path}: {'ids empty or doubled: ' + ', '.join(doubled) if doubled else 'has no rows'}")
     return rows
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.lower() in ("", "nan")
 
 
 def _number(cell: str) -> float | None:

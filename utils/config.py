@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import types
 import typing
@@ -18,7 +19,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-TRUSTED = ("networks.", "samplers.", "training.loss.", "training.batch_transforms.", "torch.nn.", "monai.networks.")
+TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "torch.nn.", "monai.networks.nets.",
+           "monai.networks.blocks.", "monai.networks.layers.")  # homes of the classes that a file may name
 LOGGING_KEYS = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                 "resume", "dry_run", "debug", "desc", "run_root")
 
@@ -127,7 +129,8 @@ def compose(config_dir: Path, name: str, overrides: Sequence[str]) -> dict:
         with hydra.initialize_config_dir(str(config_dir.resolve()), version_base=None):
             plain = to_plain(hydra.compose(name, list(overrides)))
     except (HydraException, OmegaConfBaseException) as e:
-        raise ValueError(composition_error(e)) from e
+        groups = sorted(p.name for p in config_dir.iterdir() if p.is_dir())
+        raise ValueError(composition_error(e, groups)) from e
     check_keys(plain, Experiment)
     return plain
 
@@ -148,20 +151,35 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
     return "no such key; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}")
 
 
-def composition_error(error: Exception) -> str:
-    """Hydra's or OmegaConf's error as one line with the config path and the nearest right key."""
+def composition_error(error: Exception, groups: Sequence[str]) -> str:
+    """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group."""
     while not isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     full = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), None)
     if full is None:
-        return " ".join(lines)
+        return " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
-        node: Any = Experiment
-        for part in full.split(".")[:-1]:
-            node = typing.get_type_hints(node).get(part) if is_dataclass(node) else None
-        return f"{full}: {no_such_key(full.split('.')[-1], [f.name for f in fields(node)] if is_dataclass(node) else [])}"
-    return f"{full}: {lines[0]}"
+        key, known = full.rpartition(".")[2], keys_around(full, error.parent_node)
+        if key in known:
+            return f"{full}: not in the YAML; write +{full}=... to add it"
+        return f"{full}: {no_such_key(key, known if '.' in full else [*known, *groups])}"
+    group = full.rpartition(".")[2]
+    hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
+    return f"{full}: {lines[0]}{hint}"
+
+
+def keys_around(full: str, parent: Any) -> list[str]:
+    """Keys that may stand beside a config path: of the schema, or of its target and the YAML."""
+    node: Any = Experiment
+    for part in full.split(".")[:-1]:
+        node = typing.get_type_hints(node).get(part) if is_dataclass(node) else None
+    if is_dataclass(node):
+        return [f.name for f in fields(node)]
+    known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
+    if "_target_" in known:
+        known += inspect.signature(find_target(parent["_target_"], full.rpartition(".")[0])).parameters
+    return known
 
 
 def to_plain(config: DictConfig) -> dict:
@@ -196,7 +214,7 @@ def targets(config: object, path: str) -> Iterator[tuple[str, dict]]:
             yield path, config
         for key, value in config.items():
             yield from targets(value, f"{path}.{key}")
-    elif isinstance(config, list):
+    elif isinstance(config, (list, tuple)):
         for i, value in enumerate(config):
             yield from targets(value, f"{path}[{i}]")
 
@@ -235,6 +253,8 @@ def fits(value: object, hint: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool, dict):
         return isinstance(value, hint)
+    if inspect.isclass(hint) and f"{hint.__module__}.{hint.__qualname__}" == "torch.Tensor":
+        return False
     if origin in (list, tuple, Sequence):
         inner = [a for a in args if a is not Ellipsis]
         return isinstance(value, (list, tuple)) and (not inner or all(any(fits(v, a) for a in inner) for v in value))
@@ -263,14 +283,24 @@ def build(node: dict) -> Any:
 
 
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
-    """Instantiate a node that came out of a file: only targets on the allow-list, unless trust."""
+    """Instantiate a node that came out of a file: only classes that live on the allow-list, unless trust."""
     for path, inner in targets(node, "config"):
         name = str(inner["_target_"])
-        if not trust and not name.startswith(TRUSTED):
+        if not trust and not is_trusted(name, path):
             raise ValueError(f"{source}: {path}._target_={name} is not on the list of what a file may name "
-                             f"({', '.join(TRUSTED)}); set trust=true if you trust the file")
+                             f"(classes of {', '.join(TRUSTED)}); set trust=true if you trust the file")
         check_signature(path, inner)
+    if not trust and "${" in json.dumps(node, default=str):  # could make a target out of text, after the check
+        raise ValueError(f"{source}: the network's config holds ${{...}}; set trust=true if you trust the file")
     return build(node)
+
+
+def is_trusted(name: str, path: str) -> bool:
+    """Whether a target is a class that is defined, not only imported, in a module on the allow-list."""
+    if not name.startswith(TRUSTED):
+        return False
+    target = find_target(name, path)
+    return inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
 
 
 def fill(node: dict, **values: object) -> dict:

@@ -52,7 +52,7 @@ def host() -> str:
 
 
 def set_threads(num_threads: int) -> int:
-    """Fix the CPU threads of this process (0: share the cores between the ranks of this machine); returns the number."""
+    """Fix the CPU threads of this process (0: share this machine's cores between its ranks); returns the number."""
     if num_threads < 0:
         raise ValueError(f"training.options.num_threads={num_threads}: wanted 0 (share the cores) or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

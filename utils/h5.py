@@ -24,7 +24,10 @@ _OWN_ATTRIBUTES = ("sha256", "content_hash")
 
 
 def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
-    """Raise ValueError if the disk that holds `folder` has less than `needed_bytes` left."""
+    """Raise ValueError if the disk that holds `folder`, or will hold it, has less than `needed_bytes` left."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise ValueError(
@@ -37,8 +40,8 @@ def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
 def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     """Give a temporary path beside `path` (same suffixes): synced and renamed on clean exit, else removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     check_free_disk(path.parent, needed_bytes)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary

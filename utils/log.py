@@ -12,19 +12,19 @@ from tqdm import tqdm
 
 
 class RunLog:
-    """Prints on rank 0, and into run_dir/log.txt once a run folder is known; silent on other ranks."""
+    """Prints on rank 0, and into run_dir/log.txt where there is a run folder; silent on other ranks."""
 
     def __init__(self, is_main: bool = True, run_dir: Path | None = None):
-        self.is_main = is_main
-        self.file = open(run_dir / "log.txt", "a", encoding="utf-8") if is_main and run_dir else None  # noqa: SIM115
+        self.is_main, self.run_dir = is_main, run_dir
 
     def __call__(self, text: str = "") -> None:
         if not self.is_main:
             return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-        if self.file:
-            print(text, file=self.file, flush=True)
+        if self.run_dir:
+            with open(self.run_dir / "log.txt", "a", encoding="utf-8") as file:
+                print(text, file=file)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str, unit: str,

@@ -61,6 +61,15 @@ def read_volume(path: Path, spatial_dims: int | None = None, role: str = "image"
     return Volume(_from_nifti(path, array, spatial_dims), affine)
 
 
+def npz_names(path: Path) -> list[str]:
+    """Return the names of the arrays in an npz file; ValueError names the file if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return list(arrays.files)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
 def _read_npy(path: Path, role: str) -> tuple[np.ndarray, np.ndarray | None]:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):

@@ -20,7 +20,7 @@ ARRAYS = ("latents", "images", "labels")
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Numbers of a list like `1,2,5-10`, in order; ValueError for anything else. `5-3` is empty, `-3` is minus three."""
+    """Numbers of a list like `1,2,5-10`, in order; ValueError for anything else. `5-3` is empty, `-3` minus three."""
     seeds: list[int] = []
     for part in text.split(","):
         span = re.fullmatch(r"(\d+)-(\d+)", part)
@@ -138,7 +138,7 @@ class Parts:
 
     def write(self, seed: int, arrays: dict[str, np.ndarray]) -> None:
         """Store the arrays of one seed."""
-        with h5.atomic_path(self.path(seed)) as temporary:
+        with h5.atomic_path(self.path(seed), sum(a.nbytes for a in arrays.values())) as temporary:
             np.savez(temporary, **arrays)
 
     def read(self, seed: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from utils import h5
 
+SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
 _ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
@@ -239,7 +240,8 @@ class VolumesFile:
         self.meta = _read_meta(self._open())
         self.provenance: dict[str, Any] = h5.get_json(self._open(), "provenance")
         self.content_hash: str = self._open().attrs.get("content_hash", "")
-        self.splits: list[str] = [name for name in self._open() if isinstance(self._open()[name], h5py.Group)]
+        names = [name for name in self._open() if isinstance(self._open()[name], h5py.Group)]
+        self.splits: list[str] = sorted(names, key=lambda n: (SPLITS.index(n) if n in SPLITS else len(SPLITS), n))
         if not self.splits:
             raise ValueError(f"{self.path}: holds no split")
         self._strings = {split: _read_names(self._open()[split]) for split in self.splits}

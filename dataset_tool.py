@@ -1,0 +1,334 @@
+"""Data and files, no learning: python dataset_tool.py COMMAND --help"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+if TYPE_CHECKING:  # heavy imports wait until there is something to do
+    import numpy as np
+
+    from utils.sample_io import SamplesFile
+    from utils.volumes import Item, VolumesFile
+
+PATH = click.Path(path_type=Path)
+
+
+# ---- the command line ----
+
+
+class Words(click.ParamType):
+    """Several words after one option, as in `--size 160 160 128`; works in commands of class WordsCommand."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+        self.name = {int: "INT...", float: "NUMBER...", str: "NAME..."}[kind]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+        """Split at the places where WordsCommand joined, numbers also at blanks and commas (`--size=32,32`)."""
+        if isinstance(value, tuple):
+            return value
+        words = value.split("\n") if self.kind is str else value.replace(",", " ").split()
+        try:
+            return tuple(self.kind(word) for word in words)
+        except ValueError:
+            self.fail(f"{' '.join(words)!r}: wanted {'whole ' if self.kind is int else ''}numbers", param, ctx)
+
+
+class WordsCommand(click.Command):
+    """A command whose Words options take all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the words that follow such an option into one argument."""
+        takes_words = {name for p in self.params if isinstance(p.type, Words) for name in p.opts}
+        joined: list[str] = []
+        words = -1  # place in `joined` of the words being collected
+        for arg in args:
+            if arg.startswith("--"):
+                words = len(joined) + 1 if arg in takes_words else -1
+                joined.append(arg)
+            elif words == len(joined) - 1:
+                joined[words] += "\n" + arg
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+class Tool(click.Group):
+    """Turns errors a user can cause into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks; before the command.")
+def main(debug: bool) -> None:
+    """Make, convert and inspect the files that training and sampling use."""
+
+
+# ---- phantom ----
+
+
+@main.command(cls=WordsCommand)
+@click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
+@click.option("--num", default=640, show_default=True, type=click.IntRange(min=1), help="Number of phantoms.")
+@click.option("--size", default=32, show_default=True, type=int, help="Voxels per axis of the 128 mm cube.")
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Which endless set of phantoms; also of the split."
+)
+@click.option("--spatial-dims", default=3, show_default=True, type=int, help="2: slices of the same anatomy.")
+@click.option("--pairs", is_flag=True, help="End-diastole and end-systole of each patient, as classes ED and ES.")
+@click.option(
+    "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
+)
+def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float]) -> None:
+    """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes."""
+    from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
+    from utils.cohort import assign_splits, parse_fractions
+    from utils.h5 import check_free_disk
+    from utils.log import progress
+    from utils.volumes import Intensity, VolumesMeta, VolumesWriter
+
+    fractions = parse_fractions(split)
+    echo_phantom(0, seed=seed, size=size, spatial_dims=spatial_dims, pairs=pairs)  # refuses bad numbers before work
+    needed = num * 5 * size**spatial_dims
+    check_free_disk(dest.parent, needed)
+    split_of = assign_splits([_patient(i // 2 if pairs else i) for i in range(num)], fractions, seed)
+    names, units = zip(*ATTRIBUTES)
+    meta = VolumesMeta(
+        spatial_dims, ("echo",), ("target",), LABEL_CLASSES, names, units, PHASES if pairs else (),
+        Intensity(0.0, 1.0, True, "a.u."),
+    )  # fmt: skip
+    settings = {"num": num, "size": size, "seed": seed, "spatial_dims": spatial_dims, "pairs": pairs}
+    provenance = {"kind": "phantom", **settings, "split": list(split)}
+    with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
+        for index in progress(range(num), desc="phantom", unit="volume"):
+            item = _phantom_item(index, settings)
+            writer.add(split_of[item.group], item)
+    click.echo(f"{dest}: {num} phantoms")
+
+
+def _patient(group: int) -> str:
+    return f"patient-{group:06d}"
+
+
+def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
+    import numpy as np
+
+    from physics.phantoms import PHASES, echo_phantom, phantom_affine
+    from utils.volumes import Item, full_box
+
+    size, dims, pairs = (settings[name] for name in ("size", "spatial_dims", "pairs"))
+    drawn = echo_phantom(index, seed=settings["seed"], size=size, spatial_dims=dims, pairs=pairs)
+    return Item(
+        image=drawn.image[None],
+        label=drawn.label,
+        attributes=drawn.attributes.astype(np.float32),
+        class_index=PHASES.index(drawn.phase) if pairs else None,
+        id=f"phantom-{index:06d}",
+        group=_patient(drawn.group),
+        affine=phantom_affine(size, dims),
+        box=full_box(drawn.image.shape),
+    )
+
+
+# ---- prepare ----
+
+
+@main.command(cls=WordsCommand)
+@click.option("--images", required=True, type=PATH, help="Folder of .nii, .nii.gz, .npy or .npz files.")
+@click.option("--labels", type=PATH, help="Folder of label maps of the same names (without channel numbers _0000).")
+@click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
+@click.option("--table", type=PATH, help="CSV: id, [group, class, split], and attributes with their unit: 'age [y]'.")
+@click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally.")
+@click.option("--spacing", type=Words(float), help="mm per axis: resample (splines; labels nearest).")
+@click.option("--orientation", help="Where the axes point to, such as RAS.")
+@click.option("--percentiles", type=Words(float), help="Scale each volume's own percentiles to 0..1, as in 0 99.5.")
+@click.option(
+    "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
+)
+@click.option("--seed", default=0, show_default=True, type=int, help="Of the split.")
+@click.option("--spatial-dims", type=int, help="2 or 3; by default as --size or the first image says.")
+@click.option("--classes", default=(), type=Words(str), help="Names of the label values, background first.")
+@click.option("--channels", default=(), type=Words(str), help="Names of the image channels.")
+def prepare(images: Path, labels: Path | None, dest: Path, table: Path | None, **options: Any) -> None:
+    """Make a volumes file of folders of NIfTI, npy or npz files.
+
+    Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
+    """
+    from utils.prepare import Options
+    from utils.prepare import prepare as run
+
+    counts, cohort = run(images, labels, dest, Options(**options), table=table)
+    if cohort and cohort.ignored:
+        click.echo(f"{table}: columns without numbers left out: {', '.join(cohort.ignored)}")
+    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+
+
+# ---- encode ----
+
+
+@main.command()
+@click.option("--autoencoder", required=True, help="Experiment name (its newest run), run folder or snapshot.")
+@click.option("--source", required=True, type=PATH, help="Volumes file (.h5).")
+@click.option("--dest", required=True, type=PATH, help="Latents file to write (.h5).")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+def encode(autoencoder: str, source: Path, dest: Path, batch_size: int, precision: str, run_root: Path) -> None:
+    """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file."""
+    from training.encode import encode_volumes
+    from utils.runs import find_file
+
+    snapshot = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
+    click.echo(f"Autoencoder {snapshot}")
+    counts = encode_volumes(snapshot, source, dest, batch_size=batch_size, precision=precision)
+    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+
+
+# ---- check, info ----
+
+
+@main.command()
+@click.argument("path", type=PATH)
+def check(path: Path) -> None:
+    """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
+    from utils.describe import check as run
+
+    report = run(path)
+    for line in report.lines:
+        click.echo(line)
+    for problem in report.problems:
+        click.echo(f"BAD {problem}", err=True)
+    if report.problems:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("path", type=PATH)
+def info(path: Path) -> None:
+    """Print what a file holds: .h5, .npz, .npy, NIfTI, snapshot or training state (.pt)."""
+    from utils.describe import describe
+
+    for line in describe(path):
+        click.echo(line)
+
+
+# ---- export ----
+
+
+class Exported(NamedTuple):
+    """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4]."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+
+
+@main.command()
+@click.argument("path", type=PATH)
+@click.option("--format", "kind", required=True, type=click.Choice(["nifti", "png"]), help="Of the files.")
+@click.option("--dest", required=True, type=PATH, help="Folder to write to.")
+@click.option("--split", help="Only this split of a volumes file.")
+@click.option("--indices", help="Only these: rows of each split of a volumes file, seeds of a samples file (0-7,12).")
+def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | None) -> None:
+    """Write the volumes of a volumes or samples file out, with their true affines.
+
+    NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows the three middle planes.
+    """
+    from utils import h5
+    from utils.log import progress
+    from utils.sample_io import SamplesFile
+    from utils.volumes import VolumesFile
+
+    if path.suffix == ".npz":
+        form = "samples"
+    else:
+        with h5.open_h5(path) as file:
+            form = file.attrs.get("format", "none")
+    if form not in ("volumes", "samples"):
+        raise ValueError(f"{path}: format is '{form}'; volumes and samples can be exported")
+    if form == "samples" and split is not None:
+        raise ValueError(f"--split {split}: samples have no splits; leave it out")
+    file = VolumesFile(path) if form == "volumes" else SamplesFile(path)
+    keys = _volume_keys(file, split, indices) if form == "volumes" else _sample_keys(file, indices)
+    dims = file.meta.spatial_dims if form == "volumes" else file.images(0).ndim - 1
+    unit = file.meta.intensity.unit if form == "volumes" else str(file.meta.data["intensity"]["unit"])
+    for key in progress(keys, desc="export", unit="volume"):
+        _write_out(_exported(file, key), kind, dest, dims, unit)
+    click.echo(f"{dest}: {len(keys)} volumes")
+
+
+def _volume_keys(file: VolumesFile, split: str | None, indices: str | None) -> list[tuple[str, int]]:
+    splits = [split] if split else file.splits
+    lengths = {name: file.length(name) for name in splits}
+    wanted = _indices(indices)
+    if wanted is not None and max(wanted) >= max(lengths.values()):
+        raise ValueError(f"--indices {indices}: {file.path} has {lengths} volumes, counted from 0")
+    return [(s, i) for s, n in lengths.items() for i in (range(n) if wanted is None else wanted) if i < n]
+
+
+def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]]:
+    if "images" not in file.arrays:
+        raise ValueError(f"{file.path}: holds latents only; decode them first")
+    wanted = list(file.rows) if indices is None else _indices(indices)
+    if absent := [seed for seed in wanted if seed not in file.rows]:
+        raise ValueError(f"--indices {indices}: {file.path} has no seeds {', '.join(map(str, absent))}")
+    return [(f"seed{seed:06d}", file.rows[seed]) for seed in wanted]
+
+
+def _indices(text: str | None) -> list[int] | None:
+    from utils.sample_io import parse_seeds
+
+    if text is None:
+        return None
+    wanted = f"--indices {text}: wanted a list of numbers from 0 on, such as 0-7,12"
+    try:
+        indices = parse_seeds(text)
+    except ValueError as error:
+        raise ValueError(wanted) from error
+    if not indices or min(indices) < 0:
+        raise ValueError(wanted)
+    return sorted(set(indices))
+
+
+def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported:
+    from utils.volumes import VolumesFile
+
+    name, index = key
+    if isinstance(file, VolumesFile):
+        item = file.read(name, index)
+        return Exported(item.id, item.image, item.label, item.affine)
+    return Exported(name, file.images(index), file.labels(index), file.affine)
+
+
+def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
+    if kind == "nifti":
+        from utils.nifti import write_nifti
+
+        name = f"{volume.name}.nii.gz"  # same names in two folders: what `prepare` reads
+        write_nifti(dest / "images" / name, volume.image, volume.affine, spatial_dims=dims, unit=unit)
+        if volume.label is not None:
+            write_nifti(dest / "labels" / name, volume.label, volume.affine, spatial_dims=dims)
+        return
+    from reporting.montages import planes_figure, save_png
+    from utils.nifti import spacing_of
+
+    spacing = spacing_of(volume.affine)[:dims]
+    figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine)
+    save_png(figure, dest / f"{volume.name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Hold generated volumes against real ones: python evaluate.py --real FILE --generated FILE --dest DIR"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:  # heavy imports wait until there is something to do
+    from collections.abc import Iterator
+
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from reporting.features import Case, Layout
+    from reporting.reference import Reference
+    from training.snapshot import FirstStage
+    from utils.sample_io import SamplesFile
+    from utils.volumes import VolumesFile
+
+BATCH = 8
+PICTURES = 8  # volumes of each set in the pictures
+MS_SSIM_VOLUMES = 64
+FIRST_STAGE_VOLUMES = 64
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--real", required=True, type=click.Path(path_type=Path), help="Real volumes (volumes.h5).")
+@click.option("--generated", required=True, type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
+@click.option("--dest", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
+@click.option("--split", default="auto", show_default=True,
+              help="Real volumes to compare with: a split of the file or 'all'. auto: fresh phantoms of another seed "
+                   "if the file holds phantoms, else its test split, or all of it when that has fewer than 32 volumes.")
+@click.option("--num-noise", default=64, show_default=True, type=click.IntRange(min=0),
+              help="Volumes decoded from pure noise, the yardstick; 0 leaves it out.")
+@click.option("--snapshot", type=click.Path(path_type=Path), help="Instead of the snapshot the samples name.")
+@click.option("--seed", default=0, show_default=True, help="Of the noise, the pairs and the resampling.")
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool, **options: object) -> None:
+    """Report how generated volumes compare with real ones.
+
+    Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest.
+    """
+    from utils.log import run_main
+    run_main(lambda: evaluate(**options), debug)
+
+
+def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
+             snapshot: Path | None = None, seed: int = 0, trust: bool = False) -> dict:
+    """Write the report of a samples file against a volumes file; returns what report.json holds."""
+    from reporting import features, montages, reference, report, tables
+    from utils.log import progress
+    from utils.sample_io import SamplesFile
+    from utils.volumes import VolumesFile
+
+    samples, file = SamplesFile(generated), VolumesFile(real)
+    layout = shared_layout(samples, file)
+    channels = [file.meta.channels.index(name) for name in layout.channels]
+    against = reference.choose_reference(file, split, channels)
+    first_stage, reason = find_first_stage(samples, snapshot, trust)
+    noise_reason = reason or ("--num-noise is 0" if num_noise == 0 else "")
+
+    def measured(cases: Iterator[Case], name: str, total: int) -> features.Measured:
+        return features.measure(progress(cases, total=total, desc=name, unit="volume"), layout)
+
+    sets = {"real": measured(iter(against), "real", len(against)),
+            "generated": measured((sample_case(samples, i, layout) for i in range(len(samples))), "generated",
+                                  len(samples)),
+            "noise": None}
+    if not noise_reason:
+        sets["noise"] = measured(noise_cases(first_stage, num_noise, seed, layout), "noise", num_noise)
+    comparison = tables.compare(sets["real"], sets["generated"], sets["noise"], layout, seed)
+    figures: dict[str, bytes] = {}
+    comparison["ms_ssim"] = variety(against, samples, layout, seed, figures)
+    result = {
+        **origin(samples, file, against, layout, snapshot),
+        "noise": missing(noise_reason) if noise_reason else {"available": True, "num": num_noise, "seed": seed},
+        **comparison,
+        "first_stage": missing(reason) if reason else first_stage_report(first_stage, file, layout, channels, figures),
+    }
+    figures |= report.figure_pngs(report.comparison_figures(result, sets, layout))
+    figures["samples"] = montages.png_bytes(pictures(against, samples, layout))
+    rows = tables.cases_csv({name: values for name, values in sets.items() if values}, samples.seeds.tolist())
+    report.write_report(dest, result, figures, rows)
+    print_summary(result, dest, tables.text_table(comparison))
+    return result
+
+
+def missing(reason: str) -> dict:
+    """A part of the report that could not be had."""
+    return {"available": False, "reason": reason}
+
+
+# ---- what is compared ----
+
+
+def shared_layout(samples: SamplesFile, file: VolumesFile) -> Layout:
+    """What samples and real volumes have in common; ValueError naming where they differ."""
+    import numpy as np
+
+    from reporting.features import Layout
+    data, meta = samples.meta.data, file.meta
+    if "images" not in samples.arrays:
+        raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
+    channels, classes = tuple(data["channels"]), tuple(data["label_classes"])
+    if unknown := [name for name in channels if name not in meta.channels]:
+        raise ValueError(f"{samples.path}: channels {unknown} are not in {file.path}, which has {list(meta.channels)}; "
+                         "give --real the file that the networks were trained on, or one like it")
+    found = {"label classes": (classes, meta.label_classes),
+             "intensity range": ((data["intensity"]["lo"], data["intensity"]["hi"]),
+                                 (meta.intensity.lo, meta.intensity.hi)),
+             "shape": (samples.images(0).shape[1:], file.spatial_shape(file.splits[0]))}
+    for what, (got, wanted) in found.items():
+        if got != wanted:
+            raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
+    spacing = np.linalg.norm(samples.affine[:3, :3], axis=0)[: meta.spatial_dims]
+    real_spacing = np.linalg.norm(file.read(file.splits[0], 0).affine[:3, :3], axis=0)[: meta.spatial_dims]
+    if not np.allclose(spacing, real_spacing, rtol=1e-3):
+        raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
+                         f"{file.path} (--real)")
+    labelled = classes if "labels" in samples.arrays else ()
+    return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
+                  meta.intensity.unit)
+
+
+def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
+    """A generated volume."""
+    from reporting.features import Case
+    label = samples.labels(index) if layout.label_classes else None
+    return Case(f"seed-{samples.seeds[index]:06d}", samples.images(index), label)
+
+
+def noise_cases(first_stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:
+    """The yardstick: volumes decoded from normal latents with the standard deviation of true ones."""
+    import torch
+
+    from reporting.features import Case
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, BATCH):
+        noise = torch.randn(min(BATCH, count - start), *first_stage.latent_shape, generator=generator)
+        images, labels = first_stage.decode(noise * first_stage.codec.sigma_data)
+        for i, image in enumerate(images.numpy()):
+            yield Case(f"noise-{start + i:06d}", image, labels[i].numpy() if layout.label_classes else None)
+
+
+def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool) -> tuple[FirstStage | None, str]:
+    """The first stage that decoded the samples, or None and the reason why there is none."""
+    from training.snapshot import load_first_stage
+    from utils import checkpoint
+    path = override or Path(samples.meta.snapshot)
+    if override is None and not path.is_file():
+        return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
+    if checkpoint.checksum(checkpoint.load(path, "snapshot")) != samples.meta.snapshot_hash:
+        return None, f"{path} is not the snapshot that drew the samples: its hash differs from the one they record"
+    first_stage = load_first_stage(path, trust)
+    if first_stage is None:
+        return None, "the network draws voxels, it has no first stage"
+    return first_stage, ""
+
+
+# ---- parts of the report ----
+
+
+def variety(against: Reference, samples: SamplesFile, layout: Layout, seed: int, figures: dict[str, bytes]) -> dict:
+    """MS-SSIM of pairs, per channel; adds its charts to the figures."""
+    import numpy as np
+
+    from reporting import charts, tables
+    from reporting.montages import png_bytes
+    real = np.stack([against.case(i).image for i in range(min(MS_SSIM_VOLUMES, len(against)))])
+    generated = np.stack([samples.images(i) for i in range(min(MS_SSIM_VOLUMES, len(samples)))])
+    rows = {}
+    for i, channel in enumerate(layout.channels):
+        scaled = [np.clip((a[:, i:i + 1] - layout.lo) / (layout.hi - layout.lo), 0, 1) for a in (real, generated)]
+        rows[channel], values = tables.ms_ssim_row(*scaled, seed)
+        if values:
+            figures[f"ms_ssim_{channel}"] = png_bytes(charts.pairs_chart(values))
+    return rows
+
+
+def first_stage_report(first_stage: FirstStage, file: VolumesFile, layout: Layout, channels: list[int],
+                       figures: dict[str, bytes]) -> dict:
+    """How held-out volumes survive encoding and decoding; adds a picture of it to the figures."""
+    import numpy as np
+
+    from metrics import image, overlap
+    from reporting import montages, reference
+    split = reference.held_out_split(file)
+    held_out = reference.file_volumes(file, split, channels)
+    cases = [held_out.case(i) for i in range(min(FIRST_STAGE_VOLUMES, len(held_out)))]
+    decoded = reconstruct(first_stage, cases, layout)
+    data_range, names = layout.hi - layout.lo, layout.label_classes
+    psnr = float(np.mean([image.psnr(d.image, c.image, data_range) for d, c in zip(decoded, cases)]))
+    dice = np.array([overlap.dice(d.label, c.label, len(names)) for d, c in zip(decoded, cases)]) if names else None
+    blocks = [("Held out", cases), ("Decoded from its latents", decoded)]
+    figures["first_stage"] = montages.png_bytes(montages.montage(
+        [(name, [(c.image, c.label) for c in block[:PICTURES]]) for name, block in blocks], layout.spacing,
+        label_classes=names))
+    return {
+        "available": True, "split": split, "num": len(cases), "psnr_db": psnr,
+        "ceiling": speckle_ceiling(file, cases, data_range, psnr),
+        "dice": {name: float(np.nanmean(dice[:, k])) for k, name in enumerate(names) if k},
+        "dice_min": {name: float(np.nanmin(dice[:, k])) for k, name in enumerate(names) if k},
+    }
+
+
+def reconstruct(first_stage: FirstStage, cases: list[Case], layout: Layout) -> list[Case]:
+    """decode(encode(x)) of every case."""
+    import numpy as np
+    import torch
+
+    from reporting.features import Case
+    from utils.log import progress
+    decoded = []
+    for start in progress(range(0, len(cases), BATCH), desc="first stage", unit="batch"):
+        batch = cases[start:start + BATCH]
+        label = torch.from_numpy(np.stack([c.label for c in batch])) if layout.label_classes else None
+        images, labels = first_stage.decode(first_stage.encode(torch.from_numpy(np.stack([c.image for c in batch])),
+                                                               label))
+        decoded += [Case(c.id, images[i].numpy(), labels[i].numpy() if layout.label_classes else None)
+                    for i, c in enumerate(batch)]
+    return decoded
+
+
+def speckle_ceiling(file: VolumesFile, cases: list[Case], data_range: float, psnr: float) -> dict:
+    """PSNR of speckle-free phantoms against the speckled ones, and how far the first stage stays below."""
+    import numpy as np
+
+    from metrics import image
+    from reporting.reference import speckle_free
+    if file.provenance.get("kind") != "phantom":
+        return missing("the noise-free truth is known of phantoms only")
+    try:
+        ceiling = float(np.mean([image.psnr(speckle_free(c, file.provenance), c.image, data_range) for c in cases]))
+    except ValueError as error:
+        return missing(str(error))
+    return {"available": True, "psnr_db": ceiling, "gap_db": ceiling - psnr}
+
+
+def pictures(against: Reference, samples: SamplesFile, layout: Layout) -> Figure:
+    """The first real volumes above the first generated ones."""
+    from reporting.montages import montage
+    real = [against.case(i) for i in range(min(PICTURES, len(against)))]
+    generated = [sample_case(samples, i, layout) for i in range(min(PICTURES, len(samples)))]
+    blocks = [(name, [(c.image, c.label) for c in cases]) for name, cases in (("Real", real), ("Generated", generated))]
+    return montage(blocks, layout.spacing, label_classes=layout.label_classes)
+
+
+def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: Layout, snapshot: Path | None) -> dict:
+    """What was compared, with what, when."""
+    import hashlib
+    import platform
+    import shlex
+    from datetime import datetime
+    from importlib.metadata import version
+
+    from reporting.report import DEFINITIONS
+    with open(samples.path, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    labels = {"available": True}
+    if file.meta.label_classes and not layout.label_classes:
+        labels = missing("the samples hold no label maps: only images are compared")
+    return {
+        "title": str(samples.path), "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "scipy", "monai")},
+        "definitions": DEFINITIONS,
+        "real": {"path": str(file.path), "content_hash": file.content_hash, "reference": against.description,
+                 "num": len(against)},
+        "generated": {"path": str(samples.path), "sha256": sha256, "num": len(samples),
+                      "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
+                      "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling, "labels": labels},
+    }
+
+
+def ranges(seeds: np.ndarray) -> str:
+    """Increasing numbers as a list of ranges: 0-3,7."""
+    import numpy as np
+    runs = np.split(seeds, np.flatnonzero(np.diff(seeds) != 1) + 1)
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def print_summary(result: dict, dest: Path, table: str) -> None:
+    """The compact table, what is not available, the first stage's figures, and where the report is."""
+    click.echo(f"Real      {result['real']['reference']}\n\n{table}\n")
+    part = result["first_stage"]
+    for name in ("noise", "first_stage"):
+        if not result[name]["available"]:
+            click.echo(f"{name.replace('_', ' ').capitalize()}: not available: {result[name]['reason']}")
+    if part["available"]:
+        dice = ", ".join(f"{name} {value:.3f}" for name, value in part["dice"].items())
+        ceiling = part["ceiling"]
+        gap = (f", ceiling without speckle {ceiling['psnr_db']:.2f} dB, gap {ceiling['gap_db']:.2f} dB"
+               if ceiling["available"] else f", ceiling not available: {ceiling['reason']}")
+        click.echo(f"First stage on {part['num']} volumes of split {part['split']!r}: "
+                   + (f"Dice {dice}; " if dice else "") + f"PSNR {part['psnr_db']:.2f} dB{gap}")
+    click.echo(f"Report    {dest / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measures of images, label maps and distributions: arrays in, numbers out."""

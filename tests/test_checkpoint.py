@@ -1,0 +1,173 @@
+"""Snapshots and states: whole or absent, checked on load, plain data only."""
+
+import io
+import os
+import pickle
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import checkpoint
+
+PAYLOAD = {
+    "task": "diffusion", "nimg": 12, "beta": 0.5, "none": None, "flag": True, "list": [1, "a", 2.5],
+    "ema": {"w": torch.arange(12, dtype=torch.float32).reshape(3, 4), "b": torch.tensor(7, dtype=torch.int64)},
+    "optimizer": {"state": {0: {"step": torch.tensor(3.0), "half": torch.ones(5, dtype=torch.bfloat16)},
+                            1: {"mask": torch.tensor([True, False]), "none": torch.zeros(0)}}},
+}  # fmt: skip
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two trees hold equal leaves of equal types at equal places."""
+    left, right = list(checkpoint.walk(a)), list(checkpoint.walk(b))
+    return [p for p, _ in left] == [p for p, _ in right] and all(
+        torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, torch.Tensor) else x == y and type(x) is type(y)
+        for (_, x), (_, y) in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A snapshot of PAYLOAD."""
+    path = tmp_path / "network-snapshot-000012.pt"
+    checkpoint.save(path, "snapshot", PAYLOAD)
+    return path
+
+
+def test_what_is_saved_comes_back(saved):
+    data = checkpoint.load(saved, "snapshot")
+    assert data.pop("format") == "snapshot" and data.pop("version") == checkpoint.VERSION
+    assert same(data, PAYLOAD)
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(saved):
+    whole, wanted = saved.read_bytes(), checkpoint.load(saved, "snapshot")
+    noticed = 0
+    for position in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x11
+        saved.write_bytes(damaged)
+        try:
+            data = checkpoint.load(saved, "snapshot")
+        except ValueError as error:
+            assert saved.name in str(error)
+            noticed += 1
+        else:
+            assert same(data, wanted), f"byte {position} changed what was read"
+    assert noticed > 100
+
+
+def test_every_flipped_byte_of_a_tensor_is_noticed(saved):
+    whole = saved.read_bytes()
+    numbers = PAYLOAD["ema"]["w"].numpy().tobytes()
+    start = whole.index(numbers)
+    for position in range(start, start + len(numbers)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        saved.write_bytes(damaged)
+        with pytest.raises(ValueError, match="checksum"):
+            checkpoint.load(saved, "snapshot")
+
+
+def test_truncated_files_are_refused_by_name(saved):
+    whole = saved.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=saved.name):
+            checkpoint.load(saved, "snapshot")
+
+
+def test_missing_file_and_wrong_kind_are_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="no such state file"):
+        checkpoint.load(tmp_path / "none.pt", "state")
+    with pytest.raises(ValueError, match="wanted a state, this is 'snapshot'"):
+        checkpoint.load(saved, "state")
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"format": "snapshot"}, {"format": "snapshot", "version": 1}])
+def test_torch_files_that_are_not_ours_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt"):
+        checkpoint.load(tmp_path / "other.pt", "snapshot")
+
+
+def test_newer_format_is_refused(tmp_path):
+    torch.save({"format": "state", "version": checkpoint.VERSION + 1}, tmp_path / "new.pt")
+    with pytest.raises(ValueError, match=f"format version {checkpoint.VERSION + 1}"):
+        checkpoint.load(tmp_path / "new.pt", "state")
+
+
+class Hostile:
+    """Unpickling this makes a folder, to show that code has run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
+def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, how):
+    proof, path = tmp_path / "code-has-run", tmp_path / "hostile.pt"
+    payload = {"format": "snapshot", "version": 1, "ema": {"w": torch.ones(2)}, "x": Hostile(proof)}
+    if how == "pickle":
+        payload["ema"] = {}
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(ValueError, match=r"hostile\.pt"):
+        checkpoint.load(path, "snapshot")
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Hostile(proof)))  # the proof would have been there
+    assert proof.is_dir()
+
+
+def test_full_disk_leaves_the_old_file_whole_and_nothing_else(saved, monkeypatch):
+    old = saved.read_bytes()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 ** 40, 2 ** 40 - 1000, 1000))
+    with pytest.raises(OSError, match="MiB are free") as error:
+        checkpoint.save(saved, "snapshot", {"ema": {"w": torch.zeros(10)}})
+    assert str(saved.parent) in str(error.value)
+    assert saved.read_bytes() == old and os.listdir(saved.parent) == [saved.name]
+
+
+def test_write_that_breaks_off_leaves_the_old_file_whole_and_nothing_else(saved, monkeypatch):
+    old = saved.read_bytes()
+
+    def break_off(data: object, file: io.BufferedWriter) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", break_off)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(saved, "snapshot", PAYLOAD)
+    assert saved.read_bytes() == old and os.listdir(saved.parent) == [saved.name]
+
+
+def test_checksum_sees_values_shapes_types_and_places():
+    w = torch.arange(4, dtype=torch.float32)
+    trees = [{"a": w}, {"b": w}, {"a": w.reshape(2, 2)}, {"a": w.double()}, {"a": w + 1}, {"a": w.view(torch.int32)},
+             {"a": {"a": w}}, {"a": [w]}, {"a": 1}, {"a": 1.0}, {"a": "1"}, {"a": None}, {}, {"a": w, "b": None}]
+    assert len({checkpoint.checksum(tree) for tree in trees}) == len(trees)
+    assert checkpoint.checksum({"x": 1, "a": w}) == checkpoint.checksum({"a": w.clone(), "x": 1})
+
+
+def test_checksum_does_not_depend_on_strides():
+    base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    for view in (base.T, base[:, ::2], base[:1, ::2][:, :1].squeeze(0), base[1, 1]):
+        assert checkpoint.checksum(view) == checkpoint.checksum(view.clone(memory_format=torch.contiguous_format))
+
+
+def test_plain_hash_does_not_depend_on_the_order_of_keys():
+    assert checkpoint.plain_hash({"a": 1, "b": [2]}) == checkpoint.plain_hash({"b": [2], "a": 1})
+    assert checkpoint.plain_hash({"a": 1}) != checkpoint.plain_hash({"a": 2})
+
+
+def test_tensor_bytes_counts_what_tensors_hold():
+    assert checkpoint.tensor_bytes({"a": torch.zeros(3, 2), "b": [torch.zeros(5, dtype=torch.int8), "x"]}) == 29

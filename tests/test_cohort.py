@@ -1,0 +1,139 @@
+"""Pairing by name, tables and splits."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from utils.cohort import assign_splits, find_cases, parse_fractions, read_table
+
+
+def touch(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def found(cases):
+    return {case.id: ([p.name for p in case.images], case.label.name if case.label else None) for case in cases}
+
+
+def test_pairs_are_made_by_name_with_channels(tmp_path):
+    images = touch(tmp_path / "i", "b_0001.nii", "b_0000.nii", "a_0000.npy", "a_0001.nii.gz", "notes.txt", ".x.nii")
+    labels = touch(tmp_path / "l", "a.nii.gz", "b.nii.gz")
+    assert found(find_cases(images, labels)) == {
+        "a": (["a_0000.npy", "a_0001.nii.gz"], "a.nii.gz"),
+        "b": (["b_0000.nii", "b_0001.nii"], "b.nii.gz"),
+    }
+
+
+def test_numbered_patients_are_not_channels(tmp_path):
+    names = ["p_0000.nii", "p_0001.nii"]
+    images = touch(tmp_path / "i", *names)
+    wanted = {"p_0000": (["p_0000.nii"], "p_0000.nii"), "p_0001": (["p_0001.nii"], "p_0001.nii")}
+    assert found(find_cases(images, touch(tmp_path / "l", *names))) == wanted
+    assert len(find_cases(images, None, table_ids=["p_0000", "p_0001"])) == 2
+    assert len(find_cases(images, None, channels=1)) == 2
+    assert len(find_cases(images, None, channels=2)) == 1
+    with pytest.raises(ValueError, match="channels of one case, or cases"):
+        find_cases(images, None)
+    assert len(find_cases(touch(tmp_path / "j", "p_0001.nii", "p_0002.nii"), None)) == 2
+
+
+def test_everything_without_partner_is_named(tmp_path):
+    images = touch(tmp_path / "i", "a.nii", "b.nii", "c.nii")
+    labels = touch(tmp_path / "l", "b.nii", "d.nii", "e.nii")
+    with pytest.raises(ValueError, match=r"2 image.*: a\.nii, c\.nii; 2 label.*: d\.nii, e\.nii"):
+        find_cases(images, labels)
+
+
+def test_missing_channel_double_name_and_empty_folder_are_named(tmp_path):
+    labels = touch(tmp_path / "l", "a.nii", "b.nii")
+    images = touch(tmp_path / "i", "a_0000.nii", "a_0001.nii", "b_0001.nii")
+    with pytest.raises(ValueError, match="b has _0001"):
+        find_cases(images, labels)
+    with pytest.raises(ValueError, match=r"a\.nii, a\.nii\.gz"):
+        find_cases(touch(tmp_path / "j", "a.nii", "a.nii.gz"), None)
+    with pytest.raises(ValueError, match="holds no"):
+        find_cases(touch(tmp_path / "k", "a.txt"), None)
+    with pytest.raises(ValueError, match="no such folder"):
+        find_cases(tmp_path / "absent", None)
+
+
+def test_labels_inside_npz_are_found(tmp_path):
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", image=np.zeros(3), label=np.zeros(3))
+    assert found(find_cases(tmp_path, None))["b"] == (["b.npz"], "b.npz")
+    np.savez(tmp_path / "c.npz", image=np.zeros(3))
+    with pytest.raises(ValueError, match=r"without a label map: c\.npz"):
+        find_cases(tmp_path, None)
+
+
+def test_table(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "\ufeffid,group,class,age [y],site,ef\n1,p1,10,50.5,Oslo,\n2,,9,,Bergen,0.5\n\n3,p1,,70,Oslo,nan\n", "utf-8"
+    )
+    table = read_table(path)
+    assert table.attribute_names == ("age", "ef") and table.attribute_units == ("y", "")
+    assert table.class_names == ("9", "10") and table.ignored == ("site",)
+    assert [table.rows[i].group for i in "123"] == ["p1", "2", "p1"]
+    assert table.rows["3"].class_name is None and table.rows["1"].split is None
+    np.testing.assert_array_equal(
+        [table.rows[i].attributes for i in "123"], [[50.5, np.nan], [np.nan, 0.5], [70, np.nan]]
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("name,age\na,1\n", "one of them 'id'"),
+        ("id,age\na,1\na,2\n", "ids empty or doubled: a"),
+        ("id,age\na,1\nb,l2\n", "b: age = 'l2'"),
+        ("id,age\na,inf\n", "a: age = 'inf'"),
+        ("id,age\na,1,2\n", "more or fewer cells than the header: a"),
+        ("id\n", "has no rows"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path, text, message):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    if "inf" in text:
+        path.write_text("id,age\na,inf\nb,2\n")
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
+def counts(chosen, groups):
+    return Counter(chosen[g] for g in groups)
+
+
+def test_splits_are_exact_for_single_volumes_and_pairs():
+    fractions = parse_fractions((0.8, 0.1, 0.1))
+    single = [f"p{i}" for i in range(640)]
+    assert counts(assign_splits(single, fractions), single) == {"train": 512, "val": 64, "test": 64}
+    pairs = [f"p{i // 2}" for i in range(640)]
+    assert counts(assign_splits(pairs, fractions), pairs) == {"train": 512, "val": 64, "test": 64}
+
+
+def test_splits_with_uneven_groups_stay_near_and_none_is_empty():
+    groups = ["big"] * 10 + ["a", "b", "c", "d", "e"]
+    got = counts(assign_splits(groups, {"train": 0.5, "val": 0.2, "test": 0.2}), groups)
+    assert got["train"] == 10 and sorted((got["val"], got["test"])) == [2, 3]
+    few = ["a", "b", "c"]
+    assert counts(assign_splits(few, {"train": 0.8, "val": 0.1, "test": 0.1}), few) == {"train": 1, "val": 1, "test": 1}
+    with pytest.raises(ValueError, match=r"empty split: 2 group\(s\) cannot fill train, val, test"):
+        assign_splits(["a", "a", "b"], {"train": 0.8, "val": 0.1, "test": 0.1})
+
+
+def test_splits_follow_the_seed_not_the_order():
+    fractions, groups = {"train": 0.5, "val": 0.5}, [f"p{i}" for i in range(40)]
+    assert assign_splits(groups, fractions, 1) == assign_splits(groups[::-1], fractions, 1)
+    assert assign_splits(groups, fractions, 1) != assign_splits(groups, fractions, 2)
+
+
+@pytest.mark.parametrize("bad", [(0.8, 0.1), (0.8, 0.3, -0.1), (0.0, 1.0), (0.4, 0.2, 0.2, 0.2), ()])
+def test_bad_fractions_are_refused(bad):
+    with pytest.raises(ValueError, match="--split"):
+        parse_fractions(bad)

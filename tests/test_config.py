@@ -1,0 +1,230 @@
+"""Configuration: everything in configs/ composes and builds, and what does not fit is said by path."""
+
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from networks.unet import ADMUNet
+from training.generation import check_options
+from training.run import check_training, fill_network
+from utils.config import Sampling, build, build_from_file, check_targets, compose, config_hash, fits
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+# What the data of an experiment would say, at full size: shape of an item, label classes, classes.
+DATA = {"echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0)}
+
+
+def checked(name: str, *overrides: str) -> dict:
+    """Compose an experiment and hold all of it against its targets, as the scripts do."""
+    config = compose(CONFIGS, name, overrides)
+    check_training(config["training"])
+    if config["sampling"]["sampler"]:
+        check_options(Sampling(**config["sampling"]))
+    return config
+
+
+def dataset_like(name: str) -> SimpleNamespace:
+    """What a network asks of an experiment's dataset."""
+    shape, labels, classes = DATA[name]
+    return SimpleNamespace(shape=shape, data={"label_classes": ["x"] * labels, "class_names": ["y"] * classes})
+
+
+def group_files() -> list[tuple[str, Path]]:
+    """Every group file, with an experiment that uses its group: one that is composed from this file if there is one."""
+    found = []
+    for path in sorted(CONFIGS.glob("*/*.yaml")):
+        defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
+        using = [name for name, entries in defaults.items() if any(path.parent.name in entry for entry in entries)]
+        exact = [name for name in using if {path.parent.name: path.stem} in defaults[name]]
+        assert using, f"no experiment uses {path}"
+        found.append(((exact or using)[-1], path))
+    return found
+
+
+# ---- what is shipped ----
+
+
+def test_every_experiment_is_known_to_these_tests():
+    assert sorted(DATA) == EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_its_network_runs_on_the_meta_device(name):
+    training = checked(name)["training"]
+    dataset = dataset_like(name)
+    with torch.device("meta"):
+        net = build(fill_network(training, dataset))
+        x = torch.zeros(2, *dataset.shape)
+        if training["task"] == "autoencoder":
+            out = net(x, torch.zeros(2, *dataset.shape[1:], dtype=torch.uint8))
+            assert out.image.shape == x.shape and out.logits.shape[1] == DATA[name][1]
+        else:
+            assert net(x, torch.ones(2)).shape == x.shape
+        optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
+    assert optimizer.param_groups[0]["lr"] == training["optimizer"]["lr"]
+
+
+@pytest.mark.parametrize(("name", "path"), group_files())
+def test_every_group_file_composes(name, path):
+    group, text = path.parent.name, path.read_text()
+    overrides = [f"{group}={path.stem}"] + ["training.dataset.path=some-file"] * (group == "dataset")
+    config = compose(CONFIGS, name, overrides)
+    package = re.match(r"# @package ((training|sampling)\.(\w+))\n", text)
+    assert package, f"{path}: the first line says no package"
+    node = config[package[2]][package[3]]
+    assert node["_target_"] == yaml.safe_load(text)["_target_"]
+    check_targets(node, package[1], ("in_channels", "out_channels", "channel_mean", "channel_std", "params", "net",
+                                     "latents"))
+
+
+def test_latent_scale_follows_the_network():
+    training = checked("echo_edm", "training.network.sigma_data=0.7")["training"]
+    assert training["loss"]["sigma_data"] == training["batch_transform"]["sigma_data"] == 0.7
+
+
+def test_composing_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checked("echo_edm")
+    assert os.listdir(tmp_path) == []
+
+
+# ---- what does not fit ----
+
+
+@pytest.mark.parametrize(("override", "wanted"), [
+    # a typo at each depth
+    ("trainig.task=x", ["trainig", "'training'"]),
+    ("+extra=1", ["extra", "training, sampling"]),
+    ("training.optoins.seed=1", ["training.optoins", "'options'"]),
+    ("+training.x=1", ["training.x", "dataset"]),
+    ("training.options.batch_sise=1", ["training.options.batch_sise", "'batch_size'"]),
+    ("+training.options.batch_sise=1", ["training.options.batch_sise", "'batch_size'"]),
+    ("training.network.sigma_dta=1", ["training.network.sigma_dta", "'sigma_data'"]),
+    ("+training.network.sigma_dta=1", ["training.network.sigma_dta", "EDMPrecond", "'sigma_data'"]),
+    ("training.network.model.model_chanels=1", ["training.network.model.model_chanels", "'model_channels'"]),
+    ("+training.network.model.model_chanels=1", ["training.network.model.model_chanels", "'model_channels'"]),
+    ("+training.optimizer.beta=1", ["training.optimizer.beta", "'betas'"]),
+    ("+training.loss.P_men=1", ["training.loss.P_men", "'P_mean'"]),
+    ("+training.dataset.splt=x", ["training.dataset.splt", "'split'"]),
+    ("+training.batch_transform.sigma_dat=1", ["training.batch_transform.sigma_dat", "'sigma_data'"]),
+    ("+training.validation.max_item=1", ["training.validation.max_item", "'max_items'"]),
+    ("sampling.seds=1", ["sampling.seds", "'seeds'"]),
+    ("sampling.sampler.num_stps=1", ["sampling.sampler.num_stps", "'num_steps'"]),
+    ("+sampling.sampler.S_chrn=1", ["sampling.sampler.S_chrn", "'S_churn'"]),
+    # a right key that the YAML leaves out
+    ("training.network.model.label_dim=3", ["training.network.model.label_dim", "+training.network.model.label_dim="]),
+    # a wrong type
+    ("training.options.batch_size=many", ["training.options.batch_size", "many"]),
+    ("training.options.batch_size=1.5", ["training.options.batch_size", "1.5"]),
+    ("training.options.total_kimg=null", ["training.options.total_kimg"]),
+    ("training.network.model.model_channels=wide", ["training.network.model.model_channels='wide'", "int"]),
+    ("training.network.model.channel_mult=[1,b]", ["training.network.model.channel_mult", "int"]),
+    ("training.network.model.dropout=true", ["training.network.model.dropout=True", "float"]),
+    ("training.optimizer.lr=fast", ["training.optimizer.lr='fast'", "float"]),
+    ("sampling.sampler.num_steps=1.5", ["sampling.sampler.num_steps=1.5", "int"]),
+    ("training.options=3", ["training.options", "3"]),
+    # groups and targets
+    ("smpler=edm_ode", ["smpler", "'sampler'"]),
+    ("sampler=edm_odd", ["sampler/edm_odd", "edm_ode"]),
+    ("training.dataset=volumes", ["training.dataset", "dataset=NAME"]),
+    ("training.network.model._target_=networks.unet.Unet", ["training.network.model._target_", "networks.unet.Unet"]),
+    ("training.network._target_=no.such.thing", ["training.network._target_", "no.such.thing"]),
+    ("training.loss._target_=math.pi", ["training.loss._target_=math.pi"]),
+    ("training.task=dance", ["training.task='dance'", "autoencoder, diffusion"]),
+    ("training.optimizer.lr=???", ["training.optimizer.lr", "no value"]),
+    # not an override at all
+    ("nonsense", ["nonsense"]),
+])  # fmt: skip
+def test_what_does_not_fit_is_said_by_path(override, wanted):
+    with pytest.raises(ValueError) as error:
+        checked("echo_edm", override)
+    message = str(error.value)
+    assert all(text in message for text in wanted), message
+    assert "\n" not in message and str(CONFIGS) not in message
+
+
+def test_unknown_experiment_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'echo_edm'"):
+        compose(CONFIGS, "echo_edmm", [])
+    with pytest.raises(ValueError, match="echo_vae"):
+        compose(CONFIGS, "zzz", [])
+
+
+def test_missing_value_is_named():
+    with pytest.raises(ValueError, match=r"training\.dataset\.path"):
+        compose(CONFIGS, "echo_edm", ["training.dataset.path=???"])
+
+
+def test_types_are_held_against_hints():
+    from collections.abc import Sequence
+    yes = [(1, int), (1, float), (1.5, float), ([1, 2], Sequence[int]), ([1, [1, 2]], Sequence), (None, int | None),
+           ([0.9, 0.99], tuple[float, float]), ("a", str), ({"_target_": "x"}, torch.nn.Module), (2, int | Sequence)]
+    no = [(1.0, int), (True, int), (True, float), ("1", int), (1, Sequence[int]), ([1, "a"], Sequence[int]),
+          (None, int), ("a", float | torch.Tensor), (1, str), (1, bool), ("ab", Sequence[str])]
+    assert [(value, hint) for value, hint in yes if not fits(value, hint)] == []
+    assert [(value, hint) for value, hint in no if fits(value, hint)] == []
+
+
+def test_config_hash_leaves_length_and_logging_aside():
+    def hash_of(*overrides: str) -> str:
+        return config_hash(compose(CONFIGS, "echo_edm", overrides)["training"])
+
+    base = hash_of()
+    for same in ("training.options.total_kimg=99", "training.options.desc=x", "training.options.keep_states=9",
+                 "training.validation.every_ticks=1", "training.options.resume=latest", "sampling.seeds=1"):
+        assert hash_of(same) == base, same
+    for other in ("training.options.seed=1", "training.options.batch_size=8", "training.network.model.dropout=0.5",
+                  "training.optimizer.lr=1", "training.dataset.path=x", "training.options.ema_halflife_kimg=1"):
+        assert hash_of(other) != base, other
+
+
+# ---- what a file may name ----
+
+SMALL = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": []}
+GOOD = {"_target_": "networks.precond.EDMPrecond", "sigma_data": 0.5,
+        "model": {"_target_": "networks.unet.ADMUNet", "in_channels": 1, "out_channels": 1, **SMALL}}
+
+
+def test_networks_of_ours_and_torchs_come_out_of_files():
+    assert isinstance(build_from_file(GOOD, "net.pt").model, ADMUNet)
+    assert isinstance(build_from_file({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}, "net.pt"),
+                      torch.nn.Linear)
+
+
+@pytest.mark.parametrize("target", [
+    "os.system", "builtins.eval", "subprocess.run", "torch.load", "utils.checkpoint.load", "networks.unet.torch.load",
+    "networks.unet.torch.hub.load", "networks.latent_codec.torch", "samplers.noise.hashlib.new",
+    "networks.layers.math.prod",
+    "networks.unet.prod",           # imported, not defined there
+    "networks.unet.check_divides",  # a function
+    "networks.conditioning.NamedTuple", "torch.nn.modules.module.warnings.warn", "torch.nn.functional.os.system",
+    "networksevil.Net", "networks", "networks.", ".", "", "training.run.train", "training.loss.NamedTuple",
+    "monai.bundle.ConfigParser", "monai.networks.utils.convert_to_onnx",
+])
+def test_targets_off_the_allow_list_do_not_come_out_of_files(target):
+    for node in ({"_target_": target}, {**GOOD, "model": {"_target_": target, "command": "true"}},
+                 {**GOOD, "model": [{"_target_": target}]}, {**GOOD, "model": ({"_target_": target},)}):
+        with pytest.raises(ValueError, match=r"net\.pt|config.*_target_"):
+            build_from_file(node, "net.pt")
+
+
+def test_text_that_would_become_a_target_does_not_come_out_of_files(tmp_path):
+    proof = tmp_path / "code-has-run"
+    hidden = f"${{oc.create:{{_target_: os.mkdir, path: {proof}}}}}"
+    with pytest.raises(ValueError, match=r"net\.pt"):
+        build_from_file({**GOOD, "model": hidden}, "net.pt")
+    assert not proof.exists()
+    build({"_target_": "builtins.dict", "model": hidden})  # the trick does work where nobody looks
+    assert proof.is_dir()
+
+
+def test_trust_lets_a_file_name_anything_but_still_checks_keys():
+    assert build_from_file({"_target_": "collections.Counter"}, "net.pt", trust=True) == {}
+    with pytest.raises(ValueError, match="sigma_dat"):
+        build_from_file({**GOOD, "sigma_dat": 1}, "net.pt", trust=True)

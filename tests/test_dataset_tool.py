@@ -1,0 +1,228 @@
+"""The data commands as a user types them."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from nibabel.testing import data_path
+
+import dataset_tool
+from utils import h5
+from utils.sample_io import SampleMeta, write_samples
+from utils.volumes import VolumesFile
+
+
+def call(*args, code=0) -> str:
+    result = CliRunner().invoke(dataset_tool.main, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("echo") / "echo.h5"
+    call("phantom", "--dest", path, "--num", 20, "--size", 16, "--seed", 3, "--pairs")
+    return path
+
+
+# ---- phantom ----
+
+
+def test_phantoms_by_patient(echo):
+    file = VolumesFile(echo)
+    assert {s: file.length(s) for s in file.splits} == {"train": 16, "val": 2, "test": 2}
+    assert file.meta.class_names == ("ED", "ES") and file.meta.attribute_units == ("mL", "mm", "mL", "deg")
+    groups = [set(file.groups(split)) for split in file.splits]
+    assert sum(map(len, groups)) == 10 == len(set.union(*groups))
+    item = file.read("val", 1)
+    number = int(item.id.removeprefix("phantom-"))
+    assert item.group == f"patient-{number // 2:06d}" and item.class_index == number % 2
+    assert np.linalg.norm(item.affine[:3, 0]) == pytest.approx(8)  # 128 mm / 16
+    assert file.provenance["size"] == 16 and file.provenance["kind"] == "phantom"
+
+
+def test_phantoms_are_the_same_whatever_the_number(echo, tmp_path):
+    call("phantom", "--dest", tmp_path / "few.h5", "--num", 10, "--size", 16, "--seed", 3, "--pairs")
+    files = [VolumesFile(path) for path in (echo, tmp_path / "few.h5")]
+    all_items = [{i.id: i for s in f.splits for i in (f.read(s, n) for n in range(f.length(s)))} for f in files]
+    for name, item in all_items[1].items():
+        np.testing.assert_array_equal(item.image, all_items[0][name].image)
+
+
+def test_two_dimensional_phantoms(tmp_path):
+    call("phantom", "--dest", tmp_path / "x.h5", "--num", 3, "--size", 16, "--spatial-dims", 2, "--split", 1)
+    assert VolumesFile(tmp_path / "x.h5").spatial_shape("train") == (16, 16)
+
+
+def test_bad_phantom_options(tmp_path):
+    assert "size=4" in call("phantom", "--dest", tmp_path / "x.h5", "--size", 4, code=1)
+    assert "empty split" in call("phantom", "--dest", tmp_path / "x.h5", "--num", 2, code=1)
+    assert "not enough free disk" in call("phantom", "--dest", tmp_path / "x.h5", "--num", 2**40, "--size", 8, code=1)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- prepare, check, export ----
+
+
+@pytest.mark.parametrize("name", ["anatomical.nii", "example4d.nii.gz"])
+def test_nibabels_files_there_and_back(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).symlink_to(Path(data_path) / name)
+    source = nibabel.load(Path(data_path) / name)
+    output = call("prepare", "--images", tmp_path / "in", "--dest", tmp_path / "v.h5", "--split", 1)
+    assert "train 1" in output
+    shape = "x".join(str(n) for n in np.roll(source.shape, 1)) if source.ndim == 4 else "1x33x41x25"
+    assert f"1 volumes of 1 groups, shape {shape}, spacing 2 2 2" in call("check", tmp_path / "v.h5")
+    call("export", tmp_path / "v.h5", "--format", "nifti", "--dest", tmp_path / "out")
+    back = nibabel.load(tmp_path / "out" / "images" / f"{name.split('.')[0]}.nii.gz")
+    np.testing.assert_allclose(back.affine, source.affine, atol=1e-5)
+    np.testing.assert_array_equal(back.get_fdata(), source.get_fdata())
+    assert back.header.get_xyzt_units()[0] == "mm"
+
+
+def test_exported_volumes_can_be_prepared_again(echo, tmp_path):
+    call("export", echo, "--format", "nifti", "--dest", tmp_path, "--split", "train", "--indices", "0-2,5")
+    folders = ["--images", tmp_path / "images", "--labels", tmp_path / "labels"]
+    names = ["--classes", "outside", "cavity", "muscle", "left atrium", "--split", "0.5", "0.5"]
+    call("prepare", *folders, "--dest", tmp_path / "v.h5", *names, "--size", 16, 18, 16, "--seed", 1)
+    file, original = VolumesFile(tmp_path / "v.h5"), VolumesFile(echo)
+    assert file.meta.label_classes == ("outside", "cavity", "muscle", "left atrium")
+    assert (file.length("train"), file.length("val"), file.spatial_shape("val")) == (2, 2, (16, 18, 16))
+    item = file.read("val", 0)
+    source = original.read("train", original.ids("train").index(item.id))
+    np.testing.assert_array_equal(item.image[:, :, 1:17], source.image)
+    np.testing.assert_array_equal(item.label[:, 1:17], source.label)
+    np.testing.assert_allclose(item.affine @ [0, 1, 0, 1], source.affine @ [0, 0, 0, 1], atol=1e-5)
+
+
+def test_png_export(echo, tmp_path):
+    call("export", echo, "--format", "png", "--dest", tmp_path, "--split", "test", "--indices", "0")
+    assert [p.read_bytes()[:4] for p in tmp_path.iterdir()] == [b"\x89PNG"]
+
+
+@pytest.mark.parametrize("suffix", ["h5", "npz"])
+def test_samples_are_exported_by_seed(tmp_path, suffix):
+    images = np.random.default_rng(0).random((2, 1, 4, 4, 4), dtype=np.float32)
+    labels = np.ones((2, 4, 4, 4), np.uint8)
+    data = {"intensity": {"lo": 0, "hi": 1, "clip": True, "unit": "a.u."}}
+    affine, path = np.diag([2.0, 2, 2, 1]), tmp_path / f"s.{suffix}"
+    write_samples(path, [3, 7], {"images": images, "labels": labels}, affine, SampleMeta(data, "x.pt", "0", {}))
+    assert "images: 2x1x4x4x4 float32" in call("check", path)
+    call("export", path, "--format", "nifti", "--dest", tmp_path / "out", "--indices", "7")
+    assert [p.name for p in (tmp_path / "out").glob("*/*")] == ["seed000007.nii.gz"] * 2
+    back = nibabel.load(tmp_path / "out" / "images" / "seed000007.nii.gz")
+    np.testing.assert_array_equal(back.get_fdata(dtype=np.float32), images[1, 0])
+    np.testing.assert_allclose(back.affine, affine)
+    assert "no seeds 4" in call("export", path, "--format", "nifti", "--dest", tmp_path, "--indices", "3-4", code=1)
+    assert "no splits" in call("export", path, "--format", "nifti", "--dest", tmp_path, "--split", "a", code=1)
+
+
+def test_indices_count_in_each_split(echo, tmp_path):
+    assert "4 volumes" in call("export", echo, "--format", "nifti", "--dest", tmp_path, "--indices", "1,5")
+
+
+def test_export_refusals(echo, tmp_path):
+    tail = ("--format", "nifti", "--dest", tmp_path / "out")
+    assert "--indices 99" in call("export", echo, *tail, "--indices", "99", code=1)
+    assert "--indices 5-2" in call("export", echo, *tail, "--indices", "5-2", code=1)
+    assert "--indices a" in call("export", echo, *tail, "--indices", "a", code=1)
+    assert "no split 'x'" in call("export", echo, *tail, "--split", "x", code=1)
+    assert "no such file" in call("export", tmp_path / "x.h5", *tail, code=1)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- check ----
+
+
+def test_check_counts_and_finds_nothing(echo):
+    output = call("check", echo)
+    assert "train: 16 volumes of 8 groups, shape 1x16x16x16, spacing 8 8 8 mm" in output
+    assert "hashes agree" in output and "BAD" not in output
+
+
+def test_check_names_every_bad_file(echo, tmp_path):
+    good = echo.read_bytes()
+    (tmp_path / "good.h5").write_bytes(good)
+    (tmp_path / "short.h5").write_bytes(good[:-1000])
+    image = VolumesFile(echo).read("train", 0).image
+    place = good.index(image[0, 8].tobytes())
+    (tmp_path / "flipped.h5").write_bytes(good[: place + 200] + bytes([good[place + 200] ^ 4]) + good[place + 201 :])
+    (tmp_path / "renamed.h5").write_bytes(good.replace(b"phantom-000000", b"phantom-000099"))
+    np.save(tmp_path / "constant.npy", np.ones((3, 3, 3)))
+    np.save(tmp_path / "nan.npy", np.full((3, 3, 3), np.nan))
+    np.save(tmp_path / "label.npy", np.ones((3, 3, 3), np.uint8))
+    (tmp_path / "broken.nii.gz").write_bytes(b"no")
+    output = call("check", tmp_path, code=1)
+    bad = sorted(re.findall(rf"BAD {re.escape(str(tmp_path))}/(\w+)\.", output))
+    assert bad == ["broken", "constant", "flipped", "nan", "renamed", "short"]
+    assert "8 files, 6 bad" in output and "labels [1]" in output
+
+
+def test_check_names_bad_volumes_of_a_sound_file(echo, tmp_path):
+    path = tmp_path / "v.h5"
+    path.write_bytes(echo.read_bytes())
+    with h5py.File(path, "a") as file:
+        shared = file["train/groups"][0]
+        file["val/groups"][0] = shared
+        file["test/images"][1] = 0.5
+        file["train/images"][2, 0, 0] = 1.5
+        file["train/labels"][3, 0] = 9
+        name = {split: file[split]["ids"].asstr()[()] for split in ("train", "test")}
+        h5.seal(file)
+    problems = [line for line in call("check", path, code=1).splitlines() if line.startswith("BAD")]
+    assert [line.removeprefix(f"BAD {path}: ") for line in problems] == [
+        f"group '{shared.decode()}' is in splits 'train' and 'val'",
+        f"/train {name['train'][2]}: values 0..1.5 outside 0..1",
+        f"/train {name['train'][3]}: label value 9 outside the 4 classes",
+        f"/test {name['test'][1]}: channel echo is constant",
+    ]
+
+
+def test_check_of_nothing(tmp_path):
+    assert "no such file or folder" in call("check", tmp_path / "x", code=1)
+    assert "holds no" in call("check", tmp_path, code=1)
+
+
+# ---- info and the frame ----
+
+
+def test_info(echo, tmp_path):
+    output = call("info", echo)
+    assert "images: 16x1x16x16x16 float32" in output and "@format: volumes" in output and "ids: 16 utf-8" in output
+    torch.save({"ema": {"w": torch.zeros(2, 3)}, "nimg": 1000}, tmp_path / "n.pt")
+    output = call("info", tmp_path / "n.pt")
+    assert "w: 2x3 float32" in output and "nimg: 1000" in output and "6 values" in output
+    np.savez(tmp_path / "a.npz", seeds=np.arange(3))
+    assert "seeds: 3 int64" in call("info", tmp_path / "a.npz")
+    assert "33x41x25 int16" in call("info", Path(data_path) / "anatomical.nii").replace(">i2", "int16")
+
+
+def test_info_of_bad_files(tmp_path):
+    for name in ("x.pt", "x.h5", "x.npz", "x.nii", "x.txt"):
+        (tmp_path / name).write_bytes(b"hello")
+        assert f"{name}: " in call("info", tmp_path / name, code=1)
+    assert "no such file" in call("info", tmp_path / "y.pt", code=1)
+
+
+def test_option_words():
+    assert "whole numbers" in call("prepare", "--images", "a", "--dest", "b", "--size", "3", "x", code=2)
+    assert "no such folder" in call("prepare", "--images", "absent", "--dest", "b", "--size=8,8,8", code=1)
+
+
+def test_help_is_quick_and_debug_shows_the_traceback(tmp_path):
+    script = Path(dataset_tool.__file__)
+    start = time.perf_counter()
+    assert "phantom" in subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True).stdout
+    assert time.perf_counter() - start < 5  # 0.1 s unless something heavy is imported on a busy machine
+    args = [sys.executable, script, "--debug", "check", tmp_path / "x"]
+    result = subprocess.run(args, capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" in result.stderr

@@ -1,0 +1,223 @@
+"""evaluate.py on small files: phantoms as good samples, shrunken and copied ones as bad, optional parts missing."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import evaluate
+from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
+from reporting import reference
+from reporting.features import Layout
+from training.snapshot import first_stage_hash
+from utils import checkpoint
+from utils.config import build
+from utils.sample_io import SampleMeta, write_samples
+from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+
+SIZE = 28  # the least for three scales of MS-SSIM
+SEED = 5
+
+
+def write_phantoms(path: Path, dims: int = 3, labels: bool = True, kind: str = "phantom", count: int = 8) -> Path:
+    """A volumes file of phantoms, a quarter of them in the test split."""
+    meta = VolumesMeta(dims, ("echo",), ("target",), LABEL_CLASSES if labels else (), tuple(n for n, _ in ATTRIBUTES),
+                       tuple(u for _, u in ATTRIBUTES), (), Intensity(0.0, 1.0, True, "echo"))
+    provenance = {"kind": kind, "size": SIZE, "seed": SEED, "spatial_dims": dims, "pairs": False, "num": count}
+    with VolumesWriter(path, meta, provenance) as writer:
+        for i in range(count):
+            p = echo_phantom(i, seed=SEED, size=SIZE, spatial_dims=dims)
+            item = Item(p.image[None], p.label if labels else None, p.attributes.astype(np.float32), None,
+                        f"phantom-{i:06d}", str(i), phantom_affine(SIZE, dims), full_box((SIZE,) * dims))
+            writer.add("train" if i < count * 3 // 4 else "test", item)
+    return path
+
+
+def write_snapshot(path: Path, data: dict, first_stage: bool = True) -> str:
+    """A diffusion snapshot with an untrained autoencoder; returns the hash that samples record."""
+    payload = {"task": "diffusion", "data": data, "shape": [2, 14, 14, 14], "first_stage": None}
+    if first_stage:
+        node = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 4,
+                "latent_channels": 2, "spatial_dims": 3, "channels": [4, 4], "num_blocks": 1, "num_blocks_decoder": 1}
+        weights = build(node).state_dict()
+        payload["first_stage"] = {"network": node, "weights": weights, "hash": first_stage_hash(node, weights),
+                                  "channel_mean": [0.0, 0.0], "channel_std": [1.0, 1.0], "sigma_data": 0.5}
+    checkpoint.save(path, "snapshot", payload)
+    return checkpoint.checksum(checkpoint.load(path, "snapshot"))
+
+
+def describe(dims: int = 3, labels: bool = True) -> dict:
+    """What snapshots and samples say about the phantoms."""
+    return {"channels": ["echo"], "label_classes": list(LABEL_CLASSES) if labels else [],
+            "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "echo"}, "spatial_shape": [SIZE] * dims,
+            "affine": phantom_affine(SIZE, dims).tolist()}
+
+
+def phantom_arrays(count: int, dims: int = 3, seed: int = 77) -> dict[str, np.ndarray]:
+    """Phantoms of another seed, to be passed off as samples."""
+    phantoms = [echo_phantom(i, seed=seed, size=SIZE, spatial_dims=dims) for i in range(count)]
+    return {"images": np.stack([p.image[None] for p in phantoms]), "labels": np.stack([p.label for p in phantoms])}
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], snapshot: str = "gone.pt", snapshot_hash: str = "0",
+          data: dict | None = None, dims: int = 3) -> Path:
+    """A samples file; rows have seeds 0, 1, ..."""
+    meta = SampleMeta(data or describe(dims, "labels" in arrays), snapshot, snapshot_hash, {"num_steps": 18})
+    write_samples(path, range(len(next(iter(arrays.values())))), arrays, phantom_affine(SIZE, dims), meta)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real volumes, a snapshot, and samples that are true phantoms."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_phantoms(folder / "echo.h5")
+    snapshot_hash = write_snapshot(folder / "snapshot.pt", describe())
+    write(folder / "samples.h5", phantom_arrays(24), str(folder / "snapshot.pt"), snapshot_hash)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    """The report of good samples, against 40 fresh phantoms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "FRESH_PHANTOMS", 40)
+        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report", num_noise=6)
+
+
+def test_true_phantoms_are_within_the_floor_and_noise_is_not(result):
+    for name in ("lv_volume", "la_volume", "myocardium_volume", "wall_thickness"):
+        row = result["metrics"][name]
+        assert row["ks"] <= row["floor_p99"] < 0.5, name
+        assert row["noise"] > row["floor_p99"], name
+    assert result["shares"]["cavity_enclosed"]["generated"] > 0.95
+    assert result["shares"]["cavity_enclosed"]["noise"] == 0
+    for channel in ("intensity", "spectrum"):
+        assert result[channel]["echo"]["noise"] > result[channel]["echo"]["floor_p99"]
+    row = result["ms_ssim"]["echo"]
+    assert row["generated_mean"] == pytest.approx(row["real_mean"], abs=0.05)
+
+
+def test_reference_is_fresh_phantoms_of_the_next_seed(result):
+    assert result["real"]["num"] == 40 and f"seed {SEED + 1}" in result["real"]["reference"]
+    fresh = reference.fresh_phantoms({"seed": SEED, "size": SIZE, "spatial_dims": 3, "pairs": False}).case(3)
+    np.testing.assert_array_equal(fresh.label, echo_phantom(3, seed=SEED + 1, size=SIZE).label)
+
+
+def test_first_stage_and_the_ceiling_of_speckle(result):
+    part = result["first_stage"]
+    assert (part["split"], part["num"]) == ("test", 2)
+    phantoms = [echo_phantom(i, seed=SEED, size=SIZE) for i in (6, 7)]
+    ceiling = np.mean([10 * np.log10(1 / np.mean((p.image - p.clean) ** 2.0)) for p in phantoms])
+    assert part["ceiling"]["psnr_db"] == pytest.approx(ceiling, abs=1e-3)
+    assert part["ceiling"]["gap_db"] == pytest.approx(ceiling - part["psnr_db"], abs=1e-3)
+    assert set(part["dice"]) == {"cavity", "myocardium", "atrium"}
+
+
+def test_files_of_the_report(folder, result):
+    dest = folder / "report"
+    assert {p.name for p in dest.iterdir()} == {"report.json", "report.html", "cases.csv", "figures"}
+    assert json.loads((dest / "report.json").read_text()) == result
+    rows = list(csv.DictReader((dest / "cases.csv").open()))
+    assert [sum(r["set"] == name for r in rows) for name in ("real", "generated", "noise")] == [40, 24, 6]
+    assert [r["seed"] for r in rows if r["set"] == "generated"][:3] == ["0", "1", "2"]
+    first = echo_phantom(0, seed=77, size=SIZE).label
+    volume = next(float(r["lv_volume"]) for r in rows if r["set"] == "generated")
+    assert volume == pytest.approx((first == 1).sum() * (128 / SIZE) ** 3 / 1000, rel=1e-5)
+    assert result["generated"]["seeds"] == "0-23"
+
+
+def test_shrunken_and_copied_samples_are_found_out(folder, tmp_path, capsys):
+    good = phantom_arrays(12)
+    labels = np.zeros_like(good["labels"])
+    labels[:, ::2, ::2, ::2] = 0
+    half = SIZE // 2
+    labels[:, :half, :half, :half] = good["labels"][:, ::2, ::2, ::2]  # an eighth of the volume
+    write(tmp_path / "bad.npz", {"images": np.repeat(good["images"][:1], 12, axis=0), "labels": labels})
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "bad.npz", tmp_path / "out", split="all")
+    assert found["metrics"]["lv_volume"]["ks"] == 1 and found["metrics"]["wall_thickness"]["ks"] > 0.9
+    assert found["ms_ssim"]["echo"]["generated_mean"] == pytest.approx(1, abs=1e-4)
+    assert "includes volumes the networks were trained on" in found["real"]["reference"]
+    assert found["real"]["num"] == 8
+    for part in ("noise", "first_stage"):
+        assert not found[part]["available"] and "gone.pt" in found[part]["reason"]
+    out = capsys.readouterr().out
+    assert "First stage: not available" in out and "lv_volume [mL]" in out
+    assert str(tmp_path / "out" / "report.html") in out.splitlines()[-1]
+
+
+def test_images_without_labels_in_2d(tmp_path):
+    write_phantoms(tmp_path / "slices.h5", dims=2, labels=False, kind="prepare", count=12)
+    snapshot_hash = write_snapshot(tmp_path / "voxels.pt", describe(2, False), first_stage=False)
+    images = phantom_arrays(6, dims=2)["images"]
+    write(tmp_path / "samples.h5", {"images": images}, str(tmp_path / "voxels.pt"), snapshot_hash, dims=2)
+    found = evaluate.evaluate(tmp_path / "slices.h5", tmp_path / "samples.h5", tmp_path / "out")
+    assert set(found["metrics"]) == {"intensity_mean", "intensity_std"} and found["shares"] == {}
+    assert found["ms_ssim"]["echo"]["available"] and found["spectrum"]["echo"]["distance"] > 0
+    assert "draws voxels" in found["noise"]["reason"]
+    assert found["real"]["num"] == 12  # 3 held-out slices are too few
+    assert found["generated"]["labels"]["available"]
+
+
+def test_samples_without_label_maps_of_labelled_data_are_said_to_be(folder, tmp_path):
+    images = phantom_arrays(4)["images"]
+    write(tmp_path / "samples.h5", {"images": images}, data=describe())
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+    assert "no label maps" in found["generated"]["labels"]["reason"]
+    assert "Label maps: not available" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_another_snapshot_is_not_taken_for_the_one_that_drew(folder, tmp_path):
+    write_snapshot(tmp_path / "other.pt", describe())
+    found = evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", tmp_path / "out", split="test",
+                              snapshot=tmp_path / "other.pt")
+    assert "hash differs" in found["first_stage"]["reason"]
+
+
+@pytest.mark.parametrize(("changes", "arguments", "message"), [
+    ({}, ["--real", "gone.h5"], "gone.h5"),
+    ({}, ["--generated", "gone.h5"], "gone.h5"),
+    ({}, ["--split", "validation"], "no volume in split 'validation'"),
+    ({"channels": ["t1"]}, [], "channels ['t1'] are not in"),
+    ({"label_classes": ["background", "liver"]}, [], "label classes"),
+    ({"intensity": {"lo": -1.0, "hi": 1.0, "clip": True, "unit": ""}}, [], "intensity range"),
+])
+def test_what_does_not_fit_is_one_line(folder, tmp_path, changes, arguments, message):
+    write(tmp_path / "samples.h5", phantom_arrays(2), data={**describe(), **changes})
+    given = {"--real": str(folder / "echo.h5"), "--generated": str(tmp_path / "samples.h5"),
+             "--dest": str(tmp_path / "out"), **dict([arguments] if arguments else [])}
+    answer = CliRunner().invoke(evaluate.main, [part for pair in given.items() for part in pair])
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("Error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_alone_cannot_be_evaluated(folder, tmp_path):
+    write(tmp_path / "samples.h5", {"latents": np.zeros((2, 2, 14, 14, 14), np.float32)})
+    with pytest.raises(ValueError, match=r"sampling\.decode=true"):
+        evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out")
+
+
+def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
+    class Bare:
+        """A first stage that shows its latents."""
+
+        latent_shape, codec = (1, 20, 20), SimpleNamespace(sigma_data=0.5)
+
+        def decode(self, latents):
+            return latents, None
+
+    layout = Layout(("echo",), (), (1.0, 1.0), 0.0, 1.0, "")
+    images = np.stack([case.image for case in evaluate.noise_cases(Bare(), 11, 3, layout)])
+    assert images.shape == (11, 1, 20, 20)
+    assert images.std() == pytest.approx(0.5, rel=0.05) and abs(images.mean()) < 0.05
+    np.testing.assert_array_equal(images, [case.image for case in evaluate.noise_cases(Bare(), 11, 3, layout)])
+
+
+def test_ranges():
+    assert evaluate.ranges(np.array([0, 1, 2, 7, 9, 10])) == "0-2,7,9-10"
+    assert evaluate.ranges(np.array([4])) == "4"

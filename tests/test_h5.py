@@ -1,0 +1,103 @@
+"""H5 files: whole or absent, and damage does not go unnoticed."""
+
+import hashlib
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from utils import h5
+
+
+@pytest.fixture
+def example(tmp_path):
+    path = tmp_path / "folder" / "x.h5"
+    with h5.atomic_h5(path) as file:
+        h5.set_format(file, "latents", {"kind": "test"})
+        h5.write_array(file, "chunked", np.arange(600, dtype=np.float32).reshape(3, 200))
+        h5.write_array(file, "contiguous", np.arange(600, 900, dtype=np.float32), contiguous=True)
+        h5.write_strings(file.create_group("part"), "names", ["é", "", "three"])
+    return path
+
+
+def test_what_is_written_is_read(example):
+    with h5.open_h5(example, "latents") as file:
+        assert h5.read_strings(file["part/names"]) == ["é", "", "three"]
+        assert h5.get_json(file, "provenance") == {"kind": "test"}
+        assert file["chunked"].fletcher32 and file["chunked"].chunks == (1, 200)
+        assert file["contiguous"].chunks is None and file["contiguous"].id.get_offset() is not None
+        np.testing.assert_array_equal(file["chunked"][2], np.arange(400, 600))
+    assert h5.verify(example) == []
+
+
+def test_hash_is_that_of_type_shape_and_values(example):
+    values = np.arange(600, 900, dtype="<f4")
+    expected = hashlib.sha256(b"<f4(300,)" + values.tobytes()).hexdigest()
+    with h5.open_h5(example) as file:
+        assert file["contiguous"].attrs["sha256"] == expected
+
+
+def test_rows_can_be_appended_and_big_rows_are_chunked_in_parts(tmp_path):
+    with h5.atomic_h5(tmp_path / "x.h5") as file:
+        dataset = h5.create(file, "a", (0, 2, 3), "uint8")
+        h5.append_row(dataset, np.ones((2, 3)))
+        assert dataset.shape == (1, 2, 3) and dataset[0].sum() == 6
+    assert h5.chunk_shape((256, 256, 200), 4) == (64, 128, 100)  # 3.3 MB, axes halved in turn
+
+
+def test_failure_leaves_nothing_behind_and_keeps_the_old_file(example):
+    before = example.read_bytes()
+    with pytest.raises(RuntimeError, match="mine"), h5.atomic_h5(example) as file:
+        h5.write_array(file, "a", np.ones(3))
+        raise RuntimeError("mine")
+    assert example.read_bytes() == before
+    assert os.listdir(example.parent) == ["x.h5"]
+
+
+def test_needed_disk_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"not enough free disk: 1048576\.00 GiB needed"):
+        h5.atomic_h5(tmp_path / "x.h5", needed_bytes=2**50).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, value", [("chunked", 300.0), ("contiguous", 700.0)])
+def test_flipped_byte_is_noticed(example, name, value):
+    raw = bytearray(example.read_bytes())
+    place = raw.index(np.float32([value, value + 1]).tobytes())
+    raw[place + 2] ^= 1
+    example.write_bytes(raw)
+    assert [name in problem for problem in h5.verify(example)] == [True]
+
+
+@pytest.mark.parametrize("text", [b"three", b'{"kind": "test"}'])
+def test_changed_string_or_metadata_is_noticed(example, text):
+    example.write_bytes(example.read_bytes().replace(text, text[:-3] + b"x" + text[-2:]))
+    assert len(h5.verify(example)) == 1
+
+
+def test_changed_attribute_is_noticed(example):
+    with h5py.File(example, "a") as file:
+        file.attrs["posterior"] = "gamma"
+    assert "metadata differs" in h5.verify(example)[0]
+
+
+def test_wrong_files_are_refused_by_name(example, tmp_path):
+    bad = tmp_path / "bad.h5"
+    with pytest.raises(ValueError, match=r"bad\.h5: no such file"):
+        h5.open_h5(bad)
+    bad.write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"bad\.h5: not an HDF5 file"):
+        h5.open_h5(bad)
+    bad.write_bytes(example.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"bad\.h5: truncated"):
+        h5.open_h5(bad)
+    assert "truncated" in h5.verify(bad)[0]
+    with pytest.raises(ValueError, match=r"x\.h5: format is 'latents', wanted a 'volumes' file"):
+        h5.open_h5(example, "volumes")
+    with h5py.File(example, "a") as file:
+        file.attrs["version"] = 99
+    with pytest.raises(ValueError, match="version 99 is newer"):
+        h5.open_h5(example, "latents")
+    with h5.open_h5(example) as file, pytest.raises(ValueError, match=r"/part/absent is missing"):
+        h5.need(file["part"], "absent")

@@ -1,0 +1,248 @@
+"""From folders of files to a volumes file: values, places, names, and every refusal."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.testing import data_path
+from scipy.spatial.transform import Rotation
+
+from utils.nifti import write_nifti
+from utils.prepare import Options, prepare
+from utils.volumes import Intensity, VolumesFile
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [15, -10, 30], degrees=True).as_matrix() @ np.diag([2.0, 2.0, 3.0])
+OBLIQUE[:3, 3] = [-30.0, 20.0, 11.0]
+ALL = Options(split=(1.0,))
+
+
+def random_image(number, shape=(8, 7, 6)):
+    return np.random.default_rng(number).random(shape, dtype=np.float32) * 10 + number
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Ten NIfTI cases; the label is 1 where the image is above its middle."""
+    for n in range(10):
+        image = random_image(n)
+        write_nifti(tmp_path / "images" / f"case{n}.nii.gz", image, OBLIQUE)
+        write_nifti(tmp_path / "labels" / f"case{n}.nii.gz", (image > n + 5).astype(np.uint8), OBLIQUE)
+    return tmp_path
+
+
+def run(folder, options=ALL, labels=True, **kwargs) -> VolumesFile:
+    prepare(folder / "images", folder / "labels" if labels else None, folder / "out" / "v.h5", options, **kwargs)
+    return VolumesFile(folder / "out" / "v.h5")
+
+
+def refused(folder, message, options=ALL, **kwargs):
+    with pytest.raises(ValueError, match=message):
+        run(folder, options, **kwargs)
+    assert not (folder / "out").is_dir() or not list((folder / "out").iterdir())
+
+
+# ---- what comes out ----
+
+
+def test_values_places_and_contract_are_kept(folders):
+    file = run(folders, Options())
+    assert {s: file.length(s) for s in file.splits} == {"train": 8, "val": 1, "test": 1}
+    assert file.meta.label_classes == ("class_0", "class_1") and file.meta.channels == ("image",)
+    values = []
+    for split in file.splits:
+        for index, name in enumerate(file.ids(split)):
+            item, image = file.read(split, index), random_image(int(name[4:]))
+            np.testing.assert_array_equal(item.image[0], image)
+            np.testing.assert_array_equal(item.label, image > int(name[4:]) + 5)
+            np.testing.assert_allclose(item.affine, OBLIQUE, atol=1e-5)
+            values += [image.min(), image.max()] if split == "train" else []
+    assert file.meta.intensity == Intensity(float(min(values)), float(max(values)), False, "a.u.")
+    assert file.provenance["kind"] == "prepare" and file.provenance["options"]["seed"] == 0
+    assert str(folders) not in str(file.provenance)
+
+
+def test_landmark_of_an_oblique_scan_keeps_its_place(tmp_path):
+    landmark = OBLIQUE[:3] @ [17, 12, 10, 1]
+    world = np.moveaxis(np.indices((32, 30, 22)), 0, -1) @ OBLIQUE[:3, :3].T + OBLIQUE[:3, 3]
+    distance = np.linalg.norm(world - landmark, axis=-1)
+    write_nifti(tmp_path / "images" / "a_0000.nii", np.exp(-(distance**2) / 128), OBLIQUE)
+    write_nifti(tmp_path / "labels" / "a.nii.gz", (distance < 10).astype(np.uint8), OBLIQUE)
+    file = run(tmp_path, Options((24, 40, 24), (2.5, 2.0, 2.0), "LPS", split=(1.0,)))
+    item = file.read("train", 0)
+    assert item.image.shape == (1, 24, 40, 24)
+    np.testing.assert_allclose(np.linalg.norm(item.affine[:3, :3], axis=0), [2.5, 2, 2])
+    assert abs(np.linalg.det(item.affine)) == pytest.approx(10)
+    # 32 x 30 x 22 voxels of 2, 2, 3 mm are 64 x 60 x 66 mm: 26 x 30 x 33 new voxels, the first and last axis cropped
+    np.testing.assert_array_equal(item.box, [[0, 5, 0], [24, 35, 24]])
+    for weights in (item.image[0], item.label):
+        index = [(weights * i).sum() / weights.sum() for i in np.indices(weights.shape)]
+        np.testing.assert_allclose(item.affine[:3, :3] @ index + item.affine[:3, 3], landmark, atol=0.4)
+    assert item.label.sum() * 10 == pytest.approx(4 / 3 * np.pi * 1000, rel=0.05)
+
+
+def test_percentiles_scale_each_volume_before_cropping(folders):
+    file = run(folders, Options(size=(4, 10, 6), percentiles=(5, 95), split=(1.0,)))
+    assert file.meta.intensity == Intensity(0, 1, True, "percentile 5-95")
+    original = random_image(3)
+    lo, hi = np.percentile(original, [5, 95])
+    row = file.ids("train").index("case3")
+    np.testing.assert_allclose(file.intensity_ranges("train")[row], [[lo, hi]], rtol=1e-6)
+    item = file.read("train", row)
+    expected = np.clip((original - lo) / (hi - lo), 0, 1)
+    np.testing.assert_allclose(item.image[0, :, 1:8], expected[2:6], atol=1e-5)
+    assert item.image[0, :, 0].max() == 0 and item.label[:, 8:].max() == 0
+    np.testing.assert_array_equal(item.box, [[0, 1, 0], [4, 8, 6]])
+
+
+def test_padding_without_percentiles_is_the_minimum(folders):
+    item = run(folders, Options(size=(8, 9, 6), split=(1.0,))).read("train", 4)
+    assert (item.image[0, :, 0] == random_image(4).min()).all()
+
+
+def test_label_on_another_grid_is_brought_onto_the_image(folders):
+    coarse = OBLIQUE.copy()
+    coarse[:3, :3] *= 2
+    coarse[:3, 3] = OBLIQUE[:3] @ [0.5, 0.5, 0.5, 1]
+    label = np.zeros((4, 4, 3), np.uint8)
+    label[1, 2, 0] = 1
+    write_nifti(folders / "labels" / "case0.nii.gz", label, coarse)
+    moved = run(folders).read("train", 0).label
+    expected = np.zeros((8, 7, 6), np.uint8)
+    expected[2:4, 4:6, 0:2] = 1
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_table_gives_groups_classes_splits_and_attributes(folders):
+    rows = [f"case{n},p{n // 2},{'AB'[n % 2]},{('train', 'test')[n // 8]},{n}.5" for n in range(10)]
+    (folders / "t.csv").write_text("id,group,class,split,age [y]\n" + "\n".join(rows) + "\nother,x,A,train,1\n")
+    file = run(folders, Options(), table=folders / "t.csv")
+    assert file.ids("test") == ["case8", "case9"] and file.groups("test") == ["p4", "p4"]
+    assert file.meta.class_names == ("A", "B") and file.meta.attribute_units == ("y",)
+    assert file.meta.intensity.hi == random_image(7).max()  # of the training split
+    item = file.read("train", 3)
+    assert item.class_index == 1 and item.attributes == np.float32(3.5)
+
+
+def test_two_dimensional_npz_with_channels_and_labels_inside(tmp_path):
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        image = random_image(n, (2, 6, 5))
+        np.savez(tmp_path / "images" / f"s{n}.npz", image=image, label=np.full((6, 5), n))
+    options = Options(size=(4, 8), split=(1.0,), channels=("t1", "t2"), classes=("a", "b", "c"))
+    file = run(tmp_path, options, labels=False)
+    assert file.meta.spatial_dims == 2 and file.spatial_shape("train") == (4, 8)
+    item = file.read("train", 2)
+    np.testing.assert_array_equal(item.image[:, :, 1:6], random_image(2, (2, 6, 5))[:, 1:5])
+    np.testing.assert_array_equal(item.box, [[0, 1, 0], [4, 6, 1]])
+    assert (item.label[:, 1:6] == 2).all() and item.label.sum() == 40
+
+
+def test_nibabels_own_files(tmp_path):
+    for name in ("anatomical.nii", "example4d.nii.gz"):
+        source = nibabel.load(Path(data_path) / name)
+        folder = tmp_path / name.split(".")[0]
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / name).symlink_to(Path(data_path) / name)
+        item = run(folder, labels=False).read("train", 0)
+        values = source.get_fdata(dtype=np.float32)
+        np.testing.assert_array_equal(item.image, values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0))
+        np.testing.assert_allclose(item.affine, source.affine, atol=1e-5)
+        item = run(folder, Options((30, 50, 30), orientation="RAS", split=(1.0,)), labels=False).read("train", 0)
+        voxel = item.box[0] + [2, 3, 4]
+        place = np.linalg.inv(source.affine) @ item.affine @ [*voxel, 1]
+        index = np.rint(place[:3]).astype(int)
+        np.testing.assert_allclose(place[:3], index, atol=1e-4)
+        np.testing.assert_array_equal(item.image[(slice(None), *voxel)], np.ravel(values[tuple(index)]))
+
+
+# ---- what is refused ----
+
+
+def test_all_bad_files_are_named_at_once(folders):
+    images = folders / "images"
+    write_nifti(images / "case0.nii.gz", np.full((8, 7, 6), np.nan, np.float32), OBLIQUE)
+    write_nifti(images / "case1.nii.gz", np.full((8, 7, 6), 3.0, np.float32), OBLIQUE)
+    content = (images / "case2.nii.gz").read_bytes()
+    (images / "case2.nii.gz").write_bytes(content[: len(content) // 2])
+    (images / "case3.nii.gz").write_bytes(b"hello")
+    write_nifti(folders / "labels" / "case4.nii.gz", np.full((8, 7, 6), 300, np.int16), OBLIQUE)
+    write_nifti(folders / "labels" / "case5.nii.gz", np.full((8, 7, 6), 0.5, np.float32), OBLIQUE)
+    write_nifti(images / "case6.nii.gz", np.zeros((8, 7), np.float32), OBLIQUE, spatial_dims=2)
+    with pytest.raises(ValueError) as caught:
+        run(folders)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "7 of 10 volumes cannot be used:" and len(lines) == 8
+    wanted = ["NaN", "constant", "cannot be read", "cannot be read", "values 300 are outside", "whole numbers", "slice"]
+    for number, (line, text) in enumerate(zip(lines[1:], wanted)):
+        assert f"case{number}.nii.gz" in line and text in line
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (Options(size=(8, 8)), r"case0\.nii\.gz: shape"),
+        (Options(size=(8, 0, 8)), "--size 8 0 8"),
+        (Options(spacing=(1.0, 1.0)), "--spacing 1 1: wanted 3 numbers"),
+        (Options(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
+        (Options(orientation="RRS"), "--orientation RRS"),
+        (Options(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
+        (Options(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, --channels names 2"),
+        (Options(split=(0.5, 0.4)), "--split 0.5 0.4"),
+        (Options(spatial_dims=4), "--spatial-dims 4"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(folders, options, message):
+    refused(folders, message, options)
+
+
+def test_too_few_groups_for_the_splits(folders):
+    (folders / "t.csv").write_text("id,group\n" + "\n".join(f"case{n},p{n // 5}" for n in range(10)))
+    refused(folders, "empty split", Options(), table=folders / "t.csv")
+
+
+def test_table_that_does_not_fit(folders):
+    table = folders / "t.csv"
+    rows = [f"case{n},g,{('train', 'val')[n % 2]}" for n in range(10)]
+    table.write_text("id,group,split\n" + "\n".join(rows))
+    refused(folders, "group 'g' would be in splits 'train' and 'val'", table=table)
+    table.write_text("id\n" + "\n".join(f"case{n}" for n in range(8)))
+    refused(folders, r"no row for 2 image\(s\): case8, case9", table=table)
+    table.write_text("id,split\n" + "\n".join(f"case{n},{'train' if n else ''}" for n in range(10)))
+    refused(folders, "'split' is empty for case0", table=table)
+
+
+def test_cases_that_differ_are_refused(folders):
+    write_nifti(folders / "images" / "case9.nii.gz", random_image(9, (8, 7, 5)), OBLIQUE)
+    write_nifti(folders / "labels" / "case9.nii.gz", np.ones((8, 7, 5), np.uint8), OBLIQUE)
+    refused(folders, "case9 8x7x5.*--size")
+    flipped = OBLIQUE @ np.diag([-1, 1, 1, 1])
+    write_nifti(folders / "images" / "case9.nii.gz", random_image(9), flipped)
+    write_nifti(folders / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), flipped)
+    refused(folders, "case9 LAS.*--orientation")
+    write_nifti(folders / "images" / "case9.nii.gz", random_image(9, (2, 8, 7, 6)), OBLIQUE)
+    write_nifti(folders / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), OBLIQUE)
+    refused(folders, r"case9\.nii\.gz: 2 channels, case0 has 1")
+
+
+def test_without_geometry_nothing_is_resampled(folders):
+    np.save(folders / "labels" / "case9.npy", np.ones((8, 7, 5), np.uint8))
+    (folders / "labels" / "case9.nii.gz").unlink()
+    refused(folders, r"case9\.npy: shape \(8, 7, 5\) differs")
+    for folder in ("images", "labels"):
+        for n in range(10):
+            (folders / folder / f"case{n}.nii.gz").unlink(missing_ok=True)
+        np.save(folders / folder / "case9.npy", np.indices((8, 7, 6))[0] % 2)
+    refused(folders, r"case9\.npy: has no affine, which --spacing", Options(spacing=(1, 1, 1), split=(1.0,)))
+    assert run(folders).length("train") == 1
+
+
+def test_coinciding_percentiles_and_far_labels_are_refused(folders):
+    image = np.zeros((8, 7, 6), np.float32)
+    image[0, 0, 0] = 1
+    write_nifti(folders / "images" / "case0.nii.gz", image, OBLIQUE)
+    far = OBLIQUE.copy()
+    far[:3, 3] += 1000
+    write_nifti(folders / "labels" / "case1.nii.gz", np.ones((8, 7, 6), np.uint8), far)
+    refused(folders, "(?s)percentiles 0 90 coincide.*case1.*outside its image", Options(percentiles=(0, 90)))

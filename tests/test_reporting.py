@@ -1,0 +1,284 @@
+"""Features, tables, pictures and the page, against answers known by hand."""
+
+import io
+import json
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from reporting import charts, montages, report, tables
+from reporting.features import Case, Layout, measure, radial_log_power, scalar_units
+
+HEART = ("background", "cavity", "myocardium", "atrium")
+GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
+
+
+def blank(shape, value=0.0):
+    return np.full((1, *shape), value, np.float32)
+
+
+def pixels(figure) -> np.ndarray:
+    """RGB [h, w, 3] in [0, 1] of a figure as it is written."""
+    return matplotlib.image.imread(io.BytesIO(montages.png_bytes(figure)))[..., :3]
+
+
+# ---- features ----
+
+
+def test_volume_of_a_box_and_its_name():
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[2:12, 2:12, 2:12] = 1
+    layout = Layout(("mr",), ("background", "liver"), (2.0, 2.0, 1.0), 0.0, 1.0, "")
+    measured = measure([Case("a", blank(label.shape), label)], layout)
+    assert measured.scalars["liver_volume"] == pytest.approx([4.0])  # 1000 voxels of 4 mm3
+    assert scalar_units(layout)["liver_volume"] == "mL"
+    assert measured.flags == {}
+
+
+def test_heart_has_its_own_names_and_an_undefined_wall_is_nan():
+    layout = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
+    measured = measure([Case("empty", blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8))], layout)
+    assert list(scalar_units(layout)) == list(measured.scalars)
+    assert measured.scalars["lv_volume"] == [0] and measured.scalars["la_volume"] == [0]
+    assert np.isnan(measured.scalars["wall_thickness"]).all()
+    assert not measured.flags["cavity_enclosed"].any()
+
+
+def test_several_channels_are_told_apart_by_name():
+    layout = Layout(("t1", "t2"), (), (1.0, 1.0), 0.0, 4.0, "a.u.")
+    image = np.stack([np.full((8, 8), 1.0), np.full((8, 8), 3.0)]).astype(np.float32)
+    scalars = measure([Case("a", image, None)], layout).scalars
+    assert scalars["t1_intensity_mean"] == [1] and scalars["t2_intensity_mean"] == [3]
+    assert scalars["t1_intensity_std"] == [0]
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(ValueError, match="no volumes to measure"):
+        measure([], GREY_3D)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 32, 32), (32, 48)])
+def test_spectrum_of_a_wave_peaks_at_its_frequency(shape):
+    wave = np.sin(2 * np.pi * 5 * np.arange(32) / 32).reshape(-1, *[1] * (len(shape) - 1)) * np.ones(shape)
+    power = radial_log_power(wave)
+    assert len(power) == 16
+    assert power.argmax() == 4  # the first shell is 1 cycle
+    assert radial_log_power(wave / 10)[4] == pytest.approx(power[4] - 2)
+
+
+def test_spectrum_of_white_noise_is_flat_and_of_known_height():
+    noise = np.random.default_rng(0).normal(size=(64, 64, 64))
+    window = np.mean(np.hanning(66)[1:-1] ** 2) ** 3  # what the window leaves of the power
+    assert radial_log_power(noise)[8:] == pytest.approx(np.log10(window), abs=0.08)
+
+
+# ---- distances ----
+
+
+def test_undefined_values_count_as_beyond_all_others():
+    real = np.arange(10.0)
+    assert tables.ks(real, real) == 0
+    assert tables.ks(real, np.full(10, np.nan)) == 1
+    assert tables.ks(real, np.where(real < 5, real, np.nan)) == pytest.approx(0.5)
+    assert tables.ks(np.full(3, np.nan), np.full(4, np.nan)) == 0
+
+
+def test_wilson_interval_of_none_in_ten():
+    low, high = tables.wilson_interval(0, 10)
+    assert low == pytest.approx(0) and high == pytest.approx(3.8415 / 13.8415, abs=1e-4)  # z^2 / (n + z^2)
+
+
+def test_histogram_distance_is_the_shift_as_a_share_of_the_range():
+    layout = Layout(("echo",), (), (1.0, 1.0), 0.0, 200.0, "HU")
+    low, high = (measure([Case(str(i), blank((8, 8), v), None) for i in range(4)], layout) for v in (51.0, 151.0))
+    row = tables.compare(low, high, None, layout)["intensity"]["echo"]
+    assert row["distance"] == pytest.approx(0.5)
+    assert row["floor_p99"] == 0 and row["noise"] is None
+    assert tables.compare(high, low, high, layout)["intensity"]["echo"]["noise"] == 0
+
+
+def test_spectrum_distance_is_the_change_of_amplitude_in_db():
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(1, 16, 16)).astype(np.float32) for _ in range(3)]
+    layout = Layout(("echo",), (), (1.0, 1.0), -5.0, 5.0, "")
+    real, loud = (measure([Case(str(i), image * gain, None) for i, image in enumerate(images)], layout)
+                  for gain in (1, 10))
+    assert tables.compare(real, loud, None, layout)["spectrum"]["echo"]["distance"] == pytest.approx(20, abs=1e-3)
+
+
+def test_resampled_floor_of_a_mean():
+    values = np.random.default_rng(0).normal(size=400)
+    floor = tables.resampled_floor(lambda a, b: abs(values[a].mean() - values[b].mean()), 400, 100, seed=0)
+    expected = values.std() * np.sqrt(1 / 400 + 1 / 100)
+    assert floor["floor_median"] == pytest.approx(0.674 * expected, rel=0.15)  # |normal|: 50 % and 99 % points
+    assert floor["floor_p99"] == pytest.approx(2.576 * expected, rel=0.15)
+    assert floor["floor_median"] < floor["floor_p95"] < floor["floor_p99"]
+
+
+def test_ms_ssim_of_copies_is_one_and_of_one_volume_is_not_available():
+    rng = np.random.default_rng(0)
+    real, copies = rng.uniform(size=(6, 1, 32, 32)), np.repeat(rng.uniform(size=(1, 1, 32, 32)), 6, axis=0)
+    row, values = tables.ms_ssim_row(real.astype(np.float32), copies.astype(np.float32))
+    assert row["available"] and row["generated_mean"] == pytest.approx(1, abs=1e-4)
+    assert row["real_mean"] < 0.5 and len(values["generated"]) == row["pairs"]
+    row, values = tables.ms_ssim_row(real[:1], copies)
+    assert not row["available"] and "fewer than two" in row["reason"] and not values
+
+
+# ---- tables ----
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """Real: labelled cubes of 6 to 9 voxels; generated: the same, one without any label; noise: nothing labelled."""
+    layout = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
+    rng = np.random.default_rng(0)
+
+    def cases(name, sizes):
+        for i, size in enumerate(sizes):
+            label = np.zeros((16, 16, 16), np.uint8)
+            label[2:2 + size, 2:2 + size, 2:2 + size] = 2
+            label[3:1 + size, 3:1 + size, 3:1 + size] = 1 if size else 0
+            yield Case(f"{name}-{i}", rng.uniform(size=(1, 16, 16, 16)).astype(np.float32), label)
+
+    return layout, {name: measure(cases(name, sizes), layout) for name, sizes in
+                    (("real", [6, 7, 8, 9]), ("generated", [6, 7, 8, 0]), ("noise", [0, 0, 0, 0]))}
+
+
+def test_compare_counts_undefined_and_shares(sets):
+    layout, measured = sets
+    compared = tables.compare(*measured.values(), layout)
+    wall = compared["metrics"]["wall_thickness"]
+    assert (wall["real_undefined"], wall["generated_undefined"], wall["noise_undefined"]) == (0, 1, 4)
+    assert wall["ks"] >= 0.25 and wall["noise"] == 1 and wall["noise_mean"] is None
+    volume = compared["metrics"]["lv_volume"]
+    assert volume["real_mean"] == pytest.approx(np.mean([4**3, 5**3, 6**3, 7**3]) * 0.064)
+    assert volume["ks"] == pytest.approx(0.25)
+    share = compared["shares"]["cavity_enclosed"]
+    assert (share["real"], share["generated"], share["noise"]) == (1, 0.75, 0)
+    json.dumps(compared, allow_nan=False)
+
+
+def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
+    lines = tables.cases_csv(sets[1], seeds=[3, 4, 5, 9]).splitlines()
+    head = lines[0].split(",")
+    assert head[:4] == ["set", "id", "seed", "lv_volume"] and head[-1] == "cavity_enclosed"
+    assert len(lines) == 1 + 12
+    assert lines[1].startswith("real,real-0,,4.096,")  # 4^3 voxels of 64 mm3
+    assert lines[8].startswith("generated,generated-3,9,0,") and lines[8].endswith(",0")
+
+
+def test_text_table_is_aligned_and_complete(sets):
+    layout, measured = sets
+    text = tables.text_table(tables.compare(*measured.values(), layout))
+    lines = text.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["lv_volume [mL]", "myocardium_volume [mL]",
+                                                            "la_volume [mL]"]
+    assert "75.0 %" in text and "0.250" in text
+
+
+# ---- pictures ----
+
+
+def test_montage_shows_the_slice_through_the_label_and_its_colours():
+    image, label = blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8)
+    label[10:14, 4:12, 4:12] = 1  # not in the middle of axis 0
+    figure = montages.montage([("Real", [(image, label)]), ("Generated", [(image, None)])], (1, 1, 1),
+                              window=(0, 1), label_classes=("background", "cavity"))
+    rgb = pixels(figure)
+    is_outline = (np.abs(rgb - np.array([1.0, 0.364, 0.451])) < 0.08).all(-1)
+    starts = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
+    outlined = [np.flatnonzero(is_outline[top:top + montages.TILE, 18:18 + montages.TILE].any(axis=1)) for top in starts]
+    assert (rgb[starts[0]:starts[0] + montages.TILE, 18:18 + montages.TILE] == 0).all()  # first the image alone
+    assert all(len(rows) for rows in outlined[1:])  # all three planes pass through the label
+    assert outlined[1].min() > montages.TILE / 2  # depth runs down, the label lies in the lower half
+
+
+def test_montage_of_the_real_alone_and_of_flat_images(tmp_path):
+    path = tmp_path / "deep" / "samples.png"
+    montages.samples_montage([], [(np.full((1, 12, 20), 0.5, np.float32), None)], (1.0, 1.0), path, window=(0, 1))
+    rgb = matplotlib.image.imread(path)[..., :3]
+    tile = (np.abs(rgb - 0.5) < 0.01).all(-1)
+    assert np.ptp(np.flatnonzero(tile.any(axis=1))) + 1 == round(montages.TILE * 12 / 20)  # true to scale
+    assert np.ptp(np.flatnonzero(tile.any(axis=0))) + 1 == montages.TILE
+    assert [p.name for p in path.parent.iterdir()] == ["samples.png"]
+
+
+def test_window_clips_and_keeps_values():
+    image = np.zeros((1, 8, 8), np.float32)
+    image[0, :, :4], image[0, :, 4:] = -7.0, 30.0
+    rgb = pixels(montages.planes_figure(image, None, (1.0, 1.0), window=(0.0, 10.0)))
+    assert rgb.max() == 1 and (rgb == 0).all(-1).mean() > 0.3
+
+
+@pytest.mark.parametrize(("affine", "place"), [
+    (np.eye(4), (0, 0)),                      # RAS: far right, superior -> top left
+    (np.diag([-1.0, 1, 1, 1]), (0, 1)),       # first axis runs to the left -> top right
+    (np.diag([1.0, 1, -1, 1]), (1, 0)),       # last axis runs down -> bottom left
+])
+def test_planes_hang_as_in_a_viewer(affine, place):
+    image = np.zeros((16, 16, 16), np.float32)
+    image[12:, :, 12:] = 1  # coronal view: the end of the first and of the last axis
+    rgb = pixels(montages.planes_figure(image, None, (1, 1, 1), affine=affine))
+    left = 18 + montages.TILE + montages.GAP
+    coronal = rgb[18:18 + montages.TILE, left:left + montages.TILE].mean(-1)
+    half = montages.TILE // 2
+    means = [[coronal[:half, :half].mean(), coronal[:half, half:].mean()],
+             [coronal[half:, :half].mean(), coronal[half:, half:].mean()]]
+    assert np.unravel_index(np.argmax(means), (2, 2)) == place
+
+
+def test_picture_of_a_label_on_another_grid_is_refused():
+    with pytest.raises(ValueError, match="wanted"):
+        montages.planes_figure(blank((8, 8, 8)), np.zeros((8, 8, 4), np.uint8), (1, 1, 1))
+
+
+def test_the_same_picture_is_the_same_file():
+    figures = [montages.planes_figure(blank((8, 8, 8), 0.5), None, (1, 1, 1), window=(0, 1)) for _ in range(2)]
+    assert montages.png_bytes(figures[0]) == montages.png_bytes(figures[1])
+
+
+# ---- page ----
+
+
+@pytest.fixture(scope="module")
+def result(sets):
+    """A report as evaluate makes it, first stage and MS-SSIM not available."""
+    layout, measured = sets
+    missing = {"available": False, "reason": "the snapshot <old.pt> is not there"}
+    return {
+        "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
+        "definitions": report.DEFINITIONS,
+        "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
+        "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
+                      "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
+        "noise": missing, "first_stage": missing, "ms_ssim": {"echo": missing},
+        **tables.compare(measured["real"], measured["generated"], None, layout),
+    }
+
+
+def test_page_stands_alone_and_says_what_is_missing(result, sets, tmp_path):
+    layout, measured = sets
+    figures = report.figure_pngs(report.comparison_figures(result, {**measured, "noise": None}, layout))
+    report.write_report(tmp_path, result, figures, "set,id\n")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "http" not in page and "@import" not in page
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert page.count("not available: the snapshot &lt;old.pt&gt; is not there") == 3
+    assert "results/&lt;demo&gt;" in page and "<demo>" not in page and "width=device-width" in page and "$" not in page
+    assert json.loads((tmp_path / "report.json").read_text()) == result
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(figures)
+
+
+def test_every_scalar_has_its_chart(result, sets):
+    layout, measured = sets
+    figures = report.comparison_figures(result, measured, layout)
+    assert {f"distribution_{name}" for name in result["metrics"]} < set(figures)
+    assert {"overview", "histogram_echo", "spectrum_echo"} < set(figures)
+
+
+def test_pairs_chart_of_equal_values():
+    charts.pairs_chart({"real": np.ones(5), "generated": np.ones(5)})

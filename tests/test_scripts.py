@@ -1,0 +1,384 @@
+"""The road of the README at toy size, and what the commands say to bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import dataset_tool
+import evaluate
+import generate
+import train
+from utils import checkpoint
+from utils.latents import LatentsFile
+from utils.sample_io import SamplesFile
+from utils.volumes import VolumesFile
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008",
+           "training.options.num_threads=1", "training.options.device=cpu", "training.options.precision=fp32",
+           "training.validation.max_items=2"]
+VAE = ["-cn=echo_vae", "training.network.channels=[4,8]", *OPTIONS]
+EDM = ["-cn=echo_edm", "training.network.model.model_channels=8", "training.network.model.channel_mult=[1,1]",
+       "training.network.model.num_blocks=1", "training.network.model.attention_levels=[]", *OPTIONS]
+DRAW = ["-cn=echo_edm", "sampling.sampler.num_steps=3", "sampling.num_threads=1", "sampling.device=cpu"]
+
+
+def call(command, *arguments: str) -> Result:
+    """Run a command of ours in this process."""
+    return CliRunner().invoke(command, [*arguments])
+
+
+def succeed(command, *arguments: str) -> str:
+    """Run a command that must work; its output."""
+    result = call(command, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def draw(outdir: str, seeds: str, *overrides: str) -> str:
+    """Run generate.py."""
+    return succeed(generate.main, *DRAW, f"sampling.seeds={seeds}", f"sampling.outdir={outdir}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory) -> Path:
+    """A folder in which the first five commands of the README have run, with what they printed."""
+    folder = tmp_path_factory.mktemp("road")
+    threads = torch.get_num_threads()
+    with chdir(folder):
+        said = {
+            "phantom": succeed(dataset_tool.main, "phantom", "--dest", "data/echo.h5", "--num", "12", "--size", "16"),
+            "vae": succeed(train.main, *VAE),
+            "encode": succeed(dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5",
+                              "--dest", "data/echo_latents.h5"),
+            "edm": succeed(train.main, *EDM),
+            "generate": draw("results/demo", "0-3"),
+        }
+    torch.set_num_threads(threads)
+    (folder / "said.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.fixture
+def at(road: Path):
+    """Work in the folder of the road."""
+    with chdir(road):
+        yield road
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Every file with its size, but the logs."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- the road ----
+
+
+def test_phantoms_and_latents_hold_the_same_items(at):
+    volumes, latents = VolumesFile("data/echo.h5"), LatentsFile(Path("data/echo_latents.h5"))
+    assert sum(volumes.length(s) for s in volumes.splits) == 12
+    for split in volumes.splits:
+        encoded = latents.read(split)
+        assert encoded.ids == volumes.ids(split) and encoded.groups == volumes.groups(split)
+        assert encoded.mean.shape == (volumes.length(split), 4, 8, 8, 8) == encoded.std.shape
+
+
+def test_every_command_says_what_it_chose_and_wrote(at):
+    said = json.loads((at / "said.json").read_text())
+    assert "data/echo.h5" in said["phantom"] and "00000-echo_vae" in said["encode"]
+    assert "00001-echo_edm" in said["edm"] and "results/demo/samples.h5" in said["generate"]
+
+
+def test_run_folder_holds_what_the_design_says(at):
+    for run in (at / "results/00000-echo_vae", at / "results/00001-echo_edm"):
+        status = json.loads((run / "status.json").read_text())
+        assert status["status"] == "done" and status["nimg"] == 16
+        names = {p.name for p in run.iterdir()}
+        assert {"config.yaml", "log.txt", "stats.jsonl", "network-snapshot-000000.pt",
+                "training-state-000000.pt"} <= names
+        assert len((run / "stats.jsonl").read_text().splitlines()) == 2
+
+
+def test_samples_carry_geometry_and_pictures(at):
+    samples, real = SamplesFile("results/demo/samples.h5"), VolumesFile("data/echo.h5")
+    assert samples.seeds.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(samples.affine, real.read("train", 0).affine)
+    assert samples.arrays["images"].shape == (4, 1, 16, 16, 16) and samples.arrays["labels"].dtype == np.uint8
+    assert samples.arrays["images"].min() >= 0 and samples.arrays["images"].max() <= 1
+    assert len(np.unique(samples.arrays["images"][:, 0, 8, 8, 8])) == 4
+    nifti = sorted(p.name for p in Path("results/demo/nifti").iterdir())
+    assert nifti == sorted(f"seed{s:06d}_{kind}.nii.gz" for s in range(4) for kind in ("image", "label"))
+    assert Path("results/demo/samples.png").stat().st_size > 1000
+    assert not Path("results/demo/parts").exists()
+
+
+def test_latents_and_images_of_a_sample_belong_together(at):
+    from training.snapshot import load_first_stage
+    samples = SamplesFile("results/demo/samples.h5")
+    stage = load_first_stage(Path("results/00001-echo_edm/network-snapshot-000000.pt"))
+    image, label = stage.decode(torch.from_numpy(samples.latents(2)[None]))
+    np.testing.assert_allclose(image[0].numpy(), samples.images(2), atol=1e-5)
+    assert (label[0].numpy() == samples.labels(2)).mean() > 0.999
+
+
+def test_a_seed_alone_gives_its_row(at):
+    draw("results/two", "2-3")
+    whole, two = SamplesFile("results/demo/samples.h5"), SamplesFile("results/two/samples.h5")
+    assert two.seeds.tolist() == [2, 3]
+    for name in ("latents", "images"):
+        np.testing.assert_allclose(two.arrays[name], whole.arrays[name][2:], atol=1e-4)
+
+
+def test_rerun_draws_nothing_new_and_more_seeds_draw_only_themselves(at):
+    before = SamplesFile("results/demo/samples.h5").arrays["latents"]
+    time = Path("results/demo/samples.h5").stat().st_mtime_ns
+    assert "4 asked for, 4 there already" in draw("results/demo", "0-3")
+    assert Path("results/demo/samples.h5").stat().st_mtime_ns == time
+    shutil.copytree("results/demo", "results/more")
+    assert "3 asked for, 2 there already" in draw("results/more", "2-4")
+    more = SamplesFile("results/more/samples.h5")
+    assert more.seeds.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(more.arrays["latents"][:4], before)
+
+
+def test_npz_holds_the_same(at):
+    draw("results/npz", "0-1", "sampling.format=npz", "sampling.nifti=false", "sampling.montage=0")
+    assert os.listdir("results/npz") == ["samples.npz"]
+    np.testing.assert_allclose(SamplesFile("results/npz/samples.npz").arrays["latents"],
+                               SamplesFile("results/demo/samples.h5").arrays["latents"][:2], atol=1e-4)
+
+
+def test_two_ranks_draw_what_one_process_draws(at):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "generate.py"), *DRAW, "sampling.seeds=0-3", "sampling.outdir=results/ranks",
+               "sampling.montage=0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 asked for, 0 there already") == 1
+    one, two = SamplesFile("results/demo/samples.h5"), SamplesFile("results/ranks/samples.h5")
+    assert two.seeds.tolist() == [0, 1, 2, 3]
+    for name in ("latents", "images"):
+        np.testing.assert_allclose(two.arrays[name], one.arrays[name], atol=1e-4)
+
+
+def test_resume_latest_goes_on_in_the_same_folder(at):
+    said = succeed(train.main, *EDM, "training.options.run_root=results/again", "training.options.resume=latest")
+    assert "starting fresh" in said
+    said = succeed(train.main, *EDM, "training.options.run_root=results/again", "training.options.resume=latest",
+                   "training.options.total_kimg=0.024")
+    assert "Resumed from" in said and os.listdir("results/again") == ["00000-echo_edm"]
+    assert len(Path("results/again/00000-echo_edm/stats.jsonl").read_text().splitlines()) == 3
+
+
+def test_dry_run_prints_the_config_and_leaves_nothing(at):
+    before = files_below(at)
+    said = succeed(train.main, *EDM, "training.options.dry_run=true")
+    assert "model_channels: 8" in said and files_below(at) == before
+
+
+def test_evaluate_reports(at):
+    succeed(evaluate.main, "--real", "data/echo.h5", "--generated", "results/demo/samples.h5", "--dest",
+            "results/report", "--split", "all", "--num-noise", "2")
+    assert {"report.json", "report.html"} <= set(os.listdir("results/report"))
+    json.loads(Path("results/report/report.json").read_text())
+
+
+def test_brainweb_walks_the_road_in_voxel_space(tmp_path):
+    rows = np.random.default_rng(0).integers(1, 200, (120, 4096)).astype(np.uint8)
+    with chdir(tmp_path):
+        np.savez("phantoms.npz", phantoms=rows)
+        model = ["training.network.model.model_channels=8", "training.network.model.channel_mult=[1,1]",
+                 "training.network.model.attention_levels=[]", "training.network.model.num_blocks=1"]
+        succeed(train.main, "-cn=brainweb2d_edm", "training.dataset.path=phantoms.npz", *model, *OPTIONS)
+        succeed(generate.main, "-cn=brainweb2d_edm", "sampling.seeds=0-1", "sampling.outdir=out",
+                "sampling.sampler.num_steps=2", "sampling.num_threads=1")
+        assert sorted(os.listdir("out")) == ["samples.npz", "samples.png"]
+        images = SamplesFile("out/samples.npz").arrays["images"]
+    assert images.shape == (2, 1, 64, 64) and images.min() >= 0 and images.max() <= 1
+
+
+# ---- bad input ----
+
+
+def refused(folder: Path, command, *arguments: str) -> str:
+    """Run a command that must fail with one line, leaving no file behind; the line."""
+    before = files_below(folder)
+    result = call(command, *arguments)
+    assert result.exit_code not in (0, None), result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("Error: "), result.output
+    assert "Traceback" not in result.output
+    assert files_below(folder) == before
+    return lines[0]
+
+
+@pytest.fixture
+def damaged(at) -> Path:
+    """Files that are not what they should be."""
+    folder = at / "damaged"
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "text.h5").write_text("not a data file")
+        (folder / "text.pt").write_text("not a snapshot")
+        whole = (at / "data/echo.h5").read_bytes()
+        (folder / "half.h5").write_bytes(whole[: len(whole) // 2])
+        snapshot = (at / "results/00001-echo_edm/network-snapshot-000000.pt").read_bytes()
+        (folder / "half.pt").write_bytes(snapshot[: len(snapshot) // 2])
+        latents = bytearray((at / "data/echo_latents.h5").read_bytes())
+        place = latents.index(LatentsFile(at / "data/echo_latents.h5").read("train").mean.tobytes()[:64])
+        latents[place + 5] ^= 1
+        (folder / "flipped.h5").write_bytes(latents)
+    return folder
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["training.dataset.path=none.h5"], ["none.h5", "no such file"]),
+    (["training.dataset.path=damaged/text.h5"], ["text.h5", "not an HDF5 file"]),
+    (["training.dataset.path=damaged/half.h5"], ["half.h5", "truncated"]),
+    (["training.dataset.path=data/echo_latents.h5"], ["echo_latents.h5", "'latents'"]),
+    (["training.dataset.split=nothing"], ["nothing", "training.dataset.split"]),
+    (["training.network.channels=[4,4,4,4,4,4]"], ["(16, 16, 16)", "(32, 32, 32)", "strides"]),
+    (["training.options.batch_size=7", "training.options.batch_gpu=2"], ["batch_size=7"]),
+    (["training.options.batch_sise=7"], ["training.options.batch_sise", "batch_size"]),
+    (["+training.network.chanels=[4]"], ["training.network.chanels", "channels"]),
+    (["training.options.batch_size=many"], ["training.options.batch_size", "many"]),
+    (["training.optimizer.lr=fast"], ["training.optimizer.lr", "fast"]),
+    (["training.options.precision=fp8"], ["precision", "fp8", "bf16"]),
+    (["training.options.lr_schedule=step"], ["training.options.lr_schedule", "step"]),
+    (["training.options.device=tpu"], ["tpu"]),
+    (["training.options.num_threads=-1"], ["training.options.num_threads"]),
+    (["training.options.seed=-1"], ["training.options.seed"]),
+    (["training.options.total_kimg=0"], ["training.options.total_kimg"]),
+    (["training.options.keep_states=0"], ["training.options.keep_states"]),
+    (["training.options.resume=none.pt"], ["training.options.resume", "none.pt"]),
+    (["training.options.resume=damaged/text.pt"], ["text.pt"]),
+    (["training.options.resume=results/00001-echo_edm"], ["training.options.resume", "another configuration"]),
+    (["training.options.resume=results/00000-echo_vae/network-snapshot-000000.pt"], ["wanted a state", "snapshot"]),
+])  # fmt: skip
+def test_train_refuses(at, damaged, overrides, wanted):
+    line = refused(at, train.main, *VAE, *overrides)
+    assert all(text in line for text in wanted), line
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["training.dataset.path=data/echo.h5"], ["echo.h5", "'volumes'"]),
+    (["training.dataset.path=damaged/flipped.h5"], ["flipped.h5", "damaged"]),
+    (["training.network.model.channel_mult=[1,1,1,1,1]"], ["(8, 8, 8)", "(16, 16, 16)", "strides"]),
+    (["training.network.model.attention_levels=[7]"], ["attention_levels"]),
+    (["training.network.model.channel_mult=3"], ["training.network.model.channel_mult=3"]),
+    (["training.dataset=volumes"], ["training.dataset", "dataset=NAME"]),
+    (["training.network._target_=os.system"], ["training.network"]),
+])  # fmt: skip
+def test_train_diffusion_refuses(at, damaged, overrides, wanted):
+    line = refused(at, train.main, *EDM, *overrides)
+    assert all(text in line for text in wanted), line
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["sampling.seeds=5-2"], ["sampling.seeds=5-2", "empty"]),
+    (["sampling.seeds=a"], ["sampling.seeds", "'a'"]),
+    (["sampling.seeds=-3"], ["sampling.seeds", "negative"]),
+    (["sampling.seeds='1,1'"], ["sampling.seeds", "twice"]),
+    (["sampling.seeds="], ["sampling.seeds"]),
+    (["sampling.network=echo_vae"], ["diffusion", "autoencoder", "00000-echo_vae"]),
+    (["sampling.network=nobody"], ["sampling.network=nobody", "no run"]),
+    (["sampling.network=damaged"], ["sampling.network=damaged", "network-snapshot"]),
+    (["sampling.network=damaged/half.pt"], ["half.pt", "damaged"]),
+    (["sampling.network=damaged/text.pt"], ["text.pt"]),
+    (["sampling.network=results/00001-echo_edm/training-state-000000.pt"], ["wanted a snapshot", "state"]),
+    (["sampling.autoencoder=echo_edm"], ["autoencoder", "diffusion"]),
+    (["sampling.format=tiff"], ["sampling.format", "tiff", "npz"]),
+    (["sampling.batch_size=0"], ["sampling.batch_size=0"]),
+    (["sampling.sampler.num_steps=1"], ["num_steps=1"]),
+    (["sampling.sampler.num_stps=1"], ["sampling.sampler.num_stps", "num_steps"]),
+    (["sampling.sampler.sigma_min=90"], ["sigma_min"]),
+    (["sampling.outdir=results/demo", "sampling.sampler.num_steps=4"], ["results/demo/samples.h5", "sampling.outdir"]),
+])  # fmt: skip
+def test_generate_refuses(at, damaged, overrides, wanted):
+    line = refused(at, generate.main, *DRAW, "sampling.outdir=results/refused", *overrides)
+    assert all(text in line for text in wanted), line
+
+
+def test_generate_refuses_another_autoencoder_by_hash(at):
+    succeed(train.main, *VAE, "training.options.seed=5", "training.options.run_root=results/other")
+    other = "sampling.autoencoder=results/other/00000-echo_vae"
+    line = refused(at, generate.main, *DRAW, "sampling.outdir=results/refused", other)
+    assert "sampling.autoencoder" in line and "hash" in line
+    draw("results/own", "0", "sampling.autoencoder=echo_vae", "sampling.nifti=false", "sampling.montage=0")
+
+
+def test_snapshot_that_names_code_is_refused(at):
+    snapshot = checkpoint.load(Path("results/00001-echo_edm/network-snapshot-000000.pt"), "snapshot")
+    snapshot["network"]["_target_"] = "os.mkdir"
+    checkpoint.save(Path("damaged-hostile.pt"), "snapshot", snapshot)
+    line = refused(at, generate.main, *DRAW, "sampling.outdir=results/refused", "sampling.network=damaged-hostile.pt")
+    assert "os.mkdir" in line and "trust" in line
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [
+    (["--source", "none.h5"], ["none.h5", "no such file"]),
+    (["--source", "damaged/half.h5"], ["half.h5", "truncated"]),
+    (["--autoencoder", "nobody"], ["nobody", "no run"]),
+    (["--autoencoder", "echo_edm"], ["autoencoder", "diffusion"]),
+    (["--autoencoder", "damaged/half.pt"], ["half.pt"]),
+    (["--run-root", "nowhere"], ["echo_vae", "nowhere"]),
+])  # fmt: skip
+def test_encode_refuses(at, damaged, arguments, wanted):
+    options = {"--autoencoder": "echo_vae", "--source": "data/echo.h5", "--dest": "data/refused.h5"}
+    options.update([arguments])
+    line = refused(at, dataset_tool.main, "encode", *(word for pair in options.items() for word in pair))
+    assert all(text in line for text in wanted), line
+
+
+def test_encode_refuses_volumes_of_another_kind(at):
+    succeed(dataset_tool.main, "phantom", "--dest", "data/odd.h5", "--num", "4", "--size", "15")
+    line = refused(at, dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--source", "data/odd.h5", "--dest",
+                   "data/refused.h5")
+    assert "(15, 15, 15)" in line and "(16, 16, 16)" in line
+
+
+def test_full_disk_is_said_and_leaves_nothing_half_written(at, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 ** 40, 2 ** 40 - 10, 10))
+    for command, arguments in [
+        (generate.main, [*DRAW, "sampling.seeds=7", "sampling.outdir=results/full"]),
+        (dataset_tool.main, ["encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5", "--dest", "full.h5"]),
+        (dataset_tool.main, ["phantom", "--dest", "full.h5", "--num", "2", "--size", "16"]),
+    ]:
+        line = refused(at, command, *arguments)
+        assert "free" in line
+    result = call(train.main, *VAE, "training.options.run_root=results/full")
+    assert result.exit_code == 1 and result.stderr.startswith("Error: ")
+    assert "training.options.run_root" in result.stderr
+    run = Path("results/full/00000-echo_vae")
+    assert not list(run.glob("*.pt")) and not list(run.glob(".*"))
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+
+
+def test_debug_shows_the_traceback(at):
+    result = call(train.main, *VAE, "training.dataset.path=none.h5", "training.options.debug=true")
+    assert result.exit_code == 1 and "Traceback" in result.stderr
+
+
+def test_unknown_experiment_is_refused(at):
+    for command in (train.main, generate.main):
+        assert "did you mean 'echo_vae'" in refused(at, command, "-cn=echo_vea")
+
+
+def test_error_of_all_ranks_is_printed_once_by_us(at):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "train.py"), *VAE, "training.dataset.path=none.h5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert sum(line.startswith("Error") for line in done.stderr.splitlines()) == 1
+    assert str(ROOT / "utils") not in done.stderr  # torchrun adds a traceback of its own, we add none

@@ -1,0 +1,262 @@
+"""What a file holds (info) and whether it is well (check), as lines of text."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import nibabel
+import numpy as np
+
+from utils import h5
+from utils.log import progress
+from utils.nifti import npz_names, read_volume, spacing_of, suffix_of
+from utils.volumes import Item, VolumesFile, VolumesMeta
+
+_ENTRIES = 16  # per level of a tree
+_WIDTH = 100  # characters of a value
+_HDF5 = (".h5", ".hdf5")
+_MAX_LABELS = 64  # whole numbers of at most so many different values are taken for a label map
+
+
+# ---- info ----
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Yield what an H5, npz, npy, NIfTI or .pt file holds; ValueError if it cannot be read."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix in _HDF5:
+        yield from _describe_h5(path)
+    elif path.suffix == ".pt":
+        yield from _tree(path.name, _load_torch(path), 0)
+    elif path.suffix == ".npz":
+        npz_names(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            yield from _tree(path.name, dict(arrays), 0)
+    elif suffix_of(path):
+        yield _volume_line(path)
+    else:
+        raise ValueError(f"{path}: wanted an .h5, .npz, .npy, .nii, .nii.gz or .pt file")
+
+
+def _describe_h5(path: Path) -> Iterator[str]:
+    with h5.open_h5(path) as file:
+        try:
+            yield from _h5_tree(path.name, file, 0)
+        except h5.DAMAGE as error:
+            raise ValueError(f"{path}: damaged ({error})") from error
+
+
+def _h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    if isinstance(node, h5py.Dataset):
+        kind = "utf-8" if h5py.check_string_dtype(node.dtype) else node.dtype
+        yield f"{indent}{name}: {_shape(node.shape)} {kind}"
+        return
+    yield f"{indent}{name}/" if depth else name
+    for key, value in node.attrs.items():
+        yield f"{indent}  @{key}: {_short(value)}"
+    for key in islice(node, _ENTRIES):
+        yield from _h5_tree(key, node[key], depth + 1)
+    if len(node) > _ENTRIES:
+        yield f"{indent}  ... {len(node) - _ENTRIES} more"
+
+
+def _load_torch(path: Path) -> Any:
+    import pickle
+
+    import torch  # takes seconds, and most commands do without
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: damaged, or not plain tensors and data ({str(error).splitlines()[0]})") from error
+
+
+def _tree(name: str, value: Any, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        content = f" {_short(value.item())}" if value.shape == () else ""
+        yield f"{indent}{name}: {_shape(value.shape)} {str(value.dtype).removeprefix('torch.')}{content}"
+    elif isinstance(value, dict):
+        tensors = [leaf for leaf in value.values() if hasattr(leaf, "shape")]
+        total = f" ({len(tensors)} arrays, {sum(int(np.prod(t.shape)) for t in tensors):,} values)" if tensors else ""
+        yield f"{indent}{name}{total}"
+        for key, child in islice(value.items(), _ENTRIES):
+            yield from _tree(str(key), child, depth + 1)
+        if len(value) > _ENTRIES:
+            yield f"{indent}  ... {len(value) - _ENTRIES} more"
+    elif isinstance(value, list | tuple) and any(hasattr(v, "shape") or isinstance(v, dict) for v in value):
+        yield from _tree(name, {f"[{i}]": v for i, v in enumerate(value)}, depth)
+    else:
+        yield f"{indent}{name}: {_short(value)}"
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(str(int(n)) for n in shape) or "scalar"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
+
+
+# ---- check ----
+
+
+class Report(NamedTuple):
+    """Lines about what was found, and one line for each thing that is wrong."""
+
+    lines: list[str]
+    problems: list[str]
+
+
+def check(path: Path) -> Report:
+    """Read a file, or all files below a folder, and say what is in them and what is wrong; nothing is raised for that.
+
+    ValueError if there is nothing to check.
+    """
+    if path.is_file():
+        return _check_file(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    files = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix in _HDF5 or suffix_of(p)))
+    if not files:
+        raise ValueError(f"{path}: holds no .h5, .nii, .nii.gz, .npy or .npz files")
+    reports = [_check_file(file) for file in progress(files, desc="check", unit="file")]
+    lines = [line for report in reports for line in report.lines]
+    bad = sum(bool(report.problems) for report in reports)
+    lines.append(f"{len(files)} files, {bad} bad")
+    return Report(lines, [problem for report in reports for problem in report.problems])
+
+
+def _check_file(path: Path) -> Report:
+    try:
+        if path.suffix in _HDF5:
+            return _check_h5(path)
+        if path.suffix == ".npz" and "seeds" in npz_names(path):
+            return Report(*_check_samples_npz(path))
+        return Report([_volume_line(path)], _volume_problems(path))
+    except ValueError as error:
+        return Report([], [str(error)])
+
+
+def _check_h5(path: Path) -> Report:
+    problems = h5.verify(path)
+    if problems:
+        return Report([], problems)
+    with h5.open_h5(path) as file:
+        kind = file.attrs.get("format", "none")
+        if kind != "volumes":
+            floats = [n for n in _datasets(file) if n.dtype.kind == "f" and not np.isfinite(n[()]).all()]
+            lines = [f"{path}: {kind}, hashes agree", *list(_h5_tree(path.name, file, 0))[1:]]
+            return Report(lines, [f"{path}: {n.name} has values that are not finite" for n in floats])
+    volumes = VolumesFile(path)
+    lines, problems = [f"{path}: volumes, hashes agree; {_contract(volumes.meta)}"], _shared_groups(volumes)
+    for split in volumes.splits:
+        line, bad = _check_split(volumes, split)
+        lines.append(line)
+        problems += bad
+    return Report(lines, problems)
+
+
+def _datasets(group: h5py.Group) -> Iterator[h5py.Dataset]:
+    for node in group.values():
+        if isinstance(node, h5py.Dataset):
+            yield node
+        else:
+            yield from _datasets(node)
+
+
+def _contract(meta: VolumesMeta) -> str:
+    i = meta.intensity
+    classes = (
+        f"; labels {', '.join(f'{k} {c}' for k, c in enumerate(meta.label_classes))}" if meta.label_classes else ""
+    )
+    return f"channels {', '.join(meta.channels)}; intensity {i.lo:g}..{i.hi:g} {i.unit}{classes}"
+
+
+def _shared_groups(file: VolumesFile) -> list[str]:
+    seen: dict[str, str] = {}
+    problems = []
+    for split in file.splits:
+        for group in sorted(set(file.groups(split))):
+            if group in seen:
+                problems.append(f"{file.path}: group '{group}' is in splits '{seen[group]}' and '{split}'")
+            seen[group] = split
+    return problems
+
+
+def _check_split(file: VolumesFile, split: str) -> tuple[str, list[str]]:
+    span, labels, problems = [np.inf, -np.inf], set(), []
+    for index in progress(range(file.length(split)), desc=f"check {split}", unit="volume"):
+        item = file.read(split, index)
+        problems += [f"{file.path}: /{split} {item.id}: {what}" for what in _item_problems(item, file.meta)]
+        span = [min(span[0], float(item.image.min())), max(span[1], float(item.image.max()))]
+        labels |= set() if item.label is None else {int(v) for v in np.unique(item.label)}
+    spacing = np.unique(np.round([spacing_of(a)[: file.meta.spatial_dims] for a in file.affines(split)], 4), axis=0)
+    text = (
+        f"{_join(spacing.min(0))} mm" if len(spacing) == 1 else f"{_join(spacing.min(0))} to {_join(spacing.max(0))} mm"
+    )
+    line = (
+        f"  {split}: {file.length(split)} volumes of {len(set(file.groups(split)))} groups, "
+        f"shape {_shape((len(file.meta.channels), *file.spatial_shape(split)))}, spacing {text}, "
+        f"values {span[0]:g}..{span[1]:g}" + (f", labels {sorted(labels)}" if file.meta.label_classes else "")
+    )
+    return line, problems
+
+
+def _item_problems(item: Item, meta: VolumesMeta) -> list[str]:
+    image, found = item.image, []
+    if not np.isfinite(image).all():
+        found.append("values that are not finite")
+    found += [f"channel {meta.channels[c]} is constant" for c in range(len(image)) if image[c].min() == image[c].max()]
+    if item.label is not None and item.label.max() >= max(1, len(meta.label_classes)):
+        found.append(f"label value {item.label.max()} outside the {len(meta.label_classes)} classes")
+    intensity = meta.intensity
+    slack = 1e-4 * (intensity.hi - intensity.lo)
+    if intensity.clip and (image.min() < intensity.lo - slack or image.max() > intensity.hi + slack):
+        found.append(f"values {image.min():g}..{image.max():g} outside {intensity.lo:g}..{intensity.hi:g}")
+    return found
+
+
+def _check_samples_npz(path: Path) -> tuple[list[str], list[str]]:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    bad = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+    return list(_tree(str(path), arrays, 0)), [f"{path}: {name} has values that are not finite" for name in bad]
+
+
+def _volume_line(path: Path) -> str:
+    data, affine = read_volume(path, role=_role(path))
+    shape = data.shape if data.shape[0] > 1 else data.shape[1:]
+    spacing = (
+        f", spacing {_join(spacing_of(affine))} mm {''.join(nibabel.aff2axcodes(affine))}" if affine is not None else ""
+    )
+    values = f"values {np.nanmin(data):g}..{np.nanmax(data):g}" if np.isfinite(data).any() else "no finite values"
+    if _is_label_map(data):
+        values = f"labels {[int(v) for v in np.unique(data)]}"
+    return f"{path}: {_shape(shape)} {data.dtype}{spacing}, {values}"
+
+
+def _volume_problems(path: Path) -> list[str]:
+    data, _ = read_volume(path, role=_role(path))
+    if not np.isfinite(data).all():
+        return [f"{path}: {np.count_nonzero(~np.isfinite(data))} values are NaN or infinite"]
+    if not _is_label_map(data) and data.min() == data.max():
+        return [f"{path}: constant, every voxel is {data.flat[0]:g}"]
+    return []
+
+
+def _role(path: Path) -> str:
+    return "label" if path.suffix == ".npz" and not {"image", "images"} & set(npz_names(path)) else "image"
+
+
+def _is_label_map(data: np.ndarray) -> bool:
+    return data.dtype.kind in "biu" and data.min() >= 0 and len(np.unique(data)) <= _MAX_LABELS
+
+
+def _join(values: Iterable[float]) -> str:
+    return " ".join(f"{v:.4g}" for v in values)

@@ -1,0 +1,339 @@
+"""From folders of NIfTI, npy or npz files to one volumes file: read, check, orient, resample, fit, scale, split.
+
+Two passes: the first reads and judges every file, so that all bad ones are named at once and all that the file's
+metadata needs is known; the second computes and writes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from utils import geometry
+from utils.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
+from utils.log import progress
+from utils.nifti import is_same_grid, read_volume, spacing_of
+from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of the files; None = leave as it is."""
+
+    size: tuple[int, ...] | None = None  # voxels per axis: pad or crop centrally
+    spacing: tuple[float, ...] | None = None  # mm per axis: resample
+    orientation: str | None = None  # such as 'RAS'
+    percentiles: tuple[float, ...] | None = None  # per channel of each volume, scaled to 0..1 and clipped
+    split: tuple[float, ...] = (0.8, 0.1, 0.1)
+    seed: int = 0  # of the split
+    spatial_dims: int | None = None  # None = 2 if size has two numbers, else as the first image says
+    classes: tuple[str, ...] = ()  # names of the label values; () = as many as there are
+    channels: tuple[str, ...] = ()  # names of the image channels; () = as many as there are
+
+
+class _Loaded(NamedTuple):
+    image: np.ndarray  # [C,X,Y,Z] float32
+    label: np.ndarray | None  # [1,X,Y,Z] uint8
+    affine: np.ndarray
+    has_geometry: bool
+
+
+class _Facts(NamedTuple):
+    """What the first pass learns of a case."""
+
+    shape: tuple[int, ...]  # [X,Y,Z] after orientation and spacing
+    codes: str  # orientation as stored, '' without geometry
+    span: np.ndarray  # [C,2] lowest and highest value
+    scale: np.ndarray  # [C,2] values that become 0 and 1
+    labels: int  # highest label value + 1
+    digest: bytes  # of the files
+
+
+def prepare(
+    images: Path, labels: Path | None, dest: Path, options: Options, *, table: Path | None = None
+) -> tuple[dict[str, int], Table | None]:
+    """Write the volumes file; returns the number of volumes per split and the table as understood.
+
+    ValueError names every file that cannot be used, and what to change.
+    """
+    fractions = parse_fractions(options.split)
+    cohort = read_table(table) if table else None
+    cases = find_cases(images, labels, table_ids=cohort.rows if cohort else (), channels=len(options.channels) or None)
+    records = _records(cases, cohort, table)
+    dims = options.spatial_dims or (len(options.size) if options.size else _guess_dims(cases))
+    _check_options(options, dims)
+    if options.classes and not any(case.label for case in cases):
+        raise ValueError(f"--classes {' '.join(options.classes)}: there are no label maps; give --labels")
+    split_of = _splits(records, fractions, options.seed)
+
+    facts = _each(cases, lambda case: _judge(case, options, dims), "check")
+    _check_together(cases, facts, options)
+    meta = _meta(cases, facts, options, dims, cohort, split_of)
+    voxels = int(np.prod((*options.size, 1)[:3] if options.size else facts[0].shape))
+    needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
+    provenance = _provenance(images, labels, table, options, facts)
+    with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
+        for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
+            item = _make(case, fact, options, meta, records[case.id])
+            writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
+    counts = {split: sum(s == split for s in split_of.values()) for split in dict.fromkeys(split_of.values())}
+    return counts, cohort
+
+
+def _each(cases: list[Case], work: Callable[[Case], _Result], what: str) -> list[_Result]:
+    """Do the work for every case, and then raise one error with everything that went wrong."""
+    results, problems = [], []
+    for case in progress(cases, desc=what, unit="volume"):
+        try:
+            results.append(work(case))
+        except ValueError as error:
+            problems.append(str(error))
+    _raise_all(problems, len(cases))
+    return results
+
+
+def _raise_all(problems: Iterable[str], total: int) -> None:
+    problems = list(problems)
+    if problems:
+        raise ValueError(f"{len(problems)} of {total} volumes cannot be used:\n  " + "\n  ".join(problems))
+
+
+# ---- what is asked ----
+
+
+def _check_options(options: Options, dims: int) -> None:
+    if dims not in (2, 3):
+        raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
+    for name, values in (("--size", options.size), ("--spacing", options.spacing)):
+        if values is not None and (len(values) != dims or min(values) <= 0):
+            raise ValueError(f"{name} {_join(values)}: wanted {dims} numbers above 0 (--spatial-dims {dims})")
+    p = options.percentiles
+    if p is not None and not (len(p) == 2 and 0 <= p[0] < p[1] <= 100):
+        raise ValueError(f"--percentiles {_join(p)}: wanted two rising numbers between 0 and 100")
+    if options.orientation is not None:
+        axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
+        if len(options.orientation) != 3 or {a for a in axes if a & set(options.orientation)} != axes:
+            raise ValueError(f"--orientation {options.orientation}: wanted one of R/L, A/P and S/I each, such as RAS")
+
+
+def _join(values: Iterable[float]) -> str:
+    return " ".join(f"{v:g}" for v in values)
+
+
+def _guess_dims(cases: list[Case]) -> int:
+    for case in cases:
+        try:
+            return 2 if read_volume(case.images[0]).data.shape[3] == 1 else 3
+        except ValueError:
+            continue  # the first pass will name it
+    return 3
+
+
+def _records(cases: list[Case], cohort: Table | None, path: Path | None) -> dict[str, Record]:
+    if cohort is None:
+        return {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}
+    if absent := [case.id for case in cases if case.id not in cohort.rows]:
+        raise ValueError(f"{path}: no row for {len(absent)} image(s): {', '.join(absent)}")
+    return {case.id: cohort.rows[case.id] for case in cases}
+
+
+def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) -> dict[str, str]:
+    named = {case: record.split for case, record in records.items() if record.split}
+    if not named:
+        chosen = assign_splits([record.group for record in records.values()], fractions, seed)
+        return {case: chosen[record.group] for case, record in records.items()}
+    if without := sorted(records.keys() - named.keys()):
+        raise ValueError(f"table column 'split' is empty for {', '.join(without)}; fill it for all volumes or none")
+    return named  # a group in two of them is refused by VolumesWriter
+
+
+# ---- first pass ----
+
+
+def _load(case: Case, dims: int, classes: tuple[str, ...]) -> _Loaded:
+    volumes = [read_volume(path, dims) for path in case.images]
+    first = volumes[0]
+    affine = np.eye(4) if first.affine is None else first.affine
+    for path, volume in zip(case.images[1:], volumes[1:]):
+        other = np.eye(4) if volume.affine is None else volume.affine
+        if not is_same_grid((first.data.shape[1:], affine), (volume.data.shape[1:], other)):
+            raise ValueError(f"{path}: lies on another grid than {case.images[0].name}; channels must share one")
+    image = np.concatenate([volume.data for volume in volumes]).astype(np.float32)
+    for c, channel in enumerate(image):
+        where = case.images[c if len(case.images) > 1 else 0]
+        if not np.isfinite(channel).all():
+            raise ValueError(f"{where}: {np.count_nonzero(~np.isfinite(channel))} values are NaN or infinite")
+        if channel.min() == channel.max():
+            raise ValueError(f"{where}: constant, every voxel is {channel.flat[0]:g}")
+    label = (
+        None if case.label is None else _load_label(case.label, dims, classes, image.shape[1:], affine, first.affine)
+    )
+    return _Loaded(image, label, affine, first.affine is not None)
+
+
+def _load_label(
+    path: Path,
+    dims: int,
+    classes: tuple[str, ...],
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    image_affine: np.ndarray | None,
+) -> np.ndarray:
+    data, label_affine = read_volume(path, dims, "label")
+    if data.shape[0] != 1:
+        raise ValueError(f"{path}: {data.shape[0]} channels; a label map has one, with a number for each class")
+    if not np.isfinite(data).all() or (data != np.rint(data)).any():
+        raise ValueError(f"{path}: label values are not whole numbers")
+    highest = len(classes) - 1 if classes else 255
+    if data.min() < 0 or data.max() > highest:
+        outside = [int(v) for v in np.unique(data) if not 0 <= v <= highest]
+        raise ValueError(
+            f"{path}: label values {', '.join(map(str, outside[:8]))} are outside 0..{highest}; name all classes "
+            "with --classes, or correct the file"
+        )
+    data = data.astype(np.uint8)
+    if is_same_grid((shape, affine), (data.shape[1:], affine if label_affine is None else label_affine)):
+        return data
+    if label_affine is None or image_affine is None:
+        raise ValueError(
+            f"{path}: shape {data.shape[1:]} differs from that of its image, {shape}, and without the geometry of both "
+            "it cannot be resampled"
+        )
+    moved = geometry.resample(data, label_affine, shape, affine, order=0, outside=0)
+    if data.any() and not moved.any():
+        raise ValueError(f"{path}: lies outside its image; are both in the same space?")
+    return moved
+
+
+def _judge(case: Case, options: Options, dims: int) -> _Facts:
+    loaded = _load(case, dims, options.classes)
+    if options.channels and len(options.channels) != loaded.image.shape[0]:
+        raise ValueError(
+            f"{case.images[0]}: {loaded.image.shape[0]} channels, --channels names {len(options.channels)}"
+        )
+    if not loaded.has_geometry and (options.spacing or options.orientation):
+        raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
+    shape, _ = _target_grid(case, loaded, options, dims)
+    span = np.stack([loaded.image.min((1, 2, 3)), loaded.image.max((1, 2, 3))], axis=1)
+    scale = span
+    if options.percentiles:
+        scale = np.percentile(loaded.image, options.percentiles, axis=(1, 2, 3)).T.astype(np.float32)
+        if (scale[:, 0] >= scale[:, 1]).any():
+            raise ValueError(
+                f"{case.images[0]}: percentiles {_join(options.percentiles)} coincide; widen --percentiles"
+            )
+    codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
+    labels = 0 if loaded.label is None else int(loaded.label.max()) + 1
+    files = [*case.images, *([case.label] if case.label else [])]
+    return _Facts(shape, codes, span, scale, labels, b"".join(_digest(path) for path in files))
+
+
+def _digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _target_grid(case: Case, loaded: _Loaded, options: Options, dims: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine after orientation and spacing."""
+    shape, affine = loaded.image.shape[1:], loaded.affine
+    if options.orientation:
+        turned, affine = geometry.reorient(np.empty((1, *shape), bool), affine, options.orientation)
+        shape = turned.shape[1:]
+        if dims == 2 and shape[2] != 1:
+            raise ValueError(f"{case.images[0]}: --orientation {options.orientation} would turn its slice out of plane")
+    if options.spacing:
+        spacing = (*options.spacing, spacing_of(affine)[2])[:3]
+        return geometry.spaced_grid(shape, affine, np.array(spacing))
+    return shape, affine
+
+
+def _check_together(cases: list[Case], facts: list[_Facts], options: Options) -> None:
+    """Refuse cases that are well by themselves but do not fit into one file."""
+    first = facts[0]
+    pairs = list(zip(cases, facts))
+    _raise_all(
+        [f"{c.images[0]}: {len(f.span)} channels, {cases[0].id} has {len(first.span)}" for c, f in pairs
+         if len(f.span) != len(first.span)],
+        len(cases),
+    )  # fmt: skip
+    if options.orientation is None and len({f.codes for f in facts}) > 1:
+        listed = "; ".join(f"{c.id} {f.codes or 'none'}" for c, f in pairs[:20])
+        raise ValueError(f"the cases differ in orientation ({listed}); give --orientation, for instance RAS")
+    if options.size is None and len({f.shape for f in facts}) > 1:
+        listed = "; ".join(f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs[:20])
+        raise ValueError(f"the cases differ in shape ({listed}); give --size (and --spacing if they differ in that)")
+
+
+def _meta(
+    cases: list[Case],
+    facts: list[_Facts],
+    options: Options,
+    dims: int,
+    cohort: Table | None,
+    split_of: dict[str, str],
+) -> VolumesMeta:
+    count = len(facts[0].span)
+    classes = options.classes if any(case.label for case in cases) else ()
+    highest = max(f.labels for f in facts)
+    if options.percentiles:
+        intensity = Intensity(0.0, 1.0, True, f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}")
+    else:
+        training = [f.span for case, f in zip(cases, facts) if split_of[case.id] == "train"] or [f.span for f in facts]
+        intensity = Intensity(float(np.min(training)), float(np.max(training)), False, "a.u.")
+    return VolumesMeta(
+        spatial_dims=dims,
+        channels=options.channels or (("image",) if count == 1 else tuple(f"channel_{c}" for c in range(count))),
+        channel_roles=("target",) * count,
+        label_classes=classes or tuple(f"class_{k}" for k in range(highest)),
+        attribute_names=cohort.attribute_names if cohort else (),
+        attribute_units=cohort.attribute_units if cohort else (),
+        class_names=cohort.class_names if cohort else (),
+        intensity=intensity,
+    )
+
+
+def _provenance(
+    images: Path, labels: Path | None, table: Path | None, options: Options, facts: list[_Facts]
+) -> dict[str, Any]:
+    sources = {"images": images.name, "labels": labels.name if labels else None, "table": table.name if table else None}
+    digest = hashlib.sha256(b"".join(f.digest for f in facts)).hexdigest()
+    return {"kind": "prepare", **sources, "options": asdict(options), "sources_sha256": digest}
+
+
+# ---- second pass ----
+
+
+def _make(case: Case, fact: _Facts, options: Options, meta: VolumesMeta, record: Record) -> Item:
+    loaded = _load(case, meta.spatial_dims, meta.label_classes)
+    shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
+    arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})
+    for name, array in arrays.items():
+        affine = loaded.affine
+        if options.orientation:
+            array, affine = geometry.reorient(array, affine, options.orientation)
+        arrays[name] = geometry.resample(array, affine, shape, target, order=3 if name == "image" else 0)
+    fill = fact.span[:, 0]
+    if options.percentiles:
+        lo, hi = (fact.scale[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
+        arrays["image"] = ((arrays["image"] - lo) / (hi - lo)).clip(0, 1)
+        fill = np.zeros(len(lo))
+    size = (*options.size, 1)[:3] if options.size else shape
+    image, affine, box = geometry.fit_centre(arrays["image"], target, size, fill)
+    label = geometry.fit_centre(arrays["label"], target, size, np.zeros(1))[0][0] if "label" in arrays else None
+    if meta.spatial_dims == 2:
+        image, label = image[..., 0], None if label is None else label[..., 0]
+    return Item(
+        image=image,
+        label=label,
+        attributes=record.attributes if meta.attribute_names else None,
+        class_index=meta.class_names.index(record.class_name) if record.class_name else None,
+        id=case.id,
+        group=record.group,
+        affine=affine,
+        box=box,
+    )
