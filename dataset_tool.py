@@ -95,7 +95,7 @@ def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs
     """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes."""
     from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
     from utils.cohort import assign_splits, parse_fractions
-    from utils.h5 import check_free_disk
+    from utils.files import check_free_disk
     from utils.log import progress
     from utils.volumes import Intensity, VolumesMeta, VolumesWriter
 

@@ -29,8 +29,7 @@ from reporting import charts
 from reporting.features import Layout, Measured
 from reporting.montages import png_bytes
 from reporting.tables import number, percent, plus_minus
-from utils.h5 import atomic_path
-from utils.log import write_text
+from utils.files import atomic_path, write_text
 
 TITLES = {
     "lv_volume": "LV volume", "la_volume": "LA volume", "wall_thickness": "wall thickness",

@@ -191,7 +191,8 @@ def test_montage_shows_the_slice_through_the_label_and_its_colours():
     rgb = pixels(figure)
     is_outline = (np.abs(rgb - np.array([1.0, 0.364, 0.451])) < 0.08).all(-1)
     starts = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
-    outlined = [np.flatnonzero(is_outline[top:top + montages.TILE, 18:18 + montages.TILE].any(axis=1)) for top in starts]
+    outlined = [np.flatnonzero(is_outline[top:top + montages.TILE, 18:18 + montages.TILE].any(axis=1))
+                for top in starts]
     assert (rgb[starts[0]:starts[0] + montages.TILE, 18:18 + montages.TILE] == 0).all()  # first the image alone
     assert all(len(rows) for rows in outlined[1:])  # all three planes pass through the label
     assert outlined[1].min() > montages.TILE / 2  # depth runs down, the label lies in the lower half

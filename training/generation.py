@@ -169,11 +169,12 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int],
 def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], options: Sampling) -> None:
     """NIfTI of every seed that is new or has none yet, and the montage of real above generated."""
     if options.nifti and "images" in samples.arrays:
+        dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
         for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
             for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
                 path = outdir / "nifti" / f"seed{seed:06d}_{kind}.nii.gz"
                 if array is not None and (seed in new or not path.is_file()):
-                    write_nifti(path, array, samples.affine)
+                    write_nifti(path, array, samples.affine, spatial_dims=dims, unit=unit)
     if options.montage and "images" in samples.arrays:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))

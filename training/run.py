@@ -14,7 +14,8 @@ from training.training_loop import Held, Trainer, split_batch
 from utils import distributed
 from utils.checkpoint import plain_hash
 from utils.config import Options, build, check_targets, config_hash, fill, to_yaml
-from utils.log import RunLog, write_status, write_text
+from utils.files import write_text
+from utils.log import RunLog, write_status
 from utils.runs import find_file, new_run, newest_with_hash
 
 TASKS = ("autoencoder", "diffusion")

@@ -224,10 +224,11 @@ class Trainer:
         means = self.stats.means()
         wait = means.pop("time/data_wait", 0.0) * images / self.options.batch_size
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else psutil.Process().memory_info().rss
-        return {"tick": self.progress.tick, "kimg": self.progress.nimg / 1000, "time/total_sec": self.progress.seconds,
-                "time/sec_per_tick": seconds, "time/sec_per_kimg": seconds / images * 1000,
-                "time/eta_sec": seconds / images * max(0, total - self.progress.nimg), "time/data_share": wait / seconds,
-                "images_per_sec": images / seconds, "memory_gib": memory / 2 ** 30, **means}
+        nimg, per_image = self.progress.nimg, seconds / images
+        return {"tick": self.progress.tick, "kimg": nimg / 1000, "time/total_sec": self.progress.seconds,
+                "time/sec_per_tick": seconds, "time/sec_per_kimg": per_image * 1000,
+                "time/eta_sec": per_image * max(0, total - nimg), "time/data_share": wait / seconds,
+                "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30, **means}
 
 
 def tick_line(fields: dict[str, float]) -> str:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from utils.files import atomic_path
 
 VERSION = 1
 KINDS = ("snapshot", "state")
@@ -51,30 +51,13 @@ def tensor_bytes(value: object) -> int:
     return sum(leaf.numel() * leaf.element_size() for _, leaf in walk(value) if isinstance(leaf, torch.Tensor))
 
 
-def need_disk(folder: Path, needed: int) -> None:
-    """Raise OSError when a folder's disk has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{folder}: {needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free; free some disk "
-                      "or choose another folder (training.options.run_root, sampling.outdir, --dest)")
-
-
 def save(path: Path, kind: str, payload: dict) -> None:
-    """Write a file of a kind (snapshot, state) to a temporary name, sync it, and rename it into place."""
+    """Write a file of a kind (snapshot, state) whole or not at all."""
     assert kind in KINDS
-    path = Path(path)
     data = {**payload, "format": kind, "version": VERSION}
     data["checksum"] = checksum(data)
-    need_disk(path.parent, int(tensor_bytes(data) * 1.05) + 2**20)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(data, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path, int(tensor_bytes(data) * 1.05) + 2**20) as temporary:
+        torch.save(data, temporary)
 
 
 def load(path: Path, kind: str) -> dict:

@@ -3,8 +3,6 @@
 import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from utils.files import atomic_path
 
 VERSIONS = {"volumes": 1, "latents": 1, "samples": 1}  # what this code writes; newer files are refused
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on a damaged file, by place of the damage
@@ -21,43 +21,6 @@ _OWN_ATTRIBUTES = ("sha256", "content_hash")
 
 
 # ---- writing ----
-
-
-def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
-    """Raise ValueError if the disk that holds `folder`, or will hold it, has less than `needed_bytes` left."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise ValueError(
-            f"{folder}: not enough free disk: {needed_bytes / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; "
-            "free some space or choose another destination"
-        )
-
-
-@contextmanager
-def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """Give a temporary path beside `path` (same suffixes): synced and renamed on clean exit, else removed."""
-    path = Path(path)
-    check_free_disk(path.parent, needed_bytes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

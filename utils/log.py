@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.files import write_text
+
 
 class RunLog:
     """Prints on rank 0, and into run_dir/log.txt where there is a run folder; silent on other ranks."""
@@ -32,17 +34,6 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
     """A progress bar on terminals; nothing where the output is a file or on other ranks than 0."""
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=None if is_main else True, dynamic_ncols=True,
                 smoothing=0.05, leave=False)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file to a temporary name and rename it into place."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> None:

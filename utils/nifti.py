@@ -9,7 +9,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from utils.h5 import atomic_path
+from utils.files import atomic_path
 
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
 KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import h5
+from utils.files import atomic_path
 
 FORMATS = ("h5", "npz")
 ARRAYS = ("latents", "images", "labels")
@@ -113,7 +114,7 @@ def write_samples(path: str | Path, seeds: Sequence[int], arrays: dict[str, np.n
     assert set(arrays) <= set(ARRAYS) and (np.diff(seeds) > 0).all()
     needed = sum(a.nbytes for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
-        with h5.atomic_path(path, needed) as temporary:
+        with atomic_path(path, needed) as temporary:
             np.savez_compressed(temporary, seeds=seeds, affine=affine, meta=json.dumps(meta._asdict()), **arrays)
         return
     with h5.atomic_h5(path, needed) as file:
@@ -138,7 +139,7 @@ class Parts:
 
     def write(self, seed: int, arrays: dict[str, np.ndarray]) -> None:
         """Store the arrays of one seed."""
-        with h5.atomic_path(self.path(seed), sum(a.nbytes for a in arrays.values())) as temporary:
+        with atomic_path(self.path(seed), sum(a.nbytes for a in arrays.values())) as temporary:
             np.savez(temporary, **arrays)
 
     def read(self, seed: int) -> dict[str, np.ndarray]:
