@@ -1,6 +1,5 @@
 """Snapshots and states: whole or absent, checked on load, plain data only."""
 
-import io
 import os
 import pickle
 import shutil
@@ -140,8 +139,8 @@ def test_full_disk_leaves_the_old_file_whole_and_nothing_else(saved, monkeypatch
 def test_write_that_breaks_off_leaves_the_old_file_whole_and_nothing_else(saved, monkeypatch):
     old = saved.read_bytes()
 
-    def break_off(data: object, file: io.BufferedWriter) -> None:
-        file.write(b"half")
+    def break_off(data: object, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", break_off)

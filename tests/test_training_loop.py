@@ -59,7 +59,7 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
     run_dir.mkdir(parents=True, exist_ok=True)
     if task is None:
         net = Toy(dropout)
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
         task = diffusion_task(net, EDMLoss(), optimizer, Identity(), {"task": "diffusion"})
     config = config or {"training": {"options": {"seed": 0}}}
     record = {"config": config, "config_hash": checkpoint.plain_hash(config), "data_hash": data_hash, "spatial_dims": 1}
