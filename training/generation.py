@@ -13,12 +13,14 @@ from samplers.noise import ImageGenerators
 from training.precision import autocast, resolve_precision
 from training.snapshot import build_codec, first_stage_hash, load_network
 from utils import checkpoint, distributed
-from utils.config import Sampling, build, check_targets
+from utils.config import Sampling, build, build_from_file, check_targets
 from utils.log import RunLog, progress
 from utils.nifti import write_nifti
 from utils.runs import find_file
 from utils.sample_io import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
 from utils.volumes import Intensity, VolumesFile
+
+Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
 
 
 class Drawer(NamedTuple):
@@ -61,7 +63,7 @@ def generate(experiment: str, config: dict) -> None:
         distributed.barrier()
         if distributed.rank() == 0:
             merged = merge(target, old, parts, seeds, meta)
-            write_pictures(outdir, merged, set(missing), options)
+            write_pictures(outdir, merged, set(missing), snapshot, options)
         log(f"Samples   {target}" + (f"\nNIfTI     {outdir / 'nifti'}" if options.nifti else "")
             + (f"\nMontage   {outdir / 'samples.png'}" if options.montage else ""))
     finally:
@@ -166,7 +168,7 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int],
     return SamplesFile(target)
 
 
-def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], options: Sampling) -> None:
+def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: dict, options: Sampling) -> None:
     """NIfTI of every seed that is new or has none yet, and the montage of real above generated."""
     if options.nifti and "images" in samples.arrays:
         dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
@@ -179,16 +181,29 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], options: S
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
         generated = [(samples.images(i), samples.labels(i)) for i in range(count)]
-        real = real_items(options.real or samples.meta.data["source"], count)
+        real = real_pictures(snapshot, options.real, count, options.trust)
         spacing = np.linalg.norm(samples.affine[:3, :3], axis=0)
-        samples_montage(real, generated, spacing, outdir / "samples.png")
+        samples_montage(real, generated, spacing, outdir / "samples.png",
+                        label_classes=snapshot["data"]["label_classes"])
 
 
-def real_items(source: str, count: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Images and label maps of the first held-out volumes of a file, [] when it is not there."""
-    if not Path(source).is_file() or Path(source).suffix != ".h5":
+def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -> list[Picture]:
+    """Images and label maps of held-out volumes that the network was trained on the likes of.
+
+    They come from `source` (a volumes.h5), else from the file or the data set that the snapshot names; [] when that is
+    not there.
+    """
+    path = Path(source or snapshot["data"]["source"])
+    if not path.is_file() and source is None:
         return []
-    file = VolumesFile(source)
-    split = "test" if "test" in file.splits else file.splits[-1]
-    items = [file.read(split, i) for i in range(min(count, file.length(split)))]
-    return [(item.image, item.label) for item in items]
+    if path.suffix == ".h5":
+        file = VolumesFile(path)
+        split = "test" if "test" in file.splits else file.splits[-1]
+        items = [file.read(split, i) for i in range(min(count, file.length(split)))]
+        return [(item.image, item.label) for item in items]
+    if source is not None:
+        raise ValueError(f"sampling.real={source}: wanted a volumes file (.h5)")
+    dataset = build_from_file(snapshot["config"]["training"]["dataset"], "the snapshot", trust)
+    intensity = Intensity(**snapshot["data"]["intensity"])
+    samples = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count)]
+    return [(intensity.from_network(sample.image), sample.label) for sample in samples]

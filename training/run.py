@@ -107,6 +107,8 @@ def train(experiment: str, config: dict) -> None:
     training = config["training"]
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
+    if config["sampling"]["sampler"]:
+        check_targets(config["sampling"]["sampler"], "sampling.sampler", filled=("net", "latents"))
     if options.dry_run:
         print(yaml)
         return

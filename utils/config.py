@@ -19,8 +19,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "torch.nn.", "monai.networks.nets.",
-           "monai.networks.blocks.", "monai.networks.layers.")  # homes of the classes that a file may name
+# homes of the classes that a file may name
+TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "training.datasets.", "torch.nn.",
+           "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.")
 LOGGING_KEYS = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                 "resume", "dry_run", "debug", "desc", "run_root")
 
