@@ -185,14 +185,16 @@ def prepare(images: Path, labels: Path | None, dest: Path, table: Path | None, *
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
 @click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
-def encode(autoencoder: str, source: Path, dest: Path, batch_size: int, precision: str, run_root: Path) -> None:
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+def encode(autoencoder: str, source: Path, dest: Path, batch_size: int, precision: str, run_root: Path,
+           trust: bool) -> None:
     """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file."""
     from training.encode import encode_volumes
     from utils.runs import find_file
 
     snapshot = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
     click.echo(f"Autoencoder {snapshot}")
-    counts = encode_volumes(snapshot, source, dest, batch_size=batch_size, precision=precision)
+    counts = encode_volumes(snapshot, source, dest, batch_size=batch_size, precision=precision, trust=trust)
     click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
 
 

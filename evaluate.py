@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from matplotlib.figure import Figure
@@ -102,6 +102,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile) -> Layout:
     import numpy as np
 
     from reporting.features import Layout
+    from utils.nifti import spacing_of
     data, meta = samples.meta.data, file.meta
     if "images" not in samples.arrays:
         raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
@@ -116,14 +117,27 @@ def shared_layout(samples: SamplesFile, file: VolumesFile) -> Layout:
     for what, (got, wanted) in found.items():
         if got != wanted:
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
-    spacing = np.linalg.norm(samples.affine[:3, :3], axis=0)[: meta.spatial_dims]
-    real_spacing = np.linalg.norm(file.read(file.splits[0], 0).affine[:3, :3], axis=0)[: meta.spatial_dims]
+    spacing, real_spacing = spacing_of(samples.affine)[: meta.spatial_dims], shared_spacing(file)
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
         raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
                          f"{file.path} (--real)")
     labelled = classes if "labels" in samples.arrays else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit)
+
+
+def shared_spacing(file: VolumesFile) -> np.ndarray:
+    """Voxel size per axis in mm; ValueError naming the real volumes whose own differs from that of the first."""
+    import numpy as np
+
+    from utils.nifti import spacing_of
+    found = [(name, spacing_of(affine)[: file.meta.spatial_dims])
+             for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))]
+    wanted = found[0][1]
+    if others := [f"{name} {size}" for name, size in found if not np.allclose(size, wanted, rtol=1e-3)]:
+        raise ValueError(f"{file.path}: voxels of {found[0][0]} are {wanted} mm, those of {len(others)} others are "
+                         f"not: {', '.join(others[:20])}; prepare it anew with --spacing")
+    return wanted
 
 
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
@@ -202,9 +216,15 @@ def first_stage_report(first_stage: FirstStage, file: VolumesFile, layout: Layou
     return {
         "available": True, "split": split, "num": len(cases), "psnr_db": psnr,
         "ceiling": speckle_ceiling(file, cases, data_range, psnr),
-        "dice": {name: float(np.nanmean(dice[:, k])) for k, name in enumerate(names) if k},
-        "dice_min": {name: float(np.nanmin(dice[:, k])) for k, name in enumerate(names) if k},
+        "dice": {name: defined(np.mean, dice[:, k]) for k, name in enumerate(names) if k},
+        "dice_min": {name: defined(np.min, dice[:, k]) for k, name in enumerate(names) if k},
     }
+
+
+def defined(figure: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
+    """A figure of the values that are not NaN, None where there are none."""
+    kept = values[values == values]
+    return float(figure(kept)) if kept.size else None
 
 
 def reconstruct(first_stage: FirstStage, cases: list[Case], layout: Layout) -> list[Case]:
@@ -286,13 +306,14 @@ def ranges(seeds: np.ndarray) -> str:
 
 def print_summary(result: dict, dest: Path, table: str) -> None:
     """The compact table, what is not available, the first stage's figures, and where the report is."""
+    from reporting.tables import number
     click.echo(f"Real      {result['real']['reference']}\n\n{table}\n")
     part = result["first_stage"]
     for name in ("noise", "first_stage"):
         if not result[name]["available"]:
             click.echo(f"{name.replace('_', ' ').capitalize()}: not available: {result[name]['reason']}")
     if part["available"]:
-        dice = ", ".join(f"{name} {value:.3f}" for name, value in part["dice"].items())
+        dice = ", ".join(f"{name} {number(value)}" for name, value in part["dice"].items())
         ceiling = part["ceiling"]
         gap = (f", ceiling without speckle {ceiling['psnr_db']:.2f} dB, gap {ceiling['gap_db']:.2f} dB"
                if ceiling["available"] else f", ceiling not available: {ceiling['reason']}")

@@ -18,6 +18,11 @@ class EDMPrecond(nn.Module):
         super().__init__()
         self.model, self.sigma_data, self.sigma_min, self.sigma_max = model, sigma_data, sigma_min, sigma_max
 
+    @property
+    def label_dim(self) -> int:
+        """Number of classes the network takes, 0 = none."""
+        return getattr(self.model, "label_dim", 0)
+
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition | None = None,
                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype

@@ -15,7 +15,6 @@ from networks.layers import (
     down,
     group_norm,
     linear,
-    per_axis,
     per_level,
     timestep_embedding,
     up,
@@ -86,8 +85,7 @@ class ADMUNet(nn.Module):
             in_channels, spatial_dims, label_dim, augment_dim)
         self.model_channels = model_channels
         self.strides = per_level(strides, levels - 1, spatial_dims, "strides")
-        kernels = [per_axis(kernel_size, spatial_dims, "kernel_size")] * levels if isinstance(kernel_size, int) else \
-            per_level(kernel_size, levels, spatial_dims, "kernel_size")
+        kernels = per_level(kernel_size, levels, spatial_dims, "kernel_size")
         emb = model_channels * channel_mult_emb
         self.map_layer0 = linear(model_channels, emb, init=INIT)
         self.map_layer1 = linear(emb, emb, init=INIT)

@@ -14,7 +14,6 @@ from utils.files import atomic_path
 
 BACKGROUND = "#0d1117"
 TEXT = "#e6edf3"
-MUTED = "#8b949e"
 # Class 1 first; apart in lightness and hue, so that people who do not see red from green can tell them too.
 LABEL_COLOURS = ("#ff5d73", "#ffc857", "#4cc9f0", "#7ae582", "#c77dff", "#ff9f1c", "#a0c4ff", "#f1f1f1")
 FILL, OUTLINE = 0.12, 0.95

@@ -59,14 +59,18 @@ DEFINITIONS = {
 
 
 def write_report(dest: Path, report: dict, figures: dict[str, bytes], cases: str) -> None:
-    """Write all files of a report into a folder, each whole or not at all; the page last."""
+    """Write all files of a report into a folder, each whole or not at all; the page last.
+
+    ValueError, with nothing written, for a number that does not exist and is not null.
+    """
+    text, page = json.dumps(report, indent=2, allow_nan=False) + "\n", html_page(report, figures)
     (dest / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(png)
     write_text(dest / "cases.csv", cases)
-    write_text(dest / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    write_text(dest / "report.html", html_page(report, figures))
+    write_text(dest / "report.json", text)
+    write_text(dest / "report.html", page)
 
 
 def comparison_figures(report: dict, sets: dict[str, Measured | None], layout: Layout) -> dict[str, Figure]:
@@ -106,8 +110,9 @@ def _head(report: dict) -> str:
         within = sum(row["ks"] <= row["floor_p99"] for row in report["metrics"].values())
         facts.append((f"{within} of {len(report['metrics'])}", "scalars within the 99 % floor"))
     facts += [(percent(row["generated"]), title(name)) for name, row in report["shares"].items()]
-    if report["first_stage"].get("dice"):
-        facts.append((number(min(report["first_stage"]["dice"].values())), "least Dice of the first stage"))
+    dice = [value for value in report["first_stage"].get("dice", {}).values() if value is not None]
+    if dice:
+        facts.append((number(min(dice)), "least Dice of the first stage"))
     cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
                     for value, text in facts)
     return (f"<h1>Real against generated</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "

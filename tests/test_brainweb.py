@@ -1,5 +1,6 @@
 """Slices of the BrainWeb phantoms: their order, scale and split, and the road in voxel space in 2D."""
 
+import hashlib
 from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +53,21 @@ def test_other_archives_are_refused(tmp_path, content, match):
 def test_missing_file_names_the_key_to_change(tmp_path):
     with pytest.raises(ValueError, match="training.dataset.path"):
         BrainwebSlices(str(tmp_path / "none.npz"))
+
+
+def test_damaged_file_is_named(archive, tmp_path):
+    whole = archive.read_bytes()
+    for content in (b"not an archive", whole[:40], whole[: len(whole) // 2]):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.npz: not an npz file, or damaged"):
+            BrainwebSlices(str(tmp_path / "x.npz"))
+
+
+def test_other_content_has_another_hash(archive):
+    first = BrainwebSlices(str(archive)).data["content_hash"]
+    assert first == hashlib.sha256(archive.read_bytes()).hexdigest()
+    np.savez(archive, phantoms=np.ones((ROWS, 4096), np.uint8))
+    assert BrainwebSlices(str(archive)).data["content_hash"] != first
 
 
 def test_real_neighbours_overlap(shared):

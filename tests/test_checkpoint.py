@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from utils import checkpoint
+from utils.files import plain_hash
 
 PAYLOAD = {
     "task": "diffusion", "nimg": 12, "beta": 0.5, "none": None, "flag": True, "list": [1, "a", 2.5],
@@ -149,6 +151,19 @@ def test_write_that_breaks_off_leaves_the_old_file_whole_and_nothing_else(saved,
     assert saved.read_bytes() == old and os.listdir(saved.parent) == [saved.name]
 
 
+@pytest.mark.parametrize("kib", [1, 64])
+def test_disk_that_fills_up_while_writing_is_said(saved, kib):
+    old, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, limits[1]))  # as a full disk: writes stop half-way
+    try:
+        with pytest.raises(OSError, match="is the disk full") as error:
+            checkpoint.save(saved, "snapshot", {"ema": {"w": torch.zeros(50_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(saved) in str(error.value) and "\n" not in str(error.value)
+    assert saved.read_bytes() == old and os.listdir(saved.parent) == [saved.name]
+
+
 def test_checksum_sees_values_shapes_types_and_places():
     w = torch.arange(4, dtype=torch.float32)
     trees = [{"a": w}, {"b": w}, {"a": w.reshape(2, 2)}, {"a": w.double()}, {"a": w + 1}, {"a": w.view(torch.int32)},
@@ -164,8 +179,8 @@ def test_checksum_does_not_depend_on_strides():
 
 
 def test_plain_hash_does_not_depend_on_the_order_of_keys():
-    assert checkpoint.plain_hash({"a": 1, "b": [2]}) == checkpoint.plain_hash({"b": [2], "a": 1})
-    assert checkpoint.plain_hash({"a": 1}) != checkpoint.plain_hash({"a": 2})
+    assert plain_hash({"a": 1, "b": [2]}) == plain_hash({"b": [2], "a": 1})
+    assert plain_hash({"a": 1}) != plain_hash({"a": 2})
 
 
 def test_tensor_bytes_counts_what_tensors_hold():

@@ -12,7 +12,8 @@ import yaml
 from networks.unet import ADMUNet
 from training.generation import check_options
 from training.run import check_training, fill_network
-from utils.config import Sampling, build, build_from_file, check_targets, compose, config_hash, fits
+from utils.config import Sampling, build, build_from_file, check_targets, compose, config_hash, fits, quote_seeds
+from utils.sample_io import requested_seeds
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
@@ -138,6 +139,12 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("training.loss._target_=math.pi", ["training.loss._target_=math.pi"]),
     ("training.task=dance", ["training.task='dance'", "autoencoder, diffusion"]),
     ("training.optimizer.lr=???", ["training.optimizer.lr", "no value"]),
+    ("network.model.channel_mult=[1]", ["network is a group", "network=NAME", "training.network"]),
+    ("sampler.num_steps=3", ["sampler is a group", "sampler=NAME", "sampling.sampler"]),
+    # several values for one key
+    ("training.network.model.channel_mult=1,2", ["channel_mult=1,2", "channel_mult='a,b'", "channel_mult=[a,b]"]),
+    ("sampler=edm_ode,edm_sde", ["sampler=edm_ode,edm_sde", "sweep"]),
+    ("training.optimizer.lr=choice(1,2)", ["training.optimizer.lr=choice(1,2)", "sweep"]),
     # not an override at all
     ("nonsense", ["nonsense"]),
 ])  # fmt: skip
@@ -146,7 +153,32 @@ def test_what_does_not_fit_is_said_by_path(override, wanted):
         checked("echo_edm", override)
     message = str(error.value)
     assert all(text in message for text in wanted), message
-    assert "\n" not in message and str(CONFIGS) not in message
+    assert "\n" not in message and str(CONFIGS) not in message and "--multirun" not in message
+
+
+@pytest.mark.parametrize(("override", "wanted"), [
+    ("sampling.seeds=1,2,5-10", "sampling.seeds='1,2,5-10'"),
+    ("+sampling.seeds=1,2", "+sampling.seeds='1,2'"),
+    ("sampling.seeds=[1,2]", "sampling.seeds='[1,2]'"),
+    ("sampling.seeds='1,2'", "sampling.seeds='1,2'"),
+    ('sampling.seeds="1,2"', 'sampling.seeds="1,2"'),
+    ("sampling.seeds=0-63", "sampling.seeds=0-63"),
+    ("training.network.model.channel_mult=1,2", "training.network.model.channel_mult=1,2"),
+])  # fmt: skip
+def test_only_a_bare_list_of_seeds_is_quoted(override, wanted):
+    assert quote_seeds([override]) == [wanted]
+
+
+@pytest.mark.parametrize("text", ["1,2,5-7", "'1,2,5-7'"])
+def test_seeds_are_understood_with_and_without_quotes(text):
+    config = compose(CONFIGS, "echo_edm", [f"sampling.seeds={text}"])
+    assert requested_seeds(config["sampling"]["seeds"]) == [1, 2, 5, 6, 7]
+
+
+@pytest.mark.parametrize("text", ["[1,2]", "range(1,5)", "1,,2", "1,2,"])
+def test_odd_lists_of_seeds_get_the_error_of_seeds(text):
+    with pytest.raises(ValueError, match=r"sampling\.seeds=.* is neither a number nor a range"):
+        requested_seeds(compose(CONFIGS, "echo_edm", [f"sampling.seeds={text}"])["sampling"]["seeds"])
 
 
 def test_unknown_experiment_is_refused_with_the_nearest():
@@ -171,13 +203,16 @@ def test_types_are_held_against_hints():
     assert [(value, hint) for value, hint in no if fits(value, hint)] == []
 
 
-def test_config_hash_leaves_length_and_logging_aside():
+def test_config_hash_leaves_length_logging_and_the_machine_aside():
     def hash_of(*overrides: str) -> str:
         return config_hash(compose(CONFIGS, "echo_edm", overrides)["training"])
 
     base = hash_of()
     for same in ("training.options.total_kimg=99", "training.options.desc=x", "training.options.keep_states=9",
-                 "training.validation.every_ticks=1", "training.options.resume=latest", "sampling.seeds=1"):
+                 "training.validation.every_ticks=1", "training.options.resume=latest", "sampling.seeds=1",
+                 *(f"training.options.{o}" for o in (
+                     "device=cpu", "num_threads=3", "num_workers=1", "batch_gpu=2", "precision=bf16", "compile=true",
+                     "channels_last=true", "max_bad_steps=3"))):
         assert hash_of(same) == base, same
     for other in ("training.options.seed=1", "training.options.batch_size=8", "training.network.model.dropout=0.5",
                   "training.optimizer.lr=1", "training.dataset.path=x", "training.options.ema_halflife_kimg=1"):

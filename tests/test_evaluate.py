@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -17,21 +18,23 @@ from training.snapshot import first_stage_hash
 from utils import checkpoint
 from utils.config import build
 from utils.sample_io import SampleMeta, write_samples
-from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 SIZE = 28  # the least for three scales of MS-SSIM
 SEED = 5
 
 
-def write_phantoms(path: Path, dims: int = 3, labels: bool = True, kind: str = "phantom", count: int = 8) -> Path:
-    """A volumes file of phantoms, a quarter of them in the test split."""
+def write_phantoms(path: Path, dims: int = 3, labels: bool = True, kind: str = "phantom", count: int = 8,
+                   without: int | None = None) -> Path:
+    """A volumes file of phantoms, a quarter of them in the test split; `without` is a label that none of them has."""
     meta = VolumesMeta(dims, ("echo",), ("target",), LABEL_CLASSES if labels else (), tuple(n for n, _ in ATTRIBUTES),
                        tuple(u for _, u in ATTRIBUTES), (), Intensity(0.0, 1.0, True, "echo"))
     provenance = {"kind": kind, "size": SIZE, "seed": SEED, "spatial_dims": dims, "pairs": False, "num": count}
     with VolumesWriter(path, meta, provenance) as writer:
         for i in range(count):
             p = echo_phantom(i, seed=SEED, size=SIZE, spatial_dims=dims)
-            item = Item(p.image[None], p.label if labels else None, p.attributes.astype(np.float32), None,
+            label = np.where(p.label == without, 0, p.label).astype(np.uint8) if labels else None
+            item = Item(p.image[None], label, p.attributes.astype(np.float32), None,
                         f"phantom-{i:06d}", str(i), phantom_affine(SIZE, dims), full_box((SIZE,) * dims))
             writer.add("train" if i < count * 3 // 4 else "test", item)
     return path
@@ -194,6 +197,36 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, changes, arguments, mes
     assert answer.exit_code == 1
     assert answer.stderr.startswith("Error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
+    path = write_phantoms(tmp_path / "mixed.h5")
+    with h5py.File(path, "r+") as file:
+        file["test/affines"][1] = phantom_affine(SIZE // 2)
+    write(tmp_path / "samples.h5", phantom_arrays(2))
+    with pytest.raises(ValueError, match=r"mixed\.h5.*phantom-000007.*--spacing"):
+        evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_that_no_held_out_volume_has_is_left_out(tmp_path, capsys):
+    class Exact:
+        """A first stage that gives back what it got, the image brighter by 0.1."""
+
+        def encode(self, images, labels):
+            return images, labels
+
+        def decode(self, latents):
+            return latents[0] + 0.1, latents[1]
+
+    file = VolumesFile(write_phantoms(tmp_path / "echo.h5", kind="prepare", without=3))
+    layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
+    part = evaluate.first_stage_report(Exact(), file, layout, [0], {})
+    assert part["dice"] == part["dice_min"] == {"cavity": 1.0, "myocardium": 1.0, "atrium": None}
+    assert part["psnr_db"] == pytest.approx(20, abs=1e-3)
+    summary = {"real": {"reference": "x"}, "noise": {"available": True}, "first_stage": part}
+    evaluate.print_summary(summary, tmp_path, "")
+    assert "Dice cavity 1.000, myocardium 1.000, atrium -; PSNR 20.00 dB" in capsys.readouterr().out
 
 
 def test_latents_alone_cannot_be_evaluated(folder, tmp_path):

@@ -44,6 +44,14 @@ def fenced_blocks(markdown: str) -> list[list[str]]:
     return [[re.sub(r"\s+#.*$|^#.*$|^\$ ", "", line).strip() for line in block.splitlines()] for block in blocks]
 
 
+def relative_links(markdown: str) -> list[str]:
+    """Files and folders that links and images lead to, outside of code; anchors and web addresses left out."""
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"""\]\(<?([^)\s>]+)|(?:src|href)=["']([^"']+)|^\[[^\]]+\]:\s*(\S+)""", prose, re.MULTILINE)
+    links = ("".join(found).split("#")[0] for found in targets)
+    return [link for link in links if link and not re.match(r"[a-z]+:", link)]
+
+
 def places_named(architecture: str) -> set[str]:
     """Backticked folders (`name/`) and Python files (`name.py`) in the section 'Where things are'."""
     section = re.search(r"^## Where things are\n(.*?)(?=^## |\Z)", architecture, re.MULTILINE | re.DOTALL)
@@ -134,6 +142,19 @@ def test_map_faults_are_named_both_ways():
     text = "# A\n## Where things are\n| `networks/` | `networks/unet.py` | `gone.py` | `data/` |\n## More\n`other/`\n"
     files = [Path("networks/unet.py"), Path("train.py"), Path(".ci/run"), Path("Makefile")]
     assert map_faults(places_named(text), files) == ["named but not there: gone.py", "there but not named: train.py"]
+
+
+def test_links_lead_somewhere(root):
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    links = [(page.relative_to(root), link) for page in pages for link in relative_links(page.read_text())]
+    assert any(page.name == "README.md" for page, _ in links), "the search found no link in README.md"
+    assert [f"{page}: {link}" for page, link in links if not (root / page.parent / link).exists()] == []
+
+
+def test_links_are_recognised():
+    text = "![a](docs/a.png) [b](b.md#part) [c](#here) [d](https://x.org/e.md)\n```\n[f](f.md)\n```\n" \
+        "`[g](g.md)` <img src=\"h.png\"> [i](../i.md \"title\")\n[j]: j.md\n"
+    assert relative_links(text) == ["docs/a.png", "b.md", "h.png", "../i.md", "j.md"]
 
 
 def test_licence_is_apache_2(root):

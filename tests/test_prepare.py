@@ -226,6 +226,26 @@ def test_cases_that_differ_are_refused(folders):
     refused(folders, r"case9\.nii\.gz: 2 channels, case0 has 1")
 
 
+def rewrite_case9(folder, affine):
+    """Give the last case another affine, its voxels unchanged."""
+    write_nifti(folder / "images" / "case9.nii.gz", random_image(9), affine)
+    write_nifti(folder / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), affine)
+
+
+def test_voxel_sizes_that_differ_are_refused(folders):
+    rewrite_case9(folders, OBLIQUE @ np.diag([2, 2, 1, 1]))
+    for options in (ALL, Options(size=(8, 8, 8), split=(1.0,))):
+        refused(folders, r"voxel size, in mm \(case0\.nii\.gz 2x2x3; case9\.nii\.gz 4x4x3\); give --spacing", options)
+    file = run(folders, Options((8, 8, 8), (2, 2, 3), split=(1.0,)))
+    sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in file.affines("train")]
+    np.testing.assert_allclose(sizes, np.tile([2.0, 2.0, 3.0], (10, 1)))
+
+
+def test_rounding_in_headers_is_no_other_voxel_size(folders):
+    rewrite_case9(folders, OBLIQUE @ np.diag([1.0005, 1, 1, 1]))
+    assert run(folders).length("train") == 10
+
+
 def test_without_geometry_nothing_is_resampled(folders):
     np.save(folders / "labels" / "case9.npy", np.ones((8, 7, 5), np.uint8))
     (folders / "labels" / "case9.nii.gz").unlink()

@@ -274,6 +274,22 @@ def test_page_stands_alone_and_says_what_is_missing(result, sets, tmp_path):
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(figures)
 
 
+def test_number_that_does_not_exist_is_refused_before_anything_is_written(result, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        report.write_report(tmp_path / "out", {**result, "title": float("nan")}, {"overview": b""}, "set,id\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("atrium", "least"), [(None, "0.750"), (0.5, "0.500")])
+def test_class_without_a_dice_has_a_dash(result, atrium, least):
+    dice = {"cavity": 0.75, "atrium": atrium}
+    part = {"available": True, "split": "test", "num": 2, "psnr_db": 20.0, "dice": dice, "dice_min": dice,
+            "ceiling": {"available": False, "reason": "no phantoms"}}
+    page = report.html_page({**result, "first_stage": part}, {})
+    assert f"<b>{least}</b><span>least Dice" in page
+    assert ("<td>atrium</td><td class=\"main\">-</td><td>-</td>" in page) is (atrium is None)
+
+
 def test_every_scalar_has_its_chart(result, sets):
     layout, measured = sets
     figures = report.comparison_figures(result, measured, layout)

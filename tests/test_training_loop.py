@@ -14,9 +14,10 @@ from training.batch import Batch, LossOutput, Phase, Sample, Task
 from training.batch_transforms import DrawLatents, Identity
 from training.diffusion import diffusion_task
 from training.loss import EDMLoss
-from training.training_loop import Held, Trainer, different_keys, split_batch
+from training.training_loop import Held, Trainer, different_keys, read_state, split_batch
 from utils import checkpoint, distributed
 from utils.config import Options
+from utils.files import plain_hash
 from utils.log import RunLog
 from utils.runs import list_files
 
@@ -62,7 +63,7 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
         task = diffusion_task(net, EDMLoss(), optimizer, Identity(), {"task": "diffusion"})
     config = config or {"training": {"options": {"seed": 0}}}
-    record = {"config": config, "config_hash": checkpoint.plain_hash(config), "data_hash": data_hash, "spatial_dims": 1}
+    record = {"config": config, "config_hash": plain_hash(config), "data_hash": data_hash, "spatial_dims": 1}
     return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
                    record=record, held=held)
 
@@ -71,7 +72,7 @@ def trained(run_dir: Path, options: Options = OPTIONS, *, resume: Path | None = 
     """Train to the end; what the final state holds (of rank 0, which writes it)."""
     trainer = make_trainer(run_dir, options, dropout=dropout)
     if resume:
-        trainer.load_state(resume)
+        trainer.restore(read_state(resume, trainer.record))
     trainer.run()
     return checkpoint.load(list_files(run_dir, "training-state")[-1], "state") if distributed.rank() == 0 else {}
 
@@ -125,11 +126,11 @@ def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
     state = list_files(tmp_path / "a", "training-state")[0]
     other = make_trainer(tmp_path / "b", config={"training": {"options": {"seed": 1}, "network": {"width": 9}}})
     with pytest.raises(ValueError, match=r"training\.options\.resume") as error:
-        other.load_state(state)
+        other.restore(read_state(state, other.record))
     assert "training.network.width, training.options.seed" in str(error.value) and "configuration" in str(error.value)
     changed = make_trainer(tmp_path / "c", config=first.record["config"], data_hash="other")
     with pytest.raises(ValueError, match="data set"):
-        changed.load_state(state)
+        changed.restore(read_state(state, changed.record))
 
 
 def test_different_keys_are_named_by_path():

@@ -14,6 +14,8 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
 
     def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> LossOutput:
         x, condition = batch_transform(batch, generators)
+        if not getattr(net, "label_dim", 0):
+            condition = condition._replace(class_labels=None)
         per_image = loss(module, x, condition, generators).loss.flatten(1).mean(1)
         squares = {"data_square": x.square().flatten(1).mean(1).sum()}
         return LossOutput(per_image.sum(), len(x), squares)

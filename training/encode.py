@@ -32,8 +32,7 @@ def encode_volumes(snapshot_path: Path, source: Path, dest: Path, *, batch_size:
     weights = {k: v.numpy() for k, v in snapshot["ema"].items()}
     record = FirstStageRecord(snapshot["network"], weights, first_stage_hash(snapshot["network"], snapshot["ema"]))
     write_latents(dest, encoded, record, data, {"kind": "encode", "source": str(source),
-                                                "source_hash": data["content_hash"],
-                                                "autoencoder": str(snapshot_path)})
+                                                "source_hash": data["content_hash"], "first_stage": record.hash})
     return {split: len(dataset) for split, dataset in datasets.items()}
 
 
@@ -52,4 +51,5 @@ def encode_split(net: torch.nn.Module, dataset: VolumesDataset, batch_size: int,
             posterior = net.encode(image, label)
         mean[rows], std[rows] = posterior.mean.float().cpu().numpy(), posterior.std.float().cpu().numpy()
     file = dataset.file
-    return EncodedSplit(mean, std, file.ids(split), file.groups(split), file.classes(split))
+    return EncodedSplit(mean, std, file.ids(split), file.groups(split), file.affines(split), file.classes(split),
+                        file.attributes(split))

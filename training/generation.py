@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
-from networks.latent_codec import LatentCodec
+from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
 from training.precision import autocast, resolve_precision
-from training.snapshot import build_codec, first_stage_hash, load_network
+from training.snapshot import FirstStage, build_codec, first_stage_hash, load_network
 from utils import checkpoint, distributed
 from utils.config import Sampling, build, build_from_file, check_targets
+from utils.files import plain_hash
 from utils.log import RunLog, progress
-from utils.nifti import write_nifti
+from utils.nifti import spacing_of, write_nifti
 from utils.runs import find_file
 from utils.sample_io import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
 from utils.volumes import Intensity, VolumesFile
@@ -26,15 +28,17 @@ Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, 
 class Drawer(NamedTuple):
     """What turns seeds into volumes.
 
-    latent says whether the network draws latents (else voxels); codec decodes them and may be left out.
+    latent says whether the network draws latents (else voxels); first_stage decodes them and may be left out. classes
+    are the class indices that the seeds go through in turn, () for a network without classes.
     """
 
     net: torch.nn.Module
     latent: bool
-    codec: LatentCodec | None
+    first_stage: FirstStage | None
     sampler: Callable
     shape: tuple[int, ...]
     intensity: Intensity
+    classes: tuple[int, ...]
     device: torch.device
     precision: str
 
@@ -42,6 +46,9 @@ class Drawer(NamedTuple):
 def generate(experiment: str, config: dict) -> None:
     """Draw the seeds that are asked for and not there yet. Every rank calls this; rank 0 writes the files."""
     options, run_root = Sampling(**config["sampling"]), config["training"]["options"]["run_root"]
+    if config["training"]["task"] != "diffusion":
+        raise ValueError(f"-cn={experiment}: task {config['training']['task']} draws nothing; choose a diffusion "
+                         "experiment")
     seeds = requested_seeds(options.seeds)
     check_options(options)
     device = distributed.init(options.device)
@@ -55,9 +62,10 @@ def generate(experiment: str, config: dict) -> None:
         meta = sample_meta(snapshot, path, options)
         outdir = Path(options.outdir)
         target = outdir / f"samples.{options.format}"
-        old = existing(target, meta)
-        parts = Parts(outdir / "parts" / checkpoint.plain_hash([meta.snapshot_hash, meta.sampling])[:16])
-        missing = [s for s in seeds if not (old and s in old.rows) and not parts.path(s).is_file()]
+        parts = Parts(outdir / "parts" / plain_hash([meta.snapshot_hash, meta.sampling])[:16])
+        old = existing(target, meta, options.overwrite) if distributed.rank() == 0 else None
+        missing = distributed.broadcast_object(
+            [s for s in seeds if not (old and s in old.rows) and not parts.path(s).is_file()])
         log(f"Seeds     {len(seeds)} asked for, {len(seeds) - len(missing)} there already")
         draw_missing(drawer, missing, parts, options.batch_size)
         distributed.barrier()
@@ -74,8 +82,9 @@ def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
     if options.format not in FORMATS:
         raise ValueError(f"sampling.format={options.format!r}: wanted one of {', '.join(FORMATS)}")
-    if options.batch_size < 1:
-        raise ValueError(f"sampling.batch_size={options.batch_size}: wanted 1 or more")
+    for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
     if "_target_" not in options.sampler:
         raise ValueError("sampling.sampler._target_: no value; choose a sampler group, e.g. sampler=edm_ode")
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
@@ -84,21 +93,35 @@ def check_options(options: Sampling) -> None:
 def make_drawer(net: torch.nn.Module, snapshot: dict, options: Sampling, source: str, run_root: str,
                 device: torch.device) -> Drawer:
     """Put the network, its first stage and the sampler on the device."""
-    part, codec = snapshot["first_stage"], None
+    part, first_stage = snapshot["first_stage"], None
     if options.autoencoder is not None and part is not None:
-        check_autoencoder(options.autoencoder, part["hash"], run_root)
+        check_autoencoder(options.autoencoder, part["hash"], run_root, options.trust)
     if part is not None and options.decode:
         codec = build_codec(part, source, options.trust).to(device)
+        first_stage = FirstStage(codec, snapshot["data"], tuple(snapshot["shape"]))
     sampler = build({**options.sampler, "_partial_": True})
-    intensity = Intensity(**snapshot["data"]["intensity"])
-    return Drawer(net.to(device), part is not None, codec, sampler, tuple(snapshot["shape"]), intensity, device,
+    classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
+    return Drawer(net.to(device), part is not None, first_stage, sampler, tuple(snapshot["shape"]),
+                  Intensity(**snapshot["data"]["intensity"]), classes, device,
                   resolve_precision(options.precision, device))
 
 
-def check_autoencoder(name: str, wanted: str, run_root: str) -> None:
+def chosen_classes(wanted: list[str] | None, names: list[str], label_dim: int) -> tuple[int, ...]:
+    """Indices of the classes to draw, all of them by default; ValueError for what the network does not know."""
+    if not label_dim:
+        if wanted:
+            raise ValueError(f"sampling.classes={wanted}: the network was trained without classes")
+        return ()
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {', '.join(names)}")
+    return tuple(names.index(name) for name in wanted or names)
+
+
+def check_autoencoder(name: str, wanted: str, run_root: str, trust: bool) -> None:
     """ValueError unless the named autoencoder is the one whose latents the network was trained on."""
     path = find_file(name, "network-snapshot", Path(run_root), "sampling.autoencoder")
-    _, snapshot = load_network(path, "autoencoder")
+    _, snapshot = load_network(path, "autoencoder", trust)
     found = first_stage_hash(snapshot["network"], snapshot["ema"])
     if found != wanted:
         raise ValueError(f"sampling.autoencoder={name}: {path} has hash {found[:12]}, the network was trained on "
@@ -107,19 +130,22 @@ def check_autoencoder(name: str, wanted: str, run_root: str) -> None:
 
 def sample_meta(snapshot: dict, path: Path, options: Sampling) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
-    settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision}
+    settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
+                "classes": options.classes}
     return SampleMeta(snapshot["data"], str(path), checkpoint.checksum(snapshot), settings)
 
 
-def existing(path: Path, meta: SampleMeta) -> SamplesFile | None:
-    """Samples drawn before; ValueError when they are of another network or other settings."""
+def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
+    """Samples drawn before; ValueError when they are of another network or other settings, None to overwrite them."""
     if not path.is_file():
         return None
     old = SamplesFile(path)
     for name in ("snapshot_hash", "sampling"):
         if getattr(old.meta, name) != getattr(meta, name):
+            if overwrite:
+                return None
             raise ValueError(f"{path} was drawn with another {name} ({json.dumps(getattr(old.meta, name))[:200]}); "
-                             "choose another sampling.outdir or delete it")
+                             "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
     return old
 
 
@@ -140,16 +166,21 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
     generators = ImageGenerators(seeds, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
+    arrays, condition = {}, None
+    if drawer.classes:
+        index = torch.tensor([drawer.classes[seed % len(drawer.classes)] for seed in seeds], device=drawer.device)
+        condition = Condition(class_labels=one_hot(index, drawer.net.label_dim).float())
+        arrays["classes"] = index
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(drawer.net, noise, randn_like=generators.randn_like)
-    image, label = x.float(), None
-    arrays = {"latents": x.float()} if drawer.latent else {}
-    if drawer.codec is not None:
-        image, label = drawer.codec.decode(x)
-    if drawer.codec is not None or not drawer.latent:
-        arrays["images"] = drawer.intensity.from_network(image)
-    if label is not None:
-        arrays["labels"] = label
+        x = drawer.sampler(drawer.net, noise, condition=condition, randn_like=generators.randn_like).float()
+    if drawer.latent:
+        arrays["latents"] = x
+    if drawer.first_stage is not None:
+        arrays["images"], label = drawer.first_stage.decode(x)
+        if label is not None:
+            arrays["labels"] = label
+    elif not drawer.latent:
+        arrays["images"] = drawer.intensity.from_network(x)
     return {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
@@ -169,21 +200,22 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int],
 
 
 def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: dict, options: Sampling) -> None:
-    """NIfTI of every seed that is new or has none yet, and the montage of real above generated."""
+    """NIfTI of every seed that is new or has none that is up to date, and the montage of real above generated."""
+    written = samples.path.stat().st_mtime
     if options.nifti and "images" in samples.arrays:
         dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
         for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
             for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
                 path = outdir / "nifti" / f"seed{seed:06d}_{kind}.nii.gz"
-                if array is not None and (seed in new or not path.is_file()):
+                fresh = path.is_file() and path.stat().st_mtime >= written
+                if array is not None and (seed in new or not fresh):
                     write_nifti(path, array, samples.affine, spatial_dims=dims, unit=unit)
     if options.montage and "images" in samples.arrays:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
         generated = [(samples.images(i), samples.labels(i)) for i in range(count)]
         real = real_pictures(snapshot, options.real, count, options.trust)
-        spacing = np.linalg.norm(samples.affine[:3, :3], axis=0)
-        samples_montage(real, generated, spacing, outdir / "samples.png",
+        samples_montage(real, generated, spacing_of(samples.affine), outdir / "samples.png",
                         label_classes=snapshot["data"]["label_classes"])
 
 
@@ -203,7 +235,10 @@ def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -
         return [(item.image, item.label) for item in items]
     if source is not None:
         raise ValueError(f"sampling.real={source}: wanted a volumes file (.h5)")
-    dataset = build_from_file(snapshot["config"]["training"]["dataset"], "the snapshot", trust)
+    node = dict(snapshot["config"]["training"]["dataset"])
+    if "split" in node:
+        node["split"] = snapshot["config"]["training"]["validation"]["split"]
+    dataset = build_from_file(node, "the snapshot", trust)
     intensity = Intensity(**snapshot["data"]["intensity"])
     samples = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count)]
     return [(intensity.from_network(sample.image), sample.label) for sample in samples]

@@ -42,7 +42,7 @@ class EDMLoss:
 
 
 class AutoencoderLoss:
-    """L1 of the image + cross-entropy of the label map + KL, each per voxel of the volume, with its weight."""
+    """Weighted sum of L1 (image) and cross-entropy (label map), both means over voxels, and KL, in nats per volume."""
 
     def __init__(self, l1_weight: float = 1, ce_weight: float = 1, kl_weight: float = 1e-6):
         self.l1_weight, self.ce_weight, self.kl_weight = l1_weight, ce_weight, kl_weight

@@ -1,25 +1,26 @@
 """One training run from its resolved config: check, build, resume, train, and say how it ended."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
+from samplers.noise import ImageGenerators
 from training.autoencoder import autoencoder_task
-from training.batch import Task
+from training.batch import Task, collate
 from training.diffusion import diffusion_task
 from training.precision import resolve_precision
 from training.schedule import lr_factor
-from training.snapshot import first_stage_part
-from training.training_loop import Held, Trainer, split_batch
+from training.snapshot import build_codec, first_stage_part
+from training.training_loop import Held, Trainer, read_state, split_batch
 from utils import distributed
-from utils.checkpoint import plain_hash
 from utils.config import Options, build, check_targets, config_hash, fill, to_yaml
-from utils.files import write_text
+from utils.files import plain_hash, write_text
 from utils.log import RunLog, write_status
-from utils.runs import find_file, new_run, newest_with_hash
+from utils.runs import find_file, list_files, new_run, newest_with_hash
 
 TASKS = ("autoencoder", "diffusion")
-DATA_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "label_dim", "spatial_dims")
+DATA_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "spatial_dims")
 
 
 def check_training(training: dict) -> None:
@@ -41,6 +42,8 @@ def check_options(options: Options, device: torch.device) -> None:
     split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
     resolve_precision(options.precision, device)
     lr_factor(0, 1, 0, options.lr_schedule)
+    if options.num_workers < 0:
+        raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
     for name in ("total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states"):
         if not getattr(options, name) > 0:
             raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
@@ -52,7 +55,7 @@ def fill_network(training: dict, dataset: object) -> dict:
     """The network node with what the data says where the YAML says nothing."""
     channels, dims = dataset.shape[0], len(dataset.shape) - 1
     return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=dims,
-                num_classes=len(dataset.data["label_classes"]), label_dim=len(dataset.data["class_names"]))
+                num_classes=len(dataset.data["label_classes"]))
 
 
 def build_task(training: dict, dataset: object) -> Task:
@@ -66,19 +69,26 @@ def build_task(training: dict, dataset: object) -> Task:
     if training["task"] == "autoencoder":
         net.latent_shape(dataset.shape[1:])
         return autoencoder_task(net, loss, optimizer, snapshot)
-    check_forward(net, dataset)
     figures = {k: getattr(dataset, k) for k in ("channel_mean", "channel_std") if hasattr(dataset, k)}
     transform_node = fill(training["batch_transform"], **figures)
+    check_targets(transform_node, "training.batch_transform")
     if figures:
-        snapshot["first_stage"] = first_stage_part(dataset.file.first_stage(), **figures,
-                                                   sigma_data=transform_node.get("sigma_data", 0.5))
-    return diffusion_task(net, loss, optimizer, build(transform_node), snapshot)
+        part = first_stage_part(dataset.file.first_stage(), **figures, sigma_data=transform_node.get("sigma_data", 0.5))
+        build_codec(part, dataset.data["latents"], trust=True)  # whole and buildable, before anything is trained on it
+        snapshot["first_stage"] = part
+    task = diffusion_task(net, loss, optimizer, build(transform_node), snapshot)
+    check_forward(task, dataset)
+    return task
 
 
 @torch.no_grad()
-def check_forward(net: torch.nn.Module, dataset: object) -> None:
-    """Run the network once on zeros of the data's shape, so that what does not fit is said before training."""
-    net(torch.zeros(1, *dataset.shape), torch.ones(1))
+def check_forward(task: Task, dataset: object) -> None:
+    """Take the loss of one item on the meta device (shapes only): what does not fit is said before there is a run."""
+    batch = collate([dataset[0]]).to(torch.device("meta"))
+    if batch.images.shape[1] != dataset.shape[0] * (2 if task.snapshot["first_stage"] else 1):
+        raise ValueError(f"training.batch_transform: the data set yields {batch.images.shape[1]} channels, "
+                         f"the networks see {dataset.shape[0]}")
+    task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
 
 
 def held_out(training: dict) -> Held | None:
@@ -86,8 +96,15 @@ def held_out(training: dict) -> Held | None:
     validation, node = training["validation"], training["dataset"]
     if not validation["max_items"] or "split" not in node or node["split"] == validation["split"]:
         return None
-    dataset = build({**node, "split": validation["split"]})
+    try:
+        dataset = build({**node, "split": validation["split"]})
+    except ValueError as e:
+        raise ValueError(f"training.validation.split={validation['split']}: {e}; choose another split, or turn "
+                         "validation off by training.validation.max_items=0") from e
     count = min(len(dataset), validation["max_items"])
+    if count < distributed.world_size():
+        raise ValueError(f"training.validation: {count} items of split {validation['split']} do not go round "
+                         f"{distributed.world_size()} ranks; turn it off by training.validation.max_items=0")
     return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"])
 
 
@@ -102,11 +119,18 @@ def resume_from(options: Options, experiment: str, hash_: str) -> Path | None:
     return find_file(options.resume, "training-state", root, "training.options.resume")
 
 
+def is_newest(state: Path) -> bool:
+    """Whether a training state is the last of a run folder: an older or loose one is continued in a new folder."""
+    return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1] == state
+
+
 def train(experiment: str, config: dict) -> None:
     """Run or resume an experiment from its plain config. Every rank calls this; rank 0 owns the folder."""
     training = config["training"]
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
+    if training["validation"]["every_ticks"] < 1:
+        raise ValueError(f"training.validation.every_ticks={training['validation']['every_ticks']}: wanted 1 or more")
     if config["sampling"]["sampler"]:
         check_targets(config["sampling"]["sampler"], "sampling.sampler", filled=("net", "latents"))
     if options.dry_run:
@@ -125,11 +149,13 @@ def train(experiment: str, config: dict) -> None:
                   "spatial_dims": len(dataset.shape) - 1}
         held = held_out(training)
         state = distributed.broadcast_object(resume_from(options, experiment, hash_))
-        run_dir = state.parent if state else new_run(Path(options.run_root), experiment, options.desc, hash_)
+        data = read_state(state, record) if state else None
+        go_on = state is not None and is_newest(state)
+        run_dir = state.parent if go_on else new_run(Path(options.run_root), experiment, options.desc, hash_)
         log = RunLog(distributed.rank() == 0, run_dir)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
-        if state:
-            trainer.load_state(state)
+        if data:
+            trainer.restore(data)
         announce(log, yaml, trainer, state)
         run_to_end(trainer, run_dir, yaml)
     finally:
@@ -144,7 +170,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, state: Path | None) -> No
         log(f"resume={options.resume}: no run of this configuration with a training state, starting fresh")
     weights = sum(p.numel() for phase in trainer.task.phases for p in phase.module.parameters())
     log(f"Run folder  {trainer.run_dir}")
-    log(f"Data        {dataset.data['source']}: {len(dataset)} items of {list(dataset.shape)}")
+    source = dataset.data.get("latents", dataset.data["source"])
+    log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights on {trainer.device.type} x {trainer.ranks}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads per rank")
     if state:

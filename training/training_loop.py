@@ -68,6 +68,7 @@ class Trainer:
         """What changes the last bits of a result; stored in the state, a change is warned of."""
         return {"threads": torch.get_num_threads(), "ranks": self.ranks, "precision": self.precision,
                 "channels_last": self.options.channels_last, "compile": self.options.compile,
+                "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],
                 "torch": str(torch.__version__), "device": self.device.type}
 
     def state(self) -> dict:
@@ -78,14 +79,8 @@ class Trainer:
                 "modules": {p.name: p.module.state_dict() for p in self.task.phases},
                 "optimizers": {p.name: p.optimizer.state_dict() for p in self.task.phases}}
 
-    def load_state(self, path: Path) -> None:
-        """Go on from a training state; ValueError when it belongs to another network, data set or experiment."""
-        data = checkpoint.load(path, "state")
-        for key, what in (("config_hash", "configuration"), ("data_hash", "data set")):
-            if data[key] != self.record[key]:
-                raise ValueError(f"training.options.resume={path}: the state is of another {what} "
-                                 f"({different_keys(data['config'], self.record['config']) or key}); "
-                                 "use the same, or leave resume away to start anew")
+    def restore(self, data: dict) -> None:
+        """Go on from a training state that `read_state` gave."""
         for name, now in self.environment().items():
             if data["environment"].get(name) != now:
                 self.log(f"Warning: {name} was {data['environment'].get(name)}, is {now}: "
@@ -229,6 +224,17 @@ class Trainer:
                 "time/sec_per_tick": seconds, "time/sec_per_kimg": per_image * 1000,
                 "time/eta_sec": per_image * max(0, total - nimg), "time/data_share": wait / seconds,
                 "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30, **means}
+
+
+def read_state(path: Path, record: dict) -> dict:
+    """A training state; ValueError when it is damaged or belongs to another network, data set or experiment."""
+    data = checkpoint.load(path, "state")
+    for key, what in (("config_hash", "configuration"), ("data_hash", "data set")):
+        if data[key] != record[key]:
+            raise ValueError(f"training.options.resume={path}: the state is of another {what} "
+                             f"({different_keys(data['config'], record['config']) or key}); "
+                             "use the same, or leave resume away to start anew")
+    return data
 
 
 def tick_line(fields: dict[str, float]) -> str:

@@ -1,7 +1,6 @@
 """Snapshots and training states: tensors and plain data in one file, written whole or not at all, checked on load."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,11 +40,6 @@ def checksum(value: object) -> str:
     return digest.hexdigest()
 
 
-def plain_hash(value: object) -> str:
-    """sha256 of plain data by its JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def tensor_bytes(value: object) -> int:
     """Bytes held by the tensors of a tree."""
     return sum(leaf.numel() * leaf.element_size() for _, leaf in walk(value) if isinstance(leaf, torch.Tensor))
@@ -57,7 +51,10 @@ def save(path: Path, kind: str, payload: dict) -> None:
     data = {**payload, "format": kind, "version": VERSION}
     data["checksum"] = checksum(data)
     with atomic_path(path, int(tensor_bytes(data) * 1.05) + 2**20) as temporary:
-        torch.save(data, temporary)
+        try:
+            torch.save(data, temporary)
+        except RuntimeError as e:  # what torch makes of a write that fails
+            raise OSError(f"{path}: could not be written, is the disk full? ({first_line(e)})") from e
 
 
 def load(path: Path, kind: str) -> dict:

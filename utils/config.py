@@ -1,14 +1,14 @@
 """Configuration: the typed schema of an experiment, the check of every key against its target, and building from it."""
 
 import difflib
-import hashlib
 import importlib
 import inspect
 import itertools
 import json
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from utils.files import plain_hash
+
 # homes of the classes that a file may name
 TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "training.datasets.", "torch.nn.",
            "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.")
-LOGGING_KEYS = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
-                "resume", "dry_run", "debug", "desc", "run_root")
+# options that leave what is computed alone, the last digits aside
+NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
+               "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
+               "precision", "compile", "channels_last", "max_bad_steps")
 
 
 @dataclass
@@ -91,6 +95,8 @@ class Sampling:
     outdir: str = MISSING
     format: str = "h5"                  # h5 | npz
     nifti: bool = True                  # one NIfTI per seed and kind
+    classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
+    overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     decode: bool = True                 # through the first stage that the snapshot carries
     autoencoder: str | None = None      # decode by this autoencoder instead; its hash must be the snapshot's
     montage: int = 6                    # samples in samples.png, 0 = none
@@ -128,12 +134,22 @@ def compose(config_dir: Path, name: str, overrides: Sequence[str]) -> dict:
                          + (f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"))
     try:
         with hydra.initialize_config_dir(str(config_dir.resolve()), version_base=None):
-            plain = to_plain(hydra.compose(name, list(overrides)))
+            plain = to_plain(hydra.compose(name, quote_seeds(overrides)))
     except (HydraException, OmegaConfBaseException) as e:
-        groups = sorted(p.name for p in config_dir.iterdir() if p.is_dir())
-        raise ValueError(composition_error(e, groups)) from e
+        raise ValueError(composition_error(e, config_groups(config_dir))) from e
     check_keys(plain, Experiment)
     return plain
+
+
+def quote_seeds(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which a list of seeds is text: Hydra takes `sampling.seeds=1,2` for a sweep, `[1,2]` for a list."""
+    return [re.sub(r"""^(\+{0,2}sampling\.seeds)=([^'"]*,[^'"]*)$""", r"\1='\2'", text) for text in overrides]
+
+
+def config_groups(config_dir: Path) -> dict[str, str]:
+    """Groups, the folders of configs/, with the config path that their files fill (`# @package ...`)."""
+    lines = {p.parent.name: p.read_text(encoding="utf-8").partition("\n")[0] for p in config_dir.glob("*/*.yaml")}
+    return {group: line.removeprefix("# @package").strip() for group, line in sorted(lines.items())}
 
 
 def check_keys(config: dict, schema: type, path: str = "") -> None:
@@ -152,11 +168,18 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
     return "no such key; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}")
 
 
-def composition_error(error: Exception, groups: Sequence[str]) -> str:
-    """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group."""
+def composition_error(error: Exception, groups: Mapping[str, str]) -> str:
+    """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group.
+
+    groups: see config_groups.
+    """
     while not isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "--multirun" in str(error):
+        given = re.search(r"'(.*)'", lines[0])[1]
+        key = given.partition("=")[0]
+        return f"{given}: several values for one key, but there are no sweeps; write {key}=[a,b] or \"{key}='a,b'\""
     full = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), None)
     if full is None:
         return " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
@@ -164,6 +187,9 @@ def composition_error(error: Exception, groups: Sequence[str]) -> str:
         key, known = full.rpartition(".")[2], keys_around(full, error.parent_node)
         if key in known:
             return f"{full}: not in the YAML; write +{full}=... to add it"
+        if full in groups:
+            return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under "
+                    f"{groups[full]}, as in {groups[full]}.KEY=...")
         return f"{full}: {no_such_key(key, known if '.' in full else [*known, *groups])}"
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
@@ -317,7 +343,11 @@ def fill(node: dict, **values: object) -> dict:
 
 
 def config_hash(training: dict) -> str:
-    """Hash of what a training run computes: length, logging and resume options aside."""
-    training = {**training, "options": {k: v for k, v in training["options"].items() if k not in LOGGING_KEYS}}
+    """Hash of what a training run computes: length, logging and resuming aside, and how the machine is used.
+
+    The latter (device, threads, precision, ...) changes no more than the last digits; the state records it, and a
+    change is warned of on resuming.
+    """
+    training = {**training, "options": {k: v for k, v in training["options"].items() if k not in NOT_IN_HASH}}
     training.pop("validation", None)
-    return hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:16]
+    return plain_hash(training)[:16]

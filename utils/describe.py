@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 
 from utils import h5
+from utils.files import read_npz
 from utils.log import progress
 from utils.nifti import npz_names, read_volume, spacing_of, suffix_of
 from utils.volumes import Item, VolumesFile, VolumesMeta
@@ -223,8 +224,7 @@ def _item_problems(item: Item, meta: VolumesMeta) -> list[str]:
 
 
 def _check_samples_npz(path: Path) -> tuple[list[str], list[str]]:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
+    arrays = read_npz(path)
     bad = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
     return list(_tree(str(path), arrays, 0)), [f"{path}: {name} has values that are not finite" for name in bad]
 

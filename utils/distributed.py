@@ -1,7 +1,6 @@
 """The only caller of torch.distributed: one process or many, the rest of the code need not know which."""
 
 import os
-import socket
 
 import torch
 import torch.distributed as dist
@@ -44,11 +43,6 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def host() -> str:
-    """Name of this machine."""
-    return socket.gethostname()
 
 
 def set_threads(num_threads: int) -> int:

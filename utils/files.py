@@ -1,10 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and hashes of plain data."""
 
+import hashlib
+import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+
+# what numpy and zipfile raise on a damaged file, by place of the damage
+NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
@@ -44,7 +53,23 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name; ValueError names the file if it is missing, damaged or something else."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except NPZ_DAMAGE as error:
+        raise ValueError(f"{path}: not an npz file, or damaged ({error})") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def plain_hash(value: object) -> str:
+    """sha256 of plain data by its JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

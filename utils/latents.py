@@ -1,8 +1,9 @@
 """latents.h5: posterior means and standard deviations of a cohort, with the first stage that made them.
 
 Layout, per split: mean and std [N,C,*s] float32 (contiguous), min and max [N] (mean -/+ 3 std over the item), ids,
-groups, and classes where there are any. Root: posterior, channel_mean, channel_std (of draws from the training split),
-data (what is known of the volumes) and /first_stage (its config as JSON, its weights, its hash).
+groups, affines, and classes and attributes where there are any. Root: posterior, channel_mean, channel_std (of draws
+from the training split), data (what is known of the volumes) and /first_stage (its config as JSON, its weights, its
+hash).
 """
 
 from pathlib import Path
@@ -13,16 +14,19 @@ import numpy as np
 from utils import h5
 
 POSTERIORS = ("gaussian",)
+PARTS = ("affines", "classes", "attributes")
 
 
 class EncodedSplit(NamedTuple):
-    """The latents of one split: mean and std [N,C,*s] float32, ids, groups, classes [N] or None."""
+    """The latents of one split: mean and std [N,C,*s] float32, and what the volumes have besides images and labels."""
 
     mean: np.ndarray
     std: np.ndarray
     ids: list[str]
     groups: list[str]
-    classes: np.ndarray | None
+    affines: np.ndarray
+    classes: np.ndarray | None = None
+    attributes: np.ndarray | None = None
 
 
 class FirstStageRecord(NamedTuple):
@@ -66,8 +70,9 @@ def write_latents(path: Path, splits: dict[str, EncodedSplit], first_stage: Firs
             h5.write_array(group, "max", (split.mean + 3 * split.std).max(axes))
             h5.write_strings(group, "ids", split.ids)
             h5.write_strings(group, "groups", split.groups)
-            if split.classes is not None:
-                h5.write_array(group, "classes", split.classes)
+            for part in PARTS:
+                if getattr(split, part) is not None:
+                    h5.write_array(group, part, getattr(split, part))
 
 
 class LatentsFile:
@@ -95,9 +100,9 @@ class LatentsFile:
             for name in ("mean", "std"):
                 if h5.dataset_hash(h5.need(group, name)) != group[name].attrs["sha256"]:
                     raise ValueError(f"{self.path}: /{split}/{name} differs from its stored hash, the file is damaged")
-            classes = group["classes"][()] if "classes" in group else None
             return EncodedSplit(group["mean"][()], group["std"][()], h5.read_strings(group["ids"]),
-                                h5.read_strings(group["groups"]), classes)
+                                h5.read_strings(group["groups"]),
+                                **{part: group[part][()] for part in PARTS if part in group})
 
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder that made the latents."""

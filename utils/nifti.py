@@ -1,7 +1,5 @@
 """Single volumes in files of their own: NIfTI, npy, npz, with the geometry in mm and RAS+ as nibabel has it."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,19 +7,11 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from utils.files import atomic_path
+from utils.files import NPZ_DAMAGE, atomic_path
 
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
 KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zlib.error,
-    zipfile.BadZipFile,
-    nibabel.filebasedimages.ImageFileError,
-)
+_UNREADABLE = (*NPZ_DAMAGE, nibabel.filebasedimages.ImageFileError)
 _MM = {"meter": 1e3, "micron": 1e-3}
 
 

@@ -47,6 +47,7 @@ class _Facts(NamedTuple):
     """What the first pass learns of a case."""
 
     shape: tuple[int, ...]  # [X,Y,Z] after orientation and spacing
+    spacing: np.ndarray  # mm per axis of volumes, likewise
     codes: str  # orientation as stored, '' without geometry
     span: np.ndarray  # [C,2] lowest and highest value
     scale: np.ndarray  # [C,2] values that become 0 and 1
@@ -218,7 +219,7 @@ def _judge(case: Case, options: Options, dims: int) -> _Facts:
         )
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
-    shape, _ = _target_grid(case, loaded, options, dims)
+    shape, affine = _target_grid(case, loaded, options, dims)
     span = np.stack([loaded.image.min((1, 2, 3)), loaded.image.max((1, 2, 3))], axis=1)
     scale = span
     if options.percentiles:
@@ -230,7 +231,8 @@ def _judge(case: Case, options: Options, dims: int) -> _Facts:
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
     labels = 0 if loaded.label is None else int(loaded.label.max()) + 1
     files = [*case.images, *([case.label] if case.label else [])]
-    return _Facts(shape, codes, span, scale, labels, b"".join(_digest(path) for path in files))
+    digest = b"".join(_digest(path) for path in files)
+    return _Facts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, digest)
 
 
 def _digest(path: Path) -> bytes:
@@ -264,9 +266,13 @@ def _check_together(cases: list[Case], facts: list[_Facts], options: Options) ->
     if options.orientation is None and len({f.codes for f in facts}) > 1:
         listed = "; ".join(f"{c.id} {f.codes or 'none'}" for c, f in pairs[:20])
         raise ValueError(f"the cases differ in orientation ({listed}); give --orientation, for instance RAS")
+    if others := [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]:
+        sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others[:19]]]
+        listed = "; ".join(f"{name} {size}" for name, size in sizes)
+        raise ValueError(f"the cases differ in voxel size, in mm ({listed}); give --spacing")
     if options.size is None and len({f.shape for f in facts}) > 1:
         listed = "; ".join(f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs[:20])
-        raise ValueError(f"the cases differ in shape ({listed}); give --size (and --spacing if they differ in that)")
+        raise ValueError(f"the cases differ in shape ({listed}); give --size")
 
 
 def _meta(

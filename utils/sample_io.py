@@ -1,7 +1,8 @@
 """Samples: seed lists, and files of generated volumes (.h5 or .npz) whose rows are in seed order.
 
-Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; affine [4,4]; and as
-metadata `data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
+Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; classes [N] int64; affine
+[4,4]; and as metadata `data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling`
+(settings).
 """
 
 import json
@@ -14,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import h5
-from utils.files import atomic_path
+from utils.files import atomic_path, read_npz
 
 FORMATS = ("h5", "npz")
-ARRAYS = ("latents", "images", "labels")
+ARRAYS = ("latents", "images", "labels", "classes")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -78,14 +79,12 @@ class SamplesFile:
             self.meta = SampleMeta(**{name: h5.get_json(file, name) for name in SampleMeta._fields})
 
     def _read_npz(self) -> None:
-        if not self.path.is_file():
-            raise ValueError(f"{self.path}: no such file")
+        archive = read_npz(self.path)
+        self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                self.seeds, self.affine = archive["seeds"], archive["affine"]
-                self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
-                self.meta = SampleMeta(**json.loads(str(archive["meta"])))
-        except (OSError, ValueError, KeyError, EOFError) as e:
+            self.seeds, self.affine = archive["seeds"], archive["affine"]
+            self.meta = SampleMeta(**json.loads(str(archive["meta"])))
+        except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{self.path}: not a samples file: {e}") from e
 
     def __len__(self) -> int:

@@ -25,7 +25,8 @@ class Collector:
         names = sorted(self.sums)
         if not names:
             return {}
-        table = distributed.all_reduce_sum(torch.stack([self.sums[n] for n in names])).tolist()
+        device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
+        table = distributed.all_reduce_sum(torch.stack([self.sums[n].to(device) for n in names])).tolist()
         self.sums = {}
         return {n: s / c if c else float("nan") for n, (s, c) in zip(names, table, strict=True)}
 

@@ -1,10 +1,12 @@
 """Axial slices of the BrainWeb phantom as the PET system of acec2127 stores them: uint8 rows of 64x64 activities."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from training.batch import Sample
+from utils.files import read_npz
 
 SIZE = 64
 
@@ -21,10 +23,10 @@ class BrainwebSlices:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; set training.dataset.path to the BrainWeb phantoms (.npz with "
                              "key 'phantoms', uint8 [slices, 4096])")
-        with np.load(path, allow_pickle=False) as archive:
-            if "phantoms" not in archive:
-                raise ValueError(f"{path}: no array 'phantoms', it has {', '.join(archive)}")
-            rows = archive["phantoms"]
+        archive = read_npz(path)
+        if "phantoms" not in archive:
+            raise ValueError(f"{path}: no array 'phantoms', it has {', '.join(archive)}")
+        rows = archive["phantoms"]
         if rows.ndim != 2 or rows.shape[1] != SIZE ** 2:
             raise ValueError(f"{path}: phantoms {rows.shape}, wanted [slices, {SIZE ** 2}]")
         volume = np.empty_like(rows)
@@ -33,7 +35,8 @@ class BrainwebSlices:
         chosen = chosen[chosen.max(axis=(1, 2, 3)) > 0]
         self.images = chosen / chosen.max(axis=(1, 2, 3), keepdims=True) * 2 - 1
         self.shape = self.images.shape[1:]
-        self.data = {"source": str(path), "content_hash": "", "channels": ["activity"], "label_classes": [],
+        content_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        self.data = {"source": str(path), "content_hash": content_hash, "channels": ["activity"], "label_classes": [],
                      "class_names": [], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "share of maximum"},
                      "spatial_shape": [SIZE, SIZE], "affine": np.eye(4).tolist()}
 

@@ -17,7 +17,7 @@ class LatentsDataset:
             raise ValueError(f"{path}: split {split!r} has no items")
         self.images = np.concatenate([latents.mean, latents.std], axis=1)
         self.classes = latents.classes
-        self.data = {**self.file.data, "content_hash": self.file.content_hash}
+        self.data = {**self.file.data, "latents": str(path), "latents_hash": self.file.content_hash}
         self.shape = latents.mean.shape[1:]
         self.channel_mean, self.channel_std = self.file.channel_mean, self.file.channel_std
 

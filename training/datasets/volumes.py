@@ -39,7 +39,6 @@ class VolumesDataset:
         self.length, self.cache = length, {} if cache else None
         self.data = volume_facts(self.file, split)
         self.shape = (len(self.data["channels"]), *self.data["spatial_shape"])
-        self.num_labels, self.num_class_names = len(self.data["label_classes"]), len(self.data["class_names"])
 
     def __len__(self) -> int:
         return self.length
@@ -49,7 +48,7 @@ class VolumesDataset:
             return self.cache[index]
         item = self.file.read(self.split, index)
         image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
-        sample = Sample(image, item.label, one_hot_class(item.class_index, self.num_class_names))
+        sample = Sample(image, item.label, one_hot_class(item.class_index, len(self.data["class_names"])))
         if self.cache is not None:
             self.cache[index] = sample
         return sample
