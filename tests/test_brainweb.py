@@ -1,18 +1,13 @@
 """Slices of the BrainWeb phantoms: their order, scale and split, and the road in voxel space in 2D."""
 
 import hashlib
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-import generate
-import train
 from training.datasets.brainweb import BrainwebSlices, split_slices
-from utils.sample_io import SamplesFile
 
 ROWS = 13
 
@@ -76,21 +71,3 @@ def test_real_neighbours_overlap(shared):
                                        __getitem__, range(281))]
     dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairwise(masks)]
     assert np.mean(dice) == pytest.approx(0.90, abs=0.01)
-
-
-def test_road_in_voxel_space(archive, tmp_path):
-    """Trains, draws npz and PNG with real slices above, no latents, no NIfTI."""
-    toy = ["training.network.model.model_channels=8", "training.network.model.channel_mult=[1]",
-           "training.network.model.attention_levels=[]", "training.network.model.num_blocks=1"]
-    options = [f"training.options.{o}" for o in ("batch_size=2", "total_kimg=0.004", "num_threads=1", "device=cpu")]
-    with chdir(tmp_path):
-        for command, arguments in (
-                (train.main, [f"training.dataset.path={archive}", "training.validation.max_items=0",
-                              "training.dataset.split=all", *toy, *options]),
-                (generate.main, ["sampling.seeds=0-2", "sampling.sampler.num_steps=2", "sampling.num_threads=1"])):
-            result = CliRunner().invoke(command, ["-cn=brainweb2d_edm", *arguments])
-            assert result.exit_code == 0, result.output
-        samples = SamplesFile("results/brainweb2d/samples.npz")
-        assert sorted(samples.arrays) == ["images"] and samples.images(0).shape == (1, 64, 64)
-        assert samples.arrays["images"].min() >= 0 and samples.arrays["images"].max() <= 1
-        assert Path("results/brainweb2d/samples.png").is_file() and not Path("results/brainweb2d/nifti").exists()

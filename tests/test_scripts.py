@@ -180,6 +180,50 @@ def test_resume_latest_goes_on_in_the_same_folder(at):
     assert len(Path("results/again/00000-echo_edm/stats.jsonl").read_text().splitlines()) == 3
 
 
+def test_resume_of_an_older_state_keeps_the_newer_ones(at):
+    root = "training.options.run_root=results/older"
+    succeed(train.main, *EDM, root)
+    run = Path("results/older/00000-echo_edm")
+    newest = run / "training-state-000001.pt"
+    shutil.copy(run / "training-state-000000.pt", newest)
+    said = succeed(train.main, *EDM, root, f"training.options.resume={run}/training-state-000000.pt",
+                   "training.options.total_kimg=0.024")
+    assert "Resumed from" in said and newest.is_file()
+    assert sorted(os.listdir("results/older")) == ["00000-echo_edm", "00001-echo_edm"]
+
+
+def test_classes_reach_training_and_samples(at):
+    """Phantom pairs are of class ED or ES; a conditional network draws the classes in turn, or those asked for."""
+    succeed(dataset_tool.main, "phantom", "--dest", "data/pairs.h5", "--num", "8", "--size", "8", "--pairs", "--split",
+            "1", "0", "0")
+    voxels = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.dataset.path=data/pairs.h5",
+              "training.options.run_root=results/pairs", *EDM[1:], "training.validation.max_items=0"]
+    where = ["training.options.run_root=results/pairs", "sampling.nifti=false", "sampling.montage=0"]
+    succeed(train.main, *voxels)  # a network without classes takes such data, and draws without
+    assert "trained without classes" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[ED]",
+                                                "sampling.outdir=results/classless")
+    succeed(train.main, *voxels, "+training.network.model.label_dim=2")
+    draw("results/classes", "0-3", *where)
+    assert SamplesFile("results/classes/samples.h5").arrays["classes"].tolist() == [0, 1, 0, 1]
+    draw("results/systole", "0-1", *where, "sampling.classes=[ES]")
+    systole = SamplesFile("results/systole/samples.h5").arrays
+    assert systole["classes"].tolist() == [1, 1]
+    np.testing.assert_allclose(systole["images"][1], SamplesFile("results/classes/samples.h5").images(1), atol=1e-4)
+    assert "not one of ED, ES" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[XX]",
+                                          "sampling.outdir=results/classless")
+
+
+def test_samples_of_another_network_are_overwritten_only_on_request(at):
+    shutil.copytree("results/demo", "results/other")
+    steps = "sampling.sampler.num_steps=4"
+    assert "sampling.overwrite=true" in refused(at, generate.main, *DRAW, "sampling.seeds=0", steps,
+                                                "sampling.outdir=results/other")
+    old = Path("results/other/nifti/seed000001_image.nii.gz").read_bytes()
+    draw("results/other", "0-1", steps, "sampling.overwrite=true")
+    assert SamplesFile("results/other/samples.h5").seeds.tolist() == [0, 1]
+    assert Path("results/other/nifti/seed000001_image.nii.gz").read_bytes() != old
+
+
 def test_dry_run_prints_the_config_and_leaves_nothing(at):
     before = files_below(at)
     said = succeed(train.main, *EDM, "training.options.dry_run=true")
