@@ -164,7 +164,10 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool) -
     """The first stage that decoded the samples, or None and the reason why there is none."""
     from training.snapshot import load_first_stage
     from utils import checkpoint
-    path = override or Path(samples.meta.snapshot)
+    from utils.runs import find_file
+    path = Path(samples.meta.snapshot)
+    if override is not None:
+        path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
     if override is None and not path.is_file():
         return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
     if checkpoint.checksum(checkpoint.load(path, "snapshot")) != samples.meta.snapshot_hash:

@@ -20,16 +20,17 @@ def ms_ssim_pairs(volumes: np.ndarray, *, num_pairs: int, data_range: float, see
 
     P = num_pairs, or all N(N-1)/2 pairs if that is fewer; no pair comes twice. The weights are those of the paper for
     the finest scales, scaled to sum 1. Raises ValueError for fewer than two items and for sides that are too short:
-    window * (scales - 1)^2 is the least (MONAI's rule).
+    at the coarsest of the scales a side must still hold the window.
     """
     from monai.metrics import MultiScaleSSIMMetric  # here, since importing MONAI takes seconds
 
     N, C, *S = volumes.shape
     if N < 2:
         raise ValueError(f"MS-SSIM among {N} items: wanted at least 2")
-    if min(S) < window * max(1, (scales - 1) ** 2):
-        raise ValueError(f"MS-SSIM of size {tuple(S)}: wanted sides of at least {window * max(1, (scales - 1) ** 2)} "
-                         f"for scales={scales}, window={window}; lower one of them")
+    least = window * 2 ** (scales - 1)
+    if min(S) < least:
+        raise ValueError(f"MS-SSIM of size {tuple(S)}: wanted sides of at least {least} for scales={scales}, "
+                         f"window={window}; lower one of them")
     first, second = np.triu_indices(N, k=1)
     chosen = np.random.default_rng(seed).permutation(len(first))[:num_pairs]
     weights = tuple(weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales])

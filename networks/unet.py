@@ -78,6 +78,10 @@ class ADMUNet(nn.Module):
                  dropout: float = 0.1):
         super().__init__()
         levels = len(channel_mult)
+        for width in {model_channels * m for m in channel_mult}:
+            if width >= channels_per_head and width % (width // channels_per_head):
+                raise ValueError(f"channels_per_head={channels_per_head}: {width} channels do not divide into "
+                                 f"{width // channels_per_head} heads; choose a divisor of {width}")
         bad = [a for a in attention_levels if not 0 <= a < levels]
         if bad:
             raise ValueError(f"attention_levels={list(attention_levels)}: level {bad[0]} is not one of 0..{levels - 1}")

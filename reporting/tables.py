@@ -42,7 +42,7 @@ def ms_ssim_row(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> tuple
     """MS-SSIM of random pairs within real and within generated volumes [N, 1, *S] in [0, 1]: a row, and the values."""
     if min(len(real), len(generated)) < 2:
         return {"available": False, "reason": "a set of fewer than two volumes has no pairs"}, {}
-    scales = 3 if min(real.shape[2:]) >= 28 else 2  # windows of 7 voxels: three scales need sides of 28
+    scales = int(np.clip(np.log2(min(real.shape[2:]) / 7) + 1, 1, 3))  # the coarsest must hold a window of 7 voxels
     try:
         values = {name: image.ms_ssim_pairs(volumes, num_pairs=MS_SSIM_PAIRS, data_range=1.0, seed=seed, scales=scales)
                   for name, volumes in (("real", real), ("generated", generated))}

@@ -222,3 +222,12 @@ def test_ms_ssim_refuses_too_few_items_and_too_short_sides():
     with pytest.raises(ValueError, match="sides of at least 28"):
         image.ms_ssim_pairs(np.zeros((2, 1, 27, 32)), num_pairs=1, data_range=1.0)
     image.ms_ssim_pairs(np.zeros((2, 1, 28, 28)), num_pairs=1, data_range=1.0)
+
+
+@pytest.mark.parametrize(("side", "scales"), [(7, 1), (13, 1), (14, 2), (27, 2), (28, 3)])
+def test_ms_ssim_needs_a_window_at_the_coarsest_scale(side, scales):
+    """A side halves with each scale and must still hold the window of 7; one scale more is refused."""
+    volumes = np.random.default_rng(0).random((2, 1, side, side), np.float32)
+    assert np.isfinite(image.ms_ssim_pairs(volumes, num_pairs=1, data_range=1.0, scales=scales)).all()
+    with pytest.raises(ValueError, match="wanted sides of at least"):
+        image.ms_ssim_pairs(volumes, num_pairs=1, data_range=1.0, scales=scales + 1)

@@ -202,7 +202,7 @@ def test_classes_reach_training_and_samples(at):
     succeed(train.main, *voxels)  # a network without classes takes such data, and draws without
     assert "trained without classes" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[ED]",
                                                 "sampling.outdir=results/classless")
-    succeed(train.main, *voxels, "+training.network.model.label_dim=2")
+    succeed(train.main, *voxels, "training.network.model.label_dim=2")
     draw("results/classes", "0-3", *where)
     assert SamplesFile("results/classes/samples.h5").arrays["classes"].tolist() == [0, 1, 0, 1]
     draw("results/systole", "0-1", *where, "sampling.classes=[ES]")
@@ -222,6 +222,34 @@ def test_samples_of_another_network_are_overwritten_only_on_request(at):
     draw("results/other", "0-1", steps, "sampling.overwrite=true")
     assert SamplesFile("results/other/samples.h5").seeds.tolist() == [0, 1]
     assert Path("results/other/nifti/seed000001_image.nii.gz").read_bytes() != old
+
+
+def test_labelled_slices_walk_the_whole_road(at):
+    """2D images with label maps: every file has two axes, the montage and the report come out."""
+    paths = ["training.options.run_root=results/flat"]
+    succeed(dataset_tool.main, "phantom", "--dest", "data/flat.h5", "--num", "12", "--size", "16", "--spatial-dims",
+            "2")
+    succeed(train.main, *VAE, *paths, "training.dataset.path=data/flat.h5")
+    succeed(dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--run-root", "results/flat", "--source",
+            "data/flat.h5", "--dest", "data/flat_latents.h5")
+    succeed(train.main, *EDM, *paths, "training.dataset.path=data/flat_latents.h5")
+    draw("results/flat2d", "0-2", *paths)
+    samples = SamplesFile("results/flat2d/samples.h5")
+    assert samples.images(0).shape == (1, 16, 16) and samples.labels(0).shape == (16, 16)
+    assert Path("results/flat2d/samples.png").is_file()
+    succeed(evaluate.main, "--real", "data/flat.h5", "--generated", "results/flat2d/samples.h5", "--dest",
+            "results/flat2d", "--split", "all", "--num-noise", "2")
+
+
+def test_encode_spares_its_source_and_refuses_a_diverged_autoencoder(at):
+    encode = ["encode", "--source", "data/echo.h5"]
+    assert "--source" in refused(at, dataset_tool.main, *encode, "--autoencoder", "echo_vae", "--dest", "data/echo.h5")
+    path = next(Path("results/00000-echo_vae").glob("network-snapshot-*.pt"))
+    snapshot = checkpoint.load(path, "snapshot")
+    snapshot["ema"]["encoder.0.bias"].fill_(float("nan"))
+    checkpoint.save(Path("diverged.pt"), "snapshot", snapshot)
+    assert "not finite" in refused(at, dataset_tool.main, *encode, "--autoencoder", "diverged.pt", "--dest",
+                                   "data/nan.h5")
 
 
 def test_dry_run_prints_the_config_and_leaves_nothing(at):

@@ -16,6 +16,8 @@ from utils.volumes import VolumesFile
 def encode_volumes(snapshot_path: Path, source: Path, dest: Path, *, batch_size: int = 8, precision: str = "fp32",
                    trust: bool = False) -> dict[str, int]:
     """Write the latents of all splits of a volumes file; returns the number of items of each split."""
+    if dest.resolve() == source.resolve():
+        raise ValueError(f"--dest {dest} is --source; the latents need a file of their own")
     net, snapshot = load_network(snapshot_path, "autoencoder", trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
@@ -49,6 +51,9 @@ def encode_split(net: torch.nn.Module, dataset: VolumesDataset, batch_size: int,
         label = None if samples[0].label is None else torch.from_numpy(np.stack([s.label for s in samples])).to(device)
         with autocast(precision, device):
             posterior = net.encode(image, label)
+        if not (posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
+            raise ValueError(f"{dataset.file.path}: the latents of {split} volumes {rows.start} to {rows.stop - 1} are "
+                             "not finite; the autoencoder has diverged, train it again with a lower learning rate")
         mean[rows], std[rows] = posterior.mean.float().cpu().numpy(), posterior.std.float().cpu().numpy()
     file = dataset.file
     return EncodedSplit(mean, std, file.ids(split), file.groups(split), file.affines(split), file.classes(split),

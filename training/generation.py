@@ -87,6 +87,7 @@ def check_options(options: Sampling) -> None:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
     if "_target_" not in options.sampler:
         raise ValueError("sampling.sampler._target_: no value; choose a sampler group, e.g. sampler=edm_ode")
+    check_real(options.real)
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
 
 
@@ -106,11 +107,22 @@ def make_drawer(net: torch.nn.Module, snapshot: dict, options: Sampling, source:
                   resolve_precision(options.precision, device))
 
 
+def check_real(path: str | None) -> None:
+    """ValueError when the volumes to show above the samples cannot be read, before anything is drawn."""
+    if path is None:
+        return
+    try:
+        VolumesFile(path).close()
+    except ValueError as e:
+        raise ValueError(f"sampling.real={path}: {e}") from e
+
+
 def chosen_classes(wanted: list[str] | None, names: list[str], label_dim: int) -> tuple[int, ...]:
     """Indices of the classes to draw, all of them by default; ValueError for what the network does not know."""
     if not label_dim:
         if wanted:
-            raise ValueError(f"sampling.classes={wanted}: the network was trained without classes")
+            raise ValueError(f"sampling.classes={wanted}: the network was trained without classes; train one "
+                             f"with training.network.model.label_dim={len(names) or 'K'}")
         return ()
     unknown = [name for name in wanted or () if name not in names]
     if unknown:
@@ -215,7 +227,7 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
         count = min(options.montage, len(samples))
         generated = [(samples.images(i), samples.labels(i)) for i in range(count)]
         real = real_pictures(snapshot, options.real, count, options.trust)
-        samples_montage(real, generated, spacing_of(samples.affine), outdir / "samples.png",
+        samples_montage(real, generated, spacing_of(samples.affine)[:generated[0][0].ndim - 1], outdir / "samples.png",
                         label_classes=snapshot["data"]["label_classes"])
 
 
@@ -228,13 +240,11 @@ def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -
     path = Path(source or snapshot["data"]["source"])
     if not path.is_file() and source is None:
         return []
-    if path.suffix == ".h5":
+    if source is not None or path.suffix == ".h5":
         file = VolumesFile(path)
         split = "test" if "test" in file.splits else file.splits[-1]
         items = [file.read(split, i) for i in range(min(count, file.length(split)))]
         return [(item.image, item.label) for item in items]
-    if source is not None:
-        raise ValueError(f"sampling.real={source}: wanted a volumes file (.h5)")
     node = dict(snapshot["config"]["training"]["dataset"])
     if "split" in node:
         node["split"] = snapshot["config"]["training"]["validation"]["split"]

@@ -39,14 +39,14 @@ def check_training(training: dict) -> None:
 
 def check_options(options: Options, device: torch.device) -> None:
     """ValueError for run-level options that no run could follow, before there is a run folder."""
-    split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
     resolve_precision(options.precision, device)
     lr_factor(0, 1, 0, options.lr_schedule)
     if options.num_workers < 0:
         raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
-    for name in ("total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states"):
+    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "ema_halflife_kimg"):
         if not getattr(options, name) > 0:
             raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
+    split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
     if not 0 <= options.seed < 2 ** 32:
         raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
@@ -176,6 +176,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, state: Path | None) -> No
         f"{torch.get_num_threads()} threads per rank")
     if state:
         log(f"Resumed from {state} at {trainer.progress.nimg / 1000:.1f} kimg")
+    if trainer.progress.nimg >= options.total_kimg * 1000:
+        log(f"Nothing left to do: training.options.total_kimg={options.total_kimg} is reached; set more to go on")
 
 
 def run_to_end(trainer: Trainer, run_dir: Path, yaml: str) -> None:

@@ -194,6 +194,9 @@ class Trainer:
             self.step(data)
             bar.update(options.batch_size)
             done = p.nimg >= total
+            if done and p.bad_steps:
+                raise ValueError(f"training ended on gradients that are not finite ({p.bad_steps} steps in a row); try "
+                                 "a lower training.optimizer.lr or training.options.precision=fp32")
             if not done and p.nimg < tick_nimg + options.kimg_per_tick * 1000:
                 continue
             p.tick += 1

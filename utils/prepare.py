@@ -51,7 +51,7 @@ class _Facts(NamedTuple):
     codes: str  # orientation as stored, '' without geometry
     span: np.ndarray  # [C,2] lowest and highest value
     scale: np.ndarray  # [C,2] values that become 0 and 1
-    labels: int  # highest label value + 1
+    labels: frozenset[int]  # label values
     digest: bytes  # of the files
 
 
@@ -229,7 +229,7 @@ def _judge(case: Case, options: Options, dims: int) -> _Facts:
                 f"{case.images[0]}: percentiles {_join(options.percentiles)} coincide; widen --percentiles"
             )
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
-    labels = 0 if loaded.label is None else int(loaded.label.max()) + 1
+    labels = frozenset() if loaded.label is None else frozenset(np.unique(loaded.label).tolist())
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
     return _Facts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, digest)
@@ -285,7 +285,10 @@ def _meta(
 ) -> VolumesMeta:
     count = len(facts[0].span)
     classes = options.classes if any(case.label for case in cases) else ()
-    highest = max(f.labels for f in facts)
+    values = frozenset().union(*(f.labels for f in facts))
+    if not classes and values and len(values) < max(values) + 1:
+        raise ValueError(f"label values {_join(sorted(values))} have gaps; name every class from 0 to {max(values)} by "
+                         "--classes, or renumber the label maps")
     if options.percentiles:
         intensity = Intensity(0.0, 1.0, True, f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}")
     else:
@@ -295,7 +298,7 @@ def _meta(
         spatial_dims=dims,
         channels=options.channels or (("image",) if count == 1 else tuple(f"channel_{c}" for c in range(count))),
         channel_roles=("target",) * count,
-        label_classes=classes or tuple(f"class_{k}" for k in range(highest)),
+        label_classes=classes or tuple(f"class_{k}" for k in range(max(values, default=-1) + 1)),
         attribute_names=cohort.attribute_names if cohort else (),
         attribute_units=cohort.attribute_units if cohort else (),
         class_names=cohort.class_names if cohort else (),

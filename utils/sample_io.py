@@ -18,6 +18,7 @@ from utils import h5
 from utils.files import atomic_path, read_npz
 
 FORMATS = ("h5", "npz")
+MOST_SEEDS = 10_000_000
 ARRAYS = ("latents", "images", "labels", "classes")
 
 
@@ -27,6 +28,8 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         span = re.fullmatch(r"(\d+)-(\d+)", part)
         if span:
+            if int(span[2]) - int(span[1]) >= MOST_SEEDS:
+                raise ValueError(f"seeds={text!r}: {part} are more than {MOST_SEEDS} seeds")
             seeds.extend(range(int(span[1]), int(span[2]) + 1))
         elif re.fullmatch(r"\s*[+-]?\d+\s*", part):
             seeds.append(int(part))
@@ -38,7 +41,7 @@ def parse_seeds(text: str) -> list[int]:
 def requested_seeds(text: object) -> list[int]:
     """Sorted seeds to generate; ValueError when the list is empty, negative, doubled or no list of numbers."""
     try:
-        seeds = parse_seeds(str(text))
+        seeds = parse_seeds(str(text).replace(" ", "").strip("[]"))
     except ValueError as e:
         raise ValueError(f"sampling.{e}") from e
     if not seeds:
