@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sized
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 
@@ -40,7 +40,6 @@ class Progress:
     tick: int = 0
     bad_steps: int = 0
     seconds: float = 0
-    best: dict = field(default_factory=dict)
 
 
 class Trainer:
