@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -198,6 +199,36 @@ def encode(autoencoder: str, source: Path, dest: Path, batch_size: int, precisio
     click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
 
 
+# ---- import-edm ----
+
+
+@main.command("import-edm")
+@click.argument("source", metavar="FILE.pkl", type=PATH)
+@click.option("--dest", required=True, type=PATH, help="Snapshot to write (.pt).")
+@click.option("--inflate", type=click.Choice(["3"]), help="Make a 3D network of the 2D one, as a start for training.")
+@click.option("--inflate-mode", type=click.Choice(["centre", "mean"]), help="Of the kernels.  [default: centre]")
+def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str | None) -> None:
+    """Make a snapshot of an official EDM network pickle. The file is read as data, nothing in it is ever run."""
+    if inflate_mode and not inflate:
+        raise click.UsageError(f"--inflate-mode {inflate_mode}: there is nothing to inflate without --inflate 3")
+    from training.edm_snapshot import import_edm as run
+
+    made = run(source, dest, (inflate_mode or "centre") if inflate else None)
+    size = "x".join(map(str, made.shape[1:]))
+    click.echo(
+        f"{source}: {made.class_name} of {made.model_name}, {made.shape[0]} channels, {made.classes} classes, "
+        f"{made.weights / 1e6:.2f} M weights in {made.tensors} tensors"
+    )
+    if inflate:
+        click.echo(
+            f"{dest}: 3D network for {size}, a start for training (training.options.init_from={dest}); what it draws "
+            "has no meaning yet"
+        )
+    else:
+        click.echo(f"{dest}: draws images of {size}; python generate.py -cn=EXPERIMENT sampling.network={dest}")
+    click.echo(f"The same network in an experiment: {shlex.join(made.overrides())}")
+
+
 # ---- check, info ----
 
 
@@ -207,6 +238,11 @@ def check(path: Path) -> None:
     """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
     from utils.describe import check as run
 
+    if path.suffix == ".pt" and path.is_file():
+        raise ValueError(
+            f"{path}: check reads data files; python dataset_tool.py info {path} says what this one holds, and every "
+            "program that reads it compares its checksum"
+        )
     report = run(path)
     for line in report.lines:
         click.echo(line)
@@ -258,7 +294,7 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
         form = "samples"
     else:
         with h5.open_h5(path) as file:
-            form = file.attrs.get("format", "none")
+            form = h5.get_text(file, "format") if "format" in file.attrs else "none"
     if form not in ("volumes", "samples"):
         raise ValueError(f"{path}: format is '{form}'; volumes and samples can be exported")
     if form == "samples" and split is not None:

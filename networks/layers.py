@@ -1,11 +1,13 @@
 """Leaf layers and small maths that all networks share, for 1, 2 and 3 spatial dimensions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from utils.checks import check_choice
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -28,28 +30,43 @@ def per_level(value: int | Sequence, levels: int, dims: int, name: str) -> list[
 
 
 def conv(dims: int, in_channels: int, out_channels: int, kernel: int | Sequence[int] = 3, *, bias: bool = True,
-         init: float | None = None) -> nn.Module:
-    """Same-size convolution; `init` scales a Kaiming-uniform start (weight and bias), None is PyTorch's own."""
+         init: float | None = None, glorot: bool = False) -> nn.Module:
+    """Same-size convolution; `init` scales its start (see `scale_init`), None is PyTorch's own."""
+    check_choice("spatial_dims", dims, CONVS)
     kernel = per_axis(kernel, dims, "kernel_size")
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"kernel_size={kernel}: wanted odd numbers, so that the size is kept")
     layer = CONVS[dims](in_channels, out_channels, kernel, padding=tuple(k // 2 for k in kernel), bias=bias)
-    return scale_init(layer, init, in_channels * math.prod(kernel))
+    return scale_init(layer, init, glorot)
 
 
-def linear(in_features: int, out_features: int, *, bias: bool = True, init: float | None = None) -> nn.Linear:
+def linear(in_features: int, out_features: int, *, bias: bool = True, init: float | None = None, glorot: bool = False
+           ) -> nn.Linear:
     """Linear layer with the same choice of start as `conv`."""
-    return scale_init(nn.Linear(in_features, out_features, bias=bias), init, in_features)
+    return scale_init(nn.Linear(in_features, out_features, bias=bias), init, glorot)
 
 
 @torch.no_grad()
-def scale_init(layer: nn.Module, init: float | None, fan_in: int) -> nn.Module:
-    """Redraw a layer's weight and bias uniformly with variance init^2 / fan_in (0: zeros)."""
+def scale_init(layer: nn.Module, init: float | None, glorot: bool = False) -> nn.Module:
+    """Redraw a layer uniformly with variance init^2 / fan (0: zeros); None leaves it alone.
+
+    fan is the fan-in and the bias is drawn as well (He et al. 2015), or with `glorot` the mean of fan-in and fan-out
+    and the bias is 0 (Glorot and Bengio 2010).
+    """
     if init is not None:
-        bound = init * math.sqrt(3 / fan_in)
+        fan_in, fan_out = layer.weight[0].numel(), layer.weight.numel() // layer.weight.shape[1]
+        bound = init * math.sqrt(3 / ((fan_in + fan_out) / 2 if glorot else fan_in))
         layer.weight.uniform_(-bound, bound)
         if layer.bias is not None:
+            bound = 0 if glorot else bound
             layer.bias.uniform_(-bound, bound)
+    return layer
+
+
+def class_embedding(classes: int, channels: int) -> nn.Linear:
+    """Layer that turns one-hot labels [N,classes] into vectors [N,channels], unit normal at the start."""
+    layer = nn.Linear(classes, channels, bias=False)
+    nn.init.normal_(layer.weight)
     return layer
 
 
@@ -61,29 +78,122 @@ def group_norm(channels: int, eps: float = 1e-5, max_groups: int = 32, min_per_g
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
-def down(x: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """Box down-sampling: mean over stride-sized blocks."""
-    return x if all(s == 1 for s in stride) else POOLS[x.ndim - 2](x, tuple(stride))
+def is_box(filter: Sequence[float]) -> bool:
+    """Whether a resampling filter is the box, [1,1], which serves any stride."""
+    return len(filter) == 2 and filter[0] == filter[1]
 
 
-def up(x: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """Box up-sampling: each value repeated stride times along each axis."""
-    return x if all(s == 1 for s in stride) else functional.interpolate(x, scale_factor=tuple(map(float, stride)))
+def check_filter(filter: Sequence[float], strides: Iterable[Sequence[int]]) -> tuple[float, ...]:
+    """A resampling filter fit for all strides; ValueError when it has an odd length, no sum or a stride it cannot."""
+    if len(filter) < 2 or len(filter) % 2 or not all(map(math.isfinite, filter)) or not sum(filter):
+        raise ValueError(f"resample_filter={list(filter)}: wanted an even number of finite weights that do not sum to "
+                         "0, such as [1,1] or [1,3,3,1]")
+    bad = sorted({s for stride in strides for s in stride if s > 2})
+    if bad and not is_box(filter):
+        raise ValueError(f"resample_filter={list(filter)}: only [1,1] works at strides={bad[0]}, "
+                         "wanted strides of 1 or 2 on every axis")
+    return tuple(filter)
+
+
+def down(x: torch.Tensor, stride: Sequence[int], filter: Sequence[float] = (1, 1)) -> torch.Tensor:
+    """Down-sample x [N,C,*S] to [N,C,*S/stride] by a 1D filter along every axis of stride > 1.
+
+    [1,1] is the box, the mean over stride-sized blocks; longer filters (stride 2) see zeros outside and sum to 1.
+    """
+    return shrink(add_margin(x, stride, filter), stride, filter)
+
+
+def add_margin(x: torch.Tensor, stride: Sequence[int], filter: Sequence[float]) -> torch.Tensor:
+    """Zeros around x [N,C,*S] as far as the filter of `down` looks beyond the border; none for the box."""
+    widths = [0 if s == 1 else len(filter) // 2 - 1 for s in reversed(stride) for _ in range(2)]
+    return functional.pad(x, widths) if any(widths) else x
+
+
+def shrink(x: torch.Tensor, stride: Sequence[int], filter: Sequence[float]) -> torch.Tensor:
+    """`down` of what already has the filter's margin."""
+    if is_box(filter):
+        return x if all(s == 1 for s in stride) else POOLS[x.ndim - 2](x, tuple(stride))
+    for axis, s in enumerate(stride, start=2):
+        x = x if s == 1 else halve(x, axis, filter)
+    return x
+
+
+def up(x: torch.Tensor, stride: Sequence[int], filter: Sequence[float] = (1, 1)) -> torch.Tensor:
+    """Up-sample x [N,C,*S] to [N,C,*S*stride]: the transpose of `down`, times the number of new voxels per old one.
+
+    The box repeats each value stride times along each axis.
+    """
+    if is_box(filter):
+        return x if all(s == 1 for s in stride) else functional.interpolate(x, scale_factor=tuple(map(float, stride)))
+    for axis, s in enumerate(stride, start=2):
+        x = x if s == 1 else double(x, axis, filter)
+    return x
+
+
+def halve(x: torch.Tensor, axis: int, filter: Sequence[float]) -> torch.Tensor:
+    """y[i] = sum_k f[k] x[2i + k] along an axis, f being the filter with sum 1.
+
+    A sum of strided views, not a depthwise convolution: the same in any number of dimensions and on any device.
+    """
+    half = (x.shape[axis] - len(filter)) // 2 + 1
+    return weighted_sum([(f / sum(filter), window(x, axis, k, half, step=2)) for k, f in enumerate(filter)])
+
+
+def double(x: torch.Tensor, axis: int, filter: Sequence[float]) -> torch.Tensor:
+    """y[j] = 2 sum_{i,k} f[k] x[i] along an axis, over 2i + k = j + m with f of length 2m + 2."""
+    m, margin, size = len(filter) // 2 - 1, len(filter) // 4, x.shape[axis]
+    x = functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [margin, margin])
+    even_odd = [weighted_sum([(2 * f / sum(filter), window(x, axis, margin + (p + m - k) // 2, size))
+                              for k, f in enumerate(filter) if (p + m - k) % 2 == 0]) for p in (0, 1)]
+    return torch.stack(even_odd, dim=axis + 1).flatten(axis, axis + 1)
+
+
+def window(x: torch.Tensor, axis: int, start: int, length: int, step: int = 1) -> torch.Tensor:
+    """View of `length` entries along an axis, every step-th from `start`."""
+    return x[(slice(None),) * axis + (slice(start, start + (length - 1) * step + 1, step),)]
+
+
+def weighted_sum(terms: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
+    """Sum of weight * tensor."""
+    (weight, total), *rest = terms
+    total = weight * total
+    for weight, term in rest:
+        total = total.add(term, alpha=weight)
+    return total
+
+
+def waves(x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+    """Cosines, then sines [N,2F] of numbers x [N] times angular frequencies [F], in the precision of x."""
+    phases = x.outer(freqs.to(x.dtype))
+    return torch.cat([phases.cos(), phases.sin()], dim=1)
 
 
 def timestep_embedding(x: torch.Tensor, channels: int, max_positions: float = 10000, *, endpoint: bool = False
                        ) -> torch.Tensor:
-    """Sinusoidal embedding [N,channels] (cosines, then sines) of numbers x [N] (Ho et al. 2020, ADM's order)."""
-    freqs = torch.arange(channels // 2, dtype=torch.float32, device=x.device)
-    freqs = (1 / max_positions) ** (freqs / (channels // 2 - (1 if endpoint else 0)))
-    phases = x.float().outer(freqs).to(x.dtype)
-    return torch.cat([phases.cos(), phases.sin()], dim=1)
+    """Sinusoidal embedding [N,channels] of numbers x [N] (Ho et al. 2020): frequencies fall from 1 to 1/max_positions.
+
+    The last frequency is 1/max_positions itself only with `endpoint`.
+    """
+    steps = torch.arange(channels // 2, dtype=x.dtype, device=x.device)
+    return waves(x, (1 / max_positions) ** (steps / (channels // 2 - (1 if endpoint else 0))))
+
+
+class FourierEmbedding(nn.Module):
+    """Embedding [N,channels] of numbers x [N] by fixed random frequencies (Tancik et al. 2020, Song et al. 2021)."""
+
+    def __init__(self, channels: int, scale: float = 16):
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return waves(x, 2 * math.pi * self.freqs.to(x.dtype))
 
 
 def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     """Self-attention over all positions: qkv [N, heads*c*3, *S] with channels in the order head, c, q/k/v."""
     n, channels, *size = qkv.shape
-    q, k, v = qkv.reshape(n, heads, channels // (3 * heads), 3, -1).transpose(2, 4).unbind(3)
+    parts = qkv.reshape(n, heads, channels // (3 * heads), 3, -1).permute(3, 0, 1, 4, 2)
+    q, k, v = parts.contiguous().unbind(0)  # flash kernels take nothing but contiguous channels
     out = functional.scaled_dot_product_attention(q, k, v)
     return out.transpose(2, 3).reshape(n, channels // 3, *size)
 

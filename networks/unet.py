@@ -1,4 +1,8 @@
-"""The ADM UNet (Dhariwal and Nichol 2021) as Karras et al. 2022 use it, for 1, 2 and 3 spatial dimensions."""
+"""The UNets of Karras et al. 2022, for 1, 2 and 3 spatial dimensions.
+
+ADM (Dhariwal and Nichol 2021), and DDPM++ and NCSN++ (Song et al. 2021), which share all but their blocks' style, the
+embedding of the noise level and the ways in and out.
+"""
 
 from collections.abc import Sequence
 from math import prod, sqrt
@@ -9,132 +13,178 @@ from torch.nn.functional import silu
 
 from networks.conditioning import Condition
 from networks.layers import (
-    attention,
+    FourierEmbedding,
+    add_margin,
     check_divides,
+    check_filter,
+    class_embedding,
     conv,
     down,
     group_norm,
     linear,
-    per_level,
+    shrink,
     timestep_embedding,
     up,
 )
+from networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
+from utils.checks import check_choice, check_count
 
-INIT = sqrt(1 / 3)  # start of ADM's hidden layers, as a factor on Kaiming's
 
+class UNet(nn.Module):
+    """What the UNets share: levels of blocks down and up again, and the checks of what comes in.
 
-class UNetBlock(nn.Module):
-    """Residual block with scale-shift embedding, optional resampling and optional self-attention.
-
-    x [N,in_channels,*S], emb [N,emb_channels] -> [N,out_channels,*S'], S' = S / stride (way='down'), S * stride ('up').
+    F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N]. A family says how
+    noise, class and augmentation are embedded (`embed`) and what becomes of each decoder level (`read_out`).
     """
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, emb_channels: int, *, kernel: Sequence[int],
-                 stride: Sequence[int] | None = None, way: str = "same", heads: int = 0, dropout: float = 0,
-                 eps: float = 1e-5):
+    def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
+                 label_dim: int, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
+                 num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
+                 map_label: nn.Module | None):
         super().__init__()
-        assert way in ("same", "down", "up")
-        self.stride, self.way, self.heads, self.dropout = stride, way, heads, dropout
-        self.norm0 = group_norm(in_channels, eps)
-        self.conv0 = conv(dims, in_channels, out_channels, kernel, init=INIT)
-        self.affine = linear(emb_channels, out_channels * 2, init=INIT)
-        self.norm1 = group_norm(out_channels, eps)
-        self.conv1 = conv(dims, out_channels, out_channels, kernel, init=0)
-        self.skip = conv(dims, in_channels, out_channels, 1, init=INIT) if in_channels != out_channels else None
-        if heads:
-            self.norm2 = group_norm(out_channels, eps)
-            self.qkv = conv(dims, out_channels, out_channels * 3, 1, init=INIT)
-            self.proj = conv(dims, out_channels, out_channels, 1, init=0)
+        check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
+        check_count(0, {"label_dim": label_dim, "augment_dim": augment_dim})
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout={dropout}: wanted a probability, 0..1")
+        if noise_channels % 2 or noise_channels < 4:
+            raise ValueError("model_channels (times channel_mult_noise): wanted an even number of 4 or more, "
+                             f"got {noise_channels}")
+        widths, strides, kernels, attends = levels
+        self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
+            in_channels, spatial_dims, label_dim, augment_dim)
+        self.num_blocks, self.strides, self.filter = num_blocks, strides, check_filter(filter, strides)
+        self.factor = tuple(prod(s[axis] for s in strides) for axis in range(spatial_dims))  # what sizes divide by
+        self.noise_channels = noise_channels
+        self.map_layer0 = linear(noise_channels, emb_channels, init=style.init, glorot=style.glorot)
+        self.map_layer1 = linear(emb_channels, emb_channels, init=style.init, glorot=style.glorot)
+        self.map_label = map_label
+        self.map_augment = linear(augment_dim, noise_channels, bias=False, init=0) if augment_dim else None
 
-    def resample(self, x: torch.Tensor) -> torch.Tensor:
-        """The block's change of size."""
-        return {"same": lambda: x, "down": lambda: down(x, self.stride), "up": lambda: up(x, self.stride)}[self.way]()
+        def block(level: int, cin: int, cout: int, attend: bool, stride: Sequence[int] = (), way: str = "same"
+                  ) -> UNetBlock:
+            heads = (cout // channels_per_head if channels_per_head else 1) if attend else 0
+            return UNetBlock(style, spatial_dims, cin, cout, emb_channels, kernel=kernels[level], stride=stride,
+                             way=way, filter=self.filter, heads=heads, dropout=dropout)
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        h = self.conv0(self.resample(silu(self.norm0(x))))
-        scale, shift = self.affine(emb).reshape(*emb.shape[:1], -1, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-        h = silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        h = self.conv1(nn.functional.dropout(h, self.dropout, self.training))
-        x = self.resample(x)
-        x = h + (x if self.skip is None else self.skip(x))
-        if self.heads:
-            x = x + self.proj(attention(self.qkv(self.norm2(x)), self.heads))
-        return x
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.enc["level0_conv"] = conv(spatial_dims, in_channels, stem_channels, kernels[0], init=style.init,
+                                       glorot=style.glorot)
+        skips, c = [stem_channels], stem_channels
+        for level, width in enumerate(widths):
+            if level:
+                self.enc[f"level{level}_down"] = block(level, c, c, False, strides[level - 1], "down")
+                skips.append(c)
+            for i in range(num_blocks):
+                self.enc[f"level{level}_block{i}"] = block(level, c, width, level in attends)
+                c = width
+                skips.append(c)
+        for level, width in reversed(list(enumerate(widths))):
+            if level == len(widths) - 1:
+                self.dec[f"level{level}_in0"] = block(level, c, c, True)
+                self.dec[f"level{level}_in1"] = block(level, c, c, False)
+            else:
+                self.dec[f"level{level}_up"] = block(level, c, c, False, strides[level], "up")
+            for i in range(num_blocks + 1):
+                attend = level in attends and (i == num_blocks or not style.attend_last)
+                self.dec[f"level{level}_block{i}"] = block(level, c + skips.pop(), width, attend)
+                c = width
+
+    def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
+                augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        condition = Condition() if condition is None else condition
+        self.check_input(x, condition, augment_labels)
+        noise_labels = noise_labels.to(torch.promote_types(noise_labels.dtype, torch.float32))
+        emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
+        return self.decode(self.encode(x, emb), emb)
+
+    def encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
+        """Features after every layer of the encoder."""
+        image, x = x, self.enc["level0_conv"](x)
+        features = [x]
+        for level in range(len(self.strides) + 1):
+            if level:
+                x, image = self.read_in(level, self.enc[f"level{level}_down"](x, emb), image)
+                features.append(x)
+            for i in range(self.num_blocks):
+                x = self.enc[f"level{level}_block{i}"](x, emb)
+                features.append(x)
+        return features
+
+    def decode(self, features: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+        """Image that the decoder makes of the encoder's features."""
+        x, image = features[-1], None
+        for level in reversed(range(len(self.strides) + 1)):
+            for way in ("up",) if level < len(self.strides) else ("in0", "in1"):
+                x = self.dec[f"level{level}_{way}"](x, emb)
+            for i in range(self.num_blocks + 1):
+                x = self.dec[f"level{level}_block{i}"](torch.cat([x, features.pop()], dim=1), emb)
+            image = self.read_out(level, x, image)
+        return image
+
+    def read_in(self, level: int, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features at the start of an encoder level, and what goes beside them to the next: here nothing is added."""
+        return x, image
+
+    def read_out(self, level: int, x: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor | None:
+        """Image after a decoder level, made of its features and of the image after the level below (or None)."""
+        raise NotImplementedError
+
+    def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
+              dtype: torch.dtype) -> torch.Tensor:
+        """Embedding [N,E] of noise level, class and augmentation."""
+        raise NotImplementedError
+
+    def check_input(self, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
+        """ValueError when an input is not what the network was built for."""
+        name = type(self).__name__
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"{name}: got {x.shape[1]} channels, in_channels is {self.in_channels}")
+        check_divides(x.shape[2:], self.factor, name)
+        if not isinstance(condition, Condition):
+            raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
+                             "Condition(class_labels=...)")
+        for part in condition.parts():
+            if part != "class_labels":
+                raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
+        for what, key, labels, width in (("class", "label_dim", condition.class_labels, self.label_dim),
+                                         ("augment", "augment_dim", augment_labels, self.augment_dim)):
+            if labels is not None and labels.shape[-1] != width:
+                raise ValueError(f"{name}: got {labels.shape[-1]} {what} labels, {key} is {width}")
+            if labels is not None and (labels.ndim != 2 or len(labels) not in (1, len(x))):
+                raise ValueError(f"{name}: got {what} labels of shape {tuple(labels.shape)}, "
+                                 f"wanted ({len(x)}, {width})")
 
 
-class ADMUNet(nn.Module):
-    """F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N].
+class ADMUNet(UNet):
+    """The ADM UNet (Dhariwal and Nichol 2021); F_x = net(x, noise_labels, condition, augment_labels).
 
     channel_mult gives the levels; strides and kernel_size are one number, or one entry (number or per axis) per level
-    transition and per level. attention_levels are counted from 0, the full size. Blocks narrower than
-    channels_per_head have no attention. label_dim is the number of classes (0 = none), augment_dim the width of the
-    augmentation labels.
+    transition and per level. Attention goes by attention_levels, counted from 0, the full size, or by
+    attention_resolutions: a level of an image of image_size attends when its largest axis is among them. With neither,
+    levels 1, 2 and 3 attend, those narrower than channels_per_head left out; None is one head of any width. label_dim
+    is the number of classes (0 = none), augment_dim the width of the augmentation labels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int = 0,
                  augment_dim: int = 0, model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4),
-                 channel_mult_emb: int = 4, num_blocks: int = 3, attention_levels: Sequence[int] = (1, 2, 3),
-                 strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int = 64,
-                 dropout: float = 0.1):
-        super().__init__()
-        levels = len(channel_mult)
-        for width in {model_channels * m for m in channel_mult}:
-            if width >= channels_per_head and width % (width // channels_per_head):
-                raise ValueError(f"channels_per_head={channels_per_head}: {width} channels do not divide into "
-                                 f"{width // channels_per_head} heads; choose a divisor of {width}")
-        bad = [a for a in attention_levels if not 0 <= a < levels]
-        if bad:
-            raise ValueError(f"attention_levels={list(attention_levels)}: level {bad[0]} is not one of 0..{levels - 1}")
-        self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
-            in_channels, spatial_dims, label_dim, augment_dim)
-        self.model_channels = model_channels
-        self.strides = per_level(strides, levels - 1, spatial_dims, "strides")
-        kernels = per_level(kernel_size, levels, spatial_dims, "kernel_size")
-        emb = model_channels * channel_mult_emb
-        self.map_layer0 = linear(model_channels, emb, init=INIT)
-        self.map_layer1 = linear(emb, emb, init=INIT)
-        self.map_label = linear(label_dim, emb, bias=False, init=sqrt(1 / 3)) if label_dim else None
-        self.map_augment = linear(augment_dim, model_channels, bias=False, init=0) if augment_dim else None
-
-        def block(level: int, cin: int, cout: int, attend: bool, stride: Sequence[int] | None = None,
-                  way: str = "same") -> UNetBlock:
-            return UNetBlock(spatial_dims, cin, cout, emb, kernel=kernels[level], stride=stride, way=way,
-                             heads=cout // channels_per_head if attend else 0, dropout=dropout)
-
-        width = [model_channels * m for m in channel_mult]
-        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        self.enc["level0_conv"] = conv(spatial_dims, in_channels, width[0], kernels[0], init=INIT)
-        skips, c = [width[0]], width[0]
-        for level in range(levels):
-            if level:
-                self.enc[f"level{level}_down"] = block(level, c, c, False, self.strides[level - 1], "down")
-                skips.append(c)
-            for i in range(num_blocks):
-                self.enc[f"level{level}_block{i}"] = block(level, c, width[level], level in attention_levels)
-                c = width[level]
-                skips.append(c)
-        for level in reversed(range(levels)):
-            if level == levels - 1:
-                self.dec[f"level{level}_in0"] = block(level, c, c, True)
-                self.dec[f"level{level}_in1"] = block(level, c, c, False)
-            else:
-                self.dec[f"level{level}_up"] = block(level, c, c, False, self.strides[level], "up")
-            for i in range(num_blocks + 1):
-                self.dec[f"level{level}_block{i}"] = block(level, c + skips.pop(), width[level],
-                                                           level in attention_levels)
-                c = width[level]
-        self.out_norm = group_norm(c)
-        self.out_conv = conv(spatial_dims, c, out_channels, kernels[0], init=0)
-
-    @property
-    def factor(self) -> tuple[int, ...]:
-        """What the size must divide by, per axis."""
-        return tuple(prod(s[axis] for s in self.strides) for axis in range(self.spatial_dims))
+                 channel_mult_emb: int = 4, num_blocks: int = 3, attention_levels: Sequence[int] | None = None,
+                 strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int | None = 64,
+                 dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
+                 image_size: int | Sequence[int] | None = None):
+        widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
+        levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
+                             image_size, channels_per_head, default=(1, 2, 3))
+        super().__init__(
+            ADM, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
+            label_dim=label_dim, augment_dim=augment_dim, noise_channels=model_channels, emb_channels=emb,
+            stem_channels=widths[0], num_blocks=num_blocks, channels_per_head=channels_per_head, filter=(1, 1),
+            dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None)
+        self.out_norm = group_norm(widths[0], ADM.eps)
+        self.out_conv = conv(spatial_dims, widths[0], out_channels, levels.kernels[0], init=0)
 
     def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
               dtype: torch.dtype) -> torch.Tensor:
-        """Embedding [N,E] of the noise level, augmentation and class."""
-        emb = timestep_embedding(noise_labels, self.model_channels).to(dtype)
+        emb = timestep_embedding(noise_labels, self.noise_channels).to(dtype)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(dtype))
         emb = self.map_layer1(silu(self.map_layer0(emb)))
@@ -142,30 +192,84 @@ class ADMUNet(nn.Module):
             emb = emb + self.map_label(condition.class_labels.to(dtype))
         return silu(emb)
 
-    def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
-                augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        condition = condition or Condition()
-        self.check_input(x, condition, augment_labels)
-        emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
-        skips = []
-        for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
-        for name, layer in self.dec.items():
-            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
-        return self.out_conv(silu(self.out_norm(x)))
+    def read_out(self, level: int, x: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor | None:
+        return self.out_conv(silu(self.out_norm(x))) if level == 0 else None
 
-    def check_input(self, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
-        """ValueError when an input is not what the network was built for."""
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"ADMUNet: got {x.shape[1]} channels, in_channels is {self.in_channels}")
-        check_divides(x.shape[2:], self.factor, "ADMUNet")
-        for part in condition.parts():
-            if part != "class_labels":
-                raise ValueError(f"ADMUNet: got a condition {part!r} that it was not built for")
-        labels = condition.class_labels
-        if labels is not None and labels.shape[1] != self.label_dim:
-            raise ValueError(f"ADMUNet: got {labels.shape[1]} class labels, label_dim is {self.label_dim}")
-        if augment_labels is not None and augment_labels.shape[1] != self.augment_dim:
-            raise ValueError(f"ADMUNet: got {augment_labels.shape[1]} augment labels, "
-                             f"augment_dim is {self.augment_dim}")
+
+class SongUNet(UNet):
+    """DDPM++ and NCSN++ (Song et al. 2021); F_x = net(x, noise_labels, condition, augment_labels).
+
+    DDPM++ is the default; NCSN++ has embedding='fourier', channel_mult_noise=2, encoder='residual' and
+    resample_filter=(1, 3, 3, 1). The image goes along with the encoder by one step per level, filtered, convolved and
+    added ('residual'), or is itself filtered down and added to each level ('skip'); the 'skip' decoder adds an image
+    at every level to the one below, filtered up. What ADMUNet has too means the same; level 1 attends by default, in
+    the decoder the last block of a level only.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int = 0,
+                 augment_dim: int = 0, model_channels: int = 128, channel_mult: Sequence[int] = (1, 2, 2, 2),
+                 channel_mult_emb: int = 4, num_blocks: int = 4, attention_levels: Sequence[int] | None = None,
+                 strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int | None = None,
+                 dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
+                 image_size: int | Sequence[int] | None = None, embedding: str = "positional",
+                 channel_mult_noise: int = 1, encoder: str = "standard", decoder: str = "standard",
+                 resample_filter: Sequence[float] = (1, 1)):
+        check_choice("embedding", embedding, ("positional", "fourier"))
+        check_choice("encoder", encoder, ("standard", "residual", "skip"))
+        check_choice("decoder", decoder, ("standard", "skip"))
+        widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
+        levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
+                             image_size, channels_per_head, default=(1,))
+        noise_channels = model_channels * channel_mult_noise
+        map_label = linear(label_dim, noise_channels, init=SONG.init, glorot=True) if label_dim > 0 else None
+        super().__init__(
+            SONG, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
+            label_dim=label_dim, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
+            stem_channels=model_channels, num_blocks=num_blocks, channels_per_head=channels_per_head,
+            filter=resample_filter, dropout=dropout, map_label=map_label)
+        self.encoder, self.decoder = encoder, decoder
+        self.map_noise = FourierEmbedding(noise_channels) if embedding == "fourier" else None
+        for level, (above, kernel) in enumerate(zip(widths, levels.kernels[1:]), start=1):
+            if encoder == "residual":
+                image_channels = widths[level - 2] if level > 1 else in_channels
+                self.enc[f"level{level}_aux_residual"] = conv(spatial_dims, image_channels, above, kernel,
+                                                              init=SONG.init, glorot=True)
+            elif encoder == "skip":
+                self.enc[f"level{level}_aux_skip"] = conv(spatial_dims, in_channels, above, 1, init=SONG.init,
+                                                          glorot=True)
+        for level, (width, kernel) in enumerate(zip(widths, levels.kernels)):
+            if decoder == "skip" or level == 0:
+                self.dec[f"level{level}_aux_norm"] = group_norm(width, SONG.eps)
+                self.dec[f"level{level}_aux_conv"] = conv(spatial_dims, width, out_channels, kernel, init=0)
+
+    def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
+              dtype: torch.dtype) -> torch.Tensor:
+        if self.map_noise is None:
+            waves = timestep_embedding(noise_labels, self.noise_channels, endpoint=True)
+        else:
+            waves = self.map_noise(noise_labels)
+        emb = torch.cat(waves.chunk(2, dim=1)[::-1], dim=1).to(dtype)  # sines first
+        if self.map_label is not None:
+            labels = condition.class_labels
+            labels = emb.new_zeros(1, self.label_dim) if labels is None else labels.to(dtype)
+            emb = emb + self.map_label(labels * sqrt(self.label_dim))
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels.to(dtype))
+        return silu(self.map_layer1(silu(self.map_layer0(emb))))
+
+    def read_in(self, level: int, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        stride = self.strides[level - 1]
+        if self.encoder == "residual":
+            image = self.enc[f"level{level}_aux_residual"](add_margin(image, stride, self.filter))
+            x = (x + shrink(image, stride, self.filter)) * SONG.skip_scale
+            return x, x
+        if self.encoder == "skip":
+            image = down(image, stride, self.filter)
+            x = x + self.enc[f"level{level}_aux_skip"](image)
+        return x, image
+
+    def read_out(self, level: int, x: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor | None:
+        if f"level{level}_aux_conv" not in self.dec:
+            return None
+        out = self.dec[f"level{level}_aux_conv"](silu(self.dec[f"level{level}_aux_norm"](x)))
+        return out if image is None else up(image, self.strides[level], self.filter) + out

@@ -1,8 +1,9 @@
 """Pictures of volumes: three orthogonal planes, grey image with its label map, real above generated."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -20,36 +21,55 @@ FILL, OUTLINE = 0.12, 0.95
 WHITE = 99.8  # percentile of the intensities that is shown as white
 TILE = 168  # pixels of the longer side of a volume
 GAP = 6
+LINE = 16  # pixels of a line of a caption
 DPI = 100
 # Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
 _VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
 
+COLOURS = ["red", "green", "blue"]  # names of channels that are shown together
+
 Picture = tuple[np.ndarray, np.ndarray | None]
-Plane = tuple[np.ndarray, np.ndarray | None, tuple[int, int]]  # grey [h, w], label [h, w] or None, size in pixels
+
+
+class Plane(NamedTuple):
+    """A slice: values grey [h, w] or colours [h, w, 3], label [h, w] or None, size in pixels."""
+
+    values: np.ndarray
+    label: np.ndarray | None
+    pixels: tuple[int, int]
 
 
 def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
-                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = ()) -> None:
-    """Write a PNG with a column per volume, real above generated (see montage)."""
+                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
+                    channels: Sequence[str] = (), captions: Sequence[str] = ()) -> None:
+    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage)."""
     blocks = [("Real", real), ("Generated", generated)]
-    save_png(montage(blocks, spacing, window=window, label_classes=label_classes), path)
+    save_png(montage(blocks, spacing, window=window, label_classes=label_classes, channels=channels,
+                     captions=captions), path)
 
 
 def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[float], *,
-            window: tuple[float, float] | None = None, label_classes: Sequence[str] = ()) -> Figure:
+            window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
+            channels: Sequence[str] = (), captions: Sequence[str] = ()) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
-    Rows are the three planes (2D: one) with the label overlay; where there are labels, the first plane without it comes
-    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None, the first channel is shown; spacing in mm
-    per axis; window: the intensities shown as black and white, by default minimum and WHITE percentile of the first
-    block, so that all blocks share it; label_classes (background first) name the legend.
+    Rows are the three planes (2D: one) with the label overlay; in a block with labels the first plane without it comes
+    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; the first channel is shown, all three
+    where `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and
+    white, by default minimum and WHITE percentile of the first block, so that all blocks share it; label_classes
+    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
+    columns.
     """
-    blocks = [(title, pictures) for title, pictures in blocks if len(pictures)]
-    window = window or _window(blocks[0][1])
-    has_labels = any(label is not None for _, pictures in blocks for _, label in pictures)
-    sheets = [(title, [_column(image, label, spacing, window, has_labels) for image, label in pictures])
-              for title, pictures in blocks]
-    return _blocks_figure(sheets, list(label_classes[1:]) if has_labels else [])
+    in_colour = list(channels) == COLOURS
+    shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
+             for title, pictures in blocks if len(pictures)]
+    window = window or _window(shown[0][1])
+    columns = [(title, _columns(pictures, spacing)) for title, pictures in shown]
+    seen = {int(value) for _, block in columns for planes in block for plane in planes if plane.label is not None
+            for value in np.unique(plane.label)}
+    legend = {value: name for value, name in enumerate(label_classes) if value and value in seen}
+    sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block]) for title, block in columns]
+    return _blocks_figure(sheets, legend, captions)
 
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
@@ -59,9 +79,10 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
     the left); without, the lower of a plane's two axes runs downwards.
     """
-    window = window or _window([(image, label)])
-    columns = [[_tile(plane, window)] for plane in _planes(image, label, spacing, affine)]
-    return _blocks_figure([("", columns)], [])
+    values = _shown(image, len(spacing), in_colour=False)
+    window = window or _window([(values, label)])
+    columns = [[_tile(plane, window)] for plane in _planes(values, label, spacing, affine)]
+    return _blocks_figure([("", columns)], {}, [])
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -80,27 +101,34 @@ def png_bytes(figure: Figure) -> bytes:
 # ---- slices ----
 
 
+def _shown(image: np.ndarray, ndim: int, in_colour: bool) -> np.ndarray:
+    """What is shown of an image [C, *S] or [*S]: grey [*S], or colours [*S, 3]."""
+    if image.ndim not in (ndim, ndim + 1):
+        raise ValueError(f"image of shape {image.shape}: wanted [C, *S] or [*S] with {ndim} axes, one per spacing")
+    if image.ndim == ndim:
+        return image
+    return np.moveaxis(image, 0, -1) if in_colour else image[0]
+
+
 def _window(pictures: Sequence[Picture]) -> tuple[float, float]:
     values = np.concatenate([np.ravel(image) for image, _ in pictures])
     return float(values.min()), float(np.percentile(values, WHITE))
 
 
-def _planes(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
+def _planes(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
             affine: np.ndarray | None) -> list[Plane]:
-    """Slices through the middle of what is labelled, or of the volume: normal to the last axis first."""
-    ndim = len(spacing)
-    volume = image[0] if image.ndim == ndim + 1 else image
-    if volume.ndim != ndim or (label is not None and label.shape != volume.shape):
-        raise ValueError(f"image of shape {image.shape}, label of shape {None if label is None else label.shape}: "
-                         f"wanted [C, *S] or [*S] and [*S] with {ndim} axes, one per spacing")
-    extent = max(size * step for size, step in zip(volume.shape, spacing))
-    pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(volume.shape, spacing)]
-    centre = _centre(volume.shape, label)
+    """Slices of [*S] or [*S, 3] through the middle of what is labelled, or of all: normal to the last axis first."""
+    ndim, shape = len(spacing), volume.shape[:len(spacing)]
+    if label is not None and label.shape != shape:
+        raise ValueError(f"label of shape {label.shape}: wanted that of the image, {shape}")
+    extent = max(size * step for size, step in zip(shape, spacing))
+    pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(shape, spacing)]
+    centre = _centre(shape, label)
     planes = []
     for normal in reversed(range(ndim)) if ndim == 3 else [None]:
         index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
         down, across = (i for i in range(ndim) if i != normal)
-        plane = (volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
+        plane = Plane(volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
         planes.append(plane if affine is None else _hung(plane, down, across, affine))
     return planes
 
@@ -118,31 +146,37 @@ def _hung(plane: Plane, down: int, across: int, affine: np.ndarray) -> Plane:
     down_code, across_code = (codes[across], codes[down]) if turn else (codes[down], codes[across])
 
     def hang(values: np.ndarray) -> np.ndarray:
-        values = values.T if turn else values
+        values = values.swapaxes(0, 1) if turn else values
         values = values[::-1] if down_code in _UP else values
         return values if across_code not in _LEFT else values[:, ::-1]
 
-    grey, label, (height, width) = plane
-    return hang(grey), None if label is None else hang(label), (width, height) if turn else (height, width)
+    values, label, (height, width) = plane
+    return Plane(hang(values), None if label is None else hang(label), (width, height) if turn else (height, width))
 
 
 def _tile(plane: Plane, window: tuple[float, float]) -> np.ndarray:
-    """RGB tile [h, w, 3] in [0, 1] of one slice: interpolated grey, tinted classes, their outlines."""
-    grey, label, pixels = plane
+    """RGB tile [h, w, 3] in [0, 1] of one slice: interpolated grey or colours, tinted classes, their outlines."""
+    values, label, pixels = plane
     lo, hi = window
-    grey = np.clip((_resize(grey, pixels) - lo) / max(hi - lo, 1e-12), 0, 1)
-    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    channels = np.moveaxis(values, -1, 0) if values.ndim == 3 else [values]
+    scaled = [np.clip((_resize(channel, pixels) - lo) / max(hi - lo, 1e-12), 0, 1) for channel in channels]
+    rgb = np.repeat(np.stack(scaled, axis=-1), 3 // len(scaled), axis=-1)
     if label is None:
         return rgb
     classes = _resize_label(label, pixels)
     edge = ndimage.grey_dilation(classes, size=3) != classes
     for value in np.unique(classes[classes > 0]):
-        colour = np.array(to_rgb(LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]))
+        colour = np.array(to_rgb(_colour(value)))
         inside = classes == value
         rim = inside & (edge | (ndimage.grey_erosion(classes, size=3) != classes))
         for where, alpha in ((inside & ~rim, FILL), (rim, OUTLINE)):
             rgb[where] = (1 - alpha) * rgb[where] + alpha * colour
     return rgb
+
+
+def _colour(value: int) -> str:
+    """Of a class by its number, 1 first."""
+    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
 
 
 def _resize(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
@@ -162,11 +196,12 @@ def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
 # ---- sheets ----
 
 
-def _column(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
-            window: tuple[float, float], plain_first: bool) -> list[np.ndarray]:
-    planes = _planes(image, label, spacing, None)
-    plain = (planes[0][0], None, planes[0][2])
-    return [_tile(plane, window) for plane in ([plain, *planes] if plain_first else planes)]
+def _columns(pictures: Sequence[Picture], spacing: Sequence[float]) -> list[list[Plane]]:
+    """The planes of every volume; where any of them has a label, the first plane without it comes first."""
+    columns = [_planes(values, label, spacing, None) for values, label in pictures]
+    if all(label is None for _, label in pictures):
+        return columns
+    return [[planes[0]._replace(label=None), *planes] for planes in columns]
 
 
 def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
@@ -186,13 +221,18 @@ def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
-def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], classes: list[str]) -> Figure:
-    """Titled sheets one above the other, a legend of classes at the foot; one figure pixel per sheet pixel."""
+def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapping[int, str],
+                   captions: Sequence[str]) -> Figure:
+    """Titled sheets one above the other, captions under the last, a legend of classes (number: name) at the foot.
+
+    One figure pixel per sheet pixel.
+    """
     margin, heading, foot = 18, 40, 40
     sheets = [(title, _sheet(columns)) for title, columns in blocks]
     width = max(sheet.shape[1] for _, sheet in sheets) + 2 * margin
     height = sum(sheet.shape[0] + (heading if title else margin) for title, sheet in sheets)
-    height += foot + margin // 2 if classes else margin
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    height += LINE * lines + (foot + margin // 2 if legend else margin)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
     top = 0
     for title, sheet in sheets:
@@ -203,15 +243,21 @@ def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], classes: li
                         va="bottom")
         figure.figimage(sheet, xo=margin, yo=height - top - rows, origin="upper")
         top += rows
-    _draw_legend(figure, classes, margin, width, height)
+    left = margin
+    for caption, column in zip(captions, blocks[-1][1]):
+        cell = max(tile.shape[1] for tile in column)
+        figure.text((left + cell / 2) / width, 1 - (top + GAP) / height, caption, color=TEXT, fontsize=9, ha="center",
+                    va="top")
+        left += cell + GAP
+    _draw_legend(figure, legend, margin, width, height)
     return figure
 
 
-def _draw_legend(figure: Figure, classes: list[str], left: int, width: int, height: int) -> None:
+def _draw_legend(figure: Figure, legend: Mapping[int, str], left: int, width: int, height: int) -> None:
     """Class names in a row at the foot, each behind a dot of its colour."""
     x, y = left, 20
-    for i, name in enumerate(classes):
-        colour = LABEL_COLOURS[i % len(LABEL_COLOURS)]
+    for value, name in legend.items():
+        colour = _colour(value)
         figure.text(x / width, y / height, "●", color=colour, fontsize=12, va="center")
         figure.text((x + 18) / width, y / height, name, color=TEXT, fontsize=11, va="center")
         x += 18 + 9 * len(name) + 24

@@ -2,8 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+
+
+class Noise(Protocol):
+    """A source of random numbers for a batch of images: ImageGenerators, or torch's global generator."""
+
+    keys: Sequence[int]
+
+    def for_purpose(self, purpose: str) -> "Noise": ...
+    def randn(self, shape: Sequence[int]) -> torch.Tensor: ...
+    def rand(self, shape: Sequence[int]) -> torch.Tensor: ...
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
 def mix_seed(*parts: object) -> int:
@@ -40,3 +52,26 @@ class ImageGenerators:
 
     def _stack(self, draw, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.stack([draw(tuple(shape), dtype=dtype, device=self.device, generator=g) for g in self.generators])
+
+
+class GlobalNoise:
+    """Random numbers for a batch like `images` from torch's global generator, one stream for all purposes."""
+
+    def __init__(self, images: torch.Tensor):
+        self.keys, self.device = range(len(images)), images.device
+
+    def for_purpose(self, purpose: str) -> "GlobalNoise":
+        """Itself: what is drawn depends on the order of the calls."""
+        return self
+
+    def randn(self, shape: Sequence[int]) -> torch.Tensor:
+        """Unit normal [N,*shape]."""
+        return torch.randn([len(self.keys), *shape], device=self.device)
+
+    def rand(self, shape: Sequence[int]) -> torch.Tensor:
+        """Uniform in [0,1) [N,*shape]."""
+        return torch.rand([len(self.keys), *shape], device=self.device)
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
+        """Unit normal of the shape and dtype of x, on its device."""
+        return torch.randn_like(x)

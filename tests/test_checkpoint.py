@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils import checkpoint
-from utils.files import plain_hash
+from utils.files import atomic_path, plain_hash, remove_temporary
 
 PAYLOAD = {
     "task": "diffusion", "nimg": 12, "beta": 0.5, "none": None, "flag": True, "list": [1, "a", 2.5],
@@ -95,10 +95,33 @@ def test_torch_files_that_are_not_ours_are_refused(tmp_path, content):
         checkpoint.load(tmp_path / "other.pt", "snapshot")
 
 
-def test_newer_format_is_refused(tmp_path):
-    torch.save({"format": "state", "version": checkpoint.VERSION + 1}, tmp_path / "new.pt")
-    with pytest.raises(ValueError, match=f"format version {checkpoint.VERSION + 1}"):
+@pytest.mark.parametrize("version", [checkpoint.VERSION + 1, "2", None, torch.ones(2)])
+def test_newer_and_odd_format_versions_are_refused(tmp_path, version):
+    torch.save({"format": "state", "version": version}, tmp_path / "new.pt")
+    with pytest.raises(ValueError, match=r"new\.pt: format version") as error:
         checkpoint.load(tmp_path / "new.pt", "state")
+    assert len(str(error.value)) < len(str(tmp_path)) + 200
+
+
+def test_file_of_an_older_program_is_said_to_be_one(tmp_path):
+    torch.save({"format": "state", "version": 1, "checksum": "00"}, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="of an older program \\(format version 1\\)"):
+        checkpoint.load(tmp_path / "old.pt", "state")
+
+
+def nested(depth: int) -> list:
+    """A list in a list in a list ..."""
+    tree: list = []
+    for _ in range(depth):
+        tree = [tree]
+    return tree
+
+
+@pytest.mark.parametrize("content", [nested(300), torch.eye(2).to_sparse(), {"a", "b"}])
+def test_contents_that_no_file_of_ours_has_are_refused(tmp_path, content):
+    torch.save({"format": "state", "version": 1, "checksum": "00", "x": content}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd\.pt"):
+        checkpoint.load(tmp_path / "odd.pt", "state")
 
 
 class Hostile:
@@ -156,7 +179,7 @@ def test_disk_that_fills_up_while_writing_is_said(saved, kib):
     old, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, limits[1]))  # as a full disk: writes stop half-way
     try:
-        with pytest.raises(OSError, match="is the disk full") as error:
+        with pytest.raises(OSError, match=r"is the disk full\? about 0\.001\d* GiB are needed") as error:
             checkpoint.save(saved, "snapshot", {"ema": {"w": torch.zeros(50_000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -164,10 +187,29 @@ def test_disk_that_fills_up_while_writing_is_said(saved, kib):
     assert saved.read_bytes() == old and os.listdir(saved.parent) == [saved.name]
 
 
+def test_temporary_files_of_killed_writers_are_deleted_and_nothing_else(saved):
+    ours = [saved.with_name(f".tmp-{pid}-{saved.name}") for pid in (1, 4194304)]
+    theirs = [saved.with_name(name) for name in (".tmp-x-a.pt", "tmp-1-a.pt", ".tmp-1-", ".hidden", "a.tmp-1-a.pt")]
+    for path in (*ours, *theirs):
+        path.write_bytes(b"half")
+    (saved.parent / ".tmp-5-folder").mkdir()
+    assert remove_temporary(saved.parent) == ours
+    assert sorted(os.listdir(saved.parent)) == sorted([saved.name, ".tmp-5-folder", *(p.name for p in theirs)])
+    assert remove_temporary(saved.parent) == []
+
+
+def test_temporary_name_is_one_that_is_cleaned(tmp_path):
+    with atomic_path(tmp_path / "a.pt") as temporary:
+        temporary.touch()
+        assert remove_temporary(tmp_path) == [temporary]
+        temporary.touch()
+
+
 def test_checksum_sees_values_shapes_types_and_places():
     w = torch.arange(4, dtype=torch.float32)
     trees = [{"a": w}, {"b": w}, {"a": w.reshape(2, 2)}, {"a": w.double()}, {"a": w + 1}, {"a": w.view(torch.int32)},
-             {"a": {"a": w}}, {"a": [w]}, {"a": 1}, {"a": 1.0}, {"a": "1"}, {"a": None}, {}, {"a": w, "b": None}]
+             {"a": {"a": w}}, {"a": [w]}, {"a": (w,)}, {"a": 1}, {"a": 1.0}, {"a": "1"}, {"a": True}, {"a": None}, {},
+             {"a": w, "b": None}, {1: w}, {"1": w}]
     assert len({checkpoint.checksum(tree) for tree in trees}) == len(trees)
     assert checkpoint.checksum({"x": 1, "a": w}) == checkpoint.checksum({"a": w.clone(), "x": 1})
 

@@ -12,13 +12,26 @@ import yaml
 from networks.unet import ADMUNet
 from training.generation import check_options
 from training.run import check_training, fill_network
-from utils.config import Sampling, build, build_from_file, check_targets, compose, config_hash, fits, quote_seeds
+from utils.config import (
+    build,
+    build_from_file,
+    check_targets,
+    compose,
+    config_hash,
+    describe,
+    differences,
+    fits,
+    quote_seeds,
+    sampling_options,
+)
 from utils.sample_io import requested_seeds
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}
 EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
 # What the data of an experiment would say, at full size: shape of an item, label classes, classes.
-DATA = {"echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0)}
+DATA = {"echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0),
+        "voxels_edm": ((1, 32, 32, 32), 4, 0)}
 
 
 def checked(name: str, *overrides: str) -> dict:
@@ -26,7 +39,7 @@ def checked(name: str, *overrides: str) -> dict:
     config = compose(CONFIGS, name, overrides)
     check_training(config["training"])
     if config["sampling"]["sampler"]:
-        check_options(Sampling(**config["sampling"]))
+        check_options(sampling_options(config))
     return config
 
 
@@ -41,7 +54,8 @@ def group_files() -> list[tuple[str, Path]]:
     found = []
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
-        using = [name for name, entries in defaults.items() if any(path.parent.name in entry for entry in entries)]
+        groups = {path.parent.name} | ({"precond"} if path.parent.name == "loss" and path.stem in PRECONDS else set())
+        using = [name for name, entries in defaults.items() if groups <= {key for entry in entries for key in entry}]
         exact = [name for name in using if {path.parent.name: path.stem} in defaults[name]]
         assert using, f"no experiment uses {path}"
         found.append(((exact or using)[-1], path))
@@ -75,18 +89,55 @@ def test_every_experiment_composes_and_its_network_runs_on_the_meta_device(name)
 def test_every_group_file_composes(name, path):
     group, text = path.parent.name, path.read_text()
     overrides = [f"{group}={path.stem}"] + ["training.dataset.path=some-file"] * (group == "dataset")
+    overrides += [f"precond={path.stem}"] * (group == "loss" and path.stem in PRECONDS)
     config = compose(CONFIGS, name, overrides)
-    package = re.match(r"# @package ((training|sampling)\.(\w+))\n", text)
+    package = re.match(r"# @package ((training|sampling)\.(\w+)(?:\.(\w+))?)\n", text)
     assert package, f"{path}: the first line says no package"
     node = config[package[2]][package[3]]
-    assert node["_target_"] == yaml.safe_load(text)["_target_"]
+    node = node[package[4]] if package[4] else node
+    assert node.get("_target_") == (yaml.safe_load(text) or {}).get("_target_")
     check_targets(node, package[1], ("in_channels", "out_channels", "channel_mean", "channel_std", "params", "net",
-                                     "latents"))
+                                     "latents", "spatial_dims"))
 
 
 def test_latent_scale_follows_the_network():
     training = checked("echo_edm", "training.network.sigma_data=0.7")["training"]
     assert training["loss"]["sigma_data"] == training["batch_transform"]["sigma_data"] == 0.7
+
+
+def test_latents_have_unit_variance_where_the_network_has_no_scale_of_its_own():
+    training = checked("echo_edm", "precond=vp", "loss=vp")["training"]
+    assert training["batch_transform"]["sigma_data"] == 1
+    training = checked("echo_edm", "precond=vp")["training"]
+    assert training["batch_transform"]["sigma_data"] == training["loss"]["sigma_data"] == 1
+
+
+@pytest.mark.parametrize("setting", ["C_2=0.008", "C_2=0.05", "C_1=0.5", "M=10"])
+def test_loss_of_iddpm_draws_the_levels_of_its_network(setting):
+    training = checked("echo_edm", "precond=iddpm", "loss=iddpm", f"training.network.{setting}")["training"]
+    net = build({**training["network"], "model": {"_target_": "torch.nn.Identity"}})
+    levels = build(training["loss"]).law.levels
+    assert torch.equal(levels.flip(0).double(), net.noise_table)
+
+
+@pytest.mark.parametrize(("choice", "wanted"), [
+    ("loss=vp", {"beta_d": 19.9, "beta_min": 0.1, "epsilon_t": 1e-5}),
+    ("loss=ve", {"sigma_min": 0.02, "sigma_max": 100}),
+    ("loss=iddpm", {"M": 1000, "C_1": 0.001, "C_2": 0.008}),
+])
+def test_losses_of_the_paper_go_with_edm_preconditioning_by_their_own_defaults(choice, wanted):
+    loss = checked("echo_edm", choice)["training"]["loss"]
+    assert wanted.items() <= {**loss, **loss.get("law", {})}.items()
+    build(loss)
+
+
+def test_losses_of_vp_and_ve_take_their_networks_range():
+    loss = checked("echo_edm", "precond=vp", "loss=vp", "training.network.beta_d=5", "training.network.epsilon_t=0.1",
+                   "training.network.beta_min=2")["training"]["loss"]
+    assert (loss["beta_d"], loss["beta_min"], loss["epsilon_t"]) == (5, 2, 0.1)
+    loss = checked("echo_edm", "precond=ve", "loss=ve", "training.network.sigma_min=1",
+                   "training.network.sigma_max=9")["training"]["loss"]
+    assert (loss["sigma_min"], loss["sigma_max"]) == (1, 9)
 
 
 def test_composing_leaves_no_files(tmp_path, monkeypatch):
@@ -126,12 +177,20 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("training.options.batch_size=1.5", ["training.options.batch_size", "1.5"]),
     ("training.options.total_kimg=null", ["training.options.total_kimg"]),
     ("training.network.model.model_channels=wide", ["training.network.model.model_channels='wide'", "int"]),
-    ("training.network.model.channel_mult=[1,b]", ["training.network.model.channel_mult", "int"]),
+    ("training.network.model.channel_mult=[1,b]", ["training.network.model.channel_mult", "wanted a list of int"]),
     ("training.network.model.dropout=true", ["training.network.model.dropout=True", "float"]),
     ("training.optimizer.lr=fast", ["training.optimizer.lr='fast'", "float"]),
     ("sampling.sampler.num_steps=1.5", ["sampling.sampler.num_steps=1.5", "int"]),
     ("training.options=3", ["training.options", "3"]),
+    ("training.loss.strata=[1]", ["training.loss.strata=[1]", "wanted int or null"]),
+    # arguments that are not the user's
+    ("+sampling.sampler.randn_like=null", ["sampling.sampler.randn_like", "the program gives this itself"]),
+    ("+training.optimizer.params=[]", ["training.optimizer.params", "the program gives this itself"]),
+    # values taken from where there is none
+    ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
+    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, none)"]),
+    ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler/edm_odd", "edm_ode"]),
     ("training.dataset=volumes", ["training.dataset", "dataset=NAME"]),
@@ -204,6 +263,37 @@ def test_types_are_held_against_hints():
     assert [(value, hint) for value, hint in no if fits(value, hint)] == []
 
 
+def test_types_are_named_as_people_do():
+    from collections.abc import Sequence
+    said = {int: "int", float | torch.Tensor: "float", int | Sequence | None: "int or a list or null",
+            Sequence[int]: "a list of int", tuple[float, float]: "a list of float", tuple[int | None, ...]:
+            "a list of int or null", torch.nn.Module: "Module"}
+    assert {hint: describe(hint) for hint in said} == said
+
+
+def test_differences_have_path_and_both_values():
+    old, new = {"a": 1, "b": {"c": [1], "d": 3}, "e": 0}, {"a": 1, "b": {"c": [2], "d": 3}, "e": False, "f": {"g": 5}}
+    assert list(differences(old, new)) == [("b.c", [1], [2]), ("f.g", None, 5)]
+    assert list(differences({"a": {"b": 1}}, {"a": 2})) == [("a", {"b": 1}, 2)]
+    assert list(differences({"a": {}}, {"a": None})) == []
+
+
+def test_errors_of_targets_say_where_they_stand():
+    node = {"_target_": "networks.precond.EDMPrecond", "sigma_data": 0, "model": {"_target_": "torch.nn.Identity"}}
+    law = {"_target_": "training.noise_laws.LogNormal", "P_std": 0}
+    for wrong, path, message in [
+        (node, "training.network", "training.network: sigma_data=0: wanted more than 0"),
+        ({"_target_": "training.loss.DenoisingLoss", "law": law}, "training.loss",
+         "training.loss.law: P_std=0: wanted more than 0"),
+        (node, "", "sigma_data=0: wanted more than 0"), (node, "sigma", "sigma_data=0: wanted more than 0"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            build(wrong, path=path)
+        assert str(error.value) == message
+    with pytest.raises(ZeroDivisionError):
+        build({"_target_": "operator.truediv"}, 1, 0, path="training.network")
+
+
 def test_config_hash_leaves_length_logging_and_the_machine_aside():
     def hash_of(*overrides: str) -> str:
         return config_hash(compose(CONFIGS, "echo_edm", overrides)["training"])
@@ -216,8 +306,16 @@ def test_config_hash_leaves_length_logging_and_the_machine_aside():
                      "channels_last=true", "max_bad_steps=3"))):
         assert hash_of(same) == base, same
     for other in ("training.options.seed=1", "training.options.batch_size=8", "training.network.model.dropout=0.5",
-                  "training.optimizer.lr=1", "training.dataset.path=x", "training.options.ema_halflife_kimg=1"):
+                  "training.optimizer.lr=1", "training.dataset.path=x", "training.options.ema_halflife_kimg=1",
+                  "training.options.init_from=x", "augment=edm"):
         assert hash_of(other) != base, other
+
+
+def test_config_hash_of_no_augmentation_is_that_of_a_config_that_knows_none():
+    training = compose(CONFIGS, "echo_edm", [])["training"]
+    before = {k: v for k, v in training.items() if k != "augment"}
+    assert training["augment"] == {} and config_hash(training) == config_hash(before)
+    assert config_hash({**before, "augment": {"_target_": "training.augment.AugmentPipe"}}) != config_hash(before)
 
 
 # ---- what a file may name ----

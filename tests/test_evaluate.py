@@ -15,7 +15,7 @@ from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_af
 from reporting import reference
 from reporting.features import Layout
 from training.snapshot import first_stage_hash
-from utils import checkpoint
+from utils import checkpoint, h5
 from utils.config import build
 from utils.sample_io import SampleMeta, write_samples
 from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
@@ -203,6 +203,7 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
     path = write_phantoms(tmp_path / "mixed.h5")
     with h5py.File(path, "r+") as file:
         file["test/affines"][1] = phantom_affine(SIZE // 2)
+        h5.seal(file)
     write(tmp_path / "samples.h5", phantom_arrays(2))
     with pytest.raises(ValueError, match=r"mixed\.h5.*phantom-000007.*--spacing"):
         evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out")

@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 
 from utils import h5
+from utils.spool import Spool
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_hash_is_that_of_type_shape_and_values(example):
     values = np.arange(600, 900, dtype="<f4")
     expected = hashlib.sha256(b"<f4(300,)" + values.tobytes()).hexdigest()
     with h5.open_h5(example) as file:
-        assert file["contiguous"].attrs["sha256"] == expected
+        assert h5.get_text(file["contiguous"], "sha256") == expected
 
 
 def test_rows_can_be_appended_and_big_rows_are_chunked_in_parts(tmp_path):
@@ -59,6 +62,64 @@ def test_needed_disk_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"not enough free disk: 1048576\.00 GiB needed"):
         h5.atomic_h5(tmp_path / "x.h5", needed_bytes=2**50).__enter__()
     assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from utils import h5
+for kib in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, resource.RLIM_INFINITY))  # writes stop half-way
+    try:
+        with h5.atomic_h5(sys.argv[1], 2 ** 20) as file:
+            images = h5.create(file, "images", (0, 1000), "float32", hash_rows=True)
+            for row in range(100):
+                h5.append_row(images, np.full(1000, row))
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("refuse_after", [0, 1, 7, 10 ** 6])
+def test_spool_reads_what_was_written_whatever_the_disk_refused(tmp_path, monkeypatch, refuse_after):
+    calls, pwrite = [], os.pwrite
+
+    def limited(handle: int, data: memoryview, place: int) -> int:
+        calls.append(place)
+        if len(calls) > refuse_after:
+            raise OSError(28, "No space left on device")
+        return pwrite(handle, data[:5], place)  # a part, as a system may
+
+    monkeypatch.setattr(os, "pwrite", limited)
+    random, wanted = np.random.default_rng(0), bytearray()
+    spool = Spool(tmp_path / "spool", lambda error: OSError(f"mine: {error}"))
+    for _ in range(200):
+        place, length = random.integers(0, 60, 2)
+        wanted.extend(bytes(max(0, place + length - len(wanted))))
+        if random.random() < 0.5:
+            data = random.bytes(length)
+            spool.seek(place)
+            assert spool.write(data) == length
+            wanted[place:place + length] = data
+        spool.seek(place)
+        assert spool.read(length) == wanted[place:place + length]
+    if refuse_after < len(calls):
+        with pytest.raises(OSError, match="mine.*No space left"):
+            spool.check()
+    else:
+        spool.check()
+    spool.close()
+
+
+def test_disk_that_fills_up_on_the_way_is_said_and_leaves_the_old_file_alone(example, root):
+    before, limits = example.read_bytes(), [0, 1, 4, 64, 200, 395]
+    command = [sys.executable, "-c", FULL_DISK, str(example), *map(str, limits)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(limits)
+    assert all(f"{example}: could not be written, is the disk full? about 0.000977 GiB are needed" in s for s in lines)
+    assert example.read_bytes() == before and os.listdir(example.parent) == ["x.h5"]
 
 
 @pytest.mark.parametrize("name, value", [("chunked", 300.0), ("contiguous", 700.0)])

@@ -20,7 +20,7 @@ PURE = {"physics", "metrics", "networks", "samplers"}
 IMPURE = ("os", "pathlib", "logging", "hydra", "omegaconf", "torch.distributed")
 ONLY_IN = {
     "hydra": {"utils.config", "train", "generate", "dataset_tool", "evaluate"},
-    "torch.distributed": {"utils.distributed"},
+    "torch.distributed": {"utils.distributed", "utils.sharding"},
 }
 
 
@@ -136,6 +136,7 @@ def test_own_imports_go_down(root, own_files):
 HOUSE = {
     "utils/config.py": "import hydra\nfrom pathlib import Path\n",
     "utils/distributed.py": "import torch.distributed as dist\n",
+    "utils/sharding.py": "from torch.distributed.fsdp import fully_shard\nfrom utils import distributed\n",
     "utils/shapes.py": "import math\n",
     "physics/phantoms.py": "import numpy as np\nfrom utils.shapes import pad\n",
     "metrics/image.py": "import numpy as np\n",

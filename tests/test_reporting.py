@@ -198,6 +198,49 @@ def test_montage_shows_the_slice_through_the_label_and_its_colours():
     assert outlined[1].min() > montages.TILE / 2  # depth runs down, the label lies in the lower half
 
 
+def test_blocks_without_labels_show_every_plane_once_and_the_legend_what_is_seen(monkeypatch):
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[4:12, 4:12, 4:12] = 2
+    legends = []
+    monkeypatch.setattr(montages, "_draw_legend", lambda figure, legend, *_: legends.append(legend))
+    ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32), (1, 16, 16, 16))  # along the last axis
+    blocks = [("Real", [(ramp, label)]), ("Generated", [(ramp, None)])]
+    rgb = pixels(montages.montage(blocks, (1, 1, 1), label_classes=HEART))
+    assert legends == [{2: "myocardium"}]
+    step = montages.TILE + montages.GAP
+    below = 40 + 4 * step - montages.GAP + 40
+    assert len(rgb) == below + 3 * step - montages.GAP + 40 + 9  # four rows of the real, three of the generated
+    ranges = [np.ptp(rgb[below + i * step:below + i * step + montages.TILE, 18:18 + montages.TILE]) for i in range(3)]
+    assert ranges[0] < 0.1 and ranges[1] > 0.9 and ranges[2] > 0.9  # the first is normal to the ramp
+    montages.montage(blocks[1:], (1, 1, 1), label_classes=HEART)
+    assert legends[1] == {}
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [
+    (("red", "green", "blue"), [1, 0.5, 0]), (("t1", "t2", "flair"), [1, 1, 1]), ((), [1, 1, 1])])
+def test_colour_images_are_shown_in_colour(channels, wanted):
+    image = np.stack([np.full((8, 8), value, np.float32) for value in (1, 0.5, 0)])
+    rgb = pixels(montages.montage([("Generated", [(image, None)])], (1, 1), window=(0, 1), channels=channels))
+    assert rgb[40 + montages.TILE // 2, 18 + montages.TILE // 2] == pytest.approx(wanted, abs=0.01)
+
+
+def test_window_is_that_of_the_channel_that_is_shown():
+    image = np.stack([np.linspace(0, 1, 64).reshape(8, 8), np.full((8, 8), 100)]).astype(np.float32)
+    shown = pixels(montages.montage([("Real", [(image, None)])], (1, 1)))[40:]
+    assert shown.max() > 0.95
+
+
+def test_captions_stand_below_their_columns():
+    pictures = [(blank((8, 8)), None)] * 3
+    rgb = pixels(montages.montage([("Real", pictures), ("Generated", pictures)], (1, 1), window=(0, 1),
+                                  captions=["class ED\nseed 0", "", "seed 2"]))
+    step = montages.TILE + montages.GAP
+    foot = rgb[-18 - 2 * montages.LINE:].max(-1) > 0.5
+    assert [foot[:, 18 + i * step:18 + i * step + montages.TILE].any() for i in range(3)] == [True, False, True]
+    lines = np.concatenate([[0], foot[:, 18:18 + step].any(1)])
+    assert (np.diff(lines) == 1).sum() == 2
+
+
 def test_montage_of_the_real_alone_and_of_flat_images(tmp_path):
     path = tmp_path / "deep" / "samples.png"
     montages.samples_montage([], [(np.full((1, 12, 20), 0.5, np.float32), None)], (1.0, 1.0), path, window=(0, 1))

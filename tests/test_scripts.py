@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from commands import call, files_below, refused, succeed
 
 import dataset_tool
 import evaluate
@@ -31,18 +31,6 @@ VAE = ["-cn=echo_vae", "training.network.channels=[4,8]", *OPTIONS]
 EDM = ["-cn=echo_edm", "training.network.model.model_channels=8", "training.network.model.channel_mult=[1,1]",
        "training.network.model.num_blocks=1", "training.network.model.attention_levels=[]", *OPTIONS]
 DRAW = ["-cn=echo_edm", "sampling.sampler.num_steps=3", "sampling.num_threads=1", "sampling.device=cpu"]
-
-
-def call(command, *arguments: str) -> Result:
-    """Run a command of ours in this process."""
-    return CliRunner().invoke(command, [*arguments])
-
-
-def succeed(command, *arguments: str) -> str:
-    """Run a command that must work; its output."""
-    result = call(command, *arguments)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def draw(outdir: str, seeds: str, *overrides: str) -> str:
@@ -76,11 +64,6 @@ def at(road: Path):
         yield road
 
 
-def files_below(folder: Path) -> dict[str, int]:
-    """Every file with its size, but the logs."""
-    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 # ---- the road ----
 
 
@@ -104,8 +87,8 @@ def test_run_folder_holds_what_the_design_says(at):
         status = json.loads((run / "status.json").read_text())
         assert status["status"] == "done" and status["nimg"] == 16
         names = {p.name for p in run.iterdir()}
-        assert {"config.yaml", "log.txt", "stats.jsonl", "network-snapshot-000000.pt",
-                "training-state-000000.pt"} <= names
+        assert {"config.yaml", "log.txt", "stats.jsonl", "network-snapshot-000000.016.pt",
+                "training-state-000000.016.pt"} <= names
         assert len((run / "stats.jsonl").read_text().splitlines()) == 2
 
 
@@ -125,7 +108,7 @@ def test_samples_carry_geometry_and_pictures(at):
 def test_latents_and_images_of_a_sample_belong_together(at):
     from training.snapshot import load_first_stage
     samples = SamplesFile("results/demo/samples.h5")
-    stage = load_first_stage(Path("results/00001-echo_edm/network-snapshot-000000.pt"))
+    stage = load_first_stage(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"))
     image, label = stage.decode(torch.from_numpy(samples.latents(2)[None]))
     np.testing.assert_allclose(image[0].numpy(), samples.images(2), atol=1e-5)
     assert (label[0].numpy() == samples.labels(2)).mean() > 0.999
@@ -149,6 +132,18 @@ def test_rerun_draws_nothing_new_and_more_seeds_draw_only_themselves(at):
     more = SamplesFile("results/more/samples.h5")
     assert more.seeds.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(more.arrays["latents"][:4], before)
+
+
+def test_best_snapshot_draws_like_any_other(at):
+    draw("results/best", "0-1", "sampling.network=results/00001-echo_edm/network-best.pt", "sampling.montage=0")
+    np.testing.assert_allclose(SamplesFile("results/best/samples.h5").arrays["latents"],  # one tick, the last, measured
+                               SamplesFile("results/demo/samples.h5").arrays["latents"][:2], atol=1e-4)
+
+
+def test_start_says_what_the_data_looks_like(at):
+    log = Path("results/00001-echo_edm/log.txt").read_text()
+    assert float(log.partition("Data std")[2].split()[0]) == pytest.approx(0.5, rel=0.05)
+    assert "sigma_data 0.5" in log and "Warning" not in log
 
 
 def test_npz_holds_the_same(at):
@@ -185,8 +180,8 @@ def test_resume_of_an_older_state_keeps_the_newer_ones(at):
     succeed(train.main, *EDM, root)
     run = Path("results/older/00000-echo_edm")
     newest = run / "training-state-000001.pt"
-    shutil.copy(run / "training-state-000000.pt", newest)
-    said = succeed(train.main, *EDM, root, f"training.options.resume={run}/training-state-000000.pt",
+    shutil.copy(run / "training-state-000000.016.pt", newest)
+    said = succeed(train.main, *EDM, root, f"training.options.resume={run}/training-state-000000.016.pt",
                    "training.options.total_kimg=0.024")
     assert "Resumed from" in said and newest.is_file()
     assert sorted(os.listdir("results/older")) == ["00000-echo_edm", "00001-echo_edm"]
@@ -211,6 +206,14 @@ def test_classes_reach_training_and_samples(at):
     np.testing.assert_allclose(systole["images"][1], SamplesFile("results/classes/samples.h5").images(1), atol=1e-4)
     assert "not one of ED, ES" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[XX]",
                                           "sampling.outdir=results/classless")
+
+
+def test_latents_have_unit_variance_for_a_network_without_sigma_data_and_decode_from_it(at):
+    succeed(train.main, *EDM, "precond=vp", "loss=vp", "training.options.run_root=results/vp")
+    path = next(Path("results/vp").glob("*/network-snapshot-*.pt"))
+    assert checkpoint.load(path, "snapshot")["first_stage"]["sigma_data"] == 1
+    last = (path.parent / "stats.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["loss/data_square"] == pytest.approx(1, abs=0.3)
 
 
 def test_samples_of_another_network_are_overwritten_only_on_request(at):
@@ -282,18 +285,6 @@ def test_brainweb_walks_the_road_in_voxel_space(tmp_path):
 # ---- bad input ----
 
 
-def refused(folder: Path, command, *arguments: str) -> str:
-    """Run a command that must fail with one line, leaving no file behind; the line."""
-    before = files_below(folder)
-    result = call(command, *arguments)
-    assert result.exit_code not in (0, None), result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("Error: "), result.output
-    assert "Traceback" not in result.output
-    assert files_below(folder) == before
-    return lines[0]
-
-
 @pytest.fixture
 def damaged(at) -> Path:
     """Files that are not what they should be."""
@@ -304,7 +295,7 @@ def damaged(at) -> Path:
         (folder / "text.pt").write_text("not a snapshot")
         whole = (at / "data/echo.h5").read_bytes()
         (folder / "half.h5").write_bytes(whole[: len(whole) // 2])
-        snapshot = (at / "results/00001-echo_edm/network-snapshot-000000.pt").read_bytes()
+        snapshot = (at / "results/00001-echo_edm/network-snapshot-000000.016.pt").read_bytes()
         (folder / "half.pt").write_bytes(snapshot[: len(snapshot) // 2])
         latents = bytearray((at / "data/echo_latents.h5").read_bytes())
         place = latents.index(LatentsFile(at / "data/echo_latents.h5").read("train").mean.tobytes()[:64])
@@ -332,10 +323,13 @@ def damaged(at) -> Path:
     (["training.options.seed=-1"], ["training.options.seed"]),
     (["training.options.total_kimg=0"], ["training.options.total_kimg"]),
     (["training.options.keep_states=0"], ["training.options.keep_states"]),
+    (["training.options.ema_halflife_kimg=[1,0]"], ["training.options.ema_halflife_kimg=[1, 0]", "above 0"]),
+    (["training.options.wandb=echo"], ["training.options.wandb=echo", "pip install wandb"]),
+    (["training.options.run_root=data/echo.h5"], ["data/echo.h5", "training.options.run_root"]),
     (["training.options.resume=none.pt"], ["training.options.resume", "none.pt"]),
     (["training.options.resume=damaged/text.pt"], ["text.pt"]),
     (["training.options.resume=results/00001-echo_edm"], ["training.options.resume", "another configuration"]),
-    (["training.options.resume=results/00000-echo_vae/network-snapshot-000000.pt"], ["wanted a state", "snapshot"]),
+    (["training.options.resume=results/00000-echo_vae/network-snapshot-000000.016.pt"], ["wanted a state", "snapshot"]),
 ])  # fmt: skip
 def test_train_refuses(at, damaged, overrides, wanted):
     line = refused(at, train.main, *VAE, *overrides)
@@ -350,6 +344,10 @@ def test_train_refuses(at, damaged, overrides, wanted):
     (["training.network.model.channel_mult=3"], ["training.network.model.channel_mult=3"]),
     (["training.dataset=volumes"], ["training.dataset", "dataset=NAME"]),
     (["training.network._target_=os.system"], ["training.network"]),
+    (["augment=edm"], ["training.augment", "latents do not turn with their image", "augment=none"]),
+    (["batch_transform=voxels"], ["training.batch_transform", "echo_latents.h5 holds latents",
+                                  "batch_transform=latents"]),
+    (["training.network.model.label_dim=2"], ["training.network.model.label_dim=2: wanted 0", "no classes"]),
 ])  # fmt: skip
 def test_train_diffusion_refuses(at, damaged, overrides, wanted):
     line = refused(at, train.main, *EDM, *overrides)
@@ -357,7 +355,7 @@ def test_train_diffusion_refuses(at, damaged, overrides, wanted):
 
 
 @pytest.mark.parametrize(("overrides", "wanted"), [
-    (["sampling.seeds=5-2"], ["sampling.seeds=5-2", "empty"]),
+    (["sampling.seeds=5-2"], ["sampling.seeds", "5-2", "empty"]),
     (["sampling.seeds=a"], ["sampling.seeds", "'a'"]),
     (["sampling.seeds=-3"], ["sampling.seeds", "negative"]),
     (["sampling.seeds='1,1'"], ["sampling.seeds", "twice"]),
@@ -367,7 +365,7 @@ def test_train_diffusion_refuses(at, damaged, overrides, wanted):
     (["sampling.network=damaged"], ["sampling.network=damaged", "network-snapshot"]),
     (["sampling.network=damaged/half.pt"], ["half.pt", "damaged"]),
     (["sampling.network=damaged/text.pt"], ["text.pt"]),
-    (["sampling.network=results/00001-echo_edm/training-state-000000.pt"], ["wanted a snapshot", "state"]),
+    (["sampling.network=results/00001-echo_edm/training-state-000000.016.pt"], ["wanted a snapshot", "state"]),
     (["sampling.autoencoder=echo_edm"], ["autoencoder", "diffusion"]),
     (["sampling.format=tiff"], ["sampling.format", "tiff", "npz"]),
     (["sampling.batch_size=0"], ["sampling.batch_size=0"]),
@@ -390,7 +388,7 @@ def test_generate_refuses_another_autoencoder_by_hash(at):
 
 
 def test_snapshot_that_names_code_is_refused(at):
-    snapshot = checkpoint.load(Path("results/00001-echo_edm/network-snapshot-000000.pt"), "snapshot")
+    snapshot = checkpoint.load(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"), "snapshot")
     snapshot["network"]["_target_"] = "os.mkdir"
     checkpoint.save(Path("damaged-hostile.pt"), "snapshot", snapshot)
     line = refused(at, generate.main, *DRAW, "sampling.outdir=results/refused", "sampling.network=damaged-hostile.pt")
@@ -429,12 +427,8 @@ def test_full_disk_is_said_and_leaves_nothing_half_written(at, monkeypatch):
     ]:
         line = refused(at, command, *arguments)
         assert "free" in line
-    result = call(train.main, *VAE, "training.options.run_root=results/full")
-    assert result.exit_code == 1 and result.stderr.startswith("Error: ")
-    assert "training.options.run_root" in result.stderr
-    run = Path("results/full/00000-echo_vae")
-    assert not list(run.glob("*.pt")) and not list(run.glob(".*"))
-    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    line = refused(at, train.main, *VAE, "training.options.run_root=results/full")
+    assert "GiB needed" in line and "training.options.run_root" in line and not Path("results/full").exists()
 
 
 def test_debug_shows_the_traceback(at):

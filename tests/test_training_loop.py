@@ -3,90 +3,32 @@
 import json
 import os
 import socket
+import sys
+import types
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toy import OPTIONS, Points, Toy, learned, make_trainer, stopped, ticks, trained, weights
 
-from training.batch import Batch, LossOutput, Phase, Sample, Task
+from training.batch import Batch, LossOutput, Phase, Task
 from training.batch_transforms import DrawLatents, Identity
+from training.data_sampler import InfiniteSampler
 from training.diffusion import diffusion_task
+from training.ema import halflives
 from training.loss import EDMLoss
-from training.training_loop import Held, Trainer, different_keys, read_state, split_batch
+from training.resume import read_state
+from training.ticks import SIGMA_EDGES
+from training.training_loop import Progress, split_batch
+from training.validation import Held
 from utils import checkpoint, distributed
-from utils.config import Options
-from utils.files import plain_hash
-from utils.log import RunLog
-from utils.runs import list_files
-
-OPTIONS = Options(batch_size=12, total_kimg=0.24, kimg_per_tick=0.06, precision="fp32", ema_halflife_kimg=0.05,
-                  ema_rampup_ratio=0.5, num_threads=1, device="cpu", snapshot_ticks=None, state_ticks=None)
-
-
-class Points:
-    """31 items [1,4] of a smooth pattern."""
-
-    shape = (1, 4)
-
-    def __len__(self) -> int:
-        return 31
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(np.sin(np.arange(4, dtype=np.float32) + index)[None] / 2)
-
-
-class Toy(torch.nn.Module):
-    """D(x, sigma) with two layers and dropout."""
-
-    def __init__(self, dropout: float = 0.0):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.layers = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Dropout(dropout),
-                                          torch.nn.Linear(16, 4))
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
-
-    def forward(self, x, sigma, condition=None):
-        level = sigma.log().reshape(-1, 1, 1) / 4
-        return self.layers(torch.cat([x / (1 + sigma.reshape(-1, 1, 1)), level], dim=2))
-
-
-def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 0.0, task: Task | None = None,
-                 config: dict | None = None, data_hash: str = "data", held: Held | None = None) -> Trainer:
-    """A trainer of a fresh toy network in a run folder."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if task is None:
-        net = Toy(dropout)
-        optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
-        task = diffusion_task(net, EDMLoss(), optimizer, Identity(), {"task": "diffusion"})
-    config = config or {"training": {"options": {"seed": 0}}}
-    record = {"config": config, "config_hash": plain_hash(config), "data_hash": data_hash, "spatial_dims": 1}
-    return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
-                   record=record, held=held)
-
-
-def trained(run_dir: Path, options: Options = OPTIONS, *, resume: Path | None = None, dropout: float = 0.0) -> dict:
-    """Train to the end; what the final state holds (of rank 0, which writes it)."""
-    trainer = make_trainer(run_dir, options, dropout=dropout)
-    if resume:
-        trainer.restore(read_state(resume, trainer.record))
-    trainer.run()
-    return checkpoint.load(list_files(run_dir, "training-state")[-1], "state") if distributed.rank() == 0 else {}
-
-
-def learned(state: dict) -> str:
-    """Hash of all that has been learned: weights, average, optimiser, and how far."""
-    parts = {k: state[k] for k in ("modules", "ema", "optimizers")}
-    return checkpoint.checksum({**parts, "nimg": state["progress"]["nimg"]})
-
-
-def weights(state: dict, part: str = "modules") -> torch.Tensor:
-    """All weights of a state in one vector."""
-    tree = state["ema"] if part == "ema" else state["modules"]["diffusion"]
-    return torch.cat([w.reshape(-1) for w in tree.values()])
+from utils.log import write_status
+from utils.runs import find_file, kimg_name, list_files
+from utils.stats import Collector
+from utils.stop import Stop
 
 
 @pytest.fixture(scope="module")
@@ -95,47 +37,11 @@ def plain(tmp_path_factory) -> dict:
     return trained(tmp_path_factory.mktemp("plain"))
 
 
-# ---- resume ----
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_resume_in_the_middle_is_bit_identical(tmp_path, dropout):
-    options = replace(OPTIONS, batch_gpu=4, lr_rampup_kimg=0.1, lr_schedule="cosine")
-    whole = trained(tmp_path / "whole", options, dropout=dropout)
-    first = make_trainer(tmp_path / "first", options, dropout=dropout)
-    data = first.batches()
-    for _ in range(7):
-        first.step(data)
-    first.save("state", "training-state", first.state(), 1)
-    torch.manual_seed(1234)  # whatever the process drew in between
-    state = list_files(tmp_path / "first", "training-state")[0]
-    second = trained(tmp_path / "second", options, resume=state, dropout=dropout)
-    assert learned(second) == learned(whole)
-    assert second["progress"]["nimg"] == 240
-
-
-def test_every_trained_thing_is_in_the_comparison_above(plain, tmp_path):
+def test_every_trained_thing_is_compared(plain, tmp_path):
     other = trained(tmp_path, replace(OPTIONS, total_kimg=0.228))
     for part in ("modules", "ema", "optimizers"):
         assert checkpoint.checksum(other[part]) != checkpoint.checksum(plain[part])
-
-
-def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
-    first = make_trainer(tmp_path / "a", config={"training": {"options": {"seed": 0}, "network": {"width": 8}}})
-    first.save("state", "training-state", first.state(), 1)
-    state = list_files(tmp_path / "a", "training-state")[0]
-    other = make_trainer(tmp_path / "b", config={"training": {"options": {"seed": 1}, "network": {"width": 9}}})
-    with pytest.raises(ValueError, match=r"training\.options\.resume") as error:
-        other.restore(read_state(state, other.record))
-    assert "training.network.width, training.options.seed" in str(error.value) and "configuration" in str(error.value)
-    changed = make_trainer(tmp_path / "c", config=first.record["config"], data_hash="other")
-    with pytest.raises(ValueError, match="data set"):
-        changed.restore(read_state(state, changed.record))
-
-
-def test_different_keys_are_named_by_path():
-    assert different_keys({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}) == "b.c, e"
-    assert different_keys({"a": 1}, {"a": 1}) == ""
+    assert learned(other) != learned(plain)
 
 
 # ---- ranks and rounds ----
@@ -149,7 +55,7 @@ def test_accumulation_gives_what_one_round_gives(plain, tmp_path):
 
 
 def on_rank(rank: int, ranks: int, port: int, folder: str) -> None:
-    """One of several processes: the plain run, and a run with dropout, whole and broken off at 8 of 20 steps."""
+    """One of several processes: the plain run, a run with dropout, whole and broken off in step 7 of 20, bad losses."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init("cpu")
@@ -157,11 +63,22 @@ def on_rank(rank: int, ranks: int, port: int, folder: str) -> None:
         root = Path(folder)
         trained(root / "plain")
         trained(root / "whole", dropout=0.3)
-        trained(root / "first", replace(OPTIONS, total_kimg=0.096), dropout=0.3)
-        distributed.barrier()
-        trained(root / "second", resume=list_files(root / "first", "training-state")[0], dropout=0.3)
+        trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
+        bad_loss_on_last_rank(root / "bad")
     finally:
         distributed.shutdown()
+
+
+def bad_loss_on_last_rank(folder: Path) -> None:
+    """A loss that is not finite on one rank, with a finite gradient: no rank moves a weight."""
+    last = distributed.rank() == distributed.world_size() - 1
+    trainer = make_trainer(folder, task=faulty_task({2} if last else set(), gradient=False))
+    data, seen = trainer.batches(), []
+    for _ in range(4):
+        trainer.step(data)
+        seen.append(checkpoint.checksum(trainer.task.net.state_dict()))
+    assert seen[1] == seen[2] != seen[3]
+    trainer.save_state()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -172,9 +89,11 @@ def test_ranks_give_what_one_process_gives_and_resume_bit_for_bit(plain, tmp_pat
     torch.multiprocessing.spawn(on_rank, (ranks, port, str(tmp_path)), nprocs=ranks)
     states = {p.name: checkpoint.load(list_files(p, "training-state")[-1], "state") for p in tmp_path.iterdir()}
     for part in ("modules", "ema"):
-        torch.testing.assert_close(weights(states["plain"], part), weights(plain, part), rtol=0, atol=1e-5)
-    assert learned(states["second"]) == learned(states["whole"])
-    assert learned(states["whole"]) != learned(states["plain"])
+        apart = weights(states["plain"], part) - weights(plain, part)
+        assert apart.norm() <= 1e-5 * weights(plain, part).norm()
+    assert states["first"]["progress"]["nimg"] == 96  # in the middle of a tick
+    assert learned(states["second"]) == learned(states["whole"]) != learned(states["plain"])
+    assert ticks(tmp_path / "second") == ticks(tmp_path / "whole")[1:]
 
 
 @pytest.mark.parametrize(("batch_size", "batch_gpu", "ranks", "wanted"), [
@@ -210,20 +129,23 @@ def test_average_is_that_of_a_loop_by_hand(tmp_path):
     assert not torch.equal(trainer.ema.layers[0].weight, trainer.task.net.layers[0].weight)
 
 
-def faulty_task(bad_calls: set[int]) -> Task:
-    """A task whose loss is not a number at the given calls."""
+def faulty_task(bad_calls: set[int], gradient: bool = True) -> Task:
+    """A task whose loss, and its gradient if told so, is not a number at the given calls."""
     net, calls = Toy(), []
 
     def loss(module: torch.nn.Module, batch: Batch, generators) -> LossOutput:
         calls.append(0)
         value = module(batch.images, torch.ones(len(batch.images))).square().sum()
-        return LossOutput(value * (float("nan") if len(calls) - 1 in bad_calls else 1), len(batch.images), {})
+        if len(calls) - 1 in bad_calls:
+            value = value * np.nan if gradient else value + np.nan
+        return LossOutput(value, len(batch.images), {})
 
     return Task([Phase("faulty", net, torch.optim.Adam(net.parameters(), lr=1e-2), loss)], net, {})
 
 
-def test_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path):
-    trainer = make_trainer(tmp_path, task=faulty_task({2, 3}))
+@pytest.mark.parametrize("gradient", [True, False])
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, gradient):
+    trainer = make_trainer(tmp_path, task=faulty_task({2, 3}, gradient))
     data, seen, counts = trainer.batches(), [], []
     for _ in range(6):
         trainer.step(data)
@@ -232,15 +154,74 @@ def test_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path):
         counts.append(trainer.progress.bad_steps)
     assert seen[2] == seen[3] == seen[1] and len(set(seen)) == 4
     assert counts == [0, 0, 1, 2, 0, 0]
-    assert trainer.stats.means()["bad_steps"] == pytest.approx(2 / 6)
+    means = trainer.stats.means()
+    assert means["bad_steps"] == pytest.approx(2 / 6)
+    assert np.isfinite(means["loss/faulty"]) and np.isfinite(means["grad_norm"])
     assert trainer.progress.nimg == 72  # the images were seen all the same
 
 
-def test_run_stops_after_max_bad_steps_in_a_row(tmp_path):
-    trainer = make_trainer(tmp_path, replace(OPTIONS, max_bad_steps=3), task=faulty_task(set(range(2, 100))))
-    with pytest.raises(ValueError, match=r"not finite in 4 steps in a row .*training\.optimizer\.lr"):
-        trainer.run()
-    assert trainer.progress.nimg == 5 * 12
+def test_step_moves_all_phases_or_none(tmp_path):
+    task, other = faulty_task(set()), faulty_task({2})
+    other.phases[0].name = "other"
+    trainer = make_trainer(tmp_path, task=Task([*task.phases, *other.phases], task.net, {}))
+    data, seen = trainer.batches(), []
+    for _ in range(4):
+        trainer.step(data)
+        seen.append([checkpoint.checksum(phase.module.state_dict()) for phase in trainer.task.phases])
+    assert seen[2] == seen[1]
+    assert all(a != b for a, b in zip(seen[2], seen[3], strict=True))
+
+
+def test_bad_step_names_its_images(tmp_path):
+    trainer, lines = make_trainer(tmp_path, replace(OPTIONS, batch_gpu=4), task=faulty_task({4})), []
+    trainer.log = lines.append
+    data = trainer.batches()
+    for _ in range(3):  # of three rounds each
+        trainer.step(data)
+    items = ", ".join(map(str, islice(InfiniteSampler(Points(), seed=0), 12, 24)))
+    assert lines == ["Warning: loss or gradient not finite, step skipped (1 in a row): images 12 to 23 of the stream, "
+                     f"data set items {items}"]
+
+
+def test_run_ends_after_max_bad_steps_with_a_state_from_before_them(tmp_path):
+    options = replace(OPTIONS, max_bad_steps=5, state_ticks=1)
+    trainer = make_trainer(tmp_path, options, task=faulty_task(set(range(2, 100))))
+    with pytest.raises(ValueError, match=r"not finite in 6 steps in a row .*training-state-000000.024.pt .*\.lr"):
+        trainer.run(Stop(tmp_path))
+    assert trainer.progress.nimg == 8 * 12  # a tick ended among them: its state too is from before
+    assert [p.name for p in list_files(tmp_path, "training-state")] == ["training-state-000000.024.pt"]
+    again = make_trainer(tmp_path, options, task=faulty_task(set()))
+    again.restore(read_state(list_files(tmp_path, "training-state")[0], again.record))
+    assert vars(again.progress) == {**vars(Progress()), "nimg": 24, "tick_seconds": again.progress.tick_seconds}
+    assert again.stats.copy().means()["bad_steps"] == 0
+    again.run(Stop(tmp_path))
+    good = trained(tmp_path / "good", options, task=faulty_task(set()))
+    assert learned(again.state()) == learned(good)
+    assert ticks(tmp_path) == ticks(tmp_path / "good")
+
+
+def test_a_run_that_ends_on_bad_steps_has_the_weights_of_before(tmp_path):
+    trainer = make_trainer(tmp_path, task=faulty_task({18, 19}))
+    trainer.run(Stop(tmp_path))
+    before = make_trainer(tmp_path / "before", replace(OPTIONS, total_kimg=18 * 12 / 1000), task=faulty_task(set()))
+    before.run(Stop(tmp_path / "before"))
+    assert trainer.progress.bad_steps == 2 and list_files(tmp_path, "network-snapshot")
+    weights = [trainer.state()["modules"], before.state()["modules"]]
+    assert checkpoint.checksum(weights[0]) == checkpoint.checksum(weights[1])
+
+
+def test_a_run_of_nothing_but_bad_steps_is_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, task=faulty_task(set(range(100))))
+    with pytest.raises(ValueError, match="not finite in 20 steps"):
+        trainer.run(Stop(tmp_path))
+    assert not list_files(tmp_path, "network-snapshot")
+
+
+def test_names_stay_exact_when_ticks_become_longer(tmp_path):
+    """A folder sorts its files by images, whatever the length of the ticks was when they were written."""
+    (tmp_path / "training-state-000012.500.pt").touch()
+    assert make_trainer(tmp_path, replace(OPTIONS, kimg_per_tick=1)).kimg_name(12900) == "000012.900"
+    assert make_trainer(tmp_path / "new", replace(OPTIONS, kimg_per_tick=1)).kimg_name(12900) == "000012"
 
 
 def test_gradient_clip_bounds_the_step(tmp_path):
@@ -270,17 +251,118 @@ def test_latents_are_drawn_and_whitened_image_by_image():
     assert condition.parts() == []
 
 
-# ---- files ----
+# ---- numbers of a tick ----
 
 
 def test_stats_have_a_line_per_tick(tmp_path):
     trained(tmp_path)
-    ticks = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
-    assert [t["tick"] for t in ticks] == [1, 2, 3, 4]
-    assert [t["kimg"] for t in ticks] == pytest.approx([0.06, 0.12, 0.18, 0.24])
-    assert {"loss/diffusion", "grad_norm", "bad_steps", "time/sec_per_kimg", "memory_gib"} <= set(ticks[0])
-    assert all(np.isfinite(t["loss/diffusion"]) for t in ticks)
+    lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert [t["tick"] for t in lines] == [1, 2, 3, 4]
+    assert [t["kimg"] for t in lines] == pytest.approx([0.06, 0.12, 0.18, 0.24])
+    assert {"time/total_sec", "time/sec_per_tick", "time/sec_per_kimg", "time/eta_sec", "time/data_share",
+            "images_per_sec", "memory_gib", "loss/diffusion", "grad_norm", "bad_steps"} <= set(lines[0])
+    assert all(np.isfinite(t["loss/diffusion"]) for t in lines)
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_tick_counts_bad_steps_and_its_line_says_all(tmp_path):
+    trainer, lines = make_trainer(tmp_path, replace(OPTIONS, batch_gpu=4), task=faulty_task({0, 6, 7})), []
+    trainer.log = lines.append
+    trainer.run(Stop(tmp_path))
+    assert [t["bad_steps"] for t in ticks(tmp_path)] == [2, 0, 0, 0]  # two steps, though three rounds
+    line = next(line for line in lines if line.startswith("tick"))
+    for word in ("tick 1", "kimg 0.060", "time", "sec/tick", "sec/kimg", "ETA", "data", "img/s", "GiB", "grad", "bad 2",
+                 "faulty"):
+        assert word in line
+
+
+def test_tick_of_bad_steps_alone_is_written(tmp_path):
+    trained(tmp_path, task=faulty_task(set(range(5))))
+    first = ticks(tmp_path)[0]
+    assert first["bad_steps"] == 5 and "grad_norm" not in first and "loss/faulty" not in first
+
+
+def test_bins_hold_the_values_between_their_edges():
+    stats = Collector()
+    stats.report_bins("x", torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.05, 0.5, 0.6, 7.0]), (0.1, 1))
+    stats.report_bins("x", torch.tensor([5.0]), torch.tensor([0.01]), (0.1, 1))
+    assert stats.means() == {"x_0-0.1": 3, "x_0.1-1": 2.5, "x_1-inf": 4}
+    stats.report_bins("x", torch.tensor([1.0]), torch.tensor([0.5]), (0.1, 1))
+    assert stats.means() == {"x_0.1-1": 1}  # a fresh start, and no word of what was not seen
+
+
+def test_loss_by_noise_level_adds_up_to_the_loss(tmp_path):
+    trainer = make_trainer(tmp_path)
+    data = trainer.batches()
+    trainer.step(data)
+    sums = {names: table for names, table in trainer.stats.sums.items() if names[0].startswith("loss/sigma_")}
+    (names, table), = sums.items()
+    assert len(names) == len(SIGMA_EDGES) + 1 and names[2] == "loss/sigma_0.1-0.3"
+    torch.testing.assert_close(table.sum(0), trainer.stats.sums["loss/diffusion",][0])
+
+
+def test_statistics_go_to_other_ranks_without_loss(monkeypatch):
+    """Two ranks' sums, taken up by two, by one and by three ranks."""
+    monkeypatch.setattr(distributed, "gather", lambda table: torch.stack([table, 10 * table]))
+    stats = Collector()
+    stats.report("a", 3.0, 2)
+    stats.report_bins("b", torch.tensor([1.0]), torch.tensor([1.0]), (2,))
+    state = stats.state()
+    for ranks, wanted in ((2, [3.0, 30.0]), (1, [33.0]), (3, [3.0, 30.0, 0.0])):
+        monkeypatch.setattr(distributed, "world_size", lambda ranks=ranks: ranks)
+        found = []
+        for rank in range(ranks):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            taken = Collector()
+            taken.load_state(state)
+            found.append(float(taken.sums["a",][0, 0]))
+            assert set(taken.sums) == {("a",), ("b_0-2", "b_2-inf")}
+        assert found == wanted
+
+
+class FakeWandb(types.ModuleType):
+    """As much of W&B as is used."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.logged, self.finished = {}, [], False
+
+    def init(self, **settings) -> "FakeWandb":
+        self.started = settings
+        return self
+
+    def log(self, fields: dict, step: int) -> None:
+        self.logged.append((step, fields["tick"]))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_wandb_is_told_on_request(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    write_status(tmp_path, "running", run_id="abc")
+    trained(tmp_path, replace(OPTIONS, wandb="echo"))
+    assert wandb.started["project"] == "echo" and wandb.started["id"] == "abc" and wandb.finished
+    assert wandb.logged == [(60, 1), (120, 2), (180, 3), (240, 4)]
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize(("nimg", "exact", "name"), [
+    (0, True, "000000"), (12000, True, "000012"), (12034, True, "000012.034"), (12034, False, "000012"),
+    (7, True, "000000.007"), (999, False, "000000"), (1234567890, True, "1234567.890")])
+def test_files_are_named_by_kimg(nimg, exact, name):
+    assert kimg_name(nimg, exact) == name
+
+
+def test_files_are_listed_by_images_and_further_averages_are_not(tmp_path):
+    names = ["000002", "000001.999", "000002.001", "1000000", "000002-ema5", "best", "000002.01", "abc"]
+    for name in names:
+        (tmp_path / f"network-snapshot-{name}.pt").touch()
+    assert [p.name.split("-")[2] for p in list_files(tmp_path, "network-snapshot")] == [
+        "000001.999.pt", "000002.pt", "000002.001.pt", "1000000.pt"]
 
 
 def test_old_snapshots_and_states_are_deleted(tmp_path):
@@ -299,10 +381,67 @@ def test_snapshot_holds_the_average(plain, tmp_path):
     assert snapshot["task"] == "diffusion" and snapshot["nimg"] == 240
 
 
+def test_every_half_life_has_snapshots_of_its_own(plain, tmp_path):
+    several = trained(tmp_path / "several", replace(OPTIONS, ema_halflife_kimg=[0.05, 0.2, 1], snapshot_ticks=1,
+                                                    keep_snapshots=2))
+    assert sorted(p.name for p in (tmp_path / "several").glob("network-*.pt")) == [
+        f"network-snapshot-000000.{images}{ema}.pt" for images in (180, 240) for ema in ("-ema0.2", "-ema1", "")]
+    assert checkpoint.checksum(several["ema"]) == checkpoint.checksum(plain["ema"])
+    other = trained(tmp_path / "other", replace(OPTIONS, ema_halflife_kimg=0.2))
+    assert checkpoint.checksum(several["more_emas"][0]) == checkpoint.checksum(other["ema"])
+    snapshot = checkpoint.load(tmp_path / "several/network-snapshot-000000.240-ema0.2.pt", "snapshot")
+    assert snapshot["ema_halflife_kimg"] == 0.2
+    assert checkpoint.checksum(snapshot["ema"]) == checkpoint.checksum(other["ema"])
+    assert find_file(str(tmp_path / "several"), "network-snapshot", tmp_path, "key").name.endswith("000.240.pt")
+
+
+@pytest.mark.parametrize("value", [0, -1, "five", [], [1, 0], [1, 1.0], True, float("nan"), None])
+def test_half_lives_that_are_none_are_refused(value):
+    with pytest.raises(ValueError, match=r"training\.options\.ema_halflife_kimg="):
+        halflives(value)
+
+
+# ---- validation ----
+
+
 def test_validation_repeats_itself_and_does_not_touch_the_training(plain, tmp_path):
     trainer = make_trainer(tmp_path, held=Held(Points(), 1))
     assert trainer.validate() == trainer.validate()
-    trainer.run()
+    trainer.run(Stop(tmp_path))
     assert learned(trainer.state()) == learned(plain)
-    ticks = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(t["val/loss"]) for t in ticks) and ticks[-1]["val/loss"] < ticks[0]["val/loss"]
+    losses = [t["val/loss"] for t in ticks(tmp_path)]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_validation_takes_the_same_items_at_the_same_noise_levels(tmp_path):
+    trainer, seen = make_trainer(tmp_path, held=Held(Points(), 1)), []
+    loss = trainer.task.phases[0].loss
+
+    def watch(module, batch, generators):
+        out = loss(module, batch, generators)
+        seen.append((out.sigma, generators.for_purpose("noise").randn((4,)), batch.images))
+        return out
+
+    trainer.task.phases[0].loss = watch
+    trainer.validate()
+    data, before = trainer.batches(), [torch.cat(part) for part in zip(*seen, strict=True)]
+    trainer.step(data)
+    seen.clear()
+    trainer.batch_gpu = 5
+    trainer.validate()
+    after = [torch.cat(part) for part in zip(*seen, strict=True)]
+    assert len(before[0]) == 31 and before[0].unique().numel() == 31
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_best_snapshot_is_that_of_the_lowest_validation_loss(tmp_path):
+    options = replace(OPTIONS, snapshot_ticks=1, keep_snapshots=9)
+    trainer, losses = make_trainer(tmp_path, options, held=Held(Points(), 1)), iter([3.0, 1.0, np.nan, 2.0])
+    trainer.validate = lambda: {"val/loss": next(losses)}
+    trainer.run(Stop(tmp_path))
+    best = checkpoint.load(tmp_path / "network-best.pt", "snapshot")
+    assert best["nimg"] == 120 and best["val_loss"] == 1 == trainer.progress.best
+    same = checkpoint.load(tmp_path / "network-snapshot-000000.120.pt", "snapshot")
+    assert checkpoint.checksum(best["ema"]) == checkpoint.checksum(same["ema"])
+    assert find_file(str(tmp_path), "network-snapshot", tmp_path, "key").name == "network-snapshot-000000.240.pt"
+    assert ticks(tmp_path)[2]["val/loss"] is None

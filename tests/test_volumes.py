@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from utils import h5
 from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 META = VolumesMeta(
@@ -91,6 +92,7 @@ def test_only_images_and_ids_are_required(tmp_path, path):
     with h5py.File(path, "a") as file:
         for name in ("groups", "affines", "boxes"):
             del file["train"][name]
+        h5.seal(file)
     file = VolumesFile(path)
     assert file.groups("train") == file.ids("train")
     np.testing.assert_array_equal(file.read("train", 0).affine, np.eye(4))
@@ -98,6 +100,7 @@ def test_only_images_and_ids_are_required(tmp_path, path):
     file.close()
     with h5py.File(path, "a") as file:
         del file["val/labels"]
+        h5.seal(file)
     with pytest.raises(ValueError, match="/val/labels is missing"):
         VolumesFile(path)
 

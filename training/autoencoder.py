@@ -10,10 +10,12 @@ from training.batch import Batch, LossOutput, Phase, Task
 
 
 def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.Tensor]],
-                     optimizer: torch.optim.Optimizer, snapshot: dict) -> Task:
-    """Train net(image, label, eps) -> Reconstruction by the terms that `loss` gives."""
+                     optimizer: torch.optim.Optimizer, snapshot: dict, augment: Callable | None = None) -> Task:
+    """Train net(image, label, eps) -> Reconstruction by the terms that `loss` gives, on augmented images if asked."""
 
     def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> LossOutput:
+        if augment is not None and module.training:
+            batch, _ = augment(batch, generators)
         latent_shape = net.latent_shape(batch.images.shape[2:])
         eps = generators.for_purpose("posterior").randn(latent_shape).to(batch.images.device)
         out: Reconstruction = module(batch.images, batch.labels, eps)

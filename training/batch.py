@@ -32,6 +32,19 @@ class Batch(NamedTuple):
         return Batch(move(self.images), move(self.labels), Condition(*map(move, self.condition)))
 
 
+class Numbered:
+    """A dataset that gives every sample with its index, so that a log can name the items of a batch."""
+
+    def __init__(self, dataset: Sequence[Sample]):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        return index, self.dataset[index]
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples; parts that are None stay None."""
     def stack(parts: list[np.ndarray | None]) -> torch.Tensor | None:
@@ -41,12 +54,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(stack(images), stack(labels), Condition(class_labels=stack(class_labels)))
 
 
+def collate_numbered(samples: Sequence[tuple[int, Sample]]) -> tuple[list[int], Batch]:
+    """Indices and stacked samples of a `Numbered` dataset."""
+    return [index for index, _ in samples], collate([sample for _, sample in samples])
+
+
 class LossOutput(NamedTuple):
-    """loss: sum over the images of a batch, count: how many, parts: further sums over the images, for the log."""
+    """loss: sum over the images of a batch, count: how many, parts: further sums over the images, for the log.
+
+    Where a task has noise levels, losses [N] are those of the images and sigma [N] the levels they were taken at.
+    """
 
     loss: torch.Tensor
     count: int
     parts: dict[str, torch.Tensor]
+    losses: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
 
 
 @dataclass
@@ -61,8 +84,13 @@ class Phase:
 
 @dataclass
 class Task:
-    """What the loop trains: phases in order, the network whose average is kept, and what a snapshot adds to it."""
+    """What the loop trains: phases in order, the network whose average is kept, and what a snapshot adds to it.
+
+    A phase's loss must reach no weights of another phase: all gradients of a step are taken before any weight moves.
+    clean(batch, generators) gives what the network is to learn the distribution of, where there is such a thing.
+    """
 
     phases: list[Phase]
     net: torch.nn.Module
     snapshot: dict
+    clean: Callable[[Batch, ImageGenerators], torch.Tensor] | None = None

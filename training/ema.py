@@ -1,6 +1,18 @@
 """Exponential moving average of weights, with its memory counted in images."""
 
+from math import isfinite
+
 import torch
+
+
+def halflives(value: float | list[float]) -> list[float]:
+    """Half-lives in kimg that `ema_halflife_kimg` asks for, the main one first; ValueError for what is none."""
+    wanted = value if isinstance(value, list) else [value]
+    numbers = [v for v in wanted if isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) and v > 0]
+    if not wanted or numbers != wanted or len({f"{v:g}" for v in numbers}) < len(numbers):
+        raise ValueError(f"training.options.ema_halflife_kimg={value}: wanted a number above 0, or a list of different "
+                         "ones")
+    return [float(v) for v in numbers]
 
 
 def ema_beta(nimg: int, batch_size: int, halflife_kimg: float, rampup_ratio: float | None) -> float:

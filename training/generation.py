@@ -1,7 +1,8 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ import torch
 from torch.nn.functional import one_hot
 
 from networks.conditioning import Condition
-from samplers.noise import ImageGenerators
+from samplers import Guided, ImageGenerators
 from training.precision import autocast, resolve_precision
 from training.snapshot import FirstStage, build_codec, first_stage_hash, load_network
 from utils import checkpoint, distributed
-from utils.config import Sampling, build, build_from_file, check_targets
+from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.files import plain_hash
 from utils.log import RunLog, progress
 from utils.nifti import spacing_of, write_nifti
@@ -22,6 +23,7 @@ from utils.runs import find_file
 from utils.sample_io import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
 from utils.volumes import Intensity, VolumesFile
 
+HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
 Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
 
 
@@ -32,7 +34,7 @@ class Drawer(NamedTuple):
     are the class indices that the seeds go through in turn, () for a network without classes.
     """
 
-    net: torch.nn.Module
+    net: Callable
     latent: bool
     first_stage: FirstStage | None
     sampler: Callable
@@ -45,7 +47,7 @@ class Drawer(NamedTuple):
 
 def generate(experiment: str, config: dict) -> None:
     """Draw the seeds that are asked for and not there yet. Every rank calls this; rank 0 writes the files."""
-    options, run_root = Sampling(**config["sampling"]), config["training"]["options"]["run_root"]
+    options, run_root = sampling_options(config), config["training"]["options"]["run_root"]
     if config["training"]["task"] != "diffusion":
         raise ValueError(f"-cn={experiment}: task {config['training']['task']} draws nothing; choose a diffusion "
                          "experiment")
@@ -58,8 +60,11 @@ def generate(experiment: str, config: dict) -> None:
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
         net, snapshot = load_network(path, "diffusion", options.trust)
-        drawer = make_drawer(net, snapshot, options, str(path), run_root, device)
-        meta = sample_meta(snapshot, path, options)
+        denoiser, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
+        drawer = make_drawer(denoiser, snapshot, options, str(path), run_root, device)
+        for line in describe_drawing(net, snapshot, options):
+            log(line)
+        meta = sample_meta(snapshot, path, options, guidance)
         outdir = Path(options.outdir)
         target = outdir / f"samples.{options.format}"
         parts = Parts(outdir / "parts" / plain_hash([meta.snapshot_hash, meta.sampling])[:16])
@@ -91,9 +96,40 @@ def check_options(options: Sampling) -> None:
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
 
 
-def make_drawer(net: torch.nn.Module, snapshot: dict, options: Sampling, source: str, run_root: str,
+def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_root: Path, device: torch.device
+                 ) -> tuple[Callable, dict]:
+    """The denoiser on the device with the guidance that is asked for, and a record of it, {} for none."""
+    strength, interval, name = options.guidance.strength, options.guidance.interval, options.guidance.network
+    net = net.to(device)
+    if strength == 1:
+        for key in ("network", "interval"):
+            if (got := getattr(options.guidance, key)) is not None:
+                raise ValueError(f"sampling.guidance.{key}={got}: does nothing at sampling.guidance.strength=1; wanted "
+                                 "another strength, more than 1 to draw better than the guide")
+        return net, {}
+    record, guide = {"strength": strength, "interval": interval}, None
+    if name is not None:
+        path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
+        guide, other = load_network(path, "diffusion", options.trust)
+        if drawn_space(other) != drawn_space(snapshot):
+            raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
+                             f"{drawn_space(snapshot)}; choose a snapshot of the same data")
+        record["guide"], guide = checkpoint.checksum(other), guide.to(device)
+        if record["guide"] == checkpoint.checksum(snapshot):
+            raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
+                             "wanted an earlier or worse snapshot")
+    return Guided(net, strength, interval, guide), record
+
+
+def drawn_space(snapshot: dict) -> str:
+    """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
+    part = snapshot["first_stage"]
+    return f"{list(snapshot['shape'])} " + (f"latents of first stage {part['hash'][:12]}" if part else "voxels")
+
+
+def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, run_root: str,
                 device: torch.device) -> Drawer:
-    """Put the network, its first stage and the sampler on the device."""
+    """Put the first stage on the device and the sampler beside the network."""
     part, first_stage = snapshot["first_stage"], None
     if options.autoencoder is not None and part is not None:
         check_autoencoder(options.autoencoder, part["hash"], run_root, options.trust)
@@ -101,10 +137,48 @@ def make_drawer(net: torch.nn.Module, snapshot: dict, options: Sampling, source:
         codec = build_codec(part, source, options.trust).to(device)
         first_stage = FirstStage(codec, snapshot["data"], tuple(snapshot["shape"]))
     sampler = build({**options.sampler, "_partial_": True})
+    try_sampler(sampler, net)
     classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
-    return Drawer(net.to(device), part is not None, first_stage, sampler, tuple(snapshot["shape"]),
+    return Drawer(net, part is not None, first_stage, sampler, tuple(snapshot["shape"]),
                   Intensity(**snapshot["data"]["intensity"]), classes, device,
                   resolve_precision(options.precision, device))
+
+
+class Blank:
+    """A denoiser that says 0 at the noise levels of a network: what a sampler makes of its arguments, at no cost."""
+
+    def __init__(self, net: Callable):
+        self.sigma_min, self.sigma_max, self.round_sigma = net.sigma_min, net.sigma_max, net.round_sigma
+        self.noise_table = net.noise_table
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
+                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def try_sampler(sampler: Callable, net: Callable) -> None:
+    """ValueError for arguments that the sampler refuses for this network, before anything is drawn."""
+    try:
+        sampler(Blank(net), torch.zeros(1, 1, 1))
+    except ValueError as e:
+        raise ValueError(f"sampling.sampler: {e}") from e
+
+
+def describe_drawing(net: torch.nn.Module, snapshot: dict, options: Sampling) -> Iterator[str]:
+    """What will draw what, in a line, and a warning where it was never trained."""
+    weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
+    inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
+    arguments = " ".join(f"{k}={v}" for k, v in options.sampler.items() if k != "_target_")
+    guidance = options.guidance
+    guided = "" if guidance.strength == 1 else f", guidance {guidance.strength:g}" + (
+        f" in {list(guidance.interval)}" if guidance.interval else "") + (
+        f" by {guidance.network}" if guidance.network else "")
+    yield (f"Drawing   {list(snapshot['shape'])} {'latents' if snapshot['first_stage'] else 'voxels'} by "
+           f"{type(net).__name__}({inner}{weights}), {options.sampler['_target_'].rpartition('.')[2]} "
+           f"{arguments}{guided}")
+    if snapshot["config"].get("imported", {}).get("inflate_mode"):
+        yield ("Note      this network was made 3D by import-edm --inflate and never trained since: a start for "
+               "training (training.options.init_from), not for drawing")
 
 
 def check_real(path: str | None) -> None:
@@ -140,10 +214,10 @@ def check_autoencoder(name: str, wanted: str, run_root: str, trust: bool) -> Non
                          f"latents of {wanted[:12]}; leave sampling.autoencoder away to use the one it carries")
 
 
-def sample_meta(snapshot: dict, path: Path, options: Sampling) -> SampleMeta:
+def sample_meta(snapshot: dict, path: Path, options: Sampling, guidance: dict) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
-                "classes": options.classes}
+                "classes": options.classes, **({"guidance": guidance} if guidance else {})}
     return SampleMeta(snapshot["data"], str(path), checkpoint.checksum(snapshot), settings)
 
 
@@ -225,30 +299,39 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
     if options.montage and "images" in samples.arrays:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
-        generated = [(samples.images(i), samples.labels(i)) for i in range(count)]
+        generated, data = [(samples.images(i), samples.labels(i)) for i in range(count)], snapshot["data"]
         real = real_pictures(snapshot, options.real, count, options.trust)
         samples_montage(real, generated, spacing_of(samples.affine)[:generated[0][0].ndim - 1], outdir / "samples.png",
-                        label_classes=snapshot["data"]["label_classes"])
+                        label_classes=data["label_classes"], channels=data["channels"],
+                        captions=captions(samples, count))
+
+
+def captions(samples: SamplesFile, count: int) -> list[str]:
+    """Class (where there are some) and seed of the first samples."""
+    names, classes = samples.meta.data["class_names"], samples.arrays.get("classes")
+    seeds = [f"seed {seed}" for seed in samples.seeds[:count]]
+    return seeds if classes is None else [f"class {names[i]}\n{seed}" for i, seed in zip(classes, seeds)]
 
 
 def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -> list[Picture]:
-    """Images and label maps of held-out volumes that the network was trained on the likes of.
+    """Images and label maps of up to `count` volumes that the network was trained on the likes of.
 
-    They come from `source` (a volumes.h5), else from the file or the data set that the snapshot names; [] when that is
-    not there.
+    They come from `source` (a volumes.h5), held-out ones first, else from the file or the data set that the snapshot
+    names; [] when that is not there.
     """
     path = Path(source or snapshot["data"]["source"])
     if not path.is_file() and source is None:
         return []
     if source is not None or path.suffix == ".h5":
         file = VolumesFile(path)
-        split = "test" if "test" in file.splits else file.splits[-1]
-        items = [file.read(split, i) for i in range(min(count, file.length(split)))]
+        splits = sorted(file.splits, key=lambda split: HELD_OUT.get(split, len(HELD_OUT)))
+        places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
+        items = [file.read(*place) for place in places]
         return [(item.image, item.label) for item in items]
     node = dict(snapshot["config"]["training"]["dataset"])
     if "split" in node:
         node["split"] = snapshot["config"]["training"]["validation"]["split"]
     dataset = build_from_file(node, "the snapshot", trust)
     intensity = Intensity(**snapshot["data"]["intensity"])
-    samples = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, count)]
+    samples = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]
     return [(intensity.from_network(sample.image), sample.label) for sample in samples]

@@ -1,44 +1,138 @@
 """Losses as pure functions of networks and tensors; each gives values per sample and element, unreduced."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy, l1_loss
 
 from networks.autoencoder import Reconstruction
 from networks.conditioning import Condition
+from networks.precond import OBJECTIVES
+from samplers.noise import GlobalNoise, Noise
+from training.noise_laws import LogNormal, LogUniform, NoiseLaw, VPUniform
+from utils.checks import check_choice, check_least, check_positive
 
-
-class Noise(Protocol):
-    """A source of random numbers for a batch, one generator per image (samplers.noise.ImageGenerators)."""
-
-    def for_purpose(self, purpose: str) -> "Noise": ...
-    def randn(self, shape: tuple[int, ...]) -> torch.Tensor: ...
-    def rand(self, shape: tuple[int, ...]) -> torch.Tensor: ...
+POWERS = {"l1": 1, "l2": 2}
+WEIGHTS = ("none", "min_snr", "p2")
 
 
 class DiffusionLoss(NamedTuple):
-    """Weighted squared errors [N,C,*S] and the noise levels [N] they were taken at."""
+    """Weighted errors [N,C,*S] and the noise levels [N] they were taken at."""
 
     loss: torch.Tensor
     sigma: torch.Tensor
 
 
-class EDMLoss:
-    """Denoising loss with log-normal noise levels and the weight that makes it unit at the start (Table 1, "Ours")."""
+class WeightedError:
+    """weight(sigma) |D(y + n; sigma) - y|^power at noise levels that a law draws: the form of all diffusion losses.
 
-    def __init__(self, P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5):
-        self.P_mean, self.P_std, self.sigma_data = P_mean, P_std, sigma_data
+    strata: the global batch size, for noise levels that cover the law evenly in every batch; None draws each by itself.
+    """
+
+    norm = "l2"
+
+    def __init__(self, law: NoiseLaw, strata: int | None = None):
+        if strata is not None and strata < 1:
+            raise ValueError(f"strata={strata}: wanted 1 or more (the global batch size), or none")
+        self.law, self.strata = law, strata
+
+    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Weight of the error of D at noise levels sigma."""
+        raise NotImplementedError
 
     def __call__(self, net: torch.nn.Module, images: torch.Tensor, condition: Condition | None = None,
-                 noise: Noise | None = None) -> DiffusionLoss:
-        """images [N,C,*S] with standard deviation sigma_data."""
+                 noise: Noise | None = None, augment_labels: torch.Tensor | None = None) -> DiffusionLoss:
+        """Loss of net(x, sigma, condition[, augment_labels]) on clean images y [N,C,*S].
+
+        noise None draws from torch's global generator: first the levels, then the noise.
+        """
+        noise = GlobalNoise(images) if noise is None else noise
+        sigma = self.draw_sigma(noise.for_purpose("sigma"), images)
+        n = noise.for_purpose("noise").randn_like(images) * sigma
+        told = () if augment_labels is None else (augment_labels,)
+        D_x = net(images + n, sigma.flatten(), condition, *told)
+        error = D_x - images
+        error = error.abs() if self.norm == "l1" else error.square()
+        return DiffusionLoss(self.weight(sigma) * error, sigma.flatten())
+
+    def draw_sigma(self, noise: Noise, images: torch.Tensor) -> torch.Tensor:
+        """Noise levels [N,1,..] for images [N,C,*S]."""
         shape = (1,) * (images.ndim - 1)
-        sigma = (noise.for_purpose("sigma").randn(shape).to(images.device) * self.P_std + self.P_mean).exp()
-        weight = (sigma ** 2 + self.sigma_data ** 2) / (sigma * self.sigma_data) ** 2
-        n = noise.for_purpose("noise").randn(images.shape[1:]).to(images.device) * sigma
-        D_x = net(images + n, sigma.flatten(), condition)
-        return DiffusionLoss(weight * (D_x - images) ** 2, sigma.flatten())
+        if self.strata is None:
+            return self.law.draw(noise, shape).to(images.device)
+        return self.law.draw_stratified(noise, shape, self.strata).to(images.device)
+
+    def level_range(self) -> tuple[float, float]:
+        """Noise levels between which 99.8 % of the training happens, the rest evenly on both sides."""
+        ends = self.law.sigma(torch.tensor([0.001, 0.999], dtype=torch.float64))
+        return float(ends.min()), float(ends.max())
+
+
+class EDMLoss(WeightedError):
+    """Log-normal noise levels and the weight 1 / c_out^2, which makes the loss 1 at the start (Table 1, "Ours").
+
+    Images have standard deviation sigma_data.
+    """
+
+    def __init__(self, P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5, strata: int | None = None):
+        check_positive({"sigma_data": sigma_data})
+        super().__init__(LogNormal(P_mean, P_std), strata)
+        self.sigma_data = sigma_data
+
+    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        return (sigma ** 2 + self.sigma_data ** 2) / (sigma * self.sigma_data) ** 2
+
+
+class DenoisingLoss(WeightedError):
+    """Error of a network's own target, x0, epsilon or v, as the DDPM family counts it, in L1 or L2.
+
+    The target F follows from D_x linearly: |F - target| = |D_x - x0| / |c_out|, c_out being 1, sigma and
+    sigma / sqrt(1 + sigma^2). weight=min_snr weighs that error by min(SNR, min_snr_gamma), over SNR for epsilon and
+    over SNR + 1 for v (Hang et al. 2023), weight=p2 by (p2_k + SNR)^-p2_gamma (Choi et al. 2022); SNR = 1 / sigma^2.
+    """
+
+    def __init__(self, law: NoiseLaw, objective: str = "epsilon", norm: str = "l2", weight: str = "none",
+                 min_snr_gamma: float = 5, p2_gamma: float = 1, p2_k: float = 1, strata: int | None = None):
+        check_choice("objective", objective, OBJECTIVES)
+        check_choice("norm", norm, POWERS)
+        check_choice("weight", weight, WEIGHTS)
+        check_positive({"min_snr_gamma": min_snr_gamma, "p2_k": p2_k})
+        check_least(0, {"p2_gamma": p2_gamma})
+        super().__init__(law, strata)
+        self.objective, self.norm, self.weighting = objective, norm, weight
+        self.min_snr_gamma, self.p2_gamma, self.p2_k = min_snr_gamma, p2_gamma, p2_k
+
+    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+        return self.target_weight(1 / sigma ** 2) / self.c_out(sigma) ** POWERS[self.norm]
+
+    def c_out(self, sigma: torch.Tensor) -> torch.Tensor:
+        """How far D_x moves when the network's output moves by 1, without its sign."""
+        if self.objective == "x0":
+            return torch.ones_like(sigma)
+        return sigma if self.objective == "epsilon" else sigma / (1 + sigma ** 2).sqrt()
+
+    def target_weight(self, snr: torch.Tensor) -> torch.Tensor:
+        """Weight of the target's error at signal-to-noise ratios snr."""
+        if self.weighting == "p2":
+            return (self.p2_k + snr) ** -self.p2_gamma
+        if self.weighting == "min_snr":
+            return snr.clamp(max=self.min_snr_gamma) / {"x0": 1, "epsilon": snr, "v": snr + 1}[self.objective]
+        return torch.ones_like(snr)
+
+
+class VPLoss(DenoisingLoss):
+    """Error of epsilon at uniform times of the variance-preserving SDE (Table 1, "VP"): the weight is 1 / sigma^2."""
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5,
+                 strata: int | None = None):
+        super().__init__(VPUniform(beta_d, beta_min, epsilon_t), strata=strata)
+
+
+class VELoss(DenoisingLoss):
+    """Error of epsilon at log-uniform noise levels (Table 1, "VE"): the weight is 1 / sigma^2."""
+
+    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, strata: int | None = None):
+        super().__init__(LogUniform(sigma_min, sigma_max), strata=strata)
 
 
 class AutoencoderLoss:

@@ -1,23 +1,36 @@
 """One training run from its resolved config: check, build, resume, train, and say how it ended."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from math import inf
 from pathlib import Path
 
 import torch
 
+from networks.unet_blocks import UNetBlock
 from samplers.noise import ImageGenerators
 from training.autoencoder import autoencoder_task
 from training.batch import Task, collate
-from training.diffusion import diffusion_task
+from training.diffusion import check_pair, diffusion_task, unusual_pair
+from training.ema import halflives
+from training.init_from import init_from
 from training.precision import resolve_precision
+from training.resume import Start, choose_start, read_state, restarted
 from training.schedule import lr_factor
+from training.selftest import bf16_warnings, check_folder, spread_lines
 from training.snapshot import build_codec, first_stage_part
-from training.training_loop import Held, Trainer, read_state, split_batch
+from training.training_loop import Trainer, split_batch
+from training.validation import Held
 from utils import distributed
-from utils.config import Options, build, check_targets, config_hash, fill, to_yaml
-from utils.files import plain_hash, write_text
-from utils.log import RunLog, write_status
-from utils.runs import find_file, list_files, new_run, newest_with_hash
+from utils.checks import listed
+from utils.config import Options, build, check_targets, config_hash, fill, find_target, to_yaml
+from utils.files import plain_hash, remove_temporary, write_text
+from utils.log import RunLog, read_status, write_status
+from utils.runs import attempt, launch, list_files, locked, new_run
+from utils.stats import wandb_package
+from utils.stop import TRY_AGAIN, Reason, Stop
 
 TASKS = ("autoencoder", "diffusion")
 DATA_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "spatial_dims")
@@ -28,11 +41,12 @@ def check_training(training: dict) -> None:
     if training["task"] not in TASKS:
         raise ValueError(f"training.task={training['task']!r}: wanted one of {', '.join(TASKS)}")
     needed = ["dataset", "network", "loss", "optimizer"] + ["batch_transform"] * (training["task"] == "diffusion")
+    needed += ["augment"] * bool(training["augment"])
     for part in needed:
         if "_target_" not in training[part]:
             raise ValueError(f"training.{part}._target_: no value; choose the {part} in the experiment's YAML")
-    for part in (*needed, "batch_transform"):
-        filled = {"network": DATA_ARGUMENTS, "optimizer": ("params",),
+    for part in (*needed, "batch_transform", "augment"):
+        filled = {"network": DATA_ARGUMENTS, "augment": ("spatial_dims",),
                   "batch_transform": ("channel_mean", "channel_std")}.get(part, ())
         check_targets(training[part], f"training.{part}", filled)
 
@@ -41,42 +55,100 @@ def check_options(options: Options, device: torch.device) -> None:
     """ValueError for run-level options that no run could follow, before there is a run folder."""
     resolve_precision(options.precision, device)
     lr_factor(0, 1, 0, options.lr_schedule)
+    if options.parallel not in ("ddp", "fsdp"):
+        raise ValueError(f"training.options.parallel={options.parallel!r}: wanted ddp or fsdp")
+    for name in ("channels_last", "compile"):
+        if options.parallel == "fsdp" and getattr(options, name):
+            raise ValueError(f"training.options.{name}=true does not go with training.options.parallel=fsdp; "
+                             "turn one of them off")
     if options.num_workers < 0:
         raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
-    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "ema_halflife_kimg"):
+    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states"):
         if not getattr(options, name) > 0:
             raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
+    halflives(options.ema_halflife_kimg)
+    if options.wandb:
+        wandb_package(options.wandb)
     split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
     if not 0 <= options.seed < 2 ** 32:
         raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
 
-def fill_network(training: dict, dataset: object) -> dict:
-    """The network node with what the data says where the YAML says nothing."""
-    channels, dims = dataset.shape[0], len(dataset.shape) - 1
-    return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=dims,
-                num_classes=len(dataset.data["label_classes"]))
+def fill_network(training: dict, dataset: object, augment_dim: int = 0) -> dict:
+    """The network node with what the data and the augmentation say where the YAML says nothing."""
+    channels, size = dataset.shape[0], dataset.shape[1:]
+    return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
+                image_size=list(size), num_classes=len(dataset.data["label_classes"]), augment_dim=augment_dim)
+
+
+def latent_figures(dataset: object) -> dict[str, list[float]]:
+    """Mean and standard deviation per channel of a dataset of latents, {} for images."""
+    return {k: getattr(dataset, k) for k in ("channel_mean", "channel_std") if hasattr(dataset, k)}
+
+
+def build_augment(training: dict, dataset: object) -> Callable | None:
+    """The augmentation, where there is one; ValueError for latents."""
+    node = training["augment"]
+    if node and latent_figures(dataset):
+        raise ValueError(f"training.augment._target_={node['_target_']}: an augmentation moves images, and latents do "
+                         "not turn with their image; choose augment=none")
+    return build(fill(node, spatial_dims=len(dataset.shape) - 1), path="training.augment") if node else None
+
+
+def build_transform(training: dict, dataset: object) -> Callable:
+    """The batch transform, told the figures of latents; ValueError when the data are not what it is for."""
+    node, path = training["batch_transform"], "training.batch_transform"
+    figures, source = latent_figures(dataset), dataset.data.get("latents", dataset.data["source"])
+    filled = fill(node, **figures)
+    try:
+        check_targets(filled, path)
+    except ValueError as e:
+        raise ValueError(f"{e}; {source} holds images: choose batch_transform=voxels") from e
+    transform = build(filled, path=path)
+    if figures and not hasattr(transform, "sigma_data"):
+        raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this has no sigma_data, the "
+                         "standard deviation that it gives them; choose batch_transform=latents")
+    return transform
+
+
+def check_classes(net: torch.nn.Module, data: dict) -> None:
+    """ValueError when a network is made for another number of classes than the data have."""
+    label_dim, names = getattr(net, "label_dim", 0), data["class_names"]
+    if label_dim and label_dim != len(names):
+        there = f"{len(names)} classes ({listed(names)}), or 0 to leave them aside" if names else "no classes"
+        raise ValueError(f"training.network.model.label_dim={label_dim}: wanted {len(names)}, as {data['source']} has "
+                         f"{there}")
+
+
+def check_strata(loss: Callable, batch_size: int) -> None:
+    """ValueError when a loss spreads noise levels over another number of images than a batch has."""
+    strata = getattr(loss, "strata", None)
+    if strata not in (None, batch_size):
+        raise ValueError(f"training.loss.strata={strata}: wanted training.options.batch_size={batch_size} "
+                         "(${training.options.batch_size}), or null")
 
 
 def build_task(training: dict, dataset: object) -> Task:
     """The task with its network, loss and optimiser, and what its snapshots will carry."""
-    node = fill_network(training, dataset)
-    net = build(node)
-    optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
-    loss = build(training["loss"])
+    augment = build_augment(training, dataset)
+    node = fill_network(training, dataset, getattr(augment, "label_dim", 0))
+    net = build(node, path="training.network")
+    optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
+    loss = build(training["loss"], path="training.loss")
     snapshot = {"task": training["task"], "network": node, "data": dataset.data, "shape": list(dataset.shape),
                 "first_stage": None}
     if training["task"] == "autoencoder":
         net.latent_shape(dataset.shape[1:])
-        return autoencoder_task(net, loss, optimizer, snapshot)
-    figures = {k: getattr(dataset, k) for k in ("channel_mean", "channel_std") if hasattr(dataset, k)}
-    transform_node = fill(training["batch_transform"], **figures)
-    check_targets(transform_node, "training.batch_transform")
+        return autoencoder_task(net, loss, optimizer, snapshot, augment)
+    check_pair(net, loss)
+    check_classes(net, dataset.data)
+    check_strata(loss, training["options"]["batch_size"])
+    transform, figures = build_transform(training, dataset), latent_figures(dataset)
     if figures:
-        part = first_stage_part(dataset.file.first_stage(), **figures, sigma_data=transform_node.get("sigma_data", 0.5))
+        part = first_stage_part(dataset.file.first_stage(), **figures, sigma_data=transform.sigma_data)
         build_codec(part, dataset.data["latents"], trust=True)  # whole and buildable, before anything is trained on it
         snapshot["first_stage"] = part
-    task = diffusion_task(net, loss, optimizer, build(transform_node), snapshot)
+    task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
     check_forward(task, dataset)
     return task
 
@@ -91,6 +163,23 @@ def check_forward(task: Task, dataset: object) -> None:
     task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
 
 
+def check_without_data(training: dict) -> None:
+    """Build loss and network without memory, for one channel, and hold them against each other.
+
+    Networks whose numbers per axis or level sizes only the data can settle are left to the run.
+    """
+    loss = build(training["loss"], path="training.loss")
+    check_strata(loss, training["options"]["batch_size"])
+    model = training["network"].get("model")
+    model = model if isinstance(model, dict) else training["network"]
+    if model.get("attention_resolutions") or any(isinstance(model.get(k), list) for k in ("strides", "kernel_size")):
+        return
+    with torch.device("meta"):
+        node = fill(training["network"], in_channels=1, out_channels=1, spatial_dims=3)
+        net = build(node, path="training.network")
+    check_pair(net, loss)
+
+
 def held_out(training: dict) -> Held | None:
     """The held-out split for validation, where the dataset takes a split and validation is on."""
     validation, node = training["validation"], training["dataset"]
@@ -102,96 +191,155 @@ def held_out(training: dict) -> Held | None:
         raise ValueError(f"training.validation.split={validation['split']}: {e}; choose another split, or turn "
                          "validation off by training.validation.max_items=0") from e
     count = min(len(dataset), validation["max_items"])
-    if count < distributed.world_size():
-        raise ValueError(f"training.validation: {count} items of split {validation['split']} do not go round "
-                         f"{distributed.world_size()} ranks; turn it off by training.validation.max_items=0")
     return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"])
-
-
-def resume_from(options: Options, experiment: str, hash_: str) -> Path | None:
-    """The training state that `resume` means; None for a fresh start."""
-    root = Path(options.run_root)
-    if options.resume is None:
-        return None
-    if options.resume == "latest":
-        run = newest_with_hash(root, experiment, hash_)
-        return find_file(str(run), "training-state", root, "training.options.resume") if run else None
-    return find_file(options.resume, "training-state", root, "training.options.resume")
 
 
 def is_newest(state: Path) -> bool:
     """Whether a training state is the last of a run folder: an older or loose one is continued in a new folder."""
-    return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1] == state
+    return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1:] == [state]
 
 
 def train(experiment: str, config: dict) -> None:
-    """Run or resume an experiment from its plain config. Every rank calls this; rank 0 owns the folder."""
+    """Run or resume an experiment from its plain config. Every rank calls this; rank 0 owns the folder.
+
+    SystemExit with a code of its own when the run was asked to stop before its end.
+    """
     training = config["training"]
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
     if training["validation"]["every_ticks"] < 1:
         raise ValueError(f"training.validation.every_ticks={training['validation']['every_ticks']}: wanted 1 or more")
     if config["sampling"]["sampler"]:
-        check_targets(config["sampling"]["sampler"], "sampling.sampler", filled=("net", "latents"))
+        check_targets(config["sampling"]["sampler"], "sampling.sampler")
     if options.dry_run:
+        check_options(options, torch.device("cpu"))
+        check_without_data(training)
         print(yaml)
         return
-    device = distributed.init(options.device)
+    device = distributed.init(options.device, options.timeout_s)
     try:
         distributed.set_threads(options.num_threads)
         check_options(options, device)
-        hash_ = config_hash(training)
-        distributed.check_equal("the configuration", hash_)
-        dataset = build(training["dataset"])
+        distributed.check_equal("the configuration", plain_hash(common_part(training)))
+        dataset = build(training["dataset"], path="training.dataset")
         torch.manual_seed(options.seed)
         task = build_task(training, dataset)
-        record = {"config": config, "config_hash": hash_, "data_hash": plain_hash(dataset.data),
-                  "spatial_dims": len(dataset.shape) - 1}
-        held = held_out(training)
-        state = distributed.broadcast_object(resume_from(options, experiment, hash_))
-        data = read_state(state, record) if state else None
-        go_on = state is not None and is_newest(state)
-        run_dir = state.parent if go_on else new_run(Path(options.run_root), experiment, options.desc, hash_)
-        log = RunLog(distributed.rank() == 0, run_dir)
-        trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
-        if data:
-            trainer.restore(data)
-        announce(log, yaml, trainer, state)
-        run_to_end(trainer, run_dir, yaml)
+        reason = train_task(experiment, config, task, dataset, options, device)
     finally:
         distributed.shutdown()
+    if reason and reason.exit_code:
+        sys.exit(reason.exit_code)
 
 
-def announce(log: RunLog, yaml: str, trainer: Trainer, state: Path | None) -> None:
-    """Say what will run, on what data, with how many weights."""
+def common_part(training: dict) -> dict:
+    """What of the configuration all ranks must share: everything but how each uses its machine."""
+    return {**training, "options": {k: v for k, v in training["options"].items()
+                                    if k not in ("device", "num_threads", "num_workers", "debug")}}
+
+
+def train_task(experiment: str, config: dict, task: Task, dataset: object, options: Options,
+               device: torch.device) -> Reason | None:
+    """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
+    training, main = config["training"], distributed.rank() == 0
+    record = {"config": config, "data": dataset.data, "spatial_dims": len(dataset.shape) - 1}
+    held = held_out(training)
+    start = distributed.from_rank_0(lambda: choose_start(options, experiment, training))
+    go_on = distributed.from_rank_0(lambda: start.state is not None and is_newest(start.state))
+    state = read_state(start.state, record) if start.state else None
+    fresh = options.init_from and not state
+    start.notes.extend(init_from(task.net, task.snapshot["network"], options) if fresh else [])
+    folder = start.state.parent if go_on else Path(options.run_root)
+    distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
+    run_dir = folder if go_on else new_run(folder, experiment, options.desc, config_hash(training))
+    with locked(run_dir) as is_locked, Stop(run_dir) as stop, failure_noted(run_dir):
+        log = RunLog(main, run_dir)
+        if restarted() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
+            log("Restarted by torchrun after it was asked to stop: ending again")
+            return Reason("an earlier signal", "requeue", TRY_AGAIN)
+        trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
+        if state:
+            trainer.restore(state)
+        if not go_on:
+            trainer.progress.best = inf  # the best snapshot of another folder is not here
+        if main:
+            remove_temporary(run_dir)
+            announce(log, to_yaml(config), trainer, start)
+            if not is_locked:
+                log(f"Warning: {run_dir}: the file system knows no locks; nothing keeps a second run off this folder")
+        return run_to_end(trainer, stop, to_yaml(config))
+
+
+def asked_in_this_launch(run_dir: Path) -> bool:
+    """Whether the attempt before this one, of the same launch of torchrun, was asked to stop."""
+    status = read_status(run_dir)
+    return status["status"] == "requeue" and status.get("launch") == launch() \
+        and status.get("attempt") == attempt() - 1
+
+
+def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
+    """Say what will run, on what data, with how many weights, and what looks wrong."""
     options, dataset = trainer.options, trainer.dataset
     log(yaml)
-    if options.resume and not state:
-        log(f"resume={options.resume}: no run of this configuration with a training state, starting fresh")
+    for line in start.notes:
+        log(line)
     weights = sum(p.numel() for phase in trainer.task.phases for p in phase.module.parameters())
     log(f"Run folder  {trainer.run_dir}")
     source = dataset.data.get("latents", dataset.data["source"])
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
-    log(f"Network     {weights / 1e6:.2f} M weights on {trainer.device.type} x {trainer.ranks}, {trainer.precision}, "
-        f"{torch.get_num_threads()} threads per rank")
-    if state:
-        log(f"Resumed from {state} at {trainer.progress.nimg / 1000:.1f} kimg")
+    log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
+        f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
+    loss = find_target(trainer.record["config"]["training"]["loss"]["_target_"], "training.loss")
+    note = unusual_pair(type(trainer.task.net), loss)
+    if note:
+        log(note)
+    for line in spread_lines(trainer.task, dataset, options.seed, trainer.device):
+        log(line)
+    for line in bf16_warnings(trainer.record["spatial_dims"], trainer.device) if trainer.precision == "bf16" else ():
+        log(line)
+    if start.state:
+        log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")
     if trainer.progress.nimg >= options.total_kimg * 1000:
         log(f"Nothing left to do: training.options.total_kimg={options.total_kimg} is reached; set more to go on")
 
 
-def run_to_end(trainer: Trainer, run_dir: Path, yaml: str) -> None:
-    """Train and keep status.json true, whatever happens."""
-    main = distributed.rank() == 0
+def attention_blocks(net: torch.nn.Module) -> str:
+    """How many blocks of a UNet attend, '' for other networks."""
+    blocks = [module for module in net.modules() if isinstance(module, UNetBlock)]
+    return f", {sum(block.heads > 0 for block in blocks)} of {len(blocks)} blocks with attention," if blocks else ""
+
+
+@contextmanager
+def failure_noted(run_dir: Path) -> Iterator[None]:
+    """Write into status.json what went wrong."""
+    try:
+        yield
+    except BaseException as e:
+        if distributed.rank() == 0:
+            with suppress(OSError):  # on a full disk the first error is the one to show
+                write_status(run_dir, "failed", why=f"{type(e).__name__}: {e}")
+        raise
+
+
+def run_to_end(trainer: Trainer, stop: Stop, yaml: str) -> Reason | None:
+    """Train, with status.json true before and after; the reason when asked to stop."""
+    main, run_dir = distributed.rank() == 0, trainer.run_dir
     if main:
         write_text(run_dir / "config.yaml", yaml)
-        write_status(run_dir, "running")
-    try:
-        trainer.run()
-    except BaseException as e:
-        if main:
-            write_status(run_dir, "failed", why=f"{type(e).__name__}: {e}", nimg=trainer.progress.nimg)
-        raise
+        write_status(run_dir, "running", launch=launch(), attempt=attempt())
+    reason = trainer.run(stop)
     if main:
-        write_status(run_dir, "done", nimg=trainer.progress.nimg)
-    trainer.log(f"Done: {run_dir}")
+        status, why = (reason.status, f"stopped by {reason.why}") if reason else ("done", "")
+        write_status(run_dir, status, why, nimg=trainer.progress.nimg)
+        if status == "done":
+            stop.file.unlink(missing_ok=True)  # it has been obeyed, or came too late
+    distributed.barrier()  # torchrun would end the others where one leaves early with an exit code of its own
+    trainer.log(ending(trainer, reason))
+    return reason
+
+
+def ending(trainer: Trainer, reason: Reason | None) -> str:
+    """The last line of a run."""
+    if reason is None:
+        return f"Done: {trainer.run_dir}"
+    return (f"Stopped by {reason.why} at {trainer.progress.nimg / 1000:g} of {trainer.options.total_kimg:g} kimg: "
+            f"{trainer.run_dir}; the same command with training.options.resume=latest goes on")

@@ -3,33 +3,31 @@
 import time
 from collections.abc import Iterator, Sized
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 
-import psutil
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from samplers.noise import ImageGenerators, mix_seed
-from training.batch import Batch, Task, collate
+from training.batch import Batch, Numbered, Task, collate_numbered
 from training.data_sampler import InfiniteSampler
-from training.ema import ema_beta, update_ema
+from training.ema import ema_beta, halflives, update_ema
 from training.precision import autocast, resolve_precision
+from training.resume import changes, processor
 from training.schedule import lr_factor
-from utils import checkpoint, distributed
+from training.ticks import report_loss, tick_fields, tick_line
+from training.validation import Held, validate
+from utils import checkpoint, distributed, sharding
 from utils.config import Options
+from utils.files import first_line
 from utils.log import RunLog, progress
-from utils.runs import prune
-from utils.stats import Collector, StatsFiles
+from utils.runs import has_exact_names, kimg_name, prune
+from utils.stats import Collector, StatsFiles, start_wandb
+from utils.stop import Reason, Stop, reason_of, shield_worker
 
-
-@dataclass
-class Held:
-    """Held-out data that is measured with the averaged weights every few ticks."""
-
-    dataset: Sized
-    every_ticks: int
+Round = tuple[list[int], Batch]  # indices into the dataset, and their samples
 
 
 @dataclass
@@ -38,12 +36,15 @@ class Progress:
 
     nimg: int = 0
     tick: int = 0
-    bad_steps: int = 0
-    seconds: float = 0
+    tick_nimg: int = 0          # at the start of the tick
+    tick_seconds: float = 0
+    seconds: float = 0          # of the ticks that are over
+    bad_steps: int = 0          # in a row
+    best: float = inf           # lowest validation loss
 
 
 class Trainer:
-    """One run: a task, its data, the average of its weights, and the files of its run folder."""
+    """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
                  log: RunLog, record: dict, held: Held | None = None):
@@ -51,65 +52,112 @@ class Trainer:
         self.run_dir, self.device, self.log, self.record = run_dir, device, log, record
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
+        self.total = round(options.total_kimg * 1000)
         self.precision = resolve_precision(options.precision, device)
         layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(record["spatial_dims"])
         for phase in task.phases:
-            phase.module.to(device, memory_format=layout if options.channels_last and layout else None)
             phase.module.train().requires_grad_(True)
-        self.ema = deepcopy(task.net).eval().requires_grad_(False)
+        self.halflives = halflives(options.ema_halflife_kimg)
+        self.emas = [deepcopy(task.net).eval().requires_grad_(False) for _ in self.halflives]
+        self.ema = self.emas[0]
+        for module, optimizer in [*((p.module, p.optimizer) for p in task.phases), *((ema, None) for ema in self.emas)]:
+            if options.parallel == "fsdp" and self.ranks > 1:
+                sharding.shard(module, device, optimizer)
+            else:
+                module.to(device, memory_format=layout if options.channels_last and layout else None)
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
-        self.progress, self.stats = Progress(), Collector()
+        self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
+        self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
+        self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
 
     # ---- state ----
 
     def environment(self) -> dict:
         """What changes the last bits of a result; stored in the state, a change is warned of."""
-        return {"threads": torch.get_num_threads(), "ranks": self.ranks, "precision": self.precision,
-                "channels_last": self.options.channels_last, "compile": self.options.compile,
+        return {"threads": torch.get_num_threads(), "ranks": self.ranks, "batch_gpu": self.batch_gpu,
+                "precision": self.precision, "channels_last": self.options.channels_last,
+                "compile": self.options.compile, "parallel": self.options.parallel,
+                "torch": str(torch.__version__), "device": self.device.type,
                 "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],
-                "torch": str(torch.__version__), "device": self.device.type}
+                "processor": processor(self.device)}
 
     def state(self) -> dict:
-        """Everything to go on from here bit for bit."""
-        return {"config": self.record["config"], "config_hash": self.record["config_hash"],
-                "data_hash": self.record["data_hash"], "environment": self.environment(),
-                "progress": vars(self.progress), "ema": self.ema.state_dict(),
-                "modules": {p.name: p.module.state_dict() for p in self.task.phases},
-                "optimizers": {p.name: p.optimizer.state_dict() for p in self.task.phases}}
+        """Everything to go on from here bit for bit, or, among steps that are skipped, from before the first of them.
+
+        All ranks must call this together.
+        """
+        now, stats = self.good if self.progress.bad_steps else (self.progress, self.stats)
+        return {"config": self.record["config"], "data": self.record["data"],
+                "total_kimg": self.options.total_kimg, "environment": self.environment(),
+                "progress": vars(replace(now)), "stats": stats.state(), "ema": sharding.full_state(self.ema),
+                "more_emas": [sharding.full_state(ema) for ema in self.emas[1:]],
+                "modules": {p.name: sharding.full_state(p.module) for p in self.task.phases},
+                "optimizers": {p.name: sharding.full_state(p.optimizer) for p in self.task.phases}}
 
     def restore(self, data: dict) -> None:
-        """Go on from a training state that `read_state` gave."""
-        for name, now in self.environment().items():
-            if data["environment"].get(name) != now:
-                self.log(f"Warning: {name} was {data['environment'].get(name)}, is {now}: "
-                         "results will differ in the last digits")
-        for phase in self.task.phases:
-            phase.module.load_state_dict(data["modules"][phase.name])
-            phase.optimizer.load_state_dict(data["optimizers"][phase.name])
-        self.ema.load_state_dict(data["ema"])
+        """Go on from a training state that `read_state` gave; ValueError when its weights do not fit."""
+        for line in changes(data["environment"], self.environment()):
+            self.log(line)
+        length = data["total_kimg"]
+        if self.options.lr_schedule == "cosine" and length != self.options.total_kimg:
+            self.log(f"Warning: training.options.total_kimg was {length:g}, is {self.options.total_kimg:g}: the cosine "
+                     "schedule is another one from here on, and the result not that of one long run")
+        try:
+            for phase in self.task.phases:
+                sharding.load_full_state(phase.module, data["modules"][phase.name])
+                sharding.load_full_optimizer_state(phase.optimizer, data["optimizers"][phase.name])
+            for ema, weights in zip(self.emas, [data["ema"], *data["more_emas"]], strict=True):
+                sharding.load_full_state(ema, weights)
+        except (RuntimeError, KeyError, ValueError) as e:
+            raise ValueError("training.options.resume: the state does not fit the networks or optimisers of this "
+                             f"program, though its configuration does: {first_line(e)}") from e
         self.progress = Progress(**data["progress"])
+        self.stats.load_state(data["stats"])
 
-    def save(self, kind: str, name: str, payload: dict, keep: int) -> None:
-        """Write a snapshot or state on rank 0 and delete the oldest ones."""
-        if self.rank == 0:
-            checkpoint.save(self.run_dir / f"{name}-{self.progress.nimg // 1000:06d}.pt", kind, payload)
-            prune(self.run_dir, name, keep)
+    def save(self, kind: str, name: str, payload: dict) -> None:
+        """Write a file on rank 0; an error there is one on every rank."""
+        distributed.from_rank_0(lambda: checkpoint.save(self.run_dir / f"{name}.pt", kind, payload))
+
+    def prune(self, kind: str, keep: int) -> None:
+        """Delete the oldest files of a kind."""
+        distributed.from_rank_0(lambda: prune(self.run_dir, kind, keep))
+
+    def kimg_name(self, nimg: int) -> str:
+        """Images seen as file names give them, exactly where ticks are, or have been, shorter than a kimg."""
+        return kimg_name(nimg, exact=self.options.kimg_per_tick < 1 or has_exact_names(self.run_dir))
+
+    def save_state(self) -> None:
+        """Write a training state."""
+        state = self.state()
+        self.save("state", f"training-state-{self.kimg_name(state['progress']['nimg'])}", state)
+        self.prune("training-state", self.options.keep_states)
+        self.saved_nimg = self.progress.nimg
 
     def save_snapshot(self) -> None:
-        """Write the averaged weights with all that is needed to use them anywhere."""
-        self.save("snapshot", "network-snapshot", {
-            **self.task.snapshot, "config": self.record["config"], "nimg": self.progress.nimg,
-            "ema": {k: v.cpu() for k, v in self.ema.state_dict().items()}}, self.options.keep_snapshots)
+        """Write the averaged weights with all that is needed to use them anywhere; the main average last."""
+        averages = {f"ema {halflife:g}": ema for halflife, ema in zip(self.halflives, self.emas, strict=True)}
+        sharding.check_same_weights({**{p.name: p.module for p in self.task.phases}, **averages})
+        name = f"network-snapshot-{self.kimg_name(self.progress.nimg)}"
+        for halflife, ema in zip(self.halflives[1:], self.emas[1:], strict=True):
+            self.save("snapshot", f"{name}-ema{halflife:g}", self.snapshot(halflife, ema))
+        self.save("snapshot", name, self.snapshot(self.halflives[0], self.ema))
+        self.prune("network-snapshot", self.options.keep_snapshots)
+
+    def snapshot(self, halflife: float, ema: torch.nn.Module) -> dict:
+        """What a snapshot of one average holds."""
+        return {**self.task.snapshot, "config": self.record["config"], "nimg": self.progress.nimg,
+                "ema_halflife_kimg": halflife, "ema": sharding.full_state(ema)}
 
     # ---- data ----
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Round]:
         """This rank's batches from the present position on."""
         sampler = InfiniteSampler(self.dataset, self.rank, self.ranks, seed=self.options.seed,
                                   start_idx=self.progress.nimg)
-        return iter(DataLoader(self.dataset, batch_size=self.batch_gpu, sampler=sampler, collate_fn=collate,
-                               num_workers=self.options.num_workers, pin_memory=self.device.type == "cuda"))
+        return iter(DataLoader(Numbered(self.dataset), batch_size=self.batch_gpu, sampler=sampler,
+                               collate_fn=collate_numbered, num_workers=self.options.num_workers,
+                               worker_init_fn=shield_worker, pin_memory=self.device.type == "cuda"))
 
     def generators(self, round_: int) -> ImageGenerators:
         """One generator per image of a round: a function of the run's seed and the image's place in the stream."""
@@ -119,140 +167,138 @@ class Trainer:
 
     # ---- one step ----
 
-    def step(self, data: Iterator[Batch]) -> None:
-        """One update of every phase on batch_size images, and of the average."""
-        torch.manual_seed(mix_seed(self.options.seed, "layers", self.progress.nimg, self.rank))  # dropout layers
-        start = time.perf_counter()
-        batches = [next(data) for _ in range(self.rounds)]
-        self.stats.report("time/data_wait", time.perf_counter() - start)
-        finite = all([self.update(i, batches) for i in range(len(self.task.phases))])
-        self.progress.bad_steps = 0 if finite else self.progress.bad_steps + 1
-        if self.progress.bad_steps > self.options.max_bad_steps:
-            raise ValueError(f"gradients were not finite in {self.progress.bad_steps} steps in a row "
-                             f"(up to {self.progress.nimg} images); try a lower training.optimizer.lr, "
-                             "training.options.precision=fp32 or grad_clip")
-        if finite:
-            update_ema(self.ema, self.task.net, ema_beta(
-                self.progress.nimg, self.options.batch_size, self.options.ema_halflife_kimg,
-                self.options.ema_rampup_ratio))
-        self.progress.nimg += self.options.batch_size
+    def step(self, data: Iterator[Round], stop: Stop | None = None) -> Reason | None:
+        """One update of every phase on batch_size images, and of the averages; of none when one is not finite.
 
-    def update(self, index: int, batches: list[Batch]) -> bool:
-        """Accumulate a phase's gradients over the rounds and ranks and step its optimiser; False if not finite."""
-        phase = self.task.phases[index]
+        Gives the reason to end that any rank has: the ranks agree on it and on what is finite in one go.
+        """
+        p, options = self.progress, self.options
+        if not p.bad_steps:
+            self.good = replace(p), self.stats.copy()
+        torch.manual_seed(mix_seed(options.seed, "layers", p.nimg, self.rank))  # dropout layers
+        start = time.perf_counter()
+        rounds = [next(data) for _ in range(self.rounds)]
+        self.stats.report("time/data_wait", time.perf_counter() - start)
+        batches, stats = [batch for _, batch in rounds], Collector()
+        figures = [self.gradients(i, batches, stats) for i in range(len(self.task.phases))]
+        bad, wish = distributed.max_over_ranks([not isfinite(sum(figures)), stop.wish() if stop else 0])
+        self.stats.report("bad_steps", bad)
+        if bad:
+            p.bad_steps += 1
+            self.report_bad([index for indices, _ in rounds for index in indices])
+        else:
+            p.bad_steps = 0
+            self.stats.add_all(stats)
+            self.apply()
+        p.nimg += options.batch_size
+        p.tick_seconds = time.perf_counter() - self.tick_start
+        return reason_of(wish)
+
+    def gradients(self, index: int, batches: list[Batch], stats: Collector) -> float:
+        """Accumulate a phase's gradients over rounds and ranks; their norm plus this rank's loss."""
+        phase, total = self.task.phases[index], 0.0
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
             with autocast(self.precision, self.device):
                 out = phase.loss(self.modules[index], batch.to(self.device), self.generators(round_))
             (out.loss / self.options.batch_size).backward()
-            self.stats.report(f"loss/{phase.name}", out.loss, out.count)
-            for name, value in out.parts.items():
-                self.stats.report(f"loss/{name}", value, out.count)
+            report_loss(stats, "loss", phase.name, out)
+            total += out.loss.detach()
         parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        distributed.all_reduce_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or inf, foreach=True))
-        finite = isfinite(norm)
-        self.stats.report("grad_norm", norm if finite else 0, int(finite))
-        self.stats.report("bad_steps", float(not finite))
-        if finite:
-            factor = lr_factor(self.progress.nimg, self.options.total_kimg, self.options.lr_rampup_kimg,
-                               self.options.lr_schedule)
-            for group, lr in zip(phase.optimizer.param_groups, self.base_lr[index], strict=True):
+        sharding.sum_gradients(parameters)
+        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
+        stats.report("grad_norm", norm)
+        return float(norm + total)
+
+    def apply(self) -> None:
+        """Step all optimisers by the gradients that have been accumulated, and the averages after them."""
+        p, options = self.progress, self.options
+        factor = lr_factor(p.nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
+        for phase, base in zip(self.task.phases, self.base_lr, strict=True):
+            for group, lr in zip(phase.optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
             phase.optimizer.step()
-        return finite
+        for halflife, ema in zip(self.halflives, self.emas, strict=True):
+            update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Losses of the averaged weights on the held-out items, with the same noise for an item every time."""
-        mine = range(self.rank, len(self.held.dataset), self.ranks)
-        loader = DataLoader(Subset(self.held.dataset, mine), batch_size=self.batch_gpu, collate_fn=collate)
-        stats, done = Collector(), 0
-        for batch in loader:
-            keys = mine[done:done + len(batch.images)]
-            done += len(keys)
-            generators = ImageGenerators(keys, seed=mix_seed("validation", self.options.seed), device=self.device)
-            with autocast(self.precision, self.device):
-                out = self.task.phases[0].loss(self.ema, batch.to(self.device), generators)
-            stats.report("val/loss", out.loss, out.count)
-            for name, value in out.parts.items():
-                stats.report(f"val/{name}", value, out.count)
-        return stats.means()
+    def report_bad(self, indices: list[int]) -> None:
+        """Say which images made a step that was skipped."""
+        first, p = self.progress.nimg, self.progress
+        items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
+        self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
+                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}")
+
+    def check_bad(self) -> None:
+        """Save a state from before them and raise ValueError when too many steps in a row, or all, were skipped."""
+        p = self.progress
+        all_bad = p.nimg >= self.total and p.bad_steps * self.options.batch_size >= p.nimg
+        if p.bad_steps > self.options.max_bad_steps or all_bad:
+            self.save_state()
+            raise ValueError(f"loss or gradients were not finite in {p.bad_steps} steps in a row (up to {p.nimg} "
+                             f"images); training-state-{self.kimg_name(self.good[0].nimg)}.pt is from before "
+                             "them; go on from it with training.options.precision=fp32, or start anew with a lower "
+                             "training.optimizer.lr or with training.options.grad_clip")
 
     # ---- the loop ----
 
-    def run(self) -> None:
-        """Train to total_kimg."""
-        options, p = self.options, self.progress
-        total = round(options.total_kimg * 1000)
-        files = StatsFiles(self.run_dir) if self.rank == 0 else None
-        bar = progress(total=total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
+    def run(self, stop: Stop) -> Reason | None:
+        """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
+        p, options, reason = self.progress, self.options, None
+        if self.rank == 0:
+            wandb_run = start_wandb(options.wandb, self.run_dir, self.record["config"]) if options.wandb else None
+            self.files = StatsFiles(self.run_dir, p.nimg, wandb_run)
+        bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
-        data, tick_start, tick_nimg = self.batches(), time.perf_counter(), p.nimg
-        while p.nimg < total:
-            self.step(data)
+        data, self.tick_start = self.batches(), time.perf_counter() - p.tick_seconds
+        while p.nimg < self.total and reason is None:
+            with distributed.meeting(f"the step at {p.nimg} images"):
+                reason = self.step(data, stop)
             bar.update(options.batch_size)
-            done = p.nimg >= total
-            if done and p.bad_steps:
-                raise ValueError(f"training ended on gradients that are not finite ({p.bad_steps} steps in a row); try "
-                                 "a lower training.optimizer.lr or training.options.precision=fp32")
-            if not done and p.nimg < tick_nimg + options.kimg_per_tick * 1000:
-                continue
-            p.tick += 1
-            seconds, tick_start = time.perf_counter() - tick_start, time.perf_counter()
-            p.seconds += seconds
-            fields = self.tick_fields(seconds, p.nimg - tick_nimg, total)
-            tick_nimg = p.nimg
-            if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
-                fields.update(self.validate())
-            self.log(tick_line(fields))
-            if files:
-                files.write(fields, p.nimg)
-            if done or (options.snapshot_ticks and p.tick % options.snapshot_ticks == 0):
-                self.save_snapshot()
-            if done or (options.state_ticks and p.tick % options.state_ticks == 0):
-                self.save("state", "training-state", self.state(), options.keep_states)
+            self.check_bad()
+            if p.nimg >= min(self.total, p.tick_nimg + options.kimg_per_tick * 1000):
+                self.tick()
+        if p.nimg >= self.total:
+            reason = None
+        if reason and self.saved_nimg != p.nimg:
+            self.save_state()
+        if reason and reason.status == "done":
+            self.save_snapshot()
         bar.close()
-        if files:
-            files.close()
+        if self.files:
+            self.files.close()
+        return reason
 
-    def tick_fields(self, seconds: float, images: int, total: int) -> dict[str, float]:
-        """The numbers of a tick."""
-        means = self.stats.means()
-        wait = means.pop("time/data_wait", 0.0) * images / self.options.batch_size
-        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else psutil.Process().memory_info().rss
-        nimg, per_image = self.progress.nimg, seconds / images
-        return {"tick": self.progress.tick, "kimg": nimg / 1000, "time/total_sec": self.progress.seconds,
-                "time/sec_per_tick": seconds, "time/sec_per_kimg": per_image * 1000,
-                "time/eta_sec": per_image * max(0, total - nimg), "time/data_share": wait / seconds,
-                "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30, **means}
+    def tick(self) -> None:
+        """End a tick: its line and numbers, validation, and the files that are due."""
+        p, options, done = self.progress, self.options, self.progress.nimg >= self.total
+        p.tick += 1
+        p.seconds += p.tick_seconds
+        images = p.nimg - p.tick_nimg
+        fields = tick_fields(self.stats.means(), tick=p.tick, nimg=p.nimg, total=self.total, images=images,
+                             steps=images / options.batch_size, seconds=p.tick_seconds, total_seconds=p.seconds,
+                             device=self.device)
+        p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
+        if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
+            fields.update(self.validate())
+            self.keep_best(fields["val/loss"])
+        self.log(tick_line(fields))
+        if self.files:
+            self.files.write(fields, p.nimg)
+        if done or (options.snapshot_ticks and p.tick % options.snapshot_ticks == 0):
+            self.save_snapshot()
+        if done or (options.state_ticks and p.tick % options.state_ticks == 0):
+            self.save_state()
 
+    def validate(self) -> dict[str, float]:
+        """Losses of the main average on the held-out items."""
+        return validate(self.held, self.task.phases[0], self.ema, seed=self.options.seed, batch_size=self.batch_gpu,
+                        precision=self.precision, device=self.device)
 
-def read_state(path: Path, record: dict) -> dict:
-    """A training state; ValueError when it is damaged or belongs to another network, data set or experiment."""
-    data = checkpoint.load(path, "state")
-    for key, what in (("config_hash", "configuration"), ("data_hash", "data set")):
-        if data[key] != record[key]:
-            raise ValueError(f"training.options.resume={path}: the state is of another {what} "
-                             f"({different_keys(data['config'], record['config']) or key}); "
-                             "use the same, or leave resume away to start anew")
-    return data
-
-
-def tick_line(fields: dict[str, float]) -> str:
-    """One line of progress for people."""
-    loss = "  ".join(f"{k.removeprefix('loss/')} {v:.4g}" for k, v in fields.items() if k.startswith(("loss/", "val/")))
-    return (f"tick {fields['tick']:<4d} kimg {fields['kimg']:<8.1f} time {clock(fields['time/total_sec']):<9s} "
-            f"sec/kimg {fields['time/sec_per_kimg']:<7.2f} ETA {clock(fields['time/eta_sec']):<9s} "
-            f"data {fields['time/data_share']:.0%}  img/s {fields['images_per_sec']:<6.1f} "
-            f"GiB {fields['memory_gib']:<5.2f} grad {fields['grad_norm']:.3g}  bad "
-            f"{fields['bad_steps']:.0%}  {loss}")
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1h02m or 3m04s."""
-    minutes, s = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{s:02d}s"
+    def keep_best(self, loss: float) -> None:
+        """Write network-best.pt when a validation loss is the lowest so far."""
+        if loss < self.progress.best:
+            self.progress.best = loss
+            self.save("snapshot", "network-best", {**self.snapshot(self.halflives[0], self.ema), "val_loss": loss})
 
 
 def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int, int]:
@@ -266,11 +312,3 @@ def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int
         raise ValueError(f"training.options.batch_size={batch_size} does not divide over {ranks} ranks x "
                          f"batch_gpu={batch_gpu}; use a batch_gpu that divides {per_rank}")
     return batch_gpu, per_rank // batch_gpu
-
-
-def different_keys(old: object, new: object, path: str = "") -> str:
-    """Paths at which two configs differ, comma-separated."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        parts = [different_keys(old.get(k), new.get(k), f"{path}.{k}" if path else k) for k in sorted({*old, *new})]
-        return ", ".join(filter(None, parts))
-    return "" if old == new else path

@@ -1,25 +1,29 @@
 """Snapshots and training states: tensors and plain data in one file, written whole or not at all, checked on load."""
 
 import hashlib
+import pickle
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from utils.files import atomic_path
+from utils.files import atomic_path, first_line, write_error
 
-VERSION = 1
+VERSION = 2
 KINDS = ("snapshot", "state")
 
 
 def walk(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of nested dicts, lists and tuples with their paths, in a fixed order."""
+    """Leaves of nested dicts, lists and tuples with their paths, in a fixed order; containers give what they hold."""
     if isinstance(value, dict):
-        yield path, sorted(map(str, value))
+        yield path, sorted(value, key=str)
         for key in sorted(value, key=str):
             yield from walk(value[key], f"{path}/{key}")
     elif isinstance(value, (list, tuple)):
-        yield path, len(value)
+        yield path, len(value) if isinstance(value, list) else (len(value),)
         for i, part in enumerate(value):
             yield from walk(part, f"{path}/{i}")
     else:
@@ -33,11 +37,18 @@ def checksum(value: object) -> str:
         digest.update(path.encode())
         if isinstance(leaf, torch.Tensor):
             digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            flat = torch.empty(leaf.numel(), dtype=leaf.dtype).copy_(leaf.detach().reshape(-1))  # whatever its strides
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+            digest.update(raw_bytes(leaf))
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()
+
+
+def raw_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor as bytes in order, whatever its strides and device; a view where it can be one."""
+    flat = tensor.detach().reshape(-1)
+    if not flat.is_cpu or flat.stride() != (1,):
+        flat = torch.empty(flat.numel(), dtype=flat.dtype).copy_(flat)
+    return flat.view(torch.uint8).numpy()
 
 
 def tensor_bytes(value: object) -> int:
@@ -46,15 +57,16 @@ def tensor_bytes(value: object) -> int:
 
 
 def save(path: Path, kind: str, payload: dict) -> None:
-    """Write a file of a kind (snapshot, state) whole or not at all."""
+    """Write a file of a kind (snapshot, state) whole or not at all; the error says how much disk was needed."""
     assert kind in KINDS
     data = {**payload, "format": kind, "version": VERSION}
     data["checksum"] = checksum(data)
-    with atomic_path(path, int(tensor_bytes(data) * 1.05) + 2**20) as temporary:
+    needed = int(tensor_bytes(data) * 1.05) + 2**20
+    with atomic_path(path, needed) as temporary:
         try:
             torch.save(data, temporary)
         except RuntimeError as e:  # what torch makes of a write that fails
-            raise OSError(f"{path}: could not be written, is the disk full? ({first_line(e)})") from e
+            raise write_error(path, needed, e) from e
 
 
 def load(path: Path, kind: str) -> dict:
@@ -62,23 +74,36 @@ def load(path: Path, kind: str) -> dict:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such {kind} file")
+    data = read_plain(path)
+    found = data.get("format") if isinstance(data, dict) else type(data).__name__
+    if not isinstance(found, str) or found != kind:
+        raise ValueError(f"{path}: wanted a {kind}, this is {found!r:.60}")
+    version, stored = data.get("version"), data.pop("checksum", None)
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f"{path}: format version {version!r:.60}, this program reads up to {VERSION}; update it")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError) as e:
-        raise ValueError(f"{path}: not a readable {kind} file (damaged or incomplete): {first_line(e)}") from e
-    except Exception as e:  # pickle.UnpicklingError and whatever else a hostile file provokes
-        raise ValueError(f"{path}: refused, it is not plain tensors and data: {first_line(e)}") from e
-    if not isinstance(data, dict) or data.get("format") != kind:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path}: wanted a {kind}, this is {found!r}")
-    if data.get("version", 0) > VERSION:
-        raise ValueError(f"{path}: format version {data['version']}, this program reads up to {VERSION}; update it")
-    stored = data.pop("checksum", None)
-    if stored != checksum(data):
-        raise ValueError(f"{path}: the checksum does not match, the file is damaged; take the one before it")
+        whole = stored == checksum(data)
+    except Exception as e:  # tensors and nestings that no file of ours holds
+        raise ValueError(f"{path}: not what a {kind} file holds: {first_line(e)}") from e
+    if not whole:
+        older = f" or of an older program (format version {version})" if version < VERSION else ""
+        raise ValueError(f"{path}: the checksum does not match, the file is damaged{older}; take the one before it")
     return data
 
 
-def first_line(error: Exception) -> str:
-    """First line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def read_plain(path: Path) -> object:
+    """The content of a torch file: tensors and plain data; ValueError when it is damaged or holds anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the CRCs
+            damaged = archive.testzip()
+    except Exception as e:  # zipfile raises what it pleases on a damaged file
+        raise ValueError(f"{path}: not a torch file, or damaged or incomplete: {first_line(e)}") from e
+    if damaged:
+        raise ValueError(f"{path}: damaged, the checksum of {damaged!r} does not match; take the one before it")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what it warns of is no file of ours, and refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path}: refused, it is not plain tensors and data: {first_line(e)}") from e
+    except Exception as e:  # whatever else a hostile or damaged file provokes
+        raise ValueError(f"{path}: not a readable torch file: {first_line(e)}") from e

@@ -11,23 +11,29 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from utils.files import plain_hash
+from utils.files import first_line, plain_hash
 
 # homes of the classes that a file may name
 TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "training.datasets.", "torch.nn.",
            "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.")
+COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
 # options that leave what is computed alone, the last digits aside
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
-               "precision", "compile", "channels_last", "max_bad_steps")
+               "precision", "compile", "channels_last", "parallel",
+               "timeout_s", "max_bad_steps", "wandb")
+# arguments that the program itself gives a target, by the target's place in the config, which must not
+GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
+         "training.optimizer": ("params",)}
 
 
 @dataclass
@@ -44,17 +50,21 @@ class Options:
     keep_snapshots: int = 3             # older ones are deleted
     keep_states: int = 2
     resume: str | None = None           # latest | a training-state file or a run folder
+    init_from: str | None = None        # start a new run from the weights of a snapshot, as far as they fit
     lr_rampup_kimg: float = 0
     lr_schedule: str = "constant"       # constant | cosine (to 0 at total_kimg)
-    ema_halflife_kimg: float = 500
+    ema_halflife_kimg: Any = 500.0      # or a list: the first is shown and validated, each gets a snapshot of its own
     ema_rampup_ratio: float | None = 0.05
     grad_clip: float | None = None      # global norm above which gradients are scaled down
     precision: str = "auto"             # fp32 | bf16 | auto (bf16 where the processor multiplies it)
     channels_last: bool = False
     compile: bool = False
+    parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
+    timeout_s: float = 600              # how long ranks wait for one that is late
     num_threads: int = 0                # CPU threads per rank, 0 = cores / ranks
     num_workers: int = 0                # data loader processes per rank
-    max_bad_steps: int = 20             # non-finite gradients in a row that stop the run
+    max_bad_steps: int = 20             # more steps in a row without finite loss and gradients end the run
+    wandb: str | None = None            # W&B project to log to as well
     device: str = "auto"                # cpu | cuda | auto
     dry_run: bool = False               # check and print the config, then stop
     debug: bool = False                 # show the traceback of errors
@@ -79,10 +89,20 @@ class Training:
     dataset: dict[str, Any] = field(default_factory=dict)
     batch_transform: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     validation: Validation = field(default_factory=Validation)
     options: Options = field(default_factory=Options)
+
+
+@dataclass
+class Guidance:
+    """How far samples are pushed towards their condition (sampling.guidance.*)."""
+
+    strength: float = 1                 # 1 = the network alone; more pushes away from the guide
+    interval: list[float] | None = None  # noise levels [lo, hi] between which the guide acts, null = all
+    network: str | None = None          # a worse or earlier snapshot as guide (autoguidance); null = no class label
 
 
 @dataclass
@@ -105,6 +125,7 @@ class Sampling:
     num_threads: int = 0
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
+    guidance: Guidance = field(default_factory=Guidance)
     sampler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,12 +154,35 @@ def compose(config_dir: Path, name: str, overrides: Sequence[str]) -> dict:
         raise ValueError(f"-cn={name}: no such experiment in {config_dir.name}/"
                          + (f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"))
     try:
-        with hydra.initialize_config_dir(str(config_dir.resolve()), version_base=None):
-            plain = to_plain(hydra.compose(name, quote_seeds(overrides)))
+        plain = to_plain(compose_raw(config_dir, name, overrides))
     except (HydraException, OmegaConfBaseException) as e:
-        raise ValueError(composition_error(e, config_groups(config_dir))) from e
+        raise ValueError(composition_error(e, name, config_groups(config_dir))) from e
     check_keys(plain, Experiment)
     return plain
+
+
+def compose_raw(config_dir: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes; ValueError for files that are no YAML, for odd defaults, and without the schema."""
+    try:
+        with hydra.initialize_config_dir(str(config_dir.resolve()), version_base=None):
+            config = hydra.compose(name, quote_seeds(overrides))
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except yaml.YAMLError as e:
+        raise ValueError(yaml_error(e)) from e
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"-cn={name}: cannot be composed, look at its defaults ({first_line(e)})") from e
+    if OmegaConf.get_type(config) is not Experiment:
+        raise ValueError(f"-cn={name}: its defaults lack experiment_schema, by which all keys are checked")
+    return config
+
+
+def yaml_error(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML file, and where, as one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{getattr(error, 'name', 'YAML')}: {' '.join(str(error).split())}"
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def quote_seeds(overrides: Sequence[str]) -> list[str]:
@@ -146,54 +190,92 @@ def quote_seeds(overrides: Sequence[str]) -> list[str]:
     return [re.sub(r"""^(\+{0,2}sampling\.seeds)=([^'"]*,[^'"]*)$""", r"\1='\2'", text) for text in overrides]
 
 
-def config_groups(config_dir: Path) -> dict[str, str]:
-    """Groups, the folders of configs/, with the config path that their files fill (`# @package ...`)."""
-    lines = {p.parent.name: p.read_text(encoding="utf-8").partition("\n")[0] for p in config_dir.glob("*/*.yaml")}
-    return {group: line.removeprefix("# @package").strip() for group, line in sorted(lines.items())}
+class Group(NamedTuple):
+    """A group of configs/: the config path that its files fill (`# @package ...`), and their names."""
+
+    package: str
+    choices: list[str]
+
+
+def config_groups(config_dir: Path) -> dict[str, Group]:
+    """The groups, which are the folders of configs/, by name."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(config_dir.glob("*/*.yaml")):
+        files.setdefault(path.parent.name, []).append(path)
+    first_lines = {group: paths[0].read_text(encoding="utf-8").partition("\n")[0] for group, paths in files.items()}
+    return {group: Group(first_lines[group].removeprefix("# @package").strip(), [path.stem for path in paths])
+            for group, paths in files.items()}
 
 
 def check_keys(config: dict, schema: type, path: str = "") -> None:
-    """ValueError for keys that a dataclass schema lacks: `+key=value` gets past Hydra."""
+    """ValueError for keys that a dataclass schema lacks, or has alone: `+key=value` and `~key` get past Hydra."""
     hints = typing.get_type_hints(schema)
+    for key in hints:
+        if key not in config:
+            raise ValueError(f"{path}{key}: missing; give it a value, or leave it out for its default")
     for key, value in config.items():
         if key not in hints:
-            raise ValueError(f"{path}{key}: {no_such_key(key, list(hints))}")
+            raise ValueError(f"{path}{key or repr(key)}: {no_such_key(key, list(hints))}")
         if is_dataclass(hints[key]):
             check_keys(value, hints[key], f"{path}{key}.")
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
     """'no such key' with the nearest right one."""
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1)
     return "no such key; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}")
 
 
-def composition_error(error: Exception, groups: Mapping[str, str]) -> str:
+def composition_error(error: Exception, name: str, groups: Mapping[str, Group]) -> str:
     """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group.
 
-    groups: see config_groups.
+    name: of the experiment.
     """
     while not isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not COMPOSING.match(line)]
     if "--multirun" in str(error):
         given = re.search(r"'(.*)'", lines[0])[1]
         key = given.partition("=")[0]
         return f"{given}: several values for one key, but there are no sweeps; write {key}=[a,b] or \"{key}='a,b'\""
     full = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), None)
     if full is None:
-        return " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
+        text = " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
+        return f"-cn={name}: {text}"
+    if isinstance(error, InterpolationKeyError):
+        return missing_source(full, lines[0])
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
+        chosen_first = nothing_chosen(full.rpartition(".")[0], error.parent_node, groups)
+        if chosen_first:
+            return f"{full}: {chosen_first}"
         key, known = full.rpartition(".")[2], keys_around(full, error.parent_node)
         if key in known:
             return f"{full}: not in the YAML; write +{full}=... to add it"
         if full in groups:
-            return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under "
-                    f"{groups[full]}, as in {groups[full]}.KEY=...")
-        return f"{full}: {no_such_key(key, known if '.' in full else [*known, *groups])}"
+            package = groups[full].package
+            return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under {package}, "
+                    f"as in {package}.KEY=...")
+        return f"{full or repr(full)}: {no_such_key(key, known if '.' in full else [*known, *groups])}"
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
-    return f"{full}: {lines[0]}{hint}"
+    return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
+
+
+def missing_source(full: str, message: str) -> str:
+    """What is said of a key that takes the value of one which is not there; message: OmegaConf's."""
+    source = re.search(r"'(.*)'", message)[1]
+    hint = ""
+    if full.startswith("training.loss.") and source.startswith("training.network."):
+        hint = "; choose precond and loss that go together, as in precond=ddpm loss=ddpm"
+    return f"{full} takes {source}, which is not there{hint}"
+
+
+def nothing_chosen(path: str, node: Any, groups: Mapping[str, Group]) -> str:
+    """What is said of keys below a config path whose group has chosen nothing, '' where something is there."""
+    group = next((name for name, group in groups.items() if group.package == path), None)
+    if group is None or node:
+        return ""
+    return f"nothing is chosen here; choose {group}=NAME first ({', '.join(groups[group].choices)})"
 
 
 def keys_around(full: str, parent: Any) -> list[str]:
@@ -217,13 +299,29 @@ def to_plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True, structured_config_mode=typing.cast(Any, "dict"))
 
 
+def sampling_options(config: dict) -> Sampling:
+    """The sampling half of a plain config as typed options."""
+    half = config["sampling"]
+    return Sampling(**{**half, "guidance": Guidance(**half["guidance"])})
+
+
 def to_yaml(config: dict) -> str:
     """A plain config as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
+def read_yaml(path: Path) -> dict:
+    """A plain config from a YAML file of ours; ValueError when it is damaged."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as e:
+        raise ValueError(f"{path}: not readable as YAML ({str(e).splitlines()[0]})") from e
+
+
 def find_target(name: str, path: str) -> Callable:
     """The class or function behind a `_target_`; ValueError naming the config path when there is none."""
+    if not isinstance(name, str):
+        raise ValueError(f"{path}._target_={name!r}: wanted the name of a class or function")
     module, _, attribute = name.rpartition(".")
     try:
         target = getattr(importlib.import_module(module), attribute)
@@ -256,7 +354,7 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
         if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
             continue
         if key not in parameters and not takes_any:
-            near = difflib.get_close_matches(key, parameters, n=1)
+            near = difflib.get_close_matches(str(key), parameters, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(parameters)}"
             raise ValueError(f"{path}.{key}: no such parameter of {node['_target_']}{hint}")
         if key in hints and not fits(value, hints[key]):
@@ -280,7 +378,7 @@ def fits(value: object, hint: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool, dict):
         return isinstance(value, hint)
-    if inspect.isclass(hint) and f"{hint.__module__}.{hint.__qualname__}" == "torch.Tensor":
+    if is_tensor(hint):
         return False
     if origin in (list, tuple, Sequence):
         inner = [a for a in args if a is not Ellipsis]
@@ -289,24 +387,50 @@ def fits(value: object, hint: object) -> bool:
 
 
 def describe(hint: object) -> str:
-    """A type hint as a person would say it."""
-    return getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+    """A type hint as a person would say it, without what plain values cannot be."""
+    origin, args = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not Ellipsis]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(a) for a in args if not is_tensor(a))
+    if hint in (None, type(None)):
+        return "null"
+    if (origin or hint) in (list, tuple, Sequence):
+        return "a list" + (f" of {' or '.join(dict.fromkeys(map(describe, args)))}" if args else "")
+    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
+
+
+def is_tensor(hint: object) -> bool:
+    """Whether a type hint is torch.Tensor, which is not imported here."""
+    return inspect.isclass(hint) and f"{hint.__module__}.{hint.__qualname__}" == "torch.Tensor"
 
 
 def check_targets(config: dict, path: str, filled: tuple[str, ...] = ()) -> None:
-    """Check every `_target_` node below `config`; `filled` are arguments that code adds to any of them."""
+    """Check every `_target_` node below `config`; `filled` are arguments that code adds to any of them.
+
+    Those of GIVEN are added too, and refused in the config.
+    """
     for where, node in targets(config, path):
-        check_signature(where, node, filled)
+        given = GIVEN.get(where, ())
+        for key in given:
+            if key in node:
+                raise ValueError(f"{where}.{key}: the program gives this itself; leave it out")
+        check_signature(where, node, (*filled, *given))
 
 
-def build(node: dict) -> Any:
-    """Instantiate a checked `_target_` node, nested ones first; errors of the target come out as they are."""
+def build(node: dict, *arguments: object, path: str = "") -> Any:
+    """Instantiate a checked `_target_` node, nested ones first; `arguments` are given to it besides.
+
+    Errors of the target come out as they are; ValueErrors say the config path in front, if `path` says that of node.
+    """
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(node, *arguments, _convert_="all")
     except InstantiationException as e:
-        if isinstance(e.__cause__, Exception):
-            raise e.__cause__ from None
-        raise ValueError(str(e)) from e
+        cause = e.__cause__
+        if not isinstance(cause, Exception):
+            raise ValueError(str(e)) from e
+        if not path or not isinstance(cause, ValueError) or str(cause).startswith(path):
+            raise cause from None
+        inner = re.search(r"\nfull_key: (.+)$", str(e))
+        raise ValueError(f"{path}{'.' + inner[1] if inner else ''}: {cause}") from cause
 
 
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
@@ -342,12 +466,32 @@ def fill(node: dict, **values: object) -> dict:
     return node
 
 
-def config_hash(training: dict) -> str:
-    """Hash of what a training run computes: length, logging and resuming aside, and how the machine is used.
+def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str, object, object]]:
+    """Paths at which two plain configs differ, with the values of both; None is none, and as good as an empty node."""
+    if all(value is None or isinstance(value, dict) for value in (old, new)):
+        old, new = old or {}, new or {}
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new
 
-    The latter (device, threads, precision, ...) changes no more than the last digits; the state records it, and a
-    change is warned of on resuming.
-    """
-    training = {**training, "options": {k: v for k, v in training["options"].items() if k not in NOT_IN_HASH}}
+
+def hashed_part(training: dict) -> dict:
+    """What of a training half decides on what is computed: length, logging, resuming and use of the machine aside."""
+    options = {k: v for k, v in training["options"].items() if k not in NOT_IN_HASH}
+    if isinstance(options.get("ema_halflife_kimg"), int):  # 500 on the command line is 500.0
+        options["ema_halflife_kimg"] = float(options["ema_halflife_kimg"])
+    training = {**training, "options": options}
     training.pop("validation", None)
-    return plain_hash(training)[:16]
+    if not training.get("augment"):
+        training.pop("augment", None)
+    return training
+
+
+def config_hash(training: dict) -> str:
+    """Hash of what a training run computes.
+
+    How the machine is used (device, threads, precision, ...) is no part of it: it changes no more than the last
+    digits; the state records it, and a change is warned of on resuming.
+    """
+    return plain_hash(hashed_part(training))[:16]

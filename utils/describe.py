@@ -58,7 +58,7 @@ def _h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator
         return
     yield f"{indent}{name}/" if depth else name
     for key, value in node.attrs.items():
-        yield f"{indent}  @{key}: {_short(value)}"
+        yield f"{indent}  @{key}: {_short(value.decode() if isinstance(value, bytes) else value)}"
     for key in islice(node, _ENTRIES):
         yield from _h5_tree(key, node[key], depth + 1)
     if len(node) > _ENTRIES:
@@ -149,7 +149,7 @@ def _check_h5(path: Path) -> Report:
     if problems:
         return Report([], problems)
     with h5.open_h5(path) as file:
-        kind = file.attrs.get("format", "none")
+        kind = h5.get_text(file, "format") if "format" in file.attrs else "none"
         if kind != "volumes":
             floats = [n for n in _datasets(file) if n.dtype.kind == "f" and not np.isfinite(n[()]).all()]
             lines = [f"{path}: {kind}, hashes agree", *list(_h5_tree(path.name, file, 0))[1:]]

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and hashes of plain data."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -14,6 +16,8 @@ import numpy as np
 
 # what numpy and zipfile raise on a damaged file, by place of the damage
 NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
+TEMPORARY = re.compile(r"^\.tmp-\d+-.")  # names that atomic_path gives, by process and file
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
@@ -31,7 +35,10 @@ def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """Give a temporary path beside `path` (same suffixes): synced and renamed on clean exit, else removed."""
+    """Give a temporary path beside `path` (same suffixes): synced and renamed on clean exit, else removed.
+
+    ValueError when the disk lacks `needed_bytes` beforehand, OSError with that number when it fills up on the way.
+    """
     path = Path(path)
     check_free_disk(path.parent, needed_bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +48,27 @@ def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise write_error(path, needed_bytes, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: str | Path, needed_bytes: int, error: Exception) -> OSError:
+    """The error to raise for a write that failed half-way, most likely because the disk is full."""
+    needed = f"about {needed_bytes / 2**30:.3g} GiB are needed; " if needed_bytes else ""
+    return OSError(f"{path}: could not be written, is the disk full? {needed}what was there before is unharmed "
+                   f"({first_line(error)})")
+
+
+def remove_temporary(folder: str | Path) -> list[Path]:
+    """Delete the temporary files that killed processes left in a folder of which this process is the only writer."""
+    found = sorted(p for p in Path(folder).iterdir() if TEMPORARY.match(p.name) and p.is_file())
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def _sync(path: Path) -> None:
@@ -64,10 +90,24 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not an npz file, or damaged ({error})") from error
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
+    """sha256 over named arrays: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def plain_hash(value: object) -> str:

@@ -1,20 +1,24 @@
 """HDF5 files that are whole or absent, carry the hash of their own content, and say clearly what is wrong with them."""
 
-import errno
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from utils.files import atomic_path
+from utils.files import atomic_path, write_error
+from utils.spool import Spool
+
+Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # type (or "strings") and shape of a row, by data set
 
 VERSIONS = {"volumes": 1, "latents": 1, "samples": 1}  # what this code writes; newer files are refused
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on a damaged file, by place of the damage
+# what h5py raises on a damaged file, by place of the damage
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError)
 CHUNK_BYTES = 4 << 20
 _BLOCK_BYTES = 16 << 20
 _OWN_ATTRIBUTES = ("sha256", "content_hash")
@@ -23,55 +27,64 @@ _OWN_ATTRIBUTES = ("sha256", "content_hash")
 # ---- writing ----
 
 
+_spools: dict[str, Spool] = {}  # of the files being written, by name
+
+
 @contextmanager
 def atomic_h5(path: str | Path, needed_bytes: int = 0) -> Iterator[h5py.File]:
     """Give a new H5 file that appears under `path`, with content hashes, only if the block ends without error."""
     with atomic_path(path, needed_bytes) as temporary:
-        file = h5py.File(temporary, "w", libver="latest", locking=False)
+        spool = Spool(temporary, partial(write_error, path, needed_bytes))
+        file = h5py.File(spool, "w", libver="latest")
+        _spools[file.filename] = spool
         try:
             yield file
-            _finish(file, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OSError(f"{path}: the disk filled up while writing; nothing was kept, free some space") from error
+            spool.check()
+            seal(file)
         finally:
-            # After an error the file is deleted anyway, and the error that led here is the one the user must see.
-            with suppress(OSError, RuntimeError):
-                file.close()
-
-
-def _finish(file: h5py.File, path: str | Path) -> None:
-    try:
-        seal(file)
-        file.close()
-    except RuntimeError as error:  # what h5py makes of a flush that fails in the middle, as on a full disk
-        raise OSError(f"{path}: could not be written, is the disk full? ({str(error).splitlines()[0]})") from error
+            del _spools[file.filename]
+            file.close()
+            spool.close()
+        spool.check()
 
 
 def set_format(file: h5py.File, name: str, provenance: dict[str, Any]) -> None:
     """Write the root attributes that every file of ours has: format, version and what made it."""
-    file.attrs["format"] = name
+    put_text(file, "format", name)
     file.attrs["version"] = VERSIONS[name]
     put_json(file, "provenance", provenance)
 
 
+def put_text(node: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
+    """Store a text attribute at fixed length.
+
+    Text of variable length lies in HDF5's global heap: it has no checksum, and a zeroed block in it hangs the library.
+    """
+    encoded = text.encode()
+    node.attrs.create(name, np.array(encoded, h5py.string_dtype("utf-8", max(1, len(encoded)))))
+
+
 def put_json(node: h5py.Group, name: str, value: Any) -> None:
     """Store plain data as a JSON attribute."""
-    node.attrs[name] = json.dumps(value)
+    put_text(node, name, json.dumps(value))
 
 
-def create(group: h5py.Group, name: str, shape: Sequence[int], dtype: Any, *, contiguous: bool = False) -> h5py.Dataset:
+def create(group: h5py.Group, name: str, shape: Sequence[int], dtype: Any, *, contiguous: bool = False,
+           hash_rows: bool = False) -> h5py.Dataset:
     """Make an empty data set: contiguous (fast random reads, memory-mappable), or chunked with checksums and growable.
 
     A chunk is one row, or a part of one where a row has more than CHUNK_BYTES. A chunked data set may grow along
-    its first axis (append_row); its shape may start with 0.
+    its first axis (append_row); its shape may start with 0. With hash_rows every row gets a hash of its own, so that
+    `read_row` need not trust fletcher32, for which a chunk of zeros is always whole.
     """
     shape = tuple(int(n) for n in shape)
     if contiguous or not shape:
         return group.create_dataset(name, shape, dtype)
     row = chunk_shape(shape[1:], np.dtype(dtype).itemsize)
-    return group.create_dataset(name, shape, dtype, chunks=(1, *row), maxshape=(None, *shape[1:]), fletcher32=True)
+    dataset = group.create_dataset(name, shape, dtype, chunks=(1, *row), maxshape=(None, *shape[1:]), fletcher32=True)
+    if hash_rows:
+        dataset.attrs["row_sha256"] = np.zeros((0, 32), np.uint8)  # filled in by `seal`
+    return dataset
 
 
 def chunk_shape(row: Sequence[int], itemsize: int) -> tuple[int, ...]:
@@ -84,7 +97,8 @@ def chunk_shape(row: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 
 def append_row(dataset: h5py.Dataset, row: np.ndarray) -> None:
-    """Grow a chunked data set by one row."""
+    """Grow a chunked data set by one row; OSError when the disk of the file has filled up."""
+    _check_disk(dataset)
     dataset.resize(dataset.shape[0] + 1, axis=0)
     dataset[-1] = row
 
@@ -95,33 +109,59 @@ def write_array(group: h5py.Group, name: str, array: np.ndarray, *, contiguous: 
     dataset = create(group, name, array.shape, array.dtype, contiguous=contiguous)
     if array.size:
         dataset[...] = array
+    _check_disk(dataset)
     return dataset
 
 
+def _check_disk(dataset: h5py.Dataset) -> None:
+    spool = _spools.get(dataset.file.filename)
+    if spool is not None:
+        spool.check()
+
+
 def write_strings(group: h5py.Group, name: str, strings: Sequence[str]) -> h5py.Dataset:
-    """Store a list of strings as utf-8."""
-    return group.create_dataset(name, data=list(strings), shape=(len(strings),), dtype=h5py.string_dtype("utf-8"))
+    """Store a list of strings as utf-8, all at the length of the longest (see put_text)."""
+    encoded = [string.encode() for string in strings]
+    dtype = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    return write_array(group, name, np.array(encoded, dtype), contiguous=True)
 
 
 # ---- reading ----
 
 
+@contextmanager
+def damage_named(path: str | Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a ValueError that names it; errors that name it already pass."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: damaged ({error})") from error
+
+
 def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
-    """Open a file for reading; ValueError names the file if it is missing, damaged, or of another format."""
+    """Open a file for reading; ValueError names the file if it is missing, damaged, or of another format.
+
+    With a format also names, attributes and stored hashes are held against the file's content_hash; what the data
+    sets hold is not read yet (see `read`).
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: not an HDF5 file")
-    try:
-        file = h5py.File(path, "r", locking=False)  # finished files never change, so readers need no lock
-    except OSError as error:
-        what = "truncated" if "truncated" in str(error) else "cannot be opened"
-        raise ValueError(f"{path}: {what}, write it again ({error})") from error
-    if format is not None:
+    with damage_named(path):
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"{path}: not an HDF5 file")
         try:
-            check_format(file, format)
-        except ValueError:
+            file = h5py.File(path, "r", locking=False)  # finished files never change, so readers need no lock
+        except OSError as error:
+            what = "truncated" if "truncated" in str(error) else "cannot be opened"
+            raise ValueError(f"{path}: {what}, write it again ({error})") from error
+        try:
+            if format is not None:
+                check_format(file, format)
+                check_metadata(file)
+        except BaseException:
             file.close()
             raise
     return file
@@ -129,7 +169,7 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
 
 def check_format(file: h5py.File, format: str) -> None:
     """Raise ValueError unless the file is of this format and not newer than this code."""
-    got = file.attrs.get("format", "none")
+    got = get_text(file, "format") if "format" in file.attrs else "none"
     if got != format:
         raise ValueError(f"{file.filename}: format is '{got}', wanted a '{format}' file")
     version = int(file.attrs.get("version", 0))
@@ -139,13 +179,33 @@ def check_format(file: h5py.File, format: str) -> None:
         )
 
 
+def check_metadata(file: h5py.File) -> None:
+    """Raise ValueError unless names, attributes and the stored hashes of the data sets are as they were written."""
+    if "content_hash" not in file.attrs:
+        raise ValueError(f"{file.filename}: carries no content hash, so damage would not be seen; seal it (utils.h5)")
+    if _content_hash(file) != get_text(file, "content_hash"):
+        raise ValueError(f"{file.filename}: damaged, metadata differs from the stored content hash")
+
+
+def get_text(node: h5py.Group | h5py.Dataset, name: str) -> str:
+    """Read a text attribute; ValueError names file and attribute if it is missing or something else."""
+    where = f"{node.file.filename}: attribute '{name}' of {node.name}"
+    if name not in node.attrs:
+        raise ValueError(f"{where} is missing")
+    value = node.attrs[name]
+    if isinstance(value, bytes):
+        value = value.decode()
+    if not isinstance(value, str):
+        raise ValueError(f"{where} is not text")
+    return value
+
+
 def get_json(node: h5py.Group, name: str) -> Any:
     """Read a JSON attribute; ValueError names file and attribute if it is missing or unreadable."""
-    if name not in node.attrs:
-        raise ValueError(f"{node.file.filename}: attribute '{name}' of {node.name} is missing")
+    text = get_text(node, name)
     try:
-        return json.loads(node.attrs[name])
-    except (TypeError, json.JSONDecodeError) as error:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{node.file.filename}: attribute '{name}' of {node.name} is not JSON: {error}") from error
 
 
@@ -156,9 +216,50 @@ def need(group: h5py.Group, name: str) -> h5py.Dataset:
     return group[name]
 
 
+def check_columns(group: h5py.Group, rows: int, columns: Columns, needed: Collection[str]) -> None:
+    """Raise ValueError unless the data sets of a group have these types and row shapes; those not needed may lack."""
+    for name in [name for name in columns if name in needed or name in group]:
+        dataset = need(group, name)
+        dtype = "strings" if h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype)
+        wanted_dtype, row = columns[name]
+        if (dtype, dataset.shape) != (wanted_dtype, (rows, *row)):
+            raise ValueError(f"{group.file.filename}: {dataset.name} is {dtype} {dataset.shape}, "
+                             f"wanted {wanted_dtype} {(rows, *row)}")
+
+
+def read(dataset: h5py.Dataset) -> np.ndarray:
+    """All values of a data set; ValueError when they are not those of its stored hash. Strings come as bytes."""
+    path = dataset.file.filename
+    with damage_named(path):
+        values = np.asarray(dataset[()], dataset.dtype.newbyteorder("="))
+        if _digest(dataset, [values]) != get_text(dataset, "sha256"):
+            raise ValueError(f"{path}: damaged, {dataset.name} differs from its stored hash")
+    return values
+
+
+def row_hashes(dataset: h5py.Dataset) -> np.ndarray | None:
+    """Hashes [N,32] uint8 of the rows of a data set made with hash_rows, None for others."""
+    with damage_named(dataset.file.filename):
+        return dataset.attrs.get("row_sha256")
+
+
+def read_row(dataset: h5py.Dataset, index: int, hashes: np.ndarray | None) -> np.ndarray:
+    """One row of a data set, held against `hashes` (see row_hashes); ValueError when it is damaged."""
+    where = f"{dataset.file.filename}: {dataset.name}, row {index}, is damaged"
+    try:
+        row = dataset[index]
+        whole = hashes is None or _row_digest(row) == hashes[index].tobytes()
+    except DAMAGE as error:
+        raise ValueError(f"{where} ({error})") from error
+    if not whole:
+        raise ValueError(f"{where}: it differs from its stored hash")
+    return row
+
+
 def read_strings(dataset: h5py.Dataset) -> list[str]:
-    """Read a utf-8 string list."""
-    return [str(s) for s in dataset.asstr()[()]]
+    """Read a utf-8 string list as `read` does."""
+    with damage_named(dataset.file.filename):
+        return [string.decode() for string in read(dataset)]
 
 
 # ---- content hashes ----
@@ -168,21 +269,35 @@ def seal(file: h5py.File) -> None:
     """Store the SHA-256 of every data set on it, and of all of them with all metadata as the root's content_hash."""
     for node in _walk(file):
         if isinstance(node, h5py.Dataset):
-            node.attrs["sha256"] = dataset_hash(node)
-    file.attrs["content_hash"] = _content_hash(file)
+            if "row_sha256" in node.attrs:
+                digests = b"".join(_row_digest(row) for block in _blocks(node) for row in block)
+                node.attrs["row_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+            put_text(node, "sha256", dataset_hash(node))
+    put_text(file, "content_hash", _content_hash(file))
 
 
 def dataset_hash(dataset: h5py.Dataset) -> str:
     """SHA-256 of type, shape and values, whatever the layout in the file."""
+    return _digest(dataset, _blocks(dataset))
+
+
+def _digest(dataset: h5py.Dataset, blocks: Iterable[np.ndarray]) -> str:
     text = h5py.check_string_dtype(dataset.dtype) is not None
     digest = hashlib.sha256(f"{'utf-8' if text else dataset.dtype.newbyteorder('<').str}{dataset.shape}".encode())
-    for block in _blocks(dataset):
+    for block in blocks:
         if text:
             for string in np.ravel(block):
                 digest.update(len(string).to_bytes(8, "little") + string)
         else:
             digest.update(np.ascontiguousarray(block, dataset.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
+
+
+def _row_digest(row: np.ndarray) -> bytes:
+    dtype = row.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{dtype.str}{row.shape}".encode())
+    digest.update(np.ascontiguousarray(row, dtype).data)
+    return digest.digest()
 
 
 def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -210,7 +325,7 @@ def _content_hash(file: h5py.File) -> str:
     entries = []
     for node in _walk(file):
         attributes = {k: _plain(v) for k, v in node.attrs.items() if k not in _OWN_ATTRIBUTES}
-        stored = node.attrs["sha256"] if isinstance(node, h5py.Dataset) else ""
+        stored = get_text(node, "sha256") if isinstance(node, h5py.Dataset) else ""
         entries.append([node.name, stored, attributes])
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
@@ -218,7 +333,9 @@ def _content_hash(file: h5py.File) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, list(value.shape), value.tobytes().hex()]
+    return value.tolist() if isinstance(value, np.generic) else value
 
 
 def verify(path: str | Path) -> list[str]:
@@ -233,7 +350,7 @@ def verify(path: str | Path) -> list[str]:
             if "content_hash" not in file.attrs:
                 return [f"{path}: carries no content hash, so damage would not be seen"]
             problems = [p for node in nodes if isinstance(node, h5py.Dataset) for p in _dataset_problems(path, node)]
-            if not problems and _content_hash(file) != file.attrs["content_hash"]:
+            if not problems and _content_hash(file) != get_text(file, "content_hash"):
                 problems = [f"{path}: metadata differs from the stored content hash"]
             return problems
         except DAMAGE as error:
@@ -242,7 +359,7 @@ def verify(path: str | Path) -> list[str]:
 
 def _dataset_problems(path: str | Path, dataset: h5py.Dataset) -> list[str]:
     try:
-        if dataset_hash(dataset) != dataset.attrs["sha256"]:
+        if dataset_hash(dataset) != get_text(dataset, "sha256"):
             return [f"{path}: {dataset.name} differs from its stored hash"]
     except DAMAGE as error:
         return [f"{path}: {dataset.name} cannot be read ({error})"]

@@ -9,6 +9,7 @@ hash).
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from utils import h5
@@ -58,7 +59,7 @@ def write_latents(path: Path, splits: dict[str, EncodedSplit], first_stage: Firs
             h5.put_json(file, name, value)
         stage = file.create_group("first_stage")
         h5.put_json(stage, "network", first_stage.network)
-        stage.attrs["hash"] = first_stage.hash
+        h5.put_text(stage, "hash", first_stage.hash)
         for name, weight in first_stage.weights.items():
             h5.write_array(stage, name, weight, contiguous=True)
         for name, split in splits.items():
@@ -80,14 +81,16 @@ class LatentsFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        with h5.open_h5(path, "latents") as file:
+        with h5.open_h5(path, "latents") as file, h5.damage_named(path):
             self.channel_mean: list[float] = h5.get_json(file, "channel_mean")
             self.channel_std: list[float] = h5.get_json(file, "channel_std")
             self.posterior: str = h5.get_json(file, "posterior")
             self.data: dict = h5.get_json(file, "data")
-            self.content_hash = str(file.attrs["content_hash"])
-            self.first_stage_hash = str(file["first_stage"].attrs["hash"])
+            self.content_hash = h5.get_text(file, "content_hash")
+            self.first_stage_hash = h5.get_text(_group(file, "first_stage"), "hash")
             self.splits = [name for name in file if name != "first_stage"]
+            for split in self.splits:
+                _check_split(_group(file, split), len(self.channel_mean))
         if self.posterior not in POSTERIORS:
             raise ValueError(f"{path}: posterior={self.posterior!r}, this program reads {', '.join(POSTERIORS)}")
 
@@ -97,16 +100,32 @@ class LatentsFile:
             raise ValueError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits)}")
         with h5.open_h5(self.path, "latents") as file:
             group = file[split]
-            for name in ("mean", "std"):
-                if h5.dataset_hash(h5.need(group, name)) != group[name].attrs["sha256"]:
-                    raise ValueError(f"{self.path}: /{split}/{name} differs from its stored hash, the file is damaged")
-            return EncodedSplit(group["mean"][()], group["std"][()], h5.read_strings(group["ids"]),
+            return EncodedSplit(h5.read(group["mean"]), h5.read(group["std"]), h5.read_strings(group["ids"]),
                                 h5.read_strings(group["groups"]),
-                                **{part: group[part][()] for part in PARTS if part in group})
+                                **{part: h5.read(group[part]) for part in PARTS if part in group})
 
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder that made the latents."""
         with h5.open_h5(self.path, "latents") as file:
             stage = file["first_stage"]
-            weights = {name: stage[name][()] for name in stage}
+            weights = {name: h5.read(h5.need(stage, name)) for name in stage}
             return FirstStageRecord(h5.get_json(stage, "network"), weights, self.first_stage_hash)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    if not isinstance(file.get(name), h5py.Group):
+        raise ValueError(f"{file.filename}: /{name} is missing")
+    return file[name]
+
+
+def _check_split(group: h5py.Group, channels: int) -> None:
+    """Raise ValueError unless the data sets of a split are there, of the right types and shapes."""
+    N, *row = h5.need(group, "mean").shape
+    if len(row) < 2 or row[0] != channels:
+        raise ValueError(f"{group.file.filename}: {group.name}/mean is {(N, *row)}, wanted [N,{channels},*s]")
+    attributes = group["attributes"].shape[1:] if "attributes" in group else ()
+    h5.check_columns(group, N, {
+        "mean": ("float32", tuple(row)), "std": ("float32", tuple(row)), "ids": ("strings", ()),
+        "groups": ("strings", ()), "affines": ("float64", (4, 4)), "classes": ("int64", ()),
+        "attributes": ("float32", attributes),
+    }, needed=("std", "ids", "groups", "affines"))

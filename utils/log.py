@@ -36,12 +36,22 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
                 smoothing=0.05, leave=False)
 
 
+def read_status(run_dir: Path) -> dict:
+    """What status.json says, {} where there is none; ValueError when it is damaged."""
+    path = run_dir / "status.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{path}: damaged ({e}); delete it, or the folder, if the run is not needed") from e
+
+
 def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> None:
     """Write status.json: running, requeue, done or failed, why, and further facts (experiment, config_hash, nimg)."""
     assert status in ("running", "requeue", "done", "failed")
-    path = run_dir / "status.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    write_text(path, json.dumps({**old, **facts, "status": status, "why": why}, indent=2) + "\n")
+    new = {**read_status(run_dir), **facts, "status": status, "why": why}
+    write_text(run_dir / "status.json", json.dumps(new, indent=2) + "\n")
 
 
 def run_main(main: Callable[[], None], debug: bool) -> None:

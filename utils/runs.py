@@ -1,61 +1,120 @@
-"""Run folders: results/00012-NAME[-desc], found again by a name, a folder or a file."""
+"""Run folders: results/00012-NAME[-desc], found again by a name, a folder or a file, one process group at a time."""
 
-import json
+import errno
+import fcntl
+import os
 import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils import distributed
-from utils.log import write_status
+from utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
+STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def runs_of(root: Path, experiment: str) -> list[Path]:
     """Run folders of an experiment, oldest first."""
-    found = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        status = folder / "status.json"
-        if RUN.match(folder.name) and status.is_file() and \
-                json.loads(status.read_text()).get("experiment") == experiment:
-            found.append(folder)
-    return found
+    folders = [p for p in root.iterdir() if RUN.match(p.name)] if root.is_dir() else []
+    folders.sort(key=lambda p: int(RUN.match(p.name)[1]))
+    return [p for p in folders if experiment_of(p) == experiment]
+
+
+def experiment_of(folder: Path) -> str | None:
+    """The experiment of a run folder, None where status.json is missing or damaged: such a run is nobody's newest."""
+    try:
+        return read_status(folder).get("experiment")
+    except ValueError:
+        return None
 
 
 def new_run(root: Path, experiment: str, desc: str | None, config_hash: str) -> Path:
     """Make the next run folder; rank 0 chooses, all ranks get it."""
-    path = None
-    if distributed.rank() == 0:
+    def make() -> str:
         root.mkdir(parents=True, exist_ok=True)
-        while path is None:
+        while True:
             numbers = [int(m[1]) for m in map(RUN.match, (p.name for p in root.iterdir())) if m]
-            name = "-".join(filter(None, (f"{max(numbers, default=-1) + 1:05d}", experiment, desc)))
+            path = root / "-".join(filter(None, (f"{max(numbers, default=-1) + 1:05d}", experiment, desc)))
             try:
-                (root / name).mkdir()
-                path = root / name
+                path.mkdir()
             except FileExistsError:  # another run took the number in this moment
                 continue
-        write_status(path, "running", experiment=experiment, config_hash=config_hash)
-    return Path(distributed.broadcast_object(str(path) if path else None))
+            write_status(path, "running", experiment=experiment, config_hash=config_hash,
+                         run_id=secrets.token_hex(8), launch=launch())
+            return str(path)
+
+    return Path(distributed.from_rank_0(make))
 
 
-def newest_with_hash(root: Path, experiment: str, config_hash: str) -> Path | None:
-    """The newest run of an experiment with a training state and the same config hash."""
-    for folder in reversed(runs_of(root, experiment)):
-        same = json.loads((folder / "status.json").read_text()).get("config_hash") == config_hash
-        if same and list_files(folder, "training-state"):
-            return folder
-    return None
+def launch() -> str | None:
+    """What torchrun calls this launch, the same after its own restarts of the group; None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def attempt() -> int:
+    """How often torchrun has started this group of processes again (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[bool]:
+    """Keep other process groups off a run folder as long as rank 0 lives; ValueError when one is at it.
+
+    A record lock: the system lifts it when the process dies in whatever way, and forked processes do not share it.
+    Gives False where the file system knows no locks.
+    """
+    handle = None
+
+    def take() -> bool:
+        nonlocal handle
+        handle = open(run_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in NO_LOCKS:
+                return False
+            handle.seek(0)
+            raise ValueError(f"{run_dir}: another run is at work in this folder ({handle.read().strip()}); wait for "
+                             f"its end, or end it by a file {run_dir}/{STOP_FILE}") from e
+        handle.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=handle, flush=True)
+        return True
+
+    try:
+        yield distributed.from_rank_0(take)
+    finally:
+        if handle:
+            handle.close()
+
+
+def kimg_name(nimg: int, exact: bool) -> str:
+    """Images seen as file names give them: 000012 for 12034 images, exactly 000012.034."""
+    kimg, images = divmod(nimg, 1000)
+    return f"{kimg:06d}" + (f".{images:03d}" if images and exact else "")
+
+
+def has_exact_names(folder: Path) -> bool:
+    """Whether a run folder holds states or snapshots that are named by exact images."""
+    return any("." in path.stem for kind in ("training-state", "network-snapshot") for path in list_files(folder, kind))
 
 
 def list_files(folder: Path, kind: str) -> list[Path]:
-    """Files network-snapshot-*.pt or training-state-*.pt of a run, oldest first."""
-    return sorted(folder.glob(f"{kind}-*.pt"), key=lambda p: int(re.findall(r"\d+", p.stem)[-1]))
+    """Files network-snapshot-KKKKKK.pt or training-state-KKKKKK.pt of a run, oldest first."""
+    pattern = re.compile(rf"{kind}-(\d+)(?:\.(\d{{3}}))?\.pt")
+    found = [(m, path) for path in folder.glob(f"{kind}-*.pt") if (m := pattern.fullmatch(path.name))]
+    return [path for m, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 0)))]
 
 
 def find_file(name: str, kind: str, root: Path, key: str) -> Path:
     """The newest snapshot or state meant by an experiment's name, a run folder or a file; `key` is what to change."""
     path = Path(name)
     if path.is_file():
+        check_is_archive(path, kind, key)
         return path
     if path.is_dir():
         files = list_files(path, kind)
@@ -69,7 +128,21 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
     raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/")
 
 
+def check_is_archive(path: Path, kind: str, key: str) -> None:
+    """ValueError for a file that by its first bytes is not what torch.save writes, a zip archive."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK"):
+        return
+    found = f"starts with {start!r}" if start else "is empty"
+    is_pickle = start.startswith(b"\x80") or path.suffix == ".pkl"
+    hint = "; python dataset_tool.py import-edm makes a snapshot of an official EDM network" if is_pickle else ""
+    raise ValueError(f"{key}={path}: wanted a {kind} (.pt), this file {found}{hint}")
+
+
 def prune(folder: Path, kind: str, keep: int) -> None:
-    """Delete all but the newest `keep` files of a kind."""
+    """Delete all but the newest `keep` files of a kind, each after the files of further averages that go with it."""
     for path in list_files(folder, kind)[:-keep]:
+        for companion in folder.glob(f"{path.stem}-ema*.pt"):
+            companion.unlink()
         path.unlink()

@@ -5,6 +5,7 @@ Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,
 (settings).
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -15,43 +16,54 @@ from typing import NamedTuple
 import numpy as np
 
 from utils import h5
-from utils.files import atomic_path, read_npz
+from utils.files import arrays_hash, atomic_path, read_npz
 
 FORMATS = ("h5", "npz")
-MOST_SEEDS = 10_000_000
-ARRAYS = ("latents", "images", "labels", "classes")
+MOST_SEEDS = 1_000_000
+ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64"}
 
 
 def parse_seeds(text: str) -> list[int]:
     """Numbers of a list like `1,2,5-10`, in order; ValueError for anything else. `5-3` is empty, `-3` minus three."""
     seeds: list[int] = []
     for part in text.split(","):
-        span = re.fullmatch(r"(\d+)-(\d+)", part)
-        if span:
-            if int(span[2]) - int(span[1]) >= MOST_SEEDS:
-                raise ValueError(f"seeds={text!r}: {part} are more than {MOST_SEEDS} seeds")
-            seeds.extend(range(int(span[1]), int(span[2]) + 1))
-        elif re.fullmatch(r"\s*[+-]?\d+\s*", part):
-            seeds.append(int(part))
-        else:
-            raise ValueError(f"seeds={text!r}: {part!r} is neither a number nor a range like 5-10")
+        first, last = _span(part, text)
+        if len(seeds) + last - first >= MOST_SEEDS:
+            raise ValueError(f"seeds={shorten(text)}: more than {MOST_SEEDS:,} seeds")
+        seeds.extend(range(first, last + 1))
     return seeds
+
+
+def _span(part: str, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,18})-(\d{1,18})|\s*([+-]?\d{1,18})\s*", part, re.ASCII)
+    if match is None:
+        long = " of at most 18 digits" if re.search(r"\d{19}", part) else ""
+        raise ValueError(f"seeds={shorten(text)}: {shorten(part)} is neither a number nor a range like 5-10{long}")
+    return (int(match[3]), int(match[3])) if match[3] else (int(match[1]), int(match[2]))
+
+
+def shorten(text: str) -> str:
+    """The text as a message may quote it."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def requested_seeds(text: object) -> list[int]:
     """Sorted seeds to generate; ValueError when the list is empty, negative, doubled or no list of numbers."""
+    bare = re.sub(r" *([,-]) *", r"\1", re.sub(r"^\[(.*)\]$", r"\1", str(text).strip()))
     try:
-        seeds = parse_seeds(str(text).replace(" ", "").strip("[]"))
+        seeds = parse_seeds(bare)
     except ValueError as e:
         raise ValueError(f"sampling.{e}") from e
+    given = f"sampling.seeds={shorten(str(text))}"
     if not seeds:
-        raise ValueError(f"sampling.seeds={text}: the list is empty; write ranges upward, as in 2-5")
-    if min(seeds) < 0:
-        raise ValueError(f"sampling.seeds={text}: seed {min(seeds)} is negative; wanted 0 or more")
-    if len(set(seeds)) < len(seeds):
-        double = next(s for s in seeds if seeds.count(s) > 1)
-        raise ValueError(f"sampling.seeds={text}: seed {double} is there twice")
-    return sorted(seeds)
+        raise ValueError(f"{given}: the list is empty; write ranges upward, as in 2-5")
+    seeds.sort()
+    if seeds[0] < 0:
+        raise ValueError(f"{given}: seed {seeds[0]} is negative; wanted 0 or more")
+    for seed, following in itertools.pairwise(seeds):
+        if seed == following:
+            raise ValueError(f"{given}: seed {seed} is there twice")
+    return seeds
 
 
 class SampleMeta(NamedTuple):
@@ -72,17 +84,22 @@ class SamplesFile:
             self._read_npz()
         else:
             self._read_h5()
+        _check_arrays(self.path, self.seeds, self.affine, self.arrays)
         self.rows = {int(s): i for i, s in enumerate(self.seeds)}
 
     def _read_h5(self) -> None:
         with h5.open_h5(self.path, "samples") as file:
-            self.seeds = h5.need(file, "seeds")[()]
-            self.affine = h5.need(file, "affine")[()]
-            self.arrays = {name: file[name][()] for name in ARRAYS if name in file}
+            self.seeds = h5.read(h5.need(file, "seeds"))
+            self.affine = h5.read(h5.need(file, "affine"))
+            self.arrays = {name: h5.read(h5.need(file, name)) for name in ARRAYS if name in file}
             self.meta = SampleMeta(**{name: h5.get_json(file, name) for name in SampleMeta._fields})
 
     def _read_npz(self) -> None:
         archive = read_npz(self.path)
+        if "content_hash" not in archive:
+            raise ValueError(f"{self.path}: not a samples file: there is no content_hash in it")
+        if str(archive.pop("content_hash")) != arrays_hash(archive):
+            raise ValueError(f"{self.path}: damaged, its arrays differ from the stored content hash")
         self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
         try:
             self.seeds, self.affine = archive["seeds"], archive["affine"]
@@ -109,22 +126,35 @@ class SamplesFile:
         return self.arrays[name][index] if name in self.arrays else None
 
 
+def _check_arrays(path: Path, seeds: np.ndarray, affine: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless seeds rise, and all arrays have a row for each and the types of ARRAYS."""
+    if seeds.dtype != np.int64 or seeds.ndim != 1 or (np.diff(seeds) <= 0).any():
+        raise ValueError(f"{path}: seeds are {seeds.dtype} {seeds.shape}, wanted int64 [N] that rise from row to row")
+    if affine.dtype != np.float64 or affine.shape != (4, 4):
+        raise ValueError(f"{path}: affine is {affine.dtype} {affine.shape}, wanted float64 (4, 4)")
+    for name, array in arrays.items():
+        if array.dtype != ARRAYS[name] or array.shape[:1] != seeds.shape:
+            raise ValueError(f"{path}: {name} are {array.dtype} {array.shape}, wanted {ARRAYS[name]} with "
+                             f"{len(seeds)} rows")
+
+
 def write_samples(path: str | Path, seeds: Sequence[int], arrays: dict[str, np.ndarray], affine: np.ndarray,
                   meta: SampleMeta) -> None:
     """Write a samples file by its suffix (.h5, .npz), whole or not at all."""
-    path, seeds = Path(path), np.asarray(seeds, np.int64)
+    path, seeds, affine = Path(path), np.asarray(seeds, np.int64), np.asarray(affine, np.float64)
     assert set(arrays) <= set(ARRAYS) and (np.diff(seeds) > 0).all()
     needed = sum(a.nbytes for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
+        everything = {"seeds": seeds, "affine": affine, "meta": np.array(json.dumps(meta._asdict())), **arrays}
         with atomic_path(path, needed) as temporary:
-            np.savez_compressed(temporary, seeds=seeds, affine=affine, meta=json.dumps(meta._asdict()), **arrays)
+            np.savez_compressed(temporary, content_hash=arrays_hash(everything), **everything)
         return
     with h5.atomic_h5(path, needed) as file:
         h5.set_format(file, "samples", {"kind": "generate", "snapshot": meta.snapshot})
         for name, value in meta._asdict().items():
             h5.put_json(file, name, value)
         h5.write_array(file, "seeds", seeds)
-        h5.write_array(file, "affine", np.asarray(affine, np.float64))
+        h5.write_array(file, "affine", affine)
         for name, array in arrays.items():
             h5.write_array(file, name, array)
 
@@ -145,9 +175,8 @@ class Parts:
             np.savez(temporary, **arrays)
 
     def read(self, seed: int) -> dict[str, np.ndarray]:
-        """Arrays of one seed."""
-        with np.load(self.path(seed), allow_pickle=False) as archive:
-            return dict(archive)
+        """Arrays of one seed; ValueError when its file is damaged."""
+        return read_npz(self.path(seed))
 
     def remove(self) -> None:
         """Delete all parts."""

@@ -1,52 +1,148 @@
-"""Running means of what a step reports, summed over ranks once a tick."""
+"""Running means of what a step reports, summed over ranks once a tick, and the files and services they go to."""
 
+import importlib
 import json
+from collections.abc import Sequence
+from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from utils import distributed
+from utils.files import write_text
+from utils.log import read_status
 
 
 class Collector:
     """Adds up (sum, count) per name on this rank; `means()` is the mean over all ranks since the last call."""
 
     def __init__(self):
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[tuple[str, ...], torch.Tensor] = {}  # tables [names, 2], float64
 
     def report(self, name: str, total: torch.Tensor | float, count: float = 1) -> None:
         """Add a sum over `count` values; stays on the device, so that no step waits for it."""
-        total = torch.as_tensor(total).detach()
-        pair = torch.stack([total.double(), torch.tensor(float(count), dtype=torch.float64, device=total.device)])
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        total = torch.as_tensor(total).detach().double()
+        self.add((name,), torch.stack([total, torch.full_like(total, count)])[None])
+
+    def report_bins(self, name: str, values: torch.Tensor, places: torch.Tensor, edges: Sequence[float]) -> None:
+        """Add values [N] as NAME_LOW-HIGH, by the pair of `edges` that places [N] lie between."""
+        bounds = (0, *edges, inf)
+        index = torch.bucketize(places.detach(), torch.tensor(edges, dtype=places.dtype, device=places.device))
+        pairs = torch.stack([values.detach().double(), torch.ones_like(values, dtype=torch.float64)], dim=1)
+        table = torch.zeros(len(edges) + 1, 2, dtype=torch.float64, device=values.device).index_add_(0, index, pairs)
+        self.add(tuple(f"{name}_{low:g}-{high:g}" for low, high in pairwise(bounds)), table)
+
+    def add(self, names: tuple[str, ...], table: torch.Tensor) -> None:
+        """Add (sum, count) of several names at once."""
+        self.sums[names] = self.sums[names].to(table.device) + table if names in self.sums else table
+
+    def add_names(self, other: "Collector") -> None:
+        """Add the names that another one has collected, and nothing to their sums and counts."""
+        for names, table in other.sums.items():
+            self.add(names, torch.zeros_like(table))
+
+    def add_all(self, other: "Collector") -> None:
+        """Add what another one has collected."""
+        for names, table in other.sums.items():
+            self.add(names, table)
+
+    def copy(self) -> "Collector":
+        """What has been collected so far, unmoved by what is reported later."""
+        copied = Collector()
+        copied.sums = dict(self.sums)
+        return copied
+
+    def table(self) -> tuple[list[tuple[str, ...]], torch.Tensor]:
+        """Groups of names, and their sums and counts [names of all groups, 2] on one device."""
+        groups = sorted(self.sums)
+        device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
+        return groups, torch.cat([self.sums[names].to(device) for names in groups])
 
     def means(self) -> dict[str, float]:
-        """Means of all names (every rank must have reported the same names), and a fresh start."""
-        names = sorted(self.sums)
-        if not names:
+        """Means of all names that were counted, and a fresh start. Every rank must have reported the same names."""
+        if not self.sums:
             return {}
-        device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
-        table = distributed.all_reduce_sum(torch.stack([self.sums[n].to(device) for n in names])).tolist()
+        groups, table = self.table()
+        sums = distributed.all_reduce_sum(table).tolist()
         self.sums = {}
-        return {n: s / c if c else float("nan") for n, (s, c) in zip(names, table, strict=True)}
+        names = [name for group in groups for name in group]
+        return {name: total / count for name, (total, count) in sorted(zip(names, sums, strict=True)) if count}
+
+    def state(self) -> dict:
+        """What all ranks have collected, as plain data and one tensor. All ranks must call this together."""
+        if not self.sums:
+            return {"groups": [], "ranks": torch.zeros(distributed.world_size(), 0, 2, dtype=torch.float64)}
+        groups, table = self.table()
+        return {"groups": [list(names) for names in groups], "ranks": distributed.gather(table).cpu()}
+
+    def load_state(self, state: dict) -> None:
+        """Go on from a state: each rank takes its own part, or, at another number of ranks, its share of the parts."""
+        mine = state["ranks"][distributed.rank()::distributed.world_size()].sum(0)
+        parts = mine.split([len(names) for names in state["groups"]])
+        self.sums = {tuple(names): part for names, part in zip(state["groups"], parts, strict=True)}
 
 
 class StatsFiles:
-    """stats.jsonl (one JSON object per tick) and TensorBoard events of a run folder."""
+    """stats.jsonl (one JSON object per tick) and TensorBoard events of a run folder, and W&B on request."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, nimg: int = 0, wandb_run: Any = None):
+        """nimg: images seen so far; what an earlier process wrote of later ticks is dropped, they come again."""
         from torch.utils.tensorboard import SummaryWriter
-        self.jsonl = open(run_dir / "stats.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self.writer = SummaryWriter(str(run_dir))
+        path = run_dir / "stats.jsonl"
+        drop_later_ticks(path, nimg)
+        self.jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.writer = SummaryWriter(str(run_dir), purge_step=nimg + 1)
+        self.wandb_run = wandb_run
 
     def write(self, fields: dict[str, float], nimg: int) -> None:
-        """Append one tick."""
-        print(json.dumps(fields), file=self.jsonl, flush=True)
+        """Append one tick; numbers that are not finite become null."""
+        plain = {name: value if isfinite(value) else None for name, value in fields.items()}
+        print(json.dumps(plain), file=self.jsonl, flush=True)
         for name, value in fields.items():
             self.writer.add_scalar(name, value, global_step=nimg)
         self.writer.flush()
+        if self.wandb_run:
+            self.wandb_run.log(fields, step=nimg)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close everything."""
         self.jsonl.close()
         self.writer.close()
+        if self.wandb_run:
+            self.wandb_run.finish()
+
+
+def drop_later_ticks(path: Path, nimg: int) -> None:
+    """Keep the lines of a stats.jsonl up to a number of images; a line that was cut off goes too."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if images_of(line) <= nimg]
+    if kept != lines:
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def images_of(line: str) -> float:
+    """Images seen at a line of stats.jsonl; infinite for a line that was cut off."""
+    try:
+        return round(json.loads(line)["kimg"] * 1000)
+    except (ValueError, KeyError, TypeError):
+        return inf
+
+
+def wandb_package(project: str) -> ModuleType:
+    """The package wandb; ValueError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as e:
+        raise ValueError(f"training.options.wandb={project}: the package wandb is not installed; pip install wandb, "
+                         "or leave the key away") from e
+
+
+def start_wandb(project: str, run_dir: Path, config: dict) -> Any:
+    """The W&B run of a run folder: a new one, or the one that an earlier process began."""
+    return wandb_package(project).init(project=project, name=run_dir.name, id=read_status(run_dir).get("run_id"),
+                                       dir=str(run_dir), config=config, resume="allow")

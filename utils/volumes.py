@@ -1,7 +1,8 @@
 """volumes.h5: images, label maps, attributes and geometry of a cohort, split into training and held-out parts.
 
 Layout, per split: images [N,C,*S] float32, ids; if present labels [N,*S] uint8, attributes [N,A] float32 (NaN =
-missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3], intensity_ranges [N,C,2].
+missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3], intensity_ranges [N,C,2]. All but
+images and labels are read once and held against their hashes; an image or label map is whenever it is read.
 """
 
 import os
@@ -17,6 +18,9 @@ from utils import h5
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
+DTYPES = {"images": "float32", "labels": "uint8", "attributes": "float32", "classes": "int64", "affines": "float64",
+          "boxes": "int64", "intensity_ranges": "float32"}  # fmt: skip
+ARRAYS = ("images", "labels")  # big: read row by row; the others are kept in memory
 _ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
 
@@ -153,10 +157,10 @@ class VolumesWriter:
 
     def _start_split(self, split: str, item: Item) -> None:
         group = self._file.create_group(split)
-        h5.create(group, "images", (0, *item.image.shape), "float32")
+        h5.create(group, "images", (0, *item.image.shape), DTYPES["images"], hash_rows=True)
         if item.label is not None:
-            h5.create(group, "labels", (0, *item.label.shape), "uint8")
-        self._rows[split] = _Rows([], [], [], [], [], [], [])
+            h5.create(group, "labels", (0, *item.label.shape), DTYPES["labels"], hash_rows=True)
+        self._rows[split] = _Rows(*([] for _ in _Rows._fields))
 
     def _check(self, split: str, item: Item, intensity_range: np.ndarray | None) -> None:
         if not item.id or "/" in item.id or item.id in self._ids:
@@ -175,13 +179,12 @@ class VolumesWriter:
     def _write_rest(self) -> None:
         if not self._rows:
             raise ValueError(f"{self._path}: no volumes to write")
-        types = {"attributes": "float32", "classes": "int64", "affines": "float64", "boxes": "int64"}
         for split, rows in self._rows.items():
             for name, values in rows._asdict().items():
                 if name in ("ids", "groups"):
                     h5.write_strings(self._file[split], name, values)
                 elif values:
-                    h5.write_array(self._file[split], name, np.asarray(values, types.get(name, "float32")))
+                    h5.write_array(self._file[split], name, np.asarray(values, DTYPES[name]))
         h5.set_format(self._file, "volumes", self._provenance)
         for name, value in asdict(self._meta).items():
             h5.put_json(self._file, name, value)
@@ -239,14 +242,16 @@ class VolumesFile:
         self._pid = 0
         self.meta = _read_meta(self._open())
         self.provenance: dict[str, Any] = h5.get_json(self._open(), "provenance")
-        self.content_hash: str = self._open().attrs.get("content_hash", "")
+        self.content_hash = h5.get_text(self._open(), "content_hash")
         names = [name for name in self._open() if isinstance(self._open()[name], h5py.Group)]
         self.splits: list[str] = sorted(names, key=lambda n: (SPLITS.index(n) if n in SPLITS else len(SPLITS), n))
         if not self.splits:
             raise ValueError(f"{self.path}: holds no split")
-        self._strings = {split: _read_names(self._open()[split]) for split in self.splits}
         for split in self.splits:
-            self._check_rows(split)
+            _check_split(self._open()[split], self.meta)
+        self._strings = {split: _read_names(self._open()[split]) for split in self.splits}
+        self._tables = {split: _read_tables(self._open()[split]) for split in self.splits}
+        self._row_hashes = {split: _read_row_hashes(self._open()[split]) for split in self.splits}
 
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():  # a handle does not survive a fork
@@ -263,18 +268,6 @@ class VolumesFile:
         if self._file is not None and self._pid == os.getpid():
             self._file.close()
         self._file = None
-
-    def _check_rows(self, split: str) -> None:
-        group, length = self._group(split), self.length(split)
-        axes = len(h5.need(group, "images").shape)
-        if axes != self.meta.spatial_dims + 2:
-            raise ValueError(f"{self.path}: /{split}/images has {axes} axes, wanted {self.meta.spatial_dims + 2}")
-        wanted = {"labels": self.meta.label_classes, "attributes": self.meta.attribute_names}
-        for name in [n for n, names in {**wanted, "classes": self.meta.class_names}.items() if names]:
-            h5.need(group, name)
-        for name, dataset in group.items():
-            if dataset.shape[0] != length:
-                raise ValueError(f"{self.path}: /{split}/{name} has {dataset.shape[0]} rows, images have {length}")
 
     def _group(self, split: str) -> h5py.Group:
         if split not in self.splits:
@@ -303,50 +296,61 @@ class VolumesFile:
 
     def attributes(self, split: str) -> np.ndarray | None:
         """Return [N,A] float32, NaN = missing, or None if the file has no attributes."""
-        return self._optional(split, "attributes")
+        return self._table(split, "attributes")
 
     def classes(self, split: str) -> np.ndarray | None:
         """Return [N] int64, -1 = missing, or None if the file has no classes."""
-        return self._optional(split, "classes")
+        return self._table(split, "classes")
 
     def intensity_ranges(self, split: str) -> np.ndarray | None:
         """Return [N,C,2], the original lo and hi of volumes that were scaled one by one, or None."""
-        return self._optional(split, "intensity_ranges")
+        return self._table(split, "intensity_ranges")
 
     def affines(self, split: str) -> np.ndarray:
         """Return [N,4,4] float64."""
-        affines = self._optional(split, "affines")
+        affines = self._table(split, "affines")
         return np.tile(np.eye(4), (self.length(split), 1, 1)) if affines is None else affines
 
-    def _optional(self, split: str, name: str) -> np.ndarray | None:
-        group = self._group(split)
-        return group[name][()] if name in group else None
+    def _table(self, split: str, name: str) -> np.ndarray | None:
+        self._group(split)
+        table = self._tables[split].get(name)
+        return None if table is None else table.copy()
 
     def read(self, split: str, index: int) -> Item:
-        """Read one volume."""
-        group = self._group(split)
+        """Read one volume; ValueError when the file is damaged there."""
+        self._group(split)
         length = self.length(split)
         if not 0 <= index < length:
             raise IndexError(f"{self.path}: index {index} outside 0..{length - 1} of split '{split}'")
-
-        def row(name: str) -> Any:
-            try:
-                return group[name][index] if name in group else None
-            except OSError as error:
-                raise ValueError(f"{self.path}: /{split}/{name}, row {index}, is damaged ({error})") from error
-
-        class_index, affine, box = row("classes"), row("affines"), row("boxes")
+        arrays = {name: h5.read_row(self._group(split)[name], index, hashes)
+                  for name, hashes in self._row_hashes[split].items()}  # fmt: skip
+        table = {name: rows[index].copy() for name, rows in self._tables[split].items()}
+        class_index, affine, box = table.get("classes"), table.get("affines"), table.get("boxes")
         ids, groups = self._strings[split]
         return Item(
-            image=row("images"),
-            label=row("labels"),
-            attributes=row("attributes"),
+            image=arrays["images"],
+            label=arrays.get("labels"),
+            attributes=table.get("attributes"),
             class_index=None if class_index is None or class_index < 0 else int(class_index),
             id=ids[index],
             group=groups[index],
             affine=np.eye(4) if affine is None else affine,
             box=full_box(self.spatial_shape(split)) if box is None else box,
         )
+
+
+def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
+    """Raise ValueError unless all data sets of a split are there, of the right types and shapes."""
+    N, *row = h5.need(group, "images").shape
+    if len(row) != meta.spatial_dims + 1 or row[0] != len(meta.channels):
+        raise ValueError(f"{group.file.filename}: {group.name}/images is {(N, *row)}, wanted {len(meta.channels)} "
+                         f"channel(s) and {meta.spatial_dims} axes")
+    shapes = {"images": row, "labels": row[1:], "attributes": [len(meta.attribute_names)], "classes": [],
+              "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}  # fmt: skip
+    columns = {"ids": ("strings", ()), "groups": ("strings", ())}
+    columns |= {name: (DTYPES[name], tuple(shape)) for name, shape in shapes.items()}
+    promised = {"labels": meta.label_classes, "attributes": meta.attribute_names, "classes": meta.class_names}
+    h5.check_columns(group, N, columns, ["ids", *(name for name, names in promised.items() if names)])
 
 
 def _read_meta(file: h5py.File) -> VolumesMeta:
@@ -360,5 +364,13 @@ def _read_meta(file: h5py.File) -> VolumesMeta:
 
 
 def _read_names(group: h5py.Group) -> tuple[list[str], list[str]]:
-    ids = h5.read_strings(h5.need(group, "ids"))
+    ids = h5.read_strings(group["ids"])
     return ids, h5.read_strings(group["groups"]) if "groups" in group else ids
+
+
+def _read_tables(group: h5py.Group) -> dict[str, np.ndarray]:
+    return {name: h5.read(group[name]) for name in DTYPES if name not in ARRAYS and name in group}
+
+
+def _read_row_hashes(group: h5py.Group) -> dict[str, np.ndarray | None]:
+    return {name: h5.row_hashes(group[name]) for name in ARRAYS if name in group}

@@ -1,0 +1,131 @@
+"""What generate.py says before it draws: arguments, guides and files that cannot be, and what will draw."""
+
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import call, refused, succeed
+
+import dataset_tool
+import generate
+from training.generation import captions, real_pictures
+from utils import checkpoint
+from utils.config import build
+from utils.runs import find_file
+from utils.sample_io import SamplesFile
+from utils.volumes import VolumesFile
+
+DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
+        "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]
+MODEL = {"_target_": "networks.unet.ADMUNet", "in_channels": 1, "out_channels": 1, "spatial_dims": 2, "label_dim": 2,
+         "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": []}
+DATA = {"source": "nowhere.h5", "content_hash": "", "channels": ["t1"], "label_classes": [],
+        "class_names": ["ED", "ES"], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": ""},
+        "affine": np.eye(4).tolist()}
+
+
+def write_snapshot(path: str, precond: str, config: dict | None = None) -> None:
+    """A snapshot of a small network of such a preconditioner, untrained."""
+    node = {"_target_": f"networks.precond.{precond}", "label_dropout": 0.1, "model": MODEL}
+    checkpoint.save(Path(path), "snapshot", {
+        "task": "diffusion", "network": node, "data": DATA, "shape": [1, 8, 8], "first_stage": None,
+        "config": config or {}, "nimg": 0, "ema": build(node).state_dict()})
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A folder with snapshots: of every noise level, of DDPM's, and one that was inflated."""
+    folder = tmp_path_factory.mktemp("drawing")
+    with chdir(folder):
+        write_snapshot("edm.pt", "EDMPrecond")
+        write_snapshot("ddpm.pt", "DDPMPrecond")
+        write_snapshot("inflated.pt", "EDMPrecond", {"imported": {"inflate_mode": "centre"}})
+    return folder
+
+
+@pytest.fixture
+def at(here: Path):
+    """Work in that folder."""
+    threads = torch.get_num_threads()
+    with chdir(here):
+        yield here
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["sampling.sampler.num_steps=1"], "num_steps=1: wanted a whole number of 2 or more"),
+    (["sampler=multistep", "sampling.sampler.order=5"], "order=5: wanted one of 1, 2, 3, 4"),
+    (["sampler=ddim", "sampling.sampler.eta=2"], "eta=2: wanted 0"),
+    (["sampler=ddim", "sampling.sampler.grid=spiral"], "grid='spiral': wanted one of"),
+    (["sampler=ddim", "sampling.sampler.grid=table"], "grid='table': "),
+    (["sampler=ddim", "sampling.network=ddpm.pt", "sampling.sampler.num_steps=1001"], "num_steps=1001: wanted no more"),
+    (["sampling.network=ddpm.pt", "+sampling.sampler.sigmas=[1000,1,0]"], "sigmas go from 1000.0 to 1.0"),
+    (["sampler=edm_sde", "sampling.sampler.S_min=60"], "S_min=60, S_max=50: wanted S_min <= S_max"),
+    (["sampler=ablation", "sampling.sampler.solver=rk4"], "solver='rk4': wanted one of"),
+])
+def test_arguments_of_the_sampler_are_refused_at_once(at, overrides, wanted):
+    arguments = [*DRAW, *overrides]
+    said = refused(at, generate.main, *arguments)
+    assert said.startswith(f"Error: sampling.sampler: {wanted}")
+    assert "Seeds" not in call(generate.main, *arguments).stdout
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["strength=2", "network=edm.pt"], ["sampling.guidance.network=edm.pt", "the network itself"]),
+    (["strength=2", "network=copy.pt"], ["sampling.guidance.network=copy.pt", "the network itself"]),
+    (["interval=[0.2,5]"], ["sampling.guidance.interval=[0.2, 5.0]", "sampling.guidance.strength=1"]),
+    (["network=ddpm.pt"], ["sampling.guidance.network=ddpm.pt", "sampling.guidance.strength=1"]),
+])
+def test_guidance_that_moves_nothing_is_refused(at, overrides, wanted):
+    Path("copy.pt").write_bytes(Path("edm.pt").read_bytes())
+    said = refused(at, generate.main, *DRAW, *(f"sampling.guidance.{each}" for each in overrides))
+    assert all(text in said for text in wanted), said
+
+
+def test_what_draws_is_said(at):
+    said = succeed(generate.main, *DRAW, "sampler=multistep", "sampling.guidance.strength=2",
+                   "sampling.guidance.interval=[0.2,5]", "sampling.guidance.network=ddpm.pt", "sampling.outdir=said")
+    line = next(line for line in said.splitlines() if line.startswith("Drawing"))
+    assert line.startswith("Drawing   [1, 8, 8] voxels by EDMPrecond(ADMUNet, 0.01 M weights), multistep_sampler num_s")
+    assert "num_steps=2 order=4 grid=exponential" in line
+    assert line.endswith(", guidance 2 in [0.2, 5.0] by ddpm.pt")
+    assert captions(SamplesFile("said/samples.npz"), 2) == ["class ED\nseed 0", "class ES\nseed 1"]
+    assert Path("said/samples.png").is_file() and "never trained" not in said
+
+
+def test_a_network_that_was_never_trained_in_three_dimensions_draws_with_a_note(at):
+    said = succeed(generate.main, *DRAW, "sampling.network=inflated.pt", "sampling.outdir=inflated")
+    assert "never trained since: a start for training" in said and "guidance" not in said
+
+
+FILES = {
+    "README.md": (b"# edm3d\n", r"starts with b'# edm3d\n'"),
+    "volumes.h5": (b"\x89HDF\r\n\x1a\n", r"starts with b'\x89HDF"),
+    "official.pkl": (b"\x80\x04\x95", "dataset_tool.py import-edm"),
+    "renamed.pt": (b"\x80\x04\x95", "dataset_tool.py import-edm"),
+    "empty.pt": (b"", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_another_kind_are_refused_by_key(at, name):
+    content, wanted = FILES[name]
+    Path(name).write_bytes(content)
+    said = refused(at, generate.main, *DRAW, f"sampling.network={name}")
+    assert said.startswith(f"Error: sampling.network={name}: wanted a network-snapshot (.pt), ") and wanted in said
+    assert ("import-edm" in said) is (content[:1] == b"\x80")
+    with pytest.raises(ValueError, match=f"training.options.init_from={name}: wanted a network-snapshot"):
+        find_file(name, "network-snapshot", Path("results"), "training.options.init_from")
+
+
+def test_as_many_real_volumes_are_shown_as_there_are_held_out_ones_first(at):
+    succeed(dataset_tool.main, "phantom", "--dest", "echo.h5", "--num", "10", "--size", "8")
+    file = VolumesFile("echo.h5")
+    assert (file.length("test"), file.length("val")) == (1, 1)
+    places = [("test", 0), ("val", 0), ("train", 0), ("train", 1)]
+    for (image, label), place in zip(real_pictures({}, "echo.h5", 4, False), places, strict=True):
+        item = file.read(*place)
+        assert np.array_equal(image, item.image) and np.array_equal(label, item.label)
+    assert len(real_pictures({}, "echo.h5", 100, False)) == 10

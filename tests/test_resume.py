@@ -1,0 +1,464 @@
+"""Going on from where a run stopped: the right state, bit for bit, or an error that says why not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner
+from toy import OPTIONS, learned, make_trainer, ticks, trained
+
+import dataset_tool
+import train
+from training.resume import changes, choose_start, different_keys, latest, read_state
+from training.run import asked_in_this_launch, common_part
+from training.training_loop import Trainer
+from utils import checkpoint
+from utils.config import config_hash
+from utils.log import read_status, write_status
+from utils.runs import list_files, locked, runs_of
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.dataset.path=echo.h5",
+         "training.network.model.model_channels=8", "training.network.model.channel_mult=[1]",
+         "training.network.model.num_blocks=1", "training.network.model.attention_levels=[]",
+         "training.network.model.dropout=0.1", "training.options.batch_size=4", "training.options.total_kimg=0.08",
+         "training.options.kimg_per_tick=0.024", "training.options.state_ticks=1", "training.options.num_threads=1",
+         "training.options.device=cpu", "training.options.precision=fp32", "training.validation.max_items=4",
+         "training.validation.every_ticks=1"]
+LATEST = "training.options.resume=latest"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with data and the results of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("resume")
+    with chdir(folder):
+        made = CliRunner().invoke(dataset_tool.main, ["phantom", "--dest", "echo.h5", "--num", "40", "--size", "8"])
+        assert made.exit_code == 0, made.output
+        assert run("whole").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def at(folder):
+    """Work in that folder."""
+    with chdir(folder):
+        yield folder
+
+
+def run(root: str, *overrides: str):
+    """Train in this process, with runs in a folder of their own."""
+    return CliRunner().invoke(train.main, [*TRAIN, f"training.options.run_root={root}", *overrides])
+
+
+def command(root: str, *overrides: str, ranks: int = 0, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The same as a command line of its own, of one process or of several under torchrun."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher] if ranks else []
+    return [sys.executable, *start, str(ROOT / "train.py"), *TRAIN, f"training.options.run_root={root}", *overrides]
+
+
+def result(run_dir: Path) -> str:
+    """Hash of all that a run has learned."""
+    return learned(checkpoint.load(list_files(run_dir, "training-state")[-1], "state"))
+
+
+def kill_in_step(monkeypatch, step: int, number: signal.Signals) -> None:
+    """Send this process a signal in the middle of a step of the next training (the first is 0)."""
+    gradients, calls = Trainer.gradients, []
+
+    def act(self, *arguments) -> float:
+        calls.append(0)
+        if len(calls) - 1 == step:
+            os.kill(os.getpid(), number)
+        return gradients(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "gradients", act)
+
+
+# ---- bit for bit ----
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_resume_in_the_middle_is_bit_identical(tmp_path, dropout):
+    options = replace(OPTIONS, batch_gpu=4, lr_rampup_kimg=0.1, lr_schedule="cosine")
+    whole = trained(tmp_path / "whole", options, dropout=dropout)
+    first = make_trainer(tmp_path / "first", options, dropout=dropout)
+    data = first.batches()
+    for _ in range(7):
+        first.step(data)
+    first.save_state()
+    torch.manual_seed(1234)  # whatever the process drew in between
+    state = list_files(tmp_path / "first", "training-state")[0]
+    second = trained(tmp_path / "second", options, resume=state, dropout=dropout)
+    assert learned(second) == learned(whole)
+    assert second["progress"]["nimg"] == 240
+
+
+def test_ticks_after_the_state_are_not_told_twice(tmp_path):
+    options = replace(OPTIONS, state_ticks=1, keep_states=9)
+    trained(tmp_path, options)
+    wanted = ticks(tmp_path)
+    for state in list_files(tmp_path, "training-state")[2:]:  # as if killed in the fourth tick, before its state
+        state.unlink()
+    with open(tmp_path / "stats.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"tick": 5, "kim')
+    trained(tmp_path, options, resume=list_files(tmp_path, "training-state")[-1])
+    assert ticks(tmp_path) == wanted and len(wanted) == 4
+
+
+@pytest.mark.parametrize(("number", "code", "why"), [(signal.SIGTERM, 75, "stopped by SIGTERM"),
+                                                     (signal.SIGINT, 130, "stopped by Ctrl-C")])
+def test_run_that_is_signalled_says_so_and_goes_on_bit_for_bit(at, monkeypatch, number, code, why):
+    kill_in_step(monkeypatch, 8, number)
+    stopped = run(number.name)
+    assert stopped.exit_code == code and "training.options.resume=latest goes on" in stopped.output
+    run_dir = Path(number.name, "00000-echo_edm")
+    status = read_status(run_dir)
+    assert (status["status"], status["why"], status["nimg"]) == ("requeue", why, 36)
+    again = run(number.name, LATEST)
+    assert again.exit_code == 0 and "Resumed from" in again.output
+    assert read_status(run_dir)["status"] == "done"
+    assert result(run_dir) == result(Path("whole/00000-echo_edm"))
+    best, wanted = (checkpoint.load(p / "network-best.pt", "snapshot") for p in (run_dir, Path("whole/00000-echo_edm")))
+    assert best["nimg"] == wanted["nimg"] and checkpoint.checksum(best["ema"]) == checkpoint.checksum(wanted["ema"])
+
+
+def test_file_stop_is_removed_when_obeyed(at):
+    assert run("file").exit_code == 0
+    (run_dir := Path("file/00000-echo_edm")).joinpath("STOP").touch()
+    longer = "training.options.total_kimg=0.096"
+    assert run("file", LATEST, longer).exit_code == 0
+    status = read_status(run_dir)
+    assert (status["status"], status["why"], status["nimg"]) == ("done", "stopped by the file STOP", 84)
+    assert not (run_dir / "STOP").exists()
+    assert run("file", LATEST, longer).exit_code == 0 and read_status(run_dir)["nimg"] == 96
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Return when a condition holds; fail when it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def has_state(run_dir: Path) -> bool:
+    """Whether a run folder holds a training state."""
+    return run_dir.is_dir() and bool(list_files(run_dir, "training-state"))
+
+
+LONG = "training.options.total_kimg=4"  # a thousand steps: long enough to be caught in the middle
+
+
+def test_second_run_is_refused_and_sigterm_to_a_process_of_its_own_works(at):
+    run_dir = Path("process/00000-echo_edm")
+    with open("process.txt", "w", encoding="utf-8") as out:
+        process = subprocess.Popen(command("process", LONG), stdout=out, stderr=out)
+    try:
+        wait_for(lambda: has_state(run_dir))
+        refused = run("process", LONG, LATEST)
+        assert refused.exit_code == 1 and str(run_dir) in refused.stderr and str(process.pid) in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        process.terminate()
+        assert process.wait(30) == 75, Path("process.txt").read_text()
+    finally:
+        process.kill()
+    status = read_status(run_dir)
+    assert status["status"] == "requeue" and 0 < status["nimg"] < 4000
+    read = checkpoint.load(list_files(run_dir, "training-state")[-1], "state")
+    assert read["progress"]["nimg"] == status["nimg"]
+
+
+def test_lock_ends_with_its_process_however_it_dies(tmp_path):
+    code = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom utils.runs import "
+            f"locked\nwith locked(Path({str(tmp_path)!r})):\n    print('locked', flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match=f"{tmp_path}: another run is at work .*process {process.pid} on"), \
+            locked(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    with locked(tmp_path) as held:
+        assert held
+
+
+# ---- which state ----
+
+
+def make_run(root: Path, number: int, training: dict, *, states: tuple[str, ...] = (),
+             launch: str | None = None) -> Path:
+    """A run folder with empty states."""
+    folder = root / f"{number:05d}-exp"
+    folder.mkdir(parents=True)
+    write_status(folder, "running", experiment="exp", config_hash=config_hash(training), launch=launch)
+    (folder / "config.yaml").write_text(json.dumps({"training": training}))
+    for name in states:
+        (folder / f"training-state-{name}.pt").touch()
+    return folder
+
+
+CONFIG = {"options": {"seed": 0}, "loss": {"P_mean": 1.0}}
+OTHER = {"options": {"seed": 0}, "loss": {"P_mean": 2.0}}
+
+
+def test_latest_is_the_newest_state_of_the_newest_run_of_the_same_configuration(tmp_path):
+    make_run(tmp_path, 0, CONFIG, states=("000009",))
+    chosen = make_run(tmp_path, 1, {**CONFIG, "options": {"seed": 0, "total_kimg": 5}}, states=("000002", "000010.500"))
+    start = latest(tmp_path, "exp", CONFIG)
+    assert start == (chosen / "training-state-000010.500.pt", [])
+    make_run(tmp_path, 2, OTHER, states=("000003",))
+    make_run(tmp_path, 3, CONFIG)
+    start = latest(tmp_path, "exp", CONFIG)
+    assert start.state == chosen / "training-state-000010.500.pt"
+    assert "00003-exp, it has no training state" in start.notes[0]
+    assert "00002-exp, it is of another configuration (training.loss.P_mean)" in start.notes[1]
+
+
+def test_latest_with_nothing_there_starts_fresh_and_says_so(tmp_path):
+    options = replace(OPTIONS, resume="latest", run_root=str(tmp_path))
+    start = choose_start(options, "exp", CONFIG)
+    assert start.state is None and len(start.notes) == 1 and "starting fresh" in start.notes[0]
+    make_run(tmp_path, 0, OTHER, states=("000003",))
+    start = choose_start(options, "exp", CONFIG)
+    assert start.state is None and "training.loss.P_mean" in start.notes[1]
+
+
+def test_restart_by_torchrun_goes_on_in_the_run_that_broke_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "now")
+    make_run(tmp_path, 0, CONFIG, states=("000009",), launch="before")
+    broken = make_run(tmp_path, 1, CONFIG, states=("000001", "000002"), launch="now")
+    make_run(tmp_path, 2, OTHER, states=("000005",), launch="now")
+    options = replace(OPTIONS, run_root=str(tmp_path))
+    assert choose_start(options, "exp", CONFIG).state is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert choose_start(options, "exp", CONFIG).state is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert choose_start(options, "exp", CONFIG).state == broken / "training-state-000002.pt"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert choose_start(options, "exp", CONFIG).state is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "now")
+    make_run(tmp_path, 3, CONFIG, launch="now")  # broke off before its first state
+    assert choose_start(options, "exp", CONFIG).state is None
+
+
+def test_restart_after_a_signal_ends_again(at, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "now")
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 8, signal.SIGUSR1)
+        assert run("again").exit_code == 75
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run("again").exit_code == 75
+    status = read_status(Path("again/00000-echo_edm"))
+    assert (status["status"], status["nimg"]) == ("requeue", 36) and os.listdir("again") == ["00000-echo_edm"]
+
+
+# ---- whether it fits ----
+
+
+def test_damaged_state_is_not_skipped_but_the_one_before_is_named(tmp_path):
+    options = replace(OPTIONS, state_ticks=1, keep_states=3)
+    trained(tmp_path, options)
+    before, newest = list_files(tmp_path, "training-state")[-2:]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    record = make_trainer(tmp_path / "other").record
+    with pytest.raises(ValueError, match=rf"{newest.name}.*the one before it is training.options.resume={before}"):
+        read_state(newest, record)
+    oldest = list_files(tmp_path, "training-state")[0]
+    oldest.write_bytes(b"")
+    with pytest.raises(ValueError, match=oldest.name) as error:
+        read_state(oldest, record)
+    assert "one before it is" not in str(error.value)
+
+
+def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
+    config = {"training": {"options": {"seed": 0, "total_kimg": 1}, "network": {"width": 8}}}
+    first = make_trainer(tmp_path / "a", config=config)
+    first.save_state()
+    state, = list_files(tmp_path / "a", "training-state")
+    longer = {"training": {"options": {"seed": 0, "total_kimg": 2}, "network": {"width": 8}}}
+    read_state(state, make_trainer(tmp_path / "b", config=longer).record)
+    other = make_trainer(tmp_path / "c", config={"training": {"options": {"seed": 1, "total_kimg": 2},
+                                                              "network": {"width": 9}}})
+    with pytest.raises(ValueError, match=r"training\.options\.resume") as error:
+        read_state(state, other.record)
+    assert "another configuration (training.network.width, training.options.seed);" in str(error.value)
+    changed = make_trainer(tmp_path / "d", config=config, data_hash="other")
+    with pytest.raises(ValueError, match=r"another data set \(content_hash\)"):
+        read_state(state, changed.record)
+
+
+def test_state_of_another_program_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    state = trainer.state()
+    state.pop("stats")
+    checkpoint.save(tmp_path / "old.pt", "state", state)
+    with pytest.raises(ValueError, match="lacks stats: it was written by another version"):
+        read_state(tmp_path / "old.pt", trainer.record)
+    state = trainer.state()
+    state["modules"]["diffusion"]["layers.0.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="does not fit"):
+        trainer.restore(state)
+
+
+def test_different_keys_are_named_by_path():
+    assert different_keys({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}) == "b.c, e"
+    assert different_keys({"a": 1}, {"a": 1}) == ""
+
+
+def test_change_of_what_moves_the_last_digits_is_warned_of(tmp_path):
+    trainer = make_trainer(tmp_path)
+    environment = trainer.environment()
+    assert changes(environment, environment) == [] and environment["processor"]
+    found = changes({**environment, "threads": 7, "processor": "Z80"}, environment)
+    assert len(found) == 2 and "threads was 7, is 1" in found[0] and "processor was Z80" in found[1]
+
+
+# ---- disk ----
+
+
+def test_disk_that_fills_up_fails_the_run_and_spares_the_files(at, monkeypatch):
+    usage, save = namedtuple("usage", "total used free"), checkpoint.save
+
+    def fill_up(path: Path, kind: str, payload: dict) -> None:
+        if path.name == "training-state-000000.048.pt":
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 ** 40, 2 ** 40 - 10, 10))
+        save(path, kind, payload)
+
+    monkeypatch.setattr(checkpoint, "save", fill_up)
+    full = run("full")
+    assert full.exit_code == 1 and "GiB needed" in full.stderr and len(full.stderr.splitlines()) == 1
+    run_dir = Path("full/00000-echo_edm")
+    assert [p.name for p in list_files(run_dir, "training-state")] == ["training-state-000000.024.pt"]
+    assert not list(run_dir.glob(".tmp-*"))
+    status = read_status(run_dir)
+    assert status["status"] == "failed" and "not enough free disk" in status["why"]
+    monkeypatch.undo()
+    assert run("full", LATEST).exit_code == 0
+    assert result(run_dir) == result(Path("whole/00000-echo_edm"))
+
+
+def test_what_a_killed_process_left_behind_is_removed(at):
+    assert run("left").exit_code == 0
+    left = Path("left/00000-echo_edm/.tmp-123-training-state-000000.080.pt")
+    left.write_bytes(b"half")
+    assert run("left", LATEST).exit_code == 0
+    assert not left.exists()
+
+
+# ---- several ranks, killed ----
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that torchrun has started, in the order of their ranks."""
+    return sorted((p for p in psutil.Process(process.pid).children() if "train.py" in " ".join(p.cmdline())),
+                  key=lambda p: int(p.environ()["RANK"]))
+
+
+@pytest.mark.slow
+def test_three_ranks_killed_at_any_moment_go_on_bit_for_bit(at):
+    options = ["training.options.batch_size=6", "training.options.total_kimg=0.3"]
+    whole = subprocess.run(command("three", *options, ranks=3), capture_output=True, text=True, timeout=120)
+    assert whole.returncode == 0, whole.stderr
+    run_dir = Path("killed/00000-echo_edm")
+    for victims, number in (([1], signal.SIGKILL), ([0, 1, 2], signal.SIGKILL), ([0], signal.SIGTERM)):
+        before = list_files(run_dir, "training-state")[-1:] if run_dir.is_dir() else []
+        with open(f"killed-{number.name}-{victims}.txt", "w", encoding="utf-8") as out:
+            process = subprocess.Popen(command("killed", *options, LATEST, ranks=3), stdout=out, stderr=out)
+        wait_for(lambda before=before: has_state(run_dir) and list_files(run_dir, "training-state")[-1:] != before)
+        ranks = ranks_of(process)
+        for victim in victims:
+            ranks[victim].send_signal(number)
+        assert process.wait(60) != 0
+    assert read_status(run_dir)["status"] == "requeue"
+    last = subprocess.run(command("killed", *options, LATEST, ranks=3), capture_output=True, text=True, timeout=120)
+    assert last.returncode == 0, last.stderr
+    assert result(run_dir) == result(Path("three/00000-echo_edm"))
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_the_group_from_the_newest_state(at):
+    options = ["training.options.total_kimg=0.3"]
+    whole = subprocess.run(command("calm", *options, ranks=2), capture_output=True, text=True, timeout=120)
+    assert whole.returncode == 0, whole.stderr
+    run_dir = Path("restarted/00000-echo_edm")
+    with open("restarted.txt", "w", encoding="utf-8") as out:
+        process = subprocess.Popen(command("restarted", *options, ranks=2, launcher=("--max-restarts=1",)), stdout=out,
+                                   stderr=out)
+    wait_for(lambda: has_state(run_dir))
+    ranks_of(process)[1].kill()
+    assert process.wait(120) == 0, Path("restarted.txt").read_text()
+    assert "Restarted by torchrun" in Path("restarted.txt").read_text()
+    assert runs_of(Path("restarted"), "echo_edm") == [run_dir]
+    assert result(run_dir) == result(Path("calm/00000-echo_edm"))
+
+
+def test_a_sharded_run_goes_on_after_a_validation_that_is_not_the_best(at):
+    """Nothing is saved then, and the next step must find the averages as shares. One rank has no item to validate."""
+    made = subprocess.run(command("still", "training.options.parallel=fsdp", "training.optimizer.lr=0",
+                                  "training.validation.max_items=1",
+                                  "training.options.state_ticks=null", ranks=2),
+                          capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr
+    values = [json.loads(line)["val/loss"] for line in
+              (next(Path("still").glob("0*")) / "stats.jsonl").read_text().splitlines()]
+    assert len(values) > 2 and len(set(values)) == 1
+
+
+def test_a_longer_run_under_cosine_is_warned_of(tmp_path):
+    options = replace(OPTIONS, lr_schedule="cosine")
+    trained(tmp_path, options)
+    for schedule, warned in (("cosine", True), ("constant", False)):
+        said: list[str] = []
+        again = make_trainer(tmp_path, replace(options, lr_schedule=schedule, total_kimg=1))
+        again.log = said.append
+        again.restore(checkpoint.load(list_files(tmp_path, "training-state")[-1], "state"))
+        assert any("total_kimg was 0.24, is 1" in line for line in said) is warned
+
+
+@pytest.mark.slow
+def test_a_sharded_run_ends_like_a_whole_one(at):
+    options = ["training.optimizer.lr=1e-2", "training.options.total_kimg=0.12", "training.network.model.dropout=0"]
+    weights = []
+    for parallel in ("ddp", "fsdp"):
+        made = subprocess.run(command(parallel, *options, f"training.options.parallel={parallel}", ranks=2),
+                              capture_output=True, text=True, timeout=120)
+        assert made.returncode == 0, made.stderr
+        state = checkpoint.load(list_files(next(Path(parallel).glob("0*")), "training-state")[-1], "state")
+        weights.append(torch.cat([w.flatten() for w in state["ema"].values()]))
+    assert (weights[0] - weights[1]).norm() / weights[0].norm() < 1e-4
+
+
+@pytest.mark.parametrize(("launch", "attempt", "asked"), [("a", 0, True), ("b", 0, False), ("a", 1, False)])
+def test_only_a_request_to_the_attempt_before_ends_a_restart_again(tmp_path, monkeypatch, launch, attempt, asked):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    write_status(tmp_path, "running", launch=launch, attempt=attempt)
+    assert not asked_in_this_launch(tmp_path)
+    write_status(tmp_path, "requeue")
+    assert asked_in_this_launch(tmp_path) is asked
+
+
+def test_a_damaged_status_is_nobodys_run(tmp_path):
+    for name, text in (("99999-a", '{"experiment": "a"}'), ("100000-a", '{"experiment": "a"}'), ("100001-a", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(text)
+    assert [p.name for p in runs_of(tmp_path, "a")] == ["99999-a", "100000-a"]
+
+
+def test_ranks_share_all_but_how_they_use_their_machines():
+    training = {"options": {"total_kimg": 1, "kimg_per_tick": 1, "num_threads": 1, "device": "cpu"}, "loss": {}}
+    same = {**training, "options": {**training["options"], "num_threads": 2, "device": "cuda"}}
+    longer = {**training, "options": {**training["options"], "total_kimg": 2}}
+    assert common_part(same) == common_part(training) != common_part(longer)

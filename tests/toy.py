@@ -1,0 +1,119 @@
+"""A network, data and trainer small enough for a test to train, and what two runs are compared by."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.batch import Sample, Task
+from training.batch_transforms import Identity
+from training.diffusion import diffusion_task
+from training.loss import EDMLoss
+from training.resume import read_state
+from training.training_loop import Trainer
+from training.validation import Held
+from utils import checkpoint, distributed
+from utils.config import Options
+from utils.log import RunLog
+from utils.runs import list_files
+from utils.stop import Stop
+
+OPTIONS = Options(batch_size=12, total_kimg=0.24, kimg_per_tick=0.06, precision="fp32", ema_halflife_kimg=0.05,
+                  ema_rampup_ratio=0.5, num_threads=1, device="cpu", snapshot_ticks=None, state_ticks=None)
+
+
+class Points:
+    """31 items [1,4] of a smooth pattern."""
+
+    shape = (1, 4)
+
+    def __len__(self) -> int:
+        return 31
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.sin(np.arange(4, dtype=np.float32) + index)[None] / 2)
+
+
+class Toy(torch.nn.Module):
+    """D(x, sigma) with two layers and dropout."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Dropout(dropout),
+                                          torch.nn.Linear(16, 4))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+
+    def forward(self, x, sigma, condition=None):
+        level = sigma.log().reshape(-1, 1, 1) / 4
+        return self.layers(torch.cat([x / (1 + sigma.reshape(-1, 1, 1)), level], dim=2))
+
+
+def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 0.0, task: Task | None = None,
+                 config: dict | None = None, data_hash: str = "data", held: Held | None = None) -> Trainer:
+    """A trainer of a fresh toy network in a run folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if task is None:
+        net = Toy(dropout)
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
+        task = diffusion_task(net, EDMLoss(), optimizer, Identity(), {"task": "diffusion"})
+    config = config or {"training": {"options": {"seed": 0}}}
+    record = {"config": config, "data": {"content_hash": data_hash}, "spatial_dims": 1}
+    return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
+                   record=record, held=held)
+
+
+def trained(run_dir: Path, options: Options = OPTIONS, *, resume: Path | None = None, dropout: float = 0.0,
+            task: Task | None = None, held: Held | None = None) -> dict:
+    """Train to the end; what the final state holds (of rank 0, which writes it)."""
+    trainer = make_trainer(run_dir, options, dropout=dropout, task=task, held=held)
+    if resume:
+        trainer.restore(read_state(resume, trainer.record))
+    trainer.run(Stop(run_dir))
+    return checkpoint.load(list_files(run_dir, "training-state")[-1], "state") if distributed.rank() == 0 else {}
+
+
+def stopped(run_dir: Path, step: int, options: Options = OPTIONS, *, dropout: float = 0.0) -> Path:
+    """Train until the last rank gets a SIGTERM in the middle of a step (the first is 0); the state that is left."""
+    trainer, stop = make_trainer(run_dir, options, dropout=dropout), Stop(run_dir)
+    if distributed.rank() == distributed.world_size() - 1:
+        in_step(trainer, step, lambda: stop.ask(signal.SIGTERM, None))
+    assert trainer.run(stop).why == "SIGTERM"
+    return list_files(run_dir, "training-state")[-1]
+
+
+def in_step(trainer: Trainer, step: int, action: Callable[[], object]) -> None:
+    """Have a trainer do something in the middle of a step (the first is 0)."""
+    gradients, calls = trainer.gradients, []
+
+    def act(*arguments) -> float:
+        calls.append(0)
+        if len(calls) - 1 == step:
+            action()
+        return gradients(*arguments)
+
+    trainer.gradients = act
+
+
+def learned(state: dict) -> str:
+    """Hash of all that has been learned: weights, averages, optimisers, and how far."""
+    parts = {k: state[k] for k in ("modules", "ema", "more_emas", "optimizers")}
+    return checkpoint.checksum({**parts, **{k: state["progress"][k] for k in ("nimg", "tick", "tick_nimg")}})
+
+
+def weights(state: dict, part: str = "modules") -> torch.Tensor:
+    """All weights of a state in one vector."""
+    tree = state["ema"] if part == "ema" else state["modules"]["diffusion"]
+    return torch.cat([w.reshape(-1) for w in tree.values()])
+
+
+def ticks(run_dir: Path) -> list[dict]:
+    """What stats.jsonl says of every tick, times and machine aside."""
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    aside = ("time/", "images_per_sec", "memory")
+    return [{k: v for k, v in line.items() if not k.startswith(aside)} for line in lines]

@@ -1,0 +1,125 @@
+"""From an official EDM pickle to a snapshot of ours, of the same network or of one inflated to three dimensions."""
+
+import inspect
+from hashlib import file_digest
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from networks.conditioning import Condition
+from networks.edm_import import edm_network_node, edm_weights, inflate_weights
+from utils import checkpoint
+from utils.config import build_from_file, find_target
+from utils.edm_pickle import read_edm_pickle
+
+NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
+
+
+class Imported(NamedTuple):
+    """What a snapshot was made of: the official class, our network node, its shape [C,*S], classes and weights."""
+
+    class_name: str
+    node: dict
+    shape: tuple[int, ...]
+    classes: int
+    weights: int
+    tensors: int
+
+    @property
+    def model_name(self) -> str:
+        """Class of the raw network."""
+        return self.node["model"]["_target_"].rpartition(".")[2]
+
+    def overrides(self) -> list[str]:
+        """What makes the same network of an experiment for such data, whatever its YAML says."""
+        precond, model = self.class_name.removesuffix("Precond").lower(), all_arguments(self.node["model"])
+        network = "adm" if self.model_name == "ADMUNet" else "ncsnpp" if model["embedding"] == "fourier" else "ddpmpp"
+        if model["out_channels"] == self.shape[0]:
+            del model["out_channels"]
+        settings = {**all_arguments(self.node), **{f"model.{key}": value for key, value in model.items()}}
+        return [f"network={network}", f"precond={precond}", f"loss={precond}",
+                *(f"++training.network.{key}={override_value(value)}" for key, value in settings.items()
+                  if key.rpartition(".")[2] not in NOT_SET)]
+
+
+def all_arguments(node: dict) -> dict[str, object]:
+    """Arguments of a node's class: those of the node, else the defaults."""
+    parameters = inspect.signature(find_target(node["_target_"], "network")).parameters
+    return {key: node.get(key, p.default) for key, p in parameters.items()}
+
+
+def override_value(value: object) -> str:
+    """A number, text, None or list of these as Hydra reads it."""
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
+
+
+def import_edm(source: Path, dest: Path, inflate_mode: str | None = None) -> Imported:
+    """Write the network of an official pickle as a snapshot; inflate_mode (centre, mean) makes it 3D on the way.
+
+    ValueError when the file is no such pickle, or its weights are not finite or not those of the network it names.
+    """
+    if dest.resolve() == source.resolve():
+        raise ValueError(f"--dest {dest} is the pickle itself; the snapshot needs a file of its own")
+    if dest.is_dir():
+        raise ValueError(f"--dest {dest} is a folder; wanted the file to write, as in --dest {dest / 'snapshot.pt'}")
+    official = read_edm_pickle(source)
+    try:
+        node = edm_network_node(official.config)
+        check_weights(node["model"], official.state_dict)
+        weights = edm_weights(official.config, official.state_dict)
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from e
+    except TypeError as e:  # what a constructor makes of arguments of another kind
+        raise ValueError(f"{source}: the network cannot be built of {official.config['kwargs']} ({e})") from e
+    dims = 2
+    if inflate_mode is not None:
+        node, weights = inflate_weights(node, weights, inflate_mode)
+        dims = 3
+    shape = (node["model"]["in_channels"], *[official.config["kwargs"]["img_resolution"]] * dims)
+    classes = check_network(node, weights, shape, source)
+    checkpoint.save(dest, "snapshot", {
+        "task": "diffusion", "network": node, "data": describe_images(source, shape, classes), "shape": list(shape),
+        "first_stage": None, "config": {"imported": {**official.config, "inflate_mode": inflate_mode}}, "nimg": 0,
+        "ema": weights})
+    return Imported(official.config["class_name"], node, shape, classes, sum(w.numel() for w in weights.values()),
+                    len(weights))
+
+
+def check_weights(model: dict, weights: dict[str, torch.Tensor]) -> None:
+    """ValueError for weights that are not finite, or too few for the blocks that the node of a UNet would build."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+    blocks, levels = model["num_blocks"], len(model["channel_mult"])
+    if max(blocks, 1) * levels > len(weights):
+        raise ValueError(f"num_blocks={blocks} on {levels} levels do not go with {len(weights)} tensors of weights")
+
+
+@torch.no_grad()
+def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int, ...], source: Path) -> int:
+    """Build the network, give it its weights and run it once, all shapes only (meta device); its number of classes."""
+    with torch.device("meta"):
+        net = build_from_file(node, str(source))
+        x, sigma = torch.empty(1, *shape), torch.ones(1)
+        condition = Condition(class_labels=torch.empty(1, net.label_dim)) if net.label_dim else None
+    try:
+        net.load_state_dict(weights, assign=True)
+        D_x = net.eval().to("meta")(x, sigma, condition)
+    except RuntimeError as e:
+        raise ValueError(f"{source}: the network does not run: {checkpoint.first_line(e)}") from e
+    if D_x.shape != x.shape:
+        raise ValueError(f"{source}: the network makes {list(D_x.shape)} of {list(x.shape)}")
+    return net.label_dim
+
+
+def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> dict:
+    """What the images of an official network mean: bytes as [-1, 1], colours, classes by number, no geometry."""
+    channels = ["red", "green", "blue"] if shape[0] == 3 else [f"channel {i}" for i in range(shape[0])]
+    with open(source, "rb") as file:
+        content_hash = file_digest(file, "sha256").hexdigest()
+    return {"source": f"imported from {source.name}", "content_hash": content_hash, "channels": channels,
+            "label_classes": [], "class_names": [str(i) for i in range(classes)],
+            "intensity": {"lo": 0.0, "hi": 255.0, "clip": True, "unit": "8 bit"}, "spatial_shape": list(shape[1:]),
+            "affine": np.eye(4).tolist()}

@@ -1,0 +1,69 @@
+"""Start a new run from the weights of a snapshot, as far as they fit, and say which were taken and which not."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from utils import checkpoint
+from utils.checks import listed
+from utils.config import Options, differences
+from utils.runs import find_file
+
+SHOWN = 5  # names of each kind in the report
+
+
+def init_from(net: torch.nn.Module, node: dict, options: Options) -> list[str]:
+    """Copy the averaged weights of training.options.init_from into a network; returns the lines of the report.
+
+    node is the network's config. ValueError when fewer than half of its weight tensors are in the snapshot and fit.
+    """
+    path = find_file(options.init_from, "network-snapshot", Path(options.run_root), "training.options.init_from")
+    snapshot = checkpoint.load(path, "snapshot")
+    changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot["network"], node)
+               if None not in (old, new)}  # what one of them leaves out is most often the default
+    own, taken = own_weights(net), fitting(net, snapshot["ema"])
+    if 2 * len(taken) < len(own):
+        why = f"; training.network differs: {listed(changes.values())}" if changes else ""
+        raise ValueError(f"training.options.init_from={options.init_from}: {len(taken)} of the network's {len(own)} "
+                         f"weights fit by name and shape in {path}, wanted half of them or more{why}")
+    lines = [f"Weights     from {path}", *take_weights(net, snapshot["ema"])]
+    meaning = [changes[key] for key in ("_target_", "objective") if key in changes]
+    if meaning:
+        lines.append(f"  trained for another output of the network: {', '.join(meaning)}")
+    return lines
+
+
+def tables(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The preconditioner's own buffers, as its table of noise levels, which the config gives."""
+    return dict(net.named_buffers(recurse=False))
+
+
+def own_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a snapshot may give a network: all of its state but the preconditioner's tables."""
+    return {k: v for k, v in net.state_dict().items() if k not in tables(net)}
+
+
+def fitting(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that fit a network by name and shape."""
+    return {k: weights[k] for k, v in own_weights(net).items() if k in weights and weights[k].shape == v.shape}
+
+
+def take_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Copy what fits by name and shape; the report."""
+    own, taken = own_weights(net), fitting(net, weights)
+    net.load_state_dict(taken, strict=False)
+    other = [f"{k} {list(weights[k].shape)} -> {list(own[k].shape)}" for k in own if k in weights and k not in taken]
+    left = weights.keys() - net.state_dict().keys()
+    changed = [k for k, v in tables(net).items() if k in weights and not torch.equal(weights[k].to(v), v)]
+    return [f"  {len(taken)} of the network's {len(own)} taken",
+            *report("not taken, of another shape", other),
+            *report("start afresh, not in the snapshot", own.keys() - weights.keys()),
+            *report("left over in the snapshot", left),
+            *report("not taken, as the configuration says otherwise", changed)]
+
+
+def report(what: str, names: Iterable[str]) -> list[str]:
+    """A line on weights of a kind, none where there are none."""
+    names = list(names)
+    return [f"  {len(names)} {what}: {listed(names, SHOWN)}"] if names else []

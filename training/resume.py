@@ -1,0 +1,120 @@
+"""What a run goes on from: which training state that is, whether it fits, and what has changed around it."""
+
+import platform
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils import checkpoint
+from utils.config import Options, config_hash, differences, hashed_part, read_yaml
+from utils.log import read_status
+from utils.runs import attempt, find_file, launch, list_files, runs_of
+
+KEY = "training.options.resume"
+PARTS = {"config", "data", "total_kimg", "environment", "progress", "stats", "ema", "more_emas", "modules",
+         "optimizers"}
+NOTES = 3  # runs that were passed over: so many are named
+
+
+class Start(NamedTuple):
+    """The training state to go on from (None: from nothing), and what to say of the choice."""
+
+    state: Path | None
+    notes: list[str]
+
+
+def choose_start(options: Options, experiment: str, training: dict) -> Start:
+    """The training state that `resume` means; after torchrun's own restart, that of the run that broke off."""
+    root = Path(options.run_root)
+    if restarted() and (state := broken_off(root, experiment, training)):
+        return Start(state, ["Restarted by torchrun"])
+    if options.resume is None:
+        return Start(None, [])
+    if options.resume == "latest":
+        return latest(root, experiment, training)
+    return Start(find_file(options.resume, "training-state", root, KEY), [])
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this group of processes again (--max-restarts)."""
+    return attempt() > 0
+
+
+def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
+    """The newest training state of the run that this launch of torchrun was at; None when it left none."""
+    for folder in reversed(runs_of(root, experiment)):
+        status = read_status(folder)
+        if status.get("launch") == launch() and status.get("config_hash") == config_hash(training):
+            return next(reversed(list_files(folder, "training-state")), None)
+    return None
+
+
+def latest(root: Path, experiment: str, training: dict) -> Start:
+    """The newest state of the newest run of this configuration, and why newer runs were passed over."""
+    passed: list[str] = []
+    for folder in reversed(runs_of(root, experiment)):
+        states = list_files(folder, "training-state")
+        same = read_status(folder).get("config_hash") == config_hash(training)
+        if same and states:
+            return Start(states[-1], passed[:NOTES])
+        why = "it has no training state" if same else f"it is of another configuration{keys_of(folder, training)}"
+        passed.append(f"{KEY}=latest: passed over {folder}, {why}")
+    return Start(None, [f"{KEY}=latest: no training state of this configuration, starting fresh", *passed[:NOTES]])
+
+
+def keys_of(folder: Path, training: dict) -> str:
+    """In brackets, the keys in which a run folder's configuration differs; nothing where it holds none."""
+    path = folder / "config.yaml"
+    keys = different_settings(read_yaml(path), {"training": training}) if path.is_file() else ""
+    return f" ({keys})" if keys else ""
+
+
+def read_state(path: Path, record: dict) -> dict:
+    """A training state; ValueError when it is damaged or of another network, data set or loss, naming the keys."""
+    try:
+        data = checkpoint.load(path, "state")
+    except ValueError as e:
+        raise ValueError(f"{KEY}: {e}{one_before(path)}") from e
+    if not data.keys() >= PARTS:
+        raise ValueError(f"{KEY}={path}: the state lacks {', '.join(sorted(PARTS - data.keys()))}: it was written by "
+                         "another version of this program")
+    for what, keys in (("configuration", different_settings(data["config"], record["config"])),
+                       ("data set", different_keys(data["data"], record["data"]))):
+        if keys:
+            raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, or leave resume "
+                             "away to start anew")
+    return data
+
+
+def one_before(path: Path) -> str:
+    """The older state that a user may choose by name instead of a damaged one."""
+    states = list_files(path.parent, "training-state")
+    older = states[:states.index(path)] if path in states else []
+    return f"; the one before it is {KEY}={older[-1]}" if older else ""
+
+
+def different_settings(old: dict, new: dict) -> str:
+    """Keys in which two configs differ, of those that decide on what a training computes."""
+    return different_keys({"training": hashed_part(old["training"])}, {"training": hashed_part(new["training"])})
+
+
+def different_keys(old: object, new: object) -> str:
+    """Paths at which two trees of plain data differ, comma-separated."""
+    return ", ".join(path for path, _, _ in differences(old, new))
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """Warnings of what changes the last digits of a result: threads, ranks, precision, processor and the like."""
+    return [f"Warning: {name} was {old.get(name)}, is {value}: results will differ in the last digits"
+            for name, value in new.items() if old.get(name) != value]
+
+
+def processor(device: torch.device) -> str:
+    """The type of the processor that computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.is_file() else None
+    return f"{model[1] if model else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"

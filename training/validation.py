@@ -1,0 +1,43 @@
+"""Held-out data, measured with averaged weights and the same noise every time, so that ticks compare."""
+
+from collections.abc import Sized
+from dataclasses import dataclass
+
+import torch
+
+from samplers.noise import ImageGenerators, mix_seed
+from training.batch import Phase, collate
+from training.precision import autocast
+from training.ticks import report_loss
+from utils import distributed
+from utils.stats import Collector
+
+
+@dataclass
+class Held:
+    """Held-out data that is measured with the averaged weights every few ticks."""
+
+    dataset: Sized
+    every_ticks: int
+
+
+@torch.no_grad()
+def validate(held: Held, phase: Phase, net: torch.nn.Module, *, seed: int, batch_size: int, precision: str,
+             device: torch.device) -> dict[str, float]:
+    """Means of a phase's losses over the held-out items of all ranks.
+
+    The noise of an item, its level included, is a function of the seed and the item's place. All ranks call the network
+    equally often, as shared weights ask: where one has run out of items it takes the first again, and reports nothing.
+    """
+    items, ranks = range(len(held.dataset)), distributed.world_size()
+    mine, stats = items[distributed.rank()::ranks], Collector()
+    for start in range(0, len(items[::ranks]), batch_size):
+        keys = mine[start:start + batch_size]
+        batch = collate([held.dataset[i] for i in keys or items[:1]])
+        generators = ImageGenerators(keys or items[:1], seed=mix_seed("validation", seed), device=device)
+        with autocast(precision, device):
+            out = phase.loss(net, batch.to(device), generators)
+        seen = Collector()
+        report_loss(seen, "val", "loss", out)
+        stats.add_all(seen) if keys else stats.add_names(seen)
+    return stats.means()
