@@ -201,3 +201,23 @@ def test_one_process_meets_itself():
 def test_time_out_must_be_a_time():
     with pytest.raises(ValueError, match="timeout_s=0"):
         distributed.init("cpu", 0)
+
+
+class SlowStore:
+    """A store that takes its time over every beat."""
+
+    def clone(self):
+        return self
+
+    def compare_set(self, *_):
+        return b""
+
+    def set(self, *_):
+        time.sleep(0.5)
+
+
+def test_no_beat_outlives_its_group():
+    """A thread still inside the store's C++ code when Python ends aborts the whole process."""
+    roll = distributed.Roll(SlowStore(), 0, 1, timeout_s=5)
+    roll.close()
+    assert not roll.beats.is_alive()

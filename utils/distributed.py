@@ -34,7 +34,8 @@ class Roll:
         self.gated, self.count, self.path, self.closed = True, 0, [], threading.Event()
         for key in [f"{kind}/{r}" for kind in ("at", "beat") for r in range(ranks)]:
             store.compare_set(key, "", "0 nothing")  # where that rank has not written yet
-        threading.Thread(target=self.beat, args=(store.clone(),), daemon=True).start()
+        self.beats = threading.Thread(target=self.beat, args=(store.clone(),), daemon=True)
+        self.beats.start()
 
     def beat(self, store: dist.Store) -> None:
         """Show now and again that this process is alive, whatever it waits for."""
@@ -43,6 +44,11 @@ class Roll:
                 store.set(f"beat/{self.rank}", str(number))
                 if self.closed.wait(BEAT_S):
                     return
+
+    def close(self) -> None:
+        """End the beats. A thread inside the store's C++ code when Python ends would abort the process."""
+        self.closed.set()
+        self.beats.join(10 * BEAT_S)
 
     @contextmanager
     def meeting(self, what: str) -> Iterator[None]:
@@ -173,10 +179,10 @@ def shutdown() -> None:
     error = sys.exc_info()[1]
     failed = error is not None and not isinstance(error, SystemExit)
     if _roll is not None:
-        _roll.closed.set()
         if failed:
             with suppress(dist.DistError):
                 _roll.verdict(f"rank {_roll.rank} failed: {type(error).__name__}: {first_line(error)}")
+        _roll.close()
     _roll = None
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):  # NCCL would wait for the others
         dist.destroy_process_group()
