@@ -63,6 +63,7 @@ class LossOutput(NamedTuple):
     """loss: sum over the images of a batch, count: how many, parts: further sums over the images, for the log.
 
     Where a task has noise levels, losses [N] are those of the images and sigma [N] the levels they were taken at.
+    totals: further sums over the images that the phase's `absorb` asks for, alike in shape in every call.
     """
 
     loss: torch.Tensor
@@ -70,16 +71,23 @@ class LossOutput(NamedTuple):
     parts: dict[str, torch.Tensor]
     losses: torch.Tensor | None = None
     sigma: torch.Tensor | None = None
+    totals: dict[str, torch.Tensor] | None = None
 
 
 @dataclass
 class Phase:
-    """One optimiser's part of a task: loss(module, batch, generators) is minimised over the module's parameters."""
+    """One optimiser's part of a task: loss(module, batch, generators) is minimised over the module's parameters.
+
+    Until start_kimg the phase rests. absorb(totals, key) gets the totals of the whole step, summed over rounds and
+    ranks, once all weights have moved, for what moves by other means than gradients; key is the number of images seen.
+    """
 
     name: str
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[torch.nn.Module, Batch, ImageGenerators], LossOutput]
+    start_kimg: float = 0
+    absorb: Callable[[dict[str, torch.Tensor], int], None] | None = None
 
 
 @dataclass

@@ -180,8 +180,10 @@ class Trainer:
         rounds = [next(data) for _ in range(self.rounds)]
         self.stats.report("time/data_wait", time.perf_counter() - start)
         batches, stats = [batch for _, batch in rounds], Collector()
-        figures = [self.gradients(i, batches, stats) for i in range(len(self.task.phases))]
-        bad, wish = distributed.max_over_ranks([not isfinite(sum(figures)), stop.wish() if stop else 0])
+        active = [i for i, phase in enumerate(self.task.phases) if p.nimg >= phase.start_kimg * 1000]
+        steps = {i: self.gradients(i, batches, stats) for i in active}
+        figure = sum(figure for figure, _ in steps.values())
+        bad, wish = distributed.max_over_ranks([not isfinite(figure), stop.wish() if stop else 0])
         self.stats.report("bad_steps", bad)
         if bad:
             p.bad_steps += 1
@@ -189,14 +191,15 @@ class Trainer:
         else:
             p.bad_steps = 0
             self.stats.add_all(stats)
-            self.apply()
+            self.apply({i: totals for i, (_, totals) in steps.items()})
         p.nimg += options.batch_size
         p.tick_seconds = time.perf_counter() - self.tick_start
         return reason_of(wish)
 
-    def gradients(self, index: int, batches: list[Batch], stats: Collector) -> float:
-        """Accumulate a phase's gradients over rounds and ranks; their norm plus this rank's loss."""
-        phase, total = self.task.phases[index], 0.0
+    def gradients(self, index: int, batches: list[Batch], stats: Collector) -> tuple[float, dict[str, torch.Tensor]]:
+        """Accumulate a phase's gradients and totals over rounds and ranks; the norm plus this rank's loss, and totals.
+        """
+        phase, total, totals = self.task.phases[index], 0.0, {}
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
             with autocast(self.precision, self.device):
@@ -204,20 +207,26 @@ class Trainer:
             (out.loss / self.options.batch_size).backward()
             report_loss(stats, "loss", phase.name, out)
             total += out.loss.detach()
+            totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
+        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
+        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
         parameters = [p for p in phase.module.parameters() if p.requires_grad]
         sharding.sum_gradients(parameters)
         norm = sharding.clip_gradients(parameters, self.options.grad_clip)
-        stats.report("grad_norm", norm)
-        return float(norm + total)
+        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
+        return float(norm + total), totals
 
-    def apply(self) -> None:
-        """Step all optimisers by the gradients that have been accumulated, and the averages after them."""
+    def apply(self, totals: dict[int, dict[str, torch.Tensor]]) -> None:
+        """Step the optimisers of the phases that have totals by their gradients, and then the averages."""
         p, options = self.progress, self.options
         factor = lr_factor(p.nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
-        for phase, base in zip(self.task.phases, self.base_lr, strict=True):
-            for group, lr in zip(phase.optimizer.param_groups, base, strict=True):
+        for i in totals:
+            phase = self.task.phases[i]
+            for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
                 group["lr"] = lr * factor
             phase.optimizer.step()
+            if phase.absorb is not None:
+                phase.absorb(totals[i], p.nimg)
         for halflife, ema in zip(self.halflives, self.emas, strict=True):
             update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
 
