@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,6 +70,8 @@ class Tool(click.Group):
         except (ValueError, OSError) as error:
             if ctx.params["debug"]:
                 raise
+            if int(os.environ.get("RANK", 0)):
+                time.sleep(3)  # rank 0 speaks for all; torchrun ends the others meanwhile
             raise click.ClickException(str(error)) from error
 
 
@@ -147,56 +151,101 @@ def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
 
 
 @main.command(cls=WordsCommand)
-@click.option("--images", required=True, type=PATH, help="Folder of .nii, .nii.gz, .npy or .npz files.")
+@click.option("--images", type=PATH, help="Folder of .nii, .nii.gz, .npy or .npz files.")
 @click.option("--labels", type=PATH, help="Folder of label maps of the same names (without channel numbers _0000).")
+@click.option("--decathlon", type=PATH, help="Instead of folders: a Medical Decathlon task, by its dataset.json.")
+@click.option("--images-only", is_flag=True, help="Leave the label maps of the task aside.")
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
 @click.option("--table", type=PATH, help="CSV: id, [group, class, split], and attributes with their unit: 'age [y]'.")
 @click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally.")
+@click.option("--fit", type=Words(int), help="Voxels per axis: shrink all axes by one factor (never enlarge), pad.")
 @click.option("--spacing", type=Words(float), help="mm per axis: resample (splines; labels nearest).")
 @click.option("--orientation", help="Where the axes point to, such as RAS.")
 @click.option("--percentiles", type=Words(float), help="Scale each volume's own percentiles to 0..1, as in 0 99.5.")
+@click.option("--range", "value_range", type=Words(float), help="Values that networks see as -1 and 1, as in 0 255.  "
+              "[default: lowest and highest of the training volumes]")
+@click.option("--clip/--no-clip", default=True, show_default=True, help="To --percentiles or --range.")
 @click.option(
     "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
 )
 @click.option("--seed", default=0, show_default=True, type=int, help="Of the split.")
 @click.option("--spatial-dims", type=int, help="2 or 3; by default as --size or the first image says.")
 @click.option("--classes", default=(), type=Words(str), help="Names of the label values, background first.")
-@click.option("--channels", default=(), type=Words(str), help="Names of the image channels.")
-def prepare(images: Path, labels: Path | None, dest: Path, table: Path | None, **options: Any) -> None:
-    """Make a volumes file of folders of NIfTI, npy or npz files.
+@click.option("--channels", default=(), type=Words(str), help="Names of all image channels of the files.")
+@click.option("--channel", default=(), type=Words(str), help="Those to keep, by name or number.  [default: all]")
+def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, dest: Path, table: Path | None,
+            **options: Any) -> None:
+    """Make a volumes file of folders of NIfTI, npy or npz files, or of a Medical Decathlon task.
 
     Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
     """
     from utils.prepare import Options
     from utils.prepare import prepare as run
 
-    counts, cohort = run(images, labels, dest, Options(**options), table=table)
-    if cohort and cohort.ignored:
-        click.echo(f"{table}: columns without numbers left out: {', '.join(cohort.ignored)}")
-    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+    made = run(images, labels, dest, Options(**options), table=table, decathlon=decathlon)
+    if made.table and made.table.ignored:
+        click.echo(f"{table}: columns without numbers left out: {', '.join(made.table.ignored)}")
+    for note in made.notes:
+        click.echo(note)
+    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in made.counts.items())}")
 
 
 # ---- encode ----
 
 
-@main.command()
+@main.command(cls=WordsCommand)
 @click.option("--autoencoder", required=True, help="Experiment name (its newest run), run folder or snapshot.")
 @click.option("--source", required=True, type=PATH, help="Volumes file (.h5).")
 @click.option("--dest", required=True, type=PATH, help="Latents file to write (.h5).")
+@click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally before encoding.")
+@click.option("--scaling", default="standardize", show_default=True, help="How diffusion is to scale the latents: "
+              "standardize (per channel), minmax (all to -1..1) or scale_factor (all by 1 / std).")
+@click.option("--tile", type=Words(int), help="Voxels per axis: encode in tiles of this size.  [default: whole]")
+@click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
+@click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@click.option("--round-trip", default=16, show_default=True, type=click.IntRange(min=0),
+              help="Held-out volumes to decode again, to store what they lose.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: share the cores.")
+@click.option("--overwrite", is_flag=True, help="Encode anew over latents of other volumes, stages or settings.")
 @click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
 @click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
-def encode(autoencoder: str, source: Path, dest: Path, batch_size: int, precision: str, run_root: Path,
-           trust: bool) -> None:
-    """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file."""
-    from training.encode import encode_volumes
-    from utils.runs import find_file
+def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options: Any) -> None:
+    """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file.
 
-    snapshot = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
-    click.echo(f"Autoencoder {snapshot}")
-    counts = encode_volumes(snapshot, source, dest, batch_size=batch_size, precision=precision, trust=trust)
-    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+    Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
+    """
+    from training.encode import Options
+    from training.encode import encode as run
+
+    run(autoencoder, source, dest, Options(**options), run_root)
+
+
+# ---- decode ----
+
+
+@main.command(cls=WordsCommand)
+@click.option("--latents", required=True, type=PATH, help="Samples or latents file, ours or DIFF-3's (.h5, .npz).")
+@click.option("--dest", required=True, type=PATH, help="Volumes file to write (.h5), or a folder for NIfTI.")
+@click.option("--autoencoder", help="Experiment name, run folder or snapshot.  [default: what the latents name]")
+@click.option("--network", help="The same, of the diffusion run that drew them.  [default: what the latents name]")
+@click.option("--tile", type=Words(int), help="Voxels per axis: decode in tiles of this size.  [default: whole]")
+@click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
+@click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: all cores.")
+@click.option("--overwrite", is_flag=True, help="Decode anew over volumes of other latents, stages or settings.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
+           ) -> None:
+    """Decode latents that were made earlier or elsewhere; those of another first stage are refused."""
+    from training.decode import Options
+    from training.decode import decode as run
+
+    run(latents, dest, Options(**options), autoencoder=autoencoder, network=network, run_root=run_root)
 
 
 # ---- import-edm ----

@@ -1,4 +1,4 @@
-"""Hold generated volumes against real ones: python evaluate.py --real FILE --generated FILE --dest DIR"""
+"""Hold generated volumes, or what a first stage gives back, against real ones: python evaluate.py --help"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import numpy as np
     from matplotlib.figure import Figure
@@ -24,34 +24,93 @@ BATCH = 8
 PICTURES = 8  # volumes of each set in the pictures
 MS_SSIM_VOLUMES = 64
 FIRST_STAGE_VOLUMES = 64
+STAGE_OPTIONS = ("num", "tile", "tile_overlap", "tile_mode", "min_psnr", "run_root")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--real", required=True, type=click.Path(path_type=Path), help="Real volumes (volumes.h5).")
-@click.option("--generated", required=True, type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
+@click.option("--generated", type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
+@click.option("--autoencoder", help="Instead of samples: a first stage (name, run folder or snapshot), to see what "
+                                    "volumes lose in it.")
 @click.option("--dest", required=True, type=click.Path(path_type=Path), help="Folder of the report.")
 @click.option("--split", default="auto", show_default=True,
               help="Real volumes to compare with: a split of the file or 'all'. auto: fresh phantoms of another seed "
-                   "if the file holds phantoms, else its test split, or all of it when that has fewer than 32 volumes.")
+                   "if the file holds phantoms, else its test split, or all of it when that has fewer than 32 volumes; "
+                   "for a first stage its test split, or val without one.")
 @click.option("--num-noise", default=64, show_default=True, type=click.IntRange(min=0),
               help="Volumes decoded from pure noise, the yardstick; 0 leaves it out.")
 @click.option("--snapshot", type=click.Path(path_type=Path), help="Instead of the snapshot the samples name.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise, the pairs and the resampling.")
 @click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+@click.option("--num", default=64, show_default=True, type=click.IntRange(min=1), help="Volumes that a first stage "
+                                                                                       "is measured on.")
+@click.option("--tile", help="Take them through a first stage in tiles of so many voxels per axis (64,64,48).  "
+                             "[default: whole]")
+@click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
+@click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@click.option("--min-psnr", default=20.0, show_default=True, help="dB that a first stage must reach to pass.")
+@click.option("--run-root", default="results", show_default=True, type=click.Path(path_type=Path),
+              help="Where runs are looked for by name.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def main(debug: bool, **options: object) -> None:
-    """Report how generated volumes compare with real ones.
+def main(debug: bool, generated: Path | None, autoencoder: str | None, **options: object) -> None:
+    """Report how generated volumes compare with real ones, or what volumes lose in a first stage.
 
     Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest.
     """
     from utils.log import run_main
-    run_main(lambda: evaluate(**options), debug)
+    if (generated is None) == (autoencoder is None):
+        raise click.UsageError("wanted one of --generated and --autoencoder")
+    for_stage = {key: options.pop(key) for key in STAGE_OPTIONS}
+    if autoencoder is None:
+        run_main(lambda: evaluate(generated=generated, **options), debug)
+    else:
+        shared = {key: options[key] for key in ("real", "dest", "split", "trust")}
+        run_main(lambda: evaluate_first_stage(autoencoder, **shared, **for_stage), debug)
+
+
+def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, **options: object) -> dict:
+    """Write the report of a first stage on the held-out volumes of a file; returns what report.json holds."""
+    from training.first_stage_report import Options, report_first_stage
+    tile = options.pop("tile", None)
+    result = report_first_stage(autoencoder, real, dest, Options(tile=tile and voxels(tile), **options),
+                                {"title": f"{autoencoder} on {real}", **made_by()})
+    print_first_stage(result, dest)
+    return result
+
+
+def voxels(text: str) -> list[int]:
+    """Sizes as in 64,64,48; ValueError for anything else."""
+    try:
+        return [int(word) for word in text.replace(",", " ").replace("x", " ").split()]
+    except ValueError as error:
+        raise ValueError(f"--tile {text}: wanted voxels per axis, as in 64,64,48") from error
+
+
+def print_first_stage(result: dict, dest: Path) -> None:
+    """The figures of a first stage, whether they will do, and where the report is."""
+    from reporting.first_stage import verdict_line
+    from reporting.tables import number
+    click.echo(f"First stage {result['autoencoder']['path']} on {result['real']['num']} volumes of split "
+               f"{result['real']['split']!r}")
+    for name, row in result["channels"].items():
+        click.echo(f"{name}: PSNR {row['psnr_db']:.2f} dB (worst {row['psnr_min']:.2f}), SSIM {number(row['ssim'])}, "
+                   f"spectrum {row['spectrum_db']:.2f} dB, sharpness {number(row['sharpness'])}")
+    if result["ceiling"]["available"]:
+        click.echo(f"Ceiling without speckle {result['ceiling']['psnr_db']:.2f} dB, gap "
+                   f"{result['ceiling']['gap_db']:.2f} dB")
+    if result["dice"]:
+        click.echo("Dice " + ", ".join(f"{name} {number(value)}" for name, value in result["dice"].items()))
+    if result["codes"]["available"]:
+        codes = result["codes"]
+        click.echo(f"Codes {codes['used']:.1%} of {codes['size']} used, perplexity {codes['perplexity']:.1f}")
+    click.echo(f"Verdict     {verdict_line(result['verdict'])}\nReport      {dest / 'report.html'}")
 
 
 def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
              snapshot: Path | None = None, seed: int = 0, trust: bool = False) -> dict:
     """Write the report of a samples file against a volumes file; returns what report.json holds."""
     from reporting import features, montages, reference, report, tables
+    from reporting.first_stage import missing
     from utils.log import progress
     from utils.sample_io import SamplesFile
     from utils.volumes import VolumesFile
@@ -87,11 +146,6 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     report.write_report(dest, result, figures, rows)
     print_summary(result, dest, tables.text_table(comparison))
     return result
-
-
-def missing(reason: str) -> dict:
-    """A part of the report that could not be had."""
-    return {"available": False, "reason": reason}
 
 
 # ---- what is compared ----
@@ -155,7 +209,7 @@ def noise_cases(first_stage: FirstStage, count: int, seed: int, layout: Layout) 
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, BATCH):
         noise = torch.randn(min(BATCH, count - start), *first_stage.latent_shape, generator=generator)
-        images, labels = first_stage.decode(noise * first_stage.codec.sigma_data)
+        images, labels = first_stage.decode(first_stage.codec.noise(noise))
         for i, image in enumerate(images.numpy()):
             yield Case(f"noise-{start + i:06d}", image, labels[i].numpy() if layout.label_classes else None)
 
@@ -205,6 +259,7 @@ def first_stage_report(first_stage: FirstStage, file: VolumesFile, layout: Layou
 
     from metrics import image, overlap
     from reporting import montages, reference
+    from reporting.first_stage import dice_figures, speckle_ceiling
     split = reference.held_out_split(file)
     held_out = reference.file_volumes(file, split, channels)
     cases = [held_out.case(i) for i in range(min(FIRST_STAGE_VOLUMES, len(held_out)))]
@@ -212,22 +267,15 @@ def first_stage_report(first_stage: FirstStage, file: VolumesFile, layout: Layou
     data_range, names = layout.hi - layout.lo, layout.label_classes
     psnr = float(np.mean([image.psnr(d.image, c.image, data_range) for d, c in zip(decoded, cases)]))
     dice = np.array([overlap.dice(d.label, c.label, len(names)) for d, c in zip(decoded, cases)]) if names else None
+    scores = dice_figures(dice, names)
     blocks = [("Held out", cases), ("Decoded from its latents", decoded)]
     figures["first_stage"] = montages.png_bytes(montages.montage(
         [(name, [(c.image, c.label) for c in block[:PICTURES]]) for name, block in blocks], layout.spacing,
         label_classes=names))
     return {
         "available": True, "split": split, "num": len(cases), "psnr_db": psnr,
-        "ceiling": speckle_ceiling(file, cases, data_range, psnr),
-        "dice": {name: defined(np.mean, dice[:, k]) for k, name in enumerate(names) if k},
-        "dice_min": {name: defined(np.min, dice[:, k]) for k, name in enumerate(names) if k},
+        "ceiling": speckle_ceiling(file.provenance, cases, data_range, psnr), **scores,
     }
-
-
-def defined(figure: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
-    """A figure of the values that are not NaN, None where there are none."""
-    kept = values[values == values]
-    return float(figure(kept)) if kept.size else None
 
 
 def reconstruct(first_stage: FirstStage, cases: list[Case], layout: Layout) -> list[Case]:
@@ -248,21 +296,6 @@ def reconstruct(first_stage: FirstStage, cases: list[Case], layout: Layout) -> l
     return decoded
 
 
-def speckle_ceiling(file: VolumesFile, cases: list[Case], data_range: float, psnr: float) -> dict:
-    """PSNR of speckle-free phantoms against the speckled ones, and how far the first stage stays below."""
-    import numpy as np
-
-    from metrics import image
-    from reporting.reference import speckle_free
-    if file.provenance.get("kind") != "phantom":
-        return missing("the noise-free truth is known of phantoms only")
-    try:
-        ceiling = float(np.mean([image.psnr(speckle_free(c, file.provenance), c.image, data_range) for c in cases]))
-    except ValueError as error:
-        return missing(str(error))
-    return {"available": True, "psnr_db": ceiling, "gap_db": ceiling - psnr}
-
-
 def pictures(against: Reference, samples: SamplesFile, layout: Layout) -> Figure:
     """The first real volumes above the first generated ones."""
     from reporting.montages import montage
@@ -275,11 +308,8 @@ def pictures(against: Reference, samples: SamplesFile, layout: Layout) -> Figure
 def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: Layout, snapshot: Path | None) -> dict:
     """What was compared, with what, when."""
     import hashlib
-    import platform
-    import shlex
-    from datetime import datetime
-    from importlib.metadata import version
 
+    from reporting.first_stage import missing
     from reporting.report import DEFINITIONS
     with open(samples.path, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
@@ -287,10 +317,7 @@ def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: 
     if file.meta.label_classes and not layout.label_classes:
         labels = missing("the samples hold no label maps: only images are compared")
     return {
-        "title": str(samples.path), "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "scipy", "monai")},
+        "title": str(samples.path), **made_by(),
         "definitions": DEFINITIONS,
         "real": {"path": str(file.path), "content_hash": file.content_hash, "reference": against.description,
                  "num": len(against)},
@@ -298,6 +325,17 @@ def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: 
                       "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
                       "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling, "labels": labels},
     }
+
+
+def made_by() -> dict:
+    """When, by which command and by which versions a report is made."""
+    import platform
+    import shlex
+    from datetime import datetime
+    from importlib.metadata import version
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "command": shlex.join(sys.argv),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "numpy", "scipy", "monai")}}
 
 
 def ranges(seeds: np.ndarray) -> str:

@@ -14,6 +14,25 @@ def psnr(a: np.ndarray, b: np.ndarray, data_range: float) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(data_range**2 / error))
 
 
+def ssim(a: np.ndarray, b: np.ndarray, data_range: float, window: int = 7) -> float:
+    """Structural similarity (Wang et al. 2004) of two images [*S], 2D or 3D, over Gaussian windows; 1 for equal ones.
+
+    ValueError for sides that are shorter than the window.
+    """
+    from monai.metrics import SSIMMetric  # here, since importing MONAI takes seconds
+
+    if min(a.shape) < window:
+        raise ValueError(f"SSIM of size {a.shape}: wanted sides of at least {window}, the window")
+    first, second = (torch.from_numpy(np.array(x, dtype=np.float32))[None, None] for x in (a, b))
+    return float(SSIMMetric(a.ndim, data_range=data_range, win_size=window)(first, second))
+
+
+def gradient_energy(image: np.ndarray) -> float:
+    """Mean over the voxels of an image [*S] of the squared differences to the next one, summed over the axes."""
+    values = np.asarray(image, dtype=np.float64)
+    return float(sum(np.square(np.diff(values, axis=axis)).sum() for axis in range(values.ndim)) / values.size)
+
+
 def ms_ssim_pairs(volumes: np.ndarray, *, num_pairs: int, data_range: float, seed: int = 0, scales: int = 3,
                   window: int = 7) -> np.ndarray:
     """MS-SSIM [P] of random pairs of different items of volumes [N, C, *S] (2D or 3D); the more diverse, the lower.

@@ -5,9 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-COLOURS = {"real": "#57606a", "generated": "#0969da", "noise": "#d4721c"}
-STYLES = {"real": "-", "generated": "-", "noise": (0, (4, 2))}
-NAMES = {"real": "real", "generated": "generated", "noise": "decoded noise"}
+COLOURS = {"real": "#57606a", "generated": "#0969da", "decoded": "#0969da", "noise": "#d4721c"}
+STYLES = {"real": "-", "generated": "-", "decoded": "-", "noise": (0, (4, 2))}
+NAMES = {"real": "real", "generated": "generated", "decoded": "decoded again", "noise": "decoded noise"}
 INK, GRID = "#24292f", "#d8dee4"
 SIZE = (4.2, 3.0)
 DPI = 160
@@ -54,7 +54,7 @@ def histogram_chart(row: dict, title: str, unit: str) -> Figure:
     """Share of voxels per intensity bin, on a logarithmic scale since most voxels of a volume are background."""
     figure, axes = _chart(f"{title} [{unit}]" if unit else title, "share of voxels")
     for key in COLOURS:
-        if row[f"{key}_curve"] is not None:
+        if row.get(f"{key}_curve") is not None:
             axes.stairs(np.maximum(row[f"{key}_curve"], 1e-6), row["bins"], color=COLOURS[key], ls=STYLES[key], lw=1.6,
                         label=NAMES[key])
     axes.set_yscale("log")
@@ -67,7 +67,7 @@ def spectrum_chart(row: dict) -> Figure:
     """Mean radial power in dB over cycles per shortest side."""
     figure, axes = _chart("frequency [cycles per side]", "power [dB]")
     for key in COLOURS:
-        curve = row[f"{key}_curve"]
+        curve = row.get(f"{key}_curve")
         if curve is not None:
             axes.plot(np.arange(1, len(curve) + 1), 10 * np.array(curve), color=COLOURS[key], ls=STYLES[key], lw=1.8,
                       label=NAMES[key])

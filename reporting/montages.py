@@ -50,7 +50,7 @@ def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spaci
 
 def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[float], *,
             window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
-            channels: Sequence[str] = (), captions: Sequence[str] = ()) -> Figure:
+            channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
     Rows are the three planes (2D: one) with the label overlay; in a block with labels the first plane without it comes
@@ -58,13 +58,14 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
     where `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and
     white, by default minimum and WHITE percentile of the first block, so that all blocks share it; label_classes
     (background first) name the legend, which has the classes that are seen; captions stand under the last block's
-    columns.
+    columns; aligned: every block is cut where the first block's volume of its column is.
     """
     in_colour = list(channels) == COLOURS
     shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
              for title, pictures in blocks if len(pictures)]
     window = window or _window(shown[0][1])
-    columns = [(title, _columns(pictures, spacing)) for title, pictures in shown]
+    centres = [_centre(values.shape[:len(spacing)], label) for values, label in shown[0][1]] if aligned else None
+    columns = [(title, _columns(pictures, spacing, centres)) for title, pictures in shown]
     seen = {int(value) for _, block in columns for planes in block for plane in planes if plane.label is not None
             for value in np.unique(plane.label)}
     legend = {value: name for value, name in enumerate(label_classes) if value and value in seen}
@@ -115,15 +116,17 @@ def _window(pictures: Sequence[Picture]) -> tuple[float, float]:
     return float(values.min()), float(np.percentile(values, WHITE))
 
 
-def _planes(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[float],
-            affine: np.ndarray | None) -> list[Plane]:
-    """Slices of [*S] or [*S, 3] through the middle of what is labelled, or of all: normal to the last axis first."""
+def _planes(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], affine: np.ndarray | None,
+            centre: Sequence[int] | None = None) -> list[Plane]:
+    """Slices of [*S] or [*S, 3] through `centre`, or the middle of what is labelled, or of all: normal to the last axis
+    first.
+    """
     ndim, shape = len(spacing), volume.shape[:len(spacing)]
     if label is not None and label.shape != shape:
         raise ValueError(f"label of shape {label.shape}: wanted that of the image, {shape}")
     extent = max(size * step for size, step in zip(shape, spacing))
     pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(shape, spacing)]
-    centre = _centre(shape, label)
+    centre = centre or _centre(shape, label)
     planes = []
     for normal in reversed(range(ndim)) if ndim == 3 else [None]:
         index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
@@ -196,9 +199,11 @@ def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
 # ---- sheets ----
 
 
-def _columns(pictures: Sequence[Picture], spacing: Sequence[float]) -> list[list[Plane]]:
+def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Sequence[list[int]] | None
+             ) -> list[list[Plane]]:
     """The planes of every volume; where any of them has a label, the first plane without it comes first."""
-    columns = [_planes(values, label, spacing, None) for values, label in pictures]
+    columns = [_planes(values, label, spacing, None, centres[i] if centres else None)
+               for i, (values, label) in enumerate(pictures)]
     if all(label is None for _, label in pictures):
         return columns
     return [[planes[0]._replace(label=None), *planes] for planes in columns]

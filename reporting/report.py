@@ -65,7 +65,12 @@ def write_report(dest: Path, report: dict, figures: dict[str, bytes], cases: str
 
     ValueError, with nothing written, for a number that does not exist and is not null.
     """
-    text, page = json.dumps(report, indent=2, allow_nan=False) + "\n", html_page(report, figures)
+    write_files(dest, report, html_page(report, figures), figures, cases)
+
+
+def write_files(dest: Path, report: dict, page: str, figures: dict[str, bytes], cases: str) -> None:
+    """Write report.json, the page, the figures and the table of cases into a folder, as `write_report` says."""
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     (dest / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:
@@ -96,10 +101,15 @@ def title(name: str) -> str:
 
 def html_page(report: dict, figures: dict[str, bytes]) -> str:
     """The page, with style and figures inside it."""
-    sections = [_head(report), _comparison(report, figures), _pictures(figures), _texture(report, figures),
-                _variety(report, figures), _first_stage(report, figures), _origin(report)]
+    return html_frame(report["title"], [
+        _head(report), _comparison(report, figures), _pictures(figures), _texture(report, figures),
+        _variety(report, figures), _first_stage(report, figures), _origin(report)])
+
+
+def html_frame(title: str, sections: list[str]) -> str:
+    """A page of sections, with its style."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(report["title"]), body="\n".join(sections))
+    return template.substitute(title=escape(title), body="\n".join(sections))
 
 
 # ---- sections ----
@@ -118,10 +128,8 @@ def _head(report: dict) -> str:
     dice = [value for value in report["first_stage"].get("dice", {}).values() if value is not None]
     if dice:
         facts.append((number(min(dice)), "least Dice of the first stage"))
-    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-                    for value, text in facts)
     return (f"<h1>Real against generated</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "
-            f"Held against: {escape(real['reference'])}.</p>\n<div class=\"facts\">{cards}</div>")
+            f"Held against: {escape(real['reference'])}.</p>\n{html_facts(facts)}")
 
 
 def _comparison(report: dict, figures: dict[str, bytes]) -> str:
@@ -132,7 +140,7 @@ def _comparison(report: dict, figures: dict[str, bytes]) -> str:
         for name, row in report["metrics"].items()
     ]
     head = ["", "real", "generated", "noise", "KS", "floor, median", "floor, 99 %", "KS of noise"]
-    body = "<h2>Scalars</h2>" + _table(head, rows, main=4)
+    body = "<h2>Scalars</h2>" + html_table(head, rows, main=4)
     undefined = [f"{title(name)}: {row['real_undefined']} real, {row['generated_undefined']} generated"
                  for name, row in report["metrics"].items() if row["real_undefined"] or row["generated_undefined"]]
     if undefined:
@@ -142,17 +150,17 @@ def _comparison(report: dict, figures: dict[str, bytes]) -> str:
         rows = [[title(name), percent(row["real"]), percent(row["generated"]),
                  f"{percent(row['generated_low'])} to {percent(row['generated_high'])}", percent(row["noise"])]
                 for name, row in report["shares"].items()]
-        body += _table(["share of cases", "real", "generated", "95 % interval", "noise"], rows, main=2)
-    overview = _figure("overview", figures, "Left is better; on the grey band the sets look alike.")
+        body += html_table(["share of cases", "real", "generated", "95 % interval", "noise"], rows, main=2)
+    overview = html_figure("overview", figures, "Left is better; on the grey band the sets look alike.")
     body += f'<div class="wide">{overview}</div>'
     names = [name for name in figures if name.startswith("distribution_")]
-    return body + _grid(names, figures)
+    return body + html_grid(names, figures)
 
 
 def _pictures(figures: dict[str, bytes]) -> str:
     return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle of "
             "what is labelled, interpolated for display. Black is the minimum and white the 99.8 % point of the real "
-            "images shown, for all alike.</p>" + _dark("samples", figures))
+            "images shown, for all alike.</p>" + html_dark("samples", figures))
 
 
 def _texture(report: dict, figures: dict[str, bytes]) -> str:
@@ -164,7 +172,7 @@ def _texture(report: dict, figures: dict[str, bytes]) -> str:
     ]
     names = [name for name in figures if name.startswith(("histogram_", "spectrum_"))]
     head = ["distance", "generated", "floor, median", "floor, 99 %", "noise"]
-    return "<h2>Intensity and texture</h2>" + _table(head, rows, main=1) + _grid(names, figures)
+    return "<h2>Intensity and texture</h2>" + html_table(head, rows, main=1) + html_grid(names, figures)
 
 
 def _variety(report: dict, figures: dict[str, bytes]) -> str:
@@ -173,10 +181,11 @@ def _variety(report: dict, figures: dict[str, bytes]) -> str:
         if row["available"]:
             cells = [channel, plus_minus(row, "real"), plus_minus(row, "generated"), number(row["generated_max"]),
                      str(row["pairs"])]
-            body += _table(["MS-SSIM of pairs", "real", "generated", "largest, generated", "pairs"], [cells], main=2)
-            body += _grid([f"ms_ssim_{channel}"], figures)
+            head = ["MS-SSIM of pairs", "real", "generated", "largest, generated", "pairs"]
+            body += html_table(head, [cells], main=2)
+            body += html_grid([f"ms_ssim_{channel}"], figures)
         else:
-            body += _missing(f"MS-SSIM of {channel}", row["reason"])
+            body += html_missing(f"MS-SSIM of {channel}", row["reason"])
     return body
 
 
@@ -184,19 +193,19 @@ def _first_stage(report: dict, figures: dict[str, bytes]) -> str:
     part = report["first_stage"]
     body = "<h2>First stage</h2>"
     if not part["available"]:
-        return body + _missing("First stage", part["reason"])
+        return body + html_missing("First stage", part["reason"])
     body += f"<p>Decoded again from their latents: {part['num']} volumes of split {escape(repr(part['split']))}.</p>"
     if part["dice"]:
         rows = [[name, number(part["dice"][name]), number(part["dice_min"][name])] for name in part["dice"]]
-        body += _table(["Dice", "mean", "worst case"], rows, main=1)
+        body += html_table(["Dice", "mean", "worst case"], rows, main=1)
     ceiling = part["ceiling"]
     rows = [["reconstruction", f"{part['psnr_db']:.2f}"]]
     if ceiling["available"]:
         rows += [["image without speckle (ceiling)", f"{ceiling['psnr_db']:.2f}"], ["gap", f"{ceiling['gap_db']:.2f}"]]
-    body += _table(["PSNR", "dB"], rows, main=1)
+    body += html_table(["PSNR", "dB"], rows, main=1)
     if not ceiling["available"]:
-        body += _missing("Ceiling of the PSNR", ceiling["reason"])
-    return body + _dark("first_stage", figures)
+        body += html_missing("Ceiling of the PSNR", ceiling["reason"])
+    return body + html_dark("first_stage", figures)
 
 
 def _origin(report: dict) -> str:
@@ -212,26 +221,33 @@ def _origin(report: dict) -> str:
         ["command", report["command"]],
     ]
     what = [[name, text] for name, text in report["definitions"].items()]
-    return (f"<h2>Where this comes from</h2>{_table(None, rows, kind='plain')}"
-            f"<h2>What the words mean</h2>{_table(None, what, kind='plain')}")
+    return (f"<h2>Where this comes from</h2>{html_table(None, rows, kind='plain')}"
+            f"<h2>What the words mean</h2>{html_table(None, what, kind='plain')}")
 
 
 # ---- parts ----
 
 
 def _noise_note(noise: dict) -> str:
-    return "" if noise["available"] else _missing("Decoded noise", noise["reason"])
+    return "" if noise["available"] else html_missing("Decoded noise", noise["reason"])
 
 
 def _labels_note(generated: dict) -> str:
-    return "" if generated["labels"]["available"] else _missing("Label maps", generated["labels"]["reason"])
+    return "" if generated["labels"]["available"] else html_missing("Label maps", generated["labels"]["reason"])
 
 
-def _missing(what: str, reason: str) -> str:
+def html_facts(facts: list[tuple[str, str]]) -> str:
+    """Figures to see first, each with what it is."""
+    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+                    for value, text in facts)
+    return f'<div class="facts">{cards}</div>'
+
+
+def html_missing(what: str, reason: str) -> str:
     return f"<p class=missing>{escape(what)}: not available: {escape(reason)}</p>"
 
 
-def _table(head: list[str] | None, rows: Iterable[list[str]], main: int | None = None, kind: str = "") -> str:
+def html_table(head: list[str] | None, rows: Iterable[list[str]], main: int | None = None, kind: str = "") -> str:
     """An HTML table; column `main` holds the figure to look at."""
     top = "" if head is None else "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"
     lines = []
@@ -242,7 +258,7 @@ def _table(head: list[str] | None, rows: Iterable[list[str]], main: int | None =
     return f'<div class="scroll"><table class="{kind}">{top}{"".join(lines)}</table></div>'
 
 
-def _figure(name: str, figures: dict[str, bytes], caption: str = "") -> str:
+def html_figure(name: str, figures: dict[str, bytes], caption: str = "") -> str:
     if name not in figures:
         return ""
     data = base64.b64encode(figures[name]).decode()
@@ -250,12 +266,12 @@ def _figure(name: str, figures: dict[str, bytes], caption: str = "") -> str:
     return f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/png;base64,{data}">{note}</figure>'
 
 
-def _grid(names: list[str], figures: dict[str, bytes]) -> str:
-    return f'<div class="charts">{"".join(_figure(name, figures) for name in names)}</div>'
+def html_grid(names: list[str], figures: dict[str, bytes]) -> str:
+    return f'<div class="charts">{"".join(html_figure(name, figures) for name in names)}</div>'
 
 
-def _dark(name: str, figures: dict[str, bytes]) -> str:
-    return f'<div class="dark">{_figure(name, figures)}</div>' if name in figures else ""
+def html_dark(name: str, figures: dict[str, bytes]) -> str:
+    return f'<div class="dark">{html_figure(name, figures)}</div>' if name in figures else ""
 
 
 def figure_pngs(figures: dict[str, Figure]) -> dict[str, bytes]:

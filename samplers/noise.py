@@ -16,6 +16,7 @@ class Noise(Protocol):
     def randn(self, shape: Sequence[int]) -> torch.Tensor: ...
     def rand(self, shape: Sequence[int]) -> torch.Tensor: ...
     def randn_like(self, x: torch.Tensor) -> torch.Tensor: ...
+    def gamma(self, alpha: torch.Tensor) -> torch.Tensor: ...
 
 
 def mix_seed(*parts: object) -> int:
@@ -50,6 +51,11 @@ class ImageGenerators:
         """Unit normal of the shape and dtype of x, on its device."""
         return self.randn(x.shape[1:], x.dtype).to(x.device)
 
+    def gamma(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Gamma variates of shape alpha [N,*shape] and rate 1, with gradients to alpha (Figurnov et al. 2018)."""
+        rows = zip(alpha.to(self.device), self.generators, strict=True)
+        return torch.stack([torch._standard_gamma(row, generator=g) for row, g in rows]).to(alpha.device)
+
     def _stack(self, draw, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.stack([draw(tuple(shape), dtype=dtype, device=self.device, generator=g) for g in self.generators])
 
@@ -75,3 +81,7 @@ class GlobalNoise:
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         """Unit normal of the shape and dtype of x, on its device."""
         return torch.randn_like(x)
+
+    def gamma(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Gamma variates of shape alpha [N,*shape] and rate 1, with gradients to alpha (Figurnov et al. 2018)."""
+        return torch._standard_gamma(alpha)

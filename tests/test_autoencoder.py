@@ -5,7 +5,7 @@ import torch
 
 from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
-from samplers.noise import ImageGenerators
+from samplers.noise import ImageGenerators, Noise
 from training.autoencoder import autoencoder_task
 from training.batch import Batch, LossOutput
 
@@ -13,15 +13,13 @@ from training.batch import Batch, LossOutput
 class Watcher(torch.nn.Module):
     """An autoencoder that keeps what it is given and gives back half of the image."""
 
-    def latent_shape(self, size):
-        return 2, *(n // 2 for n in size)
-
-    def forward(self, image, label, eps):
-        self.given = image, label, eps
-        return Reconstruction(image / 2, None, Posterior(torch.zeros(1), torch.zeros(1)))
+    def forward(self, image, label, noise):
+        self.given = image, label, noise
+        return Reconstruction(image / 2, None, Posterior(torch.zeros(1), torch.zeros(1)), torch.zeros(1))
 
 
-def loss(out: Reconstruction, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+def loss(out: Reconstruction, image: torch.Tensor, label: torch.Tensor, kimg: float, noise: Noise
+         ) -> dict[str, torch.Tensor]:
     """Distances to image and label map [N]."""
     return {"image": (image - out.image).abs().flatten(1).sum(1), "label": label.flatten(1).sum(1).float()}
 
@@ -34,7 +32,7 @@ def augment(batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Ten
 def take_loss(net: Watcher, augmentation=None) -> LossOutput:
     """The task's loss of two images [1,4] of ones, their label maps ones."""
     batch = Batch(torch.ones(2, 1, 4), torch.ones(2, 4, dtype=torch.uint8), Condition())
-    task = autoencoder_task(net, loss, torch.optim.SGD([torch.zeros(1)]), {}, augmentation)
+    task = autoencoder_task(net, loss, torch.optim.SGD([torch.zeros(1)]), {}, augmentation, batch_size=2)
     return task.phases[0].loss(net, batch, ImageGenerators([5, 6], seed=7))
 
 
@@ -52,4 +50,5 @@ def test_images_and_their_targets_are_augmented_together_in_training_only(traini
 def test_latents_are_drawn_by_the_generators_of_the_images():
     net = Watcher()
     take_loss(net)
-    assert torch.equal(net.given[2], ImageGenerators([5, 6], seed=7).for_purpose("posterior").randn((2, 2)))
+    wanted = ImageGenerators([5, 6], seed=7).for_purpose("posterior").randn((2, 2))
+    assert torch.equal(net.given[2].randn((2, 2)), wanted)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils import checkpoint
-from utils.files import atomic_path, plain_hash, remove_temporary
+from utils.files import atomic_path, plain_hash, remove_temporary, write_error
 
 PAYLOAD = {
     "task": "diffusion", "nimg": 12, "beta": 0.5, "none": None, "flag": True, "list": [1, "a", 2.5],
@@ -79,6 +79,16 @@ def test_truncated_files_are_refused_by_name(saved):
         saved.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=saved.name):
             checkpoint.load(saved, "snapshot")
+
+
+def test_what_is_read_of_damage_speaks_of_the_file_and_not_of_its_inside(saved):
+    whole = saved.read_bytes()
+    place = whole.index(PAYLOAD["ema"]["w"].numpy().tobytes())
+    for damaged in (b"", whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:]):
+        saved.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged") as error:
+            checkpoint.load(saved, "snapshot")
+        assert not any(word in str(error.value) for word in (".tmp", "zip", "data/", "one before"))
 
 
 def test_missing_file_and_wrong_kind_are_refused(saved, tmp_path):
@@ -203,6 +213,14 @@ def test_temporary_name_is_one_that_is_cleaned(tmp_path):
         temporary.touch()
         assert remove_temporary(tmp_path) == [temporary]
         temporary.touch()
+
+
+def test_errors_of_writing_name_the_file_and_not_its_temporary_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/a.txt") as error, atomic_path(tmp_path / "a.txt") as path:
+        path.read_text()
+    assert ".tmp-" not in str(error.value)
+    said = RuntimeError(f"File {tmp_path}/.tmp-{os.getpid()}-b.pt cannot be opened.")
+    assert str(write_error(tmp_path / "b.pt", 0, said)).endswith(f"(File {tmp_path}/b.pt cannot be opened.)")
 
 
 def test_checksum_sees_values_shapes_types_and_places():

@@ -30,7 +30,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}
 EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
 # What the data of an experiment would say, at full size: shape of an item, label classes, classes.
-DATA = {"echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0),
+ECHO, ECHO_LATENTS, BRATS, BRATS_LATENTS = (
+    ((1, 160, 160, 128), 3, 0), ((4, 20, 20, 16), 3, 0), ((1, 168, 192, 144), 0, 0), ((8, 36, 44, 28), 0, 0))
+RECIPES = {"diff3_vae_100": ECHO, "diff3_vae_200": ECHO, "diff3_vae_xent": ECHO, "diff3_ldm": ECHO_LATENTS,
+           "diff3_edm": ECHO_LATENTS, "brats_vae_16g": BRATS, "brats_vae_32g": BRATS, "brats_ldm_16g": BRATS_LATENTS,
+           "brats_ldm_32g": BRATS_LATENTS, "brats_edm_32g": BRATS_LATENTS}
+DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0),
+        "brainweb2d_edm": ((1, 64, 64), 0, 0),
         "voxels_edm": ((1, 32, 32, 32), 4, 0)}
 
 
@@ -77,8 +83,9 @@ def test_every_experiment_composes_and_its_network_runs_on_the_meta_device(name)
         net = build(fill_network(training, dataset))
         x = torch.zeros(2, *dataset.shape)
         if training["task"] == "autoencoder":
-            out = net(x, torch.zeros(2, *dataset.shape[1:], dtype=torch.uint8))
-            assert out.image.shape == x.shape and out.logits.shape[1] == DATA[name][1]
+            labels = DATA[name][1]
+            out = net(x, torch.zeros(2, *dataset.shape[1:], dtype=torch.uint8) if labels else None)
+            assert out.image.shape == x.shape and (out.logits.shape[1] if labels else 0) == labels
         else:
             assert net(x, torch.ones(2)).shape == x.shape
         optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
@@ -189,7 +196,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     # values taken from where there is none
     ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
-    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, none)"]),
+    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, none"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler/edm_odd", "edm_ode"]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data_sampler import InfiniteSampler
+from training.data_sampler import CHUNK, InfiniteSampler
 from training.ema import ema_beta, update_ema
 from training.schedule import lr_factor
 from utils.sample_io import parse_seeds, requested_seeds
@@ -49,6 +49,28 @@ def test_start_idx_goes_on_where_the_stream_was_left(ranks):
         whole = first(80, **arguments)
         for seen in (0, 6, 30, 60):  # images seen by all ranks
             assert first(20, start_idx=seen, **arguments) == whole[seen // ranks:][:20]
+
+
+def test_swaps_are_those_drawn_one_by_one_but_not_drawn_so(monkeypatch):
+    length, window, count = 11, 5, 3 * CHUNK
+    random, order, wanted = np.random.RandomState(3), np.arange(length), []
+    random.shuffle(order)
+    for position in range(count):
+        i = position % length
+        wanted.append(int(order[i]))
+        j = (i - random.randint(window)) % length
+        order[i], order[j] = order[j], order[i]
+    draws, calls = np.random.RandomState.randint, []
+
+    class Counting(np.random.RandomState):
+        def randint(self, *arguments, **named):
+            calls.append(0)
+            return draws(self, *arguments, **named)
+
+    monkeypatch.setattr(np.random, "RandomState", Counting)
+    assert first(count, length=length, seed=3, window_size=window / length) == wanted
+    assert first(9, length=length, seed=3, window_size=window / length, start_idx=count - 9) == wanted[-9:]
+    assert len(calls) == 6
 
 
 def test_ranks_share_one_stream():

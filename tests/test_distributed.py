@@ -133,11 +133,11 @@ def error_of_their_own() -> None:
 
 def weights_differ() -> None:
     same = {"weight": torch.arange(6.0), "mask": torch.tensor([True, False]), "nan": torch.tensor(float("nan"))}
-    distributed.check_same(same)
+    distributed.check_same(same, "")
     weight = torch.tensor([1.0, 2.0])
     if distributed.rank() == 2:  # the last bit of one up and of the other down: a plain sum would not show it
         weight.view(torch.int32).add_(torch.tensor([1, -1], dtype=torch.int32))
-    distributed.check_same({**same, "net.conv.weight": weight, "net.out.weight": weight * 2})
+    distributed.check_same({**same, "net.conv.weight": weight, "net.out.weight": weight * 2}, "try again")
 
 
 def test_ranks_that_come_are_let_through(meet):
@@ -194,7 +194,7 @@ def test_weights_that_differ_are_named_with_the_rank(meet):
 
 def test_one_process_meets_itself():
     with distributed.meeting("a step"):
-        distributed.check_same({"weight": torch.ones(1)})
+        distributed.check_same({"weight": torch.ones(1)}, "")
         assert distributed.all_reduce_sum(torch.ones(1)).item() == 1
 
 

@@ -1,7 +1,10 @@
 """The commands in README.md and docs/ are commands: their keys, choices and options exist, and their networks build."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -63,3 +66,26 @@ def test_evaluation_commands_have_the_options_they_are_given(words):
 def test_commands_are_found():
     text = "a `python train.py -cn=no`\n```\n# train.py\npython train.py -cn=x \\\n    a='${b}'  # why\n```\n"
     assert commands(text, "train.py") == [["-cn=x", "a=${b}"]]
+
+
+@pytest.mark.parametrize(("status", "why", "state", "queued"), [
+    ("requeue", "stopped by SIGTERM", "old", True), ("done", "", "new", False), ("failed", "ValueError", "new", False),
+    ("running", "", "new", True), ("running", "", "old", False), ("running", "", None, False),
+    ("failed", "ConnectionError: rank 1 was lost at the step at 44 images", "new", True),
+])
+def test_slurm_job_queues_itself_again_where_that_helps(tmp_path, status, why, state, queued):
+    text = (ROOT / "docs/running.md").read_text(encoding="utf-8")
+    job, = re.findall(r"^```bash\n(#!/bin/bash.*?)^```", text, re.MULTILINE | re.DOTALL)
+    folder = tmp_path / "results" / "00003-echo_edm"
+    folder.mkdir(parents=True)
+    before, after = ({"status": s, "why": why, **({"state": n} if n else {})} for s, n in
+                     (("running", state and "old"), (status, state)))
+    (folder / "status.json").write_text(json.dumps(before, indent=2))
+    (tmp_path / "after.json").write_text(json.dumps(after, indent=2))
+    for name, does in (("scontrol", 'echo "$@" >> called; echo host'),
+                       ("srun", "cp after.json results/00003-echo_edm/status.json; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(["bash", "-c", job], cwd=tmp_path, check=False, timeout=30, env={
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host"})
+    assert ("requeue 7" in (tmp_path / "called").read_text()) is queued

@@ -178,7 +178,7 @@ def outcome(number: int, folder: Path) -> str:
         check_training(compose(folder, name, overrides)["training"])
     except ValueError as error:
         text = str(error)
-        where = re.search(r"^[^:]*[^ :]: |[\w@]+\.[\w.]+|[\w+~]*=|\.yaml", text)
+        where = re.search(r"^([^:]*|\S*)[^ :]: |[\w@]+\.[\w.]+|[\w+~]*=|\.yaml", text)
         return "refused" if where and "\n" not in text else f"WRONG: unclear: {text!r}"
     except Exception as error:
         return f"WRONG: {type(error).__name__}: {error!s:.300}"

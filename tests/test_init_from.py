@@ -7,7 +7,7 @@ from torch import nn
 from networks.precond import DDPMPrecond
 from networks.unet import SongUNet
 from training.init_from import init_from, take_weights
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.config import Options
 
 NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channel_mult": [1, 2]}}
@@ -101,6 +101,19 @@ def test_a_table_that_is_the_same_is_not_spoken_of_and_fourier_frequencies_are_t
     count = len(list(net.parameters())) + 1
     assert take_weights(net, source.state_dict()) == [f"  {count} of the network's {count} taken"]
     assert torch.equal(net.model.map_noise.freqs, source.model.map_noise.freqs)
+
+
+def test_the_snapshot_is_chosen_by_rank_0_for_all(tmp_path, monkeypatch):
+    """Another rank may see another newest file, as on a network drive."""
+    for number, value in ((1, 1.0), (2, 2.0)):
+        net = network()
+        nn.init.constant_(net["first"].bias, value)
+        checkpoint.save(tmp_path / f"network-snapshot-{number:06d}.pt", "snapshot",
+                        {"network": NODE, "ema": net.state_dict()})
+    monkeypatch.setattr(distributed, "from_rank_0", lambda choose: choose().with_name("network-snapshot-000001.pt"))
+    net = network()
+    init_from(net, NODE, Options(batch_size=1, total_kimg=1, init_from=str(tmp_path)))
+    assert net["first"].bias.tolist() == [1, 1]
 
 
 def test_a_missing_snapshot_is_refused_by_its_key(tmp_path):

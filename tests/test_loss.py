@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
 from training import loss as losses
-from training.loss import AutoencoderLoss, DenoisingLoss, EDMLoss, VELoss, VPLoss
+from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
 from training.noise_laws import LogNormal, LogUniform, Table
 
 VECTORS = Path(__file__).parent / "data" / "edm_training.npz"
@@ -253,24 +252,3 @@ def test_wrong_setting_is_refused_by_name(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert words in str(error.value)
-
-
-# ---- autoencoder ----
-
-
-def reconstruction(logits: torch.Tensor | None) -> Reconstruction:
-    """Two images [2,1,4] that are off by 0.5 and 0, with posteriors of mean 1 and 0."""
-    image = torch.tensor([[[0.5, 0.5, 0.5, 0.5]], [[0.0, 0.0, 0.0, 0.0]]])
-    return Reconstruction(image, logits, Posterior(torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]]]), torch.zeros(2, 1, 2)))
-
-
-def test_autoencoder_loss_by_hand():
-    logits = torch.zeros(2, 3, 4)
-    logits[1, 0] = 100  # sure of class 0
-    label = torch.zeros(2, 4, dtype=torch.uint8)
-    loss = AutoencoderLoss(l1_weight=2, ce_weight=3, kl_weight=0.5)
-    terms = loss(reconstruction(logits), torch.zeros(2, 1, 4), label)
-    assert terms["l1"].tolist() == [1, 0]
-    assert terms["ce"].tolist() == pytest.approx([3 * log(3), 0])
-    assert terms["kl"].tolist() == [0.5, 0]  # 2 latents of 1/2 nat each, weight 0.5
-    assert set(AutoencoderLoss()(reconstruction(None), torch.zeros(2, 1, 4), None)) == {"l1", "kl"}

@@ -48,6 +48,17 @@ def with_depth(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.unsqueeze(2) if v.ndim == 4 else v for k, v in net.state_dict().items()}
 
 
+class Given:
+    """Noise that is what it is given."""
+
+    def __init__(self, eps: torch.Tensor):
+        self.eps = eps
+
+    def randn(self, shape):
+        assert self.eps.shape[1:] == shape
+        return self.eps
+
+
 # ---- preconditioning ----
 
 
@@ -436,7 +447,7 @@ def test_autoencoder_in_3d_with_depth_1_is_the_2d_autoencoder():
     deep.load_state_dict(with_depth(flat))
     image, label = torch.randn(2, 1, 8, 6), torch.randint(0, 3, (2, 8, 6))
     eps = torch.randn(2, 2, 4, 3)
-    wanted, got = flat(image, label, eps), deep(image[:, :, None], label[:, None], eps[:, :, None])
+    wanted, got = flat(image, label, Given(eps)), deep(image[:, :, None], label[:, None], Given(eps[:, :, None]))
     assert wanted.image.shape == (2, 1, 8, 6) and wanted.logits.shape == (2, 3, 8, 6)
     for a, b in ((got.image, wanted.image), (got.logits, wanted.logits), (got.posterior.mean, wanted.posterior.mean),
                  (got.posterior.logvar, wanted.posterior.logvar)):
@@ -690,7 +701,7 @@ def test_forward_draws_mean_plus_std_times_eps():
     net = randomise(AutoencoderKL(1, spatial_dims=2, channels=(4, 4), num_blocks=1))
     image, eps = torch.randn(2, 1, 4, 4), torch.randn(2, 4, 2, 2)
     posterior = net.encode(image)
-    torch.testing.assert_close(net(image, eps=eps).image, net.decode(posterior.mean + posterior.std * eps)[0])
+    torch.testing.assert_close(net(image, noise=Given(eps)).image, net.decode(posterior.mean + posterior.std * eps)[0])
     torch.testing.assert_close(net(image).image, net.decode(posterior.mean)[0])
 
 
@@ -699,10 +710,10 @@ def test_whiten_gives_std_sigma_data_and_unwhiten_takes_it_back(size):
     z = torch.randn(40, 3, *size, dtype=torch.float64) * torch.tensor([0.1, 2, 30.0]).reshape(3, *[1] * len(size)) + 5
     axes = [0, *range(2, z.ndim)]
     mean, std = z.mean(axes), z.std(axes, correction=0)
-    x = whiten(z, mean, std, 0.5)
+    x = whiten(z, mean, 0.5 / std)
     torch.testing.assert_close(x.mean(axes), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(x.std(axes, correction=0), torch.full((3,), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(unwhiten(x, mean, std, 0.5), z)
+    torch.testing.assert_close(unwhiten(x, mean, 0.5 / std), z)
 
 
 def test_codec_decodes_what_it_encodes_with_the_frozen_autoencoder():

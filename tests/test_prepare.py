@@ -188,7 +188,7 @@ def test_all_bad_files_are_named_at_once(folders):
         (Options(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
         (Options(orientation="RRS"), "--orientation RRS"),
         (Options(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
-        (Options(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, --channels names 2"),
+        (Options(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, 2 have names: a, b.*--channels"),
         (Options(split=(0.5, 0.4)), "--split 0.5 0.4"),
         (Options(spatial_dims=4), "--spatial-dims 4"),
     ],
@@ -229,7 +229,7 @@ def test_cases_that_differ_are_refused(folders):
 def rewrite_case9(folder, affine):
     """Give the last case another affine, its voxels unchanged."""
     write_nifti(folder / "images" / "case9.nii.gz", random_image(9), affine)
-    write_nifti(folder / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), affine)
+    write_nifti(folder / "labels" / "case9.nii.gz", np.indices((8, 7, 6)).sum(0).clip(0, 1).astype(np.uint8), affine)
 
 
 def test_voxel_sizes_that_differ_are_refused(folders):

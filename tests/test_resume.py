@@ -20,8 +20,9 @@ from toy import OPTIONS, learned, make_trainer, ticks, trained
 
 import dataset_tool
 import train
-from training.resume import changes, choose_start, different_keys, latest, read_state
-from training.run import asked_in_this_launch, common_part
+import training.run
+from training.resume import changes, choose_start, latest, listed_differences, read_state
+from training.run import asked_in_this_launch, common_part, held_out
 from training.training_loop import Trainer
 from utils import checkpoint
 from utils.config import config_hash
@@ -223,7 +224,7 @@ def test_latest_is_the_newest_state_of_the_newest_run_of_the_same_configuration(
     start = latest(tmp_path, "exp", CONFIG)
     assert start.state == chosen / "training-state-000010.500.pt"
     assert "00003-exp, it has no training state" in start.notes[0]
-    assert "00002-exp, it is of another configuration (training.loss.P_mean)" in start.notes[1]
+    assert "00002-exp, it is of another configuration (training.loss.P_mean: 2.0 -> 1.0)" in start.notes[1]
 
 
 def test_latest_with_nothing_there_starts_fresh_and_says_so(tmp_path):
@@ -264,6 +265,29 @@ def test_restart_after_a_signal_ends_again(at, monkeypatch):
     assert (status["status"], status["nimg"]) == ("requeue", 36) and os.listdir("again") == ["00000-echo_edm"]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_that_ends_while_another_starts_is_not_gone_on_from_in_the_middle(at, monkeypatch, named):
+    """Its last state comes between choice and lock: `latest` takes that one, a state by name a new folder."""
+    root = f"race-{named}"
+    assert run(root).exit_code == 0
+    run_dir = Path(root, "00000-echo_edm")
+    before, last = list_files(run_dir, "training-state")
+    aside, taken = last.rename(run_dir / "aside"), []
+
+    def end_first(folder: Path):
+        taken.append(folder)
+        if len(taken) == 1:
+            aside.rename(last)
+        return locked(folder)
+
+    monkeypatch.setattr(training.run, "locked", end_first)
+    again = run(root, f"training.options.resume={before}" if named else LATEST)
+    assert again.exit_code == 0, again.output
+    assert f"Resumed from {before if named else last}" in again.output
+    assert taken[-1] == (Path(root, "00001-echo_edm") if named else run_dir)
+    assert result(taken[-1]) == result(Path("whole/00000-echo_edm"))
+
+
 # ---- whether it fits ----
 
 
@@ -279,7 +303,8 @@ def test_damaged_state_is_not_skipped_but_the_one_before_is_named(tmp_path):
     oldest.write_bytes(b"")
     with pytest.raises(ValueError, match=oldest.name) as error:
         read_state(oldest, record)
-    assert "one before it is" not in str(error.value)
+    assert "one before it is" not in str(error.value) and "leave resume away to start anew, or from weights by " \
+        f"training.options.init_from={tmp_path}/network-snapshot-000000.240.pt" in str(error.value)
 
 
 def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
@@ -293,9 +318,9 @@ def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
                                                               "network": {"width": 9}}})
     with pytest.raises(ValueError, match=r"training\.options\.resume") as error:
         read_state(state, other.record)
-    assert "another configuration (training.network.width, training.options.seed);" in str(error.value)
+    assert "another configuration (training.network.width: 8 -> 9, training.options.seed: 0 -> 1);" in str(error.value)
     changed = make_trainer(tmp_path / "d", config=config, data_hash="other")
-    with pytest.raises(ValueError, match=r"another data set \(content_hash\)"):
+    with pytest.raises(ValueError, match=r"another data set \(content_hash: data -> other\)"):
         read_state(state, changed.record)
 
 
@@ -312,9 +337,10 @@ def test_state_of_another_program_is_refused(tmp_path):
         trainer.restore(state)
 
 
-def test_different_keys_are_named_by_path():
-    assert different_keys({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}) == "b.c, e"
-    assert different_keys({"a": 1}, {"a": 1}) == ""
+def test_differences_are_told_by_path_and_values():
+    told = listed_differences({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": [4], "d": 3}, "e": "x" * 99 + "y"})
+    assert told == f"b.c: 2 -> [4], e: none -> {'x' * 20}...{'x' * 19}y"
+    assert listed_differences({"a": 1}, {"a": 1}) == ""
 
 
 def test_change_of_what_moves_the_last_digits_is_warned_of(tmp_path):
@@ -323,6 +349,14 @@ def test_change_of_what_moves_the_last_digits_is_warned_of(tmp_path):
     assert changes(environment, environment) == [] and environment["processor"]
     found = changes({**environment, "threads": 7, "processor": "Z80"}, environment)
     assert len(found) == 2 and "threads was 7, is 1" in found[0] and "processor was Z80" in found[1]
+
+
+def test_what_validation_measures_has_a_fingerprint(at):
+    node = {"_target_": "training.datasets.volumes.VolumesDataset", "path": "echo.h5", "split": "train"}
+    validation = {"split": "val", "max_items": 3, "every_ticks": 1}
+    seen = [held_out({"dataset": node, "validation": {**validation, **change}}).fingerprint
+            for change in ({}, {"every_ticks": 9}, {"max_items": 2}, {"split": "test"})]
+    assert seen[0] == seen[1] and len(set(seen)) == 3
 
 
 # ---- disk ----
@@ -344,6 +378,7 @@ def test_disk_that_fills_up_fails_the_run_and_spares_the_files(at, monkeypatch):
     assert not list(run_dir.glob(".tmp-*"))
     status = read_status(run_dir)
     assert status["status"] == "failed" and "not enough free disk" in status["why"]
+    assert (run_dir / "log.txt").read_text().splitlines()[-1] == f"Failed: {status['why']}"
     monkeypatch.undo()
     assert run("full", LATEST).exit_code == 0
     assert result(run_dir) == result(Path("whole/00000-echo_edm"))

@@ -103,13 +103,13 @@ def check_shares() -> None:
     assert held < 0.6 * sum(p.numel() for p in run.net.parameters())
     first = next(iter(state["optimizer"]["state"].values()))["exp_avg"]
     assert (first is None) == (distributed.rank() == 1)
-    sharding.check_same_weights({"net": run.net})  # shares differ, and should
+    sharding.check_same_weights({"net": run.net}, "")  # shares differ, and should
     whole = toy_net()
-    sharding.check_same_weights({"net": whole})
+    sharding.check_same_weights({"net": whole}, "")
     if distributed.rank() == 1:
         whole.model.out_conv.bias.data += 1e-6
     with pytest.raises(ValueError, match=r"net\.model\.out_conv\.bias differs between ranks: rank 1"):
-        sharding.check_same_weights({"net": whole})
+        sharding.check_same_weights({"net": whole}, "")
     with pytest.raises(ValueError, match=r"no share of \[5\]"):
         sharding.share(torch.zeros(5), next(run.net.parameters()))
 

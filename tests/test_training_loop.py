@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import OPTIONS, Points, Toy, learned, make_trainer, stopped, ticks, trained, weights
+from toy import OPTIONS, Points, Toy, in_step, learned, make_trainer, stopped, ticks, trained, two_phases, weights
 
 from training.batch import Batch, LossOutput, Phase, Task
 from training.batch_transforms import DrawLatents, Identity
@@ -20,13 +20,13 @@ from training.data_sampler import InfiniteSampler
 from training.diffusion import diffusion_task
 from training.ema import halflives
 from training.loss import EDMLoss
-from training.resume import read_state
+from training.resume import is_newest, read_state
 from training.ticks import SIGMA_EDGES
 from training.training_loop import Progress, split_batch
 from training.validation import Held
 from utils import checkpoint, distributed
-from utils.log import write_status
-from utils.runs import find_file, kimg_name, list_files
+from utils.log import read_status, write_status
+from utils.runs import find_file, kimg_name, list_files, prune
 from utils.stats import Collector
 from utils.stop import Stop
 
@@ -65,6 +65,8 @@ def on_rank(rank: int, ranks: int, port: int, folder: str) -> None:
         trained(root / "whole", dropout=0.3)
         trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
         bad_loss_on_last_rank(root / "bad")
+        ranks_disagree_at_the_start(root)
+        ranks_move_buffers(root)
     finally:
         distributed.shutdown()
 
@@ -79,6 +81,30 @@ def bad_loss_on_last_rank(folder: Path) -> None:
         seen.append(checkpoint.checksum(trainer.task.net.state_dict()))
     assert seen[1] == seen[2] != seen[3]
     trainer.save_state()
+
+
+def ranks_disagree_at_the_start(folder: Path) -> None:
+    """Networks that differ between ranks are refused before a step is taken."""
+    task = faulty_task(set())
+    with torch.no_grad():
+        task.net.layers[3].bias[1] += distributed.rank()
+    with pytest.raises(ValueError, match=r"faulty\.layers\.3\.bias differs between ranks: rank 1 .*same program"):
+        make_trainer(folder / "plain", task=task)
+
+
+def ranks_move_buffers(folder: Path) -> None:
+    """Buffers that forward moves are one over all ranks; of what a state holds, rank 0 alone keeps copies."""
+    trainer = make_trainer(folder / "plain", task=two_phases())
+    data = trainer.batches()
+    for _ in range(3):
+        trainer.step(data)
+    norm = trainer.task.phases[1].module.norm
+    seen = distributed.gather(norm.running_mean)
+    assert torch.equal(seen[0], seen[1]) and seen.abs().min() > 0
+    trainer.save_snapshot()
+    tensors = [leaf for _, leaf in checkpoint.walk(trainer.state()["modules"])
+               if leaf is None or isinstance(leaf, torch.Tensor)]
+    assert tensors and all((leaf is None) == (distributed.rank() > 0) for leaf in tensors)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -186,7 +212,7 @@ def test_bad_step_names_its_images(tmp_path):
 def test_run_ends_after_max_bad_steps_with_a_state_from_before_them(tmp_path):
     options = replace(OPTIONS, max_bad_steps=5, state_ticks=1)
     trainer = make_trainer(tmp_path, options, task=faulty_task(set(range(2, 100))))
-    with pytest.raises(ValueError, match=r"not finite in 6 steps in a row .*training-state-000000.024.pt .*\.lr"):
+    with pytest.raises(ValueError, match=r"in 6 steps in a row .*-000000.024.pt is from before them; start .*\.lr"):
         trainer.run(Stop(tmp_path))
     assert trainer.progress.nimg == 8 * 12  # a tick ended among them: its state too is from before
     assert [p.name for p in list_files(tmp_path, "training-state")] == ["training-state-000000.024.pt"]
@@ -271,9 +297,19 @@ def test_tick_counts_bad_steps_and_its_line_says_all(tmp_path):
     trainer.run(Stop(tmp_path))
     assert [t["bad_steps"] for t in ticks(tmp_path)] == [2, 0, 0, 0]  # two steps, though three rounds
     line = next(line for line in lines if line.startswith("tick"))
-    for word in ("tick 1", "kimg 0.060", "time", "sec/tick", "sec/kimg", "ETA", "data", "img/s", "GiB", "grad", "bad 2",
-                 "faulty"):
+    assert line.endswith(f"loss: faulty {ticks(tmp_path)[0]['loss/faulty']:.4g}")
+    for word in ("tick 1", "kimg 0.060", "time", "sec/tick", "sec/kimg", "ETA", "img/s", "GiB", "grad norm",
+                 "data wait", "bad steps 2", "loss: faulty"):
         assert word in line
+
+
+def test_tick_line_tells_losses_apart_and_leaves_figures_of_the_data_to_the_files(tmp_path):
+    trainer, lines = make_trainer(tmp_path, held=Held(Points(), 1)), []
+    trainer.log = lines.append
+    trainer.run(Stop(tmp_path))
+    tick = ticks(tmp_path)[0]
+    assert lines[0].endswith(f"loss: diffusion {tick['loss/diffusion']:.4g}, validation {tick['val/loss']:.4g}")
+    assert 0 < tick["loss/data_square"] < 1
 
 
 def test_tick_of_bad_steps_alone_is_written(tmp_path):
@@ -365,6 +401,25 @@ def test_files_are_listed_by_images_and_further_averages_are_not(tmp_path):
         "000001.999.pt", "000002.pt", "000002.001.pt", "1000000.pt"]
 
 
+def test_files_of_short_and_long_ticks_in_one_folder_are_taken_in_order(tmp_path):
+    names = ["000001.600", "000002", "000002.400", "000009.999", "000010", "1000000"]
+    for kind in ("training-state", "network-snapshot"):
+        for name in reversed(names):
+            (tmp_path / f"{kind}-{name}.pt").write_bytes(b"PK")
+    (tmp_path / "network-snapshot-000002.400-ema5.pt").touch()
+    write_status(tmp_path, "running", experiment="x")
+    for left in range(len(names), 0, -1):
+        newest = tmp_path / f"training-state-{names[left - 1]}.pt"
+        assert find_file(str(tmp_path), "training-state", tmp_path, "key") == newest and is_newest(newest)
+        assert left == 1 or not is_newest(tmp_path / f"training-state-{names[left - 2]}.pt")
+        newest.unlink()
+    prune(tmp_path, "network-snapshot", 4)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == sorted(
+        f"network-snapshot-{name}.pt" for name in [*names[2:], "000002.400-ema5"])
+    prune(tmp_path, "network-snapshot", 3)
+    assert not list(tmp_path.glob("*-ema5.pt"))
+
+
 def test_old_snapshots_and_states_are_deleted(tmp_path):
     options = replace(OPTIONS, batch_size=500, total_kimg=5, kimg_per_tick=1, snapshot_ticks=1, state_ticks=2,
                       keep_snapshots=2, keep_states=1)
@@ -445,3 +500,28 @@ def test_best_snapshot_is_that_of_the_lowest_validation_loss(tmp_path):
     assert checkpoint.checksum(best["ema"]) == checkpoint.checksum(same["ema"])
     assert find_file(str(tmp_path), "network-snapshot", tmp_path, "key").name == "network-snapshot-000000.240.pt"
     assert ticks(tmp_path)[2]["val/loss"] is None
+
+
+def test_best_is_chosen_anew_when_other_items_are_measured(tmp_path):
+    held, options = Held(Points(), 1, "these"), replace(OPTIONS, total_kimg=0.06)
+    trained(tmp_path, options, held=held)
+    state = read_state(list_files(tmp_path, "training-state")[-1], make_trainer(tmp_path).record)
+    for now, anew in ((held, False), (None, False), (Held(Points(), 5, "these"), False),
+                      (Held(Points(), 1, "others"), True)):
+        said: list[str] = []
+        again = make_trainer(tmp_path, options, held=now)
+        again.log = said.append
+        again.restore(state)
+        assert (again.progress.best == np.inf) is anew
+        assert [("network-best.pt is chosen anew" in line) for line in said] == [True] * anew
+        assert again.progress.measured == ("others" if anew else "these")
+
+
+def test_status_tells_of_the_last_state(tmp_path):
+    options = replace(OPTIONS, state_ticks=1)
+    trainer = make_trainer(tmp_path, options)
+    in_step(trainer, 12, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run(Stop(tmp_path))
+    status = read_status(tmp_path)
+    assert (status["status"], status["nimg"], status["state"]) == ("running", 120, "training-state-000000.120.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.batch import Sample, Task
+from training.batch import Batch, LossOutput, Phase, Sample, Task
 from training.batch_transforms import Identity
 from training.diffusion import diffusion_task
 from training.loss import EDMLoss
@@ -52,6 +52,49 @@ class Toy(torch.nn.Module):
     def forward(self, x, sigma, condition=None):
         level = sigma.log().reshape(-1, 1, 1) / 4
         return self.layers(torch.cat([x / (1 + sigma.reshape(-1, 1, 1)), level], dim=2))
+
+
+class Codebook(torch.nn.Module):
+    """Toy with two entries that every forward pass in training draws to the mean of what it sees, as VQ does."""
+
+    def __init__(self):
+        super().__init__()
+        self.toy = Toy()
+        self.register_buffer("entries", torch.tensor([[0.0], [1.0]]))
+
+    def forward(self, x, sigma, condition=None):
+        if self.training:
+            self.entries.data.lerp_(x.detach().mean().expand(2, 1), 0.3)
+        return self.toy(x, sigma) + self.entries.sum() / 10
+
+
+class Critic(torch.nn.Module):
+    """One number per image, behind a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
+        torch.nn.init.constant_(self.out.weight, 0.1)
+        torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        return self.out(self.norm(x[:, 0]))
+
+
+def two_phases(bad_calls: set[int] = frozenset()) -> Task:
+    """Two modules and optimisers; forward passes of both move buffers; the critic's loss is bad at some calls."""
+    net, critic, calls = Codebook(), Critic(), []
+
+    def net_loss(module, batch: Batch, generators) -> LossOutput:
+        return LossOutput(module(batch.images, torch.ones(len(batch.images))).square().sum(), len(batch.images), {})
+
+    def critic_loss(module, batch: Batch, generators) -> LossOutput:
+        calls.append(0)
+        loss = (module(batch.images) - 1).square().sum()
+        return LossOutput(loss * np.nan if len(calls) - 1 in bad_calls else loss, len(batch.images), {})
+
+    return Task([Phase("net", net, torch.optim.Adam(net.parameters(), lr=1e-2), net_loss),
+                 Phase("critic", critic, torch.optim.AdamW(critic.parameters(), lr=1e-2), critic_loss)], net, {})
 
 
 def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 0.0, task: Task | None = None,

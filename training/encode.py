@@ -1,60 +1,293 @@
-"""Encode the volumes of a cohort once: posterior mean and std of every item, with the first stage in the same file."""
+"""Encode the volumes of a cohort once: posterior mean and std of every item, with the first stage in the same file.
 
+Split over ranks, restartable: finished items lie as parts beside the file to be, until all are there.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from training.datasets.volumes import VolumesDataset
+from metrics.image import psnr
+from metrics.overlap import dice
+from networks.latent_codec import SCALINGS
+from networks.tiles import by_parts
+from training.datasets.volumes import volume_facts
 from training.precision import autocast, resolve_precision
-from training.snapshot import first_stage_hash, load_network
-from utils.latents import EncodedSplit, FirstStageRecord, write_latents
-from utils.log import progress
-from utils.volumes import VolumesFile
+from training.snapshot import check_contract, first_stage_record, load_network
+from utils import distributed
+from utils.checks import check_choice
+from utils.files import plain_hash
+from utils.geometry import fit_centre
+from utils.latents import LatentsFile, write_latents
+from utils.log import RunLog, progress
+from utils.runs import find_file
+from utils.sample_io import Parts
+from utils.volumes import Item, VolumesFile
+
+Key, Read = TypeVar("Key"), TypeVar("Read")
 
 
-def encode_volumes(snapshot_path: Path, source: Path, dest: Path, *, batch_size: int = 8, precision: str = "fp32",
-                   trust: bool = False) -> dict[str, int]:
-    """Write the latents of all splits of a volumes file; returns the number of items of each split."""
+class Options(NamedTuple):
+    """How to encode.
+
+    tile [*S] in voxels (None: whole volumes), tile_overlap, tile_mode: see networks.tiles; size [*S]: crop or pad
+    centrally before; scaling: how diffusion is to scale the latents; round_trip: how many items to decode again.
+    """
+
+    batch_size: int = 8
+    precision: str = "fp32"
+    tile: Sequence[int] | None = None
+    tile_overlap: float = 0.25
+    tile_mode: str = "blend"
+    size: Sequence[int] | None = None
+    scaling: str = "standardize"
+    round_trip: int = 16
+    overwrite: bool = False
+    trust: bool = False
+    num_threads: int = 0
+
+
+class Place(NamedTuple):
+    """An item: its number over all splits, and where it is."""
+
+    number: int
+    split: str
+    index: int
+
+
+class Inputs(NamedTuple):
+    """A batch as it was read: images [N,C,*S] as the network takes them, label maps [N,*S] uint8, and the items."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    items: list[Item]
+
+
+class Job(NamedTuple):
+    """What turns items into parts. measured: numbers of the items that are decoded again."""
+
+    net: torch.nn.Module
+    volumes: VolumesFile
+    size: tuple[int, ...]
+    measured: frozenset[int]
+    batch_size: int
+    device: torch.device
+    precision: str
+
+
+def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_root: Path = Path("results")) -> None:
+    """Write the latents of all splits of a volumes file. Every rank calls this; rank 0 writes the file."""
     if dest.resolve() == source.resolve():
         raise ValueError(f"--dest {dest} is --source; the latents need a file of their own")
-    net, snapshot = load_network(snapshot_path, "autoencoder", trust)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net.to(device)
-    splits = VolumesFile(source).splits
-    datasets = {split: VolumesDataset(str(source), split, cache=False) for split in splits}
-    data = next(iter(datasets.values())).data
-    for key in ("channels", "label_classes", "intensity"):
-        if data[key] != snapshot["data"][key]:
-            raise ValueError(f"{source}: {key} are {data[key]}, the autoencoder {snapshot_path} was trained with "
-                             f"{snapshot['data'][key]}")
-    precision = resolve_precision(precision, device)
-    encoded = {split: encode_split(net, dataset, batch_size, device, precision, split)
-               for split, dataset in datasets.items()}
-    weights = {k: v.numpy() for k, v in snapshot["ema"].items()}
-    record = FirstStageRecord(snapshot["network"], weights, first_stage_hash(snapshot["network"], snapshot["ema"]))
-    write_latents(dest, encoded, record, data, {"kind": "encode", "source": str(source),
-                                                "source_hash": data["content_hash"], "first_stage": record.hash})
-    return {split: len(dataset) for split, dataset in datasets.items()}
+    check_choice("--scaling", options.scaling, SCALINGS)
+    device = distributed.init("auto")
+    try:
+        distributed.set_threads(options.num_threads)
+        log = RunLog(distributed.rank() == 0)
+        path = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
+        log(f"Autoencoder {path}")
+        net, snapshot = load_network(path, "autoencoder", options.trust)
+        volumes = VolumesFile(source)
+        job = make_job(net, snapshot, path, volumes, options, device)
+        record = first_stage_record(snapshot)
+        provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
+                      "first_stage": record.hash, "settings": settings(options, job.size)}
+        places = all_places(volumes)
+        if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
+            log(f"{dest}: all {len(places)} there already")
+            return
+        parts = Parts(Path(f"{dest}.parts") / plain_hash([provenance[k] for k in UNLIKE])[:16])
+        missing = distributed.broadcast_object([p.number for p in places if not parts.path(p.number).is_file()])
+        encode_items(job, [places[number] for number in missing], parts)
+        distributed.barrier()
+        if distributed.rank() == 0:
+            splits = {split: PartRows(volumes, split, parts, [p for p in places if p.split == split])
+                      for split in volumes.splits}
+            data = {**volume_facts(volumes, volumes.splits[0]), "spatial_shape": list(job.size),
+                    "affine": splits[volumes.splits[0]].affines[0].tolist()}
+            write_latents(dest, splits, record, data, provenance, posterior=net.posterior, scaling=options.scaling,
+                          round_trip=round_trip(job, places, parts))
+            parts.remove()
+        log(f"{dest}: " + ", ".join(f"{split} {volumes.length(split)}" for split in volumes.splits)
+            + (f" ({len(places) - len(missing)} there already)" if len(missing) < len(places) else ""))
+    finally:
+        distributed.shutdown()
+
+
+UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "settings"}
+
+
+def settings(options: Options, size: Sequence[int]) -> dict:
+    """What latents depend on besides volumes and first stage."""
+    found = {"size": list(size), "precision": options.precision}
+    if options.tile:
+        found |= {"tile": list(options.tile), "tile_mode": options.tile_mode, "tile_overlap": options.tile_overlap}
+    return found
+
+
+def is_there(dest: Path, provenance: dict, options: Options) -> bool:
+    """Whether a file holds these latents; ValueError when it holds others and may not be overwritten."""
+    if not dest.is_file() or options.overwrite:
+        return False
+    old = LatentsFile(dest)
+    for name, what in {**UNLIKE, "scaling": "scaling"}.items():
+        had = old.scaling if name == "scaling" else old.provenance.get(name)
+        wanted = options.scaling if name == "scaling" else provenance[name]
+        if had != wanted:
+            raise ValueError(f"{dest}: holds latents of another {what} ({json.dumps(had)[:100]}, asked for is "
+                             f"{json.dumps(wanted)[:100]}); choose another --dest, or --overwrite it")
+    return True
+
+
+def all_places(volumes: VolumesFile) -> list[Place]:
+    """The items of all splits, numbered."""
+    places = [(split, i) for split in volumes.splits for i in range(volumes.length(split))]
+    return [Place(number, *place) for number, place in enumerate(places)]
+
+
+def make_job(net: torch.nn.Module, snapshot: dict, path: Path, volumes: VolumesFile, options: Options,
+             device: torch.device) -> Job:
+    """Everything checked before the first item is read."""
+    check_contract(volume_facts(volumes, volumes.splits[0]), snapshot["data"], volumes.path, path)
+    shapes = {split: volumes.spatial_shape(split) for split in volumes.splits}
+    size = tuple(options.size or shapes[volumes.splits[0]])
+    for split, shape in shapes.items():
+        if len(size) != len(shape) or (options.size is None and shape != size):
+            raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}; choose "
+                             f"--size with {len(shape)} numbers")
+    net.latent_shape(size)
+    if options.tile:
+        net = by_parts(net, options.tile, options.tile_overlap, options.tile_mode)
+    held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
+    measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]
+    return Job(net.to(device), volumes, size, frozenset(measured), options.batch_size, device,
+               resolve_precision(options.precision, device))
+
+
+# ---- the work ----
+
+
+def encode_items(job: Job, places: Sequence[Place], parts: Parts) -> None:
+    """Encode this rank's share; the next batch is read, and the last one written, while the network works."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    mine = places[rank::ranks]
+    batches = [mine[i:i + job.batch_size] for i in range(0, len(mine), job.batch_size)]
+    with (progress(total=len(mine), desc="encode", unit="volume", is_main=rank == 0) as bar,
+          ThreadPoolExecutor(1) as writer):
+        writing: list[Future] = []
+        for batch, inputs in ahead(batches, lambda batch: read_batch(job, batch)):
+            rows = encode_batch(job, batch, inputs)
+            for done in writing:
+                done.result()
+            writing = [writer.submit(parts.write, place.number, row) for place, row in zip(batch, rows, strict=True)]
+            bar.update(len(batch))
+        for done in writing:
+            done.result()
+
+
+def ahead(keys: Iterable[Key], read: Callable[[Key], Read]) -> Iterator[tuple[Key, Read]]:
+    """Every key with what `read` gives of it, one read ahead by a thread."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: tuple[Key, Future] | None = None
+        for key in keys:
+            following = key, reader.submit(read, key)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def read_batch(job: Job, batch: Sequence[Place]) -> Inputs:
+    """The items of a batch."""
+    items = [fitted(job.volumes, place.split, place.index, job.size) for place in batch]
+    images = job.volumes.meta.intensity.to_network(np.stack([item.image for item in items])).astype(np.float32)
+    labels = None if items[0].label is None else torch.from_numpy(np.stack([item.label for item in items]))
+    return Inputs(torch.from_numpy(images), labels, items)
+
+
+def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) -> Item:
+    """An item, cropped or padded centrally to a size [*S]; affine and box follow."""
+    item = volumes.read(split, index)
+    if item.image.shape[1:] == size:
+        return item
+    flat = len(size) == 2  # geometry has three axes
+
+    def fit(array: np.ndarray, fill: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        array = array[..., None] if flat else array
+        array, affine, box = fit_centre(array, item.affine, (*size, 1)[:3], np.full(len(array), fill))
+        return array[..., 0] if flat else array, affine, box
+
+    image, affine, inside = fit(item.image, volumes.meta.intensity.lo)
+    label = None if item.label is None else fit(item.label[None], 0)[0][0]
+    moved = np.rint(np.linalg.solve(item.affine, affine)[:3, 3]).astype(np.int64)  # old index of the first new voxel
+    box = np.clip(item.box - moved, inside[0], inside[1])
+    return item._replace(image=image, label=label, affine=affine, box=box)
 
 
 @torch.no_grad()
-def encode_split(net: torch.nn.Module, dataset: VolumesDataset, batch_size: int, device: torch.device, precision: str,
-                 split: str) -> EncodedSplit:
-    """Posterior mean and std of all items of a dataset."""
-    shape = (len(dataset), *net.latent_shape(dataset.shape[1:]))
-    mean, std = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for start in progress(range(0, len(dataset), batch_size), desc=f"encode {split}", unit="batch"):
-        rows = slice(start, min(start + batch_size, len(dataset)))
-        samples = [dataset[i] for i in range(rows.start, rows.stop)]
-        image = torch.from_numpy(np.stack([s.image for s in samples])).to(device)
-        label = None if samples[0].label is None else torch.from_numpy(np.stack([s.label for s in samples])).to(device)
-        with autocast(precision, device):
-            posterior = net.encode(image, label)
-        if not (posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
-            raise ValueError(f"{dataset.file.path}: the latents of {split} volumes {rows.start} to {rows.stop - 1} are "
-                             "not finite; the autoencoder has diverged, train it again with a lower learning rate")
-        mean[rows], std[rows] = posterior.mean.float().cpu().numpy(), posterior.std.float().cpu().numpy()
-    file = dataset.file
-    return EncodedSplit(mean, std, file.ids(split), file.groups(split), file.affines(split), file.classes(split),
-                        file.attributes(split))
+def encode_batch(job: Job, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
+    """Mean and std of every item [C,*s], where it lies, and what those to be measured lose, as arrays by name."""
+    images, labels, items = inputs
+    with autocast(job.precision, job.device):
+        posterior = job.net.encode(images.to(job.device), None if labels is None else labels.to(job.device))
+    mean, std = (t.float().cpu().numpy() for t in (posterior.mean, posterior.std))
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        first, last = batch[0], batch[-1]
+        raise ValueError(f"{job.volumes.path}: the latents of {first.split} {first.index} to {last.split} {last.index} "
+                         "are not finite; the autoencoder has diverged, train it again with a lower learning rate")
+    rows = [{"mean": mean[i], "std": std[i], "affine": item.affine, "box": item.box} for i, item in enumerate(items)]
+    for i, place in enumerate(batch):
+        if place.number in job.measured:
+            rows[i] |= losses(job, posterior.mean[i:i + 1], images[i], None if labels is None else labels[i])
+    return rows
+
+
+def losses(job: Job, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
+    """PSNR in dB of the decoded mean z [1,C,*s], clipped like the volumes, and the Dice [K] of its label map."""
+    meta = job.volumes.meta
+    with autocast(job.precision, job.device):
+        decoded, logits = job.net.decode(z)
+    stored = [meta.intensity.from_network(t.float().cpu().numpy()) for t in (decoded[0], image)]
+    found = {"psnr": np.array(psnr(*stored, meta.intensity.hi - meta.intensity.lo))}
+    if logits is not None:
+        found["dice"] = dice(logits[0].argmax(0).cpu().numpy(), label.numpy(), len(meta.label_classes))
+    return found
+
+
+# ---- from parts to the file ----
+
+
+class PartRows:
+    """A split of the latents file, its rows in parts."""
+
+    def __init__(self, volumes: VolumesFile, split: str, parts: Parts, places: list[Place]):
+        self.ids, self.groups = volumes.ids(split), volumes.groups(split)
+        self.classes, self.attributes = volumes.classes(split), volumes.attributes(split)
+        self.parts, self.places = parts, places
+        where = [(part["affine"], part["box"]) for part in (parts.read(place.number) for place in places)]
+        self.affines, self.boxes = map(np.stack, zip(*where, strict=True))
+        self.shape = (len(places), *self.row(0)[0].shape)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std [C,*s] of an item."""
+        part = self.parts.read(self.places[index].number)
+        return part["mean"], part["std"]
+
+
+def round_trip(job: Job, places: Sequence[Place], parts: Parts) -> dict | None:
+    """Means over the measured items: psnr_db, dice by class (None where no item has it), their number and split."""
+    found = [parts.read(number) for number in sorted(job.measured)]
+    if not found:
+        return None
+    names = job.volumes.meta.label_classes
+    table = np.stack([part["dice"] for part in found]) if names else np.zeros((len(found), 0))
+    scores = {name: float(np.nanmean(column)) if np.isfinite(column).any() else None
+              for name, column in zip(names, table.T, strict=True)}
+    return {"psnr_db": float(np.mean([part["psnr"] for part in found])), "dice": scores, "num": len(found),
+            "split": places[min(job.measured)].split}

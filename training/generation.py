@@ -13,7 +13,15 @@ from torch.nn.functional import one_hot
 from networks.conditioning import Condition
 from samplers import Guided, ImageGenerators
 from training.precision import autocast, resolve_precision
-from training.snapshot import FirstStage, build_codec, first_stage_hash, load_network
+from training.snapshot import (
+    FIGURES,
+    FirstStage,
+    build_codec,
+    first_stage_hash,
+    load_network,
+    tile_note,
+    with_autoencoder,
+)
 from utils import checkpoint, distributed
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.files import plain_hash
@@ -30,8 +38,9 @@ Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, 
 class Drawer(NamedTuple):
     """What turns seeds into volumes.
 
-    latent says whether the network draws latents (else voxels); first_stage decodes them and may be left out. classes
-    are the class indices that the seeds go through in turn, () for a network without classes.
+    latent says whether the network draws latents (else voxels); first_stage decodes them and may be left out, whole is
+    what to hold its tiles against. classes are the class indices that the seeds go through in turn, () for a network
+    without classes.
     """
 
     net: Callable
@@ -43,6 +52,7 @@ class Drawer(NamedTuple):
     classes: tuple[int, ...]
     device: torch.device
     precision: str
+    whole: FirstStage | None = None
 
 
 def generate(experiment: str, config: dict) -> None:
@@ -60,8 +70,9 @@ def generate(experiment: str, config: dict) -> None:
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
         net, snapshot = load_network(path, "diffusion", options.trust)
+        snapshot = complete(snapshot, options, run_root)
         denoiser, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
-        drawer = make_drawer(denoiser, snapshot, options, str(path), run_root, device)
+        drawer = make_drawer(denoiser, snapshot, options, str(path), device)
         for line in describe_drawing(net, snapshot, options):
             log(line)
         meta = sample_meta(snapshot, path, options, guidance)
@@ -72,7 +83,7 @@ def generate(experiment: str, config: dict) -> None:
         missing = distributed.broadcast_object(
             [s for s in seeds if not (old and s in old.rows) and not parts.path(s).is_file()])
         log(f"Seeds     {len(seeds)} asked for, {len(seeds) - len(missing)} there already")
-        draw_missing(drawer, missing, parts, options.batch_size)
+        draw_missing(drawer, missing, parts, options.batch_size, log)
         distributed.barrier()
         if distributed.rank() == 0:
             merged = merge(target, old, parts, seeds, meta)
@@ -124,24 +135,36 @@ def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_ro
 def drawn_space(snapshot: dict) -> str:
     """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
     part = snapshot["first_stage"]
-    return f"{list(snapshot['shape'])} " + (f"latents of first stage {part['hash'][:12]}" if part else "voxels")
+    return f"{list(snapshot['shape'])} " + (f"latents of first stage {part['hash'] or '?':.12}" if part else "voxels")
 
 
-def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, run_root: str,
-                device: torch.device) -> Drawer:
+def complete(snapshot: dict, options: Sampling, run_root: str) -> dict:
+    """A snapshot with the first stage that the user names, where it does not carry one; ValueError for another one."""
+    part, name = snapshot["first_stage"], options.autoencoder
+    if part is None or name is None:
+        return snapshot
+    path = find_file(name, "network-snapshot", Path(run_root), "sampling.autoencoder")
+    if part["network"] is None:
+        return with_autoencoder(snapshot, path)
+    check_autoencoder(name, path, part["hash"], options.trust)
+    return snapshot
+
+
+def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, device: torch.device) -> Drawer:
     """Put the first stage on the device and the sampler beside the network."""
-    part, first_stage = snapshot["first_stage"], None
-    if options.autoencoder is not None and part is not None:
-        check_autoencoder(options.autoencoder, part["hash"], run_root, options.trust)
+    part, first_stage, whole = snapshot["first_stage"], None, None
     if part is not None and options.decode:
         codec = build_codec(part, source, options.trust).to(device)
         first_stage = FirstStage(codec, snapshot["data"], tuple(snapshot["shape"]))
+        if options.tile:
+            whole = first_stage.in_parts(options.tile, 0, "exact") if options.tile_mode == "blend" else None
+            first_stage = first_stage.in_parts(options.tile, options.tile_overlap, options.tile_mode)
     sampler = build({**options.sampler, "_partial_": True})
     try_sampler(sampler, net)
     classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
     return Drawer(net, part is not None, first_stage, sampler, tuple(snapshot["shape"]),
                   Intensity(**snapshot["data"]["intensity"]), classes, device,
-                  resolve_precision(options.precision, device))
+                  resolve_precision(options.precision, device), whole)
 
 
 class Blank:
@@ -204,9 +227,8 @@ def chosen_classes(wanted: list[str] | None, names: list[str], label_dim: int) -
     return tuple(names.index(name) for name in wanted or names)
 
 
-def check_autoencoder(name: str, wanted: str, run_root: str, trust: bool) -> None:
+def check_autoencoder(name: str, path: Path, wanted: str, trust: bool) -> None:
     """ValueError unless the named autoencoder is the one whose latents the network was trained on."""
-    path = find_file(name, "network-snapshot", Path(run_root), "sampling.autoencoder")
     _, snapshot = load_network(path, "autoencoder", trust)
     found = first_stage_hash(snapshot["network"], snapshot["ema"])
     if found != wanted:
@@ -218,7 +240,12 @@ def sample_meta(snapshot: dict, path: Path, options: Sampling, guidance: dict) -
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {})}
-    return SampleMeta(snapshot["data"], str(path), checkpoint.checksum(snapshot), settings)
+    if options.tile:
+        settings |= {"tile": list(options.tile), "tile_overlap": options.tile_overlap, "tile_mode": options.tile_mode}
+    part, data = snapshot["first_stage"], snapshot["data"]
+    if part is not None:  # what decoding the latents takes, besides the autoencoder of that hash
+        data = {**data, "first_stage": {name: part[name] for name in ("hash", *FIGURES) if name in part}}
+    return SampleMeta(data, str(path), checkpoint.checksum(snapshot), settings)
 
 
 def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
@@ -235,14 +262,17 @@ def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | Non
     return old
 
 
-def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int) -> None:
-    """Draw this rank's share of the seeds, batch by batch."""
+def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int, log: RunLog) -> None:
+    """Draw this rank's share of the seeds, batch by batch; say by how much tiles differ in the first."""
     rank, ranks = distributed.rank(), distributed.world_size()
     mine = missing[rank::ranks]
     with progress(total=len(mine), desc="generate", unit="sample", is_main=rank == 0) as bar:
         for start in range(0, len(mine), batch_size):
             batch = mine[start:start + batch_size]
             arrays = draw(drawer, batch)
+            if drawer.whole is not None and start == 0 and rank == 0:
+                log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
+                                              for k in ("latents", "images", "labels"))))
             for i, seed in enumerate(batch):
                 parts.write(seed, {name: array[i] for name, array in arrays.items()})
             bar.update(len(batch))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.checks import listed
 from utils.config import Options, differences
 from utils.runs import find_file
@@ -18,7 +18,8 @@ def init_from(net: torch.nn.Module, node: dict, options: Options) -> list[str]:
 
     node is the network's config. ValueError when fewer than half of its weight tensors are in the snapshot and fit.
     """
-    path = find_file(options.init_from, "network-snapshot", Path(options.run_root), "training.options.init_from")
+    path = distributed.from_rank_0(lambda: find_file(options.init_from, "network-snapshot", Path(options.run_root),
+                                                     "training.options.init_from"))
     snapshot = checkpoint.load(path, "snapshot")
     changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot["network"], node)
                if None not in (old, new)}  # what one of them leaves out is most often the default

@@ -1,11 +1,9 @@
-"""Losses as pure functions of networks and tensors; each gives values per sample and element, unreduced."""
+"""Losses of diffusion as pure functions of networks and tensors, with values per sample and element, unreduced."""
 
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy, l1_loss
 
-from networks.autoencoder import Reconstruction
 from networks.conditioning import Condition
 from networks.precond import OBJECTIVES
 from samplers.noise import GlobalNoise, Noise
@@ -133,18 +131,3 @@ class VELoss(DenoisingLoss):
 
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, strata: int | None = None):
         super().__init__(LogUniform(sigma_min, sigma_max), strata=strata)
-
-
-class AutoencoderLoss:
-    """Weighted sum of L1 (image) and cross-entropy (label map), both means over voxels, and KL, in nats per volume."""
-
-    def __init__(self, l1_weight: float = 1, ce_weight: float = 1, kl_weight: float = 1e-6):
-        self.l1_weight, self.ce_weight, self.kl_weight = l1_weight, ce_weight, kl_weight
-
-    def __call__(self, out: Reconstruction, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Weighted terms [N] by name: `l1`, `ce` (with labels), `kl`."""
-        terms = {"l1": self.l1_weight * l1_loss(out.image, image, reduction="none").flatten(1).mean(1)}
-        if out.logits is not None:
-            terms["ce"] = self.ce_weight * cross_entropy(out.logits, label.long(), reduction="none").flatten(1).mean(1)
-        terms["kl"] = self.kl_weight * out.posterior.kl()
-        return terms

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from utils import checkpoint
+from utils.checks import listed
 from utils.config import Options, config_hash, differences, hashed_part, read_yaml
 from utils.log import read_status
 from utils.runs import attempt, find_file, launch, list_files, runs_of
@@ -15,7 +16,9 @@ from utils.runs import attempt, find_file, launch, list_files, runs_of
 KEY = "training.options.resume"
 PARTS = {"config", "data", "total_kimg", "environment", "progress", "stats", "ema", "more_emas", "modules",
          "optimizers"}
-NOTES = 3  # runs that were passed over: so many are named
+NOTES = 3    # runs that were passed over: so many are named
+SHOWN = 12   # settings that differ
+LENGTH = 40  # characters of a value
 
 
 class Start(NamedTuple):
@@ -42,6 +45,11 @@ def restarted() -> bool:
     return attempt() > 0
 
 
+def is_newest(state: Path) -> bool:
+    """Whether a training state is the last of a run folder: an older or loose one is continued in a new folder."""
+    return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1:] == [state]
+
+
 def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
     """The newest training state of the run that this launch of torchrun was at; None when it left none."""
     for folder in reversed(runs_of(root, experiment)):
@@ -65,14 +73,14 @@ def latest(root: Path, experiment: str, training: dict) -> Start:
 
 
 def keys_of(folder: Path, training: dict) -> str:
-    """In brackets, the keys in which a run folder's configuration differs; nothing where it holds none."""
+    """In brackets, how a run folder's configuration differs; nothing where it holds none."""
     path = folder / "config.yaml"
     keys = different_settings(read_yaml(path), {"training": training}) if path.is_file() else ""
     return f" ({keys})" if keys else ""
 
 
 def read_state(path: Path, record: dict) -> dict:
-    """A training state; ValueError when it is damaged or of another network, data set or loss, naming the keys."""
+    """A training state; ValueError when it is damaged or of another network, data set or loss, with keys and values."""
     try:
         data = checkpoint.load(path, "state")
     except ValueError as e:
@@ -81,7 +89,7 @@ def read_state(path: Path, record: dict) -> dict:
         raise ValueError(f"{KEY}={path}: the state lacks {', '.join(sorted(PARTS - data.keys()))}: it was written by "
                          "another version of this program")
     for what, keys in (("configuration", different_settings(data["config"], record["config"])),
-                       ("data set", different_keys(data["data"], record["data"]))):
+                       ("data set", listed_differences(data["data"], record["data"]))):
         if keys:
             raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, or leave resume "
                              "away to start anew")
@@ -89,20 +97,29 @@ def read_state(path: Path, record: dict) -> dict:
 
 
 def one_before(path: Path) -> str:
-    """The older state that a user may choose by name instead of a damaged one."""
-    states = list_files(path.parent, "training-state")
+    """What a user may choose by name instead of a damaged state: an older one, or a snapshot's weights."""
+    states, snapshots = (list_files(path.parent, kind) for kind in ("training-state", "network-snapshot"))
     older = states[:states.index(path)] if path in states else []
-    return f"; the one before it is {KEY}={older[-1]}" if older else ""
+    if older:
+        return f"; the one before it is {KEY}={older[-1]}"
+    weights = f", or from weights by training.options.init_from={snapshots[-1]}" if snapshots else ""
+    return f"; there is none before it: leave resume away to start anew{weights}"
 
 
 def different_settings(old: dict, new: dict) -> str:
-    """Keys in which two configs differ, of those that decide on what a training computes."""
-    return different_keys({"training": hashed_part(old["training"])}, {"training": hashed_part(new["training"])})
+    """How two configs differ in what decides on what a training computes."""
+    return listed_differences({"training": hashed_part(old["training"])}, {"training": hashed_part(new["training"])})
 
 
-def different_keys(old: object, new: object) -> str:
-    """Paths at which two trees of plain data differ, comma-separated."""
-    return ", ".join(path for path, _, _ in differences(old, new))
+def listed_differences(old: object, new: object) -> str:
+    """Paths at which two trees of plain data differ, with the values of both: `a.b: 1 -> 2, c: none -> x`."""
+    return listed((f"{path}: {in_short(a)} -> {in_short(b)}" for path, a, b in differences(old, new)), SHOWN)
+
+
+def in_short(value: object) -> str:
+    """A value in a line; hashes, paths and long lists by how they start and end."""
+    text = "none" if value is None else str(value)
+    return text if len(text) <= LENGTH else f"{text[:LENGTH // 2]}...{text[-LENGTH // 2:]}"
 
 
 def changes(old: dict, new: dict) -> list[str]:

@@ -1,8 +1,8 @@
 """One training run from its resolved config: check, build, resume, train, and say how it ended."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from math import inf
 from pathlib import Path
@@ -11,13 +11,16 @@ import torch
 
 from networks.unet_blocks import UNetBlock
 from samplers.noise import ImageGenerators
+from training.adversarial import Adversary
 from training.autoencoder import autoencoder_task
+from training.autoencoder_loss import AutoencoderLoss
 from training.batch import Task, collate
 from training.diffusion import check_pair, diffusion_task, unusual_pair
 from training.ema import halflives
 from training.init_from import init_from
+from training.patches import PatchAugment
 from training.precision import resolve_precision
-from training.resume import Start, choose_start, read_state, restarted
+from training.resume import Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_warnings, check_folder, spread_lines
 from training.snapshot import build_codec, first_stage_part
@@ -27,8 +30,8 @@ from utils import distributed
 from utils.checks import listed
 from utils.config import Options, build, check_targets, config_hash, fill, find_target, to_yaml
 from utils.files import plain_hash, remove_temporary, write_text
-from utils.log import RunLog, read_status, write_status
-from utils.runs import attempt, launch, list_files, locked, new_run
+from utils.log import RunLog, append_log, read_status, write_status
+from utils.runs import attempt, launch, locked, new_run
 from utils.stats import wandb_package
 from utils.stop import TRY_AGAIN, Reason, Stop
 
@@ -41,12 +44,15 @@ def check_training(training: dict) -> None:
     if training["task"] not in TASKS:
         raise ValueError(f"training.task={training['task']!r}: wanted one of {', '.join(TASKS)}")
     needed = ["dataset", "network", "loss", "optimizer"] + ["batch_transform"] * (training["task"] == "diffusion")
-    needed += ["augment"] * bool(training["augment"])
+    needed += [part for part in ("augment", "discriminator") if training[part]]
+    if training["discriminator"] and training["task"] != "autoencoder":
+        raise ValueError("training.discriminator: only a first stage (training.task=autoencoder) has an adversary; "
+                         "leave it out")
     for part in needed:
         if "_target_" not in training[part]:
             raise ValueError(f"training.{part}._target_: no value; choose the {part} in the experiment's YAML")
-    for part in (*needed, "batch_transform", "augment"):
-        filled = {"network": DATA_ARGUMENTS, "augment": ("spatial_dims",),
+    for part in (*needed, "batch_transform", "augment", "discriminator"):
+        filled = {"network": DATA_ARGUMENTS, "augment": ("spatial_dims",), "discriminator": DATA_ARGUMENTS,
                   "batch_transform": ("channel_mean", "channel_std")}.get(part, ())
         check_targets(training[part], f"training.{part}", filled)
 
@@ -74,16 +80,19 @@ def check_options(options: Options, device: torch.device) -> None:
         raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
 
-def fill_network(training: dict, dataset: object, augment_dim: int = 0) -> dict:
-    """The network node with what the data and the augmentation say where the YAML says nothing."""
-    channels, size = dataset.shape[0], dataset.shape[1:]
+def fill_network(training: dict, dataset: object, augment_dim: int = 0, shape: Sequence[int] | None = None) -> dict:
+    """The network node with what the data and the augmentation say where the YAML says nothing.
+
+    shape: of what the network sees, where that is not what the dataset holds.
+    """
+    channels, *size = shape or dataset.shape
     return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
                 image_size=list(size), num_classes=len(dataset.data["label_classes"]), augment_dim=augment_dim)
 
 
-def latent_figures(dataset: object) -> dict[str, list[float]]:
-    """Mean and standard deviation per channel of a dataset of latents, {} for images."""
-    return {k: getattr(dataset, k) for k in ("channel_mean", "channel_std") if hasattr(dataset, k)}
+def latent_figures(dataset: object) -> dict:
+    """What the batch transform must know of a dataset of latents, {} for images."""
+    return getattr(dataset, "figures", {})
 
 
 def build_augment(training: dict, dataset: object) -> Callable | None:
@@ -92,7 +101,13 @@ def build_augment(training: dict, dataset: object) -> Callable | None:
     if node and latent_figures(dataset):
         raise ValueError(f"training.augment._target_={node['_target_']}: an augmentation moves images, and latents do "
                          "not turn with their image; choose augment=none")
-    return build(fill(node, spatial_dims=len(dataset.shape) - 1), path="training.augment") if node else None
+    augment = build(fill(node, spatial_dims=len(dataset.shape) - 1), path="training.augment") if node else None
+    if isinstance(augment, PatchAugment):
+        if training["task"] != "autoencoder":
+            raise ValueError(f"training.augment._target_={node['_target_']}: patches are for first stages "
+                             "(training.task=autoencoder); choose augment=none or augment=edm")
+        augment.check(dataset.shape[1:])
+    return augment
 
 
 def build_transform(training: dict, dataset: object) -> Callable:
@@ -105,10 +120,32 @@ def build_transform(training: dict, dataset: object) -> Callable:
     except ValueError as e:
         raise ValueError(f"{e}; {source} holds images: choose batch_transform=voxels") from e
     transform = build(filled, path=path)
-    if figures and not hasattr(transform, "sigma_data"):
-        raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this has no sigma_data, the "
-                         "standard deviation that it gives them; choose batch_transform=latents")
+    opens, scales = hasattr(transform, "open"), hasattr(transform, "figures")
+    if figures and (opens or not scales):
+        raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this "
+                         + ("encodes images" if opens else "has no figures, by which decoding undoes its scaling")
+                         + "; choose batch_transform=latents")
+    if opens:
+        on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
+        transform.open(dataset, torch.device("cpu" if on_cpu else "cuda"))
     return transform
+
+
+def round_trip_notes(dataset: object, min_psnr: float | None) -> list[str]:
+    """What a file of latents says of its first stage, for the log; ValueError when that loses more than min_psnr dB."""
+    if not latent_figures(dataset):
+        return []
+    source, found = dataset.data["latents"], dataset.file.round_trip
+    if found is None:
+        asked = f" (training.options.min_psnr={min_psnr:g})" if min_psnr is not None else ""
+        return [f"Note: {source} does not say how well its first stage gives volumes back{asked}; evaluate.py "
+                "--autoencoder measures that"]
+    psnr, measured = found["psnr_db"], f"{found['num']} volumes of split {found['split']!r}"
+    if min_psnr is not None and not psnr >= min_psnr:
+        raise ValueError(f"{source}: its first stage gives {measured} back at a PSNR of {psnr:.2f} dB, wanted "
+                         f"training.options.min_psnr={min_psnr:g}; train the first stage longer and encode again, or "
+                         "go on with training.options.min_psnr=null")
+    return [f"Round trip  PSNR {psnr:.2f} dB over {measured}"]
 
 
 def check_classes(net: torch.nn.Module, data: dict) -> None:
@@ -131,33 +168,61 @@ def check_strata(loss: Callable, batch_size: int) -> None:
 def build_task(training: dict, dataset: object) -> Task:
     """The task with its network, loss and optimiser, and what its snapshots will carry."""
     augment = build_augment(training, dataset)
-    node = fill_network(training, dataset, getattr(augment, "label_dim", 0))
+    transform = build_transform(training, dataset) if training["task"] == "diffusion" else None
+    shape = getattr(transform, "shape", dataset.shape)
+    node = fill_network(training, dataset, getattr(augment, "label_dim", 0), shape)
     net = build(node, path="training.network")
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
     loss = build(training["loss"], path="training.loss")
-    snapshot = {"task": training["task"], "network": node, "data": dataset.data, "shape": list(dataset.shape),
+    snapshot = {"task": training["task"], "network": node, "data": dataset.data, "shape": list(shape),
                 "first_stage": None}
     if training["task"] == "autoencoder":
         net.latent_shape(dataset.shape[1:])
-        return autoencoder_task(net, loss, optimizer, snapshot, augment)
+        shape = trained_shape(net, augment, dataset)
+        adversary = build_adversary(training["discriminator"], shape)
+        if isinstance(loss, AutoencoderLoss):
+            loss.open(shape[1:])
+        return autoencoder_task(net, loss, optimizer, snapshot, augment, adversary,
+                                batch_size=training["options"]["batch_size"])
     check_pair(net, loss)
     check_classes(net, dataset.data)
     check_strata(loss, training["options"]["batch_size"])
-    transform, figures = build_transform(training, dataset), latent_figures(dataset)
-    if figures:
-        part = first_stage_part(dataset.file.first_stage(), **figures, sigma_data=transform.sigma_data)
-        build_codec(part, dataset.data["latents"], trust=True)  # whole and buildable, before anything is trained on it
-        snapshot["first_stage"] = part
+    if hasattr(transform, "figures"):
+        holder = dataset if latent_figures(dataset) else transform
+        part = snapshot["first_stage"] = first_stage_part(holder.first_stage(), transform.figures)
+        if part["network"]:  # whole and buildable, before anything is trained on it
+            build_codec(part, dataset.data.get("latents", dataset.data["source"]), trust=True)
     task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
     check_forward(task, dataset)
     return task
+
+
+def trained_shape(net: torch.nn.Module, augment: Callable | None, dataset: object) -> tuple[int, ...]:
+    """Shape [C,*S] of what a first stage sees in training; ValueError for a patch that it cannot divide."""
+    if not isinstance(augment, PatchAugment):
+        return tuple(dataset.shape)
+    try:
+        net.latent_shape(augment.size)
+    except ValueError as e:
+        raise ValueError(f"training.augment.size={list(augment.size)}: {e}") from e
+    return (dataset.shape[0], *augment.size)
+
+
+def build_adversary(node: dict, shape: Sequence[int]) -> Adversary | None:
+    """The adversary of a first stage that sees images [C,*S], where there is one."""
+    if not node:
+        return None
+    dims = 2 if node.get("per_slice") else len(shape) - 1
+    adversary = build(fill(node, in_channels=shape[0], spatial_dims=dims), path="training.discriminator")
+    adversary.check(shape)
+    return adversary
 
 
 @torch.no_grad()
 def check_forward(task: Task, dataset: object) -> None:
     """Take the loss of one item on the meta device (shapes only): what does not fit is said before there is a run."""
     batch = collate([dataset[0]]).to(torch.device("meta"))
-    if batch.images.shape[1] != dataset.shape[0] * (2 if task.snapshot["first_stage"] else 1):
+    if batch.images.shape[1] != dataset.shape[0] * (2 if latent_figures(dataset) else 1):
         raise ValueError(f"training.batch_transform: the data set yields {batch.images.shape[1]} channels, "
                          f"the networks see {dataset.shape[0]}")
     task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
@@ -191,12 +256,8 @@ def held_out(training: dict) -> Held | None:
         raise ValueError(f"training.validation.split={validation['split']}: {e}; choose another split, or turn "
                          "validation off by training.validation.max_items=0") from e
     count = min(len(dataset), validation["max_items"])
-    return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"])
-
-
-def is_newest(state: Path) -> bool:
-    """Whether a training state is the last of a run folder: an older or loose one is continued in a new folder."""
-    return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1:] == [state]
+    fingerprint = plain_hash({"split": validation["split"], "items": count, "data": dataset.data})[:16]
+    return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"], fingerprint)
 
 
 def train(experiment: str, config: dict) -> None:
@@ -242,16 +303,21 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, optio
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = {"config": config, "data": dataset.data, "spatial_dims": len(dataset.shape) - 1}
+    notes = round_trip_notes(dataset, options.min_psnr)
     held = held_out(training)
-    start = distributed.from_rank_0(lambda: choose_start(options, experiment, training))
-    go_on = distributed.from_rank_0(lambda: start.state is not None and is_newest(start.state))
-    state = read_state(start.state, record) if start.state else None
-    fresh = options.init_from and not state
-    start.notes.extend(init_from(task.net, task.snapshot["network"], options) if fresh else [])
-    folder = start.state.parent if go_on else Path(options.run_root)
-    distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
-    run_dir = folder if go_on else new_run(folder, experiment, options.desc, config_hash(training))
-    with locked(run_dir) as is_locked, Stop(run_dir) as stop, failure_noted(run_dir):
+    with ExitStack() as locks:
+        start, run_dir = take_start(options, experiment, training, locks)
+        state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
+        fresh = options.init_from and not state
+        start.notes.extend(notes)
+        start.notes.extend(init_from(task.net, task.snapshot["network"], options) if fresh else [])
+        folder = run_dir or Path(options.run_root)
+        distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
+        if not go_on:
+            run_dir = new_run(folder, experiment, options.desc, config_hash(training))
+            take_folder(run_dir, start, locks)
+        stop = locks.enter_context(Stop(run_dir))
+        locks.enter_context(failure_noted(run_dir))
         log = RunLog(main, run_dir)
         if restarted() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
             log("Restarted by torchrun after it was asked to stop: ending again")
@@ -264,9 +330,34 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, optio
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
-            if not is_locked:
-                log(f"Warning: {run_dir}: the file system knows no locks; nothing keeps a second run off this folder")
         return run_to_end(trainer, stop, to_yaml(config))
+
+
+def take_start(options: Options, experiment: str, training: dict, locks: ExitStack) -> tuple[Start, Path | None]:
+    """What to go on from, and its run folder, locked, where it is the newest state there.
+
+    Chosen again where another run wrote to the folder until the lock was taken.
+    """
+    def choose() -> tuple[Start, Path | None]:
+        start = choose_start(options, experiment, training)
+        return start, start.state.parent if start.state and is_newest(start.state) else None
+
+    start, folder = distributed.from_rank_0(choose)
+    while folder:
+        take_folder(folder, start, locks)
+        again, its_folder = distributed.from_rank_0(choose)
+        if (again.state, its_folder) == (start.state, folder):
+            break
+        locks.close()
+        start, folder = again, its_folder
+    return start, folder
+
+
+def take_folder(run_dir: Path, start: Start, locks: ExitStack) -> None:
+    """Keep other process groups off a run folder until `locks` is closed, or note that nothing does."""
+    if not locks.enter_context(locked(run_dir)):
+        start.notes.append(f"Warning: {run_dir}: the file system knows no locks; nothing keeps a second run off this "
+                           "folder")
 
 
 def asked_in_this_launch(run_dir: Path) -> bool:
@@ -310,13 +401,15 @@ def attention_blocks(net: torch.nn.Module) -> str:
 
 @contextmanager
 def failure_noted(run_dir: Path) -> Iterator[None]:
-    """Write into status.json what went wrong."""
+    """Write into status.json and log.txt what went wrong: torchrun buries the line on the terminal under its own."""
     try:
         yield
     except BaseException as e:
         if distributed.rank() == 0:
+            why = f"{type(e).__name__}: {e}"
             with suppress(OSError):  # on a full disk the first error is the one to show
-                write_status(run_dir, "failed", why=f"{type(e).__name__}: {e}")
+                append_log(run_dir, f"Failed: {why}")
+                write_status(run_dir, "failed", why=why)
         raise
 
 

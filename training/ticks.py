@@ -12,10 +12,10 @@ SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that
 
 
 def report_loss(stats: Collector, group: str, name: str, out: LossOutput) -> None:
-    """Add a loss, its parts, and its values by noise level where there are such, as GROUP/..."""
+    """Add a loss, its parts, and its values by noise level where there are such, as GROUP/..., or by a part's path."""
     stats.report(f"{group}/{name}", out.loss, out.count)
     for part, value in out.parts.items():
-        stats.report(f"{group}/{part}", value, out.count)
+        stats.report(part if "/" in part else f"{group}/{part}", value, out.count)
     if out.sigma is not None:
         stats.report_bins(f"{group}/sigma", out.losses, out.sigma, SIGMA_EDGES)
 
@@ -34,14 +34,18 @@ def tick_fields(means: dict[str, float], *, tick: int, nimg: int, total: int, im
 
 
 def tick_line(fields: dict[str, float]) -> str:
-    """One line of progress for people; losses by noise level and the parts of a validation are in the files."""
-    loss = "  ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in fields.items()
-                     if name == "val/loss" or (name.startswith("loss/") and "/sigma_" not in name))
-    return (f"tick {fields['tick']:<4d} kimg {fields['kimg']:<10.3f} time {clock(fields['time/total_sec']):<9s} "
-            f"sec/tick {fields['time/sec_per_tick']:<7.1f} sec/kimg {fields['time/sec_per_kimg']:<7.2f} "
-            f"ETA {clock(fields['time/eta_sec']):<9s} data {fields['time/data_share']:.0%}  "
+    """One line of progress for people; losses by noise level, the parts of a validation and more are in the files."""
+    losses = {name.removeprefix("loss/"): value for name, value in fields.items()
+              if name.startswith("loss/") and not name.startswith(("loss/sigma_", "loss/data_"))}
+    if "val/loss" in fields:
+        losses["validation"] = fields["val/loss"]
+    loss = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    return (f"tick {fields['tick']:<4d} kimg {fields['kimg']:<8.3f} time {clock(fields['time/total_sec']):<6s} "
+            f"sec/tick {fields['time/sec_per_tick']:<6.1f} sec/kimg {fields['time/sec_per_kimg']:<7.2f} "
+            f"ETA {clock(fields['time/eta_sec']):<6s} data wait {fields['time/data_share']:<4.0%} "
             f"img/s {fields['images_per_sec']:<6.1f} GiB {fields['memory_gib']:<5.2f} "
-            f"grad {fields.get('grad_norm', nan):.3g}  bad {fields['bad_steps']}  {loss}")
+            f"grad norm {fields.get('grad_norm', nan):<8.3g} bad steps {fields['bad_steps']:<3d} "
+            f"loss: {loss or 'none'}")
 
 
 def clock(seconds: float) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from samplers.noise import ImageGenerators, mix_seed
 from training.batch import Batch, Numbered, Task, collate_numbered
+from training.buffers import Buffers
 from training.data_sampler import InfiniteSampler
 from training.ema import ema_beta, halflives, update_ema
 from training.precision import autocast, resolve_precision
@@ -22,7 +23,7 @@ from training.validation import Held, validate
 from utils import checkpoint, distributed, sharding
 from utils.config import Options
 from utils.files import first_line
-from utils.log import RunLog, progress
+from utils.log import RunLog, progress, write_status
 from utils.runs import has_exact_names, kimg_name, prune
 from utils.stats import Collector, StatsFiles, start_wandb
 from utils.stop import Reason, Stop, reason_of, shield_worker
@@ -41,6 +42,7 @@ class Progress:
     seconds: float = 0          # of the ticks that are over
     bad_steps: int = 0          # in a row
     best: float = inf           # lowest validation loss
+    measured: str = ""          # what it was measured on, as `Held.fingerprint`
 
 
 class Trainer:
@@ -54,22 +56,32 @@ class Trainer:
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.total = round(options.total_kimg * 1000)
         self.precision = resolve_precision(options.precision, device)
-        layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(record["spatial_dims"])
+        sharding.check_same_weights({p.name: p.module for p in task.phases},
+                                    "all ranks need the same program and files")
         for phase in task.phases:
             phase.module.train().requires_grad_(True)
         self.halflives = halflives(options.ema_halflife_kimg)
         self.emas = [deepcopy(task.net).eval().requires_grad_(False) for _ in self.halflives]
         self.ema = self.emas[0]
         for module, optimizer in [*((p.module, p.optimizer) for p in task.phases), *((ema, None) for ema in self.emas)]:
-            if options.parallel == "fsdp" and self.ranks > 1:
-                sharding.shard(module, device, optimizer)
-            else:
-                module.to(device, memory_format=layout if options.channels_last and layout else None)
+            self.place(module, optimizer)
+        if options.checkpointing:
+            sharding.checkpoint_blocks(task.net)
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
+        self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
+        self.measure_anew()
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
+
+    def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Bring a module to the device, whole or this rank's share of it."""
+        layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.record["spatial_dims"])
+        if self.options.parallel == "fsdp" and self.ranks > 1:
+            sharding.shard(module, self.device, optimizer)
+        else:
+            module.to(self.device, memory_format=layout if self.options.channels_last and layout else None)
 
     # ---- state ----
 
@@ -113,7 +125,18 @@ class Trainer:
             raise ValueError("training.options.resume: the state does not fit the networks or optimisers of this "
                              f"program, though its configuration does: {first_line(e)}") from e
         self.progress = Progress(**data["progress"])
+        self.measure_anew()
         self.stats.load_state(data["stats"])
+
+    def measure_anew(self) -> None:
+        """Forget the lowest validation loss where it was measured on something else than is held out now."""
+        p = self.progress
+        if self.held is None or p.measured == self.held.fingerprint:
+            return
+        if p.best < inf:
+            self.log("Warning: validation measures other items than before (training.validation.split or .max_items): "
+                     "its losses do not compare with the earlier ones, network-best.pt is chosen anew")
+        p.best, p.measured = inf, self.held.fingerprint
 
     def save(self, kind: str, name: str, payload: dict) -> None:
         """Write a file on rank 0; an error there is one on every rank."""
@@ -128,16 +151,20 @@ class Trainer:
         return kimg_name(nimg, exact=self.options.kimg_per_tick < 1 or has_exact_names(self.run_dir))
 
     def save_state(self) -> None:
-        """Write a training state."""
+        """Write a training state, and into status.json that it is there."""
         state = self.state()
-        self.save("state", f"training-state-{self.kimg_name(state['progress']['nimg'])}", state)
+        nimg = state["progress"]["nimg"]
+        name = f"training-state-{self.kimg_name(nimg)}"
+        self.save("state", name, state)
+        distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=nimg, state=f"{name}.pt"))
         self.prune("training-state", self.options.keep_states)
         self.saved_nimg = self.progress.nimg
 
     def save_snapshot(self) -> None:
         """Write the averaged weights with all that is needed to use them anywhere; the main average last."""
         averages = {f"ema {halflife:g}": ema for halflife, ema in zip(self.halflives, self.emas, strict=True)}
-        sharding.check_same_weights({**{p.name: p.module for p in self.task.phases}, **averages})
+        sharding.check_same_weights({**{p.name: p.module for p in self.task.phases}, **averages},
+                                    "start again from the last training state")
         name = f"network-snapshot-{self.kimg_name(self.progress.nimg)}"
         for halflife, ema in zip(self.halflives[1:], self.emas[1:], strict=True):
             self.save("snapshot", f"{name}-ema{halflife:g}", self.snapshot(halflife, ema))
@@ -180,16 +207,20 @@ class Trainer:
         rounds = [next(data) for _ in range(self.rounds)]
         self.stats.report("time/data_wait", time.perf_counter() - start)
         batches, stats = [batch for _, batch in rounds], Collector()
+        self.buffers.remember()
         active = [i for i, phase in enumerate(self.task.phases) if p.nimg >= phase.start_kimg * 1000]
         steps = {i: self.gradients(i, batches, stats) for i in active}
         figure = sum(figure for figure, _ in steps.values())
-        bad, wish = distributed.max_over_ranks([not isfinite(figure), stop.wish() if stop else 0])
+        bad, wish, *moved = distributed.max_over_ranks([not isfinite(figure), stop.wish() if stop else 0,
+                                                        *self.buffers.moved()])
         self.stats.report("bad_steps", bad)
         if bad:
             p.bad_steps += 1
+            self.buffers.put_back()
             self.report_bad([index for indices, _ in rounds for index in indices])
         else:
             p.bad_steps = 0
+            self.buffers.average(moved)
             self.stats.add_all(stats)
             self.apply({i: totals for i, (_, totals) in steps.items()})
         p.nimg += options.batch_size
@@ -225,8 +256,8 @@ class Trainer:
             for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
                 group["lr"] = lr * factor
             phase.optimizer.step()
-            if phase.absorb is not None:
-                phase.absorb(totals[i], p.nimg)
+            for name, figure in (phase.absorb(totals[i], p.nimg) or {} if phase.absorb else {}).items():
+                self.stats.report(name, figure)
         for halflife, ema in zip(self.halflives, self.emas, strict=True):
             update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
 
@@ -243,10 +274,11 @@ class Trainer:
         all_bad = p.nimg >= self.total and p.bad_steps * self.options.batch_size >= p.nimg
         if p.bad_steps > self.options.max_bad_steps or all_bad:
             self.save_state()
+            go_on = "" if self.precision == "fp32" else "go on from it with training.options.precision=fp32, or "
             raise ValueError(f"loss or gradients were not finite in {p.bad_steps} steps in a row (up to {p.nimg} "
                              f"images); training-state-{self.kimg_name(self.good[0].nimg)}.pt is from before "
-                             "them; go on from it with training.options.precision=fp32, or start anew with a lower "
-                             "training.optimizer.lr or with training.options.grad_clip")
+                             f"them; {go_on}start anew with a lower training.optimizer.lr or with "
+                             "training.options.grad_clip")
 
     # ---- the loop ----
 
@@ -291,6 +323,8 @@ class Trainer:
             fields.update(self.validate())
             self.keep_best(fields["val/loss"])
         self.log(tick_line(fields))
+        for line in self.task.warn(p.tick) if self.task.warn else ():
+            self.log(line)
         if self.files:
             self.files.write(fields, p.nimg)
         if done or (options.snapshot_ticks and p.tick % options.snapshot_ticks == 0):

@@ -19,6 +19,7 @@ class Held:
 
     dataset: Sized
     every_ticks: int
+    fingerprint: str = ""  # of what is measured: losses of one fingerprint compare
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def load(path: Path, kind: str) -> dict:
         raise ValueError(f"{path}: not what a {kind} file holds: {first_line(e)}") from e
     if not whole:
         older = f" or of an older program (format version {version})" if version < VERSION else ""
-        raise ValueError(f"{path}: the checksum does not match, the file is damaged{older}; take the one before it")
+        raise ValueError(f"{path}: the checksum does not match, the file is damaged{older}")
     return data
 
 
@@ -97,13 +97,13 @@ def read_plain(path: Path) -> object:
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the CRCs
             damaged = archive.testzip()
     except Exception as e:  # zipfile raises what it pleases on a damaged file
-        raise ValueError(f"{path}: not a torch file, or damaged or incomplete: {first_line(e)}") from e
+        raise ValueError(f"{path}: damaged or incomplete, or no file of this program") from e
     if damaged:
-        raise ValueError(f"{path}: damaged, the checksum of {damaged!r} does not match; take the one before it")
+        raise ValueError(f"{path}: the file is damaged, a checksum inside it does not match")
     try:
         with warnings.catch_warnings(action="ignore"):  # what it warns of is no file of ours, and refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path}: refused, it is not plain tensors and data: {first_line(e)}") from e
     except Exception as e:  # whatever else a hostile or damaged file provokes
-        raise ValueError(f"{path}: not a readable torch file: {first_line(e)}") from e
+        raise ValueError(f"{path}: damaged, or no file of this program") from e

@@ -29,11 +29,11 @@ COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra
 # options that leave what is computed alone, the last digits aside
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
-               "precision", "compile", "channels_last", "parallel",
+               "precision", "compile", "channels_last", "checkpointing", "parallel", "min_psnr",
                "timeout_s", "max_bad_steps", "wandb")
 # arguments that the program itself gives a target, by the target's place in the config, which must not
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
-         "training.optimizer": ("params",)}
+         "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
 
 
 @dataclass
@@ -58,11 +58,13 @@ class Options:
     grad_clip: float | None = None      # global norm above which gradients are scaled down
     precision: str = "auto"             # fp32 | bf16 | auto (bf16 where the processor multiplies it)
     channels_last: bool = False
+    checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False
     parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
     timeout_s: float = 600              # how long ranks wait for one that is late
     num_threads: int = 0                # CPU threads per rank, 0 = cores / ranks
     num_workers: int = 0                # data loader processes per rank
+    min_psnr: float | None = 20         # dB that diffusion asks of its latents, decoded again; null: no matter
     max_bad_steps: int = 20             # more steps in a row without finite loss and gradients end the run
     wandb: str | None = None            # W&B project to log to as well
     device: str = "auto"                # cpu | cuda | auto
@@ -90,6 +92,7 @@ class Training:
     batch_transform: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
+    discriminator: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     validation: Validation = field(default_factory=Validation)
@@ -118,7 +121,10 @@ class Sampling:
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     decode: bool = True                 # through the first stage that the snapshot carries
-    autoencoder: str | None = None      # decode by this autoencoder instead; its hash must be the snapshot's
+    autoencoder: str | None = None      # decode by this autoencoder; its hash must be the snapshot's, if that has one
+    tile: list[int] | None = None       # decode in tiles of so many voxels per axis, null = whole volumes
+    tile_overlap: float = 0.25          # of neighbouring tiles, as a share of a tile
+    tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)
     montage: int = 6                    # samples in samples.png, 0 = none
     real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
     precision: str = "fp32"
@@ -483,8 +489,9 @@ def hashed_part(training: dict) -> dict:
         options["ema_halflife_kimg"] = float(options["ema_halflife_kimg"])
     training = {**training, "options": options}
     training.pop("validation", None)
-    if not training.get("augment"):
-        training.pop("augment", None)
+    for part in ("augment", "discriminator"):
+        if not training.get(part):
+            training.pop(part, None)
     return training
 
 

@@ -319,7 +319,7 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
 
 
 @meeting("the comparison of weights")
-def check_same(tensors: Mapping[str, torch.Tensor]) -> None:
+def check_same(tensors: Mapping[str, torch.Tensor], advice: str) -> None:
     """ValueError, naming the first that differs and the rank, unless all ranks hold the same tensors to the last bit.
 
     What is compared is one sum per tensor over its bits as integers: cheap, the same in any order, and NaN is NaN.
@@ -332,7 +332,7 @@ def check_same(tensors: Mapping[str, torch.Tensor]) -> None:
         index = int(odd.any(0).nonzero()[0])
         r = int(odd[:, index].nonzero()[0])
         raise ValueError(f"{list(tensors)[index]} differs between ranks: rank {r} does not hold what rank 0 does; "
-                         "start again from the last training state")
+                         f"{advice}")
 
 
 def bit_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     path = Path(path)
     check_free_disk(path.parent, needed_bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(temporary_prefix() + path.name)
     try:
         yield temporary
         _sync(temporary)
@@ -50,17 +50,24 @@ def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         if error.errno not in _FULL:
+            if error.filename:
+                error.filename = str(error.filename).replace(temporary_prefix(), "")
             raise
         raise write_error(path, needed_bytes, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_prefix() -> str:
+    """What the name of a file begins with while this process writes it."""
+    return f".tmp-{os.getpid()}-"
+
+
 def write_error(path: str | Path, needed_bytes: int, error: Exception) -> OSError:
     """The error to raise for a write that failed half-way, most likely because the disk is full."""
     needed = f"about {needed_bytes / 2**30:.3g} GiB are needed; " if needed_bytes else ""
     return OSError(f"{path}: could not be written, is the disk full? {needed}what was there before is unharmed "
-                   f"({first_line(error)})")
+                   f"({first_line(error).replace(temporary_prefix(), '')})")
 
 
 def remove_temporary(folder: str | Path) -> list[Path]:

@@ -98,7 +98,7 @@ def chunk_shape(row: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 def append_row(dataset: h5py.Dataset, row: np.ndarray) -> None:
     """Grow a chunked data set by one row; OSError when the disk of the file has filled up."""
-    _check_disk(dataset)
+    check_disk(dataset)
     dataset.resize(dataset.shape[0] + 1, axis=0)
     dataset[-1] = row
 
@@ -109,11 +109,12 @@ def write_array(group: h5py.Group, name: str, array: np.ndarray, *, contiguous: 
     dataset = create(group, name, array.shape, array.dtype, contiguous=contiguous)
     if array.size:
         dataset[...] = array
-    _check_disk(dataset)
+    check_disk(dataset)
     return dataset
 
 
-def _check_disk(dataset: h5py.Dataset) -> None:
+def check_disk(dataset: h5py.Dataset) -> None:
+    """OSError when the disk of a file that is being written has filled up."""
     spool = _spools.get(dataset.file.filename)
     if spool is not None:
         spool.check()

@@ -1,21 +1,24 @@
 """latents.h5: posterior means and standard deviations of a cohort, with the first stage that made them.
 
 Layout, per split: mean and std [N,C,*s] float32 (contiguous), min and max [N] (mean -/+ 3 std over the item), ids,
-groups, affines, and classes and attributes where there are any. Root: posterior, channel_mean, channel_std (of draws
-from the training split), data (what is known of the volumes) and /first_stage (its config as JSON, its weights, its
-hash).
+groups, affines, and boxes, classes and attributes where there are any. Root: posterior, scaling (how diffusion is to
+scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its highest max),
+round_trip (what held-out items lose, see training/encode.py), data (what is known of the volumes) and /first_stage
+(its config as JSON, its weights, its hash). Files of DIFF-3 are read by utils/diff3.py.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
 
 from utils import h5
+from utils.log import progress
 
-POSTERIORS = ("gaussian",)
-PARTS = ("affines", "classes", "attributes")
+POSTERIORS = ("gaussian", "gamma", "point")
+PARTS = ("affines", "boxes", "classes", "attributes")
 
 
 class EncodedSplit(NamedTuple):
@@ -28,6 +31,61 @@ class EncodedSplit(NamedTuple):
     affines: np.ndarray
     classes: np.ndarray | None = None
     attributes: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N,C,*s]."""
+        return self.mean.shape
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std [C,*s] of an item."""
+        return self.mean[index], self.std[index]
+
+
+class Rows(Protocol):
+    """A split that is to be written: EncodedSplit, or one whose rows come from elsewhere one by one."""
+
+    shape: tuple[int, ...]
+    ids: Sequence[str]
+    groups: Sequence[str]
+    affines: np.ndarray
+    boxes: np.ndarray | None
+    classes: np.ndarray | None
+    attributes: np.ndarray | None
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Figures(NamedTuple):
+    """Of draws from latents: mean and std per channel, and the lowest and highest of mean -/+ 3 std of any item."""
+
+    channel_mean: list[float]
+    channel_std: list[float]
+    limits: list[float]
+
+
+class Moments:
+    """Figures of a split, taken up item by item."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares, self.lo, self.hi = 0, 0.0, 0.0, np.inf, -np.inf
+
+    def add(self, mean: np.ndarray, std: np.ndarray) -> tuple[float, float]:
+        """Take up an item's mean and std [C,*s]; the lowest and highest of its mean -/+ 3 std."""
+        axes = tuple(range(1, mean.ndim))
+        own = mean.mean(axes, dtype=np.float64)
+        spread = mean.var(axes, dtype=np.float64) + np.square(std, dtype=np.float64).mean(axes)
+        delta, self.count = own - self.mean, self.count + 1
+        self.squares = self.squares + spread + delta ** 2 * ((self.count - 1) / self.count)  # Chan et al. 1983
+        self.mean = self.mean + delta / self.count
+        lo, hi = float((mean - 3 * std).min()), float((mean + 3 * std).max())
+        self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
+        return lo, hi
+
+    def figures(self) -> Figures:
+        """Those of all items so far."""
+        return Figures(self.mean.tolist(), np.sqrt(self.squares / self.count).tolist(), [self.lo, self.hi])
 
 
 class FirstStageRecord(NamedTuple):
@@ -38,42 +96,44 @@ class FirstStageRecord(NamedTuple):
     hash: str
 
 
-def channel_figures(split: EncodedSplit) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of mean + std * eps over a split (eps unit normal)."""
-    axes = (0, *range(2, split.mean.ndim))
-    mean = split.mean.mean(axes, dtype=np.float64)
-    variance = split.mean.var(axes, dtype=np.float64) + np.square(split.std, dtype=np.float64).mean(axes)
-    return mean.tolist(), np.sqrt(variance).tolist()
-
-
-def write_latents(path: Path, splits: dict[str, EncodedSplit], first_stage: FirstStageRecord, data: dict,
-                  provenance: dict) -> None:
-    """Write a latents file; the channel figures are those of split `train` (of the first split where there is none)."""
-    channel_mean, channel_std = channel_figures(splits.get("train") or next(iter(splits.values())))
-    needed = sum(s.mean.nbytes + s.std.nbytes for s in splits.values())
+def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStageRecord, data: dict,
+                  provenance: dict, *, posterior: str = "gaussian", scaling: str = "standardize",
+                  round_trip: dict | None = None) -> None:
+    """Write a latents file, row by row; its figures are those of split `train` (of the first split without one)."""
+    needed = sum(2 * 4 * int(np.prod(s.shape)) for s in splits.values())
     needed += sum(w.nbytes for w in first_stage.weights.values())
+    measured = "train" if "train" in splits else next(iter(splits))
     with h5.atomic_h5(path, needed_bytes=needed + 2 ** 20) as file:
         h5.set_format(file, "latents", provenance)
-        for name, value in (("posterior", "gaussian"), ("channel_mean", channel_mean), ("channel_std", channel_std),
-                            ("data", data)):
-            h5.put_json(file, name, value)
         stage = file.create_group("first_stage")
         h5.put_json(stage, "network", first_stage.network)
         h5.put_text(stage, "hash", first_stage.hash)
         for name, weight in first_stage.weights.items():
             h5.write_array(stage, name, weight, contiguous=True)
-        for name, split in splits.items():
-            group = file.create_group(name)
-            axes = tuple(range(1, split.mean.ndim))
-            h5.write_array(group, "mean", split.mean, contiguous=True)
-            h5.write_array(group, "std", split.std, contiguous=True)
-            h5.write_array(group, "min", (split.mean - 3 * split.std).min(axes))
-            h5.write_array(group, "max", (split.mean + 3 * split.std).max(axes))
-            h5.write_strings(group, "ids", split.ids)
-            h5.write_strings(group, "groups", split.groups)
-            for part in PARTS:
-                if getattr(split, part) is not None:
-                    h5.write_array(group, part, getattr(split, part))
+        figures = {name: _write_split(file.create_group(name), split) for name, split in splits.items()}[measured]
+        attributes: dict[str, Any] = {"posterior": posterior, "scaling": scaling, "data": data, **figures._asdict()}
+        for name, value in attributes.items():
+            h5.put_json(file, name, value)
+        if round_trip is not None:
+            h5.put_json(file, "round_trip", round_trip)
+
+
+def _write_split(group: h5py.Group, split: Rows) -> Figures:
+    """Write the rows and tables of a split; its figures."""
+    mean, std = (h5.create(group, name, split.shape, np.float32, contiguous=True) for name in ("mean", "std"))
+    moments, limits = Moments(), []
+    for i in progress(range(split.shape[0]), desc=f"write {group.name[1:]}", unit="item"):
+        mean[i], std[i] = row = split.row(i)
+        limits.append(moments.add(*row))
+        h5.check_disk(mean)
+    for name, column in zip(("min", "max"), np.asarray(limits, np.float32).T, strict=True):
+        h5.write_array(group, name, column)
+    h5.write_strings(group, "ids", split.ids)
+    h5.write_strings(group, "groups", split.groups)
+    for part in PARTS:
+        if getattr(split, part) is not None:
+            h5.write_array(group, part, getattr(split, part))
+    return moments.figures()
 
 
 class LatentsFile:
@@ -85,6 +145,12 @@ class LatentsFile:
             self.channel_mean: list[float] = h5.get_json(file, "channel_mean")
             self.channel_std: list[float] = h5.get_json(file, "channel_std")
             self.posterior: str = h5.get_json(file, "posterior")
+            optional = {name: h5.get_json(file, name) for name in ("scaling", "limits", "round_trip")
+                        if name in file.attrs}
+            self.scaling: str = optional.get("scaling", "standardize")  # files from before there were others have none
+            self.limits: list[float] | None = optional.get("limits")
+            self.round_trip: dict | None = optional.get("round_trip")
+            self.provenance: dict = h5.get_json(file, "provenance")
             self.data: dict = h5.get_json(file, "data")
             self.content_hash = h5.get_text(file, "content_hash")
             self.first_stage_hash = h5.get_text(_group(file, "first_stage"), "hash")
@@ -126,6 +192,6 @@ def _check_split(group: h5py.Group, channels: int) -> None:
     attributes = group["attributes"].shape[1:] if "attributes" in group else ()
     h5.check_columns(group, N, {
         "mean": ("float32", tuple(row)), "std": ("float32", tuple(row)), "ids": ("strings", ()),
-        "groups": ("strings", ()), "affines": ("float64", (4, 4)), "classes": ("int64", ()),
+        "groups": ("strings", ()), "affines": ("float64", (4, 4)), "boxes": ("int64", (2, 3)), "classes": ("int64", ()),
         "attributes": ("float32", attributes),
     }, needed=("std", "ids", "groups", "affines"))

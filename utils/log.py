@@ -25,8 +25,13 @@ class RunLog:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if self.run_dir:
-            with open(self.run_dir / "log.txt", "a", encoding="utf-8") as file:
-                print(text, file=file)
+            append_log(self.run_dir, text)
+
+
+def append_log(run_dir: Path, text: str) -> None:
+    """Add a line to log.txt."""
+    with open(run_dir / "log.txt", "a", encoding="utf-8") as file:
+        print(text, file=file)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str, unit: str,

@@ -5,8 +5,9 @@ metadata needs is known; the second computes and writes.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,26 +15,21 @@ import numpy as np
 
 from utils import geometry
 from utils.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
+from utils.decathlon import read_task
 from utils.log import progress
 from utils.nifti import is_same_grid, read_volume, spacing_of
+from utils.prepare_options import Options, channel_names, check_options, join, picked, scaled
 from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to make of the files; None = leave as it is."""
+class Prepared(NamedTuple):
+    """What came of it."""
 
-    size: tuple[int, ...] | None = None  # voxels per axis: pad or crop centrally
-    spacing: tuple[float, ...] | None = None  # mm per axis: resample
-    orientation: str | None = None  # such as 'RAS'
-    percentiles: tuple[float, ...] | None = None  # per channel of each volume, scaled to 0..1 and clipped
-    split: tuple[float, ...] = (0.8, 0.1, 0.1)
-    seed: int = 0  # of the split
-    spatial_dims: int | None = None  # None = 2 if size has two numbers, else as the first image says
-    classes: tuple[str, ...] = ()  # names of the label values; () = as many as there are
-    channels: tuple[str, ...] = ()  # names of the image channels; () = as many as there are
+    counts: dict[str, int]  # volumes per split
+    table: Table | None  # as understood
+    notes: list[str]  # what was done that a user may want to know
 
 
 class _Loaded(NamedTuple):
@@ -41,6 +37,7 @@ class _Loaded(NamedTuple):
     label: np.ndarray | None  # [1,X,Y,Z] uint8
     affine: np.ndarray
     has_geometry: bool
+    moved: bool  # whether the label map lay on another grid
 
 
 class _Facts(NamedTuple):
@@ -52,38 +49,78 @@ class _Facts(NamedTuple):
     span: np.ndarray  # [C,2] lowest and highest value
     scale: np.ndarray  # [C,2] values that become 0 and 1
     labels: frozenset[int]  # label values
+    moved: bool  # whether the label map lay on another grid
     digest: bytes  # of the files
 
 
 def prepare(
-    images: Path, labels: Path | None, dest: Path, options: Options, *, table: Path | None = None
-) -> tuple[dict[str, int], Table | None]:
-    """Write the volumes file; returns the number of volumes per split and the table as understood.
+    images: Path | None,
+    labels: Path | None,
+    dest: Path,
+    options: Options,
+    *,
+    table: Path | None = None,
+    decathlon: Path | None = None,
+) -> Prepared:
+    """Write the volumes file, of the files in `images` and `labels` or of a Decathlon task.
 
     ValueError names every file that cannot be used, and what to change.
     """
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
-    cases = find_cases(images, labels, table_ids=cohort.rows if cohort else (), channels=len(options.channels) or None)
+    cases, options, notes = _sources(images, labels, decathlon, options, cohort)
     records = _records(cases, cohort, table)
-    dims = options.spatial_dims or (len(options.size) if options.size else _guess_dims(cases))
-    _check_options(options, dims)
+    dims = options.spatial_dims or (len(options.grid) if options.grid else _guess_dims(cases))
+    check_options(options, dims)
+    picked(options)
     if options.classes and not any(case.label for case in cases):
         raise ValueError(f"--classes {' '.join(options.classes)}: there are no label maps; give --labels")
     split_of = _splits(records, fractions, options.seed)
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
     _check_together(cases, facts, options)
+    notes += _notes(facts, options)
     meta = _meta(cases, facts, options, dims, cohort, split_of)
-    voxels = int(np.prod((*options.size, 1)[:3] if options.size else facts[0].shape))
+    voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
     needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
-    provenance = _provenance(images, labels, table, options, facts)
+    provenance = _provenance(decathlon or images, labels, table, options, facts)
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
             item = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
     counts = {split: sum(s == split for s in split_of.values()) for split in dict.fromkeys(split_of.values())}
-    return counts, cohort
+    return Prepared(counts, cohort, notes)
+
+
+def _sources(
+    images: Path | None, labels: Path | None, decathlon: Path | None, options: Options, cohort: Table | None
+) -> tuple[list[Case], Options, list[str]]:
+    """The cases, the options with the names that a dataset.json gives, and notes."""
+    if (images is None) == (decathlon is None) or (decathlon and labels):
+        raise ValueError("give --images, with --labels where there are any, or --decathlon")
+    if images:
+        if options.images_only:
+            raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
+        known = cohort.rows if cohort else ()
+        return find_cases(images, labels, table_ids=known, channels=len(options.channels) or None), options, []
+    task = read_task(decathlon, options.images_only)
+    classes = () if options.images_only else options.classes or task.classes
+    options = replace(options, channels=options.channels or task.channels, classes=classes)
+    left_out = f"{task.unlisted} images of the test list have no label map and are left out"
+    return task.cases, options, [left_out] if task.unlisted else []
+
+
+def _notes(facts: list[_Facts], options: Options) -> list[str]:
+    notes = []
+    if moved := sum(fact.moved for fact in facts):
+        notes.append(f"{moved} of {len(facts)} label maps lay on another grid than their image and were resampled onto "
+                     "it (nearest)")
+    if options.value_range:
+        lo, hi = options.value_range
+        if outside := sum(fact.span.min() < lo or fact.span.max() > hi for fact in facts):
+            what = "were clipped" if options.clip else "stay so"
+            notes.append(f"{outside} of {len(facts)} images have values outside --range {join((lo, hi))}, which {what}")
+    return notes
 
 
 def _each(cases: list[Case], work: Callable[[Case], _Result], what: str) -> list[_Result]:
@@ -105,25 +142,6 @@ def _raise_all(problems: Iterable[str], total: int) -> None:
 
 
 # ---- what is asked ----
-
-
-def _check_options(options: Options, dims: int) -> None:
-    if dims not in (2, 3):
-        raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
-    for name, values in (("--size", options.size), ("--spacing", options.spacing)):
-        if values is not None and (len(values) != dims or min(values) <= 0):
-            raise ValueError(f"{name} {_join(values)}: wanted {dims} numbers above 0 (--spatial-dims {dims})")
-    p = options.percentiles
-    if p is not None and not (len(p) == 2 and 0 <= p[0] < p[1] <= 100):
-        raise ValueError(f"--percentiles {_join(p)}: wanted two rising numbers between 0 and 100")
-    if options.orientation is not None:
-        axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
-        if len(options.orientation) != 3 or {a for a in axes if a & set(options.orientation)} != axes:
-            raise ValueError(f"--orientation {options.orientation}: wanted one of R/L, A/P and S/I each, such as RAS")
-
-
-def _join(values: Iterable[float]) -> str:
-    return " ".join(f"{v:g}" for v in values)
 
 
 def _guess_dims(cases: list[Case]) -> int:
@@ -156,7 +174,7 @@ def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) 
 # ---- first pass ----
 
 
-def _load(case: Case, dims: int, classes: tuple[str, ...]) -> _Loaded:
+def _load(case: Case, dims: int, options: Options) -> _Loaded:
     volumes = [read_volume(path, dims) for path in case.images]
     first = volumes[0]
     affine = np.eye(4) if first.affine is None else first.affine
@@ -164,17 +182,30 @@ def _load(case: Case, dims: int, classes: tuple[str, ...]) -> _Loaded:
         other = np.eye(4) if volume.affine is None else volume.affine
         if not is_same_grid((first.data.shape[1:], affine), (volume.data.shape[1:], other)):
             raise ValueError(f"{path}: lies on another grid than {case.images[0].name}; channels must share one")
-    image = np.concatenate([volume.data for volume in volumes]).astype(np.float32)
+    image = _keep(np.concatenate([volume.data for volume in volumes]), case, options).astype(np.float32)
     for c, channel in enumerate(image):
-        where = case.images[c if len(case.images) > 1 else 0]
+        where = case.images[(picked(options) or range(c + 1))[c] if len(case.images) > 1 else 0]
         if not np.isfinite(channel).all():
             raise ValueError(f"{where}: {np.count_nonzero(~np.isfinite(channel))} values are NaN or infinite")
         if channel.min() == channel.max():
             raise ValueError(f"{where}: constant, every voxel is {channel.flat[0]:g}")
-    label = (
-        None if case.label is None else _load_label(case.label, dims, classes, image.shape[1:], affine, first.affine)
-    )
-    return _Loaded(image, label, affine, first.affine is not None)
+    label, moved = None, False
+    if case.label:
+        label, moved = _load_label(case.label, dims, options.classes, image.shape[1:], affine, first.affine)
+    return _Loaded(image, label, affine, first.affine is not None, moved)
+
+
+def _keep(image: np.ndarray, case: Case, options: Options) -> np.ndarray:
+    """The channels that were asked for; ValueError when the files have others than were named."""
+    count, indices = len(image), picked(options)
+    if options.channels and len(options.channels) != count:
+        raise ValueError(
+            f"{case.images[0]}: {count} channels, {len(options.channels)} have names: {', '.join(options.channels)}; "
+            "correct the file, or name its channels with --channels"
+        )
+    if indices and max(indices) >= count:
+        raise ValueError(f"{case.images[0]}: {count} channels, --channel {max(indices)} is not among them")
+    return image[indices] if indices else image
 
 
 def _load_label(
@@ -184,7 +215,8 @@ def _load_label(
     shape: tuple[int, ...],
     affine: np.ndarray,
     image_affine: np.ndarray | None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool]:
+    """The label map [1,X,Y,Z] on the grid of its image, and whether it had to be brought there."""
     data, label_affine = read_volume(path, dims, "label")
     if data.shape[0] != 1:
         raise ValueError(f"{path}: {data.shape[0]} channels; a label map has one, with a number for each class")
@@ -199,7 +231,7 @@ def _load_label(
         )
     data = data.astype(np.uint8)
     if is_same_grid((shape, affine), (data.shape[1:], affine if label_affine is None else label_affine)):
-        return data
+        return data, False
     if label_affine is None or image_affine is None:
         raise ValueError(
             f"{path}: shape {data.shape[1:]} differs from that of its image, {shape}, and without the geometry of both "
@@ -208,15 +240,11 @@ def _load_label(
     moved = geometry.resample(data, label_affine, shape, affine, order=0, outside=0)
     if data.any() and not moved.any():
         raise ValueError(f"{path}: lies outside its image; are both in the same space?")
-    return moved
+    return moved, True
 
 
 def _judge(case: Case, options: Options, dims: int) -> _Facts:
-    loaded = _load(case, dims, options.classes)
-    if options.channels and len(options.channels) != loaded.image.shape[0]:
-        raise ValueError(
-            f"{case.images[0]}: {loaded.image.shape[0]} channels, --channels names {len(options.channels)}"
-        )
+    loaded = _load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
     shape, affine = _target_grid(case, loaded, options, dims)
@@ -226,13 +254,13 @@ def _judge(case: Case, options: Options, dims: int) -> _Facts:
         scale = np.percentile(loaded.image, options.percentiles, axis=(1, 2, 3)).T.astype(np.float32)
         if (scale[:, 0] >= scale[:, 1]).any():
             raise ValueError(
-                f"{case.images[0]}: percentiles {_join(options.percentiles)} coincide; widen --percentiles"
+                f"{case.images[0]}: percentiles {join(options.percentiles)} coincide; widen --percentiles"
             )
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
     labels = frozenset() if loaded.label is None else frozenset(np.unique(loaded.label).tolist())
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
-    return _Facts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, digest)
+    return _Facts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest)
 
 
 def _digest(path: Path) -> bytes:
@@ -241,7 +269,7 @@ def _digest(path: Path) -> bytes:
 
 
 def _target_grid(case: Case, loaded: _Loaded, options: Options, dims: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine after orientation and spacing."""
+    """Shape and affine after orientation and spacing, or after shrinking to fit."""
     shape, affine = loaded.image.shape[1:], loaded.affine
     if options.orientation:
         turned, affine = geometry.reorient(np.empty((1, *shape), bool), affine, options.orientation)
@@ -251,6 +279,11 @@ def _target_grid(case: Case, loaded: _Loaded, options: Options, dims: int) -> tu
     if options.spacing:
         spacing = (*options.spacing, spacing_of(affine)[2])[:3]
         return geometry.spaced_grid(shape, affine, np.array(spacing))
+    if options.fit:
+        factor = min(1.0, *(new / old for new, old in zip(options.fit, shape)))
+        shrunk = spacing_of(affine)
+        shrunk[:dims] /= factor
+        return geometry.spaced_grid(shape, affine, shrunk)
     return shape, affine
 
 
@@ -266,13 +299,25 @@ def _check_together(cases: list[Case], facts: list[_Facts], options: Options) ->
     if options.orientation is None and len({f.codes for f in facts}) > 1:
         listed = "; ".join(f"{c.id} {f.codes or 'none'}" for c, f in pairs[:20])
         raise ValueError(f"the cases differ in orientation ({listed}); give --orientation, for instance RAS")
-    if others := [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]:
+    others = [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]
+    if others and not options.fit:
         sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others[:19]]]
         listed = "; ".join(f"{name} {size}" for name, size in sizes)
         raise ValueError(f"the cases differ in voxel size, in mm ({listed}); give --spacing")
-    if options.size is None and len({f.shape for f in facts}) > 1:
+    if options.grid is None and len({f.shape for f in facts}) > 1:
         listed = "; ".join(f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs[:20])
         raise ValueError(f"the cases differ in shape ({listed}); give --size")
+    if not options.classes and len({f.labels for f in facts}) > 1:
+        listed = "; ".join(f"{c.label.name} {join(sorted(f.labels))}" for c, f in _one_per_set(pairs)[:20])
+        raise ValueError(f"the label maps differ in their values ({listed}); name every class with --classes if some "
+                         "volumes lack one, or correct the files")
+
+
+def _one_per_set(pairs: list[tuple[Case, _Facts]]) -> list[tuple[Case, _Facts]]:
+    """The first case of each set of label values, the rarest set first."""
+    sets = Counter(fact.labels for _, fact in pairs)
+    firsts = {fact.labels: (case, fact) for case, fact in reversed(pairs)}
+    return sorted(firsts.values(), key=lambda pair: sets[pair[1].labels])
 
 
 def _meta(
@@ -287,16 +332,19 @@ def _meta(
     classes = options.classes if any(case.label for case in cases) else ()
     values = frozenset().union(*(f.labels for f in facts))
     if not classes and values and len(values) < max(values) + 1:
-        raise ValueError(f"label values {_join(sorted(values))} have gaps; name every class from 0 to {max(values)} by "
+        raise ValueError(f"label values {join(sorted(values))} have gaps; name every class from 0 to {max(values)} by "
                          "--classes, or renumber the label maps")
     if options.percentiles:
-        intensity = Intensity(0.0, 1.0, True, f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}")
+        unit = f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}"
+        intensity = Intensity(0.0, 1.0, options.clip, unit)
+    elif options.value_range:
+        intensity = Intensity(float(options.value_range[0]), float(options.value_range[1]), options.clip, "a.u.")
     else:
         training = [f.span for case, f in zip(cases, facts) if split_of[case.id] == "train"] or [f.span for f in facts]
         intensity = Intensity(float(np.min(training)), float(np.max(training)), False, "a.u.")
     return VolumesMeta(
         spatial_dims=dims,
-        channels=options.channels or (("image",) if count == 1 else tuple(f"channel_{c}" for c in range(count))),
+        channels=channel_names(options, count),
         channel_roles=("target",) * count,
         label_classes=classes or tuple(f"class_{k}" for k in range(max(values, default=-1) + 1)),
         attribute_names=cohort.attribute_names if cohort else (),
@@ -318,7 +366,7 @@ def _provenance(
 
 
 def _make(case: Case, fact: _Facts, options: Options, meta: VolumesMeta, record: Record) -> Item:
-    loaded = _load(case, meta.spatial_dims, meta.label_classes)
+    loaded = _load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
     arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})
     for name, array in arrays.items():
@@ -326,12 +374,8 @@ def _make(case: Case, fact: _Facts, options: Options, meta: VolumesMeta, record:
         if options.orientation:
             array, affine = geometry.reorient(array, affine, options.orientation)
         arrays[name] = geometry.resample(array, affine, shape, target, order=3 if name == "image" else 0)
-    fill = fact.span[:, 0]
-    if options.percentiles:
-        lo, hi = (fact.scale[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
-        arrays["image"] = ((arrays["image"] - lo) / (hi - lo)).clip(0, 1)
-        fill = np.zeros(len(lo))
-    size = (*options.size, 1)[:3] if options.size else shape
+    arrays["image"], fill = scaled(arrays["image"], fact.span[:, 0], fact.scale, options)
+    size = (*options.grid, 1)[:3] if options.grid else shape
     image, affine, box = geometry.fit_centre(arrays["image"], target, size, fill)
     label = geometry.fit_centre(arrays["label"], target, size, np.zeros(1))[0][0] if "label" in arrays else None
     if meta.spatial_dims == 2:

@@ -72,7 +72,10 @@ def locked(run_dir: Path) -> Iterator[bool]:
 
     def take() -> bool:
         nonlocal handle
-        handle = open(run_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            handle = open(run_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError as e:
+            raise ValueError(f"{run_dir}: no files can be written there ({e.strerror}); go on from a copy of it") from e
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

@@ -1,6 +1,7 @@
 """Networks of which every rank holds a share (FSDP2); all but `shard` does the right thing for whole ones as well."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 from utils import distributed
 
@@ -44,6 +46,12 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Have the blocks of a network keep nothing but their inputs for the backward pass, where they run once more."""
+    for block in blocks(module):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sum the gradients over the ranks; those of shares are summed already. A missing gradient becomes zero."""
     distributed.all_reduce_gradients([p for p in parameters if not isinstance(p, DTensor)])
@@ -58,32 +66,33 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def check_same_weights(modules: Mapping[str, nn.Module]) -> None:
+def check_same_weights(modules: Mapping[str, nn.Module], advice: str) -> None:
     """ValueError, naming weight and rank, unless all ranks hold the same parameters and buffers, shares aside."""
     distributed.check_same({f"{name}.{key}": value for name, module in modules.items()
                             for key, value in (*module.named_parameters(), *module.named_buffers())
-                            if not isinstance(value, DTensor)})
+                            if not isinstance(value, DTensor)}, advice)
 
 
 @distributed.meeting("the gathering of a state")
 def full_state(source: nn.Module | torch.optim.Optimizer) -> dict:
     """The state_dict of a module or optimiser in whole CPU tensors, the same whether it is in shares or not.
 
-    All ranks must call this together; of what is in shares, rank 0 alone gets it and the others get None.
+    All ranks must call this together; rank 0 alone gets the tensors, the others None in their places.
     """
     return whole(source.state_dict())
 
 
 def whole(value: Any) -> Any:
-    """A tree with its shares put together on rank 0's CPU, None elsewhere."""
+    """A tree with its tensors, shares put together, on rank 0's CPU; None in their places elsewhere."""
     if isinstance(value, dict):
         return {key: whole(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(whole, value))
     if isinstance(value, DTensor):
         value = value.full_tensor()
-        return value.cpu() if distributed.rank() == 0 else None
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().cpu() if distributed.rank() == 0 else None
 
 
 def load_full_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:

@@ -1,17 +1,18 @@
-"""Latents of a cohort: posterior mean and std side by side, drawn and whitened by the batch transform."""
+"""Latents of a cohort: posterior mean and std side by side, drawn and scaled by the batch transform."""
 
 import numpy as np
 
 from training.batch import Sample
 from training.datasets.volumes import one_hot_class
-from utils.latents import LatentsFile
+from utils.diff3 import open_latents
+from utils.latents import FirstStageRecord
 
 
 class LatentsDataset:
-    """The items of one split of a latents.h5, in memory; images [2C,*s] hold mean, then std."""
+    """The items of one split of a latents.h5, ours or DIFF-3's, in memory; images [2C,*s] hold mean, then std."""
 
     def __init__(self, path: str, split: str = "train"):
-        self.file = LatentsFile(path)
+        self.file = open_latents(path)
         latents = self.file.read(split)
         if not latents.ids:
             raise ValueError(f"{path}: split {split!r} has no items")
@@ -19,7 +20,8 @@ class LatentsDataset:
         self.classes = latents.classes
         self.data = {**self.file.data, "latents": str(path), "latents_hash": self.file.content_hash}
         self.shape = latents.mean.shape[1:]
-        self.channel_mean, self.channel_std = self.file.channel_mean, self.file.channel_std
+        self.figures = {name: getattr(self.file, name) for name in ("channel_mean", "channel_std", "limits", "scaling",
+                                                                    "posterior")}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -27,3 +29,7 @@ class LatentsDataset:
     def __getitem__(self, index: int) -> Sample:
         class_index = None if self.classes is None or self.classes[index] < 0 else int(self.classes[index])
         return Sample(self.images[index], None, one_hot_class(class_index, len(self.data["class_names"])))
+
+    def first_stage(self) -> FirstStageRecord | None:
+        """The autoencoder that made the latents, None where the file does not hold it."""
+        return self.file.first_stage()

@@ -1,0 +1,134 @@
+"""Claim: `dataset_tool.py plan` is within 10 % of the measured peak memory of a training step, for three configs.
+
+Measured on CPU is what torch's allocator holds, step by step, of a real trainer on random data in a process of its own;
+`rss` is the most that the process took of the machine above what it took before: that includes what kernels take
+for themselves and what the C library keeps, and is no part of the claim. On CUDA it is torch.cuda.max_memory_allocated.
+Run from the top of the checkout: python -m benchmarks.plan_memory
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch._C._profiler import _EventType
+
+from benchmarks.common import json_line
+from training.batch import Sample
+from training.batch_transforms import Identity
+from training.diffusion import diffusion_task
+from training.plan import Source, plan_step
+from training.run import build_task, fill_network
+from training.training_loop import Trainer
+from utils import distributed
+from utils.config import Options, build, compose
+from utils.log import RunLog
+
+LIMIT = 0.1
+CONFIGS = {  # name: experiment, overrides, shape [C,*S], label classes
+    "first stage, 64^3": ("echo_vae", [], (1, 64, 64, 64), 4),
+    "latents, 4x16^3": ("echo_edm", ["training.options.precision=fp32"], (4, 16, 16, 16), 0),
+    "DDPM++ on voxels, 48^3, 2 + 2 images": ("voxels_edm", [
+        "network=ddpmpp", "training.network.model.model_channels=16", "training.network.model.channel_mult=[1,2,2]",
+        "training.network.model.attention_levels=[2]", "training.options.batch_size=4",
+        "training.options.batch_gpu=2"],
+        (1, 48, 48, 48), 0),
+    "first stage against a discriminator, 64^3, checkpointing": ("echo_vae", [
+        "discriminator=patch", "training.options.checkpointing=true", "training.network.channels=[16,32,64]",
+        "training.discriminator.network.channels=16"], (1, 64, 64, 64), 4),
+}
+
+
+class Noise:
+    """32 items of noise with label maps where there are classes."""
+
+    def __init__(self, source: Source):
+        self.source, self.shape, self.data = source, source.shape, source.data
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> Sample:
+        random, classes = np.random.default_rng(index), len(self.source.label_classes)
+        label = random.integers(classes, size=self.shape[1:]).astype(np.uint8) if classes else None
+        return Sample(random.random(self.shape, np.float32) * 2 - 1, label)
+
+
+def chosen(name: str) -> tuple[dict, Source]:
+    """The training half of a config and the data it is planned for."""
+    experiment, overrides, shape, classes = CONFIGS[name]
+    training = compose(Path(__file__).resolve().parents[1] / "configs", experiment, overrides)["training"]
+    return training, Source(shape, [str(i) for i in range(classes)], [], {})
+
+
+def real_trainer(training: dict, source: Source, folder: Path) -> Trainer:
+    """A trainer as train.py makes it; latents come as they are."""
+    options = Options(**training["options"])
+    device = distributed.init(options.device)
+    distributed.set_threads(options.num_threads)
+    dataset = Noise(source)
+    if training["task"] == "autoencoder":
+        task = build_task(training, dataset)
+    else:
+        net = build(fill_network(training, dataset))
+        task = diffusion_task(net, build(training["loss"]), build(training["optimizer"], net.parameters()),
+                              Identity(), {"task": "diffusion"})
+    return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
+                   record={"config": {"training": training}, "data": {}, "spatial_dims": len(source.shape) - 1})
+
+
+def measured(name: str) -> dict[str, float | str]:
+    """Peak bytes of a trainer over its first two steps, and how they were counted."""
+    before = psutil.Process().memory_info().rss
+    with tempfile.TemporaryDirectory() as folder, \
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        trainer = real_trainer(*chosen(name), Path(folder))
+        data = trainer.batches()
+        trainer.step(data)
+        trainer.step(data)
+    if trainer.device.type == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(), "how": "torch.cuda.max_memory_allocated", "rss": None}
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {"peak": most_allocated(profile), "how": "torch's CPU allocator (torch.profiler)", "rss": rss}
+
+
+def most_allocated(profile: torch.profiler.profile) -> int:
+    """The most bytes that the CPU allocator held."""
+    most, events = 0, list(profile.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.typed[0] == _EventType.Allocation:
+            most = max(most, event.extra_fields.total_allocated)
+    return most
+
+
+def main() -> None:
+    """Plan and measure every config, print the line, and exit with 1 when one is further off than the limit."""
+    rows = {}
+    for name in CONFIGS:
+        command = [sys.executable, "-m", "benchmarks.plan_memory", name]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True,
+                                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}).stdout
+        found, planned = json.loads(answer.splitlines()[-1]), plan_step(*chosen(name)).peak
+        rows[name] = {"planned_gib": round(planned / 2 ** 30, 3), "measured_gib": round(found["peak"] / 2 ** 30, 3),
+                      "ratio": round(planned / found["peak"], 4), "how": found["how"],
+                      "rss_gib": found["rss"] and round(found["rss"] / 2 ** 30, 3)}
+    worst = max(abs(row["ratio"] - 1) for row in rows.values())
+    print(json_line("planned peak memory against measured", configs=rows, worst=round(worst, 4), limit=LIMIT,
+                    holds=worst <= LIMIT))
+    sys.exit(worst > LIMIT)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measured(sys.argv[1])))
+    else:
+        main()

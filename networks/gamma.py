@@ -1,0 +1,81 @@
+"""The autoencoder with a gamma posterior, for images of a sector: latents are above 0 inside and 0 outside."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+
+from networks.autoencoder import Autoencoder, Reconstruction, full
+from networks.layers import up
+from networks.posteriors import DIRECTIONS, PRIOR_ALPHA, PRIOR_BETA, Draws, GammaPosterior
+from utils.checks import check_choice, check_least, check_positive
+
+BACKGROUND = -1  # of images
+MARGIN = 1e-3  # above the background; a grey value of 8 bits is 8 times as much
+
+
+class AutoencoderGamma(Autoencoder):
+    """Variational autoencoder with gamma posterior and prior, whose arguments but the last five are the trunk's.
+
+    The prior has shape prior_alpha and rate prior_beta. kl_direction: "posterior" is KL(posterior || prior), "prior"
+    the reverse. With `mask`, latents are 0 where a whole cell of the image is background, and decoded images are
+    background where no latent is above sector_threshold; a share of 1.6e-4 of the prior is below 0.02.
+    """
+
+    posterior, moments = "gamma", 2
+
+    def __init__(self, in_channels: int, num_classes: int = 0, latent_channels: int = 1, spatial_dims: int = 3,
+                 channels: Sequence[int] = (32, 64, 128), strides: int | Sequence = 2, kernel_size: int | Sequence = 3,
+                 num_blocks: int = 2, num_blocks_decoder: int = 2, bottleneck_attention: bool = False,
+                 attention_levels: Sequence[int] = (), layout: str = "compact", label_input: str = "onehot",
+                 prior_alpha: float = PRIOR_ALPHA, prior_beta: float = PRIOR_BETA, kl_direction: str = "posterior",
+                 mask: bool = True, sector_threshold: float = 0.02):
+        super().__init__(in_channels, num_classes, latent_channels, spatial_dims, channels, strides, kernel_size,
+                         num_blocks, num_blocks_decoder, bottleneck_attention, attention_levels, layout, label_input)
+        check_positive({"prior_alpha": prior_alpha, "prior_beta": prior_beta})
+        check_choice("kl_direction", kl_direction, DIRECTIONS)
+        check_least(0, {"sector_threshold": sector_threshold})
+        self.prior_alpha, self.prior_beta, self.kl_direction = prior_alpha, prior_beta, kl_direction
+        self.mask, self.sector_threshold = mask, sector_threshold
+        nn.init.ones_(self.encoder[-1].bias)  # next to the prior
+
+    def read(self, h: torch.Tensor, image: torch.Tensor) -> GammaPosterior:
+        """Shape and rate, as multiples of the prior's, in the cells of the image's sector."""
+        alpha, beta = softplus(full(h), beta=10).clamp_min(1e-7).chunk(2, dim=1)
+        inside = self.sector(image) if self.mask else torch.ones_like(alpha[:, :1], dtype=torch.bool)
+        return GammaPosterior(alpha * self.prior_alpha, beta * self.prior_beta, inside,
+                              self.prior_alpha, self.prior_beta, self.kl_direction)
+
+    def sector(self, image: torch.Tensor) -> torch.Tensor:
+        """Cells [N,1,*s] of images [N,C,*S] in which there is anything above the background."""
+        seen = (image > BACKGROUND + MARGIN).any(1, keepdim=True)
+        for axis, f in enumerate(self.factor, start=2):
+            seen = seen.unflatten(axis, (-1, f)).any(axis + 1)
+        return seen
+
+    def visible(self, z: torch.Tensor) -> torch.Tensor:
+        """Cells [N,1,*s] of latents [N,z,*s] that are not background."""
+        return (z > self.sector_threshold).any(1, keepdim=True)
+
+    def prepare(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents with exact zeros in the background."""
+        return torch.where(self.visible(z), z, 0) if self.mask else z
+
+    def split(self, out: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image [N,C,*S], background where latents z [N,z,*s] are, and logits [N,K,*S] (None without labels)."""
+        return self.covered(out, self.visible(z))
+
+    def covered(self, out: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image and logits in what the decoder gave, the image background but for the cells [N,1,*s] inside."""
+        image, logits = super().split(out)
+        if self.mask:
+            image = torch.where(up(inside.to(image.dtype), self.factor) > 0, image, BACKGROUND)
+        return image, logits
+
+    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None, noise: Draws | None = None
+                ) -> Reconstruction:
+        """Encode, draw latents (the mean without noise), decode within the image's own sector."""
+        posterior = self.encode(image, label)
+        z = posterior.sample(noise)
+        return Reconstruction(*self.covered(self.decoder(z), posterior.inside), posterior, z)

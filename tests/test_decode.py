@@ -1,0 +1,224 @@
+"""Decoding latents made earlier or elsewhere: ours and DIFF-3's, once, and by no other first stage than their own."""
+
+import json
+from contextlib import chdir
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+from commands import refused, succeed
+from test_encode import AFFINE, NODE, SIZE, write_snapshot, write_volumes
+
+import dataset_tool
+from networks.latent_codec import shift_and_gain
+from training.datasets.latents import LatentsDataset
+from training.snapshot import first_stage_part, first_stage_record, load_network
+from utils import checkpoint
+from utils.diff3 import read_samples
+from utils.latents import LatentsFile
+from utils.sample_io import SampleMeta, write_samples
+from utils.volumes import VolumesFile
+
+FIGURES = {"channel_mean": [1.0, -1.0], "channel_std": [2.0, 0.5], "limits": [-4.0, 6.0], "scaling": "minmax",
+           "sigma_data": 0.5}
+LATENT = (2, 4, 6, 2)
+
+
+def write_drawn(folder: Path, named: bool = True) -> np.ndarray:
+    """A snapshot that drew two samples, and the samples file, with what decoding needs if `named`; their latents z."""
+    stage = checkpoint.load(folder / "stage.pt", "snapshot")
+    part = first_stage_part(first_stage_record(stage), FIGURES)
+    payload = {"task": "diffusion", "network": {}, "ema": {}, "data": stage["data"], "shape": list(LATENT),
+               "first_stage": part}
+    checkpoint.save(folder / "drew.pt", "snapshot", payload)
+    x = np.random.default_rng(0).standard_normal((2, *LATENT)).astype(np.float32)
+    data = {**stage["data"], **({"first_stage": {"hash": part["hash"], **FIGURES}} if named else {})}
+    write_samples(folder / ("drawn.h5" if named else "old.h5"), [3, 8], {"latents": x, "classes": np.array([1, 0])},
+                  AFFINE, SampleMeta(data, "drew.pt", "ab" * 32, {}))
+    shift, gain = (np.array(t, np.float32).reshape(2, 1, 1, 1) for t in shift_and_gain(**FIGURES))
+    return x / gain + shift
+
+
+def write_diff3(folder: Path) -> dict[str, np.ndarray]:
+    """latent.h5 and _samples.h5 as DIFF-3 writes them."""
+    random = np.random.default_rng(1)
+    arrays = {"mean": random.standard_normal((4, *LATENT)).astype(np.float32),
+              "std": random.random((4, *LATENT)).astype(np.float32), "samples": random.random((3, *LATENT), np.float32)}
+    lo, hi = arrays["mean"] - 3 * arrays["std"], arrays["mean"] + 3 * arrays["std"]
+    with h5py.File(folder / "latent.h5", "w") as file:
+        for subset, rows in (("train", slice(0, 3)), ("val", slice(3, 4))):
+            for name, array in (("mean", arrays["mean"]), ("std", arrays["std"]),
+                                ("min", lo.min((1, 2, 3, 4))), ("max", hi.max((1, 2, 3, 4)))):
+                file.create_dataset(f"{subset}/{name}", data=array[rows], maxshape=(None, *array.shape[1:]))
+    with h5py.File(folder / "_samples.h5", "w") as file:
+        file.create_dataset("samples", data=arrays["samples"], compression="gzip", maxshape=(None, *LATENT))
+        for name, value in (("min", np.float32(-5)), ("max", np.float32(7)), ("model_id", np.uint8(50))):
+            file.create_dataset(name, data=[value], maxshape=(None,))
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with volumes, two first stages, latents and samples of all kinds."""
+    folder = tmp_path_factory.mktemp("decode")
+    with chdir(folder):
+        write_volumes(Path("vols.h5"))
+        write_snapshot(Path("stage.pt"), Path("vols.h5"))
+        write_snapshot(Path("other.pt"), Path("vols.h5"), seed=1)
+        succeed(dataset_tool.main, "encode", "--autoencoder", "stage.pt", "--source", "vols.h5", "--dest", "lat.h5",
+                "--num-threads", "1", "--round-trip", "0")
+        np.save("z.npy", write_drawn(Path()))
+        write_drawn(Path(), named=False)
+        np.savez("diff3.npz", **write_diff3(Path()))
+    return folder
+
+
+@pytest.fixture
+def at(place: Path):
+    """Work in that folder."""
+    with chdir(place):
+        yield place
+
+
+def decoded(latents: str, dest: str, *options: str) -> str:
+    """Decode; what the command said."""
+    return succeed(dataset_tool.main, "decode", "--latents", latents, "--dest", dest, "--num-threads", "1", *options)
+
+
+def by_hand(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images in stored units and label maps of latents as the first stage gives them."""
+    with torch.no_grad():
+        image, logits = load_network(Path("stage.pt"), "autoencoder").net.decode(torch.from_numpy(z))
+    return (image.numpy() + 1).clip(0, 2), logits.argmax(1).numpy()
+
+
+# ---- ours ----
+
+
+@pytest.mark.parametrize("options", [[], ["--autoencoder", "stage.pt"], ["--network", "drew.pt"]])
+@pytest.mark.parametrize("source", ["drawn.h5", "old.h5"])
+def test_samples_become_volumes_of_their_ids_and_geometry(at, source, options, tmp_path):
+    decoded(source, str(tmp_path / "out.h5"), *options)
+    file = VolumesFile(tmp_path / "out.h5")
+    images, labels = by_hand(np.load("z.npy"))
+    assert file.splits == ["generated"] and file.ids("generated") == ["seed000003", "seed000008"]
+    for i in range(2):
+        item = file.read("generated", i)
+        np.testing.assert_allclose(item.image, images[i], atol=1e-4)
+        assert (item.label == labels[i]).mean() > 0.99
+        np.testing.assert_array_equal(item.affine, AFFINE)
+        assert item.class_index == (1, 0)[i]
+    assert file.meta.intensity == VolumesFile("vols.h5").meta.intensity
+
+
+def test_latents_become_volumes_of_the_same_items(at):
+    decoded("lat.h5", "again.h5", "--batch-size", "2")
+    volumes, again, latents = VolumesFile("vols.h5"), VolumesFile("again.h5"), LatentsFile("lat.h5")
+    for split in volumes.splits:
+        assert again.ids(split) == volumes.ids(split) and again.groups(split) == volumes.groups(split)
+        np.testing.assert_array_equal(again.classes(split), volumes.classes(split))
+        images, _ = by_hand(latents.read(split).mean)
+        np.testing.assert_allclose(again.read(split, 1).image, images[1], atol=1e-5)
+        assert again.read(split, 0).box.tolist() == volumes.read(split, 0).box.tolist()
+
+
+def test_a_folder_gets_nifti_and_a_second_run_adds_nothing(at):
+    decoded("drawn.h5", "nifti")
+    names = sorted(str(p.relative_to("nifti")) for p in Path("nifti").rglob("*.nii.gz"))
+    assert names == [f"{kind}/seed00000{seed}.nii.gz" for kind in ("images", "labels") for seed in (3, 8)]
+    found = nibabel.load("nifti/images/seed000008.nii.gz")
+    np.testing.assert_allclose(found.affine, AFFINE)
+    np.testing.assert_allclose(found.get_fdata(), by_hand(np.load("z.npy"))[0][1, 0], atol=1e-4)
+    times = {p: p.stat().st_mtime_ns for p in Path("nifti").rglob("*")}
+    assert "all 2 there already" in decoded("drawn.h5", "nifti")
+    assert {p: p.stat().st_mtime_ns for p in Path("nifti").rglob("*")} == times
+
+
+def test_a_second_run_never_doubles_rows(at):
+    decoded("drawn.h5", "twice.h5")
+    assert "all 2 there already" in decoded("drawn.h5", "twice.h5")
+    said = refused(at, dataset_tool.main, "decode", "--latents", "lat.h5", "--dest", "twice.h5")
+    assert "another latents_hash" in said and "--overwrite" in said
+    decoded("lat.h5", "twice.h5", "--overwrite")
+    assert VolumesFile("twice.h5").splits == ["train", "val"]
+
+
+def test_tiles_say_by_how_much_they_differ_and_slabs_do_not_differ(at):
+    said = decoded("drawn.h5", "tiles.h5", "--tile", "4", "4", "4")
+    assert "Tiles differ from whole: image 0." in said and "% agree" in said
+    assert "differ" not in decoded("drawn.h5", "slabs.h5", "--tile", "4", "4", "4", "--tile-mode", "exact")
+    wanted, _ = by_hand(np.load("z.npy"))
+    off = {name: np.abs(VolumesFile(f"{name}.h5").read("generated", 0).image - wanted[0]).max()
+           for name in ("tiles", "slabs")}
+    assert off["slabs"] < 1e-4 < off["tiles"]
+
+
+# ---- DIFF-3's ----
+
+
+def test_files_of_diff3_train_scaled_by_their_limits(at):
+    arrays, data = np.load("diff3.npz"), LatentsDataset("latent.h5")
+    lo, hi = (arrays["mean"] - 3 * arrays["std"])[:3].min(), (arrays["mean"] + 3 * arrays["std"])[:3].max()
+    assert (len(data), data.shape, data.first_stage()) == (3, LATENT, None)
+    np.testing.assert_array_equal(data[1].image, np.concatenate([arrays["mean"][1], arrays["std"][1]]))
+    assert data.figures["scaling"] == "minmax" and data.figures["limits"] == pytest.approx([lo, hi])
+    assert len(LatentsDataset("latent.h5", "val")) == 1
+
+
+def test_samples_of_diff3_are_decoded_from_their_own_range(at):
+    arrays = np.load("diff3.npz")
+    decoded("_samples.h5", "diff3.h5", "--autoencoder", "stage.pt")
+    file = VolumesFile("diff3.h5")
+    images, _ = by_hand(arrays["samples"] * 12 - 5)
+    assert file.length("generated") == 3
+    np.testing.assert_allclose(file.read("generated", 2).image, images[2], atol=1e-4)
+    np.testing.assert_array_equal(file.read("generated", 2).affine, AFFINE)  # of the first stage's volumes
+    decoded("latent.h5", "diff3_latents.h5", "--autoencoder", "stage.pt")
+    np.testing.assert_allclose(VolumesFile("diff3_latents.h5").read("val", 0).image, by_hand(arrays["mean"])[0][3],
+                               atol=1e-4)
+
+
+def test_a_second_run_appended_to_samples_of_diff3_is_named(at, tmp_path):
+    path = tmp_path / "_samples2.h5"
+    path.write_bytes(Path("_samples.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        for name, value in (("min", -9), ("max", 9)):
+            file[name].resize(2, axis=0)
+            file[name][1] = value
+    with pytest.raises(ValueError, match="min has 2 values, wanted 1: a second run was appended"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["drawn.h5", "x.h5", "--autoencoder", "other.pt"], ["--autoencoder other.pt", "the latents in drawn.h5 are of"]),
+    (["lat.h5", "x.h5", "--autoencoder", "other.pt"], ["--autoencoder other.pt", "the latents in lat.h5 are of"]),
+    (["latent.h5", "x.h5"], ["latent.h5", "not in the file", "--autoencoder"]),
+    (["_samples.h5", "x.h5"], ["_samples.h5", "not in the file", "--autoencoder"]),
+    (["drawn.h5", "x.h5", "--network", "stage.pt"], ["stage.pt", "carries no first stage"]),
+    (["drawn.h5", "x.npz"], ["--dest x.npz", ".h5", "folder"]),
+    (["drawn.h5", "drawn.h5"], ["is --latents"]),
+    (["vols.h5", "x.h5"], ["vols.h5", "format is 'volumes'"]),
+    (["drawn.h5", "x.h5", "--tile", "3", "4", "4"], ["tile=[3, 4, 4]"]),
+])
+def test_what_cannot_be_decoded_is_refused(at, arguments, words):
+    latents, dest, *options = arguments
+    said = refused(at, dataset_tool.main, "decode", "--latents", latents, "--dest", dest, *options)
+    assert all(word in said for word in words), said
+
+
+def test_a_first_stage_for_latents_of_other_channels_is_refused(at, tmp_path):
+    node = {**NODE, "latent_channels": 3}
+    write_snapshot(tmp_path / "three.pt", Path("vols.h5"), node=node)
+    said = refused(at, dataset_tool.main, "decode", "--latents", "_samples.h5", "--dest", "x.h5", "--autoencoder",
+                   str(tmp_path / "three.pt"))
+    assert "latents of 3 channels" in said and str(list(LATENT)) in said
+
+
+def test_the_record_of_a_folder_says_what_filled_it(at):
+    decoded("drawn.h5", "record")
+    found = json.loads(Path("record/decode.json").read_text())
+    assert found["kind"] == "decode" and found["latents"] == "drawn.h5" and len(found["first_stage"]) == 64
+    assert tuple(nibabel.load("record/images/seed000003.nii.gz").shape) == SIZE

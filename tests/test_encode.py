@@ -1,0 +1,317 @@
+"""Encoding a cohort: the same on any number of ranks, restartable, scaled as asked, and on the fly while training."""
+
+import os
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import call, refused, succeed
+
+import dataset_tool
+from networks.autoencoder import AutoencoderKL
+from networks.conditioning import Condition
+from networks.latent_codec import LatentCodec, shift_and_gain
+from samplers.noise import ImageGenerators
+from training import encode
+from training.batch import Batch, collate
+from training.batch_transforms import DrawLatents, EncodeImages
+from training.datasets.latents import LatentsDataset
+from training.datasets.volumes import VolumesDataset, volume_facts
+from training.snapshot import load_network
+from utils import checkpoint
+from utils.latents import LatentsFile, Moments
+from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (8, 12, 4)
+NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 2, "latent_channels": 2,
+        "spatial_dims": 3, "channels": [4, 8], "num_blocks": 1, "num_blocks_decoder": 1}
+AFFINE = np.array([[0.0, 2, 0, 5], [-3, 0, 0, 1], [0, 0, 4, -2], [0, 0, 0, 1]])
+
+
+def write_snapshot(path: Path, volumes: Path, seed: int = 0, node: dict = NODE) -> Path:
+    """A snapshot of an autoencoder with drawn weights, as if trained on a volumes file."""
+    arguments = {k: v for k, v in node.items() if k != "_target_"}
+    torch.manual_seed(seed)
+    net = AutoencoderKL(**arguments)
+    file = VolumesFile(volumes)
+    checkpoint.save(path, "snapshot", {"task": "autoencoder", "network": node, "ema": net.state_dict(), "nimg": 0,
+                                       "data": volume_facts(file, file.splits[0]), "shape": [1, *SIZE],
+                                       "first_stage": None})
+    return path
+
+
+def write_volumes(path: Path, seed: int = 0, counts: tuple[int, int] = (5, 3)) -> Path:
+    """Random volumes with label maps, classes and boxes; their affine turns and shifts."""
+    random = np.random.default_rng(seed)
+    meta = VolumesMeta(3, ("echo",), ("target",), ("background", "cavity"), (), (), ("ED", "ES"),
+                       Intensity(0.0, 2.0, True, "a.u."))
+    with VolumesWriter(path, meta, {"kind": "test"}) as writer:
+        for i in range(sum(counts)):
+            image = 2 * random.random((1, *SIZE), np.float32)
+            writer.add("train" if i < counts[0] else "val", Item(
+                image, (image[0] > 1.2).astype(np.uint8), None, i % 2, f"item-{i}", f"patient-{i}", AFFINE,
+                np.array([[1, 0, 0], [8, 11, 4]])))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with volumes, two first stages, and the latents of one process."""
+    folder = tmp_path_factory.mktemp("encode")
+    with chdir(folder):
+        write_volumes(Path("vols.h5"))
+        write_snapshot(Path("stage.pt"), Path("vols.h5"))
+        write_snapshot(Path("other.pt"), Path("vols.h5"), seed=1)
+        encoded("lat.h5")
+    return folder
+
+
+@pytest.fixture
+def at(place: Path):
+    """Work in that folder."""
+    with chdir(place):
+        yield place
+
+
+def arguments(dest: str, *options: str, stage: str = "stage.pt") -> list[str]:
+    """Of the command."""
+    return ["encode", "--autoencoder", stage, "--source", "vols.h5", "--dest", dest, "--num-threads", "1", *options]
+
+
+def encoded(dest: str, *options: str, stage: str = "stage.pt") -> str:
+    """Encode; what the command said."""
+    return succeed(dataset_tool.main, *arguments(dest, *options, stage=stage))
+
+
+def rows(path: str) -> dict[str, np.ndarray]:
+    """All means and stds of a latents file."""
+    file = LatentsFile(Path(path))
+    return {f"{split}/{name}": getattr(file.read(split), name) for split in file.splits for name in ("mean", "std")}
+
+
+# ---- what is written ----
+
+
+def test_rows_are_what_the_network_says_of_each_volume(at):
+    net, volumes = load_network(Path("stage.pt"), "autoencoder").net, VolumesFile("vols.h5")
+    latents = LatentsFile("lat.h5")
+    for split in volumes.splits:
+        found = latents.read(split)
+        assert found.ids == volumes.ids(split) and found.groups == volumes.groups(split)
+        np.testing.assert_array_equal(found.affines, volumes.affines(split))
+        np.testing.assert_array_equal(found.classes, volumes.classes(split))
+        assert (found.boxes == [[1, 0, 0], [8, 11, 4]]).all()
+        for i in range(volumes.length(split)):
+            item = volumes.read(split, i)
+            with torch.no_grad():
+                wanted = net.encode(torch.from_numpy(item.image)[None] - 1, torch.from_numpy(item.label)[None])
+            np.testing.assert_allclose(found.mean[i], wanted.mean[0].numpy(), atol=1e-5)
+            np.testing.assert_allclose(found.std[i], wanted.std[0].numpy(), atol=1e-5)
+    assert latents.posterior == "gaussian" and latents.scaling == "standardize"
+    assert not Path("lat.h5.parts").exists()
+
+
+def test_figures_are_those_of_draws_from_the_training_split(at):
+    latents, train = LatentsFile("lat.h5"), LatentsFile("lat.h5").read("train")
+    draws = train.mean + train.std * np.random.default_rng(0).standard_normal((4000, *train.mean.shape), np.float32)
+    axes = (0, 1, 3, 4, 5)
+    np.testing.assert_allclose(latents.channel_mean, draws.mean(axes), atol=0.01)
+    np.testing.assert_allclose(latents.channel_std, draws.std(axes), rtol=0.01)
+    assert latents.limits == pytest.approx([(train.mean - 3 * train.std).min(), (train.mean + 3 * train.std).max()])
+
+
+def test_the_round_trip_of_held_out_volumes_is_in_the_file(at):
+    found, net, volumes = LatentsFile("lat.h5").round_trip, load_network(Path("stage.pt"), "autoencoder").net, \
+        VolumesFile("vols.h5")
+    psnr, overlap = [], []
+    for i in range(3):
+        item = volumes.read("val", i)
+        with torch.no_grad():
+            image, logits = net.decode(net.encode(torch.from_numpy(item.image)[None] - 1,
+                                                  torch.from_numpy(item.label)[None]).mean)
+        image, label = (image[0].numpy() + 1).clip(0, 2), logits[0].argmax(0).numpy()
+        psnr.append(10 * np.log10(4 / np.square(image - item.image).mean()))
+        overlap.append(2 * ((label == 1) & (item.label == 1)).sum() / ((label == 1).sum() + (item.label == 1).sum()))
+    assert (found["split"], found["num"]) == ("val", 3)
+    assert found["psnr_db"] == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert found["dice"]["cavity"] == pytest.approx(np.mean(overlap), abs=1e-3)
+
+
+def test_a_size_crops_and_pads_about_the_centre_and_geometry_follows(at):
+    encoded("cut.h5", "--size", "4", "16", "4", "--round-trip", "0")
+    found, latents = LatentsFile("cut.h5").read("train"), LatentsFile("cut.h5")
+    assert found.mean.shape == (5, 2, 2, 8, 2) and latents.data["spatial_shape"] == [4, 16, 4]
+    first = AFFINE @ [2, -2, 0, 1]  # where the first new voxel lay before
+    np.testing.assert_allclose(found.affines[0][:, 3], first)
+    np.testing.assert_array_equal(found.affines[0][:3, :3], AFFINE[:3, :3])
+    assert found.boxes[0].tolist() == [[0, 2, 0], [4, 13, 4]] and latents.round_trip is None
+    item = encode.fitted(VolumesFile("vols.h5"), "train", 0, (4, 16, 4))
+    whole = VolumesFile("vols.h5").read("train", 0)
+    np.testing.assert_array_equal(item.image[:, :, 2:14], whole.image[:, 2:6])
+    assert (item.image[:, :, :2] == 0).all() and (item.label[:, 14:] == 0).all()
+
+
+def test_exact_slabs_give_the_latents_of_the_whole_and_tiles_others(at):
+    encoded("exact.h5", "--tile", "4", "4", "4", "--tile-mode", "exact")
+    encoded("tiles.h5", "--tile", "4", "4", "4")
+    whole, exact, tiles = rows("lat.h5"), rows("exact.h5"), rows("tiles.h5")
+    for name, wanted in whole.items():
+        np.testing.assert_allclose(exact[name], wanted, atol=1e-5)
+    assert np.abs(tiles["train/mean"] - whole["train/mean"]).max() > 1e-3
+
+
+# ---- once ----
+
+
+def test_a_second_run_encodes_nothing_and_says_so(at, monkeypatch):
+    monkeypatch.setattr(encode, "encode_batch", lambda *_: pytest.fail("encoded"))
+    before = Path("lat.h5").stat().st_mtime_ns
+    assert "all 8 there already" in encoded("lat.h5") and Path("lat.h5").stat().st_mtime_ns == before
+
+
+def test_a_run_that_was_stopped_goes_on(at, monkeypatch):
+    done, real = [], encode.encode_batch
+
+    def stop_after_two(job, batch, inputs):
+        if len(done) == 2:
+            raise OSError("pulled the plug")
+        done.append([place.number for place in batch])
+        return real(job, batch, inputs)
+
+    monkeypatch.setattr(encode, "encode_batch", stop_after_two)
+    assert call(dataset_tool.main, *arguments("stopped.h5", "--batch-size", "2")).exit_code == 1
+    assert not Path("stopped.h5").exists() and len(list(Path("stopped.h5.parts").rglob("*.npz"))) == 4
+    monkeypatch.setattr(encode, "encode_batch", lambda job, batch, inputs: (
+        done.append([place.number for place in batch]), real(job, batch, inputs))[1])
+    assert "(4 there already)" in encoded("stopped.h5", "--batch-size", "2")
+    assert done == [[0, 1], [2, 3], [4, 5], [6, 7]] and not Path("stopped.h5.parts").exists()
+    for name, wanted in rows("lat.h5").items():
+        np.testing.assert_allclose(rows("stopped.h5")[name], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "stage", "words"), [
+    ([], "other.pt", ["another first stage", "--overwrite"]),
+    (["--size", "8", "8", "4"], "stage.pt", ["another settings", "[8, 8, 4]"]),
+    (["--scaling", "minmax"], "stage.pt", ["another scaling", "minmax"]),
+    (["--scaling", "none"], "stage.pt", ["--scaling='none'", "standardize, minmax, scale_factor"]),
+    (["--size", "8", "9", "4"], "stage.pt", ["(8, 9, 4)", "must divide"]),
+    (["--size", "8", "9"], "stage.pt", ["[8, 12, 4]", "--size with 3 numbers"]),
+    (["--tile", "3", "4", "4"], "stage.pt", ["tile=[3, 4, 4]", "multiples of [2, 2, 2]"]),
+])
+def test_latents_of_anything_else_are_refused(at, options, stage, words):
+    said = refused(at, dataset_tool.main, *arguments("lat.h5", *options, stage=stage))
+    assert all(word in said for word in words), said
+
+
+def test_two_ranks_write_what_one_writes(at):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "dataset_tool.py"), *arguments("ranks.h5", "--batch-size", "1")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train 5, val 3") == 1
+    for name, wanted in rows("lat.h5").items():
+        np.testing.assert_allclose(rows("ranks.h5")[name], wanted, atol=1e-5)
+    one, two = LatentsFile("lat.h5").round_trip, LatentsFile("ranks.h5").round_trip
+    assert two["psnr_db"] == pytest.approx(one["psnr_db"], abs=1e-3) and two["num"] == one["num"]
+    assert two["dice"] == pytest.approx(one["dice"], abs=1e-4)
+
+
+def test_latents_that_are_not_finite_are_refused(at, tmp_path):
+    snapshot = checkpoint.load(Path("stage.pt"), "snapshot")
+    snapshot["ema"]["encoder.0.bias"][0] = torch.inf
+    checkpoint.save(tmp_path / "bad.pt", "snapshot", snapshot)
+    assert "not finite" in refused(at, dataset_tool.main, *arguments("bad.h5", stage=str(tmp_path / "bad.pt")))
+
+
+# ---- scaling ----
+
+
+@pytest.mark.parametrize("scaling", ["standardize", "minmax", "scale_factor"])
+def test_scaling_is_kept_in_the_file_used_in_training_and_undone_by_decoding(at, scaling):
+    encoded(f"{scaling}.h5", "--scaling", scaling)
+    data = LatentsDataset(f"{scaling}.h5")
+    transform = DrawLatents(**data.figures, sigma_data=0.5)
+    batch = collate([data[i] for i in range(len(data))])
+    draws = [transform(batch, ImageGenerators(range(5), seed=seed))[0] for seed in range(50)]
+    x, axes = torch.stack(draws), (0, 1, 3, 4, 5)
+    if scaling == "standardize":
+        torch.testing.assert_close(x.mean(axes), torch.zeros(2), atol=0.01, rtol=0)
+        torch.testing.assert_close(x.std(axes), torch.full((2,), 0.5), atol=0.01, rtol=0)
+    elif scaling == "scale_factor":
+        assert float(x.std()) == pytest.approx(1, abs=0.01) and shift_and_gain(**transform.figures)[0] == [0, 0]
+    else:
+        mean, std = batch.images.chunk(2, 1)
+        lo, hi = float((mean - 3 * std).min()), float((mean + 3 * std).max())
+        shift, gain = shift_and_gain(**transform.figures)
+        assert (np.array([lo, hi]) - shift[0]) * gain[0] == pytest.approx([-1, 1], abs=1e-5)
+    codec = LatentCodec(load_network(Path("stage.pt"), "autoencoder").net, **transform.figures)
+    z = torch.randn(2, 2, 4, 6, 2)
+    shift, gain = (torch.tensor(t).reshape(2, 1, 1, 1) for t in shift_and_gain(**transform.figures))
+    for ours, wanted in zip(codec.decode((z - shift) * gain), codec.decode_latents(z), strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+
+
+def test_scalings_by_hand():
+    assert shift_and_gain([1.0, -1], [2.0, 4], None, "standardize", 0.5) == ([1.0, -1], [0.25, 0.125])
+    assert shift_and_gain([1.0, -1], [2.0, 4], [-3.0, 5], "minmax") == ([1.0, 1.0], [0.25, 0.25])
+    shift, gain = shift_and_gain([1.0, -1], [2.0, 4], None, "scale_factor")
+    assert shift == [0, 0] and gain == pytest.approx([11 ** -0.5] * 2)  # (4 + 16) / 2 within, 1 between channels
+    for words, limits, scaling in ((["limits=None"], None, "minmax"), (["standardize, minmax"], None, "std")):
+        with pytest.raises(ValueError) as error:
+            shift_and_gain([1.0], [2.0], limits, scaling)
+        assert all(word in str(error.value) for word in words)
+
+
+def test_noise_of_a_codec_has_the_moments_of_its_latents():
+    codec = LatentCodec(torch.nn.Identity(), [1.0, -3], [2.0, 4], [-8.0, 8], "minmax")
+    x = codec.noise(torch.randn(4000, 2, 8))
+    torch.testing.assert_close(x.mean((0, 2)), torch.tensor([1.0, -3]) / 8, atol=0.01, rtol=0)
+    torch.testing.assert_close(x.std((0, 2)), torch.tensor([2.0, 4]) / 8, atol=0.01, rtol=0)
+
+
+def test_moments_item_by_item_are_those_of_all(tmp_path):
+    mean, std = np.random.default_rng(0).random((2, 9, 3, 4, 5), np.float32) * 3
+    moments = Moments()
+    for row in zip(mean, std):
+        moments.add(*row)
+    found = moments.figures()
+    np.testing.assert_allclose(found.channel_mean, mean.mean((0, 2, 3)), rtol=1e-6)
+    variance = mean.var((0, 2, 3)) + np.square(std).mean((0, 2, 3))
+    np.testing.assert_allclose(found.channel_std, np.sqrt(variance), rtol=1e-6)
+    assert found.limits == pytest.approx([(mean - 3 * std).min(), (mean + 3 * std).max()])
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "gamma", "point"])
+def test_draws_have_the_moments_that_the_file_holds(posterior):
+    mean, std = torch.full((2000, 1, 2), 3.0), torch.full((2000, 1, 2), 0.0 if posterior == "point" else 1.5)
+    std[:, :, 1] = 0 if posterior == "point" else 0.5
+    x, _ = DrawLatents([0.0], [1.0], posterior=posterior, sigma_data=1)(
+        Batch(torch.cat([mean, std], 1), None, Condition()), ImageGenerators(range(2000)))
+    torch.testing.assert_close(x.mean((0, 1)), torch.tensor([3.0, 3]), atol=0.1, rtol=0)
+    torch.testing.assert_close(x.std((0, 1)), std[0, 0], atol=0.1, rtol=0)
+    if posterior == "gamma":
+        assert (x > 0).all()
+
+
+# ---- on the fly ----
+
+
+def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
+    images, latents = VolumesDataset("vols.h5"), LatentsDataset("lat.h5")
+    on_the_fly = EncodeImages("stage.pt", num=5)
+    on_the_fly.open(images, torch.device("cpu"))
+    assert on_the_fly.shape == latents.shape
+    from_file = DrawLatents(**latents.figures)
+    for name in ("channel_mean", "channel_std", "limits"):
+        assert on_the_fly.figures[name] == pytest.approx(from_file.figures[name], rel=1e-4)
+    generators = [ImageGenerators([7, 8], seed=3) for _ in range(2)]
+    x, _ = on_the_fly(collate([images[0], images[3]]), generators[0])
+    wanted, _ = from_file(collate([latents[0], latents[3]]), generators[1])
+    torch.testing.assert_close(x, wanted, atol=1e-3, rtol=0)
+    assert not any(p.requires_grad for p in on_the_fly.net.parameters()) and not on_the_fly.net.training

@@ -1,0 +1,274 @@
+"""Decode latents that were made earlier or elsewhere, into a volumes file or a folder of NIfTI."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.precision import autocast, resolve_precision
+from training.snapshot import FirstStage, build_codec, first_stage_part, tile_note, with_autoencoder
+from utils import checkpoint, diff3, distributed, h5
+from utils.files import arrays_hash, write_text
+from utils.latents import FirstStageRecord, LatentsFile
+from utils.log import RunLog, progress
+from utils.nifti import write_nifti
+from utils.runs import find_file
+from utils.sample_io import SamplesFile
+from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+
+GENERATED = "generated"  # split of volumes that were drawn
+RECORD = "decode.json"
+
+
+class Options(NamedTuple):
+    """How to decode, see networks.tiles for tile [*S] in voxels (None: whole volumes), tile_overlap and tile_mode."""
+
+    batch_size: int = 1
+    precision: str = "fp32"
+    tile: Sequence[int] | None = None
+    tile_overlap: float = 0.25
+    tile_mode: str = "blend"
+    overwrite: bool = False
+    trust: bool = False
+    num_threads: int = 0
+
+
+class Row(NamedTuple):
+    """Where latents lie, and what becomes of them."""
+
+    split: str
+    id: str
+    group: str
+    affine: np.ndarray
+    box: np.ndarray | None
+    class_index: int | None
+    latents: Callable[[], np.ndarray]
+
+
+class Source(NamedTuple):
+    """Latents to decode: what is known of their volumes, the hash of the latents, and of their first stage.
+
+    part is what a snapshot carries of a first stage (training.snapshot), as far as it is known: network and hash may
+    be None; None in older samples files. snapshot: path of the one that drew them, where one did.
+    """
+
+    rows: list[Row]
+    data: dict
+    content_hash: str
+    part: dict | None
+    snapshot: str | None = None
+
+
+def decode(latents: Path, dest: Path, options: Options, *, autoencoder: str | None = None, network: str | None = None,
+           run_root: Path = Path("results")) -> None:
+    """Decode all rows of a samples or latents file, ours or DIFF-3's; ValueError for those of another first stage."""
+    if dest.resolve() == latents.resolve():
+        raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
+    if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
+        raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
+    log = RunLog()
+    device = distributed.init("auto")
+    distributed.set_threads(options.num_threads)
+    source = open_source(latents)
+    part, data, chosen = find_part(source, latents, autoencoder, network, run_root)
+    log(f"First stage {chosen}")
+    stage = build_stage(part, data, source, str(chosen), options.trust, device)
+    parts = stage.in_parts(options.tile, options.tile_overlap, options.tile_mode) if options.tile else stage
+    provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
+                  "first_stage": part["hash"], "settings": settings(options)}
+    if is_there(dest, provenance, len(source.rows), options.overwrite):
+        log(f"{dest}: all {len(source.rows)} there already")
+        return
+    compare = stage.in_parts(options.tile, 0, "exact") if options.tile and options.tile_mode == "blend" else None
+    items = decoded(source, parts, options, device, compare, log)
+    write = write_volumes if dest.suffix else write_folder
+    write(dest, items, source, data, provenance)
+    log(f"{dest}: {len(source.rows)} volumes")
+
+
+def settings(options: Options) -> dict:
+    """What volumes depend on besides latents and first stage."""
+    tiles = {"tile": list(options.tile), "tile_mode": options.tile_mode, "tile_overlap": options.tile_overlap} \
+        if options.tile else {}
+    return {"precision": options.precision, **tiles}
+
+
+# ---- what to decode ----
+
+
+def open_source(path: Path) -> Source:
+    """The latents of a file, whatever its kind."""
+    if path.suffix != ".npz" and diff3.is_samples(path):
+        found = diff3.read_samples(path)
+        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, z) for i, z in enumerate(found.latents)]
+        return Source(rows, {}, arrays_hash({"latents": found.latents}), plain_part(found.latents.shape[1]))
+    if path.suffix != ".npz" and diff3.is_latents(path):
+        return encoded(diff3.Diff3File(path))
+    if path.suffix != ".npz" and is_latents_file(path):
+        return encoded(LatentsFile(path))
+    samples = SamplesFile(path)
+    if "latents" not in samples.arrays:
+        raise ValueError(f"{path}: holds no latents; its network draws voxels")
+    classes = samples.arrays.get("classes", [None] * len(samples))
+    rows = [generated_row(f"seed{seed:06d}", samples.affine, index, samples.latents(i))
+            for i, (seed, index) in enumerate(zip(samples.seeds, classes, strict=True))]
+    stage = samples.meta.data.get("first_stage")
+    return Source(rows, samples.meta.data, arrays_hash({"seeds": samples.seeds, "latents": samples.arrays["latents"]}),
+                  stage and {"network": None, "weights": {}, **stage}, samples.meta.snapshot)
+
+
+def plain_part(channels: int, record: FirstStageRecord | None = None) -> dict:
+    """The part of a first stage whose latents are as it gives them."""
+    return first_stage_part(record, {"channel_mean": [0.0] * channels, "channel_std": [1.0] * channels, "limits": None,
+                                     "scaling": "standardize", "sigma_data": 1.0})
+
+
+def is_latents_file(path: Path) -> bool:
+    """Whether a file is a latents.h5 of ours."""
+    with h5.open_h5(path) as file:
+        return "format" in file.attrs and h5.get_text(file, "format") == "latents"
+
+
+def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: np.ndarray) -> Row:
+    """A row of drawn latents."""
+    return Row(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), lambda: latents)
+
+
+def encoded(file: LatentsFile | diff3.Diff3File) -> Source:
+    """The posterior means of a latents file."""
+    rows = []
+    for split in file.splits:
+        part = file.read(split)
+        for i, name in enumerate(part.ids):
+            index = None if part.classes is None or part.classes[i] < 0 else int(part.classes[i])
+            rows.append(Row(split, name, part.groups[i], part.affines[i], None if part.boxes is None else part.boxes[i],
+                            index, lambda part=part, i=i: part.mean[i]))
+    return Source(rows, file.data, file.content_hash, plain_part(len(file.channel_mean), file.first_stage()))
+
+
+# ---- by what ----
+
+
+def find_part(source: Source, path: Path, autoencoder: str | None, network: str | None, run_root: Path
+              ) -> tuple[dict, dict, Path]:
+    """The whole part of the first stage, what is known of its volumes, and where it came from.
+
+    ValueError when it is not there, or not the one that the latents belong to.
+    """
+    part, data, chosen = source.part, source.data, path
+    if part is None or network is not None or (part["network"] is None and autoencoder is None):
+        chosen = find_drawing(source, path, network, run_root)
+        part = checkpoint.load(chosen, "snapshot").get("first_stage")
+        if part is None:
+            raise ValueError(f"{chosen}: draws voxels, and carries no first stage; name it by --autoencoder")
+        check_hash(source, path, part["hash"], str(chosen))
+    if autoencoder is not None:
+        chosen = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
+        wanted, whole = part["hash"], with_autoencoder({"first_stage": part, "data": {}}, chosen)
+        part, data = whole["first_stage"], whole["data"] | (data if data.get("channels") else {})
+        check_hash(source._replace(part={"hash": wanted}), path, part["hash"], f"--autoencoder {autoencoder}: {chosen}")
+    return part, data, chosen
+
+
+def find_drawing(source: Source, path: Path, network: str | None, run_root: Path) -> Path:
+    """The diffusion snapshot that drew the latents."""
+    if source.snapshot is None:
+        raise ValueError(f"{path}: the first stage of these latents is not in the file; name it by --autoencoder")
+    if network is None and not Path(source.snapshot).is_file():
+        raise ValueError(f"{path}: {source.snapshot}, which drew these latents, is not there; name their first stage "
+                         "by --autoencoder, or the snapshot by --network")
+    return find_file(network or source.snapshot, "network-snapshot", run_root, "--network")
+
+
+def check_hash(source: Source, path: Path, found: str | None, what: str) -> None:
+    """ValueError when the latents are known to be of another first stage."""
+    wanted = source.part and source.part["hash"]
+    if wanted is not None and found != wanted:
+        raise ValueError(f"{what} has first stage {found or 'none':.12}, the latents in {path} are of {wanted:.12}; "
+                         "name that one by --autoencoder or --network")
+
+
+def build_stage(part: dict, data: dict, source: Source, where: str, trust: bool, device: torch.device) -> FirstStage:
+    """The first stage; ValueError when latents of this shape are not its own."""
+    codec, shape = build_codec(part, where, trust), source.rows[0].latents().shape
+    net = codec.autoencoder
+    if len(shape) != net.spatial_dims + 1 or shape[0] != net.latent_channels:
+        raise ValueError(f"{where}: decodes latents of {net.latent_channels} channels and {net.spatial_dims} axes, "
+                         f"these are {list(shape)}; name their own first stage by --autoencoder")
+    return FirstStage(codec.to(device), data, shape)
+
+
+def decoded(source: Source, stage: FirstStage, options: Options, device: torch.device, whole: FirstStage | None,
+            log: RunLog) -> Iterator[tuple[Row, np.ndarray, np.ndarray | None]]:
+    """Every row with its image [C,*S] in stored units and its label map; tells by how much tiles differ."""
+    precision = resolve_precision(options.precision, device)
+    for start in progress(range(0, len(source.rows), options.batch_size), desc="decode", unit="batch"):
+        rows = source.rows[start:start + options.batch_size]
+        z = torch.from_numpy(np.stack([row.latents() for row in rows])).to(device)
+        if not z.isfinite().all():
+            raise ValueError(f"latents of {rows[0].id} to {rows[-1].id} are not finite: they cannot be decoded")
+        with autocast(precision, device):
+            images, labels = stage.decode(z)
+            if start == 0 and whole is not None:
+                log(tile_note(whole, z[:1], images[:1], None if labels is None else labels[:1]))
+        images = images.cpu().numpy()
+        labels = None if labels is None else labels.cpu().numpy()
+        for i, row in enumerate(rows):
+            yield row, images[i], None if labels is None else labels[i]
+
+
+# ---- what comes out ----
+
+
+def is_there(dest: Path, provenance: dict, count: int, overwrite: bool) -> bool:
+    """Whether all of it is there; ValueError when something else is and may not be overwritten."""
+    record = dest / RECORD
+    if dest.suffix:
+        found = VolumesFile(dest).provenance if dest.is_file() and not overwrite else None
+    elif record.is_file() and not overwrite:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    elif not overwrite and dest.is_dir() and any(dest.iterdir()):
+        raise ValueError(f"--dest {dest}: the folder is not empty, and nothing says that decode filled it; choose "
+                         "another, or --overwrite what has the same names")
+    else:
+        found = None
+    if found is None:
+        return False
+    for name in ("kind", "latents_hash", "first_stage", "settings"):
+        if found.get(name) != provenance[name]:
+            raise ValueError(f"{dest}: holds volumes of another {name} ({json.dumps(found.get(name))[:100]}); choose "
+                             "another --dest, or --overwrite it")
+    return bool(dest.suffix) or len(list((dest / "images").glob("*.nii.gz"))) == count
+
+
+def write_volumes(dest: Path, items: Iterator[tuple[Row, np.ndarray, np.ndarray | None]], source: Source, data: dict,
+                  provenance: dict) -> None:
+    """A volumes file, one row per latent."""
+    dims = len(source.rows[0].latents().shape) - 1
+    intensity, classes = Intensity(**data["intensity"]), tuple(data.get("class_names", ()))
+    meta = VolumesMeta(dims, tuple(data["channels"]), ("target",) * len(data["channels"]), tuple(data["label_classes"]),
+                       (), (), classes, intensity)
+    with VolumesWriter(dest, meta, provenance) as writer:
+        for row, image, label in items:
+            box = full_box(image.shape[1:]) if row.box is None else row.box
+            writer.add(row.split, Item(image.astype(np.float32), label, None, row.class_index if classes else None,
+                                       row.id, row.group, affine_of(row, data), box))
+
+
+def write_folder(dest: Path, items: Iterator[tuple[Row, np.ndarray, np.ndarray | None]], source: Source, data: dict,
+                 provenance: dict) -> None:
+    """NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
+    write_text(dest / RECORD, json.dumps(provenance, indent=2) + "\n")
+    dims, unit = len(source.rows[0].latents().shape) - 1, data["intensity"]["unit"]
+    for row, image, label in items:
+        if label is not None:
+            write_nifti(dest / "labels" / f"{row.id}.nii.gz", label, affine_of(row, data), spatial_dims=dims)
+        write_nifti(dest / "images" / f"{row.id}.nii.gz", image, affine_of(row, data), spatial_dims=dims, unit=unit)
+
+
+def affine_of(row: Row, data: dict) -> np.ndarray:
+    """Voxel index -> mm [4,4]: the row's own, or that of the first stage's volumes where the file knows none."""
+    return np.asarray(data["affine"]) if np.array_equal(row.affine, np.eye(4)) else row.affine

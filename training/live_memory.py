@@ -1,0 +1,64 @@
+"""How much memory tensors would take that nobody fills: storages of fake tensors, counted as they come and go."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+ANY_NUMBER = 1.0  # what a value is said to be that nobody has computed
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations give while it is on: `now`, and the most there were, `peak`.
+
+    Storages count once, however many views there are, and until the last of them is gone, those that autograd keeps
+    for the backward pass included. What kernels take for themselves and give back is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.living: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        try:
+            out = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:  # float(loss) and its like
+            return ANY_NUMBER
+        for value in tree_iter(out):
+            if isinstance(value, torch.Tensor):
+                self.count(value.untyped_storage())
+        return out
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        """Add a storage that is not counted yet, and take it off when it goes."""
+        key, size = id(storage), storage.nbytes()
+        if key in self.living:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            self.now -= size
+            del self.living[key]
+
+        self.living[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.now
+
+
+def fake_tensors() -> FakeTensorMode:
+    """A context in which tensors have shapes and types but no values; real ones that come in count as such."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def tensor_bytes(tensors: Any) -> int:
+    """Bytes of the different storages in a tree of tensors."""
+    storages = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in tree_iter(tensors)
+                if isinstance(t, torch.Tensor)}
+    return sum(storages.values())

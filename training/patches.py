@@ -1,0 +1,90 @@
+"""Training on patches: random crops around what matters, with flips and changes of intensity, one seed per image."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from networks.layers import per_axis
+from samplers.noise import ImageGenerators
+from training.batch import Batch
+from utils.checks import check_least
+
+KEY = "training.augment"
+
+
+class PatchAugment:
+    """Crops of images and label maps alike, by MONAI's transforms; validation and encoding see whole volumes.
+
+    size: of the patch, one number or one per axis. A share `foreground` of the crops is centred on a voxel whose label
+    is above 0, or, in data without labels, whose value in any channel is above `background`; the others anywhere. flip:
+    probability per axis, one number or one per axis. intensity: probability of each of a factor 1 +- scale on the
+    height above -1, a power out of `gamma` of the height above the patch's lowest, an offset of +- shift, and noise of
+    a standard deviation of up to `noise`; 0, and null for gamma, leaves one out.
+    """
+
+    label_dim = 0  # the network is not told
+
+    def __init__(self, spatial_dims: int, size: int | Sequence[int] = 64, foreground: float = 0.5,
+                 flip: float | Sequence[float] = 0.5, intensity: float = 0.15, scale: float = 0.1, shift: float = 0.1,
+                 gamma: Sequence[float] | None = (0.7, 1.5), noise: float = 0.05, background: float = -0.95):
+        self.size = per_axis(size, spatial_dims, "size")
+        self.flip = [float(p) for p in (flip if isinstance(flip, Sequence) else [flip] * spatial_dims)]
+        if len(self.flip) != spatial_dims:
+            raise ValueError(f"flip={flip}: wanted one number or {spatial_dims}, one per axis")
+        for name, value in {"foreground": foreground, "intensity": intensity, "flip": min(self.flip),
+                            "flip ": max(self.flip)}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name.strip()}={value}: wanted a probability, 0 .. 1")
+        check_least(0, {"scale": scale, "shift": shift, "noise": noise})
+        if gamma is not None and not (len(gamma) == 2 and 0 < gamma[0] <= gamma[1]):
+            raise ValueError(f"gamma={list(gamma)}: wanted two powers above 0 in order, as in [0.7,1.5], or null")
+        self.background = background
+        self.transform = transforms(self.size, foreground, self.flip, intensity, scale, shift, gamma, noise)
+
+    def check(self, size: Sequence[int]) -> None:
+        """ValueError, with the nearest size, for a patch that is larger than volumes of a size [*S]."""
+        if any(patch > whole for patch, whole in zip(self.size, size, strict=True)):
+            nearest = [min(patch, whole) for patch, whole in zip(self.size, size, strict=True)]
+            raise ValueError(f"{KEY}.size={list(self.size)}: larger than the volumes, which are {list(size)}; the "
+                             f"nearest that fits is {nearest}")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Tensor]:
+        """The batch of patches, and labels of width 0: an autoencoder is not told."""
+        seeds = (generators.for_purpose("patches").rand((), torch.float64) * 2 ** 32).long().tolist()
+        items = [self.transform.set_random_state(seed)(self.item(batch, i))[0] for i, seed in enumerate(seeds)]
+        images = torch.stack([item["image"].as_tensor() for item in items]) - 1
+        labels = None if batch.labels is None else torch.stack([item["label"].as_tensor()[0] for item in items])
+        return batch._replace(images=images, labels=labels), images.new_zeros(len(images), 0)
+
+    def item(self, batch: Batch, i: int) -> dict[str, torch.Tensor]:
+        """One image [C,*S], 0 at the lowest, its label map [1,*S] if there is one, and where crops may have centres."""
+        image, label = batch.images[i], {} if batch.labels is None else {"label": batch.labels[i][None]}
+        foreground = label["label"] > 0 if label else (image > self.background).any(0)
+        anywhere = torch.arange(foreground.numel())
+        chosen = anywhere[foreground.flatten().cpu()]
+        return {"image": image + 1, **label, "foreground": chosen if len(chosen) else anywhere, "anywhere": anywhere}
+
+
+def transforms(size: Sequence[int], foreground: float, flip: Sequence[float], intensity: float, scale: float,
+               shift: float, gamma: Sequence[float] | None, noise: float) -> Callable:
+    """MONAI's transforms of dictionaries with `image`, `label` and the flat indices `foreground` and `anywhere`."""
+    from monai.transforms import (  # here, since importing MONAI takes seconds
+        Compose,
+        RandAdjustContrastd,
+        RandCropByPosNegLabeld,
+        RandFlipd,
+        RandGaussianNoised,
+        RandScaleIntensityd,
+        RandShiftIntensityd,
+    )
+    both = {"keys": ["image", "label"], "allow_missing_keys": True}
+    parts = [RandCropByPosNegLabeld(label_key="image", spatial_size=size, pos=foreground, neg=1 - foreground,
+                                    fg_indices_key="foreground", bg_indices_key="anywhere", **both)]
+    parts += [RandFlipd(prob=p, spatial_axis=axis, **both) for axis, p in enumerate(flip) if p]
+    if intensity:
+        parts += [RandScaleIntensityd("image", scale, prob=intensity)] if scale else []
+        parts += [RandAdjustContrastd("image", prob=intensity, gamma=tuple(gamma))] if gamma is not None else []
+        parts += [RandShiftIntensityd("image", shift, prob=intensity)] if shift else []
+        parts += [RandGaussianNoised("image", prob=intensity, std=noise)] if noise else []
+    return Compose(parts)

@@ -1,0 +1,231 @@
+"""What an experiment will ask of a machine, found out without data and without memory: its own step on fake tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from networks.conditioning import Condition
+from training.autoencoder import autoencoder_task
+from training.batch import Batch, LossOutput, Phase, Task
+from training.diffusion import diffusion_task
+from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
+from training.patches import PatchAugment
+from training.precision import autocast, resolve_precision
+from training.run import check_training, fill_network, latent_figures, trained_shape
+from training.training_loop import Trainer, split_batch
+from utils.config import Options, build, build_from_file, fill
+from utils.log import RunLog
+
+GIB = 2 ** 30
+FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+             lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),
+             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+             lambda grad, q, k, v, *rest, **more: sdpa_backward_flop_count(grad, q, k, v)}
+
+
+class Source(NamedTuple):
+    """What a plan must know of the data: shape [C,*S] of an item as networks see it, and its names.
+
+    first_stage: the config of the autoencoder of latents, {} where there is none or it is not known.
+    """
+
+    shape: tuple[int, ...]
+    label_classes: list[str]
+    class_names: list[str]
+    first_stage: dict
+
+    @property
+    def data(self) -> dict:
+        """The part of a dataset's `data` that sizes depend on."""
+        return {"label_classes": self.label_classes, "class_names": self.class_names}
+
+
+class StepPlan(NamedTuple):
+    """Numbers of one training step of one rank; bytes but for parameters and flops (two per multiplication and sum).
+
+    activations: what the forward pass keeps for the backward pass. temporary: the rest of what lives at the peak,
+    gradients included. gradients: of all weights together, which need not all be there at the peak.
+    """
+
+    parameters: int
+    flops: int
+    weights: int
+    averages: int
+    optimizer: int
+    gradients: int
+    activations: int
+    temporary: int
+    peak: int
+
+
+class DecodePlan(NamedTuple):
+    """Numbers of decoding a batch of latents: bytes of the weights and at the peak, and flops."""
+
+    size: tuple[int, ...]
+    batch: int
+    flops: int
+    weights: int
+    peak: int
+
+
+class ImaginedTrainer(Trainer):
+    """A trainer of fake tensors, which are where they are."""
+
+    def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Leave it."""
+
+
+class Silent:
+    """Statistics that nobody reads."""
+
+    def report(self, *_: object) -> None:
+        """Nothing."""
+
+    report_bins = report
+
+
+# ---- what is planned for ----
+
+
+def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> Source:
+    """The data of an experiment from `shape` and a number of label classes, or from its file; ValueError for neither.
+    """
+    if shape:
+        return Source(tuple(shape), [f"class{i}" for i in range(classes)], imagined_classes(training), {})
+    path = training["dataset"].get("path")
+    if path and not Path(path).exists():
+        raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape C D H W (and "
+                         "--classes K)")
+    dataset = build(training["dataset"], path="training.dataset")
+    first_stage = dataset.file.first_stage().network if latent_figures(dataset) else {}
+    return Source(tuple(dataset.shape), dataset.data["label_classes"], dataset.data["class_names"], first_stage)
+
+
+def imagined_classes(training: dict) -> list[str]:
+    """As many class names as the network has."""
+    model = training["network"].get("model")
+    return [str(i) for i in range((model or training["network"]).get("label_dim") or 0)]
+
+
+# ---- one step ----
+
+
+def plan_step(training: dict, source: Source) -> StepPlan:
+    """Numbers of a training step, its second: optimisers have their state, late phases have begun."""
+    options = Options(**training["options"])
+    options = replace(options, precision=resolve_precision(options.precision, torch.device("cpu")), compile=False)
+    batch_gpu, rounds = split_batch(options.batch_size, options.batch_gpu, 1)
+    options = replace(options, batch_gpu=batch_gpu, batch_size=batch_gpu * min(rounds, 2))
+    with fake_tensors(), LiveMemory() as memory:
+        task, shape = imagined_task(training, source, options.batch_size)
+        kept: list[int] = []
+        for phase in task.phases:
+            phase.loss = watched(phase.loss, memory, kept)
+        trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
+                                  record={"spatial_dims": len(shape) - 1})
+        batches = [imagined_batch(shape, source, batch_gpu)] * trainer.rounds
+        trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
+            one_step(trainer, batches)
+        memory.restart()
+        one_step(trainer, batches)
+        modules = [phase.module for phase in task.phases]
+        weights, averages = module_bytes(modules), module_bytes(trainer.emas)
+        states = tensor_bytes([[dict(s) for s in phase.optimizer.state.values()] for phase in task.phases])
+        activations = max(kept)
+        return StepPlan(sum(p.numel() for module in modules for p in module.parameters()),
+                        flops.get_total_flops() * rounds // trainer.rounds, weights, averages, states,
+                        tensor_bytes([[p.grad for p in module.parameters()] for module in modules]), activations,
+                        memory.peak - weights - averages - states - activations, memory.peak)
+
+
+def one_step(trainer: Trainer, batches: list[Batch]) -> None:
+    """What a trainer does with the batches of a step, its statistics and meetings aside."""
+    steps = {i: trainer.gradients(i, batches, Silent())[1] for i in range(len(trainer.task.phases))}
+    trainer.apply(steps)
+
+
+def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]) -> Callable[..., LossOutput]:
+    """A phase's loss that notes how many bytes live when it is done that did not before."""
+    def watch(*arguments: object) -> LossOutput:
+        before = memory.now
+        out = loss(*arguments)
+        kept.append(memory.now - before)
+        return out
+    return watch
+
+
+def imagined_task(training: dict, source: Source, batch_size: int) -> tuple[Task, tuple[int, ...]]:
+    """The task of an experiment without its data, and the shape [C,*S] that it is trained on.
+
+    Augmentations, perceptual terms and what makes a batch of its data are left out.
+    """
+    augment_node, loss_node = training["augment"], dict(training["loss"])
+    augment = build(fill(augment_node, spatial_dims=len(source.shape) - 1)) if augment_node else None
+    node = fill_network(training, source, getattr(augment, "label_dim", 0))
+    net = build(node, path="training.network")
+    optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
+    if loss_node.get("perceptual_weight"):
+        loss_node["perceptual_weight"] = 0
+    loss = build(loss_node, path="training.loss")
+    if training["task"] == "diffusion":
+        return diffusion_task(net, loss, optimizer, lambda batch, _: (batch.images, batch.condition), {}), source.shape
+    net.latent_shape(source.shape[1:])
+    shape = trained_shape(net, augment if isinstance(augment, PatchAugment) else None, source)
+    return autoencoder_task(net, loss, optimizer, {}, None, imagined_adversary(training["discriminator"], shape),
+                            batch_size=batch_size), shape
+
+
+def imagined_adversary(node: dict, shape: tuple[int, ...]) -> object | None:
+    """The adversary of a first stage that sees images [C,*S], where there is one."""
+    if not node:
+        return None
+    dims = 2 if node.get("per_slice") else len(shape) - 1
+    return build(fill(node, in_channels=shape[0], spatial_dims=dims), path="training.discriminator")
+
+
+def imagined_batch(shape: tuple[int, ...], source: Source, images: int) -> Batch:
+    """A batch of items of a shape [C,*S], with label maps and classes where the data have them."""
+    labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if source.label_classes else None
+    classes = torch.zeros(images, len(source.class_names)) if source.class_names else None
+    return Batch(torch.empty(images, *shape), labels, Condition(class_labels=classes))
+
+
+def module_bytes(modules: list[torch.nn.Module]) -> int:
+    """Bytes of parameters and buffers."""
+    return tensor_bytes([[*module.parameters(), *module.buffers()] for module in modules])
+
+
+# ---- decoding ----
+
+
+def plan_decode(config: dict, source: Source, size: tuple[int, ...] | None = None) -> DecodePlan | None:
+    """Numbers of decoding sampling.batch_size latents into volumes of a size [*S], None without a first stage.
+
+    Of an autoencoder, its own decoder and one volume; size: other than the whole volume's.
+    """
+    training, sampling = config["training"], config["sampling"]
+    own = training["task"] == "autoencoder"
+    if not own and not source.first_stage:
+        return None
+    precision = resolve_precision("auto" if own else sampling["precision"], torch.device("cpu"))
+    with fake_tensors(), LiveMemory() as memory, torch.no_grad():
+        net = build(fill_network(training, source)) if own else build_from_file(source.first_stage, "the latents")
+        net.eval()
+        whole = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
+        size, batch = size or whole, 1 if own else sampling["batch_size"]
+        z = torch.empty(batch, *net.latent_shape(size))
+        memory.restart()
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
+            with autocast(precision, torch.device("cpu")):
+                image, logits = net.decode(z)
+            label = None if logits is None else logits.argmax(1).to(torch.uint8)
+        assert image.shape[2:] == size and (label is None or label.shape[1:] == size)
+        return DecodePlan(size, batch, flops.get_total_flops(), module_bytes([net]), memory.peak)

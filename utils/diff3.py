@@ -1,0 +1,119 @@
+"""Files of DIFF-3, read as they are: latent.h5 (posterior mean and std of a cohort) and _samplesV.h5 (drawn latents).
+
+latent.h5: SUBSET/mean, std [N,C,*s] float32, min and max [N] of mean -/+ 3 std. _samplesV.h5: samples [N,C,*s] in
+[0, 1], of which min + samples * (max - min) are latents, min and max [1], model_id [1]. Neither holds the first stage,
+nor hashes, names or geometry.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from utils import h5
+from utils.files import plain_hash
+from utils.latents import EncodedSplit, Figures, LatentsFile, Moments
+
+COLUMNS = ("mean", "std", "min", "max")
+
+
+class Samples(NamedTuple):
+    """Latents [N,C,*s] float32 as the first stage gives them, and the number of the model that drew them."""
+
+    latents: np.ndarray
+    model_id: int
+
+
+def is_latents(path: str | Path) -> bool:
+    """Whether a file is a latent.h5 of DIFF-3; ValueError when it is no H5 file."""
+    with h5.open_h5(path) as file:
+        return "format" not in file.attrs and any(
+            isinstance(group, h5py.Group) and {"mean", "std"} <= set(group) for group in file.values())
+
+
+def is_samples(path: str | Path) -> bool:
+    """Whether a file is a _samplesV.h5 of DIFF-3; ValueError when it is no H5 file."""
+    with h5.open_h5(path) as file:
+        return "format" not in file.attrs and isinstance(file.get("samples"), h5py.Dataset)
+
+
+def open_latents(path: str | Path) -> "LatentsFile | Diff3File":
+    """A latents file of ours or of DIFF-3."""
+    return Diff3File(path) if is_latents(path) else LatentsFile(path)
+
+
+def read_samples(path: str | Path) -> Samples:
+    """The latents of a _samplesV.h5; ValueError when they are not those of one run."""
+    with h5.open_h5(path) as file, h5.damage_named(path):
+        samples = np.asarray(h5.need(file, "samples")[()], np.float32)
+        facts = {name: np.ravel(h5.need(file, name)[()]) for name in ("min", "max", "model_id") if name != "model_id"
+                 or name in file}
+    for name, values in facts.items():
+        if len(values) != 1:
+            raise ValueError(f"{path}: {name} has {len(values)} values, wanted 1: a second run was appended to the "
+                             "first, and its samples cannot be told from those; draw them again into a new file")
+    lo, hi = float(facts["min"][0]), float(facts["max"][0])
+    if samples.ndim < 3 or not np.isfinite(samples).all() or not lo < hi:
+        raise ValueError(f"{path}: samples {samples.shape} with min {lo:g} and max {hi:g}, wanted finite ones [N,C,*s] "
+                         "and min less than max")
+    return Samples(samples * np.float32(hi - lo) + np.float32(lo), int(facts.get("model_id", [-1])[0]))
+
+
+class Diff3File:
+    """A latent.h5 of DIFF-3, as LatentsFile has it; its figures are those of subset `train` (else of the first)."""
+
+    posterior, scaling = "gaussian", "minmax"
+    first_stage_hash, round_trip = None, None
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with h5.open_h5(path) as file, h5.damage_named(path):
+            self.splits = [name for name in file if isinstance(file[name], h5py.Group)]
+            if not self.splits:
+                raise ValueError(f"{path}: holds no subset such as train, with mean and std")
+            hashes = {}
+            for name in self.splits:
+                _check_subset(file[name])
+                hashes[name] = [h5.dataset_hash(file[name][column]) for column in COLUMNS if column in file[name]]
+            figures = _figures(file["train" if "train" in file else self.splits[0]])
+        self.channel_mean, self.channel_std, self.limits = figures
+        self.content_hash = plain_hash(hashes)
+        self.data = {"source": str(path), "content_hash": self.content_hash, "channels": [], "label_classes": [],
+                     "class_names": [], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "a.u."},
+                     "spatial_shape": [], "affine": np.eye(4).tolist()}
+
+    def read(self, split: str) -> EncodedSplit:
+        """All latents of a subset; ValueError when there is none of that name."""
+        if split not in self.splits:
+            raise ValueError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits)}")
+        with h5.open_h5(self.path) as file, h5.damage_named(self.path):
+            mean, std = (np.asarray(file[split][name][()], np.float32) for name in ("mean", "std"))
+        names = [f"{split}-{i:06d}" for i in range(len(mean))]
+        return EncodedSplit(mean, std, names, names, np.tile(np.eye(4), (len(mean), 1, 1)))
+
+    def first_stage(self) -> None:
+        """None: the file does not hold it."""
+        return
+
+
+def _check_subset(group: h5py.Group) -> None:
+    """ValueError unless mean and std are alike in shape, and min and max, where they are, have a value for each row."""
+    path, shape = group.file.filename, h5.need(group, "mean").shape
+    if len(shape) < 3 or h5.need(group, "std").shape != shape:
+        raise ValueError(f"{path}: {group.name}/mean is {shape}, std {group['std'].shape}; wanted [N,C,*s] both")
+    for name in ("min", "max"):
+        if name in group and group[name].shape != shape[:1]:
+            raise ValueError(f"{path}: {group.name}/{name} has {group[name].shape[0]} values for {shape[0]} items: a "
+                             "second export was appended in part; export the latents again into a new file")
+
+
+def _figures(group: h5py.Group) -> Figures:
+    moments = Moments()
+    for i in range(len(group["mean"])):
+        mean, std = np.asarray(group["mean"][i], np.float32), np.asarray(group["std"][i], np.float32)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise ValueError(f"{group.file.filename}: item {i} of {group.name[1:]} is not finite; export the latents "
+                             "again")
+        moments.add(mean, std)
+    return moments.figures()

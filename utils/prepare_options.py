@@ -1,0 +1,109 @@
+"""What `prepare` is asked to make of the files: which channels and values, and the refusal of what cannot be asked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of the files; None = leave as it is."""
+
+    size: tuple[int, ...] | None = None  # voxels per axis: pad or crop centrally
+    spacing: tuple[float, ...] | None = None  # mm per axis: resample
+    orientation: str | None = None  # such as 'RAS'
+    percentiles: tuple[float, ...] | None = None  # per channel of each volume, scaled to 0..1
+    split: tuple[float, ...] = (0.8, 0.1, 0.1)
+    seed: int = 0  # of the split
+    spatial_dims: int | None = None  # None = 2 if size has two numbers, else as the first image says
+    classes: tuple[str, ...] = ()  # names of the label values; () = as many as there are
+    channels: tuple[str, ...] = ()  # names of the image channels; () = as many as there are
+    channel: tuple[str, ...] = ()  # names or numbers of those to keep; () = all
+    fit: tuple[int, ...] | None = None  # voxels per axis: shrink all axes by one factor until it fits in, then pad
+    value_range: tuple[float, ...] | None = None  # lowest and highest value there can be; None = those there are
+    clip: bool = True  # to the percentiles or value_range
+    images_only: bool = False  # leave label maps aside
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """Voxels per axis of all volumes, None = as they come."""
+        return self.size or self.fit
+
+
+def check_options(options: Options, dims: int) -> None:
+    """ValueError naming the first option that cannot be followed in `dims` dimensions."""
+    if dims not in (2, 3):
+        raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
+    for name, values in (("--size", options.size), ("--fit", options.fit), ("--spacing", options.spacing)):
+        if values is not None and (len(values) != dims or min(values) <= 0):
+            raise ValueError(f"{name} {join(values)}: wanted {dims} numbers above 0 (--spatial-dims {dims})")
+    if options.fit and (options.size or options.spacing):
+        raise ValueError(f"--fit {join(options.fit)} sets size and spacing; leave --size and --spacing out")
+    _check_scaling(options)
+    if options.orientation is not None:
+        axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
+        if len(options.orientation) != 3 or {a for a in axes if a & set(options.orientation)} != axes:
+            raise ValueError(f"--orientation {options.orientation}: wanted one of R/L, A/P and S/I each, such as RAS")
+
+
+def _check_scaling(options: Options) -> None:
+    p, r = options.percentiles, options.value_range
+    if p is not None and not (len(p) == 2 and 0 <= p[0] < p[1] <= 100):
+        raise ValueError(f"--percentiles {join(p)}: wanted two rising numbers between 0 and 100")
+    if r is not None and not (len(r) == 2 and -float("inf") < r[0] < r[1] < float("inf")):
+        raise ValueError(f"--range {join(r)}: wanted the lowest and the highest value, as in 0 255")
+    if p is not None and r is not None:
+        raise ValueError(f"--percentiles {join(p)} and --range {join(r)} both scale the values; leave one out")
+    if p is None and r is None and not options.clip:
+        raise ValueError("--no-clip: there is nothing to clip without --percentiles or --range; leave it out")
+
+
+def picked(options: Options) -> list[int] | None:
+    """Indices of the channels to keep, None = all; ValueError for one that `channels` does not name."""
+    if not options.channel:
+        return None
+    names = options.channels
+    known = f"there are {', '.join(names)}" if names else "name all channels of the files with --channels"
+    indices = []
+    for word in options.channel:
+        if word in names:
+            indices.append(names.index(word))
+        elif word.isdecimal() and (not names or int(word) < len(names)):
+            indices.append(int(word))
+        else:
+            raise ValueError(f"--channel {word}: no such channel; {known}, or a number from 0 on")
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"--channel {' '.join(options.channel)}: names a channel twice")
+    return indices
+
+
+def channel_names(options: Options, count: int) -> tuple[str, ...]:
+    """Names of the `count` channels that were kept."""
+    indices = picked(options) or range(count)
+    if options.channels:
+        return tuple(options.channels[i] for i in indices)
+    return ("image",) if count == 1 else tuple(f"channel_{i}" for i in indices)
+
+
+def join(values: Iterable[float]) -> str:
+    """Numbers as they stand on a command line."""
+    return " ".join(f"{v:g}" for v in values)
+
+
+def scaled(
+    image: np.ndarray, lowest: np.ndarray, scale: np.ndarray, options: Options
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image [C,X,Y,Z] as it is stored, and the values [C] that padding takes.
+
+    lowest: the least value of each channel [C]; scale: what become 0 and 1, [C,2].
+    """
+    if options.percentiles:
+        lo, hi = scale.T
+        column = (-1, 1, 1, 1)
+        image, fill = (image - lo.reshape(column)) / (hi - lo).reshape(column), (lowest - lo) / (hi - lo)
+        return (image.clip(0, 1), fill.clip(0, 1)) if options.clip else (image, fill)
+    if options.value_range:
+        lo, hi = options.value_range
+        return image.clip(lo, hi) if options.clip else image, np.full(len(lowest), lo)
+    return image, lowest
