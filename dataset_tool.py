@@ -278,6 +278,40 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
     click.echo(f"The same network in an experiment: {shlex.join(made.overrides())}")
 
 
+# ---- plan ----
+
+
+@main.command(cls=WordsCommand)
+@click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
+@click.option("--shape", type=Words(int), help="C D H W of an item, where its file is not there yet.")
+@click.option("--classes", default=0, show_default=True, type=click.IntRange(min=0), help="Label classes, likewise.")
+@click.option("--card", type=click.FloatRange(min=0, min_open=True), help="GiB that there are: say what would fit.")
+@click.option("--ranks", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that share a batch.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.argument("overrides", nargs=-1)
+def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: float | None, ranks: int, as_json: bool,
+         overrides: tuple[str, ...]) -> None:
+    """Predict parameters, FLOPs and peak memory of a training step and of decoding; nothing is trained.
+
+    OVERRIDES are those of train.py, key=value, and stand before --shape.
+    """
+    import json
+
+    from training.plan import find_source
+    from training.plan_fit import lines, plain
+    from training.plan_fit import plan as run
+    from utils.config import compose
+
+    config = compose(Path(__file__).parent / "configs", config_name, overrides)
+    source = find_source(config["training"], shape, classes)
+    made = run(config, source, card, ranks)
+    if as_json:
+        click.echo(json.dumps(plain(made, config_name, source, card)))
+    else:
+        for line in lines(made, config_name, source, card):
+            click.echo(line)
+
+
 # ---- check, info ----
 
 

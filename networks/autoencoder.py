@@ -159,7 +159,8 @@ class Trunk(NamedTuple):
         layers: list[nn.Module] = []
         for block in range(num_blocks):
             layers.append(self.block(self.channels[i] if block else in_channels, i))
-            layers += [AttentionBlock(self.dims, self.channels[i], self.layout)] * (i in self.attention_levels)
+            if i in self.attention_levels:
+                layers.append(AttentionBlock(self.dims, self.channels[i], self.layout))
         return layers
 
     def block(self, in_channels: int, i: int) -> ResBlock:

@@ -8,9 +8,10 @@ from torch import nn
 from networks.autoencoder import Autoencoder, Codes, Reconstruction, full
 from networks.layers import conv
 from networks.posteriors import Draws, PointPosterior
-from utils.checks import check_choice, check_count, check_least
+from utils.checks import check_choice, check_count
 
 CHUNK = 2 ** 24  # distances held at a time
+GRACE = 1.3  # use that a code starts again with, over the least: some 25 steps of none at decay 0.99
 
 
 class AutoencoderVQ(Autoencoder):
@@ -30,12 +31,13 @@ class AutoencoderVQ(Autoencoder):
                  num_blocks: int = 2, num_blocks_decoder: int = 2, bottleneck_attention: bool = False,
                  attention_levels: Sequence[int] = (), layout: str = "compact", label_input: str = "onehot",
                  codebook_size: int = 512, code_dim: int | None = None, latent: str = "before", codebook: str = "ema",
-                 decay: float = 0.99, restart_below: float = 0.1):
+                 decay: float = 0.99, restart_below: float = 0.3):
         super().__init__(in_channels, num_classes, latent_channels, spatial_dims, channels, strides, kernel_size,
                          num_blocks, num_blocks_decoder, bottleneck_attention, attention_levels, layout, label_input)
         check_choice("latent", latent, ("before", "after"))
         check_choice("codebook", codebook, ("ema", "loss"))
-        check_least(0, {"restart_below": restart_below})
+        if not 0 <= restart_below < 1:
+            raise ValueError(f"restart_below={restart_below}: wanted a share of the mean use, from 0 to below 1")
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: wanted what a step keeps of the running means, 0 or more and less than 1")
         self.code_dim = latent_channels if code_dim is None else code_dim
@@ -138,9 +140,9 @@ class AutoencoderVQ(Autoencoder):
         order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(key))
         picked = order[torch.arange(self.codebook_size) % len(candidates)].to(candidates.device)
         table.copy_(torch.where(dead[:, None], candidates[picked].to(table), table))
-        self.usage.copy_(torch.where(dead, mean, self.usage))
+        self.usage.copy_(torch.where(dead, torch.where(first, mean, GRACE * self.restart_below * mean), self.usage))
         if not self.learns_by_loss:
-            self.sums.copy_(torch.where(dead[:, None], table * mean, self.sums))
+            self.sums.copy_(torch.where(dead[:, None], table * self.usage[:, None], self.sums))
 
     def codebook_usage(self, counts: torch.Tensor) -> tuple[float, float]:
         """Share of the codes that are in use, and perplexity of their use, by how often each was chosen [K]."""

@@ -222,8 +222,7 @@ def channel_pictures(items: Sequence[Decoded], channel: int, layout: Layout, cap
     high = high if high > low else low + 1
     middle, gain = (low + high) / 2, 0.5 / CONTRAST
     off = [(middle + gain * (b.astype(np.float32) - a), None) for (a, _), (b, _) in zip(real, decoded, strict=True)]
-    title = f"Decoded less real (grey: none; black and white: {CONTRAST:.0%} of what is shown above)"
-    return montage([("Real", real), ("Decoded from its latents", decoded), (title, off)], layout.spacing,
+    return montage([("Real", real), ("Decoded from its latents", decoded), ("Decoded less real", off)], layout.spacing,
                    window=(low, high), label_classes=layout.label_classes, captions=captions, aligned=True)
 
 
@@ -251,7 +250,7 @@ def _head(result: dict) -> str:
     facts += [(number(row["sharpness"]), f"sharpness, {name}") for name, row in result["channels"].items()]
     facts.append((str(real["num"]), f"volumes of split {real['split']!r}"))
     return (f"<h1>First stage</h1>\n<p class=\"lead\">{escape(result['title'])}, {escape(result['date'])}.</p>\n"
-            f"<p><b>{escape(verdict_line(result['verdict']).capitalize())}</b></p>\n{html_facts(facts)}")
+            f"<p>Verdict: <b>{escape(verdict_line(result['verdict']))}</b></p>\n{html_facts(facts)}")
 
 
 def _channels(result: dict, figures: dict[str, bytes]) -> str:
@@ -281,8 +280,8 @@ def _labels(result: dict) -> str:
 
 def _pictures(result: dict, figures: dict[str, bytes]) -> str:
     body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
-            "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images shown."
-            "</p>")
+            "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images shown; "
+            f"in differences grey is none, and black and white are {CONTRAST:.0%} of that range.</p>")
     body += "".join(html_dark(f"pictures_{name}", figures) for name in result["channels"])
     worst = ", ".join(f"{case['id']} {case['psnr_db']:.2f} dB" for case in result["worst"])
     body += f"<h2>Worst cases</h2><p class=note>Those of the lowest PSNR: {escape(worst)}.</p>"

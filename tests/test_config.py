@@ -35,7 +35,7 @@ ECHO, ECHO_LATENTS, BRATS, BRATS_LATENTS = (
 RECIPES = {"diff3_vae_100": ECHO, "diff3_vae_200": ECHO, "diff3_vae_xent": ECHO, "diff3_ldm": ECHO_LATENTS,
            "diff3_edm": ECHO_LATENTS, "brats_vae_16g": BRATS, "brats_vae_32g": BRATS, "brats_ldm_16g": BRATS_LATENTS,
            "brats_ldm_32g": BRATS_LATENTS, "brats_edm_32g": BRATS_LATENTS}
-DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0),
+DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 64, 64), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0),
         "brainweb2d_edm": ((1, 64, 64), 0, 0),
         "voxels_edm": ((1, 32, 32, 32), 4, 0)}
 
@@ -97,6 +97,7 @@ def test_every_group_file_composes(name, path):
     group, text = path.parent.name, path.read_text()
     overrides = [f"{group}={path.stem}"] + ["training.dataset.path=some-file"] * (group == "dataset")
     overrides += [f"precond={path.stem}"] * (group == "loss" and path.stem in PRECONDS)
+    overrides += ["training.batch_transform.autoencoder=some-run"] * (path.stem == "encode")
     config = compose(CONFIGS, name, overrides)
     package = re.match(r"# @package ((training|sampling)\.(\w+)(?:\.(\w+))?)\n", text)
     assert package, f"{path}: the first line says no package"

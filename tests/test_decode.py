@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 from commands import refused, succeed
-from test_encode import AFFINE, NODE, SIZE, write_snapshot, write_volumes
+from test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 
 import dataset_tool
+import generate
+import train
 from networks.latent_codec import shift_and_gain
 from training.datasets.latents import LatentsDataset
 from training.snapshot import first_stage_part, first_stage_record, load_network
 from utils import checkpoint
 from utils.diff3 import read_samples
 from utils.latents import LatentsFile
-from utils.sample_io import SampleMeta, write_samples
+from utils.sample_io import SampleMeta, SamplesFile, write_samples
 from utils.volumes import VolumesFile
 
 FIGURES = {"channel_mean": [1.0, -1.0], "channel_std": [2.0, 0.5], "limits": [-4.0, 6.0], "scaling": "minmax",
@@ -166,6 +168,20 @@ def test_files_of_diff3_train_scaled_by_their_limits(at):
     np.testing.assert_array_equal(data[1].image, np.concatenate([arrays["mean"][1], arrays["std"][1]]))
     assert data.figures["scaling"] == "minmax" and data.figures["limits"] == pytest.approx([lo, hi])
     assert len(LatentsDataset("latent.h5", "val")) == 1
+
+
+def test_diffusion_on_files_of_diff3_decodes_by_an_autoencoder_that_is_named(at):
+    where = [*TINY, "training.dataset.path=latent.h5", "training.options.run_root=diff3"]
+    succeed(train.main, *where)
+    said = refused(at, generate.main, *where, "sampling.outdir=diff3/x")
+    assert "first stage" in said and "sampling.autoencoder" in said and "sampling.decode=false" in said
+    succeed(generate.main, *where, "sampling.outdir=diff3/latents", "sampling.decode=false")
+    succeed(generate.main, *where, "sampling.outdir=diff3/whole", "sampling.autoencoder=stage.pt")
+    whole = SamplesFile("diff3/whole/samples.h5")
+    decoded("diff3/latents/samples.h5", "diff3/later.h5", "--autoencoder", "stage.pt")
+    later = VolumesFile("diff3/later.h5")
+    np.testing.assert_allclose(later.read("generated", 1).image, whole.images(1), atol=1e-4)
+    np.testing.assert_array_equal(whole.affine, AFFINE)
 
 
 def test_samples_of_diff3_are_decoded_from_their_own_range(at):

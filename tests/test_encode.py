@@ -12,7 +12,8 @@ import torch
 from commands import call, refused, succeed
 
 import dataset_tool
-from networks.autoencoder import AutoencoderKL
+import generate
+import train
 from networks.conditioning import Condition
 from networks.latent_codec import LatentCodec, shift_and_gain
 from samplers.noise import ImageGenerators
@@ -23,21 +24,28 @@ from training.datasets.latents import LatentsDataset
 from training.datasets.volumes import VolumesDataset, volume_facts
 from training.snapshot import load_network
 from utils import checkpoint
+from utils.config import build
 from utils.latents import LatentsFile, Moments
+from utils.sample_io import SamplesFile
 from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (8, 12, 4)
 NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 2, "latent_channels": 2,
         "spatial_dims": 3, "channels": [4, 8], "num_blocks": 1, "num_blocks_decoder": 1}
+TINY = ["-cn=echo_edm", "training.network.model.model_channels=4", "training.network.model.channel_mult=[1]",
+        "training.network.model.num_blocks=1", "training.network.model.attention_levels=[]",
+        "training.options.batch_size=4", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008",
+        "training.options.num_threads=1", "training.options.device=cpu", "training.options.precision=fp32",
+        "training.validation.max_items=0", "sampling.num_threads=1", "sampling.device=cpu", "sampling.montage=0",
+        "sampling.nifti=false", "sampling.sampler.num_steps=2", "sampling.seeds=0-1"]
 AFFINE = np.array([[0.0, 2, 0, 5], [-3, 0, 0, 1], [0, 0, 4, -2], [0, 0, 0, 1]])
 
 
 def write_snapshot(path: Path, volumes: Path, seed: int = 0, node: dict = NODE) -> Path:
     """A snapshot of an autoencoder with drawn weights, as if trained on a volumes file."""
-    arguments = {k: v for k, v in node.items() if k != "_target_"}
     torch.manual_seed(seed)
-    net = AutoencoderKL(**arguments)
+    net = build(node)
     file = VolumesFile(volumes)
     checkpoint.save(path, "snapshot", {"task": "autoencoder", "network": node, "ema": net.state_dict(), "nimg": 0,
                                        "data": volume_facts(file, file.splits[0]), "shape": [1, *SIZE],
@@ -165,6 +173,22 @@ def test_exact_slabs_give_the_latents_of_the_whole_and_tiles_others(at):
     assert np.abs(tiles["train/mean"] - whole["train/mean"]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("target", "posterior"), [("vq.AutoencoderVQ", "point"), ("gamma.AutoencoderGamma", "gamma")])
+def test_other_posteriors_are_kept_by_kind_and_drawn_from_their_moments(at, target, posterior):
+    write_snapshot(Path(f"{posterior}.pt"), Path("vols.h5"), node={**NODE, "_target_": f"networks.{target}"})
+    encoded(f"{posterior}.h5", stage=f"{posterior}.pt")
+    latents, net = LatentsFile(f"{posterior}.h5"), load_network(Path(f"{posterior}.pt"), "autoencoder").net
+    item, data = VolumesFile("vols.h5").read("train", 2), LatentsDataset(f"{posterior}.h5")
+    with torch.no_grad():
+        wanted = net.encode(torch.from_numpy(item.image)[None] - 1, torch.from_numpy(item.label)[None])
+        draws = wanted.sample(ImageGenerators([5]).for_purpose("posterior"))
+    assert latents.posterior == posterior == data.figures["posterior"]
+    np.testing.assert_allclose(latents.read("train").mean[2], wanted.mean[0].numpy(), atol=1e-5)
+    transform = DrawLatents(**{**data.figures, "channel_mean": [0.0, 0.0], "channel_std": [1.0, 1.0]}, sigma_data=1)
+    x, _ = transform(collate([data[2]]), ImageGenerators([5]))
+    torch.testing.assert_close(x, draws, atol=1e-3, rtol=1e-3)
+
+
 # ---- once ----
 
 
@@ -241,7 +265,7 @@ def test_scaling_is_kept_in_the_file_used_in_training_and_undone_by_decoding(at,
     draws = [transform(batch, ImageGenerators(range(5), seed=seed))[0] for seed in range(50)]
     x, axes = torch.stack(draws), (0, 1, 3, 4, 5)
     if scaling == "standardize":
-        torch.testing.assert_close(x.mean(axes), torch.zeros(2), atol=0.01, rtol=0)
+        torch.testing.assert_close(x.mean(axes), torch.zeros(2), atol=0.03, rtol=0)
         torch.testing.assert_close(x.std(axes), torch.full((2,), 0.5), atol=0.01, rtol=0)
     elif scaling == "scale_factor":
         assert float(x.std()) == pytest.approx(1, abs=0.01) and shift_and_gain(**transform.figures)[0] == [0, 0]
@@ -315,3 +339,29 @@ def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     wanted, _ = from_file(collate([latents[0], latents[3]]), generators[1])
     torch.testing.assert_close(x, wanted, atol=1e-3, rtol=0)
     assert not any(p.requires_grad for p in on_the_fly.net.parameters()) and not on_the_fly.net.training
+
+
+def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):
+    where = ["dataset=volumes", "training.dataset.path=vols.h5", "batch_transform=encode", "augment=edm",
+             "training.batch_transform.autoencoder=stage.pt", "training.options.run_root=fly"]
+    succeed(train.main, *TINY, *where)
+    part = checkpoint.load(next(Path("fly").rglob("network-snapshot-*.pt")), "snapshot")["first_stage"]
+    assert part["hash"] == LatentsFile("lat.h5").first_stage_hash and part["scaling"] == "standardize"
+    said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/tiles", "sampling.tile=[4,4,4]")
+    assert said.count("Tiles differ from whole: image 0.") == 1
+    drawn = SamplesFile("fly/tiles/samples.h5")
+    assert drawn.arrays["latents"].shape == (2, 2, 4, 6, 2) and drawn.arrays["images"].shape == (2, 1, *SIZE)
+    said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/slabs", "sampling.tile=[4,4,4]",
+                   "sampling.tile_mode=exact")
+    assert "differ" not in said
+    succeed(generate.main, *TINY, *where, "sampling.outdir=fly/whole")
+    whole, slabs = SamplesFile("fly/whole/samples.h5"), SamplesFile("fly/slabs/samples.h5")
+    np.testing.assert_allclose(slabs.arrays["images"], whole.arrays["images"], atol=1e-4)
+    said = refused(at, generate.main, *TINY, *where, "sampling.outdir=fly/bad", "sampling.tile=[3,4,4]")
+    assert "sampling.tile=[3, 4, 4]" in said and "multiples of [2, 2, 2]" in said
+
+
+def test_encoding_while_training_wants_images_of_the_first_stage(at):
+    said = refused(at, train.main, *TINY, "training.dataset.path=lat.h5", "batch_transform=encode",
+                   "training.batch_transform.autoencoder=stage.pt", "training.options.run_root=no")
+    assert "lat.h5 holds latents and this encodes images" in said and "batch_transform=latents" in said

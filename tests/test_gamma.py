@@ -120,6 +120,12 @@ def test_latents_and_images_are_background_outside_the_sector():
     assert torch.equal(decoded != -1, voxels) and (logits != -1).all()
 
 
+def test_a_reconstruction_has_the_images_own_sector_whatever_its_latents():
+    net = AutoencoderGamma(1, **TINY, sector_threshold=1e3)
+    image = sector_image()
+    assert torch.equal((net(image).image != -1)[:, 0, ::2, ::2], torch.tensor(CELLS))
+
+
 def test_decoding_takes_latents_below_the_threshold_for_background():
     net = AutoencoderGamma(1, **TINY, sector_threshold=0.1)
     z = torch.full((1, 2, 2, 2), 0.3)

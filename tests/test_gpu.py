@@ -14,7 +14,8 @@ from utils.sample_io import SamplesFile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008"]
+OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008",
+           "training.options.min_psnr=null"]
 VAE = ["-cn=echo_vae", "training.network.channels=[8,16]", *OPTIONS]
 EDM = ["-cn=echo_edm", "training.network.model.model_channels=16", "training.network.model.channel_mult=[1,2]",
        "training.network.model.attention_levels=[1]", "training.network.model.channels_per_head=32", *OPTIONS]

@@ -31,7 +31,8 @@ from utils.volumes import Intensity, VolumesFile
 BRATS_VAE, BRATS_LATENTS = (1, 168, 192, 144), (8, 36, 44, 28)
 ECHO, ECHO_LATENTS = (1, 160, 160, 128), (4, 20, 20, 16)
 
-# recipe (the others have the network of one of these): shape of an item, label classes, millions of weights as counted by hand or in MONAI, shape of its latents
+# recipe (the others have the network of one of these): shape of an item, label classes, millions of weights as counted
+# by hand or in MONAI, shape of its latents
 FULL = {
     "diff3_vae_100": (ECHO, 3, 15.421, ECHO_LATENTS),
     "brats_vae_32g": (BRATS_VAE, 0, 21.000, (8, 42, 48, 36)),
@@ -177,7 +178,14 @@ def test_what_the_unet_has_no_input_for_is_refused():
 
 OPTIONS = [f"training.options.{key}" for key in (
     "batch_size=2", "total_kimg=0.008", "kimg_per_tick=0.004", "num_threads=1", "device=cpu", "precision=fp32")]
-DRAW = ["sampling.seeds=0-1", "sampling.num_threads=1", "sampling.device=cpu", "sampling.sampler.num_steps=3"]
+DRAW = ["sampling.seeds=0-1", "sampling.num_threads=1", "sampling.device=cpu", "sampling.sampler.num_steps=3",
+        "sampling.montage=0"]
+UNET = ["training.network.model.unet.channels=[8,8,16]", "training.network.model.unet.num_head_channels=[0,8,8]",
+        "training.network.model.unet.norm_num_groups=4", "training.network.model.unet.num_res_blocks=1",
+        "training.options.min_psnr=null"]
+ADM = ["training.network.model.model_channels=8", "training.network.model.channel_mult=[1,2]",
+       "training.network.model.attention_levels=[1]", "training.network.model.num_blocks=1",
+       "training.network.model.channels_per_head=8", "training.options.min_psnr=null"]
 LPS = np.diag([-1.1, -1.1, 1.1, 1.0])
 
 
@@ -215,8 +223,8 @@ def brats(tmp_path_factory):
             "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "training": listed,
             "labels": {"0": "background", "1": "tumour"}, "test": ["./imagesTs/BRATS_900.nii.gz"]}))
         tool("prepare", "--decathlon", task, "--channel", "FLAIR", "--images-only", "--dest", "data/brats.h5",
-             "--orientation", "RAS", "--spacing", 1.1, 1.1, 1.1, "--percentiles", 0, 99.5, "--no-clip", "--size", 20, 20,
-             16, "--split", 0.75, 0.25)
+             "--orientation", "RAS", "--spacing", 1.1, 1.1, 1.1, "--percentiles", 0, 99.5, "--no-clip",
+             "--size", 20, 20, 16, "--split", 0.75, 0.25)
         tick = fit("brats_vae_32g", "training.network.channels=[8,8,8]", "training.network.num_blocks=1",
                    "training.network.num_blocks_decoder=1", "training.augment.size=[16,16,8]",
                    "training.discriminator.start_kimg=0.004", "training.discriminator.network.channels=4",
@@ -230,11 +238,12 @@ def brats(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory):
-    """Six pairs of other sizes in nnU-Net's naming, their volumes file, both phases of a first stage, and latents."""
+    """Six pairs of other sizes in nnU-Net's naming, their volumes file, both phases of a first stage, latents, and
+    DIFF-3's diffusion."""
     folder, threads = tmp_path_factory.mktemp("echo"), torch.get_num_threads()
     with chdir(folder):
         for n in range(6):
-            shape = (40 + 2 * n, 30, 28)
+            shape = (20 + 2 * n, 15, 14)
             grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, s) for s in shape], indexing="ij"))
             radius = np.linalg.norm(grid, axis=0)
             image = (255 * np.exp(-((radius - 0.6) ** 2) * 8)).astype(np.uint8)
@@ -243,13 +252,14 @@ def echo(tmp_path_factory):
                 Path("mitea", role).mkdir(parents=True, exist_ok=True)
                 nibabel.save(nibabel.Nifti1Image(values, np.diag([0.7, 0.7, 0.7, 1])),
                              f"mitea/{role}/MITEA_{n:03d}{suffix}.nii.gz")
-        tool("prepare", "--images", "mitea/images", "--labels", "mitea/labels", "--dest", "data/mitea.h5", "--fit", 32, 32,
-             32, "--range", 0, 255, "--classes", "background", "myocardium", "cavity", "--split", 0.75, 0.25)
+        tool("prepare", "--images", "mitea/images", "--labels", "mitea/labels", "--dest", "data/mitea.h5", "--fit",
+             16, 16, 16, "--range", 0, 255, "--classes", "background", "myocardium", "cavity", "--split", 0.75, 0.25)
         small = ["training.network.channels=[8,8,8,8]", "training.network.num_blocks=1"]
         ticks = [fit("diff3_vae_100", *small), fit("diff3_vae_200", *small)]
         (folder / "ticks.json").write_text(json.dumps(ticks))
         tool("encode", "--autoencoder", "diff3_vae_200", "--source", "data/mitea.h5", "--dest", "data/diff3_latents.h5",
              "--num-threads", 1)
+        fit("diff3_ldm", *ADM)
     torch.set_num_threads(threads)
     return folder
 
@@ -263,17 +273,11 @@ def road(request):
 
 on = lambda name: pytest.mark.parametrize("road", [name], indirect=True)  # noqa: E731
 
-UNET = ["training.network.model.unet.channels=[8,8,16]", "training.network.model.unet.num_head_channels=[0,8,8]",
-        "training.network.model.unet.norm_num_groups=4", "training.network.model.unet.num_res_blocks=1",
-        "training.options.min_psnr=null"]
-ADM = ["training.network.model.model_channels=8", "training.network.model.num_blocks=1",
-       "training.network.model.channels_per_head=8", "training.options.min_psnr=null"]
-
-
 @on("brats")
 def test_brats_first_stage_trains_on_crops_and_its_adversary_starts_late(road):
     file, tick = VolumesFile(Path("data/brats.h5")), json.loads(Path("tick.json").read_text())
-    assert file.meta.channels == ("FLAIR",) and file.meta.label_classes == () and file.spatial_shape("train") == (20, 20, 16)
+    assert file.meta.channels == ("FLAIR",) and file.meta.label_classes == ()
+    assert file.spatial_shape("train") == (20, 20, 16)
     assert file.meta.intensity == Intensity(0.0, 1.0, False, "percentile 0-99.5")
     assert max(file.read("train", i).image.max() for i in range(file.length("train"))) > 1
     assert tick["loss/adversarial"] > 0 and tick["loss/l1"] > 0
@@ -304,16 +308,52 @@ def test_the_second_phase_of_diff3_starts_from_the_first_with_another_kl(road):
 @on("echo")
 @pytest.mark.parametrize("name", ["diff3_ldm", "diff3_edm"])
 def test_diff3_draws_pairs_by_its_own_diffusion_and_by_edm(road, name):
-    assert LatentsFile(Path("data/diff3_latents.h5")).read("train").mean.shape[1:] == (4, 4, 4, 4)
-    fit(name, *ADM)
+    if name == "diff3_edm":
+        fit(name, *ADM)
     out = f"out/{name}"
-    samples = drawn(name, out)
-    images, labels = samples.arrays["images"][:], samples.arrays["labels"][:]
-    assert images.shape == (2, 1, 32, 32, 32) and labels.shape == (2, 32, 32, 32) and labels.max() < 3
-    assert 0 <= images.min() and images.max() <= 255 and not np.array_equal(images[0], images[1])
+    arrays = drawn(name, out, "sampling.nifti=false").arrays
+    images, labels, latents = (np.stack(arrays[part]) for part in ("images", "labels", "latents"))
+    assert latents.shape == (2, 4, 2, 2, 2) and images.shape == (2, 1, 16, 16, 16) and labels.shape == (2, 16, 16, 16)
+    assert labels.max() < 3 and images.min() >= 0 and images.max() <= 255 and not np.array_equal(images[0], images[1])
     if name == "diff3_ldm":  # clipped to what minmax calls -1 and 1
-        assert np.abs(samples.arrays["latents"][:]).max() <= 1 + 1e-6
-    # old bugs: a second run doubles no rows, and the folder that was asked for is the one that is written to
-    again = drawn(name, out)
-    assert again.seeds == [0, 1] and np.array_equal(again.arrays["images"][:], images)
-    assert sorted(p.name for p in Path("out").iterdir() if "nii" not in p.name)[-1:] and not Path("results/diff3_ldm").exists()
+        assert np.abs(latents).max() <= 1 + 1e-6
+    # bugs of old: a second run doubled the rows, and the folder that was asked for was ignored
+    again = drawn(name, out, "sampling.nifti=false").arrays
+    np.testing.assert_array_equal(np.stack(again["images"]), images)
+    assert not Path(f"results/{name}").exists()
+
+
+@on("echo")
+def test_a_second_encoding_doubles_no_rows(road):
+    before = LatentsFile(Path("data/diff3_latents.h5")).read("train")
+    tool("encode", "--autoencoder", "diff3_vae_200", "--source", "data/mitea.h5", "--dest", "data/diff3_latents.h5",
+         "--num-threads", 1)
+    after = LatentsFile(Path("data/diff3_latents.h5")).read("train")
+    assert after.ids == before.ids
+    np.testing.assert_array_equal(after.mean, before.mean)
+
+
+@on("echo")
+def test_latents_are_decoded_alone_as_when_they_were_drawn(road):
+    samples = drawn("diff3_ldm", "out/alone", "sampling.nifti=false")
+    for _ in range(2):
+        tool("decode", "--latents", "out/alone/samples.h5", "--dest", "out/alone/volumes.h5", "--num-threads", 1)
+    file = VolumesFile(Path("out/alone/volumes.h5"))
+    assert sum(file.length(split) for split in file.splits) == 2
+    for row in range(2):
+        item = file.read(file.splits[0], row)
+        np.testing.assert_allclose(item.image, samples.images(row), atol=0.05)  # of 255
+        assert (item.label == samples.labels(row)).mean() > 0.999
+
+
+def test_negative_voxels_are_clipped_and_darken_nothing(tmp_path):
+    image = np.full((8, 8, 8), 100, np.float32)
+    image[0], image[1, 0, 0] = 200, -50
+    write_nifti(tmp_path / "images" / "a.nii.gz", image, np.eye(4))
+    said = tool("prepare", "--images", tmp_path / "images", "--dest", tmp_path / "v.h5", "--range", 0, 255, "--split",
+                1)
+    file = VolumesFile(tmp_path / "v.h5")
+    assert "1 of 1 images have values outside --range 0 255, which were clipped" in said
+    np.testing.assert_array_equal(file.read("train", 0).image[0], image.clip(0))
+    decoded = torch.tensor([-1.5, -1.0, 0.0, 1.0])  # what a network gives, one voxel below black
+    assert file.meta.intensity.from_network(decoded).tolist() == [0, 0, 127.5, 255]

@@ -25,6 +25,7 @@ from utils.volumes import VolumesFile
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008",
+           "training.options.min_psnr=null",
            "training.options.num_threads=1", "training.options.device=cpu", "training.options.precision=fp32",
            "training.validation.max_items=2"]
 VAE = ["-cn=echo_vae", "training.network.channels=[4,8]", *OPTIONS]

@@ -193,9 +193,11 @@ def test_dead_codes_start_again_at_live_vectors_and_are_given_time(codebook):
     net.absorb(counts, before * counts[:, None], candidates, key=1)
     assert net.table()[1].tolist() in candidates.tolist()
     torch.testing.assert_close(net.table()[[0, 2, 3]], before[[0, 2, 3]])
-    assert net.usage[1].item() == pytest.approx((0.9 + 30) / 4)  # the mean, of 0.9 and three times 10
+    assert net.usage[1].item() == pytest.approx(1.3 * 0.5 * (0.9 + 30) / 4)  # of the mean of 0.9 and three times 10
     net.absorb(counts, before * counts[:, None], -candidates, key=2)
-    assert (net.table()[1] > 0).all()  # not again at once
+    assert (net.table()[1] > 0).all()  # not again at once, but when its time is over
+    net.absorb(counts, before * counts[:, None], -candidates, key=3)
+    assert net.table()[1].tolist() in (-candidates).tolist()
 
 
 def test_a_codebook_fed_its_own_choices_comes_to_use_all_codes():

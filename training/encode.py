@@ -6,6 +6,7 @@ Split over ranks, restartable: finished items lie as parts beside the file to be
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ from training.precision import autocast, resolve_precision
 from training.snapshot import check_contract, first_stage_record, load_network
 from utils import distributed
 from utils.checks import check_choice
-from utils.files import plain_hash
+from utils.files import check_free_disk, plain_hash
 from utils.geometry import fit_centre
 from utils.latents import LatentsFile, write_latents
 from utils.log import RunLog, progress
@@ -101,7 +102,9 @@ def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_roo
         if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
             log(f"{dest}: all {len(places)} there already")
             return
-        parts = Parts(Path(f"{dest}.parts") / plain_hash([provenance[k] for k in UNLIKE])[:16])
+        space = 16 * len(places) * prod(net.latent_shape(job.size))  # the parts and the file, float32 mean and std each
+        distributed.from_rank_0(lambda: check_free_disk(dest.parent, space))
+        parts = Parts(Path(f"{dest}.parts") / plain_hash([*(provenance[k] for k in UNLIKE), sorted(job.measured)])[:16])
         missing = distributed.broadcast_object([p.number for p in places if not parts.path(p.number).is_file()])
         encode_items(job, [places[number] for number in missing], parts)
         distributed.barrier()

@@ -70,8 +70,8 @@ def generate(experiment: str, config: dict) -> None:
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
         net, snapshot = load_network(path, "diffusion", options.trust)
-        snapshot = complete(snapshot, options, run_root)
         denoiser, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
+        snapshot = complete(snapshot, options, run_root)
         drawer = make_drawer(denoiser, snapshot, options, str(path), device)
         for line in describe_drawing(net, snapshot, options):
             log(line)
@@ -156,15 +156,23 @@ def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, d
     if part is not None and options.decode:
         codec = build_codec(part, source, options.trust).to(device)
         first_stage = FirstStage(codec, snapshot["data"], tuple(snapshot["shape"]))
-        if options.tile:
-            whole = first_stage.in_parts(options.tile, 0, "exact") if options.tile_mode == "blend" else None
-            first_stage = first_stage.in_parts(options.tile, options.tile_overlap, options.tile_mode)
+        if options.tile is not None:
+            first_stage, whole = in_tiles(first_stage, options)
     sampler = build({**options.sampler, "_partial_": True})
     try_sampler(sampler, net)
     classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
     return Drawer(net, part is not None, first_stage, sampler, tuple(snapshot["shape"]),
                   Intensity(**snapshot["data"]["intensity"]), classes, device,
                   resolve_precision(options.precision, device), whole)
+
+
+def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
+    """The first stage in tiles, and what to hold them against where they differ from the whole."""
+    try:
+        tiles = stage.in_parts(options.tile, options.tile_overlap, options.tile_mode)
+    except ValueError as e:
+        raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
+    return tiles, stage.in_parts(options.tile, 0, "exact") if options.tile_mode == "blend" else None
 
 
 class Blank:
@@ -240,7 +248,7 @@ def sample_meta(snapshot: dict, path: Path, options: Sampling, guidance: dict) -
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {})}
-    if options.tile:
+    if options.tile is not None:
         settings |= {"tile": list(options.tile), "tile_overlap": options.tile_overlap, "tile_mode": options.tile_mode}
     part, data = snapshot["first_stage"], snapshot["data"]
     if part is not None:  # what decoding the latents takes, besides the autoencoder of that hash

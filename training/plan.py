@@ -1,9 +1,7 @@
 """What an experiment will ask of a machine, found out without data and without memory: its own step on fake tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,19 +9,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from networks.conditioning import Condition
+from networks.tiles import by_parts
 from training.autoencoder import autoencoder_task
-from training.batch import Batch, LossOutput, Phase, Task
+from training.batch import Batch, LossOutput, Task
 from training.diffusion import diffusion_task
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
 from training.patches import PatchAugment
 from training.precision import autocast, resolve_precision
-from training.run import check_training, fill_network, latent_figures, trained_shape
+from training.run import fill_network, latent_figures, trained_shape
 from training.training_loop import Trainer, split_batch
 from utils.config import Options, build, build_from_file, fill
 from utils.log import RunLog
 
-GIB = 2 ** 30
-FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),
              torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -66,10 +63,12 @@ class StepPlan(NamedTuple):
 
 
 class DecodePlan(NamedTuple):
-    """Numbers of decoding a batch of latents: bytes of the weights and at the peak, and flops."""
+    """Numbers of decoding `batch` volumes of a size [*S], whole or in tiles: flops, bytes of weights and at the peak.
+    """
 
     size: tuple[int, ...]
     batch: int
+    tile: tuple[int, ...] | None
     flops: int
     weights: int
     peak: int
@@ -206,26 +205,25 @@ def module_bytes(modules: list[torch.nn.Module]) -> int:
 # ---- decoding ----
 
 
-def plan_decode(config: dict, source: Source, size: tuple[int, ...] | None = None) -> DecodePlan | None:
-    """Numbers of decoding sampling.batch_size latents into volumes of a size [*S], None without a first stage.
-
-    Of an autoencoder, its own decoder and one volume; size: other than the whole volume's.
+def plan_decode(config: dict, source: Source) -> DecodePlan | None:
+    """Numbers of decoding latents as generate.py does, or, of an autoencoder, one volume; None without a first stage.
     """
     training, sampling = config["training"], config["sampling"]
     own = training["task"] == "autoencoder"
     if not own and not source.first_stage:
         return None
-    precision = resolve_precision("auto" if own else sampling["precision"], torch.device("cpu"))
+    cpu, batch = torch.device("cpu"), 1 if own else sampling["batch_size"]
     with fake_tensors(), LiveMemory() as memory, torch.no_grad():
-        net = build(fill_network(training, source)) if own else build_from_file(source.first_stage, "the latents")
+        net = build(fill_network(training, source)) if own else build_from_file(source.first_stage, "the latents", True)
         net.eval()
-        whole = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
-        size, batch = size or whole, 1 if own else sampling["batch_size"]
+        size = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
+        tile = sampling["tile"] and tuple(sampling["tile"])
+        view = by_parts(net, tile, sampling["tile_overlap"], sampling["tile_mode"]) if tile else net
         z = torch.empty(batch, *net.latent_shape(size))
         memory.restart()
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
-            with autocast(precision, torch.device("cpu")):
-                image, logits = net.decode(z)
+            with autocast(resolve_precision(sampling["precision"], cpu), cpu):
+                image, logits = view.decode(z)
             label = None if logits is None else logits.argmax(1).to(torch.uint8)
         assert image.shape[2:] == size and (label is None or label.shape[1:] == size)
-        return DecodePlan(size, batch, flops.get_total_flops(), module_bytes([net]), memory.peak)
+        return DecodePlan(size, batch, tile, flops.get_total_flops(), module_bytes([net]), memory.peak)

@@ -28,6 +28,7 @@ from utils.runs import has_exact_names, kimg_name, prune
 from utils.stats import Collector, StatsFiles, start_wandb
 from utils.stop import Reason, Stop, reason_of, shield_worker
 
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
 Round = tuple[list[int], Batch]  # indices into the dataset, and their samples
 
 
@@ -77,11 +78,14 @@ class Trainer:
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
-        layout = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.record["spatial_dims"])
         if self.options.parallel == "fsdp" and self.ranks > 1:
             sharding.shard(module, self.device, optimizer)
-        else:
-            module.to(self.device, memory_format=layout if self.options.channels_last and layout else None)
+            return
+        module.to(self.device)
+        if self.options.channels_last:
+            for p in module.parameters():
+                if p.ndim in LAYOUTS:
+                    p.data = p.data.contiguous(memory_format=LAYOUTS[p.ndim])
 
     # ---- state ----
 

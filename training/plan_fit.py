@@ -1,0 +1,191 @@
+"""A plan held against a card: whether an experiment fits it, what would make it fit, and all of that in words."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from math import ceil
+from typing import NamedTuple
+
+import torch
+
+from training.live_memory import fake_tensors
+from training.plan import DecodePlan, Source, StepPlan, plan_decode, plan_step
+from training.precision import resolve_precision
+from training.run import check_training, fill_network
+from training.training_loop import split_batch
+from utils.config import build
+
+GIB = 2 ** 30
+FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors
+PATCHES, SIZE = "training.patches.PatchAugment", "training.augment.size"
+
+
+class Proposal(NamedTuple):
+    """Overrides, and the bytes of the peak with them."""
+
+    overrides: list[str]
+    peak: int
+
+
+class Plan(NamedTuple):
+    """What an experiment will ask for; the proposals are there where a card is given and it does not fit."""
+
+    step: StepPlan
+    decode: DecodePlan | None
+    step_proposals: list[Proposal]
+    decode_proposals: list[Proposal]
+
+
+def plan(config: dict, source: Source, card: float | None = None, ranks: int = 1) -> Plan:
+    """The plan of an experiment on each of `ranks` cards of `card` GiB; without a card nothing is proposed."""
+    config = deepcopy(config)
+    check_training(config["training"])
+    options = config["training"]["options"]
+    if options["batch_size"] % ranks:
+        raise ValueError(f"training.options.batch_size={options['batch_size']} does not divide over --ranks {ranks}")
+    options["batch_size"] //= ranks
+    if card and options["precision"] == "auto":
+        options["precision"] = "bf16"
+    step, decode = plan_step(config["training"], source), plan_decode(config, source)
+    room = card * GIB * (1 - FREE) if card else float("inf")
+    steps = list(propose_steps(config, source, room)) if step.peak > room else []
+    decodes = list(propose_decodes(config, source, room)) if decode and decode.peak > room else []
+    return Plan(step, decode, steps, decodes)
+
+
+def propose_steps(config: dict, source: Source, room: float) -> Iterator[Proposal]:
+    """What makes a step smaller, one thing more at a time and the cheapest first, up to the first that fits."""
+    made: dict[str, str] = {}
+    config = deepcopy(config)
+    has_patches = config["training"]["augment"].get("_target_") == PATCHES
+    for key, value in step_levers(config, source):
+        made[key] = apply_override(config, key, value)
+        if key == SIZE and not has_patches:
+            made[key] = f"augment=patches {made[key]}"
+        peak = plan_step(config["training"], source).peak
+        yield Proposal(list(made.values()), peak)
+        if peak <= room:
+            return
+
+
+def step_levers(config: dict, source: Source) -> Iterator[tuple[str, object]]:
+    """Keys and values that make a step smaller: fewer images at a time, bf16, checkpointing, and smaller patches."""
+    options = config["training"]["options"]
+    batch = split_batch(options["batch_size"], options["batch_gpu"], 1)[0]
+    while batch > 1:
+        batch = max(b for b in range(1, batch // 2 + 1) if options["batch_size"] % b == 0)
+        yield "training.options.batch_gpu", batch
+    if resolve_precision(options["precision"], torch.device("cpu")) == "fp32":
+        yield "training.options.precision", "bf16"
+    if not options["checkpointing"]:
+        yield "training.options.checkpointing", True
+    if config["training"]["task"] == "autoencoder":
+        yield from ((SIZE, size) for size in smaller_sizes(config["training"], source))
+
+
+def smaller_sizes(training: dict, source: Source) -> Iterator[list[int]]:
+    """Sizes of patches, each half of the one before along its longest axis, that the first stage can divide."""
+    with fake_tensors():
+        factor = build(fill_network(training, source)).factor
+    given = training["augment"].get("size", source.shape[1:])
+    size = [given] * len(factor) if isinstance(given, int) else list(given)
+    while True:
+        axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
+        if size[axis] <= 4 * factor[axis]:
+            return
+        size[axis] = ceil(size[axis] / 2 / factor[axis]) * factor[axis]
+        yield list(size)
+
+
+def propose_decodes(config: dict, source: Source, room: float) -> Iterator[Proposal]:
+    """What makes decoding smaller: one volume at a time, then ever smaller tiles, up to the first that fits."""
+    config = deepcopy(config)
+    sampling, first = config["sampling"], plan_decode(config, source)
+    made: list[str] = []
+    if first.batch > 1:
+        made = [apply_override(config, "sampling.batch_size", 1)]
+        peak = plan_decode(config, source).peak
+        yield Proposal(made, peak)
+        if peak <= room:
+            return
+    size = list(first.tile or first.size)
+    node = source.first_stage or fill_network(config["training"], source)
+    with fake_tensors():
+        factor = build(node).factor
+    while max(s / f for s, f in zip(size, factor)) > 4:
+        axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
+        size[axis] = ceil(size[axis] / 2 / factor[axis]) * factor[axis]
+        sampling["tile"] = list(size)
+        peak = plan_decode(config, source).peak
+        yield Proposal([*made, f"sampling.tile={words(size)}"], peak)
+        if peak <= room:
+            return
+
+
+def apply_override(config: dict, key: str, value: object) -> str:
+    """Set a key of a plain config; how the command line says it."""
+    half, *path, last = key.split(".")
+    node = config[half]
+    for part in path:
+        node = node[part]
+    if key == SIZE:
+        node["_target_"] = PATCHES
+    node[last] = value
+    return f"{key}={words(value) if isinstance(value, list) else str(value).lower()}"
+
+
+def words(size: list[int]) -> str:
+    """A size as the command line takes it."""
+    return f"[{','.join(map(str, size))}]"
+
+
+# ---- in words ----
+
+
+def plain(made: Plan, experiment: str, source: Source, card: float | None) -> dict:
+    """A plan as plain data; bytes but for parameters and flops."""
+    room = card * GIB * (1 - FREE) if card else None
+    proposals = {part: [{"overrides": p.overrides, "peak": p.peak, "fits": p.peak <= room} for p in found]
+                 for part, found in (("step", made.step_proposals), ("decode", made.decode_proposals))}
+    return {"experiment": experiment, "shape": list(source.shape), "classes": len(source.label_classes),
+            "step": made.step._asdict(), "decode": made.decode and made.decode._asdict(), "card_gib": card,
+            "fits": room and all(part.peak <= room for part in (made.step, made.decode) if part),
+            "proposals": proposals}
+
+
+def lines(made: Plan, experiment: str, source: Source, card: float | None) -> Iterator[str]:
+    """A plan for people."""
+    step, decode = made.step, made.decode
+    yield (f"{experiment} on items of {' x '.join(map(str, source.shape))}"
+           + (f" with {len(source.label_classes)} label classes" if source.label_classes else ""))
+    yield f"Parameters  {step.parameters / 1e6:.2f} M"
+    yield f"Step        {gib(step.peak)} at its peak, {step.flops / 1e12:.3g} TFLOP per rank"
+    for name in ("weights", "averages", "optimizer", "activations", "temporary"):
+        note = f", of {gib(step.gradients)} gradients in all" if name == "temporary" else ""
+        yield f"  {name:<12}{gib(getattr(step, name))}{note}"
+    yield from verdict("A step", step.peak, card, made.step_proposals)
+    if decode is None:
+        yield "Decode      not planned: there is no first stage, or its file of latents is not there"
+        return
+    size = "x".join(map(str, decode.size))
+    tiles = f" in tiles of {'x'.join(map(str, decode.tile))}" if decode.tile else ""
+    yield (f"Decode      {gib(decode.peak)} at its peak, {decode.batch} of {size}{tiles}, weights "
+           f"{gib(decode.weights)}, {decode.flops / 1e12:.3g} TFLOP")
+    yield from verdict("Decoding", decode.peak, card, made.decode_proposals)
+
+
+def verdict(what: str, peak: int, card: float | None, proposals: list[Proposal]) -> Iterator[str]:
+    """Whether something fits a card, and what would."""
+    if card is None:
+        return
+    room = card * GIB * (1 - FREE)
+    yield f"  {what} {'fits' if peak <= room else 'does not fit'} {card:g} GiB, of which a tenth stays free"
+    for proposal in proposals:
+        mark = "fits" if proposal.peak <= room else "too much"
+        yield f"    {gib(proposal.peak)} {mark:<9}{' '.join(proposal.overrides)}"
+    if peak > room and not (proposals and proposals[-1].peak <= room):
+        yield "    nothing that is known here makes it fit: choose a smaller network, or share it (parallel=fsdp)"
+
+
+def gib(count: float) -> str:
+    """Bytes in GiB."""
+    return f"{count / GIB:.3f} GiB"
