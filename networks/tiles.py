@@ -8,7 +8,7 @@ whole, so that the result is the same but for rounding.
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -74,7 +74,8 @@ class InTiles(nn.Module):
 class InSlabs(nn.Module):
     """What `inner`, a sequence of the layers of an autoencoder's half, makes of x [N,C,*S], slab by slab.
 
-    A slab has about `voxels` voxels. At most two tensors of full size are held at a time.
+    A slab has about `voxels` voxels. Of a residual block one tensor of full size is held at a time, for which the first
+    convolution is made twice: for the statistics of what it gives, and for the second one.
     """
 
     def __init__(self, inner: nn.Sequential, voxels: int):
@@ -83,95 +84,147 @@ class InSlabs(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = None
+        rows, norm = Rows(x, (1,) * (x.ndim - 2)), None
         for layer in self.inner:
             if isinstance(layer, nn.GroupNorm):
                 norm = layer
             elif isinstance(layer, nn.SiLU):
                 assert norm is not None, "every activation follows a norm"
-            elif isinstance(layer, ResBlock):
-                x = res_block(layer, x, self.voxels)
             elif isinstance(layer, tuple(CONVS.values())):
-                x, norm = convolve(Rows(x, norm and affine(norm, x, self.voxels)), layer, self.voxels), None
+                source = rows if norm is None else activated(norm, rows, self.voxels)
+                onto = None if norm is None else room(rows, layer.out_channels)
+                rows, norm = rows.of(written(Convolved(source, layer), self.voxels, onto)), None
+            elif isinstance(layer, ResBlock):
+                rows = rows.of(res_block(layer, rows, self.voxels))
             elif isinstance(layer, Upsample):
-                x = upsample(layer, x, self.voxels)
+                rows = upsample(layer, rows, self.voxels)
             elif isinstance(layer, Downsample):
-                x = convolve(Rows(x), layer.conv, self.voxels, far=layer.pad)
+                rows = rows.of(written(Convolved(rows, layer.conv, layer.pad), self.voxels))
             else:  # attention, which lies where volumes are small
-                x = layer(x)
-        return x
+                rows = rows.of(layer(rows.take(0, rows.size[0])))
+        return rows.take(0, rows.size[0])
+
+
+class Source(Protocol):
+    """A tensor [N,C,*S] of which rows along the first axis can be had, whether it is in memory or not."""
+
+    size: Sequence[int]
+
+    def take(self, first: int, last: int) -> torch.Tensor: ...
 
 
 class Rows(NamedTuple):
-    """Rows along the first axis of a tensor x [N,C,*S] behind a norm with SiLU (scale and shift) and a repetition."""
+    """A tensor in memory whose values are repeated along the axes."""
 
     x: torch.Tensor
-    scale_shift: tuple[torch.Tensor, torch.Tensor] | None = None
-    repeat: Sequence[int] = (1, 1, 1)
+    repeat: Sequence[int]
 
     @property
     def size(self) -> list[int]:
-        """[*S] after the repetition."""
+        """[*S]."""
         return [n * r for n, r in zip(self.x.shape[2:], self.repeat)]
 
     def take(self, first: int, last: int) -> torch.Tensor:
         """Rows first .. last - 1."""
         start = first // self.repeat[0]
-        part = self.x[:, :, start:-(-last // self.repeat[0])]
-        if self.scale_shift is not None:
-            scale, shift = self.scale_shift
-            part = functional.silu((part * scale).add_(shift), inplace=True).to(part.dtype)
-        if max(self.repeat) > 1:
-            part = up(part, self.repeat[:part.ndim - 2])
+        part = up(self.x[:, :, start:-(-last // self.repeat[0])], self.repeat)
         skipped = start * self.repeat[0]
         return part[:, :, first - skipped:last - skipped]
 
-
-def slabs(count: int, thickness: int) -> Iterator[tuple[int, int]]:
-    """First and past-last row of the slabs of `count` rows."""
-    for first in range(0, count, thickness):
-        yield first, min(first + thickness, count)
+    def of(self, x: torch.Tensor) -> "Rows":
+        """Another tensor as it is."""
+        return Rows(x, (1,) * len(self.repeat))
 
 
-def affine(norm: nn.GroupNorm, x: torch.Tensor, voxels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift [N,C,1,..] by which GroupNorm acts on x, its statistics gathered slab by slab (Chan et al.)."""
-    N, C = x.shape[:2]
+class Activated(NamedTuple):
+    """SiLU of scale * source + shift, both [N,C,1,..]: what GroupNorm and SiLU make of it."""
+
+    source: Source
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    @property
+    def size(self) -> Sequence[int]:
+        """[*S]."""
+        return self.source.size
+
+    def take(self, first: int, last: int) -> torch.Tensor:
+        """Rows first .. last - 1."""
+        part = self.source.take(first, last)
+        return functional.silu((part * self.scale).add_(self.shift), inplace=True).to(part.dtype)
+
+
+class Convolved(NamedTuple):
+    """A convolution of a source, which has `far` [*S] further zeros on the far side of each axis."""
+
+    source: Source
+    layer: nn.Module
+    far: Sequence[int] = (0, 0, 0)
+
+    def sides(self) -> list[tuple[int, int]]:
+        """Zeros before and behind each axis."""
+        return [(near, near + far) for near, far in zip(self.layer.padding, self.far)]
+
+    @property
+    def size(self) -> list[int]:
+        """[*S]."""
+        layer = self.layer
+        return [(n + sum(zeros) - k) // s + 1 for n, zeros, k, s
+                in zip(self.source.size, self.sides(), layer.kernel_size, layer.stride)]
+
+    def take(self, first: int, last: int) -> torch.Tensor:
+        """Rows first .. last - 1."""
+        layer, count, ((near, _), *others) = self.layer, self.source.size[0], self.sides()
+        lo = first * layer.stride[0] - near
+        hi = (last - 1) * layer.stride[0] - near + layer.kernel_size[0]
+        part = self.source.take(max(lo, 0), min(hi, count))
+        zeros = [width for pair in reversed(others) for width in pair] + [max(-lo, 0), max(hi - count, 0)]
+        part = functional.pad(part, zeros) if any(zeros) else part
+        return CONVOLVE[part.ndim - 2](part, layer.weight, layer.bias, layer.stride)
+
+
+def slabs(size: Sequence[int], voxels: int, least: int = 1) -> Iterator[tuple[int, int]]:
+    """First and past-last row of slabs of about so many voxels, but of `least` rows or more."""
+    rows = max(least, voxels // prod(size[1:]))
+    for first in range(0, size[0], rows):
+        yield first, min(first + rows, size[0])
+
+
+def activated(norm: nn.GroupNorm, source: Source, voxels: int) -> Activated:
+    """The source behind a norm and SiLU; the statistics are gathered slab by slab (Chan et al. 1983)."""
+    counted = source.of(source.x) if isinstance(source, Rows) else source  # repetition changes no statistics
     count, mean, squares = 0, 0, 0
-    for first, last in slabs(x.shape[2], max(1, voxels // prod(x.shape[3:]))):
-        part = x[:, :, first:last].float().reshape(N, norm.num_groups, -1)
-        part_var, part_mean = (t.double() for t in torch.var_mean(part, dim=2, correction=0))
-        total, delta = count + part.shape[2], part_mean - mean
-        squares = squares + part_var * part.shape[2] + delta ** 2 * (count * part.shape[2] / total)
-        mean, count = mean + delta * (part.shape[2] / total), total
-    ones = x.new_ones(C, dtype=torch.float64)
-    weight, bias = (ones, 0 * ones) if norm.weight is None else (norm.weight.double(), norm.bias.double())
-    spread = (squares / count + norm.eps).rsqrt().repeat_interleave(C // norm.num_groups, dim=1)
-    scale = spread * weight
-    shift = bias - mean.repeat_interleave(C // norm.num_groups, dim=1) * scale
-    shape = (N, C, *[1] * (x.ndim - 2))
-    return scale.float().reshape(shape), shift.float().reshape(shape)
+    for first, last in slabs(counted.size, voxels):
+        part = counted.take(first, last)
+        N, C = part.shape[:2]
+        groups = part.float().reshape(N, norm.num_groups, -1)
+        part_var, part_mean = (t.double() for t in torch.var_mean(groups, dim=2, correction=0))
+        added = groups.shape[2]
+        delta, share = part_mean - mean, added / (count + added)
+        squares = squares + part_var * added + delta ** 2 * (count * share)
+        mean, count = mean + delta * share, count + added
+    spread, mean = (t.repeat_interleave(C // norm.num_groups, dim=1)
+                    for t in ((squares / count + norm.eps).rsqrt(), mean))
+    scale = spread * norm.weight.double()
+    shift = norm.bias.double() - mean * scale
+    shape = (N, C, *[1] * (part.ndim - 2))
+    return Activated(source, scale.float().reshape(shape), shift.float().reshape(shape))
 
 
-def convolve(source: Rows, layer: nn.Module, voxels: int, *, far: Sequence[int] | None = None,
-             onto: torch.Tensor | None = None, add: Callable[[int, int], torch.Tensor] | None = None) -> torch.Tensor:
-    """layer(source) + add(first, last), slab by slab; `far` [*S]: further zeros on the far side of each axis.
+def written(source: Source, voxels: int, onto: torch.Tensor | None = None,
+            add: Callable[[int, int], torch.Tensor] | None = None, least: int = 1) -> torch.Tensor:
+    """The source + add(first, last), put into memory slab by slab.
 
-    `onto` is what to write into: it may be source.x, as every slab is written when the one behind it has been read.
+    onto: what to write into. The source may still read from it, as every slab is written when the one behind it has
+    been read; `least`, the rows of a slab, is then to be as many as the source reads beside a slab.
     """
-    size, kernel, stride = source.size, layer.kernel_size, layer.stride
-    sides = [(n, n + f) for n, f in zip(layer.padding, far or [0] * len(size))]
-    others = [width for pair in reversed(sides[1:]) for width in pair]
-    out_size = [(n + sum(pair) - k) // s + 1 for n, pair, k, s in zip(size, sides, kernel, stride)]
-    function, waiting = CONVOLVE[len(size)], None
-    for first, last in slabs(out_size[0], max(kernel[0], voxels // prod(out_size[1:]))):
-        lo, hi = first * stride[0] - sides[0][0], (last - 1) * stride[0] - sides[0][0] + kernel[0]
-        part = source.take(max(lo, 0), min(hi, size[0]))
-        zeros = [*others, max(-lo, 0), max(hi - size[0], 0)]
-        part = function(functional.pad(part, zeros) if any(zeros) else part, layer.weight, layer.bias, stride)
+    waiting = None
+    for first, last in slabs(source.size, voxels, least):
+        part = source.take(first, last)
         if add is not None:
-            part += add(first, last)
+            part = part.add_(add(first, last))
         if onto is None:
-            onto = part.new_empty(*part.shape[:2], *out_size)
+            onto = part.new_empty(*part.shape[:2], *source.size)
         if waiting is not None:
             onto[:, :, waiting[0]:waiting[1]] = waiting[2]
         waiting = first, last, part
@@ -179,18 +232,26 @@ def convolve(source: Rows, layer: nn.Module, voxels: int, *, far: Sequence[int] 
     return onto
 
 
-def res_block(block: ResBlock, x: torch.Tensor, voxels: int) -> torch.Tensor:
-    """A residual block: besides x one tensor, which the second convolution writes over."""
-    h = convolve(Rows(x, affine(block.norm0, x, voxels)), block.conv0, voxels)
+def room(rows: Rows, channels: int) -> torch.Tensor | None:
+    """The first channels of a tensor that is not needed any more, None where there are too few or they are repeated."""
+    return rows.x[:, :channels] if max(rows.repeat) == 1 and channels <= rows.x.shape[1] else None
+
+
+def res_block(block: ResBlock, rows: Rows, voxels: int) -> torch.Tensor:
+    """A residual block, written over what it is given where there is room."""
+    inner = Convolved(activated(block.norm0, rows, voxels), block.conv0)
+    outer = Convolved(activated(block.norm1, inner, voxels), block.conv1)
 
     def skip(first: int, last: int) -> torch.Tensor:
-        return x[:, :, first:last] if block.skip is None else block.skip(x[:, :, first:last])
+        part = rows.take(first, last)
+        return part if block.skip is None else block.skip(part)
 
-    return convolve(Rows(h, affine(block.norm1, h, voxels)), block.conv1, voxels, onto=h, add=skip)
+    least = block.conv0.kernel_size[0] + block.conv1.kernel_size[0]
+    return written(outer, voxels, room(rows, block.conv1.out_channels), skip, least)
 
 
-def upsample(layer: Upsample, x: torch.Tensor, voxels: int) -> torch.Tensor:
+def upsample(layer: Upsample, rows: Rows, voxels: int) -> Rows:
     """Up-sampling, with the repetition before or behind the convolution."""
     if layer.repeat_first:
-        return convolve(Rows(x, None, layer.stride), layer.conv, voxels)
-    return up(convolve(Rows(x), layer.conv, voxels), layer.stride)
+        return rows.of(written(Convolved(Rows(rows.x, layer.stride), layer.conv), voxels))
+    return Rows(written(Convolved(rows, layer.conv), voxels), layer.stride)

@@ -41,9 +41,10 @@ from reporting.report import (
 from reporting.tables import number, percent
 
 POOLS = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
+EQUAL = 200.0  # dB of volumes that come back as they were
 CONTRAST = 0.25  # share of the intensities shown that is white in pictures of differences
 WORDS = {
-    "PSNR": DEFINITIONS["PSNR"], "Dice": DEFINITIONS["Dice"],
+    "PSNR": f"{DEFINITIONS['PSNR']} {EQUAL:g} dB stands for equal images.", "Dice": DEFINITIONS["Dice"],
     "SSIM": "Structural similarity (Wang et al. 2004) of decoded and real volumes, Gaussian windows of 7 voxels, mean "
             "over held-out cases; 1 for equal ones.",
     "spectrum": "Root mean square over frequencies of the difference in mean log radial power, in dB.",
@@ -122,8 +123,8 @@ def measure(item: Decoded, layout: Layout) -> Row:
     dice = overlap.dice(item.decoded.label, item.real.label, classes) if classes else np.zeros(0)
     window = min(7, *item.real.image.shape[1:])
     return Row(
-        item.real.id, image.psnr(item.decoded.image, item.real.image, scale),
-        np.array([image.psnr(b, a, scale) for a, b in pairs]),
+        item.real.id, min(image.psnr(item.decoded.image, item.real.image, scale), EQUAL),
+        np.array([min(image.psnr(b, a, scale), EQUAL) for a, b in pairs]),
         np.array([image.ssim(b, a, scale, window - 1 + window % 2) for a, b in pairs]), dice,
         np.array([[[v.mean(dtype=np.float64), np.square(v, dtype=np.float64).mean(), image.gradient_energy(v)]
                    for v in values] for values in both]),

@@ -18,7 +18,7 @@ name in front if there are several); NAME of shares: cavity_enclosed.
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from string import Template
@@ -65,12 +65,13 @@ def write_report(dest: Path, report: dict, figures: dict[str, bytes], cases: str
 
     ValueError, with nothing written, for a number that does not exist and is not null.
     """
-    write_files(dest, report, html_page(report, figures), figures, cases)
+    write_files(dest, report, html_page, figures, cases)
 
 
-def write_files(dest: Path, report: dict, page: str, figures: dict[str, bytes], cases: str) -> None:
+def write_files(dest: Path, report: dict, make_page: Callable[[dict, dict[str, bytes]], str],
+                figures: dict[str, bytes], cases: str) -> None:
     """Write report.json, the page, the figures and the table of cases into a folder, as `write_report` says."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    text, page = json.dumps(report, indent=2, allow_nan=False) + "\n", make_page(report, figures)
     (dest / "figures").mkdir(parents=True, exist_ok=True)
     for name, png in figures.items():
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:

@@ -35,8 +35,8 @@ ECHO, ECHO_LATENTS, BRATS, BRATS_LATENTS = (
 RECIPES = {"diff3_vae_100": ECHO, "diff3_vae_200": ECHO, "diff3_vae_xent": ECHO, "diff3_ldm": ECHO_LATENTS,
            "diff3_edm": ECHO_LATENTS, "brats_vae_16g": BRATS, "brats_vae_32g": BRATS, "brats_ldm_16g": BRATS_LATENTS,
            "brats_ldm_32g": BRATS_LATENTS, "brats_edm_32g": BRATS_LATENTS}
-DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 64, 64), 4, 0), "echo_edm": ((4, 8, 8, 8), 4, 0),
-        "brainweb2d_edm": ((1, 64, 64), 0, 0),
+DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 64, 64), 4, 0),
+        "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0),
         "voxels_edm": ((1, 32, 32, 32), 4, 0)}
 
 

@@ -240,7 +240,7 @@ def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
     class Bare:
         """A first stage that shows its latents."""
 
-        latent_shape, codec = (1, 20, 20), SimpleNamespace(sigma_data=0.5)
+        latent_shape, codec = (1, 20, 20), SimpleNamespace(noise=lambda normal: normal * 0.5)
 
         def decode(self, latents):
             return latents, None

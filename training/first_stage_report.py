@@ -89,7 +89,7 @@ def report_first_stage(autoencoder: str, real: Path, dest: Path, options: Option
         "codes": codes, "worst": [{"id": rows[i].id, "psnr_db": rows[i].psnr} for i in worst],
     }
     pngs = {name: png_bytes(figure) for name, figure in (report.spectra(result) | figures).items()}
-    write_files(dest, result, report.html_page(result, pngs), pngs, report.cases_csv(rows, layout))
+    write_files(dest, result, report.html_page, pngs, report.cases_csv(rows, layout))
     return result
 
 

@@ -1,10 +1,12 @@
 """How much memory tensors would take that nobody fills: storages of fake tensors, counted as they come and go."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -57,6 +59,21 @@ class LiveMemory(TorchDispatchMode):
 def fake_tensors() -> FakeTensorMode:
     """A context in which tensors have shapes and types but no values; real ones that come in count as such."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def imagine(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with fake weights, to be called among fake tensors; what its constructor computes is computed."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        net = make()
+    fakes: dict[int, torch.Tensor] = {}  # a weight may have several places
+    for module in net.modules():
+        for place in (module._parameters, module._buffers):
+            for name, tensor in place.items():
+                if tensor is not None and tensor.is_meta:
+                    fake = fakes.setdefault(id(tensor), torch.empty(tensor.shape, dtype=tensor.dtype))
+                    is_weight = isinstance(tensor, nn.Parameter) and not isinstance(fake, nn.Parameter)
+                    fakes[id(tensor)] = place[name] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+    return net
 
 
 def tensor_bytes(tensors: Any) -> int:

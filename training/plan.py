@@ -13,7 +13,7 @@ from networks.tiles import by_parts
 from training.autoencoder import autoencoder_task
 from training.batch import Batch, LossOutput, Task
 from training.diffusion import diffusion_task
-from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
+from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from training.patches import PatchAugment
 from training.precision import autocast, resolve_precision
 from training.run import fill_network, latent_figures, trained_shape
@@ -169,7 +169,7 @@ def imagined_task(training: dict, source: Source, batch_size: int) -> tuple[Task
     augment_node, loss_node = training["augment"], dict(training["loss"])
     augment = build(fill(augment_node, spatial_dims=len(source.shape) - 1)) if augment_node else None
     node = fill_network(training, source, getattr(augment, "label_dim", 0))
-    net = build(node, path="training.network")
+    net = imagine(lambda: build(node, path="training.network"))
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
     if loss_node.get("perceptual_weight"):
         loss_node["perceptual_weight"] = 0
@@ -214,8 +214,8 @@ def plan_decode(config: dict, source: Source) -> DecodePlan | None:
         return None
     cpu, batch = torch.device("cpu"), 1 if own else sampling["batch_size"]
     with fake_tensors(), LiveMemory() as memory, torch.no_grad():
-        net = build(fill_network(training, source)) if own else build_from_file(source.first_stage, "the latents", True)
-        net.eval()
+        net = imagine(lambda: build(fill_network(training, source)) if own else
+                      build_from_file(source.first_stage, "the latents", trust=True)).eval()
         size = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
         tile = sampling["tile"] and tuple(sampling["tile"])
         view = by_parts(net, tile, sampling["tile_overlap"], sampling["tile_mode"]) if tile else net

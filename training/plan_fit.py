@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from training.live_memory import fake_tensors
 from training.plan import DecodePlan, Source, StepPlan, plan_decode, plan_step
 from training.precision import resolve_precision
 from training.run import check_training, fill_network
@@ -84,7 +83,7 @@ def step_levers(config: dict, source: Source) -> Iterator[tuple[str, object]]:
 
 def smaller_sizes(training: dict, source: Source) -> Iterator[list[int]]:
     """Sizes of patches, each half of the one before along its longest axis, that the first stage can divide."""
-    with fake_tensors():
+    with torch.device("meta"):
         factor = build(fill_network(training, source)).factor
     given = training["augment"].get("size", source.shape[1:])
     size = [given] * len(factor) if isinstance(given, int) else list(given)
@@ -109,7 +108,7 @@ def propose_decodes(config: dict, source: Source, room: float) -> Iterator[Propo
             return
     size = list(first.tile or first.size)
     node = source.first_stage or fill_network(config["training"], source)
-    with fake_tensors():
+    with torch.device("meta"):
         factor = build(node).factor
     while max(s / f for s, f in zip(size, factor)) > 4:
         axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
