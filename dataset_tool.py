@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -50,10 +51,10 @@ class WordsCommand(click.Command):
         joined: list[str] = []
         words = -1  # place in `joined` of the words being collected
         for arg in args:
-            if arg.startswith("--"):
+            if re.match(r"--|-[a-zA-Z]", arg):  # -1 is a word
                 words = len(joined) + 1 if arg in takes_words else -1
                 joined.append(arg)
-            elif words == len(joined) - 1:
+            elif joined and words == len(joined) - 1:
                 joined[words] += "\n" + arg
             else:
                 joined.append(arg)

@@ -100,14 +100,15 @@ def measured(name: str) -> dict[str, float | str]:
 
 
 def most_allocated(profile: torch.profiler.profile) -> int:
-    """The most bytes that the CPU allocator held."""
-    most, events = 0, list(profile.profiler.kineto_results.experimental_event_tree())
+    """The most bytes that the CPU allocator held above what it held before."""
+    found, events = [], list(profile.profiler.kineto_results.experimental_event_tree())
     while events:
         event = events.pop()
         events += event.children
         if event.typed[0] == _EventType.Allocation:
-            most = max(most, event.extra_fields.total_allocated)
-    return most
+            found.append((event.start_time_ns, event.extra_fields.total_allocated, event.extra_fields.alloc_size))
+    _, first, size = min(found)
+    return max(total for _, total, _ in found) - (first - size)
 
 
 def main() -> None:

@@ -19,10 +19,14 @@ def shift_and_gain(channel_mean: Sequence[float], channel_std: Sequence[float], 
 
     standardize: to mean 0 and standard deviation sigma_data per channel. minmax: limits, the lowest and highest of mean
     -/+ 3 std over the training items, to -1 and 1 (DIFF-3). scale_factor: all divided by the one standard deviation
-    that the latents of all channels have together (Rombach et al. 2022).
+    that the latents of all channels have together (Rombach et al. 2022). ValueError for latents that do not vary.
     """
     check_choice("scaling", scaling, SCALINGS)
     channels = len(channel_mean)
+    flat = [i for i, std in enumerate(channel_std) if not std > 0]
+    if (scaling == "standardize" and flat) or len(flat) == channels:
+        raise ValueError(f"scaling={scaling}: latents of channel {', '.join(map(str, flat))} are the same everywhere, "
+                         f"channel_std={list(channel_std)}; their first stage has collapsed, train it again")
     if scaling == "standardize":
         return list(channel_mean), [sigma_data / std for std in channel_std]
     if scaling == "scale_factor":

@@ -15,7 +15,7 @@ import train
 from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
-from training.autoencoder import autoencoder_task
+from training.autoencoder import autoencoder_task, weighed
 from training.autoencoder_loss import AutoencoderLoss
 from training.batch import Batch
 from training.codes import CodeWatch, code_totals
@@ -140,6 +140,11 @@ def test_a_term_that_waits_is_zero_and_not_computed():
 def test_perceptual_without_a_network_is_refused():
     with pytest.raises(ValueError, match=r"perceptual_weight: there is no training\.loss\.perceptual"):
         AutoencoderLoss(perceptual_weight=1)
+
+
+def test_a_first_stage_without_terms_is_refused():
+    with pytest.raises(ValueError, match=r"training\.loss: every term .* weight 0"):
+        weighed({}, 2, True, None)
 
 
 # ---- in the task ----

@@ -292,6 +292,15 @@ def test_scalings_by_hand():
         assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize(("std", "scaling", "words"), [
+    ([2.0, 0], "standardize", "latents of channel 1 are the same everywhere"),
+    ([0.0, 0], "scale_factor", "channel 0, 1")])
+def test_latents_that_do_not_vary_are_refused(std, scaling, words):
+    with pytest.raises(ValueError, match=words):
+        shift_and_gain([0.0, 0], std, None, scaling)
+    assert shift_and_gain([0.0, 0], [2.0, 0], None, "scale_factor")[1] == pytest.approx([2 ** -0.5] * 2)
+
+
 def test_noise_of_a_codec_has_the_moments_of_its_latents():
     codec = LatentCodec(torch.nn.Identity(), [1.0, -3], [2.0, 4], [-8.0, 8], "minmax")
     x = codec.noise(torch.randn(4000, 2, 8))
@@ -359,6 +368,19 @@ def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):
     np.testing.assert_allclose(slabs.arrays["images"], whole.arrays["images"], atol=1e-4)
     said = refused(at, generate.main, *TINY, *where, "sampling.outdir=fly/bad", "sampling.tile=[3,4,4]")
     assert "sampling.tile=[3, 4, 4]" in said and "multiples of [2, 2, 2]" in said
+
+
+def test_a_resumed_run_goes_on_with_the_first_stage_that_it_began_with(at):
+    where = ["dataset=volumes", "training.dataset.path=vols.h5", "batch_transform=encode",
+             "training.batch_transform.autoencoder=newest.pt", "training.options.run_root=resumed"]
+    more = ["training.options.resume=latest", "training.options.total_kimg=0.016"]
+    Path("newest.pt").write_bytes(Path("stage.pt").read_bytes())
+    succeed(train.main, *TINY, *where)
+    Path("newest.pt").write_bytes(Path("other.pt").read_bytes())
+    said = refused(at, train.main, *TINY, *where, *more)
+    assert "the state is of another data set (first_stage: " in said
+    Path("newest.pt").write_bytes(Path("stage.pt").read_bytes())
+    assert "Resumed from" in succeed(train.main, *TINY, *where, *more)
 
 
 def test_encoding_while_training_wants_images_of_the_first_stage(at):

@@ -60,7 +60,7 @@ def bare_data(channels: int, dims: int) -> dict:
 def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
     """Channel t1 comes back brighter by 0.2, t2 at half its contrast; the latents are the image, and noise."""
     rng = np.random.default_rng(0)
-    rows = []
+    rows, latents = [], []
     for i in range(3):
         real = rng.random((2, 8, 8)).astype(np.float32)
         label = np.zeros((8, 8), np.uint8)
@@ -69,6 +69,7 @@ def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
         other[3] = 0
         back = np.stack([real[0] + 0.2, real[1] / 2])
         latent = np.stack([-3 * real[0].reshape(4, 2, 4, 2).mean((1, 3)) + 1, rng.random((4, 4))])
+        latents.append(latent)
         rows.append(first_stage.measure(first_stage.Decoded(
             Case(str(i), real, label), Case(str(i), back, other), latent, np.full((2, 4, 4), 0.5)), LAYOUT))
     found = first_stage.summary(rows, LAYOUT)
@@ -81,6 +82,7 @@ def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
     assert found["dice"] == {"tumour": pytest.approx(2 * 24 / (32 + 24))} == found["dice_min"]
     first, second = found["latents"]
     assert first["correlation"]["t1"] == pytest.approx(-1, abs=1e-5) and abs(second["correlation"]["t1"]) < 0.5
+    assert second["std"] == pytest.approx(np.stack(latents)[:, 1].std())
     assert first["posterior_std"] == pytest.approx(0.5) and second["mean"] == pytest.approx(0.5, abs=0.15)
     lines = list(csv.DictReader(first_stage.cases_csv(rows, LAYOUT).splitlines()))
     assert [line["id"] for line in lines] == ["0", "1", "2"]

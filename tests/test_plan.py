@@ -1,5 +1,6 @@
 """The planner: live bytes counted by hand, figures against a real trainer, checkpointing, and what it proposes."""
 
+import gc
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +14,7 @@ from networks.conditioning import Condition
 from tests.commands import call, refused, succeed
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
 from training.plan import Source, find_source, plan_decode, plan_step
-from training.plan_fit import FREE, GIB, plan
+from training.plan_fit import FREE, GIB, plan, propose_decodes
 from utils.config import build, compose, config_hash
 from utils.sharding import checkpoint_blocks
 
@@ -101,6 +102,7 @@ def test_flops_count_images_and_not_rounds():
 ])
 def test_peak_is_that_of_a_real_trainer(tmp_path, config, source):
     planned = plan_step(config["training"], source).peak
+    gc.collect()  # of earlier trainers nothing is to be given back meanwhile
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trainer = real_trainer(config["training"], source, tmp_path)
         data = trainer.batches()
@@ -175,9 +177,10 @@ def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
                                            "training.network.model.channels_per_head=8"])
     whole = plan_decode(config, source)
     assert whole.size == (32, 16, 16) and whole.batch == 2
-    found = plan(config, source, 0.3 * whole.peak / GIB / (1 - FREE)).decode_proposals
-    assert found[0].overrides == ["sampling.batch_size=1"] and found[-1].overrides[-1].startswith("sampling.tile=[16")
-    assert found[-1].peak <= 0.3 * whole.peak < found[0].peak
+    found = list(propose_decodes(config, source, 0.4 * whole.peak))
+    assert found[0].overrides == ["sampling.batch_size=1"] and found[0].peak < 0.6 * whole.peak
+    assert found[1].overrides == ["sampling.batch_size=1", "sampling.tile=[16,16,16]"]
+    assert found[-1].peak <= 0.4 * whole.peak < found[0].peak
 
 
 # ---- the command ----

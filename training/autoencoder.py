@@ -65,7 +65,13 @@ def step_start(keys: Sequence[int], batch_size: int) -> int:
 
 def weighed(terms: dict[str, torch.Tensor], count: int, with_shares: bool, totals: dict[str, torch.Tensor] | None
             ) -> LossOutput:
-    """The sum of terms, with each of them, and its share of the sum of their sizes, as parts for the log."""
+    """The sum of terms, with each of them, and its share of the sum of their sizes, as parts for the log.
+
+    ValueError for no terms.
+    """
+    if not terms:
+        raise ValueError("training.loss: every term that this first stage has is of weight 0; wanted one above, as "
+                         "training.loss.l1_weight=1")
     parts = dict(terms)
     if with_shares:
         sizes = {name: value.detach().abs() for name, value in terms.items()}

@@ -54,7 +54,8 @@ class EncodeImages:
     def __init__(self, autoencoder: str, num: int = 64, scaling: str = "standardize", sigma_data: float = 0.5,
                  run_root: str = "results"):
         check_count(1, {"num": num})
-        self.path = find_file(autoencoder, "network-snapshot", Path(run_root), "training.batch_transform.autoencoder")
+        self.path = distributed.from_rank_0(lambda: find_file(autoencoder, "network-snapshot", Path(run_root),
+                                                              "training.batch_transform.autoencoder"))
         self.net, self.snapshot = load_network(self.path, "autoencoder")
         self.num, self.scaling, self.sigma_data = num, scaling, sigma_data
 

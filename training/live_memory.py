@@ -67,9 +67,9 @@ def imagine(make: Callable[[], nn.Module]) -> nn.Module:
         net = make()
     fakes: dict[int, torch.Tensor] = {}  # a weight may have several places
     for module in net.modules():
-        for place in (module._parameters, module._buffers):
+        for place in (module._parameters, module._buffers, vars(module)):
             for name, tensor in place.items():
-                if tensor is not None and tensor.is_meta:
+                if isinstance(tensor, torch.Tensor):
                     fake = fakes.setdefault(id(tensor), torch.empty(tensor.shape, dtype=tensor.dtype))
                     is_weight = isinstance(tensor, nn.Parameter) and not isinstance(fake, nn.Parameter)
                     fakes[id(tensor)] = place[name] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake

@@ -302,7 +302,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, optio
                device: torch.device) -> Reason | None:
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
-    record = {"config": config, "data": dataset.data, "spatial_dims": len(dataset.shape) - 1}
+    record = {"config": config, "data": known_data(task, dataset), "spatial_dims": len(dataset.shape) - 1}
     notes = round_trip_notes(dataset, options.min_psnr)
     held = held_out(training)
     with ExitStack() as locks:
@@ -331,6 +331,12 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, optio
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
         return run_to_end(trainer, stop, to_yaml(config))
+
+
+def known_data(task: Task, dataset: object) -> dict:
+    """What a state must agree with: the data, and the first stage that encodes them, whose newest snapshot changes."""
+    stage = task.snapshot["first_stage"]
+    return dataset.data if stage is None or latent_figures(dataset) else {**dataset.data, "first_stage": stage["hash"]}
 
 
 def take_start(options: Options, experiment: str, training: dict, locks: ExitStack) -> tuple[Start, Path | None]:
