@@ -4,7 +4,8 @@ Labels of tiles agree with those of the whole in 95 % of voxels or more; slabs a
 first stage is that of echo64_vae, trained for a few minutes on crops of phantoms. Each way of decoding is a process of
 its own; counted is what its resident memory rises to above the level before.
 
-Run from the top of the checkout: python -m benchmarks.decode_memory [--snapshot FILE] [--tile 48 48 48] [--slab 32 32 32]
+Run from the top of the checkout:
+python -m benchmarks.decode_memory [--snapshot FILE] [--tile 48 48 48] [--slab 32 32 32]
 """
 
 import argparse
@@ -141,7 +142,8 @@ def main() -> None:
         "decoding 160x160x128, peak memory of tiles and slabs as a share of the whole decode's",
         ours=round(found["blend"]["peak"] / whole, 3), limit=0.25, slabs=round(found["exact"]["peak"] / whole, 3),
         slabs_limit=0.5, whole_mib=round(whole / 2**20), tiles_mib=round(found["blend"]["peak"] / 2**20),
-        slabs_mib=round(found["exact"]["peak"] / 2**20), tile=" ".join(map(str, given.tile)), slab=" ".join(map(str, given.slab)),
+        slabs_mib=round(found["exact"]["peak"] / 2**20), tile=" ".join(map(str, given.tile)),
+        slab=" ".join(map(str, given.slab)),
         labels_agree=round(tiles["agree"], 4), labels_limit=0.95, image_rms_share_of_range=round(tiles["rms"], 5),
         image_max=round(tiles["max"], 4), slabs_image_max=slabs["max"], slabs_logits_max=slabs["logits"],
         slabs_difference_limit=1e-3, whole_labels_right=round(truth, 4),
