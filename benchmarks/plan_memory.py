@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -99,16 +100,39 @@ def measured(name: str) -> dict[str, float | str]:
     return {"peak": most_allocated(profile), "how": "torch's CPU allocator (torch.profiler)", "rss": rss}
 
 
+class Allocation(NamedTuple):
+    """Bytes that torch's CPU allocator handed out, below 0 for those that came back, with what it held then.
+
+    operation: time at which the operation of torch began that asked for them, None outside of all.
+    """
+
+    time: int
+    size: int
+    held: int
+    address: int
+    operation: int | None
+
+
+def allocations(profile: torch.profiler.profile) -> list[Allocation]:
+    """All of a profile in order."""
+    found, events = [], [(event, None) for event in profile.profiler.kineto_results.experimental_event_tree()]
+    while events:
+        event, operation = events.pop()
+        if event.typed[0] == _EventType.Allocation:
+            fields = event.extra_fields
+            found.append(Allocation(event.start_time_ns, fields.alloc_size, fields.total_allocated, fields.ptr,
+                                    operation))
+        elif event.typed[0] == _EventType.TorchOp:
+            inner = operation or event.start_time_ns
+            operation = inner if event.name.startswith("aten::") else None
+        events += [(child, operation) for child in event.children]
+    return sorted(found)
+
+
 def most_allocated(profile: torch.profiler.profile) -> int:
     """The most bytes that the CPU allocator held above what it held before."""
-    found, events = [], list(profile.profiler.kineto_results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.typed[0] == _EventType.Allocation:
-            found.append((event.start_time_ns, event.extra_fields.total_allocated, event.extra_fields.alloc_size))
-    _, first, size = min(found)
-    return max(total for _, total, _ in found) - (first - size)
+    found = allocations(profile)
+    return max(a.held for a in found) - (found[0].held - found[0].size)
 
 
 def main() -> None:

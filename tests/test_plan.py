@@ -3,13 +3,14 @@
 import gc
 import json
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 
 import dataset_tool
-from benchmarks.plan_memory import most_allocated, real_trainer
+from benchmarks.plan_memory import allocations, most_allocated, real_trainer
 from networks.conditioning import Condition
 from tests.commands import call, refused, succeed
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
@@ -94,6 +95,20 @@ def test_flops_count_images_and_not_rounds():
     assert last < decode.flops < 2 * sum(m.weight.numel() for m in convs) * 16 ** 3
 
 
+def most_in_tensors(profile: torch.profiler.profile) -> int:
+    """The most bytes that lived, without those that an operation took for itself and gave back before its end.
+
+    These differ from one processor to the next, and are large beside networks as small as these.
+    """
+    found, given, own = allocations(profile), {}, set()
+    for i, a in enumerate(found):
+        if a.size > 0:
+            given[a.address] = i
+        elif (start := given.pop(a.address, None)) is not None and a.operation == found[start].operation is not None:
+            own |= {start, i}
+    return max(accumulate(a.size for i, a in enumerate(found) if i not in own))
+
+
 @pytest.mark.parametrize(("config", "source"), [
     (vae("autoencoder=kl", WIDE), LABELLED),
     (edm("training.options.batch_gpu=2"), VOXELS),
@@ -108,7 +123,8 @@ def test_peak_is_that_of_a_real_trainer(tmp_path, config, source):
         data = trainer.batches()
         trainer.step(data)
         trainer.step(data)
-    assert planned == pytest.approx(most_allocated(profile), rel=0.1)
+    found = most_in_tensors(profile)
+    assert planned == pytest.approx(found, rel=0.02) and found <= most_allocated(profile)
 
 
 def test_every_kind_of_first_stage_can_be_planned():
