@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from matplotlib.figure import Figure
@@ -37,6 +37,9 @@ STAGE_OPTIONS = ("num", "tile", "tile_overlap", "tile_mode", "min_psnr", "run_ro
               help="Real volumes to compare with: a split of the file or 'all'. auto: fresh phantoms of another seed "
                    "if the file holds phantoms, else its test split, or all of it when that has fewer than 32 volumes; "
                    "for a first stage its test split, or val without one.")
+@click.option("--ignore-spacing", is_flag=True,
+              help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
+                   "--fit).")
 @click.option("--num-noise", default=64, show_default=True, type=click.IntRange(min=0),
               help="Volumes decoded from pure noise, the yardstick; 0 leaves it out.")
 @click.option("--snapshot", type=click.Path(path_type=Path), help="Instead of the snapshot the samples name.")
@@ -107,7 +110,7 @@ def print_first_stage(result: dict, dest: Path) -> None:
 
 
 def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
-             snapshot: Path | None = None, seed: int = 0, trust: bool = False) -> dict:
+             snapshot: Path | None = None, seed: int = 0, trust: bool = False, ignore_spacing: bool = False) -> dict:
     """Write the report of a samples file against a volumes file; returns what report.json holds."""
     from reporting import features, montages, reference, report, tables
     from reporting.first_stage import missing
@@ -116,9 +119,11 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     from utils.volumes import VolumesFile
 
     samples, file = SamplesFile(generated), VolumesFile(real)
-    layout = shared_layout(samples, file)
+    layout = shared_layout(samples, file, ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
-    against = reference.choose_reference(file, split, channels)
+    size = samples.images(0).shape[1:]
+    against = reference.choose_reference(file, split, channels).fitted(size, layout.lo)
+    remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
     first_stage, reason = find_first_stage(samples, snapshot, trust)
     noise_reason = reason or ("--num-noise is 0" if num_noise == 0 else "")
 
@@ -135,10 +140,11 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     figures: dict[str, bytes] = {}
     comparison["ms_ssim"] = variety(against, samples, layout, seed, figures)
     result = {
-        **origin(samples, file, against, layout, snapshot),
+        **origin(samples, file, against, layout, snapshot, remark),
         "noise": missing(noise_reason) if noise_reason else {"available": True, "num": num_noise, "seed": seed},
         **comparison,
-        "first_stage": missing(reason) if reason else first_stage_report(first_stage, file, layout, channels, figures),
+        "first_stage": missing(reason) if reason else
+        first_stage_report(first_stage, file, size, layout, channels, figures),
     }
     figures |= report.figure_pngs(report.comparison_figures(result, sets, layout))
     figures["samples"] = montages.png_bytes(pictures(against, samples, layout))
@@ -151,7 +157,7 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
 # ---- what is compared ----
 
 
-def shared_layout(samples: SamplesFile, file: VolumesFile) -> Layout:
+def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool) -> Layout:
     """What samples and real volumes have in common; ValueError naming where they differ."""
     import numpy as np
 
@@ -167,11 +173,12 @@ def shared_layout(samples: SamplesFile, file: VolumesFile) -> Layout:
     found = {"label classes": (classes, meta.label_classes),
              "intensity range": ((data["intensity"]["lo"], data["intensity"]["hi"]),
                                  (meta.intensity.lo, meta.intensity.hi)),
-             "shape": (samples.images(0).shape[1:], file.spatial_shape(file.splits[0]))}
+             "number of axes": (samples.images(0).ndim - 1, file.meta.spatial_dims)}
     for what, (got, wanted) in found.items():
         if got != wanted:
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
-    spacing, real_spacing = spacing_of(samples.affine)[: meta.spatial_dims], shared_spacing(file)
+    spacing = spacing_of(samples.affine)[: meta.spatial_dims]
+    real_spacing = spacing if ignore_spacing else shared_spacing(file)
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
         raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
                          f"{file.path} (--real)")
@@ -190,7 +197,7 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
     wanted = found[0][1]
     if others := [f"{name} {size}" for name, size in found if not np.allclose(size, wanted, rtol=1e-3)]:
         raise ValueError(f"{file.path}: voxels of {found[0][0]} are {wanted} mm, those of {len(others)} others are "
-                         f"not: {', '.join(others[:20])}; prepare it anew with --spacing")
+                         f"not: {', '.join(others[:20])}; prepare it anew with --spacing, or --ignore-spacing")
     return wanted
 
 
@@ -252,16 +259,16 @@ def variety(against: Reference, samples: SamplesFile, layout: Layout, seed: int,
     return rows
 
 
-def first_stage_report(first_stage: FirstStage, file: VolumesFile, layout: Layout, channels: list[int],
-                       figures: dict[str, bytes]) -> dict:
-    """How held-out volumes survive encoding and decoding; adds a picture of it to the figures."""
+def first_stage_report(first_stage: FirstStage, file: VolumesFile, size: Sequence[int], layout: Layout,
+                       channels: list[int], figures: dict[str, bytes]) -> dict:
+    """How held-out volumes, fitted to a size [*S], survive encoding and decoding; adds a picture to the figures."""
     import numpy as np
 
     from metrics import image, overlap
     from reporting import montages, reference
     from reporting.first_stage import dice_figures, speckle_ceiling
     split = reference.held_out_split(file)
-    held_out = reference.file_volumes(file, split, channels)
+    held_out = reference.file_volumes(file, split, channels).fitted(size, layout.lo)
     cases = [held_out.case(i) for i in range(min(FIRST_STAGE_VOLUMES, len(held_out)))]
     decoded = reconstruct(first_stage, cases, layout)
     data_range, names = layout.hi - layout.lo, layout.label_classes
@@ -305,7 +312,8 @@ def pictures(against: Reference, samples: SamplesFile, layout: Layout) -> Figure
     return montage(blocks, layout.spacing, label_classes=layout.label_classes)
 
 
-def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: Layout, snapshot: Path | None) -> dict:
+def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: Layout, snapshot: Path | None,
+           remark: str) -> dict:
     """What was compared, with what, when."""
     import hashlib
 
@@ -319,7 +327,7 @@ def origin(samples: SamplesFile, file: VolumesFile, against: Reference, layout: 
     return {
         "title": str(samples.path), **made_by(),
         "definitions": DEFINITIONS,
-        "real": {"path": str(file.path), "content_hash": file.content_hash, "reference": against.description,
+        "real": {"path": str(file.path), "content_hash": file.content_hash, "reference": against.description + remark,
                  "num": len(against)},
         "generated": {"path": str(samples.path), "sha256": sha256, "num": len(samples),
                       "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),

@@ -1,13 +1,14 @@
 """The real volumes that generated ones are held against."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from physics.phantoms import Phantom, echo_phantom
 from reporting.features import Case
+from utils.geometry import fit_centre
 from utils.volumes import VolumesFile
 
 FRESH_PHANTOMS = 512
@@ -26,6 +27,20 @@ class Reference(NamedTuple):
 
     def __len__(self) -> int:
         return self.length
+
+    def fitted(self, size: Sequence[int], lo: float) -> "Reference":
+        """The same volumes padded with intensity lo, or cropped, centrally to a size [*S], as networks saw them."""
+        if self.case(0).image.shape[1:] == tuple(size):
+            return self
+
+        def case(index: int) -> Case:
+            whole = self.case(index)
+            parts = [(whole.image, lo), *([] if whole.label is None else [(whole.label[None], 0)])]
+            image, *label = (fit_centre(array, np.eye(4), size, np.full(len(array), fill))[0] for array, fill in parts)
+            return Case(whole.id, image, label[0][0] if label else None)
+
+        return Reference(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
+                         self.length, case)
 
 
 def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Reference:

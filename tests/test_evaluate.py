@@ -174,6 +174,22 @@ def test_samples_without_label_maps_of_labelled_data_are_said_to_be(folder, tmp_
     assert "Label maps: not available" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_real_volumes_are_cropped_and_padded_as_encode_did(folder, tmp_path):
+    """Samples that are the test volumes, 4 voxels less along one axis and 4 more of air along another."""
+    images, labels = phantom_arrays(2).values()
+    moved = [np.pad(a[..., 2:-2, :, :], [(0, 0)] * (a.ndim - 2) + [(2, 2), (0, 0)]) for a in (images, labels)]
+    write(tmp_path / "samples.h5", dict(zip(("images", "labels"), moved)))
+    file = VolumesFile(folder / "echo.h5")
+    cases = reference.file_volumes(file, "test", [0]).fitted(moved[0].shape[2:], 0.0)
+    assert cases.case(0).image.shape == (1, SIZE - 4, SIZE + 4, SIZE) and "cropped or padded" in cases.description
+    whole = file.read("test", 0)
+    np.testing.assert_array_equal(cases.case(0).image[:, :, 2:-2], whole.image[:, 2:-2])
+    np.testing.assert_array_equal(cases.case(0).label[:, 2:-2], whole.label[2:-2])
+    assert cases.case(0).image[:, :, :2].max() == 0 and cases.case(0).label[:, -2:].max() == 0
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+    assert f"centrally to {SIZE - 4} x {SIZE + 4} x {SIZE}" in found["real"]["reference"]
+
+
 def test_another_snapshot_is_not_taken_for_the_one_that_drew(folder, tmp_path):
     write_snapshot(tmp_path / "other.pt", describe())
     found = evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", tmp_path / "out", split="test",
@@ -208,6 +224,8 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"mixed\.h5.*phantom-000007.*--spacing"):
         evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out", num_noise=0, ignore_spacing=True)
+    assert "in voxels of the samples' size" in found["real"]["reference"]
 
 
 def test_class_that_no_held_out_volume_has_is_left_out(tmp_path, capsys):
@@ -222,7 +240,7 @@ def test_class_that_no_held_out_volume_has_is_left_out(tmp_path, capsys):
 
     file = VolumesFile(write_phantoms(tmp_path / "echo.h5", kind="prepare", without=3))
     layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
-    part = evaluate.first_stage_report(Exact(), file, layout, [0], {})
+    part = evaluate.first_stage_report(Exact(), file, (SIZE,) * 3, layout, [0], {})
     assert part["dice"] == part["dice_min"] == {"cavity": 1.0, "myocardium": 1.0, "atrium": None}
     assert part["psnr_db"] == pytest.approx(20, abs=1e-3)
     summary = {"real": {"reference": "x"}, "noise": {"available": True}, "first_stage": part}

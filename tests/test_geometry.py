@@ -89,6 +89,14 @@ def test_fit_centre_pads_crops_and_says_what_is_valid():
     np.testing.assert_allclose(affine[:3, 3], [2, -3, 0])
 
 
+def test_fit_centre_of_a_plane_keeps_its_depth():
+    array = np.arange(5.0)[None, :, None] * np.ones((1, 5, 2))
+    fitted, affine, box = geometry.fit_centre(array, np.diag([2.0, 3.0, 4.0, 1.0]), (3, 4), np.zeros(1))
+    np.testing.assert_array_equal(fitted[0], [[0, 1, 1, 0], [0, 2, 2, 0], [0, 3, 3, 0]])
+    np.testing.assert_array_equal(box, [[0, 1, 0], [3, 3, 1]])
+    np.testing.assert_allclose(affine[:3, 3], [2, -3, 0])
+
+
 def test_same_grid_allows_rounding_only():
     near, far = OBLIQUE.copy(), OBLIQUE.copy()
     near[0, 3] += 1e-3

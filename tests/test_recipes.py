@@ -16,6 +16,7 @@ from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from test_config import checked
 
 import dataset_tool
+import evaluate
 import generate
 import train
 from networks.conditioning import Condition
@@ -295,6 +296,9 @@ def test_brats_diffusion_draws_volumes_that_lie_where_the_crops_do(road, name, s
     np.testing.assert_allclose(np.abs(np.diag(samples.affine)[:3]), 1.1, rtol=1e-5)
     tool("export", f"out/{name}/samples.h5", "--format", "nifti", "--dest", f"out/{name}/nii")
     assert nibabel.load(f"out/{name}/nii/images/seed000001.nii.gz").shape == (16, 16, 16)
+    said = succeed(evaluate.main, "--real", "data/brats.h5", "--generated", f"out/{name}/samples.h5", "--dest",
+                   f"out/{name}", "--num-noise", "2")
+    assert "centrally to 16 x 16 x 16" in said and Path(f"out/{name}/report.html").is_file()
 
 
 @on("echo")
@@ -321,6 +325,9 @@ def test_diff3_draws_pairs_by_its_own_diffusion_and_by_edm(road, name):
     again = drawn(name, out, "sampling.nifti=false").arrays
     np.testing.assert_array_equal(np.stack(again["images"]), images)
     assert not Path(f"results/{name}").exists()
+    succeed(evaluate.main, "--real", "data/mitea.h5", "--generated", f"{out}/samples.h5", "--dest", out, "--num-noise",
+            "2", "--ignore-spacing")
+    assert json.loads(Path(out, "report.json").read_text())["generated"]["num"] == 2
 
 
 @on("echo")

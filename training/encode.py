@@ -219,15 +219,9 @@ def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) 
     item = volumes.read(split, index)
     if item.image.shape[1:] == size:
         return item
-    flat = len(size) == 2  # geometry has three axes
-
-    def fit(array: np.ndarray, fill: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        array = array[..., None] if flat else array
-        array, affine, box = fit_centre(array, item.affine, (*size, 1)[:3], np.full(len(array), fill))
-        return array[..., 0] if flat else array, affine, box
-
-    image, affine, inside = fit(item.image, volumes.meta.intensity.lo)
-    label = None if item.label is None else fit(item.label[None], 0)[0][0]
+    low = np.full(len(item.image), volumes.meta.intensity.lo)
+    image, affine, inside = fit_centre(item.image, item.affine, size, low)
+    label = None if item.label is None else fit_centre(item.label[None], item.affine, size, np.zeros(1))[0][0]
     moved = np.rint(np.linalg.solve(item.affine, affine)[:3, 3]).astype(np.int64)  # old index of the first new voxel
     box = np.clip(item.box - moved, inside[0], inside[1])
     return item._replace(image=image, label=label, affine=affine, box=box)

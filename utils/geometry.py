@@ -71,15 +71,15 @@ def resample(
 def fit_centre(
     array: np.ndarray, affine: np.ndarray, shape: Sequence[int], fill: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pad with fill [C] or crop to `shape`, equally on both sides; returns array, affine and the valid box [2,3]."""
+    """Pad with fill [C] or crop [C,*S] to `shape`, equally on both sides; returns array, affine and valid box [2,3]."""
     old, new = np.array(array.shape[1:]), np.array(shape)
     first = np.trunc((old - new) / 2).astype(int)  # old index of the first new voxel, < 0 = padding; odd rest behind
     start, stop = np.maximum(0, -first), np.minimum(new, old - first)
     fitted = np.empty((len(array), *shape), array.dtype)
-    fitted[:] = np.asarray(fill, array.dtype).reshape(-1, 1, 1, 1)
+    fitted[:] = np.asarray(fill, array.dtype).reshape(-1, *[1] * len(new))
     inside = tuple(slice(a, b) for a, b in zip(start, stop))
     taken = tuple(slice(a, b) for a, b in zip(start + first, stop + first))
     fitted[(slice(None), *inside)] = array[(slice(None), *taken)]
-    new_affine = affine.copy()
-    new_affine[:3, 3] += affine[:3, :3] @ first
-    return fitted, new_affine, np.stack([start, stop]).astype(np.int64)
+    new_affine, flat = affine.copy(), 3 - len(new)  # a 2D image is one voxel deep
+    new_affine[:3, 3] += affine[:3, :3] @ [*first, *[0] * flat]
+    return fitted, new_affine, np.array([(*start, *[0] * flat), (*stop, *[1] * flat)], dtype=np.int64)
