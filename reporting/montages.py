@@ -1,7 +1,8 @@
-"""Pictures of volumes: three orthogonal planes, grey image with its label map, real above generated."""
+"""Pictures of volumes: three orthogonal planes, grey image with its label map, real above generated; and of signals."""
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,14 @@ class Plane(NamedTuple):
 def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
                     window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
                     channels: Sequence[str] = (), captions: Sequence[str] = ()) -> None:
-    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage)."""
+    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage).
+
+    In 1D it has the signals as curves, without their labels.
+    """
     blocks = [("Real", real), ("Generated", generated)]
+    if len(spacing) == 1:
+        save_png(curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions), path)
+        return
     save_png(montage(blocks, spacing, window=window, label_classes=label_classes, channels=channels,
                      captions=captions), path)
 
@@ -71,6 +78,31 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
     legend = {value: name for value, name in enumerate(label_classes) if value and value in seen}
     sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block]) for title, block in columns]
     return _blocks_figure(sheets, legend, captions)
+
+
+def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> Figure:
+    """Titled rows of signals [C,S], a column per signal and a line per channel, all on one scale.
+
+    Captions stand under the last row; empty rows are left out.
+    """
+    shown = [(title, signals) for title, signals in blocks if len(signals)]
+    columns = max(len(signals) for _, signals in shown)
+    figure = Figure(figsize=((columns * (TILE + GAP) + 60) / DPI, len(shown) * (TILE + 40) / DPI), dpi=DPI,
+                    facecolor=BACKGROUND, layout="constrained")
+    grid = figure.subplots(len(shown), columns, sharex=True, sharey=True, squeeze=False)
+    for (title, signals), row in zip(shown, grid, strict=True):
+        row[0].set_title(title, color=TEXT, fontsize=14, fontweight="bold", loc="left")
+        for axis, signal in zip(row, signals):
+            for values, colour in zip(signal, cycle((TEXT, *LABEL_COLOURS))):
+                axis.plot(values, color=colour, linewidth=1)
+        for axis in row[len(signals):]:
+            axis.set_visible(False)
+    for axis in grid.flat:
+        axis.set_facecolor(BACKGROUND)
+        axis.tick_params(colors=TEXT, labelsize=8)
+    for axis, caption in zip(grid[-1], captions):
+        axis.set_xlabel(caption, color=TEXT, fontsize=9)
+    return figure
 
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,

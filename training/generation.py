@@ -87,9 +87,9 @@ def generate(experiment: str, config: dict) -> None:
         distributed.barrier()
         if distributed.rank() == 0:
             merged = merge(target, old, parts, seeds, meta)
-            write_pictures(outdir, merged, set(missing), snapshot, options)
-        log(f"Samples   {target}" + (f"\nNIfTI     {outdir / 'nifti'}" if options.nifti else "")
-            + (f"\nMontage   {outdir / 'samples.png'}" if options.montage else ""))
+            log(f"Samples   {target}")
+            for line in write_pictures(outdir, merged, set(missing), snapshot, options):
+                log(line)
     finally:
         distributed.shutdown()
 
@@ -323,25 +323,38 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int],
     return SamplesFile(target)
 
 
-def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: dict, options: Sampling) -> None:
-    """NIfTI of every seed that is new or has none that is up to date, and the montage of real above generated."""
-    written = samples.path.stat().st_mtime
-    if options.nifti and "images" in samples.arrays:
-        dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
-        for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
-            for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
-                path = outdir / "nifti" / f"seed{seed:06d}_{kind}.nii.gz"
-                fresh = path.is_file() and path.stat().st_mtime >= written
-                if array is not None and (seed in new or not fresh):
-                    write_nifti(path, array, samples.affine, spatial_dims=dims, unit=unit)
-    if options.montage and "images" in samples.arrays:
+def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: dict, options: Sampling
+                   ) -> Iterator[str]:
+    """NIfTI of every seed, and the montage of real above generated, as far as there are images; a line on each."""
+    if "images" not in samples.arrays:
+        return
+    dims = samples.images(0).ndim - 1
+    if options.nifti and dims > 1:
+        write_niftis(outdir / "nifti", samples, new)
+        yield f"NIfTI     {outdir / 'nifti'}"
+    elif options.nifti:
+        yield "NIfTI     none: it holds images and volumes, these are signals (1D)"
+    if options.montage:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
         generated, data = [(samples.images(i), samples.labels(i)) for i in range(count)], snapshot["data"]
         real = real_pictures(snapshot, options.real, count, options.trust)
-        samples_montage(real, generated, spacing_of(samples.affine)[:generated[0][0].ndim - 1], outdir / "samples.png",
+        samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
                         label_classes=data["label_classes"], channels=data["channels"],
                         captions=captions(samples, count))
+        yield f"Montage   {outdir / 'samples.png'}"
+
+
+def write_niftis(folder: Path, samples: SamplesFile, new: set[int]) -> None:
+    """NIfTI of every seed that is new or has none that is up to date."""
+    written = samples.path.stat().st_mtime
+    dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
+    for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
+        for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
+            path = folder / f"seed{seed:06d}_{kind}.nii.gz"
+            fresh = path.is_file() and path.stat().st_mtime >= written
+            if array is not None and (seed in new or not fresh):
+                write_nifti(path, array, samples.affine, spatial_dims=dims, unit=unit)
 
 
 def captions(samples: SamplesFile, count: int) -> list[str]:
