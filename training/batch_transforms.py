@@ -47,16 +47,17 @@ class DrawLatents:
 class EncodeImages:
     """Encode images by a frozen first stage, draw latents from the posteriors and scale them, all while training.
 
+    trust: let the autoencoder's snapshot build classes that are not on the list of known ones.
     autoencoder: a name, run folder or snapshot. The figures of the scaling are those of `num` items of the training
     data, measured once at the start of a run.
     """
 
     def __init__(self, autoencoder: str, num: int = 64, scaling: str = "standardize", sigma_data: float = 0.5,
-                 run_root: str = "results"):
+                 run_root: str = "results", trust: bool = False):
         check_count(1, {"num": num})
         self.path = distributed.from_rank_0(lambda: find_file(autoencoder, "network-snapshot", Path(run_root),
                                                               "training.batch_transform.autoencoder"))
-        self.net, self.snapshot = load_network(self.path, "autoencoder")
+        self.net, self.snapshot = load_network(self.path, "autoencoder", trust)
         self.num, self.scaling, self.sigma_data = num, scaling, sigma_data
 
     def open(self, dataset: Sequence[Sample], device: torch.device) -> None:

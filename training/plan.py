@@ -215,7 +215,7 @@ def plan_decode(config: dict, source: Source) -> DecodePlan | None:
     cpu, batch = torch.device("cpu"), 1 if own else sampling["batch_size"]
     with fake_tensors(), LiveMemory() as memory, torch.no_grad():
         net = imagine(lambda: build(fill_network(training, source)) if own else
-                      build_from_file(source.first_stage, "the latents", trust=True)).eval()
+                      build_from_file(source.first_stage, "the latents", training["options"]["trust"])).eval()
         size = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
         tile = sampling["tile"] and tuple(sampling["tile"])
         view = by_parts(net, tile, sampling["tile_overlap"], sampling["tile_mode"]) if tile else net

@@ -114,7 +114,7 @@ def build_transform(training: dict, dataset: object) -> Callable:
     """The batch transform, told the figures of latents; ValueError when the data are not what it is for."""
     node, path = training["batch_transform"], "training.batch_transform"
     figures, source = latent_figures(dataset), dataset.data.get("latents", dataset.data["source"])
-    filled = fill(node, **figures)
+    filled = fill(node, trust=training["options"]["trust"], **figures)
     try:
         check_targets(filled, path)
     except ValueError as e:
@@ -191,7 +191,7 @@ def build_task(training: dict, dataset: object) -> Task:
         holder = dataset if latent_figures(dataset) else transform
         part = snapshot["first_stage"] = first_stage_part(holder.first_stage(), transform.figures)
         if part["network"]:  # whole and buildable, before anything is trained on it
-            build_codec(part, dataset.data.get("latents", dataset.data["source"]), trust=True)
+            build_codec(part, dataset.data.get("latents", dataset.data["source"]), training["options"]["trust"])
     task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
     check_forward(task, dataset)
     return task

@@ -25,12 +25,13 @@ from utils.files import first_line, plain_hash
 # homes of the classes that a file may name
 TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "training.datasets.", "torch.nn.",
            "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.")
+TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
 # options that leave what is computed alone, the last digits aside
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
                "precision", "compile", "channels_last", "checkpointing", "parallel", "min_psnr",
-               "timeout_s", "max_bad_steps", "wandb")
+               "timeout_s", "max_bad_steps", "wandb", "trust")
 # arguments that the program itself gives a target, by the target's place in the config, which must not
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
@@ -67,6 +68,7 @@ class Options:
     min_psnr: float | None = 20         # dB that diffusion asks of its latents, decoded again; null: no matter
     max_bad_steps: int = 20             # more steps in a row without finite loss and gradients end the run
     wandb: str | None = None            # W&B project to log to as well
+    trust: bool = False                 # build any target that a first stage's file names, not only the allow-list
     device: str = "auto"                # cpu | cuda | auto
     dry_run: bool = False               # check and print the config, then stop
     debug: bool = False                 # show the traceback of errors
@@ -445,10 +447,10 @@ def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
         name = str(inner["_target_"])
         if not trust and not is_trusted(name, path):
             raise ValueError(f"{source}: {path}._target_={name} is not on the list of what a file may name "
-                             f"(classes of {', '.join(TRUSTED)}); set trust=true if you trust the file")
+                             f"(classes of {', '.join(TRUSTED)}); {TRUST}")
         check_signature(path, inner)
     if not trust and "${" in json.dumps(node, default=str):  # could make a target out of text, after the check
-        raise ValueError(f"{source}: the network's config holds ${{...}}; set trust=true if you trust the file")
+        raise ValueError(f"{source}: the network's config holds ${{...}}; {TRUST}")
     return build(node)
 
 

@@ -1,0 +1,75 @@
+"""A stranger's latents or autoencoder cannot run code in training, unless one says that the file is trusted."""
+
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from commands import call, refused
+from test_encode import TINY, encoded, write_snapshot, write_volumes
+
+import dataset_tool
+import train
+from training.snapshot import first_stage_hash
+from utils import checkpoint
+from utils.config import build_from_file, config_hash
+from utils.latents import FirstStageRecord, LatentsFile, write_latents
+
+PROOF = "code-has-run"
+EVIL = {"_target_": "os.mkdir", "path": PROOF}
+HIDDEN = {"_target_": "networks.precond.EDMPrecond", "model": f"${{oc.create:{{_target_: os.mkdir, path: {PROOF}}}}}"}
+TRUST = "training.options.trust=true"
+BY_LATENTS = [*TINY, "training.dataset.path=evil.h5", "training.options.min_psnr=null"]
+BY_SNAPSHOT = [*TINY, "dataset=volumes", "batch_transform=encode", "training.dataset.path=vols.h5",
+               "training.batch_transform.autoencoder=evil.pt", "training.options.min_psnr=null"]
+
+
+@pytest.fixture(params=[EVIL, HIDDEN], ids=["named", "hidden"])
+def at(request, tmp_path: Path):
+    """Work in a folder with volumes, and a snapshot and latents whose first stage is code."""
+    with chdir(tmp_path):
+        write_volumes(Path("vols.h5"))
+        write_snapshot(Path("stage.pt"), Path("vols.h5"))
+        encoded("lat.h5")
+        snapshot = checkpoint.load(Path("stage.pt"), "snapshot")
+        snapshot["network"] = request.param
+        checkpoint.save(Path("evil.pt"), "snapshot", snapshot)
+        write_evil_latents(Path("evil.h5"), LatentsFile(Path("lat.h5")), request.param)
+        yield tmp_path
+
+
+def write_evil_latents(path: Path, good: LatentsFile, node: dict) -> None:
+    """Whole latents whose first stage has another config, and the hash of that one."""
+    weights = good.first_stage().weights
+    torch_weights = {name: torch.from_numpy(w) for name, w in weights.items()}
+    record = FirstStageRecord(node, weights, first_stage_hash(node, torch_weights))
+    write_latents(path, {s: good.read(s) for s in good.splits}, record, good.data, {"kind": "test"})
+
+
+@pytest.mark.parametrize("arguments", [BY_LATENTS, BY_SNAPSHOT], ids=["latents", "snapshot"])
+def test_training_builds_nothing_that_a_file_names_but_known_classes(at, arguments):
+    line = refused(at, train.main, *arguments)  # one line, and not a file more: no proof, no run folder
+    assert TRUST in line and ("evil.h5" in line or "evil.pt" in line)
+    assert not Path(PROOF).exists() and not Path("results").exists()
+
+
+def test_plan_builds_nothing_that_latents_name_but_known_classes(at):
+    assert TRUST in refused(at, dataset_tool.main, "plan", *BY_LATENTS)
+
+
+@pytest.mark.parametrize("arguments", [BY_LATENTS, BY_SNAPSHOT], ids=["latents", "snapshot"])
+def test_a_user_may_trust_a_file(at, arguments):
+    """The code then runs: what refused it was the list, and nothing else on the way."""
+    call(train.main, *arguments, TRUST)
+    assert Path(PROOF).exists()
+
+
+def test_trust_is_no_part_of_what_is_computed():
+    options = {"seed": 0, "trust": False}
+    assert config_hash({"options": options}) == config_hash({"options": {**options, "trust": True}}) == config_hash(
+        {"options": {"seed": 0}})
+
+
+def test_every_way_to_trust_is_named():
+    with pytest.raises(ValueError, match=r"training\.options\.trust=true, sampling\.trust=true or --trust"):
+        build_from_file(EVIL, "net.pt")
