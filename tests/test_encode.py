@@ -15,7 +15,7 @@ import dataset_tool
 import generate
 import train
 from networks.conditioning import Condition
-from networks.latent_codec import LatentCodec, shift_and_gain
+from networks.latent_codec import LatentCodec, shift_and_gain, whiten
 from samplers.noise import ImageGenerators
 from training import encode
 from training.batch import Batch, collate
@@ -38,7 +38,8 @@ TINY = ["-cn=echo_edm", "training.network.model.model_channels=4", "training.net
         "training.options.batch_size=4", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008",
         "training.options.num_threads=1", "training.options.device=cpu", "training.options.precision=fp32",
         "training.validation.max_items=0", "sampling.num_threads=1", "sampling.device=cpu", "sampling.montage=0",
-        "sampling.nifti=false", "sampling.sampler.num_steps=2", "sampling.seeds=0-1"]
+        "sampling.nifti=false", "sampling.sampler.num_steps=2", "sampling.seeds=0-1",
+        "training.options.min_psnr=null"]
 AFFINE = np.array([[0.0, 2, 0, 5], [-3, 0, 0, 1], [0, 0, 4, -2], [0, 0, 0, 1]])
 
 
@@ -338,7 +339,10 @@ def test_draws_have_the_moments_that_the_file_holds(posterior):
 def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     images, latents = VolumesDataset("vols.h5"), LatentsDataset("lat.h5")
     on_the_fly = EncodeImages("stage.pt", num=5)
-    on_the_fly.open(images, torch.device("cpu"))
+    on_the_fly.open(images, VolumesDataset("vols.h5", split="val"), torch.device("cpu"))
+    known = LatentsFile("lat.h5").round_trip
+    assert on_the_fly.round_trip == {"psnr_db": pytest.approx(known["psnr_db"], abs=1e-3), "num": known["num"],
+                                     "split": "held out"}
     assert on_the_fly.shape == latents.shape
     from_file = DrawLatents(**latents.figures)
     for name in ("channel_mean", "channel_std", "limits"):
@@ -348,6 +352,23 @@ def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     wanted, _ = from_file(collate([latents[0], latents[3]]), generators[1])
     torch.testing.assert_close(x, wanted, atol=1e-3, rtol=0)
     assert not any(p.requires_grad for p in on_the_fly.net.parameters()) and not on_the_fly.net.training
+
+
+def test_means_instead_of_draws(at):
+    latents = LatentsDataset("lat.h5")
+    batch = collate([latents[0], latents[3]])
+    drawn, other, *means = (DrawLatents(**latents.figures, draw=draw)(batch, ImageGenerators([7, 8], seed=seed))[0]
+                            for draw, seed in ((True, 1), (True, 2), (False, 1), (False, 2)))
+    shift, gain = map(torch.tensor, shift_and_gain(*(latents.figures[k] for k in ("channel_mean", "channel_std"))))
+    torch.testing.assert_close(means[0], whiten(batch.images.chunk(2, 1)[0], shift, gain))
+    assert torch.equal(*means) and not torch.equal(drawn, other)
+
+
+def test_encoding_while_training_by_a_poor_first_stage_is_refused(at):
+    where = ["dataset=volumes", "training.dataset.path=vols.h5", "batch_transform=encode",
+             "training.batch_transform.autoencoder=stage.pt", "training.options.run_root=poor"]
+    said = refused(at, train.main, *TINY, *where, "training.options.min_psnr=99")
+    assert "vols.h5: its first stage gives" in said and "min_psnr=99" in said and not Path("poor").exists()
 
 
 def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):

@@ -183,22 +183,21 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, arguments, message
 # ---- what diffusion asks of its latents ----
 
 
-def latents(round_trip: dict | None) -> SimpleNamespace:
-    """A dataset of latents whose file says this of its round trip."""
-    return SimpleNamespace(figures={"scaling": "standardize"}, data={"latents": "l.h5"},
-                           file=SimpleNamespace(round_trip=round_trip))
+def part(round_trip: dict | None) -> dict:
+    """What a run knows of a first stage that says this of its round trip."""
+    return {"round_trip": round_trip}
 
 
 def test_latents_of_a_poor_first_stage_are_refused_unless_told_otherwise():
-    poor = latents({"psnr_db": 12.345, "dice": {}, "num": 16, "split": "val"})
+    poor = part({"psnr_db": 12.345, "dice": {}, "num": 16, "split": "val"})
     with pytest.raises(ValueError, match=r"l\.h5.*'val'.*12\.35 dB.*min_psnr=20; train.*min_psnr=null"):
-        round_trip_notes(poor, 20)
-    assert "12.35 dB over 16 volumes" in round_trip_notes(poor, None)[0]
-    assert "12.35 dB" in round_trip_notes(poor, 12)[0]
+        round_trip_notes(poor, "l.h5", 20)
+    assert "12.35 dB over 16 volumes" in round_trip_notes(poor, "l.h5", None)[0]
+    assert "12.35 dB" in round_trip_notes(poor, "l.h5", 12)[0]
     with pytest.raises(ValueError, match="nan"):
-        round_trip_notes(latents({"psnr_db": float("nan"), "num": 1, "split": "val"}), 0)
+        round_trip_notes(part({"psnr_db": float("nan"), "num": 1, "split": "val"}), "l.h5", 0)
 
 
-def test_latents_that_do_not_say_are_noted_and_volumes_are_not_asked():
-    assert "does not say" in round_trip_notes(latents(None), 20)[0]
-    assert round_trip_notes(SimpleNamespace(), 20) == []
+def test_latents_that_do_not_say_are_noted_and_voxels_have_none():
+    assert "does not say" in round_trip_notes(part(None), "l.h5", 20)[0]
+    assert round_trip_notes(None, "v.h5", 20) == []

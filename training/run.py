@@ -20,6 +20,7 @@ from training.ema import halflives
 from training.init_from import init_from
 from training.patches import PatchAugment
 from training.precision import resolve_precision
+from training.preview import build_preview, check_preview
 from training.resume import Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_warnings, check_folder, spread_lines
@@ -95,6 +96,11 @@ def latent_figures(dataset: object) -> dict:
     return getattr(dataset, "figures", {})
 
 
+def data_source(dataset: object) -> str:
+    """The file that a dataset reads."""
+    return dataset.data.get("latents", dataset.data["source"])
+
+
 def build_augment(training: dict, dataset: object) -> Callable | None:
     """The augmentation, where there is one; ValueError for latents."""
     node = training["augment"]
@@ -110,10 +116,10 @@ def build_augment(training: dict, dataset: object) -> Callable | None:
     return augment
 
 
-def build_transform(training: dict, dataset: object) -> Callable:
+def build_transform(training: dict, dataset: object, held: Held | None) -> Callable:
     """The batch transform, told the figures of latents; ValueError when the data are not what it is for."""
     node, path = training["batch_transform"], "training.batch_transform"
-    figures, source = latent_figures(dataset), dataset.data.get("latents", dataset.data["source"])
+    figures, source = latent_figures(dataset), data_source(dataset)
     filled = fill(node, trust=training["options"]["trust"], **figures)
     try:
         check_targets(filled, path)
@@ -127,15 +133,15 @@ def build_transform(training: dict, dataset: object) -> Callable:
                          + "; choose batch_transform=latents")
     if opens:
         on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
-        transform.open(dataset, torch.device("cpu" if on_cpu else "cuda"))
+        transform.open(dataset, held.dataset if held else dataset, torch.device("cpu" if on_cpu else "cuda"))
     return transform
 
 
-def round_trip_notes(dataset: object, min_psnr: float | None) -> list[str]:
-    """What a file of latents says of its first stage, for the log; ValueError when that loses more than min_psnr dB."""
-    if not latent_figures(dataset):
+def round_trip_notes(part: dict | None, source: str, min_psnr: float | None) -> list[str]:
+    """How well the first stage of a run gives volumes back, for the log; ValueError for less than min_psnr dB."""
+    if part is None:
         return []
-    source, found = dataset.data["latents"], dataset.file.round_trip
+    found = part["round_trip"]
     if found is None:
         asked = f" (training.options.min_psnr={min_psnr:g})" if min_psnr is not None else ""
         return [f"Note: {source} does not say how well its first stage gives volumes back{asked}; evaluate.py "
@@ -165,10 +171,10 @@ def check_strata(loss: Callable, batch_size: int) -> None:
                          "(${training.options.batch_size}), or null")
 
 
-def build_task(training: dict, dataset: object) -> Task:
+def build_task(training: dict, dataset: object, held: Held | None = None) -> Task:
     """The task with its network, loss and optimiser, and what its snapshots will carry."""
     augment = build_augment(training, dataset)
-    transform = build_transform(training, dataset) if training["task"] == "diffusion" else None
+    transform = build_transform(training, dataset, held) if training["task"] == "diffusion" else None
     shape = getattr(transform, "shape", dataset.shape)
     node = fill_network(training, dataset, getattr(augment, "label_dim", 0), shape)
     net = build(node, path="training.network")
@@ -190,8 +196,9 @@ def build_task(training: dict, dataset: object) -> Task:
     if hasattr(transform, "figures"):
         holder = dataset if latent_figures(dataset) else transform
         part = snapshot["first_stage"] = first_stage_part(holder.first_stage(), transform.figures)
+        part["round_trip"] = holder.round_trip
         if part["network"]:  # whole and buildable, before anything is trained on it
-            build_codec(part, dataset.data.get("latents", dataset.data["source"]), training["options"]["trust"])
+            build_codec(part, data_source(dataset), training["options"]["trust"])
     task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
     check_forward(task, dataset)
     return task
@@ -270,6 +277,7 @@ def train(experiment: str, config: dict) -> None:
     check_training(training)
     if training["validation"]["every_ticks"] < 1:
         raise ValueError(f"training.validation.every_ticks={training['validation']['every_ticks']}: wanted 1 or more")
+    check_preview(training["validation"])
     if config["sampling"]["sampler"]:
         check_targets(config["sampling"]["sampler"], "sampling.sampler")
     if options.dry_run:
@@ -284,8 +292,9 @@ def train(experiment: str, config: dict) -> None:
         distributed.check_equal("the configuration", plain_hash(common_part(training)))
         dataset = build(training["dataset"], path="training.dataset")
         torch.manual_seed(options.seed)
-        task = build_task(training, dataset)
-        reason = train_task(experiment, config, task, dataset, options, device)
+        held = held_out(training)
+        task = build_task(training, dataset, held)
+        reason = train_task(experiment, config, task, dataset, held, options, device)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
@@ -298,18 +307,18 @@ def common_part(training: dict) -> dict:
                                     if k not in ("device", "num_threads", "num_workers", "debug")}}
 
 
-def train_task(experiment: str, config: dict, task: Task, dataset: object, options: Options,
+def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
                device: torch.device) -> Reason | None:
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = {"config": config, "data": known_data(task, dataset), "spatial_dims": len(dataset.shape) - 1}
-    notes = round_trip_notes(dataset, options.min_psnr)
-    held = held_out(training)
+    notes = round_trip_notes(task.snapshot["first_stage"], data_source(dataset), options.min_psnr)
+    preview, preview_notes = build_preview(config, task, held, device)
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
         fresh = options.init_from and not state
-        start.notes.extend(notes)
+        start.notes.extend([*notes, *preview_notes])
         start.notes.extend(init_from(task.net, task.snapshot["network"], options) if fresh else [])
         folder = run_dir or Path(options.run_root)
         distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
@@ -322,7 +331,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, optio
         if restarted() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
             log("Restarted by torchrun after it was asked to stop: ending again")
             return Reason("an earlier signal", "requeue", TRY_AGAIN)
-        trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held)
+        trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held,
+                          preview=preview)
         if state:
             trainer.restore(state)
         if not go_on:
@@ -381,7 +391,7 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
         log(line)
     weights = sum(p.numel() for phase in trainer.task.phases for p in phase.module.parameters())
     log(f"Run folder  {trainer.run_dir}")
-    source = dataset.data.get("latents", dataset.data["source"])
+    source = data_source(dataset)
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")

@@ -17,7 +17,7 @@ class LatentsDataset:
         if not latents.ids:
             raise ValueError(f"{path}: split {split!r} has no items")
         self.images = np.concatenate([latents.mean, latents.std], axis=1)
-        self.classes = latents.classes
+        self.classes, self.round_trip = latents.classes, self.file.round_trip
         self.data = {**self.file.data, "latents": str(path), "latents_hash": self.file.content_hash}
         self.shape = latents.mean.shape[1:]
         self.figures = {name: getattr(self.file, name) for name in ("channel_mean", "channel_std", "limits", "scaling",
