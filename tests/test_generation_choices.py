@@ -1,6 +1,7 @@
 """What generate.py says before it draws: arguments, guides and files that cannot be, and what will draw."""
 
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from commands import call, refused, succeed
 
 import dataset_tool
 import generate
-from training.generation import captions, real_pictures
+from samplers import ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
+from tests.denoisers import Denoiser, gaussian
+from training.generation import Drawer, captions, draw, real_pictures
 from utils import checkpoint
 from utils.config import build
 from utils.runs import find_file
 from utils.sample_io import SamplesFile
-from utils.volumes import VolumesFile
+from utils.volumes import Intensity, VolumesFile
 
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
         "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]
@@ -129,3 +132,55 @@ def test_as_many_real_volumes_are_shown_as_there_are_held_out_ones_first(at):
         item = file.read(*place)
         assert np.array_equal(image, item.image) and np.array_equal(label, item.label)
     assert len(real_pictures({}, "echo.h5", 100, False)) == 10
+
+
+# ---- trajectories ----
+
+
+def drawn(net: Denoiser, sampler, seeds: list[int]) -> dict[str, np.ndarray]:
+    """Latents [N,2,3] of seeds, with their trajectory."""
+    return draw(Drawer(net, True, None, sampler, (2, 3), Intensity(0, 1, True, ""), (), torch.device("cpu"), "fp32",
+                       trajectory=True), seeds)
+
+
+@pytest.mark.parametrize("sampler", [
+    partial(edm_sampler, num_steps=5), partial(edm_sampler, num_steps=5, S_churn=2),
+    partial(multistep_sampler, num_steps=5, order=3), partial(ddim_sampler, num_steps=5, eta=1),
+    partial(ablation_sampler, num_steps=5, solver="euler", discretization="vp", sigma_max=80)])
+def test_a_trajectory_goes_from_the_first_guess_to_the_sample(sampler):
+    arrays = drawn(gaussian(0.5), sampler, [3, 8])
+    steps = arrays["trajectory"]
+    assert steps.shape == (2, 5, 2, 3) and steps.dtype == np.float32
+    np.testing.assert_allclose(steps[:, -1], arrays["latents"], rtol=1e-5)
+    if "S_churn" not in sampler.keywords:  # which adds noise before the first step
+        x = 80 * ImageGenerators([3, 8], purpose="sample").randn((2, 3)).numpy()
+        np.testing.assert_allclose(steps[:, 0], x * 0.25 / (0.25 + 80 ** 2), rtol=1e-4)  # D = x sd^2 / (sd^2 + sigma^2)
+
+
+def test_a_denoiser_that_always_says_the_same_has_that_at_every_step():
+    net = Denoiser(lambda x, sigma: torch.full_like(x, 0.25))
+    assert (drawn(net, partial(edm_sampler, num_steps=4), [0])["trajectory"] == 0.25).all()
+
+
+@pytest.mark.parametrize("kind", ["h5", "npz"])
+def test_trajectories_are_filed_by_seed_whatever_the_batch(at, kind):
+    keys = ["sampling.trajectory=true", f"sampling.format={kind}", "sampling.montage=0", "sampling.nifti=false"]
+    for size in (1, 3):
+        succeed(generate.main, *DRAW, *keys, f"sampling.batch_size={size}", f"sampling.outdir=by{size}{kind}")
+    one, three = (SamplesFile(f"by{size}{kind}/samples.{kind}") for size in (1, 3))
+    steps = three.arrays["trajectory"]
+    assert steps.shape == (3, 2, 1, 8, 8) and steps.dtype == np.float32 and steps.std((0, 1)).min() > 0
+    np.testing.assert_allclose(one.arrays["trajectory"], steps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.clip((steps[:, -1] + 1) / 2, 0, 1), three.arrays["images"], atol=1e-5)
+    said = refused(at, generate.main, *DRAW, *keys[1:], f"sampling.outdir=by3{kind}")
+    assert "was drawn with another sampling" in said
+    succeed(generate.main, *DRAW, *keys, "sampling.seeds=0-3", f"sampling.outdir=by3{kind}")
+    more = SamplesFile(f"by3{kind}/samples.{kind}")
+    assert len(more) == 4 and np.array_equal(more.arrays["trajectory"][:3], steps)
+    assert "trajectory" not in three.meta.sampling["sampler"] and three.meta.sampling["trajectory"] is True
+
+
+def test_without_trajectory_there_is_none(at):
+    succeed(generate.main, *DRAW, "sampling.outdir=plain")
+    samples = SamplesFile("plain/samples.npz")
+    assert "trajectory" not in samples.arrays and "trajectory" not in samples.meta.sampling

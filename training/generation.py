@@ -40,7 +40,7 @@ class Drawer(NamedTuple):
 
     latent says whether the network draws latents (else voxels); first_stage decodes them and may be left out, whole is
     what to hold its tiles against. classes are the class indices that the seeds go through in turn, () for a network
-    without classes.
+    without classes. trajectory: keep what every step took the image to be.
     """
 
     net: Callable
@@ -53,6 +53,7 @@ class Drawer(NamedTuple):
     device: torch.device
     precision: str
     whole: FirstStage | None = None
+    trajectory: bool = False
 
 
 def generate(experiment: str, config: dict) -> None:
@@ -163,7 +164,7 @@ def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, d
     classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
     return Drawer(net, part is not None, first_stage, sampler, tuple(snapshot["shape"]),
                   Intensity(**snapshot["data"]["intensity"]), classes, device,
-                  resolve_precision(options.precision, device), whole)
+                  resolve_precision(options.precision, device), whole, options.trajectory)
 
 
 def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
@@ -247,7 +248,8 @@ def check_autoencoder(name: str, path: Path, wanted: str, trust: bool) -> None:
 def sample_meta(snapshot: dict, path: Path, options: Sampling, guidance: dict) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
-                "classes": options.classes, **({"guidance": guidance} if guidance else {})}
+                "classes": options.classes, **({"guidance": guidance} if guidance else {}),
+                **({"trajectory": True} if options.trajectory else {})}
     if options.tile is not None:
         settings |= {"tile": list(options.tile), "tile_overlap": options.tile_overlap, "tile_mode": options.tile_mode}
     part, data = snapshot["first_stage"], snapshot["data"]
@@ -290,13 +292,16 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
     generators = ImageGenerators(seeds, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
-    arrays, condition = {}, None
+    arrays, condition, steps = {}, None, []
     if drawer.classes:
         index = torch.tensor([drawer.classes[seed % len(drawer.classes)] for seed in seeds], device=drawer.device)
         condition = Condition(class_labels=one_hot(index, drawer.net.label_dim).float())
         arrays["classes"] = index
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(drawer.net, noise, condition=condition, randn_like=generators.randn_like).float()
+        x = drawer.sampler(drawer.net, noise, condition=condition, randn_like=generators.randn_like,
+                           **({"callback": keep(steps)} if drawer.trajectory else {})).float()
+    if drawer.trajectory:
+        arrays["trajectory"] = torch.stack(steps, dim=1)
     if drawer.latent:
         arrays["latents"] = x
     if drawer.first_stage is not None:
@@ -306,6 +311,11 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     elif not drawer.latent:
         arrays["images"] = drawer.intensity.from_network(x)
     return {name: array.cpu().numpy() for name, array in arrays.items()}
+
+
+def keep(steps: list[torch.Tensor]) -> Callable[[int, torch.Tensor, torch.Tensor], None]:
+    """A sampler's callback that appends the denoised image of every step, float32 on the CPU."""
+    return lambda step, x, denoised: steps.append(denoised.to("cpu", torch.float32))
 
 
 def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int], meta: SampleMeta) -> SamplesFile:

@@ -122,6 +122,7 @@ class Sampling:
     nifti: bool = True                  # one NIfTI per seed and kind
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
+    trajectory: bool = False            # keep the denoised image of every step beside the samples
     decode: bool = True                 # through the first stage that the snapshot carries
     autoencoder: str | None = None      # decode by this autoencoder; its hash must be the snapshot's, if that has one
     tile: list[int] | None = None       # decode in tiles of so many voxels per axis, null = whole volumes

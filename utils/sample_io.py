@@ -1,8 +1,8 @@
 """Samples: seed lists, and files of generated volumes (.h5 or .npz) whose rows are in seed order.
 
-Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; classes [N] int64; affine
-[4,4]; and as metadata `data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling`
-(settings).
+Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; classes [N] int64; trajectory
+[N,steps,C,*s] float32, the denoised image of every step in the network's units; affine [4,4]; and as metadata `data`
+(names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
 """
 
 import itertools
@@ -20,7 +20,7 @@ from utils.files import arrays_hash, atomic_path, read_npz
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
-ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64"}
+ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64", "trajectory": "float32"}
 
 
 def parse_seeds(text: str) -> list[int]:
