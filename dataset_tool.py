@@ -234,6 +234,11 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 @click.option("--tile", type=Words(int), help="Voxels per axis: decode in tiles of this size.  [default: whole]")
 @click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
 @click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@click.option("--compare/--no-compare", default=True, show_default=True,
+              help="Say by how much tiles differ from the whole; takes the memory of slabs.")
+@click.option("--uint8", is_flag=True, help="Whole numbers 0 to 255 across the intensity range, compressed.")
+@click.option("--montage", default=6, show_default=True, type=click.IntRange(min=0),
+              help="Volumes in the picture beside them; 0: none.")
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
 @click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: all cores.")

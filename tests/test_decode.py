@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import refused, succeed
+from PIL import Image
 from test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 
 import dataset_tool
@@ -22,7 +23,7 @@ from utils import checkpoint
 from utils.diff3 import read_samples
 from utils.latents import LatentsFile
 from utils.sample_io import SampleMeta, SamplesFile, write_samples
-from utils.volumes import VolumesFile
+from utils.volumes import Intensity, VolumesFile
 
 FIGURES = {"channel_mean": [1.0, -1.0], "channel_std": [2.0, 0.5], "limits": [-4.0, 6.0], "scaling": "minmax",
            "sigma_data": 0.5}
@@ -127,6 +128,26 @@ def test_latents_become_volumes_of_the_same_items(at):
         assert again.read(split, 0).box.tolist() == volumes.read(split, 0).box.tolist()
 
 
+def test_bytes_span_the_intensity_range_and_a_picture_shows_them(at):
+    """The range is 0 to 2, so a unit is 1/127.5."""
+    decoded("drawn.h5", "bytes.h5", "--uint8")
+    images, labels = by_hand(np.load("z.npy"))
+    with h5py.File("bytes.h5") as file:
+        stored = file["generated/images"]
+        assert stored.dtype == "uint8" and stored.compression == "gzip" and stored.shape == images.shape
+        np.testing.assert_allclose(stored[:], images * 127.5, atol=0.51)
+        assert file["generated/labels"].dtype == "uint8"
+    file = VolumesFile("bytes.h5")
+    assert file.meta.intensity == Intensity(0, 255, True, "255ths of 0 to 2 a.u.")
+    assert file.read("generated", 1).image.dtype == np.float32
+    with Image.open("bytes.png") as picture:
+        assert picture.width > 100 and np.asarray(picture).std() > 10
+    assert "another settings" in refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "bytes.h5")
+    decoded("drawn.h5", "bare", "--uint8", "--montage", "0")
+    assert nibabel.load("bare/images/seed000003.nii.gz").get_data_dtype() == np.uint8
+    assert not list(Path("bare").glob("*.png"))
+
+
 def test_a_folder_gets_nifti_and_a_second_run_adds_nothing(at):
     decoded("drawn.h5", "nifti")
     names = sorted(str(p.relative_to("nifti")) for p in Path("nifti").rglob("*.nii.gz"))
@@ -151,6 +172,7 @@ def test_a_second_run_never_doubles_rows(at):
 def test_tiles_say_by_how_much_they_differ_and_slabs_do_not_differ(at):
     said = decoded("drawn.h5", "tiles.h5", "--tile", "4", "4", "4")
     assert "Tiles differ from whole: image 0." in said and "% agree" in said
+    assert "differ" not in decoded("drawn.h5", "silent.h5", "--tile", "4", "4", "4", "--no-compare")
     assert "differ" not in decoded("drawn.h5", "slabs.h5", "--tile", "4", "4", "4", "--tile-mode", "exact")
     wanted, _ = by_hand(np.load("z.npy"))
     off = {name: np.abs(VolumesFile(f"{name}.h5").read("generated", 0).image - wanted[0]).max()
@@ -195,6 +217,14 @@ def test_samples_of_diff3_are_decoded_from_their_own_range(at):
     decoded("latent.h5", "diff3_latents.h5", "--autoencoder", "stage.pt")
     np.testing.assert_allclose(VolumesFile("diff3_latents.h5").read("val", 0).image, by_hand(arrays["mean"])[0][3],
                                atol=1e-4)
+
+
+def test_a_second_export_appended_to_latents_of_diff3_is_named(at, tmp_path):
+    with h5py.File("latent.h5") as source, h5py.File(tmp_path / "twice.h5", "w") as file:
+        for name in ("mean", "std", "min", "max"):
+            file.create_dataset(f"train/{name}", data=np.concatenate([source[f"train/{name}"][:]] * 2))
+    with pytest.raises(ValueError, match=r"rows of train from 3 on .* second export was appended"):
+        LatentsDataset(str(tmp_path / "twice.h5"))
 
 
 def test_a_second_run_appended_to_samples_of_diff3_is_named(at, tmp_path):

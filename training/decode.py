@@ -14,7 +14,7 @@ from utils import checkpoint, diff3, distributed, h5
 from utils.files import arrays_hash, write_text
 from utils.latents import FirstStageRecord, LatentsFile
 from utils.log import RunLog, progress
-from utils.nifti import write_nifti
+from utils.nifti import spacing_of, write_nifti
 from utils.runs import find_file
 from utils.sample_io import SamplesFile
 from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
@@ -24,13 +24,20 @@ RECORD = "decode.json"
 
 
 class Options(NamedTuple):
-    """How to decode, see networks.tiles for tile [*S] in voxels (None: whole volumes), tile_overlap and tile_mode."""
+    """How to decode, see networks.tiles for tile [*S] in voxels (None: whole volumes), tile_overlap and tile_mode.
+
+    compare: say by how much tiles differ from the whole, whose memory that takes. uint8: write whole numbers 0 to 255,
+    which span the intensity range. montage: volumes in the picture beside them, 0 for none.
+    """
 
     batch_size: int = 1
     precision: str = "fp32"
     tile: Sequence[int] | None = None
     tile_overlap: float = 0.25
     tile_mode: str = "blend"
+    compare: bool = True
+    uint8: bool = False
+    montage: int = 6
     overwrite: bool = False
     trust: bool = False
     num_threads: int = 0
@@ -46,6 +53,10 @@ class Row(NamedTuple):
     box: np.ndarray | None
     class_index: int | None
     latents: Callable[[], np.ndarray]
+
+
+Decoded = tuple[Row, np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
+Picture = tuple[np.ndarray, np.ndarray | None]
 
 
 class Source(NamedTuple):
@@ -69,8 +80,10 @@ def decode(latents: Path, dest: Path, options: Options, *, autoencoder: str | No
         raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
     if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
         raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
-    log = RunLog()
-    device = distributed.init("auto")
+    device, log = distributed.init("auto"), RunLog()
+    if distributed.world_size() > 1:
+        raise ValueError(f"decode runs as one process, torchrun started {distributed.world_size()}; call it by python, "
+                         "or draw and decode on all ranks by generate.py")
     distributed.set_threads(options.num_threads)
     source = open_source(latents)
     part, data, chosen = find_part(source, latents, autoencoder, network, run_root)
@@ -82,18 +95,25 @@ def decode(latents: Path, dest: Path, options: Options, *, autoencoder: str | No
     if is_there(dest, provenance, len(source.rows), options.overwrite):
         log(f"{dest}: all {len(source.rows)} there already")
         return
-    compare = stage.in_parts(options.tile, 0, "exact") if options.tile and options.tile_mode == "blend" else None
-    items = decoded(source, parts, options, device, compare, log)
+    blended = options.tile and options.tile_mode == "blend" and options.compare
+    items = decoded(source, parts, options, device, stage.in_parts(options.tile, 0, "exact") if blended else None, log)
+    if options.uint8:
+        data, items = in_bytes(data, items)
+    pictures: list[Picture] = []
     write = write_volumes if dest.suffix else write_folder
-    write(dest, items, source, data, provenance)
+    write(dest, seen(items, pictures, options.montage), source, data, provenance)
     log(f"{dest}: {len(source.rows)} volumes")
+    if pictures:
+        path = dest.with_suffix(".png") if dest.suffix else dest / "volumes.png"
+        write_montage(path, pictures, source.rows, data)
+        log(f"Montage     {path}")
 
 
 def settings(options: Options) -> dict:
     """What volumes depend on besides latents and first stage."""
     tiles = {"tile": list(options.tile), "tile_mode": options.tile_mode, "tile_overlap": options.tile_overlap} \
         if options.tile else {}
-    return {"precision": options.precision, **tiles}
+    return {"precision": options.precision, **tiles, **({"uint8": True} if options.uint8 else {})}
 
 
 # ---- what to decode ----
@@ -202,7 +222,7 @@ def build_stage(part: dict, data: dict, source: Source, where: str, trust: bool,
 
 
 def decoded(source: Source, stage: FirstStage, options: Options, device: torch.device, whole: FirstStage | None,
-            log: RunLog) -> Iterator[tuple[Row, np.ndarray, np.ndarray | None]]:
+            log: RunLog) -> Iterator[Decoded]:
     """Every row with its image [C,*S] in stored units and its label map; tells by how much tiles differ."""
     precision = resolve_precision(options.precision, device)
     for start in progress(range(0, len(source.rows), options.batch_size), desc="decode", unit="batch"):
@@ -221,6 +241,32 @@ def decoded(source: Source, stage: FirstStage, options: Options, device: torch.d
 
 
 # ---- what comes out ----
+
+
+def in_bytes(data: dict, items: Iterator[Decoded]) -> tuple[dict, Iterator[Decoded]]:
+    """What is known of volumes, and volumes, whose intensity range is 0 to 255 in whole numbers, uint8."""
+    had = Intensity(**data["intensity"])
+    is_bytes = (had.lo, had.hi) == (0, 255)
+    unit = had.unit if is_bytes else f"255ths of {had.lo:g} to {had.hi:g} {had.unit}"
+    scaled = ((row, np.rint(np.clip((image - had.lo) * (255 / (had.hi - had.lo)), 0, 255)).astype(np.uint8), label)
+              for row, image, label in items)
+    return {**data, "intensity": {"lo": 0.0, "hi": 255.0, "clip": True, "unit": unit}}, scaled
+
+
+def seen(items: Iterator[Decoded], pictures: list[Picture], count: int) -> Iterator[Decoded]:
+    """The same items, of which the first `count` are kept as pictures."""
+    for item in items:
+        if len(pictures) < count:
+            pictures.append(item[1:])
+        yield item
+
+
+def write_montage(path: Path, pictures: list[Picture], rows: list[Row], data: dict) -> None:
+    """A PNG of volumes, with their ids."""
+    from reporting.montages import montage, save_png
+    spacing = spacing_of(affine_of(rows[0], data))[:pictures[0][0].ndim - 1]
+    save_png(montage([("Decoded", pictures)], spacing, label_classes=data["label_classes"], channels=data["channels"],
+                     captions=[row.id for row in rows[:len(pictures)]]), path)
 
 
 def is_there(dest: Path, provenance: dict, count: int, overwrite: bool) -> bool:
@@ -244,21 +290,22 @@ def is_there(dest: Path, provenance: dict, count: int, overwrite: bool) -> bool:
     return bool(dest.suffix) or len(list((dest / "images").glob("*.nii.gz"))) == count
 
 
-def write_volumes(dest: Path, items: Iterator[tuple[Row, np.ndarray, np.ndarray | None]], source: Source, data: dict,
+def write_volumes(dest: Path, items: Iterator[Decoded], source: Source, data: dict,
                   provenance: dict) -> None:
     """A volumes file, one row per latent."""
     dims = len(source.rows[0].latents().shape) - 1
     intensity, classes = Intensity(**data["intensity"]), tuple(data.get("class_names", ()))
     meta = VolumesMeta(dims, tuple(data["channels"]), ("target",) * len(data["channels"]), tuple(data["label_classes"]),
                        (), (), classes, intensity)
-    with VolumesWriter(dest, meta, provenance) as writer:
+    kind = "uint8" if provenance["settings"].get("uint8") else "float32"
+    with VolumesWriter(dest, meta, provenance, image_dtype=kind) as writer:
         for row, image, label in items:
             box = full_box(image.shape[1:]) if row.box is None else row.box
             writer.add(row.split, Item(image.astype(np.float32), label, None, row.class_index if classes else None,
                                        row.id, row.group, affine_of(row, data), box))
 
 
-def write_folder(dest: Path, items: Iterator[tuple[Row, np.ndarray, np.ndarray | None]], source: Source, data: dict,
+def write_folder(dest: Path, items: Iterator[Decoded], source: Source, data: dict,
                  provenance: dict) -> None:
     """NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
     write_text(dest / RECORD, json.dumps(provenance, indent=2) + "\n")

@@ -5,6 +5,7 @@ latent.h5: SUBSET/mean, std [N,C,*s] float32, min and max [N] of mean -/+ 3 std.
 nor hashes, names or geometry.
 """
 
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,8 +110,13 @@ def _check_subset(group: h5py.Group) -> None:
 
 
 def _figures(group: h5py.Group) -> Figures:
-    moments = Moments()
-    for i in range(len(group["mean"])):
+    """Figures of a subset; ValueError for what is not finite, and for rows that are those of an export twice."""
+    moments, rows = Moments(), [sha256(row.tobytes()).digest() for row in group["mean"]]
+    period = rows.index(rows[0], 1) if rows[0] in rows[1:] else 0
+    if period and rows[period:] == rows[:-period]:
+        raise ValueError(f"{group.file.filename}: rows of {group.name[1:]} from {period} on are those before them once "
+                         "more: a second export was appended; export the latents again into a new file")
+    for i in range(len(rows)):
         mean, std = np.asarray(group["mean"][i], np.float32), np.asarray(group["std"][i], np.float32)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise ValueError(f"{group.file.filename}: item {i} of {group.name[1:]} is not finite; export the latents "

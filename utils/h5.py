@@ -70,18 +70,19 @@ def put_json(node: h5py.Group, name: str, value: Any) -> None:
 
 
 def create(group: h5py.Group, name: str, shape: Sequence[int], dtype: Any, *, contiguous: bool = False,
-           hash_rows: bool = False) -> h5py.Dataset:
+           hash_rows: bool = False, compress: bool = False) -> h5py.Dataset:
     """Make an empty data set: contiguous (fast random reads, memory-mappable), or chunked with checksums and growable.
 
     A chunk is one row, or a part of one where a row has more than CHUNK_BYTES. A chunked data set may grow along
     its first axis (append_row); its shape may start with 0. With hash_rows every row gets a hash of its own, so that
-    `read_row` need not trust fletcher32, for which a chunk of zeros is always whole.
+    `read_row` need not trust fletcher32, for which a chunk of zeros is always whole. compress: chunks by gzip.
     """
     shape = tuple(int(n) for n in shape)
     if contiguous or not shape:
         return group.create_dataset(name, shape, dtype)
     row = chunk_shape(shape[1:], np.dtype(dtype).itemsize)
-    dataset = group.create_dataset(name, shape, dtype, chunks=(1, *row), maxshape=(None, *shape[1:]), fletcher32=True)
+    dataset = group.create_dataset(name, shape, dtype, chunks=(1, *row), maxshape=(None, *shape[1:]), fletcher32=True,
+                                   **({"compression": "gzip", "compression_opts": 1} if compress else {}))
     if hash_rows:
         dataset.attrs["row_sha256"] = np.zeros((0, 32), np.uint8)  # filled in by `seal`
     return dataset

@@ -234,8 +234,8 @@ def _load_label(
         return data, False
     if label_affine is None or image_affine is None:
         raise ValueError(
-            f"{path}: shape {data.shape[1:]} differs from that of its image, {shape}, and without the geometry of both "
-            "it cannot be resampled"
+            f"{path}: is on another grid than its image ({data.shape[1:]}, the image {shape}), and the "
+            f"{'label map' if label_affine is None else 'image'} has no affine by which it could be resampled"
         )
     moved = geometry.resample(data, label_affine, shape, affine, order=0, outside=0)
     if data.any() and not moved.any():

@@ -1,8 +1,9 @@
 """volumes.h5: images, label maps, attributes and geometry of a cohort, split into training and held-out parts.
 
-Layout, per split: images [N,C,*S] float32, ids; if present labels [N,*S] uint8, attributes [N,A] float32 (NaN =
-missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3], intensity_ranges [N,C,2]. All but
-images and labels are read once and held against their hashes; an image or label map is whenever it is read.
+Layout, per split: images [N,C,*S] float32 (or uint8, for intensities 0 to 255), ids; if present labels [N,*S] uint8,
+attributes [N,A] float32 (NaN = missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3],
+intensity_ranges [N,C,2]. All but images and labels are read once and held against their hashes; an image or label map
+is whenever it is read.
 """
 
 import os
@@ -109,8 +110,13 @@ class _Rows(NamedTuple):
 class VolumesWriter:
     """Context manager that writes a volumes file item by item; nothing is left behind if the block fails."""
 
-    def __init__(self, path: str | Path, meta: VolumesMeta, provenance: dict[str, Any], *, needed_bytes: int = 0):
-        self._meta = meta
+    def __init__(self, path: str | Path, meta: VolumesMeta, provenance: dict[str, Any], *, needed_bytes: int = 0,
+                 image_dtype: str = "float32"):
+        """image_dtype uint8: rounded to whole numbers and compressed; ValueError for a contract other than 0 to 255."""
+        bounds = (meta.intensity.lo, meta.intensity.hi, meta.intensity.clip)
+        if image_dtype != "float32" and (image_dtype != "uint8" or bounds != (0, 255, True)):
+            raise ValueError(f"images as {image_dtype} of {meta.intensity}: wanted float32, or uint8 of 0 to 255")
+        self._meta, self._image_dtype = meta, image_dtype
         self._provenance = provenance
         self._context = h5.atomic_h5(path, needed_bytes)
         self._path = path
@@ -138,7 +144,7 @@ class VolumesWriter:
         if split not in self._rows:
             self._start_split(split, item)
         group, rows = self._file[split], self._rows[split]
-        h5.append_row(group["images"], item.image)
+        h5.append_row(group["images"], item.image if self._image_dtype == "float32" else np.rint(item.image))
         if item.label is not None:
             h5.append_row(group["labels"], item.label)
         rows.ids.append(item.id)
@@ -157,9 +163,10 @@ class VolumesWriter:
 
     def _start_split(self, split: str, item: Item) -> None:
         group = self._file.create_group(split)
-        h5.create(group, "images", (0, *item.image.shape), DTYPES["images"], hash_rows=True)
+        compress = self._image_dtype == "uint8"
+        h5.create(group, "images", (0, *item.image.shape), self._image_dtype, hash_rows=True, compress=compress)
         if item.label is not None:
-            h5.create(group, "labels", (0, *item.label.shape), DTYPES["labels"], hash_rows=True)
+            h5.create(group, "labels", (0, *item.label.shape), DTYPES["labels"], hash_rows=True, compress=compress)
         self._rows[split] = _Rows(*([] for _ in _Rows._fields))
 
     def _check(self, split: str, item: Item, intensity_range: np.ndarray | None) -> None:
@@ -328,7 +335,7 @@ class VolumesFile:
         class_index, affine, box = table.get("classes"), table.get("affines"), table.get("boxes")
         ids, groups = self._strings[split]
         return Item(
-            image=arrays["images"],
+            image=arrays["images"].astype(np.float32, copy=False),
             label=arrays.get("labels"),
             attributes=table.get("attributes"),
             class_index=None if class_index is None or class_index < 0 else int(class_index),
@@ -349,6 +356,8 @@ def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
               "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}  # fmt: skip
     columns = {"ids": ("strings", ()), "groups": ("strings", ())}
     columns |= {name: (DTYPES[name], tuple(shape)) for name, shape in shapes.items()}
+    if group["images"].dtype == "uint8":
+        columns["images"] = ("uint8", tuple(row))
     promised = {"labels": meta.label_classes, "attributes": meta.attribute_names, "classes": meta.class_names}
     h5.check_columns(group, N, columns, ["ids", *(name for name, names in promised.items() if names)])
 
