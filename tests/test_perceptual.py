@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.plan_memory import Noise
 from samplers.noise import ImageGenerators
 from training.autoencoder_loss import AutoencoderLoss
 from training.perceptual import PerceptualDistance, unit
+from training.plan import Source
+from training.run import build_task
+from training.validation import Held
+from utils.config import compose
 
 KEYS = ImageGenerators([3, 8], seed=1)
 
@@ -162,6 +167,27 @@ def test_networks_that_will_not_do_are_refused_at_the_start(tmp_path, net, input
     with pytest.raises(ValueError) as error:
         opened(path, size, **settings)
     assert all(word in str(error.value) for word in [*words, "training.loss.perceptual_weight=0"]), error.value
+
+
+class FixedSize(torch.nn.Module):
+    """Features of 8x8 images and of no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * 8 * 8, 4)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))[:, :, None, None]
+
+
+def test_a_network_of_patches_must_take_the_whole_volumes_of_validation_too(tmp_path):
+    training = compose(Path(__file__).resolve().parents[1] / "configs", "echo_vae", [
+        "augment=patches", "training.augment.size=8", "training.loss.perceptual_weight=1",
+        f"training.loss.perceptual.path={saved(tmp_path, FixedSize())}", "training.network.channels=[4,4]"])["training"]
+    data = Noise(Source((1, 16, 16, 16), ["a", "b"], [], {}))
+    build_task(training, data)
+    with pytest.raises(ValueError, match=r"does not take an image \[1,3,16,16\]"):
+        build_task(training, data, Held(data, 1))
 
 
 def test_a_file_that_is_no_script_is_refused(tmp_path):

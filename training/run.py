@@ -187,7 +187,8 @@ def build_task(training: dict, dataset: object, held: Held | None = None) -> Tas
         shape = trained_shape(net, augment, dataset)
         adversary = build_adversary(training["discriminator"], shape)
         if isinstance(loss, AutoencoderLoss):
-            loss.open(shape[1:])
+            for size in {shape[1:], *([tuple(dataset.shape[1:])] if held else [])}:  # patches, and whole volumes
+                loss.open(size)
         return autoencoder_task(net, loss, optimizer, snapshot, augment, adversary,
                                 batch_size=training["options"]["batch_size"])
     check_pair(net, loss)
