@@ -22,8 +22,7 @@ from benchmarks.common import json_line
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {
     "kl": [],
-    "vq": ["autoencoder=vq", "training.network.channels=[8,32,64]", "training.network.num_blocks=1",
-           "training.network.num_blocks_decoder=1"],
+    "vq": ["autoencoder=vq"],
     "adversary": ["discriminator=patch", "training.discriminator.network.num_layers_d=2",
                   "training.discriminator.start_kimg=2"],
 }
