@@ -379,6 +379,8 @@ def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):
     assert part["hash"] == LatentsFile("lat.h5").first_stage_hash and part["scaling"] == "standardize"
     said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/tiles", "sampling.tile=[4,4,4]")
     assert said.count("Tiles differ from whole: image 0.") == 1
+    assert "differ" not in succeed(generate.main, *TINY, *where, "sampling.outdir=fly/silent", "sampling.tile=[4,4,4]",
+                                   "sampling.tile_compare=false")
     drawn = SamplesFile("fly/tiles/samples.h5")
     assert drawn.arrays["latents"].shape == (2, 2, 4, 6, 2) and drawn.arrays["images"].shape == (2, 1, *SIZE)
     said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/slabs", "sampling.tile=[4,4,4]",

@@ -173,7 +173,8 @@ def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstSta
         tiles = stage.in_parts(options.tile, options.tile_overlap, options.tile_mode)
     except ValueError as e:
         raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
-    return tiles, stage.in_parts(options.tile, 0, "exact") if options.tile_mode == "blend" else None
+    blended = options.tile_mode == "blend" and options.tile_compare
+    return tiles, stage.in_parts(options.tile, 0, "exact") if blended else None
 
 
 class Blank:
