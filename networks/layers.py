@@ -206,5 +206,6 @@ def check_divides(size: Sequence[int], factor: Sequence[int], network: str) -> N
     if bad:
         lower = tuple(max(s // f, 1) * f for s, f in zip(size, factor, strict=True))
         upper = tuple(-(-s // f) * f for s, f in zip(size, factor, strict=True))
-        raise ValueError(f"{network}: size {tuple(size)} must divide by {tuple(factor)}; nearest that do: {lower} "
-                         f"and {upper} (change the data's --size or the network's strides)")
+        nearest = f"that do: {lower} and {upper}" if lower != upper else f"that does: {lower}"
+        raise ValueError(f"{network}: size {tuple(size)} must divide by {tuple(factor)}; nearest {nearest} (change the "
+                         "data's --size or the network's strides)")

@@ -7,6 +7,7 @@ from torch import nn
 
 from networks.conditioning import Condition
 from networks.layers import check_divides
+from networks.unet import check_input
 
 
 class MonaiUNet(nn.Module):
@@ -14,6 +15,8 @@ class MonaiUNet(nn.Module):
 
     Its sinusoidal embedding takes the steps 0..999 of DDPM, which it was made for, as well as EDM's log(sigma) / 4.
     label_dim: number of classes; unet.num_class_embeds is one more, for no class. image_size is checked where given.
+    Class labels are one-hot, zeros for none; others are refused where looking at them costs nothing, on the CPU,
+    uncompiled.
     """
 
     def __init__(self, unet: nn.Module, label_dim: int = 0, image_size: Sequence[int] | None = None):
@@ -30,31 +33,28 @@ class MonaiUNet(nn.Module):
             raise ValueError(f"unet.channels={list(unet.block_out_channels)}, unet.norm_num_groups={groups}: with one "
                              "channel per group the norms take out the noise level that is added to every channel; "
                              "lower unet.norm_num_groups")
-        self.factor = 2 ** (len(unet.block_out_channels) - 1)  # every level but the last halves all axes
+        self.in_channels, self.label_dim, self.augment_dim = unet.in_channels, label_dim, 0
+        dims = unet.conv_in.conv.weight.ndim - 2
+        self.factor = (2 ** (len(unet.block_out_channels) - 1),) * dims  # every level but the last halves all axes
         if image_size is not None:
-            self.check_size(image_size)
-        self.unet, self.label_dim = unet, label_dim
-
-    def check_size(self, size: Sequence[int]) -> None:
-        """ValueError naming the nearest sizes where one does not halve evenly, which MONAI finds out too late."""
-        check_divides(size, [self.factor] * len(size), type(self).__name__)
+            check_divides(image_size, self.factor, type(self).__name__)
+        self.unet = unet
 
     def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """x [N,C,*S], noise_labels [N]; classes are one-hot [N,label_dim], zeros for none."""
-        self.check_size(x.shape[2:])
-        if augment_labels is not None:
-            raise ValueError("MonaiUNet: got augmentation labels, which it has no input for; choose augment=none")
+        """x [N,C,*S], noise_labels [N]; MONAI finds sizes that do not halve evenly too late, hence the check."""
         condition = Condition() if condition is None else condition
-        if others := [part for part in condition.parts() if part != "class_labels" or not self.label_dim]:
-            raise ValueError(f"MonaiUNet: got a condition {others[0]!r} that it was not built for")
+        check_input(self, x, condition, augment_labels)
         classes = self.class_numbers(condition.class_labels, x) if self.label_dim else None
         return self.unet(x, noise_labels, class_labels=classes)
 
     def class_numbers(self, labels: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-        """Number of each image's class [N] int64, label_dim for none."""
+        """Number of each image's class [N] int64, label_dim for none, of labels [N,label_dim] or [1,label_dim]."""
         if labels is None:
             return torch.full((len(x),), self.label_dim, device=x.device)
-        if labels.shape[-1] != self.label_dim:
-            raise ValueError(f"MonaiUNet: got {labels.shape[-1]} class labels, label_dim is {self.label_dim}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            hard = ((labels == 0) | (labels == 1)).all(-1) & (labels.sum(-1) <= 1)
+            if not hard.all():
+                raise ValueError(f"MonaiUNet: got class labels {labels[~hard][0].tolist()}, wanted one-hot rows or "
+                                 "zeros: it knows classes by their number")
         return torch.where(labels.any(-1), labels.argmax(-1), self.label_dim).expand(len(x))

@@ -31,7 +31,7 @@ from utils.checks import check_choice, check_count
 
 
 class UNet(nn.Module):
-    """What the UNets share: levels of blocks down and up again, and the checks of what comes in.
+    """What the UNets share: levels of blocks down and up again.
 
     F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N]. A family says how
     noise, class and augmentation are embedded (`embed`) and what becomes of each decoder level (`read_out`).
@@ -92,7 +92,7 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
         condition = Condition() if condition is None else condition
-        self.check_input(x, condition, augment_labels)
+        check_input(self, x, condition, augment_labels)
         noise_labels = noise_labels.to(torch.promote_types(noise_labels.dtype, torch.float32))
         emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
         return self.decode(self.encode(x, emb), emb)
@@ -134,25 +134,32 @@ class UNet(nn.Module):
         """Embedding [N,E] of noise level, class and augmentation."""
         raise NotImplementedError
 
-    def check_input(self, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
-        """ValueError when an input is not what the network was built for."""
-        name = type(self).__name__
-        if x.shape[1] != self.in_channels:
-            raise ValueError(f"{name}: got {x.shape[1]} channels, in_channels is {self.in_channels}")
-        check_divides(x.shape[2:], self.factor, name)
-        if not isinstance(condition, Condition):
-            raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
-                             "Condition(class_labels=...)")
-        for part in condition.parts():
-            if part != "class_labels":
-                raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
-        for what, key, labels, width in (("class", "label_dim", condition.class_labels, self.label_dim),
-                                         ("augment", "augment_dim", augment_labels, self.augment_dim)):
-            if labels is not None and labels.shape[-1] != width:
-                raise ValueError(f"{name}: got {labels.shape[-1]} {what} labels, {key} is {width}")
-            if labels is not None and (labels.ndim != 2 or len(labels) not in (1, len(x))):
-                raise ValueError(f"{name}: got {what} labels of shape {tuple(labels.shape)}, "
-                                 f"wanted ({len(x)}, {width})")
+
+def check_input(net: nn.Module, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
+    """ValueError when an input is not what a network was built for, by its factor (one per axis), in_channels,
+    label_dim and augment_dim.
+    """
+    name = type(net).__name__
+    check_divides(x.shape[2:], net.factor, name)
+    if x.shape[1] != net.in_channels:
+        raise ValueError(f"{name}: got {x.shape[1]} channels, in_channels is {net.in_channels}")
+    if not isinstance(condition, Condition):
+        raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
+                         "Condition(class_labels=...)")
+    for part in condition.parts():
+        if part != "class_labels":
+            raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
+    for what, key, labels, width, instead in (
+            ("class", "label_dim", condition.class_labels, net.label_dim, "leave them away"),
+            ("augment", "augment_dim", augment_labels, net.augment_dim, "choose augment=none")):
+        if labels is None:
+            continue
+        if not width:
+            raise ValueError(f"{name}: got {what} labels, {key} is 0 and it takes none; {instead}")
+        if labels.ndim != 2 or len(labels) not in (1, len(x)):
+            raise ValueError(f"{name}: got {what} labels of shape {tuple(labels.shape)}, wanted ({len(x)}, {width})")
+        if labels.shape[1] != width:
+            raise ValueError(f"{name}: got {labels.shape[1]} {what} labels, {key} is {width}")
 
 
 class ADMUNet(UNet):

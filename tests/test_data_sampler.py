@@ -87,7 +87,10 @@ def test_first_pass_sees_every_item_without_a_window():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"dataset": []}, "empty"), ({"dataset": [1], "rank": 2, "num_replicas": 2}, "rank=2"),
-    ({"dataset": [1], "window_size": 1.5}, "window_size=1.5"),
+    ({"dataset": [1], "window_size": 1.5}, "window_size=1.5"), ({"dataset": [1], "seed": -1}, "seed=-1: wanted"),
+    ({"dataset": [1], "seed": 2 ** 32}, "seed=4294967296, wanted"), ({"dataset": [1], "seed": 0.5}, "seed=0.5: wanted"),
+    ({"dataset": [1], "start_idx": -1}, "start_idx=-1: wanted a whole"),
+    ({"dataset": [1], "start_idx": 1.5}, "start_idx=1.5: wanted a whole number of 0 or more"),
 ])
 def test_impossible_streams_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -193,8 +193,9 @@ def test_float32_network_is_solved_in_float64():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"order": 5}, "order=5: wanted one of 1, 2, 3, 4"),
-    ({"order": 0}, "order=0"),
-    ({"num_steps": 1}, "num_steps=1"),
+    ({"order": 0}, "order=0"), ({"order": 3.0}, "order=3.0: wanted one of 1, 2, 3, 4"),
+    ({"order": True}, "order=True: wanted one of"), ({"order": "3"}, "order='3'"),
+    ({"num_steps": 1}, "num_steps=1"), ({"num_steps": "18"}, "num_steps='18': wanted a whole number of 2 or more"),
     ({"grid": "linear"}, "grid='linear'"),
     ({"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
 ])

@@ -6,6 +6,8 @@ from itertools import count
 import numpy as np
 from torch.utils.data import Sampler
 
+from utils.checks import check_count
+
 CHUNK = 2 ** 12  # swaps that are drawn at once
 
 
@@ -26,6 +28,9 @@ class InfiniteSampler(Sampler[int]):
             raise ValueError(f"InfiniteSampler: rank={rank}, wanted 0..{num_replicas - 1}")
         if not 0 <= window_size <= 1:
             raise ValueError(f"InfiniteSampler: window_size={window_size}, wanted 0..1")
+        check_count(0, {"InfiniteSampler: seed": seed, "InfiniteSampler: start_idx": start_idx})
+        if seed >= 2 ** 32:
+            raise ValueError(f"InfiniteSampler: seed={seed}, wanted 0..2^32 - 1")
         self.length, self.rank, self.num_replicas = len(dataset), rank, num_replicas
         self.shuffle, self.seed, self.window_size, self.start_idx = shuffle, seed, window_size, start_idx
 
