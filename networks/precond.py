@@ -21,8 +21,9 @@ class Precond(nn.Module):
     """D_x = c_skip x + c_out F(c_in x; c_noise); x [N,C,*S], sigma [N] or a number; returns the dtype of x.
 
     The raw network `model` runs in its own parameters' dtype (or autocast's), the rest in that of x, at least float32.
-    label_dropout is the share of images whose class is hidden in training. Out of training, noise levels that are not
-    between sigma_min and sigma_max are refused, where looking at them costs nothing: on the CPU, uncompiled.
+    label_dropout is the share of images whose class is hidden in training. Noise levels that are not between sigma_min
+    and sigma_max are refused, as far as rounding and churn may take them (SLACK, headroom), where looking at them costs
+    nothing: on the CPU, uncompiled.
     """
 
     noise_table: torch.Tensor | None = None  # falling noise levels [M] > 0, float64, of networks that know only those
@@ -84,7 +85,7 @@ class Precond(nn.Module):
             raise ValueError(f"{type(self).__name__}: got no images, wanted a batch of one or more")
         if sigma.numel() not in (1, images):
             raise ValueError(f"sigma: got {sigma.numel()} noise levels for {images} images, wanted one for each or one")
-        if self.training or sigma.device.type != "cpu":
+        if sigma.device.type != "cpu":
             return
         low, high = float(sigma.min()), float(sigma.max())
         if not (low > 0 and self.sigma_min / SLACK <= low and high <= self.sigma_max * self.headroom and high < inf):
@@ -192,10 +193,11 @@ class DDPMPrecond(TablePrecond):
     """
 
     def __init__(self, model: nn.Module, schedule: str = "linear", num_steps: int = 1000, beta_start: float = 1e-4,
-                 beta_end: float = 0.02, objective: str = "epsilon", label_dropout: float = 0):
+                 beta_end: float = 0.02, objective: str = "epsilon", label_dropout: float = 0,
+                 cosine_s: float = 0.008):
         check_choice("objective", objective, OBJECTIVES)
         with torch.device("cpu"):
-            u = ddpm_table(schedule, num_steps, beta_start, beta_end).flip(0)
+            u = ddpm_table(schedule, num_steps, beta_start, beta_end, cosine_s).flip(0)
         super().__init__(model, u, float(u[-1]), float(u[0]), label_dropout)
         self.objective = objective
 

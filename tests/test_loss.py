@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from networks.conditioning import Condition
+from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
 from training import loss as losses
 from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
-from training.noise_laws import LogNormal, LogUniform, Table
+from training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table
 
 VECTORS = Path(__file__).parent / "data" / "edm_training.npz"
 
@@ -235,6 +236,38 @@ def test_level_range_is_that_of_the_law():
     assert VELoss(sigma_min=0.01, sigma_max=10).level_range() == pytest.approx((0.01 * 10 ** 0.003, 10 ** 0.997))
     ends = [(exp(9.95 * t ** 2 + 0.1 * t) - 1) ** 0.5 for t in (1e-5 + 0.001 * (1 - 1e-5), 1 - 0.001 * (1 - 1e-5))]
     assert VPLoss().level_range() == pytest.approx(ends)  # times a thousandth of the way in from 1e-5 and 1
+
+
+class Raw(torch.nn.Module):
+    """A raw network that gives back what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, noise_labels, condition, augment_labels):
+        return x
+
+
+def test_levels_beyond_the_networks_range_are_taken_at_its_ends():
+    net = EDMPrecond(Raw(), sigma_min=0.1, sigma_max=2).train()
+    levels = torch.tensor([0.001, 0.1, 0.5, 2, 100])
+    given = GivenNoise(sigma=(levels.log() + 1.2) / 1.2, noise=torch.zeros(5, 1, 2))
+    assert EDMLoss()(net, torch.zeros(5, 1, 2), None, given).sigma.tolist() == pytest.approx([0.1, 0.1, 0.5, 2, 2])
+    given.numbers["sigma"] = torch.zeros(5)
+    by_any_function = EDMLoss()(lambda x, sigma, condition: x, torch.zeros(5, 1, 2), None, given)
+    assert by_any_function.sigma.tolist() == pytest.approx([exp(-1.2)] * 5)
+
+
+@pytest.mark.parametrize(("loss", "net"), [
+    (VPLoss(), VPPrecond), (VELoss(), VEPrecond), (DenoisingLoss(Table()), DDPMPrecond),
+    (DenoisingLoss(IDDPMTable()), iDDPMPrecond)])
+@pytest.mark.parametrize("u", [0.0, 1 - 2 ** -24])
+def test_the_ends_of_a_law_are_levels_of_its_network(loss, net, u):
+    net = net(Raw()).train()
+    given = GivenNoise(sigma=torch.full((2,), u), noise=torch.zeros(2, 1, 2))
+    law = loss.draw_sigma(given.for_purpose("sigma"), torch.zeros(2, 1, 2)).flatten()
+    torch.testing.assert_close(loss(net, torch.zeros(2, 1, 2), None, given).sigma, law, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("make", "words"), [

@@ -180,8 +180,9 @@ def test_noise_labels_keep_float32_where_the_network_has_less():
     (VEPrecond(Stub()), [1.0, 2.0, 3.0], "3 noise levels for 2 images"),
 ])
 def test_noise_levels_that_the_network_does_not_know_are_refused(net, sigma, message):
-    with pytest.raises(ValueError, match=message):
-        net.eval()(torch.zeros(2, 1, 2), torch.tensor(sigma))
+    for training in (True, False):
+        with pytest.raises(ValueError, match=message):
+            net.train(training)(torch.zeros(2, 1, 2), torch.tensor(sigma))
 
 
 def test_churn_may_leave_a_range_but_not_a_table():
@@ -208,10 +209,10 @@ def test_an_empty_batch_is_refused(training):
         EDMPrecond(Stub()).train(training)(torch.zeros(0, 1, 2), torch.zeros(0))
 
 
-def test_noise_levels_are_looked_at_out_of_training_only_and_may_be_off_by_rounding():
+def test_noise_levels_may_be_off_by_rounding_and_are_not_looked_at_elsewhere():
     net, x = VEPrecond(Stub()).eval(), torch.zeros(2, 1, 2)
     assert torch.equal(net(x, torch.tensor([0.0195, 104.0])), net.train()(x, torch.tensor([0.0195, 104.0])))
-    assert net(x, 1000.0).shape == x.shape
+    assert net.to("meta")(x.to("meta"), torch.tensor([1000.0], device="meta")).shape == x.shape
 
 
 class Labelled(Stub):
@@ -579,7 +580,7 @@ def test_only_levels_that_attend_and_the_lowest_must_divide_into_heads():
 
 
 @pytest.mark.parametrize(("size", "nearest"), [((13, 16, 16), "(12, 16, 16) and (16, 16, 16)"),
-                                               ((2, 4, 4), "(4, 4, 4) and (4, 4, 4)")])
+                                               ((2, 4, 4), "nearest that does: (4, 4, 4) (change")])
 def test_sizes_that_do_not_divide_are_refused_with_the_nearest(size, nearest):
     unet = ADMUNet(1, 1, **{**SMALL, "channel_mult": [1, 1, 1]})
     autoencoder = AutoencoderKL(1, channels=(4, 4, 4), num_blocks=1)
@@ -602,12 +603,22 @@ def test_unet_refuses_what_it_was_not_built_for():
         ((torch.zeros(1, 1, 4, 4), noise), "1 channels, in_channels is 2"),
         ((x, noise, Condition(class_labels=torch.ones(1, 4))), "4 class labels, label_dim is 3"),
         ((x, noise, Condition(attributes=torch.ones(1, 4))), "'attributes'"),
-        ((x, noise, Condition(), torch.ones(1, 9)), "9 augment labels, augment_dim is 0"),
+        ((x, noise, Condition(), torch.ones(1, 9)), "augment labels, augment_dim is 0 .*choose augment=none"),
+        ((x, noise, Condition(torch.ones(3))), r"class labels of shape \(3,\), wanted \(1, 3\)"),
+        ((torch.zeros(1, 2, 4), noise), "1 spatial axes, spatial_dims is 2"),
+        ((torch.zeros(2), noise), "0 spatial axes, spatial_dims is 2"),
         ((x, noise, torch.eye(3)[:1]), r"got a Tensor as condition, wanted a Condition, as in Condition\(class_labels"),
         ((x.expand(4, -1, -1, -1), noise, Condition(torch.ones(2, 3))), r"shape \(2, 3\), wanted \(4, 3\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             net(*inputs)
+
+
+@pytest.mark.parametrize("width", [0, 4])
+def test_class_labels_are_refused_by_a_network_without_classes(width):
+    net = ADMUNet(2, 2, spatial_dims=2, **SMALL)
+    with pytest.raises(ValueError, match="ADMUNet: got class labels, label_dim is 0 and it takes none"):
+        net(torch.zeros(1, 2, 4, 4), torch.ones(1), Condition(torch.zeros(1, width)))
 
 
 def test_autoencoder_refuses_wrong_channels_and_missing_or_unasked_labels():
@@ -643,7 +654,10 @@ def test_architectures_that_make_no_sense_are_refused():
         ({"attention_resolutions": [4], "image_size": 4, "channels_per_head": 9},
          r"attention_resolutions=\[4\]: level 0 has 8 channels"),
         ({"num_blocks": 0}, "num_blocks=0: wanted a whole number of 1"),
-        ({"num_blocks": 1.5}, "num_blocks=1.5: wanted a whole number"), ({"out_channels": 0}, "out_channels=0: wanted"),
+        ({"num_blocks": 1.5}, "num_blocks=1.5: wanted a whole number"),
+        ({"num_blocks": "2"}, "num_blocks='2': wanted a whole number of 1 or more"),
+        ({"num_blocks": True}, "num_blocks=True: wanted a whole number"),
+        ({"out_channels": 0}, "out_channels=0: wanted"),
         ({"spatial_dims": 4}, "spatial_dims=4: wanted one of 1, 2, 3"), ({"spatial_dims": 0}, "spatial_dims=0"),
         ({"channel_mult": [1, 1.5]}, r"channel_mult=\[1, 1.5\]: wanted one or more whole numbers"),
         ({"label_dim": -1}, "label_dim=-1"),

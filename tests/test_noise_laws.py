@@ -1,11 +1,12 @@
 """Noise laws: quantiles by hand, and strata that ranks and rounds do not change."""
 
-from math import exp, sqrt
+from math import cos, exp, pi, sqrt
 
 import numpy as np
 import pytest
 import torch
 
+from networks.precond import DDPMPrecond
 from samplers.noise import ImageGenerators
 from training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table, VPUniform
 
@@ -117,3 +118,11 @@ def test_wrong_setting_is_refused_by_name(make, words):
     with pytest.raises(ValueError) as error:
         make()
     assert words in str(error.value)
+
+
+def test_the_network_of_a_cosine_schedule_knows_its_offset_as_the_law_does():
+    law, net = Table("cosine", 50, cosine_s=0.1), DDPMPrecond(torch.nn.Identity(), "cosine", 50, cosine_s=0.1)
+    assert torch.equal(law.levels.flip(0), net.u)
+    assert not torch.allclose(net.u, DDPMPrecond(torch.nn.Identity(), "cosine", 50).u)
+    first = 1 - cos((1 / 50 + 0.1) / 1.1 * pi / 2) ** 2 / cos(0.1 / 1.1 * pi / 2) ** 2  # beta of the first step
+    assert net.sigma_min == pytest.approx(sqrt(first / (1 - first)))

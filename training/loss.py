@@ -1,5 +1,6 @@
 """Losses of diffusion as pure functions of networks and tensors, with values per sample and element, unreduced."""
 
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class WeightedError:
     """weight(sigma) |D(y + n; sigma) - y|^power at noise levels that a law draws: the form of all diffusion losses.
 
     strata: the global batch size, for noise levels that cover the law evenly in every batch; None draws each by itself.
+    Levels that the law's tails have outside the network's range are moved to its ends.
     """
 
     norm = "l2"
@@ -46,6 +48,7 @@ class WeightedError:
         """
         noise = GlobalNoise(images) if noise is None else noise
         sigma = self.draw_sigma(noise.for_purpose("sigma"), images)
+        sigma = sigma.clamp(getattr(net, "sigma_min", 0), getattr(net, "sigma_max", inf))
         n = noise.for_purpose("noise").randn_like(images) * sigma
         told = () if augment_labels is None else (augment_labels,)
         D_x = net(images + n, sigma.flatten(), condition, *told)
