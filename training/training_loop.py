@@ -16,6 +16,7 @@ from training.buffers import Buffers
 from training.data_sampler import InfiniteSampler
 from training.ema import ema_beta, halflives, update_ema
 from training.precision import autocast, resolve_precision
+from training.preview import Preview, make, pixels, write_preview
 from training.resume import changes, processor
 from training.schedule import lr_factor
 from training.ticks import report_loss, tick_fields, tick_line
@@ -50,8 +51,8 @@ class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
-                 log: RunLog, record: dict, held: Held | None = None):
-        self.task, self.dataset, self.options, self.held = task, dataset, options, held
+                 log: RunLog, record: dict, held: Held | None = None, preview: Preview | None = None):
+        self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
         self.run_dir, self.device, self.log, self.record = run_dir, device, log, record
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
@@ -308,6 +309,7 @@ class Trainer:
             self.save_state()
         if reason and reason.status == "done":
             self.save_snapshot()
+            self.show()
         bar.close()
         if self.files:
             self.files.close()
@@ -335,11 +337,36 @@ class Trainer:
             self.save_snapshot()
         if done or (options.state_ticks and p.tick % options.state_ticks == 0):
             self.save_state()
+        if self.preview and (done or p.tick % self.preview.every_ticks == 0):
+            self.show()
 
     def validate(self) -> dict[str, float]:
         """Losses of the main average on the held-out items."""
         return validate(self.held, self.task.phases[0], self.ema, seed=self.options.seed, batch_size=self.batch_gpu,
                         precision=self.precision, device=self.device)
+
+    def show(self) -> None:
+        """Keep a preview of the main average, where there is one; when memory runs out, say so and make no more.
+
+        All ranks call the network equally often, as shared weights ask, and agree on whether it went well.
+        """
+        if self.preview is None:
+            return
+        made, lack = make(self.preview, self.ema, is_main=self.rank == 0)
+        lacks = [text for text in distributed.gather_objects(lack) if text]
+        if lacks:
+            self.preview = None
+            sharding.reshard(self.ema)
+            torch.cuda.empty_cache()
+            self.log(f"Warning: no memory for a preview ({lacks[0]}), none any more until the next start; "
+                     "sampling.batch_size=1 or sampling.tile takes less, training.validation.preview_ticks=null none")
+            return
+
+        def keep() -> None:
+            write_preview(self.run_dir, self.kimg_name(self.progress.nimg), made)
+            self.files.write_picture("preview", pixels(made.png), self.progress.nimg)
+
+        distributed.from_rank_0(keep)
 
     def keep_best(self, loss: float) -> None:
         """Write network-best.pt when a validation loss is the lowest so far."""

@@ -83,6 +83,8 @@ class Validation:
     split: str = "val"
     max_items: int = 64                 # 0 = none
     every_ticks: int = 10
+    preview_ticks: int | None = None    # how often pictures are made (training.preview), null = never
+    preview_items: int = 4              # held-out volumes or samples in them
 
 
 @dataclass
@@ -128,6 +130,7 @@ class Sampling:
     tile: list[int] | None = None       # decode in tiles of so many voxels per axis, null = whole volumes
     tile_overlap: float = 0.25          # of neighbouring tiles, as a share of a tile
     tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)
+    tile_compare: bool = True           # say by how much blended tiles differ from the whole, in the memory of exact
     montage: int = 6                    # samples in samples.png, 0 = none
     real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
     precision: str = "fp32"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -44,6 +44,13 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
                 yield child
         else:
             yield from blocks(child)
+
+
+def reshard(module: nn.Module) -> None:
+    """Leave every rank its share again, where a call that broke off has left weights whole."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def checkpoint_blocks(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils import distributed
@@ -106,6 +107,13 @@ class StatsFiles:
         self.writer.flush()
         if self.wandb_run:
             self.wandb_run.log(fields, step=nimg)
+
+    def write_picture(self, name: str, pixels: np.ndarray, nimg: int) -> None:
+        """Add a picture, colours [H,W,3] uint8, to the TensorBoard events and W&B."""
+        self.writer.add_image(name, pixels, global_step=nimg, dataformats="HWC")
+        self.writer.flush()
+        if self.wandb_run:
+            self.wandb_run.log({name: importlib.import_module("wandb").Image(pixels)}, step=nimg)
 
     def close(self) -> None:
         """Close everything."""

@@ -1,0 +1,265 @@
+"""Pictures while training: held-out volumes and what comes back of them, or samples of seeds that stay the same."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from samplers.noise import ImageGenerators
+from training.batch import Sample, Task, collate
+from training.generation import (
+    Drawer,
+    Picture,
+    captions,
+    check_options,
+    complete,
+    draw,
+    make_drawer,
+    real_pictures,
+    sample_meta,
+)
+from training.precision import autocast, resolve_precision
+from training.validation import Held
+from utils.config import sampling_options
+from utils.files import atomic_path, first_line, remove_temporary
+from utils.nifti import spacing_of
+from utils.sample_io import SampleMeta, write_samples
+from utils.volumes import Intensity
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
+SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
+Block = tuple[str, list[Picture]]
+
+
+class Samples(NamedTuple):
+    """What a network drew: arrays by name with a row per seed, and what their file says of them."""
+
+    seeds: list[int]
+    arrays: dict[str, np.ndarray]
+    meta: SampleMeta
+
+
+class Shown(NamedTuple):
+    """Blocks of pictures, the further arguments of reporting.montages.montage, and the samples where there are any."""
+
+    blocks: list[Block]
+    look: dict[str, Any]
+    samples: Samples | None = None
+
+
+class Preview(NamedTuple):
+    """What is shown of an averaged network every few ticks. All ranks must call it together."""
+
+    show: Callable[[torch.nn.Module], Shown]
+    every_ticks: int
+
+
+class Made(NamedTuple):
+    """A preview ready to be kept."""
+
+    png: bytes
+    samples: Samples | None
+
+
+# ---- what is shown ----
+
+
+class GivenBack:
+    """Held-out volumes above, what a first stage makes of them below."""
+
+    def __init__(self, samples: Sequence[Sample], intensity: Intensity, look: dict, device: torch.device,
+                 precision: str):
+        self.samples, self.intensity, self.look = samples, intensity, look
+        self.device, self.precision = device, precision
+
+    def __call__(self, net: torch.nn.Module) -> Shown:
+        real = [(self.intensity.from_network(sample.image), sample.label) for sample in self.samples]
+        back = [self.given_back(net, sample) for sample in self.samples]
+        return Shown([("Held out", real), ("Given back", back)], {**self.look, "aligned": True})
+
+    @torch.no_grad()
+    def given_back(self, net: torch.nn.Module, sample: Sample) -> Picture:
+        """Image in stored units and label map of one volume, as validation sees it."""
+        batch = collate([sample]).to(self.device)
+        with autocast(self.precision, self.device):
+            out = net(batch.images, batch.labels)
+        label = None if out.logits is None else out.logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return self.intensity.from_network(out.image[0].float().cpu().numpy()), label
+
+
+class Drawn:
+    """Real volumes above, samples of seeds 0, 1, ... below; latents that nothing decodes channel by channel.
+
+    real_latents [N,C,*s] stand beside such latents, where there are any.
+    """
+
+    def __init__(self, drawer: Drawer, count: int, batch_size: int, meta: SampleMeta, look: dict,
+                 real: list[Picture], real_latents: np.ndarray | None):
+        self.drawer, self.batch_size, self.meta, self.look = drawer, batch_size, meta, look
+        self.seeds, self.real, self.real_latents = list(range(count)), real, real_latents
+
+    def __call__(self, net: torch.nn.Module) -> Shown:
+        drawer = self.drawer._replace(net=net)
+        parts = [draw(drawer, self.seeds[i:i + self.batch_size]) for i in range(0, len(self.seeds), self.batch_size)]
+        samples = Samples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+                          self.meta)
+        look = {**self.look, "captions": captions(samples, len(self.seeds))}
+        if "images" not in samples.arrays:
+            return Shown(latent_blocks(samples.arrays["latents"], self.real_latents),
+                         {**look, "window": shades(samples.arrays["latents"], self.real_latents)}, samples)
+        labels = samples.arrays.get("labels", [None] * len(self.seeds))
+        generated = list(zip(samples.arrays["images"], labels, strict=True))
+        return Shown([("Real", self.real), ("Generated", generated)], look, samples)
+
+
+def latent_blocks(drawn: np.ndarray, real: np.ndarray | None) -> list[Block]:
+    """The latents [N,C,*s] channel by channel, real above drawn: the middle plane of three dimensions, 1D as it is."""
+    if drawn.ndim == 3:
+        return [(name, [(latent, None) for latent in latents])
+                for name, latents in (("Real", real), ("Generated", drawn)) if latents is not None]
+
+    def plane(latent: np.ndarray) -> Picture:
+        return (latent[..., latent.shape[-1] // 2] if latent.ndim == 3 else latent), None
+
+    return [(f"Channel {c + 1}, {name}", [plane(latent[c]) for latent in latents])
+            for c in range(drawn.shape[1]) for name, latents in (("real", real), ("generated", drawn))
+            if latents is not None]
+
+
+def shades(drawn: np.ndarray, real: np.ndarray | None) -> tuple[float, float]:
+    """The values of latents that are black and white: those of real ones where there are any."""
+    low, high = np.percentile(drawn if real is None else real, SHADES)
+    return float(low), float(high)
+
+
+# ---- building ----
+
+
+def check_preview(validation: dict) -> None:
+    """ValueError for settings that no preview could follow."""
+    for key in ("preview_ticks", "preview_items"):
+        if (value := validation[key]) is not None and value < 1:
+            off = ", or null for no pictures" if key == "preview_ticks" else ""
+            raise ValueError(f"training.validation.{key}={value}: wanted 1 or more{off}")
+
+
+def build_preview(config: dict, task: Task, held: Held | None, device: torch.device
+                  ) -> tuple[Preview | None, list[str]]:
+    """The preview that training.validation asks for, None without one; and what to say where none can be made."""
+    every, count = (config["training"]["validation"][key] for key in ("preview_ticks", "preview_items"))
+    if every is None:
+        return None, []
+    try:
+        if config["training"]["task"] == "autoencoder":
+            return Preview(build_given_back(config, task, held, count, device), every), []
+        return Preview(build_drawn(config, task, held, count, device), every), []
+    except ValueError as e:  # what is only drawn with does not keep a network from being trained
+        return None, [f"Warning: no pictures while training (training.validation.preview_ticks={every}): {e}"]
+
+
+def build_given_back(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> GivenBack:
+    """The preview of a first stage; ValueError where nothing is held out."""
+    if held is None:
+        raise ValueError("no volumes are held out; choose training.validation.split, and max_items of 1 or more")
+    data = task.snapshot["data"]
+    return GivenBack(spread(held.dataset, count), Intensity(**data["intensity"]), look_of(data), device,
+                     resolve_precision(config["training"]["options"]["precision"], device))
+
+
+def build_drawn(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Drawn:
+    """The preview of a diffusion network; ValueError where `sampling` says of nothing how to draw by it.
+
+    The network is drawn from alone, without guidance; the first stage decodes where the run has it.
+    """
+    options = replace(sampling_options(config), trust=True)  # it is the user's own configuration
+    check_options(options)
+    snapshot = complete({**task.snapshot, "config": config}, options, config["training"]["options"]["run_root"])
+    part = snapshot["first_stage"]
+    if part is not None and part["network"] is None:
+        options = replace(options, decode=False)
+    drawer = make_drawer(task.net, snapshot, options, "the run", device)
+    meta = sample_meta(snapshot, Path(), options, {})._replace(snapshot_hash="")
+    if drawer.latent and drawer.first_stage is None:
+        look = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}
+        return Drawn(drawer, count, options.batch_size, meta, look, [], real_latents(task, held, count, device))
+    real = real_pictures(snapshot, options.real, count, options.trust)
+    return Drawn(drawer, count, options.batch_size, meta, look_of(snapshot["data"]), real, None)
+
+
+def real_latents(task: Task, held: Held | None, count: int, device: torch.device) -> np.ndarray | None:
+    """Latents [N,C,*s] of held-out items as the network is to draw them, None where nothing is held out."""
+    if held is None:
+        return None
+    samples = spread(held.dataset, count)
+    generators = ImageGenerators(range(len(samples)), device=device)
+    with torch.no_grad():
+        return task.clean(collate(samples).to(device), generators).cpu().numpy()
+
+
+def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:
+    """Up to `count` items from all over a data set."""
+    return [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]
+
+
+def look_of(data: dict) -> dict:
+    """How a montage shows volumes of which a snapshot knows this."""
+    return {"spacing": spacing_of(np.asarray(data["affine"]))[:len(data["spatial_shape"])],
+            "label_classes": data["label_classes"], "channels": data["channels"]}
+
+
+# ---- making and keeping ----
+
+
+def make(preview: Preview, net: torch.nn.Module, is_main: bool) -> tuple[Made | None, str]:
+    """The preview of a network, drawn on the main rank; and what was said where memory ran out, else ''."""
+    try:
+        shown = preview.show(net)
+        return (Made(drawn_png(shown), shown.samples) if is_main else None), ""
+    except Exception as e:
+        if not is_lack_of_memory(e):
+            raise
+        return None, first_line(e)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+
+
+def drawn_png(shown: Shown) -> bytes:
+    """The PNG bytes of a preview: planes, or curves of signals."""
+    from reporting import montages
+    if len(shown.look["spacing"]) == 1:
+        signals = [(title, [image for image, _ in pictures]) for title, pictures in shown.blocks]
+        return montages.png_bytes(montages.curves(signals, shown.look.get("captions", ())))
+    return montages.png_bytes(montages.montage(shown.blocks, **shown.look))
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """Colours [H,W,3] uint8 of a PNG."""
+    from matplotlib.image import imread
+    return np.round(imread(io.BytesIO(png), format="png")[..., :3] * 255).astype(np.uint8)
+
+
+def write_preview(run_dir: Path, name: str, made: Made) -> None:
+    """Write previews/preview-NAME.png, and beside it as .npz the samples as the network drew them.
+
+    Images that were decoded from latents are left out: the latents give them again.
+    """
+    folder = run_dir / "previews"
+    folder.mkdir(exist_ok=True)
+    remove_temporary(folder)
+    with atomic_path(folder / f"preview-{name}.png", len(made.png)) as temporary:
+        temporary.write_bytes(made.png)
+    if made.samples is None:
+        return
+    seeds, arrays, meta = made.samples
+    kept = {key: array for key, array in arrays.items() if key != "images" or "latents" not in arrays}
+    write_samples(folder / f"preview-{name}.npz", seeds, kept, np.asarray(meta.data["affine"]),
+                  meta._replace(snapshot=str(run_dir / f"network-snapshot-{name}.pt")))
