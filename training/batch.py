@@ -32,19 +32,6 @@ class Batch(NamedTuple):
         return Batch(move(self.images), move(self.labels), Condition(*map(move, self.condition)))
 
 
-class Numbered:
-    """A dataset that gives every sample with its index, so that a log can name the items of a batch."""
-
-    def __init__(self, dataset: Sequence[Sample]):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[int, Sample]:
-        return index, self.dataset[index]
-
-
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples; parts that are None stay None."""
     def stack(parts: list[np.ndarray | None]) -> torch.Tensor | None:
@@ -52,11 +39,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     images, labels, class_labels = map(list, zip(*samples, strict=True))
     return Batch(stack(images), stack(labels), Condition(class_labels=stack(class_labels)))
-
-
-def collate_numbered(samples: Sequence[tuple[int, Sample]]) -> tuple[list[int], Batch]:
-    """Indices and stacked samples of a `Numbered` dataset."""
-    return [index for index, _ in samples], collate([sample for _, sample in samples])
 
 
 class LossOutput(NamedTuple):

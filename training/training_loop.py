@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Iterator, Sized
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from samplers.noise import ImageGenerators, mix_seed
-from training.batch import Batch, Numbered, Task, collate_numbered
+from training.batch import Batch, Task
 from training.buffers import Buffers
 from training.data_sampler import InfiniteSampler
 from training.ema import ema_beta, halflives, update_ema
+from training.loader import Round, Rounds
 from training.precision import autocast, resolve_precision
 from training.preview import Preview, make, pixels, write_preview
 from training.resume import changes, processor
@@ -27,10 +29,9 @@ from utils.files import first_line
 from utils.log import RunLog, progress, write_status
 from utils.runs import has_exact_names, kimg_name, prune
 from utils.stats import Collector, StatsFiles, start_wandb
-from utils.stop import Reason, Stop, reason_of, shield_worker
+from utils.stop import Reason, Stop, reason_of
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
-Round = tuple[list[int], Batch]  # indices into the dataset, and their samples
 
 
 @dataclass
@@ -183,13 +184,11 @@ class Trainer:
 
     # ---- data ----
 
-    def batches(self) -> Iterator[Round]:
-        """This rank's batches from the present position on."""
+    def batches(self) -> Rounds:
+        """This rank's batches from the present position on, to be closed."""
         sampler = InfiniteSampler(self.dataset, self.rank, self.ranks, seed=self.options.seed,
                                   start_idx=self.progress.nimg)
-        return iter(DataLoader(Numbered(self.dataset), batch_size=self.batch_gpu, sampler=sampler,
-                               collate_fn=collate_numbered, num_workers=self.options.num_workers,
-                               worker_init_fn=shield_worker, pin_memory=self.device.type == "cuda"))
+        return Rounds(self.dataset, sampler, self.batch_gpu, self.options.num_workers, self.device)
 
     def generators(self, round_: int) -> ImageGenerators:
         """One generator per image of a round: a function of the run's seed and the image's place in the stream."""
@@ -289,22 +288,14 @@ class Trainer:
 
     def run(self, stop: Stop) -> Reason | None:
         """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
-        p, options, reason = self.progress, self.options, None
+        p, options = self.progress, self.options
         if self.rank == 0:
             wandb_run = start_wandb(options.wandb, self.run_dir, self.record["config"]) if options.wandb else None
             self.files = StatsFiles(self.run_dir, p.nimg, wandb_run)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
-        data, self.tick_start = self.batches(), time.perf_counter() - p.tick_seconds
-        while p.nimg < self.total and reason is None:
-            with distributed.meeting(f"the step at {p.nimg} images"):
-                reason = self.step(data, stop)
-            bar.update(options.batch_size)
-            self.check_bad()
-            if p.nimg >= min(self.total, p.tick_nimg + options.kimg_per_tick * 1000):
-                self.tick()
-        if p.nimg >= self.total:
-            reason = None
+        with closing(self.batches()) as data:
+            reason = self.steps(data, stop, bar)
         if reason and self.saved_nimg != p.nimg:
             self.save_state()
         if reason and reason.status == "done":
@@ -314,6 +305,19 @@ class Trainer:
         if self.files:
             self.files.close()
         return reason
+
+    def steps(self, data: Iterator[Round], stop: Stop, bar: tqdm) -> Reason | None:
+        """Step, and tick, until all images are seen, or a rank is asked to end: then the reason is given."""
+        p, reason = self.progress, None
+        self.tick_start = time.perf_counter() - p.tick_seconds
+        while p.nimg < self.total and reason is None:
+            with distributed.meeting(f"the step at {p.nimg} images"):
+                reason = self.step(data, stop)
+            bar.update(self.options.batch_size)
+            self.check_bad()
+            if p.nimg >= min(self.total, p.tick_nimg + self.options.kimg_per_tick * 1000):
+                self.tick()
+        return reason if p.nimg < self.total else None
 
     def tick(self) -> None:
         """End a tick: its line and numbers, validation, and the files that are due."""
