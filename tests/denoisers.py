@@ -4,12 +4,10 @@ import json
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from pathlib import Path
 
 import numpy as np
 import torch
 
-SAMPLER_VECTORS = Path(__file__).parent / "data" / "edm_samplers.npz"
 F64 = torch.float64
 
 

@@ -22,7 +22,8 @@ from samplers.ablation import (
     vp_scaling,
     vp_schedule,
 )
-from tests.denoisers import F64, SAMPLER_VECTORS, Denoiser, assert_reference_run, gaussian, random_draws
+from tests.denoisers import F64, Denoiser, assert_reference_run, gaussian, random_draws
+from tests.reference import FULL, stored
 
 ALL_OF_THE_PAPER = {"_".join(("abl", *names)) for names in product(
     ("euler", "heun"), ("vp", "ve", "iddpm", "edm"), ("vp", "ve", "linear"), ("vp", "none"))}
@@ -34,14 +35,13 @@ def reference_names(vectors) -> list[str]:
     return sorted({key.split("/")[1] for key in vectors if key.startswith("sampler/abl")})
 
 
-with np.load(SAMPLER_VECTORS) as archive:
-    VECTORS = dict(archive)
+VECTORS = stored("edm_samplers")
 
 
 @pytest.fixture(scope="module")
 def all_vectors(shared) -> dict[str, np.ndarray]:
     """All reference runs, of which tests/data holds a part."""
-    with np.load(shared / "parity" / "edm_vectors.npz") as archive:
+    with np.load(shared / FULL) as archive:
         return {k: archive[k] for k in archive.files if k.startswith(("sampler", "denoiser/"))}
 
 

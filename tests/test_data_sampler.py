@@ -2,25 +2,22 @@
 
 import json
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.reference import stored
 from training.data_sampler import CHUNK, InfiniteSampler
 from training.ema import ema_beta, update_ema
 from training.schedule import lr_factor
 from utils.sample_io import parse_seeds, requested_seeds
 
-VECTORS = Path(__file__).parent / "data" / "edm_training.npz"
-
 
 @pytest.fixture(scope="module")
 def vectors() -> dict[str, np.ndarray]:
     """Reference numbers, one array per key."""
-    with np.load(VECTORS) as archive:
-        return dict(archive)
+    return stored("edm_training")
 
 
 def first(count: int, **arguments) -> list[int]:

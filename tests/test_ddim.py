@@ -11,7 +11,8 @@ import torch
 from networks.conditioning import Condition
 from networks.schedules import ddpm_table, iddpm_table
 from samplers import ablation_sampler, ddim_sampler, make_grid
-from tests.denoisers import F64, SAMPLER_VECTORS, Denoiser, gaussian, mixture, random_draws
+from tests.denoisers import F64, Denoiser, gaussian, mixture, random_draws
+from tests.reference import stored
 
 LATENTS = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(5)).to(F64)
 
@@ -19,8 +20,7 @@ LATENTS = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(5)).to
 @pytest.fixture(scope="module")
 def denoised() -> partial:
     """The denoiser of the reference's mixture of Gaussians, as a formula of x and sigma."""
-    with np.load(SAMPLER_VECTORS) as archive:
-        return partial(mixture, {k: archive[k] for k in archive.files if k.startswith("denoiser/")})
+    return partial(mixture, stored("edm_samplers"))
 
 
 def ddpm_network(formula) -> Denoiser:

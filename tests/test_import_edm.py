@@ -1,6 +1,5 @@
 """dataset_tool.py import-edm: from an official pickle to a snapshot that gives the same D_x, draws, or starts in 3D."""
 
-import json
 import re
 import shlex
 from contextlib import chdir
@@ -16,6 +15,7 @@ import dataset_tool
 import generate
 from networks.conditioning import Condition
 from networks.edm_import import edm_network_node
+from tests.reference import config_of, group_of, stored, weights_of
 from training.snapshot import load_network
 from utils import checkpoint
 from utils.config import build, compose, fill
@@ -113,20 +113,18 @@ def assert_overrides_make_the_network(printed: str, snapshot: dict, root: Path) 
     assert {k: node["model"][k] for k in snapshot["network"]["model"]} == snapshot["network"]["model"]
 
 
-@pytest.mark.parametrize("name", ["adm_edm_lab_aug", "adm_iddpm", "ddpmpp_vp", "ncsnpp_ve"])
-def test_reference_numbers_after_the_whole_road(shared, root, tmp_path, name):
-    with np.load(shared / "parity" / "edm_vectors.npz") as archive:
-        case = {key.split("/", 2)[2]: archive[key] for key in archive.files if key.startswith(f"case/{name}/")}
-    tensors = {key: torch.from_numpy(array) for key, array in case.items() if array.dtype == np.float32}
-    parameters = {key.removeprefix("param/"): t for key, t in tensors.items() if key.startswith("param/")}
+@pytest.mark.parametrize("name", ["adm_edm_lab_aug", "adm_iddpm", "ddpmpp_edm", "ncsnpp_ve"])
+def test_reference_numbers_after_the_whole_road(root, tmp_path, name):
+    case = group_of(stored("edm_networks"), f"case/{name}")
     with chdir(tmp_path):
-        official_file(Path("official.pkl"), json.loads(str(case["config"])), parameters)
+        official_file(Path("official.pkl"), config_of(case), weights_of(case))
         found, snapshot, printed = imported()
     assert_overrides_make_the_network(printed, snapshot, root)
-    condition = Condition(class_labels=tensors.get("class_labels"))
-    D_x = found(tensors["x"], tensors["sigma"], condition, tensors.get("augment_labels"))
-    error = (D_x - tensors["D_x"]).flatten(1).abs().amax(1) / tensors["D_x"].flatten(1).abs().amax(1)
-    assert error.max() < 1e-5
+    x, sigma, labels, augment = (torch.from_numpy(case[key]) if key in case else None
+                                 for key in ("x", "sigma", "class_labels", "augment_labels"))
+    wanted = torch.from_numpy(case["D_x_f64"])
+    error = found(x, sigma, Condition(class_labels=labels), augment) - wanted
+    assert error.abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_imported_networks_draw(at):

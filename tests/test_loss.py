@@ -1,8 +1,8 @@
 """Losses against reference numbers and sums done by hand."""
 
 import json
+from collections.abc import Mapping
 from math import exp, log
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +11,10 @@ import torch
 from networks.conditioning import Condition
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
+from tests.reference import FULL, stored
 from training import loss as losses
 from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
 from training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table
-
-VECTORS = Path(__file__).parent / "data" / "edm_training.npz"
 
 
 class GivenNoise:
@@ -46,10 +45,10 @@ def stub_net(x, sigma, condition=None, augment_labels=None):
     return D_x if augment_labels is None else D_x + 0.1 * augment_labels.sum(1).reshape(-1, 1, 1, 1)
 
 
-def check_against_reference(archive, name: str) -> None:
+def check_against_reference(archive: Mapping[str, np.ndarray], name: str) -> None:
     """Noise levels, weights and losses of one case; its augmentation is a flip along the width, then half of it."""
     prefix = f"loss/{name}/"
-    wanted = {k.removeprefix(prefix): archive[k] for k in archive.files if k.startswith(prefix)}
+    wanted = {k.removeprefix(prefix): archive[k] for k in archive if k.startswith(prefix)}
     config = json.loads(str(wanted.pop("config")))
     given = {k: torch.from_numpy(v) for k, v in wanted.items()}
     images = given["images"].flip(3) / 2 if "augment_labels" in given else given["images"]
@@ -64,12 +63,11 @@ def check_against_reference(archive, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["edm", "edm2", "edm2_aug", "vp", "vp2_aug", "vp_tail", "ve", "ve2_aug"])
 def test_loss_gives_the_reference_numbers(name):
-    with np.load(VECTORS) as archive:
-        check_against_reference(archive, name)
+    check_against_reference(stored("edm_training"), name)
 
 
 def test_losses_give_all_reference_numbers(shared):
-    with np.load(shared / "parity" / "edm_vectors.npz") as archive:
+    with np.load(shared / FULL) as archive:
         names = sorted({key.split("/")[1] for key in archive.files if key.startswith("loss/")})
         assert len(names) == 13
         for name in names:

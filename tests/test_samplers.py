@@ -13,20 +13,19 @@ from samplers import ImageGenerators, edm_grid, edm_sampler, make_grid
 from samplers.noise import mix_seed
 from tests.denoisers import (
     F64,
-    SAMPLER_VECTORS,
     Denoiser,
     assert_reference_run,
     gaussian,
     mixture,
     random_draws,
 )
+from tests.reference import stored
 
 
 @pytest.fixture(scope="module")
 def vectors() -> dict[str, np.ndarray]:
     """Reference numbers, one array per key."""
-    with np.load(SAMPLER_VECTORS) as archive:
-        return dict(archive)
+    return stored("edm_samplers")
 
 
 # ---- Gaussian data ----
