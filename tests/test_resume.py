@@ -259,10 +259,12 @@ def test_restart_after_a_signal_ends_again(at, monkeypatch):
     with monkeypatch.context() as patch:
         kill_in_step(patch, 8, signal.SIGUSR1)
         assert run("again").exit_code == 75
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert run("again").exit_code == 75
-    status = read_status(Path("again/00000-echo_edm"))
-    assert (status["status"], status["nimg"]) == ("requeue", 36) and os.listdir("again") == ["00000-echo_edm"]
+    for attempt in ("1", "2", "3"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        assert run("again").exit_code == 75
+        status = read_status(Path("again/00000-echo_edm"))
+        assert (status["status"], status["why"], status["nimg"]) == ("requeue", "stopped by SIGUSR1", 36)
+        assert os.listdir("again") == ["00000-echo_edm"]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -485,11 +487,30 @@ def test_only_a_request_to_the_attempt_before_ends_a_restart_again(tmp_path, mon
     assert asked_in_this_launch(tmp_path) is asked
 
 
-def test_a_damaged_status_is_nobodys_run(tmp_path):
-    for name, text in (("99999-a", '{"experiment": "a"}'), ("100000-a", '{"experiment": "a"}'), ("100001-a", "{")):
+def test_runs_are_in_order_and_a_damaged_status_of_another_experiment_does_not_matter(tmp_path):
+    for name, text in (("99999-a", '{"experiment": "a"}'), ("100000-a-b", '{"experiment": "a"}'), ("100001-ab", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").write_text(text)
-    assert [p.name for p in runs_of(tmp_path, "a")] == ["99999-a", "100000-a"]
+    assert [p.name for p in runs_of(tmp_path, "a")] == ["99999-a", "100000-a-b"]
+
+
+@pytest.mark.parametrize("desc", ["", "-wide"])
+def test_a_damaged_status_is_named_and_never_the_reason_of_a_fresh_start(tmp_path, monkeypatch, desc):
+    folder = make_run(tmp_path, 7, CONFIG, states=("000009",)).rename(tmp_path / f"00007-exp{desc}")
+    options = replace(OPTIONS, run_root=str(tmp_path), resume="latest")
+    state, whole = folder / "training-state-000009.pt", (folder / "status.json").read_text()
+    for text in ("", "{", whole[:-3], "[1]", "\0" * 40):
+        (folder / "status.json").write_text(text)
+        advice = f"delete status.json and give training.options.resume={state}"
+        with pytest.raises(ValueError, match=rf"{folder}/status.json: damaged .*{advice}"):
+            choose_start(options, "exp", CONFIG)
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"{folder}/status.json"):
+            patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+            choose_start(replace(options, resume=None), "exp", CONFIG)
+    (folder / "status.json").unlink()
+    state.write_bytes(b"PK")
+    assert choose_start(replace(options, resume=str(state)), "exp", CONFIG).state == state
+    assert f"passed over {folder}, it has states but no status.json" in choose_start(options, "exp", CONFIG).notes[1]
 
 
 def test_ranks_share_all_but_how_they_use_their_machines():

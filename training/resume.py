@@ -11,7 +11,7 @@ from utils import checkpoint
 from utils.checks import listed
 from utils.config import Options, config_hash, differences, hashed_part, read_yaml
 from utils.log import read_status
-from utils.runs import attempt, find_file, launch, list_files, runs_of
+from utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
 
 KEY = "training.options.resume"
 PARTS = {"config", "data", "total_kimg", "environment", "progress", "stats", "ema", "more_emas", "modules",
@@ -34,7 +34,7 @@ def choose_start(options: Options, experiment: str, training: dict) -> Start:
     if restarted() and (state := broken_off(root, experiment, training)):
         return Start(state, ["Restarted by torchrun"])
     if options.resume is None:
-        return Start(None, [])
+        return Start(None, ["Restarted by torchrun, but there is no training state yet: starting fresh"] * restarted())
     if options.resume == "latest":
         return latest(root, experiment, training)
     return Start(find_file(options.resume, "training-state", root, KEY), [])
@@ -69,7 +69,10 @@ def latest(root: Path, experiment: str, training: dict) -> Start:
             return Start(states[-1], passed[:NOTES])
         why = "it has no training state" if same else f"it is of another configuration{keys_of(folder, training)}"
         passed.append(f"{KEY}=latest: passed over {folder}, {why}")
-    return Start(None, [f"{KEY}=latest: no training state of this configuration, starting fresh", *passed[:NOTES]])
+    strays = [f"{KEY}=latest: passed over {folder}, it has states but no status.json; {KEY}={folder} goes on from them"
+              for folder in without_status(root, experiment)]
+    return Start(None, [f"{KEY}=latest: no training state of this configuration, starting fresh", *strays[:NOTES],
+                        *passed[:NOTES]])
 
 
 def keys_of(folder: Path, training: dict) -> str:

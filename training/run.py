@@ -331,6 +331,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         log = RunLog(main, run_dir)
         if restarted() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
             log("Restarted by torchrun after it was asked to stop: ending again")
+            distributed.from_rank_0(lambda: write_status(run_dir, "requeue", read_status(run_dir)["why"],
+                                                         launch=launch(), attempt=attempt()))  # for the next restart
             return Reason("an earlier signal", "requeue", TRY_AGAIN)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held,
                           preview=preview)

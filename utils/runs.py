@@ -22,15 +22,31 @@ def runs_of(root: Path, experiment: str) -> list[Path]:
     """Run folders of an experiment, oldest first."""
     folders = [p for p in root.iterdir() if RUN.match(p.name)] if root.is_dir() else []
     folders.sort(key=lambda p: int(RUN.match(p.name)[1]))
-    return [p for p in folders if experiment_of(p) == experiment]
+    return [p for p in folders if is_run_of(p, experiment)]
 
 
-def experiment_of(folder: Path) -> str | None:
-    """The experiment of a run folder, None where status.json is missing or damaged: such a run is nobody's newest."""
+def is_run_of(folder: Path, experiment: str) -> bool:
+    """Whether a run folder is an experiment's; ValueError where it may be, but status.json, which says so, is damaged.
+    """
     try:
-        return read_status(folder).get("experiment")
-    except ValueError:
-        return None
+        return read_status(folder).get("experiment") == experiment
+    except ValueError as e:
+        if not is_named_after(folder, experiment):
+            return False
+        states = list_files(folder, "training-state")
+        raise ValueError(f"{e}; to go on from its last state delete status.json and give training.options.resume="
+                         f"{states[-1]}" if states else str(e)) from e
+
+
+def is_named_after(folder: Path, experiment: str) -> bool:
+    """Whether a run folder's name is one that an experiment may give."""
+    return f"{RUN.sub('', folder.name)}-".startswith(f"{experiment}-")
+
+
+def without_status(root: Path, experiment: str) -> list[Path]:
+    """Folders named after an experiment that hold training states, but no status.json: they count as nobody's runs."""
+    named = [p for p in sorted(root.glob("*-*")) if RUN.match(p.name) and is_named_after(p, experiment)]
+    return [p for p in named if not (p / "status.json").exists() and list_files(p, "training-state")]
 
 
 def new_run(root: Path, experiment: str, desc: str | None, config_hash: str) -> Path:
