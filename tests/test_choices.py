@@ -22,6 +22,7 @@ MODEL = [f"training.network.model.{key}" for key in (
     "model_channels=8", "channel_mult=[1,1]", "num_blocks=1", "attention_levels=[]", "label_dim=2")]
 OPTIONS = [f"training.options.{key}" for key in (
     "batch_size=4", "total_kimg=0.016", "kimg_per_tick=0.016", "num_threads=1", "device=cpu", "precision=fp32")]
+OPTIONS.append("training.validation.preview_ticks=null")
 TRAIN = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.dataset.path=data/pairs.h5",
          "training.validation.max_items=2", *MODEL, *OPTIONS]
 DRAW = ["-cn=echo_edm", "sampling.seeds=0-1", "sampling.num_threads=1", "sampling.device=cpu", "sampling.nifti=false",

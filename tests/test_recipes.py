@@ -210,7 +210,8 @@ def tool(*words: object) -> str:
 
 def fit(name: str, *overrides: str) -> dict:
     """Train a recipe at toy size; its last tick."""
-    succeed(train.main, f"-cn={name}", "training.validation.max_items=1", *OPTIONS, *overrides)
+    succeed(train.main, f"-cn={name}", "training.validation.max_items=1", "training.validation.preview_ticks=null",
+            *OPTIONS, *overrides)
     run = sorted(Path("results").glob(f"*-{name}"))[-1]
     return json.loads((run / "stats.jsonl").read_text().splitlines()[-1])
 

@@ -36,7 +36,7 @@ TRAIN = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.
          "training.network.model.dropout=0.1", "training.options.batch_size=4", "training.options.total_kimg=0.08",
          "training.options.kimg_per_tick=0.024", "training.options.state_ticks=1", "training.options.num_threads=1",
          "training.options.device=cpu", "training.options.precision=fp32", "training.validation.max_items=4",
-         "training.validation.every_ticks=1"]
+         "training.validation.every_ticks=1", "training.validation.preview_ticks=null"]
 LATEST = "training.options.resume=latest"
 
 
