@@ -1,5 +1,6 @@
 """Going on from where a run stopped: the right state, bit for bit, or an error that says why not."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from toy import OPTIONS, learned, make_trainer, ticks, trained
 import dataset_tool
 import train
 import training.run
+import utils.log
 from training.resume import changes, choose_start, latest, listed_differences, read_state
 from training.run import asked_in_this_launch, common_part, held_out
 from training.training_loop import Trainer
@@ -374,7 +376,7 @@ def test_disk_that_fills_up_fails_the_run_and_spares_the_files(at, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", fill_up)
     full = run("full")
-    assert full.exit_code == 1 and "GiB needed" in full.stderr and len(full.stderr.splitlines()) == 1
+    assert full.exit_code == 1 and "MiB needed, 0.00 MiB free" in full.stderr and len(full.stderr.splitlines()) == 1
     run_dir = Path("full/00000-echo_edm")
     assert [p.name for p in list_files(run_dir, "training-state")] == ["training-state-000000.024.pt"]
     assert not list(run_dir.glob(".tmp-*"))
@@ -384,6 +386,37 @@ def test_disk_that_fills_up_fails_the_run_and_spares_the_files(at, monkeypatch):
     monkeypatch.undo()
     assert run("full", LATEST).exit_code == 0
     assert result(run_dir) == result(Path("whole/00000-echo_edm"))
+
+
+def test_disk_without_room_for_another_byte_still_learns_that_the_run_failed(at, monkeypatch):
+    """Nothing can be added to a log or come into being any more: what is there may be overwritten."""
+    def full(*_: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_up(path: Path, kind: str, payload: dict) -> None:
+        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(training.run, "append_log", full)
+        full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fill_up)
+        failed = run("brim", "training.validation.max_items=0")
+    monkeypatch.undo()
+    assert failed.exit_code == 1 and failed.stderr == "Error: [Errno 28] No space left on device\n"
+    status = read_status(Path("brim/00000-echo_edm"))
+    assert (status["status"], status["why"]) == ("failed", "OSError: [Errno 28] No space left on device")
+    assert status["experiment"] == "echo_edm" and os.listdir("brim") == ["00000-echo_edm"]
+
+
+@pytest.mark.parametrize("why", ["", "x" * 500])
+def test_status_that_is_overwritten_is_whole(tmp_path, monkeypatch, why):
+    write_status(tmp_path, "running", why="y" * 200, experiment="a")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(utils.log, "write_text", lambda *_: os.open(tmp_path / "none/there", os.O_WRONLY))
+    write_status(tmp_path, "failed", why=why)
+    assert read_status(tmp_path) == {"experiment": "a", "status": "failed", "why": why}
+    with pytest.raises(OSError, match="none/there"):
+        write_status(tmp_path / "other", "failed")
 
 
 def test_what_a_killed_process_left_behind_is_removed(at):

@@ -96,7 +96,7 @@ def test_disk_without_room_and_folder_without_permission_are_refused(tmp_path, m
     check_folder(tmp_path / "a/b", task, OPTIONS, with_best=True)
     needed = bytes_to_come(task, OPTIONS, with_best=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 ** 40, 0, needed))
-    with pytest.raises(ValueError, match="GiB needed"):  # a file more while it is written
+    with pytest.raises(ValueError, match="MiB needed"):  # a file more while it is written
         check_folder(tmp_path, task, OPTIONS, with_best=True)
     (tmp_path / "network-best.pt").write_bytes(bytes(needed))  # what is there will make room
     check_folder(tmp_path, task, OPTIONS, with_best=True)

@@ -426,9 +426,10 @@ def failure_noted(run_dir: Path) -> Iterator[None]:
     except BaseException as e:
         if distributed.rank() == 0:
             why = f"{type(e).__name__}: {e}"
-            with suppress(OSError):  # on a full disk the first error is the one to show
-                append_log(run_dir, f"Failed: {why}")
-                write_status(run_dir, "failed", why=why)
+            for write in (lambda: append_log(run_dir, f"Failed: {why}"),
+                          lambda: write_status(run_dir, "failed", why=why)):
+                with suppress(OSError):  # on a full disk the first error is the one to show
+                    write()
         raise
 
 

@@ -28,9 +28,14 @@ def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise ValueError(
-            f"{folder}: not enough free disk: {needed_bytes / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; "
+            f"{folder}: not enough free disk: {amount(needed_bytes)} needed, {amount(free)} free; "
             "free some space or write elsewhere (--dest, sampling.outdir, training.options.run_root)"
         )
+
+
+def amount(count: int) -> str:
+    """Bytes in GiB, or in MiB where there are few."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
 
 
 @contextmanager
@@ -65,7 +70,7 @@ def temporary_prefix() -> str:
 
 def write_error(path: str | Path, needed_bytes: int, error: Exception) -> OSError:
     """The error to raise for a write that failed half-way, most likely because the disk is full."""
-    needed = f"about {needed_bytes / 2**30:.3g} GiB are needed; " if needed_bytes else ""
+    needed = f"about {amount(needed_bytes)} are needed; " if needed_bytes else ""
     return OSError(f"{path}: could not be written, is the disk full? {needed}what was there before is unharmed "
                    f"({first_line(error).replace(temporary_prefix(), '')})")
 
@@ -106,6 +111,13 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def overwrite_text(path: str | Path, text: str) -> None:
+    """Write a small text file in place: where there is no room for a new one, but for what is there."""
+    with open(path, "r+", encoding="utf-8") as file:
+        file.write(text)
+        file.truncate()
 
 
 def arrays_hash(arrays: dict[str, np.ndarray]) -> str:

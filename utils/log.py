@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.files import write_text
+from utils.files import overwrite_text, write_text
 
 
 class RunLog:
@@ -53,10 +53,19 @@ def read_status(run_dir: Path) -> dict:
 
 
 def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> None:
-    """Write status.json: running, requeue, done or failed, why, and further facts (experiment, config_hash, nimg)."""
+    """Write status.json: running, requeue, done or failed, why, and further facts (experiment, config_hash, nimg).
+
+    On a full disk in place of what is there.
+    """
     assert status in ("running", "requeue", "done", "failed")
     new = {**read_status(run_dir), **facts, "status": status, "why": why}
-    write_text(run_dir / "status.json", json.dumps(new, indent=2) + "\n")
+    path, text = run_dir / "status.json", json.dumps(new, indent=2) + "\n"
+    try:
+        write_text(path, text)
+    except OSError:
+        if not path.is_file():
+            raise
+        overwrite_text(path, text)
 
 
 def run_main(main: Callable[[], None], debug: bool) -> None:
