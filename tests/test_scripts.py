@@ -324,6 +324,7 @@ def damaged(at) -> Path:
     (["training.options.seed=-1"], ["training.options.seed"]),
     (["training.options.total_kimg=0"], ["training.options.total_kimg"]),
     (["training.options.keep_states=0"], ["training.options.keep_states"]),
+    (["training.options.max_bad_steps=0"], ["training.options.max_bad_steps=0", "more than 0"]),
     (["training.options.ema_halflife_kimg=[1,0]"], ["training.options.ema_halflife_kimg=[1, 0]", "above 0"]),
     (["training.options.wandb=echo"], ["training.options.wandb=echo", "pip install wandb"]),
     (["training.options.run_root=data/echo.h5"], ["data/echo.h5", "training.options.run_root"]),

@@ -212,9 +212,9 @@ def test_bad_step_names_its_images(tmp_path):
 def test_run_ends_after_max_bad_steps_with_a_state_from_before_them(tmp_path):
     options = replace(OPTIONS, max_bad_steps=5, state_ticks=1)
     trainer = make_trainer(tmp_path, options, task=faulty_task(set(range(2, 100))))
-    with pytest.raises(ValueError, match=r"in 6 steps in a row .*-000000.024.pt is from before them; start .*\.lr"):
+    with pytest.raises(ValueError, match=r"in 5 steps in a row .*-000000.024.pt is from before them; start .*\.lr"):
         trainer.run(Stop(tmp_path))
-    assert trainer.progress.nimg == 8 * 12  # a tick ended among them: its state too is from before
+    assert trainer.progress.nimg == 7 * 12  # a tick ended among them: its state too is from before
     assert [p.name for p in list_files(tmp_path, "training-state")] == ["training-state-000000.024.pt"]
     again = make_trainer(tmp_path, options, task=faulty_task(set()))
     again.restore(read_state(list_files(tmp_path, "training-state")[0], again.record))
@@ -224,6 +224,12 @@ def test_run_ends_after_max_bad_steps_with_a_state_from_before_them(tmp_path):
     good = trained(tmp_path / "good", options, task=faulty_task(set()))
     assert learned(again.state()) == learned(good)
     assert ticks(tmp_path) == ticks(tmp_path / "good")
+
+
+def test_a_run_goes_on_after_fewer_than_max_bad_steps(tmp_path):
+    trainer = make_trainer(tmp_path, replace(OPTIONS, max_bad_steps=5), task=faulty_task({2, 3, 4, 5, 7, 8, 9, 10}))
+    trainer.run(Stop(tmp_path))
+    assert trainer.progress.nimg == 240
 
 
 def test_a_run_that_ends_on_bad_steps_has_the_weights_of_before(tmp_path):
@@ -237,7 +243,7 @@ def test_a_run_that_ends_on_bad_steps_has_the_weights_of_before(tmp_path):
 
 
 def test_a_run_of_nothing_but_bad_steps_is_an_error(tmp_path):
-    trainer = make_trainer(tmp_path, task=faulty_task(set(range(100))))
+    trainer = make_trainer(tmp_path, replace(OPTIONS, max_bad_steps=99), task=faulty_task(set(range(100))))
     with pytest.raises(ValueError, match="not finite in 20 steps"):
         trainer.run(Stop(tmp_path))
     assert not list_files(tmp_path, "network-snapshot")

@@ -70,7 +70,7 @@ def check_options(options: Options, device: torch.device) -> None:
                              "turn one of them off")
     if options.num_workers < 0:
         raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
-    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states"):
+    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "max_bad_steps"):
         if not getattr(options, name) > 0:
             raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
     halflives(options.ema_halflife_kimg)

@@ -276,7 +276,7 @@ class Trainer:
         """Save a state from before them and raise ValueError when too many steps in a row, or all, were skipped."""
         p = self.progress
         all_bad = p.nimg >= self.total and p.bad_steps * self.options.batch_size >= p.nimg
-        if p.bad_steps > self.options.max_bad_steps or all_bad:
+        if p.bad_steps >= self.options.max_bad_steps or all_bad:
             self.save_state()
             go_on = "" if self.precision == "fp32" else "go on from it with training.options.precision=fp32, or "
             raise ValueError(f"loss or gradients were not finite in {p.bad_steps} steps in a row (up to {p.nimg} "

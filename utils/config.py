@@ -66,7 +66,7 @@ class Options:
     num_threads: int = 0                # CPU threads per rank, 0 = cores / ranks
     num_workers: int = 0                # data loader processes per rank
     min_psnr: float | None = 20         # dB that diffusion asks of its latents, decoded again; null: no matter
-    max_bad_steps: int = 20             # more steps in a row without finite loss and gradients end the run
+    max_bad_steps: int = 20             # so many steps in a row without finite loss and gradients end the run
     wandb: str | None = None            # W&B project to log to as well
     trust: bool = False                 # build any target that a first stage's file names, not only the allow-list
     device: str = "auto"                # cpu | cuda | auto
