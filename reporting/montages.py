@@ -43,14 +43,8 @@ class Plane(NamedTuple):
 def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
                     window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
                     channels: Sequence[str] = (), captions: Sequence[str] = ()) -> None:
-    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage).
-
-    In 1D it has the signals as curves, without their labels.
-    """
+    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage)."""
     blocks = [("Real", real), ("Generated", generated)]
-    if len(spacing) == 1:
-        save_png(curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions), path)
-        return
     save_png(montage(blocks, spacing, window=window, label_classes=label_classes, channels=channels,
                      captions=captions), path)
 
@@ -65,8 +59,11 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
     where `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and
     white, by default minimum and WHITE percentile of the first block, so that all blocks share it; label_classes
     (background first) name the legend, which has the classes that are seen; captions stand under the last block's
-    columns; aligned: every block is cut where the first block's volume of its column is.
+    columns; aligned: every block is cut where the first block's volume of its column is. Signals, which have a single
+    axis, become `curves`.
     """
+    if len(spacing) == 1:
+        return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
     in_colour = list(channels) == COLOURS
     shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
              for title, pictures in blocks if len(pictures)]
@@ -81,7 +78,7 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
 
 
 def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> Figure:
-    """Titled rows of signals [C,S], a column per signal and a line per channel, all on one scale.
+    """Titled rows of signals [C,S] or [S], a column per signal and a line per channel, all on one scale.
 
     Captions stand under the last row; empty rows are left out.
     """
@@ -93,7 +90,7 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
     for (title, signals), row in zip(shown, grid, strict=True):
         row[0].set_title(title, color=TEXT, fontsize=14, fontweight="bold", loc="left")
         for axis, signal in zip(row, signals):
-            for values, colour in zip(signal, cycle((TEXT, *LABEL_COLOURS))):
+            for values, colour in zip(np.atleast_2d(signal), cycle((TEXT, *LABEL_COLOURS))):
                 axis.plot(values, color=colour, linewidth=1)
         for axis in row[len(signals):]:
             axis.set_visible(False)
