@@ -15,11 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from networks.autoencoder import Downsample, ResBlock, Upsample
-from networks.layers import CONVS, up
+from networks.layers import CONVS, convolve, up
 from utils.checks import check_choice
 
 MODES = ("blend", "exact")
-CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def by_parts(net: nn.Module, tile: Sequence[int], overlap: float = 0.25, mode: str = "blend") -> nn.Module:
@@ -181,20 +180,7 @@ class Convolved(NamedTuple):
         part = self.source.take(max(lo, 0), min(hi, count))
         zeros = [width for pair in reversed(others) for width in pair] + [max(-lo, 0), max(hi - count, 0)]
         part = functional.pad(part, zeros) if any(zeros) else part
-        return convolve(part, layer)
-
-
-def convolve(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-    """A layer's convolution of x [N,C,*S], without zeros around it.
-
-    On a CPU by oneDNN: for inputs as small as slabs torch chooses a way that unfolds them, at 27 times their memory.
-    """
-    dims = x.ndim - 2
-    if x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available() \
-            and not torch.is_autocast_enabled("cpu"):
-        return torch.mkldnn_convolution(x, layer.weight, layer.bias, [0] * dims, layer.stride, layer.dilation,
-                                        layer.groups)
-    return CONVOLVE[dims](x, layer.weight, layer.bias, layer.stride)
+        return convolve(part, layer, layer.weight, layer.bias, [0] * (part.ndim - 2))
 
 
 def slabs(size: Sequence[int], voxels: int, least: int = 1) -> Iterator[tuple[int, int]]:

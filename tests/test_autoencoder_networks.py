@@ -11,7 +11,7 @@ from networks.posteriors import posterior_class
 from networks.vq import AutoencoderVQ
 
 SMALL = {"channels": (8, 16), "num_blocks": 1, "num_blocks_decoder": 1}
-LEAVES = (*CONVS.values(), nn.GroupNorm)
+LEAVES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)
 KINDS = [AutoencoderKL, AutoencoderVQ, AutoencoderGamma]
 
 

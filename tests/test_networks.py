@@ -744,3 +744,18 @@ def test_codec_decodes_what_it_encodes_with_the_frozen_autoencoder():
     torch.testing.assert_close(decoded, wanted)
     assert labels.dtype == torch.uint8 and torch.equal(labels.long(), logits.argmax(1))
     assert not any(p.requires_grad for p in codec.parameters())
+
+
+def test_a_single_volume_is_convolved_as_one_of_several():
+    """On a CPU by another way than PyTorch would: not for gradients, or in other precisions."""
+    layer = conv(3, 5, 7, (3, 1, 3))
+    x = torch.randn(2, 5, 6, 7, 8)
+    wanted = torch.nn.functional.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=(1, 0, 1))
+    with torch.no_grad():
+        both, alone = layer(x), layer(x[:1])
+        torch.testing.assert_close(both, wanted.float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(alone, both[:1], rtol=1e-5, atol=1e-5)
+        assert layer.double()(x[:1].double()).dtype == torch.float64
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer.float()(x[:1]).dtype == torch.bfloat16
+    assert layer(x[:1]).requires_grad
