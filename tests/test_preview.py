@@ -27,8 +27,10 @@ from training.preview import (
     Preview,
     Samples,
     Shown,
+    drawn_png,
     is_lack_of_memory,
     latent_blocks,
+    pixels,
     shades,
     write_preview,
 )
@@ -129,6 +131,13 @@ def test_latents_that_nothing_decodes_are_shown_by_channel_in_their_middle_plane
     flat = latent_blocks(np.ones((2, 3, 5)), None)
     assert [(title, [picture[0].shape for picture in pictures]) for title, pictures in flat] == [
         ("Generated", [(3, 5), (3, 5)])]
+
+
+def test_signals_are_shown_as_curves():
+    one, two = (np.full((1, 8), value, np.float32) for value in (0, 1))
+    shown = Shown([("Real", [(one, None)]), ("Generated", [(one, None), (two, None)])], {"spacing": [1.0]})
+    height, width = pixels(drawn_png(shown)).shape[:2]
+    assert 300 < width < 500 and 300 < height < 500  # two rows of two
 
 
 # ---- the commands ----
@@ -349,6 +358,7 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
     distributed.shutdown()
 
 
+@pytest.mark.slow
 def test_shares_are_called_by_all_ranks_which_agree_on_what_is_lacking(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -233,12 +233,9 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 
 def drawn_png(shown: Shown) -> bytes:
-    """The PNG bytes of a preview: planes, or curves of signals."""
-    from reporting import montages
-    if len(shown.look["spacing"]) == 1:
-        signals = [(title, [image for image, _ in pictures]) for title, pictures in shown.blocks]
-        return montages.png_bytes(montages.curves(signals, shown.look.get("captions", ())))
-    return montages.png_bytes(montages.montage(shown.blocks, **shown.look))
+    """The PNG bytes of a preview."""
+    from reporting.montages import montage, png_bytes
+    return png_bytes(montage(shown.blocks, **shown.look))
 
 
 def pixels(png: bytes) -> np.ndarray:
