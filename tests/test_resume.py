@@ -311,6 +311,21 @@ def test_damaged_state_is_not_skipped_but_the_one_before_is_named(tmp_path):
         f"training.options.init_from={tmp_path}/network-snapshot-000000.240.pt" in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut off"])
+def test_damaged_state_is_refused_in_the_same_words_by_latest_and_by_name(tmp_path, content):
+    folder = make_run(tmp_path, 0, CONFIG, states=("000001", "000002"))
+    before, newest = list_files(folder, "training-state")
+    newest.write_bytes(content)
+    said = []
+    for resume in ("latest", str(newest), str(folder)):
+        start = choose_start(replace(OPTIONS, run_root=str(tmp_path), resume=resume), "exp", CONFIG)
+        with pytest.raises(ValueError) as error:
+            read_state(start.state, {})
+        said.append(str(error.value))
+    assert len(set(said)) == 1 and f"{newest}: damaged or" in said[0]
+    assert said[0].endswith(f"; the one before it is training.options.resume={before}")
+
+
 def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
     config = {"training": {"options": {"seed": 0, "total_kimg": 1}, "network": {"width": 8}}}
     first = make_trainer(tmp_path / "a", config=config)

@@ -389,6 +389,34 @@ def test_wandb_is_told_on_request(tmp_path, monkeypatch):
     assert wandb.logged == [(60, 1), (120, 2), (180, 3), (240, 4)]
 
 
+def test_wandb_that_does_not_start_is_an_error_that_names_the_key(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ValueError, match=r"^training\.options\.wandb=echo: .* \(ZeroDivisionError: division by zero\)"):
+        trained(tmp_path, replace(OPTIONS, wandb="echo"))
+
+
+@pytest.mark.parametrize(("call", "logged"), [("log", []), ("finish", [60, 120, 180, 240])])
+def test_wandb_that_fails_later_is_told_of_once_and_ends_no_run(tmp_path, monkeypatch, plain, call, logged):
+    wandb, tries, said = FakeWandb(), [], []
+
+    def fail(*_: object, **more: object) -> None:
+        tries.append(0)
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr(wandb, call, fail)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trainer = make_trainer(tmp_path, replace(OPTIONS, wandb="echo"))
+    trainer.log = said.append
+    trainer.run(Stop(tmp_path))
+    assert learned(trainer.state()) == learned(plain) and len(ticks(tmp_path)) == 4
+    assert tries == [0] and [step for step, _ in wandb.logged] == logged
+    assert [line for line in said if "W&B" in line] == [
+        "Warning: W&B failed (RuntimeError: no network) and gets nothing more until the next start; stats.jsonl and "
+        "TensorBoard go on"]
+
+
 # ---- files ----
 
 

@@ -26,11 +26,11 @@ from training.precision import autocast, resolve_precision
 from training.validation import Held
 from utils.config import sampling_options
 from utils.files import atomic_path, first_line, remove_temporary
+from utils.log import is_lack_of_memory
 from utils.nifti import spacing_of
 from utils.sample_io import SampleMeta, write_samples
 from utils.volumes import Intensity
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 Block = tuple[str, list[Picture]]
 
@@ -223,13 +223,6 @@ def make(preview: Preview, net: torch.nn.Module, is_main: bool) -> tuple[Made | 
         if not is_lack_of_memory(e):
             raise
         return None, first_line(e)
-
-
-def is_lack_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory has run out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def drawn_png(shown: Shown) -> bytes:

@@ -31,7 +31,7 @@ from utils import distributed
 from utils.checks import listed
 from utils.config import Options, build, check_targets, config_hash, fill, find_target, to_yaml
 from utils.files import plain_hash, remove_temporary, write_text
-from utils.log import RunLog, append_log, read_status, write_status
+from utils.log import RunLog, append_log, error_text, read_status, write_status
 from utils.runs import attempt, launch, locked, new_run
 from utils.stats import wandb_package
 from utils.stop import TRY_AGAIN, Reason, Stop
@@ -425,7 +425,7 @@ def failure_noted(run_dir: Path) -> Iterator[None]:
         yield
     except BaseException as e:
         if distributed.rank() == 0:
-            why = f"{type(e).__name__}: {e}"
+            why = f"{type(e).__name__}: {error_text(e)}"
             for write in (lambda: append_log(run_dir, f"Failed: {why}"),
                           lambda: write_status(run_dir, "failed", why=why)):
                 with suppress(OSError):  # on a full disk the first error is the one to show

@@ -291,7 +291,7 @@ class Trainer:
         p, options = self.progress, self.options
         if self.rank == 0:
             wandb_run = start_wandb(options.wandb, self.run_dir, self.record["config"]) if options.wandb else None
-            self.files = StatsFiles(self.run_dir, p.nimg, wandb_run)
+            self.files = StatsFiles(self.run_dir, p.nimg, wandb_run, self.log)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
         with closing(self.batches()) as data:

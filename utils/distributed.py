@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from utils.files import first_line
+from utils.log import error_text, is_lack_of_memory
 
 BEAT_S = 1  # how often a rank shows that its process is alive; it counts as lost after five beats that stay out
 NCCL_S = 1800  # the least time-out of NCCL itself: it connects at the first collective, on many machines for minutes
@@ -180,8 +181,9 @@ def shutdown() -> None:
     failed = error is not None and not isinstance(error, SystemExit)
     if _roll is not None:
         if failed:
+            line = error_text(error) if is_lack_of_memory(error) else first_line(error)
             with suppress(dist.DistError):
-                _roll.verdict(f"rank {_roll.rank} failed: {type(error).__name__}: {first_line(error)}")
+                _roll.verdict(f"rank {_roll.rank} failed: {type(error).__name__}: {line}")
         _roll.close()
     _roll = None
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):  # NCCL would wait for the others

@@ -10,7 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.files import overwrite_text, write_text
+from utils.files import first_line, overwrite_text, write_text
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
+LESS_MEMORY = ("a smaller training.options.batch_gpu or training.options.checkpointing=true takes less memory, when "
+               "drawing a smaller sampling.batch_size or sampling.tile; python dataset_tool.py plan says how much")
 
 
 class RunLog:
@@ -68,6 +72,18 @@ def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> 
         overwrite_text(path, text)
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out. By its name: the scripts start without torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says; where memory has run out, in one line with what takes less."""
+    return f"{first_line(error)}; {LESS_MEMORY}" if is_lack_of_memory(error) else str(error)
+
+
 def run_main(main: Callable[[], None], debug: bool) -> None:
     """Call main; errors a user can cause become one line on stderr and exit code 1, with a traceback under debug.
 
@@ -82,8 +98,8 @@ def run_main(main: Callable[[], None], debug: bool) -> None:
     except Exception as e:
         if rank:
             time.sleep(3)
-        if debug or not isinstance(e, (ValueError, OSError)):
+        if debug or not (isinstance(e, (ValueError, OSError)) or is_lack_of_memory(e)):
             traceback.print_exc()
         else:
-            print(f"Error{f' (rank {rank})' if rank else ''}: {e}", file=sys.stderr, flush=True)
+            print(f"Error{f' (rank {rank})' if rank else ''}: {error_text(e)}", file=sys.stderr, flush=True)
         sys.exit(1)

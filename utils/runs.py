@@ -133,7 +133,8 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
     """The newest snapshot or state meant by an experiment's name, a run folder or a file; `key` is what to change."""
     path = Path(name)
     if path.is_file():
-        check_is_archive(path, kind, key)
+        if kind == "network-snapshot":  # who reads a state says more: which one is before it
+            check_is_archive(path, kind, key)
         return path
     if path.is_dir():
         files = list_files(path, kind)

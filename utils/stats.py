@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import inf, isfinite
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.files import write_text
+from utils.files import first_line, write_text
 from utils.log import read_status
 
 
@@ -89,14 +89,14 @@ class Collector:
 class StatsFiles:
     """stats.jsonl (one JSON object per tick) and TensorBoard events of a run folder, and W&B on request."""
 
-    def __init__(self, run_dir: Path, nimg: int = 0, wandb_run: Any = None):
+    def __init__(self, run_dir: Path, nimg: int = 0, wandb_run: Any = None, log: Callable[[str], None] = print):
         """nimg: images seen so far; what an earlier process wrote of later ticks is dropped, they come again."""
         from torch.utils.tensorboard import SummaryWriter
         path = run_dir / "stats.jsonl"
         drop_later_ticks(path, nimg)
         self.jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self.writer = SummaryWriter(str(run_dir), purge_step=nimg + 1)
-        self.wandb_run = wandb_run
+        self.wandb_run, self.log = wandb_run, log
 
     def write(self, fields: dict[str, float], nimg: int) -> None:
         """Append one tick; numbers that are not finite become null."""
@@ -105,22 +105,31 @@ class StatsFiles:
         for name, value in fields.items():
             self.writer.add_scalar(name, value, global_step=nimg)
         self.writer.flush()
-        if self.wandb_run:
-            self.wandb_run.log(fields, step=nimg)
+        self.tell_wandb(lambda run: run.log(fields, step=nimg))
 
     def write_picture(self, name: str, pixels: np.ndarray, nimg: int) -> None:
         """Add a picture, colours [H,W,3] uint8, to the TensorBoard events and W&B."""
         self.writer.add_image(name, pixels, global_step=nimg, dataformats="HWC")
         self.writer.flush()
-        if self.wandb_run:
-            self.wandb_run.log({name: importlib.import_module("wandb").Image(pixels)}, step=nimg)
+        self.tell_wandb(lambda run: run.log({name: importlib.import_module("wandb").Image(pixels)}, step=nimg))
 
     def close(self) -> None:
         """Close everything."""
         self.jsonl.close()
         self.writer.close()
-        if self.wandb_run:
-            self.wandb_run.finish()
+        self.tell_wandb(lambda run: run.finish())
+
+    def tell_wandb(self, act: Callable[[Any], None]) -> None:
+        """Do something with the W&B run, where there is one. A service that fails ends no run: it is left, with a word.
+        """
+        if not self.wandb_run:
+            return
+        try:
+            act(self.wandb_run)
+        except Exception as e:  # whatever its package raises
+            self.wandb_run = None
+            self.log(f"Warning: W&B failed ({type(e).__name__}: {first_line(e)}) and gets nothing more until the next "
+                     "start; stats.jsonl and TensorBoard go on")
 
 
 def drop_later_ticks(path: Path, nimg: int) -> None:
@@ -151,6 +160,10 @@ def wandb_package(project: str) -> ModuleType:
 
 
 def start_wandb(project: str, run_dir: Path, config: dict) -> Any:
-    """The W&B run of a run folder: a new one, or the one that an earlier process began."""
-    return wandb_package(project).init(project=project, name=run_dir.name, id=read_status(run_dir).get("run_id"),
-                                       dir=str(run_dir), config=config, resume="allow")
+    """The W&B run of a run folder: a new one, or the one that an earlier process began; ValueError where it fails."""
+    try:
+        return wandb_package(project).init(project=project, name=run_dir.name, id=read_status(run_dir).get("run_id"),
+                                           dir=str(run_dir), config=config, resume="allow")
+    except Exception as e:  # whatever its package raises
+        raise ValueError(f"training.options.wandb={project}: W&B does not start ({type(e).__name__}: {first_line(e)}); "
+                         "see to its login and network, set WANDB_MODE=offline, or leave the key away") from e
