@@ -23,6 +23,7 @@ import dataset_tool
 import train
 import training.run
 import utils.log
+import utils.runs
 from training.resume import changes, choose_start, latest, listed_differences, read_state
 from training.run import asked_in_this_launch, common_part, held_out
 from training.training_loop import Trainer
@@ -65,9 +66,9 @@ def run(root: str, *overrides: str):
     return CliRunner().invoke(train.main, [*TRAIN, f"training.options.run_root={root}", *overrides])
 
 
-def command(root: str, *overrides: str, ranks: int = 0, launcher: tuple[str, ...] = ()) -> list[str]:
+def command(root: str, *overrides: str, ranks: int = 0, launcher: tuple[str, ...] = ("--standalone",)) -> list[str]:
     """The same as a command line of its own, of one process or of several under torchrun."""
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher] if ranks else []
+    start = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", *launcher] if ranks else []
     return [sys.executable, *start, str(ROOT / "train.py"), *TRAIN, f"training.options.run_root={root}", *overrides]
 
 
@@ -254,6 +255,36 @@ def test_restart_by_torchrun_goes_on_in_the_run_that_broke_off(tmp_path, monkeyp
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "now")
     make_run(tmp_path, 3, CONFIG, launch="now")  # broke off before its first state
     assert choose_start(options, "exp", CONFIG).state is None
+
+
+def test_launches_that_torchrun_calls_none_are_told_apart_by_its_process(tmp_path, monkeypatch):
+    agents = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    options = replace(OPTIONS, run_root=str(tmp_path))
+    try:
+        monkeypatch.setattr(os, "getppid", lambda: agents[0].pid)
+        finished = make_run(tmp_path, 0, CONFIG, states=("000002",), launch=utils.runs.launch())
+        assert choose_start(options, "exp", CONFIG).state == finished / "training-state-000002.pt"
+        monkeypatch.setattr(os, "getppid", lambda: agents[1].pid)
+        assert choose_start(options, "exp", CONFIG).state is None
+        monkeypatch.setattr(os, "getppid", lambda: agents[0].pid)
+        monkeypatch.setattr(utils.runs, "started", lambda pid: "another time")  # the number of a process come again
+        assert choose_start(options, "exp", CONFIG).state is None
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+
+
+def test_start_of_a_process_stays_and_follows_the_order():
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        assert utils.runs.started(process.pid) == utils.runs.started(process.pid)
+        assert float(utils.runs.started(process.pid)) > float(utils.runs.started(os.getpid()))
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_restart_after_a_signal_ends_again(at, monkeypatch):
@@ -472,21 +503,44 @@ def test_three_ranks_killed_at_any_moment_go_on_bit_for_bit(at):
     assert result(run_dir) == result(Path("three/00000-echo_edm"))
 
 
+NO_NAME = ("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0")  # torchrun calls such a launch "none"
+
+
 @pytest.mark.slow
-def test_torchrun_restarts_the_group_from_the_newest_state(at):
+@pytest.mark.parametrize("meet", [("--standalone",), NO_NAME])
+def test_torchrun_restarts_the_group_from_the_newest_state(at, meet):
+    for root in ("calm", "restarted"):
+        shutil.rmtree(root, ignore_errors=True)
     options = ["training.options.total_kimg=0.3"]
     whole = subprocess.run(command("calm", *options, ranks=2), capture_output=True, text=True, timeout=120)
     assert whole.returncode == 0, whole.stderr
     run_dir = Path("restarted/00000-echo_edm")
     with open("restarted.txt", "w", encoding="utf-8") as out:
-        process = subprocess.Popen(command("restarted", *options, ranks=2, launcher=("--max-restarts=1",)), stdout=out,
-                                   stderr=out)
+        process = subprocess.Popen(command("restarted", *options, ranks=2, launcher=(*meet, "--max-restarts=1")),
+                                   stdout=out, stderr=out)
     wait_for(lambda: has_state(run_dir))
     ranks_of(process)[1].kill()
     assert process.wait(120) == 0, Path("restarted.txt").read_text()
     assert "Restarted by torchrun" in Path("restarted.txt").read_text()
     assert runs_of(Path("restarted"), "echo_edm") == [run_dir]
     assert result(run_dir) == result(Path("calm/00000-echo_edm"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("meet", [("--standalone",), NO_NAME])
+def test_a_signal_ends_a_group_that_torchrun_would_restart_twice(at, meet):
+    shutil.rmtree("ended", ignore_errors=True)
+    run_dir = Path("ended/00000-echo_edm")
+    with open("ended.txt", "w", encoding="utf-8") as out:
+        process = subprocess.Popen(command("ended", LONG, ranks=2, launcher=(*meet, "--max-restarts=2")), stdout=out,
+                                   stderr=out)
+    wait_for(lambda: has_state(run_dir))
+    for rank in ranks_of(process):
+        rank.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == 1
+    status = read_status(run_dir)
+    assert (status["status"], status["why"], status["attempt"]) == ("requeue", "stopped by SIGUSR1", 2)
+    assert Path("ended.txt").read_text().count("ending again") == 2 and os.listdir("ended") == [run_dir.name]
 
 
 def test_a_sharded_run_goes_on_after_a_validation_that_is_not_the_best(at):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from utils import distributed
 from utils.log import read_status, write_status
 
@@ -68,8 +70,18 @@ def new_run(root: Path, experiment: str, desc: str | None, config_hash: str) -> 
 
 
 def launch() -> str | None:
-    """What torchrun calls this launch, the same after its own restarts of the group; None without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID")
+    """What torchrun calls this launch, the same after its own restarts of the group; None without torchrun.
+
+    Where that is "none", as without --standalone and --rdzv_id, the machine and process of torchrun, and its start.
+    """
+    name, agent = os.environ.get("TORCHELASTIC_RUN_ID"), os.getppid()
+    return f"{socket.gethostname()} {agent} {started(agent)}" if name == "none" else name
+
+
+def started(pid: int) -> str:
+    """When a process was started: in ticks of the machine, or by its clock, which may be set meanwhile."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else str(psutil.Process(pid).create_time())
 
 
 def attempt() -> int:
