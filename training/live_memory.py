@@ -1,7 +1,9 @@
 """How much memory tensors would take that nobody fills: storages of fake tensors, counted as they come and go."""
 
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,9 +58,12 @@ class LiveMemory(TorchDispatchMode):
         self.peak = self.now
 
 
-def fake_tensors() -> FakeTensorMode:
+@contextmanager
+def fake_tensors() -> Iterator[None]:
     """A context in which tensors have shapes and types but no values; real ones that come in count as such."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copying a network does
+        yield
 
 
 def imagine(make: Callable[[], nn.Module]) -> nn.Module:
