@@ -14,8 +14,16 @@ from training.batch import Sample
 from training.batch_transforms import Identity
 from training.diffusion import diffusion_task
 from training.loss import EDMLoss
-from training.selftest import Trial, bf16_warnings, bytes_to_come, check_folder, spread_lines
+from training.selftest import (
+    Trial,
+    bf16_of_all_ranks,
+    bf16_warnings,
+    bytes_to_come,
+    check_folder,
+    spread_lines,
+)
 from training.validation import Held
+from utils import distributed
 
 CPU = torch.device("cpu")
 
@@ -75,6 +83,14 @@ def test_bf16_convolution_that_is_wrong_or_greedy_is_warned_of(monkeypatch, part
     monkeypatch.setattr(selftest, "try_convolution", wrong)
     line, = bf16_warnings(3, CPU)
     assert words in line and torch.__version__ in line and "cuDNN" in line
+
+
+def test_bf16_of_every_rank_is_looked_at_and_named(monkeypatch):
+    monkeypatch.setattr(selftest, "bf16_warnings", lambda dims, device: [f"Warning: {dims}D is off on {device}"])
+    assert bf16_of_all_ranks(3, CPU) == ["Warning: 3D is off on cpu"]
+    monkeypatch.setattr(distributed, "gather_objects", lambda own: [[], own, [], [*own, "Warning: greedy"]])
+    assert bf16_of_all_ranks(2, CPU) == ["Warning: rank 1: 2D is off on cpu", "Warning: rank 3: 2D is off on cpu",
+                                         "Warning: rank 3: greedy"]
 
 
 def test_size_of_the_files_to_come_is_about_right(tmp_path):

@@ -23,7 +23,7 @@ from training.precision import resolve_precision
 from training.preview import build_preview, check_preview
 from training.resume import Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
-from training.selftest import bf16_warnings, check_folder, spread_lines
+from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
 from training.snapshot import build_codec, first_stage_part
 from training.training_loop import Trainer, split_batch
 from training.validation import Held
@@ -340,6 +340,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
             trainer.restore(state)
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
+        if trainer.precision == "bf16":
+            start.notes.extend(bf16_of_all_ranks(record["spatial_dims"], device))
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
@@ -403,8 +405,6 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
     if note:
         log(note)
     for line in spread_lines(trainer.task, dataset, options.seed, trainer.device):
-        log(line)
-    for line in bf16_warnings(trainer.record["spatial_dims"], trainer.device) if trainer.precision == "bf16" else ():
         log(line)
     if start.state:
         log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")

@@ -10,6 +10,7 @@ import torch
 from samplers.noise import ImageGenerators, mix_seed
 from training.batch import Sample, Task, collate
 from training.ema import halflives
+from utils import distributed
 from utils.checkpoint import tensor_bytes
 from utils.config import Options
 from utils.files import check_free_disk
@@ -25,6 +26,14 @@ class Trial(NamedTuple):
 
     tensors: list[torch.Tensor]
     peak_bytes: int
+
+
+def bf16_of_all_ranks(dims: int, device: torch.device) -> list[str]:
+    """What is wrong with bf16 convolutions on the devices of all ranks, by rank; they must call this together."""
+    found = distributed.gather_objects(bf16_warnings(dims, device))
+    names = [""] if len(found) == 1 else [f" rank {rank}:" for rank in range(len(found))]
+    return [line.replace("Warning:", f"Warning:{name}", 1) for name, lines in zip(names, found, strict=True)
+            for line in lines]
 
 
 def bf16_warnings(dims: int, device: torch.device) -> list[str]:
