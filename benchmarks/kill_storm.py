@@ -32,7 +32,8 @@ from utils.runs import list_files
 
 TICK = 48           # images; there is a state after each
 TICKS_PER_KILL = 4
-SLACK = 2           # more such parts of the run than kills
+SLACK = 4           # more such parts of the run than kills
+LATEST = 2          # ticks after its turn at which a kill comes at the latest, so that the run does not end before it
 START_SECONDS = 1   # in which a process comes up: kills at the start fall into it
 STEP_SECONDS = 0.3
 PATIENCE = 120      # seconds in which something must happen
@@ -154,16 +155,16 @@ def wait(run: Run, condition: Callable[[], bool], pause: float) -> None:
 def await_moment(run: Run, target: int, chance: random.Random) -> None:
     """Wait for a moment to kill at: any of the start, any of a step, or while a file is being written."""
     how = chance.choice(["start", "step", "network-snapshot", "network-best", "training-state"])
-    if how == "start":
-        time.sleep(chance.uniform(0, START_SECONDS))
-        return
-    wait(run, lambda: images_of(run.newest_state()) >= target, pause=0.02)
-    if how == "step":
-        time.sleep(chance.uniform(0, STEP_SECONDS))
-        return
-    latest = time.monotonic() + 2 * STEP_SECONDS  # the best snapshot is written ever more rarely
-    wait(run, lambda: any(TEMPORARY.match(name) and how in name for name in run.names()) or time.monotonic() > latest,
-         pause=0.0005)
+    if how != "start":
+        wait(run, lambda: images_of(run.newest_state()) >= target, pause=0.02)
+    seconds = {"start": chance.uniform(0, START_SECONDS), "step": chance.uniform(0, STEP_SECONDS)}
+    end = time.monotonic() + seconds.get(how, 2 * STEP_SECONDS)  # the best snapshot is written ever more rarely
+
+    def now() -> bool:
+        writes = any(TEMPORARY.match(name) and how in name for name in run.names())
+        return writes or time.monotonic() > end or images_of(run.newest_state()) >= target + LATEST * TICK
+
+    wait(run, now, pause=0.0005)
     time.sleep(chance.choice([0, 0.001, 0.003]))
 
 
@@ -199,8 +200,10 @@ class Seen:
 
     kills: int = 0
     kills_in_writes: int = 0        # with a temporary file left behind
+    kills_before_word: int = 0      # before the run had said what it goes on from
+    fresh_starts: int = 0           # where there was no state
     resumes: int = 0
-    wrong_resumes: int = 0          # from another state than the last one
+    wrong_resumes: int = 0          # from another state than the last one, or from none though there was one
     hung: int = 0                   # groups that did not end after one of their ranks was killed
     max_lost_images: int = 0        # of ticks that the run had told of
     lost_files: int = 0             # snapshots and states that do not load
@@ -221,8 +224,12 @@ def storm(run: Run, kills: int, images: int, chance: random.Random) -> Seen:
         seen.kills += 1
         seen.kills_in_writes += run.temporary() > 0
         said = run.take_output()
-        seen.resumes += "Resumed from" in said
-        seen.wrong_resumes += "Resumed from" in said and f"Resumed from {state} " not in said
+        wanted = f"Resumed from {state} " if state else "starting fresh"
+        has_word = "Resumed from" in said or "starting fresh" in said
+        seen.kills_before_word += not has_word
+        seen.fresh_starts += has_word and state is None
+        seen.resumes += has_word and state is not None
+        seen.wrong_resumes += has_word and wanted not in said
         seen.max_lost_images = max(seen.max_lost_images, run.ticks() - images_of(run.newest_state()))
         seen.lost_files += len(damaged(run.root))
     return seen
