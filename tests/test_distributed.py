@@ -93,6 +93,10 @@ def fail() -> None:
     raise KeyError("no such volume")
 
 
+def last_lacks_memory() -> None:
+    two_steps(2, lambda: torch.empty(1 << 50))
+
+
 def all_come() -> None:
     two_steps(2, lambda: None)
     step_at_the_gate(2, lambda: time.sleep(0.2))
@@ -180,6 +184,12 @@ def test_rank_that_keeps_the_store_is_named_when_it_is_lost(meet):
 def test_error_of_one_rank_reaches_the_others(meet, act):
     line = "ConnectionError: rank 2 failed: KeyError: 'no such volume'"
     assert meet(act) == {0: line, 1: line, 2: "KeyError: 'no such volume'"}
+
+
+def test_lack_of_memory_on_one_rank_reaches_the_others_with_what_takes_less(meet):
+    said = meet(last_lacks_memory)
+    assert said[0] == said[1] and said[0].startswith("ConnectionError: rank 2 failed: RuntimeError: ")
+    assert "can't allocate memory" in said[0] and "training.options.batch_gpu" in said[0]
 
 
 def test_error_that_is_not_of_the_connection_is_left_alone(meet):

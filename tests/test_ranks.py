@@ -72,9 +72,8 @@ def test_two_ranks_end_in_the_weights_of_one(at, request, experiment):
     name = request.node.callspec.id
     one, two = (last_state(run(ranks, f"{name}-{ranks}", *experiment)) for ranks in (1, 2))
     assert one["progress"]["nimg"] == two["progress"]["nimg"] == 120 and two["environment"]["ranks"] == 2
-    for part, weights in one["modules"].items():
-        assert apart(weights, two["modules"][part]) < 1e-5
-    assert apart(one["ema"], two["ema"]) < 1e-5
+    found = {part: apart(weights, two["modules"][part]) for part, weights in one["modules"].items()}
+    assert max(*found.values(), apart(one["ema"], two["ema"])) < 1e-5, found
 
 
 def test_networks_of_one_and_two_ranks_draw_the_same_volumes(at):
