@@ -430,7 +430,8 @@ def test_full_disk_is_said_and_leaves_nothing_half_written(at, monkeypatch):
         line = refused(at, command, *arguments)
         assert "free" in line
     line = refused(at, train.main, *VAE, "training.options.run_root=results/full")
-    assert "MiB needed, 0.00 MiB free" in line and "training.options.run_root" in line and not Path("results/full").exists()
+    assert "MiB needed, 0.00 MiB free" in line and "training.options.run_root" in line
+    assert not Path("results/full").exists()
 
 
 def test_debug_shows_the_traceback(at):
