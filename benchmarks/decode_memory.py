@@ -134,8 +134,8 @@ def main() -> None:
             tile = given.slab if mode == "exact" else given.tile
             command = [sys.executable, "-m", "benchmarks.decode_memory", "--mode", mode, "--folder", name,
                        "--snapshot", str(snapshot), "--tile", *map(str, tile)]
-            out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True,
-                                 env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}).stdout  # what is freed goes back
+            freeing = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system
+            out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=freeing).stdout
             found[mode] = json.loads(out.splitlines()[-1])
         truth = float((np.load(folder / "whole.npz")["label"] == label.numpy()).mean())
         tiles, slabs = compare(folder, "blend"), compare(folder, "exact")
