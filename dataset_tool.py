@@ -68,12 +68,15 @@ class Tool(click.Group):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            if ctx.params["debug"]:
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            from utils.log import error_text, is_lack_of_memory
+            if ctx.params["debug"] or not (isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error)):
                 raise
             if int(os.environ.get("RANK", 0)):
                 time.sleep(3)  # rank 0 speaks for all; torchrun ends the others meanwhile
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(error_text(error)) from error
 
 
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})

@@ -32,6 +32,8 @@ class Conv3d(nn.Conv3d):
     """PyTorch's, but for `convolve`."""
 
     def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super()._conv_forward(input, weight, bias)
         return convolve(input, self, weight, bias, self.padding)
 
 

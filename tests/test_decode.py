@@ -140,7 +140,7 @@ def test_bytes_span_the_intensity_range_and_a_picture_shows_them(at):
     file = VolumesFile("bytes.h5")
     assert file.meta.intensity == Intensity(0, 255, True, "255ths of 0 to 2 a.u.")
     assert file.read("generated", 1).image.dtype == np.float32
-    with Image.open("bytes.png") as picture:
+    with Image.open("bytes.h5.png") as picture:
         assert picture.width > 100 and np.asarray(picture).std() > 10
     assert "another settings" in refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "bytes.h5")
     decoded("drawn.h5", "bare", "--uint8", "--montage", "0")

@@ -339,10 +339,10 @@ def test_draws_have_the_moments_that_the_file_holds(posterior):
 def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     images, latents = VolumesDataset("vols.h5"), LatentsDataset("lat.h5")
     on_the_fly = EncodeImages("stage.pt", num=5)
-    on_the_fly.open(images, VolumesDataset("vols.h5", split="val"), torch.device("cpu"))
+    on_the_fly.open(images, VolumesDataset("vols.h5", split="val"), "val", torch.device("cpu"))
     known = LatentsFile("lat.h5").round_trip
     assert on_the_fly.round_trip == {"psnr_db": pytest.approx(known["psnr_db"], abs=1e-3), "num": known["num"],
-                                     "split": "held out"}
+                                     "split": "val"}
     assert on_the_fly.shape == latents.shape
     from_file = DrawLatents(**latents.figures)
     for name in ("channel_mean", "channel_std", "limits"):

@@ -1,6 +1,7 @@
 """Networks against formulas, and each other in 2D and 3D; reference numbers are in test_edm_networks.py."""
 
 from inspect import signature
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from networks.autoencoder import AutoencoderKL, Posterior
 from networks.conditioning import Condition
 from networks.latent_codec import LatentCodec, unwhiten, whiten
 from networks.layers import (
+    Conv3d,
     attention,
     check_divides,
     check_filter,
@@ -753,9 +755,22 @@ def test_a_single_volume_is_convolved_as_one_of_several():
     wanted = torch.nn.functional.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=(1, 0, 1))
     with torch.no_grad():
         both, alone = layer(x), layer(x[:1])
+        with patch("torch.mkldnn_convolution", side_effect=torch.mkldnn_convolution) as single:
+            layer(x[:1])
+        assert single.call_count == torch.backends.mkldnn.is_available()
         torch.testing.assert_close(both, wanted.float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(alone, both[:1], rtol=1e-5, atol=1e-5)
         assert layer.double()(x[:1].double()).dtype == torch.float64
         with torch.autocast("cpu", torch.bfloat16):
             assert layer.float()(x[:1]).dtype == torch.bfloat16
     assert layer(x[:1]).requires_grad
+
+
+def test_a_single_volume_is_padded_as_the_layer_says():
+    x = torch.randn(1, 2, 4, 4, 4)
+    for more in ({"padding_mode": "circular", "padding": 1}, {"padding": "same"}):
+        ours = Conv3d(2, 3, 3, **more)
+        theirs = torch.nn.Conv3d(2, 3, 3, **more)
+        theirs.load_state_dict(ours.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), theirs(x))

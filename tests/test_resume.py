@@ -409,6 +409,12 @@ def test_what_validation_measures_has_a_fingerprint(at):
     assert seen[0] == seen[1] and len(set(seen)) == 3
 
 
+@pytest.mark.parametrize("split", ["all", "val"])
+def test_what_is_trained_on_is_not_held_out(split):
+    node = {"_target_": "training.datasets.arrays.ArraysDataset", "path": "never-read.npy", "split": split}
+    assert held_out({"dataset": node, "validation": {"split": "val", "max_items": 3, "every_ticks": 1}}) is None
+
+
 # ---- disk ----
 
 
@@ -522,7 +528,7 @@ def test_torchrun_restarts_the_group_from_the_newest_state(at, meet):
     ranks_of(process)[1].kill()
     assert process.wait(120) == 0, Path("restarted.txt").read_text()
     assert "Restarted by torchrun" in Path("restarted.txt").read_text()
-    assert runs_of(Path("restarted"), "echo_edm") == [run_dir]
+    assert list(runs_of(Path("restarted"), "echo_edm")) == [run_dir]
     assert result(run_dir) == result(Path("calm/00000-echo_edm"))
 
 
@@ -593,7 +599,16 @@ def test_runs_are_in_order_and_a_damaged_status_of_another_experiment_does_not_m
     for name, text in (("99999-a", '{"experiment": "a"}'), ("100000-a-b", '{"experiment": "a"}'), ("100001-ab", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").write_text(text)
-    assert [p.name for p in runs_of(tmp_path, "a")] == ["99999-a", "100000-a-b"]
+    assert [p.name for p in runs_of(tmp_path, "a")] == ["100000-a-b", "99999-a"]
+
+
+def test_a_damaged_status_of_an_older_run_does_not_hide_a_newer_one(tmp_path):
+    make_run(tmp_path, 0, CONFIG)
+    newer = make_run(tmp_path, 1, CONFIG)
+    (tmp_path / "00000-exp" / "status.json").write_text("{")
+    assert next(runs_of(tmp_path, "exp")) == newer
+    with pytest.raises(ValueError, match="00000-exp/status.json"):
+        list(runs_of(tmp_path, "exp"))
 
 
 @pytest.mark.parametrize("desc", ["", "-wide"])
@@ -603,7 +618,7 @@ def test_a_damaged_status_is_named_and_never_the_reason_of_a_fresh_start(tmp_pat
     state, whole = folder / "training-state-000009.pt", (folder / "status.json").read_text()
     for text in ("", "{", whole[:-3], "[1]", "\0" * 40):
         (folder / "status.json").write_text(text)
-        advice = f"delete status.json and give training.options.resume={state}"
+        advice = f"delete it, .* its last training state is {state}"
         with pytest.raises(ValueError, match=rf"{folder}/status.json: damaged .*{advice}"):
             choose_start(options, "exp", CONFIG)
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"{folder}/status.json"):

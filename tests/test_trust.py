@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import call, refused
+from commands import call, refused, succeed
 from test_encode import TINY, encoded, write_snapshot, write_volumes
 
 import dataset_tool
@@ -51,6 +51,19 @@ def test_training_builds_nothing_that_a_file_names_but_known_classes(at, argumen
     line = refused(at, train.main, *arguments)  # one line, and not a file more: no proof, no run folder
     assert TRUST in line and ("evil.h5" in line or "evil.pt" in line)
     assert not Path(PROOF).exists() and not Path("results").exists()
+
+
+def test_what_a_preview_would_draw_with_is_no_exception(at):
+    """The first stage that sampling.autoencoder names, for latents that carry none."""
+    said = succeed(train.main, *TINY, "training.dataset.path=lat.h5", "training.options.min_psnr=null",
+                   "training.validation.preview_ticks=1", "sampling.autoencoder=evil.pt")
+    assert "no pictures" in said and not Path(PROOF).exists()
+
+
+@pytest.mark.parametrize("name", ["training.batch_transforms.EncodeImages", "training.loss.EDMLoss"])
+def test_a_file_names_networks_and_data_sets_and_gives_no_trust(name):
+    with pytest.raises(ValueError, match="not on the list"):
+        build_from_file({"_target_": name}, "net.pt")
 
 
 def test_plan_builds_nothing_that_latents_name_but_known_classes(at):

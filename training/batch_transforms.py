@@ -66,8 +66,8 @@ class EncodeImages:
         self.net, self.snapshot = load_network(self.path, "autoencoder", trust)
         self.num, self.scaling, self.sigma_data, self.draw = num, scaling, sigma_data, draw
 
-    def open(self, dataset: Sequence[Sample], held: Sequence[Sample], device: torch.device) -> None:
-        """Measure figures on the data that is to be trained on, and the loss of the first stage on what is held out.
+    def open(self, dataset: Sequence[Sample], held: Sequence[Sample], split: str, device: torch.device) -> None:
+        """Measure figures on the data that is to be trained on, and what the first stage loses on `held`, of a split.
 
         ValueError when it is not the first stage's data.
         """
@@ -78,8 +78,7 @@ class EncodeImages:
         self.figures = {**figures, "scaling": self.scaling, "sigma_data": self.sigma_data}
         self.shift, self.gain = map(torch.tensor, shift_and_gain(**self.figures))
         psnr = distributed.from_rank_0(lambda: self.psnr(held, Intensity(**dataset.data["intensity"]), device))
-        self.round_trip = {"psnr_db": psnr, "num": min(len(held), ROUND_TRIP),
-                           "split": "train" if held is dataset else "held out"}
+        self.round_trip = {"psnr_db": psnr, "num": min(len(held), ROUND_TRIP), "split": split}
 
     @torch.no_grad()
     def psnr(self, held: Sequence[Sample], intensity: Intensity, device: torch.device) -> float:

@@ -104,7 +104,7 @@ def decode(latents: Path, dest: Path, options: Options, *, autoencoder: str | No
     write(dest, seen(items, pictures, options.montage), source, data, provenance)
     log(f"{dest}: {len(source.rows)} volumes")
     if pictures:
-        path = dest.with_suffix(".png") if dest.suffix else dest / "volumes.png"
+        path = Path(f"{dest}.png") if dest.suffix else dest / "volumes.png"
         write_montage(path, pictures, source.rows, data)
         log(f"Montage     {path}")
 

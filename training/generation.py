@@ -1,7 +1,7 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from torch.nn.functional import one_hot
 
 from networks.conditioning import Condition
 from samplers import Guided, ImageGenerators
+from training.batch import Sample
 from training.precision import autocast, resolve_precision
 from training.snapshot import (
     FIGURES,
@@ -395,5 +396,9 @@ def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -
         node["split"] = snapshot["config"]["training"]["validation"]["split"]
     dataset = build_from_file(node, "the snapshot", trust)
     intensity = Intensity(**snapshot["data"]["intensity"])
-    samples = [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]
-    return [(intensity.from_network(sample.image), sample.label) for sample in samples]
+    return [(intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
+
+
+def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:
+    """Up to `count` items from all over a data set."""
+    return [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]

@@ -21,9 +21,11 @@ from training.generation import (
     make_drawer,
     real_pictures,
     sample_meta,
+    spread,
 )
 from training.precision import autocast, resolve_precision
 from training.validation import Held
+from utils import distributed
 from utils.config import sampling_options
 from utils.files import atomic_path, first_line, remove_temporary
 from utils.log import is_lack_of_memory
@@ -149,16 +151,23 @@ def check_preview(validation: dict) -> None:
 
 def build_preview(config: dict, task: Task, held: Held | None, device: torch.device
                   ) -> tuple[Preview | None, list[str]]:
-    """The preview that training.validation asks for, None without one; and what to say where none can be made."""
+    """The preview that training.validation asks for, None without one; and what to say where none can be made.
+
+    All ranks must call this together: they show something together, or not at all.
+    """
     every, count = (config["training"]["validation"][key] for key in ("preview_ticks", "preview_items"))
     if every is None:
         return None, []
+    build_shown = build_given_back if config["training"]["task"] == "autoencoder" else build_drawn
+    show, why = None, ""
     try:
-        if config["training"]["task"] == "autoencoder":
-            return Preview(build_given_back(config, task, held, count, device), every), []
-        return Preview(build_drawn(config, task, held, count, device), every), []
+        show = build_shown(config, task, held, count, device)
     except ValueError as e:  # what is only drawn with does not keep a network from being trained
-        return None, [f"Warning: no pictures while training (training.validation.preview_ticks={every}): {e}"]
+        why = str(e)
+    reasons = [reason for reason in distributed.gather_objects(why) if reason]
+    if not reasons:
+        return Preview(show, every), []
+    return None, [f"Warning: no pictures while training (training.validation.preview_ticks={every}): {reasons[0]}"]
 
 
 def build_given_back(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> GivenBack:
@@ -175,7 +184,8 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
 
     The network is drawn from alone, without guidance; the first stage decodes where the run has it.
     """
-    options = replace(sampling_options(config), trust=True)  # it is the user's own configuration
+    options = sampling_options(config)
+    options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
     check_options(options)
     snapshot = complete({**task.snapshot, "config": config}, options, config["training"]["options"]["run_root"])
     part = snapshot["first_stage"]
@@ -186,7 +196,7 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     if drawer.latent and drawer.first_stage is None:
         look = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}
         return Drawn(drawer, count, options.batch_size, meta, look, [], real_latents(task, held, count, device))
-    real = real_pictures(snapshot, options.real, count, options.trust)
+    real = real_pictures(snapshot, options.real, count, trust=True)  # the data set is the user's own configuration
     return Drawn(drawer, count, options.batch_size, meta, look_of(snapshot["data"]), real, None)
 
 
@@ -198,11 +208,6 @@ def real_latents(task: Task, held: Held | None, count: int, device: torch.device
     generators = ImageGenerators(range(len(samples)), device=device)
     with torch.no_grad():
         return task.clean(collate(samples).to(device), generators).cpu().numpy()
-
-
-def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:
-    """Up to `count` items from all over a data set."""
-    return [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]
 
 
 def look_of(data: dict) -> dict:

@@ -52,7 +52,7 @@ def is_newest(state: Path) -> bool:
 
 def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
     """The newest training state of the run that this launch of torchrun was at; None when it left none."""
-    for folder in reversed(runs_of(root, experiment)):
+    for folder in runs_of(root, experiment):
         status = read_status(folder)
         if status.get("launch") == launch() and status.get("config_hash") == config_hash(training):
             return next(reversed(list_files(folder, "training-state")), None)
@@ -62,7 +62,7 @@ def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
 def latest(root: Path, experiment: str, training: dict) -> Start:
     """The newest state of the newest run of this configuration, and why newer runs were passed over."""
     passed: list[str] = []
-    for folder in reversed(runs_of(root, experiment)):
+    for folder in runs_of(root, experiment):
         states = list_files(folder, "training-state")
         same = read_status(folder).get("config_hash") == config_hash(training)
         if same and states:

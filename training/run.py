@@ -133,7 +133,8 @@ def build_transform(training: dict, dataset: object, held: Held | None) -> Calla
                          + "; choose batch_transform=latents")
     if opens:
         on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
-        transform.open(dataset, held.dataset if held else dataset, torch.device("cpu" if on_cpu else "cuda"))
+        split, measured = ("train", dataset) if held is None else (training["validation"]["split"], held.dataset)
+        transform.open(dataset, measured, split, torch.device("cpu" if on_cpu else "cuda"))
     return transform
 
 
@@ -149,8 +150,8 @@ def round_trip_notes(part: dict | None, source: str, min_psnr: float | None) -> 
     psnr, measured = found["psnr_db"], f"{found['num']} volumes of split {found['split']!r}"
     if min_psnr is not None and not psnr >= min_psnr:
         raise ValueError(f"{source}: its first stage gives {measured} back at a PSNR of {psnr:.2f} dB, wanted "
-                         f"training.options.min_psnr={min_psnr:g}; train the first stage longer and encode again, or "
-                         "go on with training.options.min_psnr=null")
+                         f"training.options.min_psnr={min_psnr:g}; train the first stage longer (and encode "
+                         "again), or go on with training.options.min_psnr=null")
     return [f"Round trip  PSNR {psnr:.2f} dB over {measured}"]
 
 
@@ -256,7 +257,7 @@ def check_without_data(training: dict) -> None:
 def held_out(training: dict) -> Held | None:
     """The held-out split for validation, where the dataset takes a split and validation is on."""
     validation, node = training["validation"], training["dataset"]
-    if not validation["max_items"] or "split" not in node or node["split"] == validation["split"]:
+    if not validation["max_items"] or node.get("split") in (None, "all", validation["split"]):
         return None
     try:
         dataset = build({**node, "split": validation["split"]})
@@ -291,6 +292,8 @@ def train(experiment: str, config: dict) -> None:
         distributed.set_threads(options.num_threads)
         check_options(options, device)
         distributed.check_equal("the configuration", plain_hash(common_part(training)))
+        distributed.check_equal(f"what training.options.precision={options.precision} means",
+                                resolve_precision(options.precision, device))
         dataset = build(training["dataset"], path="training.dataset")
         torch.manual_seed(options.seed)
         held = held_out(training)

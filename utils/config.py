@@ -23,8 +23,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 from utils.files import first_line, plain_hash
 
 # homes of the classes that a file may name
-TRUSTED = ("networks.", "training.loss.", "training.batch_transforms.", "training.datasets.", "torch.nn.",
-           "monai.networks.nets.", "monai.networks.blocks.", "monai.networks.layers.")
+TRUSTED = ("networks.", "training.datasets.", "torch.nn.", "monai.networks.nets.", "monai.networks.blocks.",
+           "monai.networks.layers.")
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
 # options that leave what is computed alone, the last digits aside

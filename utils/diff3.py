@@ -101,8 +101,9 @@ class Diff3File:
 def _check_subset(group: h5py.Group) -> None:
     """ValueError unless mean and std are alike in shape, and min and max, where they are, have a value for each row."""
     path, shape = group.file.filename, h5.need(group, "mean").shape
-    if len(shape) < 3 or h5.need(group, "std").shape != shape:
-        raise ValueError(f"{path}: {group.name}/mean is {shape}, std {group['std'].shape}; wanted [N,C,*s] both")
+    if len(shape) < 3 or 0 in shape or h5.need(group, "std").shape != shape:
+        raise ValueError(f"{path}: {group.name}/mean is {shape}, std {h5.need(group, 'std').shape}; wanted items "
+                         "[N,C,*s] both")
     for name in ("min", "max"):
         if name in group and group[name].shape != shape[:1]:
             raise ValueError(f"{path}: {group.name}/{name} has {group[name].shape[0]} values for {shape[0]} items: a "
@@ -113,7 +114,7 @@ def _figures(group: h5py.Group) -> Figures:
     """Figures of a subset; ValueError for what is not finite, and for rows that are those of an export twice."""
     moments, rows = Moments(), [sha256(row.tobytes()).digest() for row in group["mean"]]
     period = rows.index(rows[0], 1) if rows[0] in rows[1:] else 0
-    if period and rows[period:] == rows[:-period]:
+    if period and len(rows) % period == 0 and rows[period:] == rows[:-period]:
         raise ValueError(f"{group.file.filename}: rows of {group.name[1:]} from {period} on are those before them once "
                          "more: a second export was appended; export the latents again into a new file")
     for i in range(len(rows)):

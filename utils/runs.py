@@ -20,11 +20,11 @@ STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def runs_of(root: Path, experiment: str) -> list[Path]:
-    """Run folders of an experiment, oldest first."""
+def runs_of(root: Path, experiment: str) -> Iterator[Path]:
+    """Run folders of an experiment, newest first; a damaged status.json is an error where one comes to its folder."""
     folders = [p for p in root.iterdir() if RUN.match(p.name)] if root.is_dir() else []
-    folders.sort(key=lambda p: int(RUN.match(p.name)[1]))
-    return [p for p in folders if is_run_of(p, experiment)]
+    folders.sort(key=lambda p: int(RUN.match(p.name)[1]), reverse=True)
+    return (p for p in folders if is_run_of(p, experiment))
 
 
 def is_run_of(folder: Path, experiment: str) -> bool:
@@ -36,8 +36,7 @@ def is_run_of(folder: Path, experiment: str) -> bool:
         if not is_named_after(folder, experiment):
             return False
         states = list_files(folder, "training-state")
-        raise ValueError(f"{e}; to go on from its last state delete status.json and give training.options.resume="
-                         f"{states[-1]}" if states else str(e)) from e
+        raise ValueError(f"{e}; its last training state is {states[-1]}" if states else str(e)) from e
 
 
 def is_named_after(folder: Path, experiment: str) -> bool:
@@ -153,7 +152,7 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
         if not files:
             raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
         return files[-1]
-    for folder in reversed(runs_of(root, name)):
+    for folder in runs_of(root, name):
         files = list_files(folder, kind)
         if files:
             return files[-1]
