@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from networks.unet import ADMUNet
+from training.build import check_training, fill_network
 from training.generation import check_options
-from training.run import check_training, fill_network
 from utils.config import (
     build,
     build_from_file,

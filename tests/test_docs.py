@@ -14,7 +14,7 @@ from test_config import checked, dataset_like
 
 import dataset_tool
 import evaluate
-from training.run import fill_network
+from training.build import fill_network
 from utils.config import build
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from reporting.features import Case, Layout
 from tests.commands import refused
 from tests.test_evaluate import describe, write_phantoms
 from training import first_stage_report
-from training.run import round_trip_notes
+from training.build import round_trip_notes
 from utils import checkpoint
 from utils.config import build
 from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box

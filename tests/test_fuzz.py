@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.run import check_training
+from training.build import check_training
 from utils.config import compose
 from utils.sample_io import MOST_SEEDS, parse_seeds, requested_seeds
 

@@ -11,9 +11,9 @@ import torch
 from benchmarks.plan_memory import Noise
 from samplers.noise import ImageGenerators
 from training.autoencoder_loss import AutoencoderLoss
+from training.build import build_task
 from training.perceptual import PerceptualDistance, unit
 from training.plan import Source
-from training.run import build_task
 from training.validation import Held
 from utils.config import compose
 

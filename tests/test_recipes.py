@@ -22,7 +22,7 @@ import train
 from networks.conditioning import Condition
 from networks.monai_unet import MonaiUNet
 from networks.precond import DDPMPrecond
-from training.run import fill_network
+from training.build import fill_network
 from utils.config import build
 from utils.latents import LatentsFile
 from utils.nifti import write_nifti

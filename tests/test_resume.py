@@ -24,8 +24,9 @@ import train
 import training.run
 import utils.log
 import utils.runs
+from training.build import held_out
 from training.resume import changes, choose_start, latest, listed_differences, read_state
-from training.run import asked_in_this_launch, common_part, held_out
+from training.run import asked_in_this_launch, common_part
 from training.training_loop import Trainer
 from utils import checkpoint
 from utils.config import config_hash

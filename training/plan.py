@@ -12,11 +12,11 @@ from networks.conditioning import Condition
 from networks.tiles import by_parts
 from training.autoencoder import autoencoder_task
 from training.batch import Batch, LossOutput, Task
+from training.build import fill_network, latent_figures, trained_shape
 from training.diffusion import diffusion_task
 from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from training.patches import PatchAugment
 from training.precision import autocast, resolve_precision
-from training.run import fill_network, latent_figures, trained_shape
 from training.training_loop import Trainer, split_batch
 from utils.config import Options, build, build_from_file, fill
 from utils.log import RunLog

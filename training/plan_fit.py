@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from training.build import check_training, fill_network
 from training.plan import DecodePlan, Source, StepPlan, plan_decode, plan_step
 from training.precision import resolve_precision
-from training.run import check_training, fill_network
 from training.training_loop import split_batch
 from utils.config import build
 
