@@ -17,7 +17,12 @@ def start(tmp_path, net: nn.Module, weights: dict, node: dict = NODE) -> list[st
     """Start a network of config `node` from a snapshot of NODE with some weights."""
     path = tmp_path / "network-snapshot-000001.pt"
     checkpoint.save(path, "snapshot", {"network": NODE, "ema": weights})
-    return init_from(net, node, Options(batch_size=1, total_kimg=1, init_from=str(path)))
+    return init_from(net, known(node), Options(batch_size=1, total_kimg=1, init_from=str(path)))
+
+
+def known(node: dict = NODE, first_stage: str | None = None) -> dict:
+    """What is known of a network on images, or on latents of a first stage of such a hash."""
+    return {"network": node, "first_stage": first_stage and {"hash": first_stage}}
 
 
 def network(width: int = 3, extra: bool = False) -> nn.Module:
@@ -112,10 +117,23 @@ def test_the_snapshot_is_chosen_by_rank_0_for_all(tmp_path, monkeypatch):
                         {"network": NODE, "ema": net.state_dict()})
     monkeypatch.setattr(distributed, "from_rank_0", lambda choose: choose().with_name("network-snapshot-000001.pt"))
     net = network()
-    init_from(net, NODE, Options(batch_size=1, total_kimg=1, init_from=str(tmp_path)))
+    init_from(net, known(), Options(batch_size=1, total_kimg=1, init_from=str(tmp_path)))
     assert net["first"].bias.tolist() == [1, 1]
 
 
 def test_a_missing_snapshot_is_refused_by_its_key(tmp_path):
     with pytest.raises(ValueError, match="training.options.init_from=nothing"):
-        init_from(network(), NODE, Options(batch_size=1, total_kimg=1, init_from="nothing", run_root=str(tmp_path)))
+        init_from(network(), known(), Options(batch_size=1, total_kimg=1, init_from="nothing", run_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("was", "now", "line"), [
+    (None, None, ""), ("a" * 64, "a" * 64, ""),
+    ("a" * 64, "b" * 64, "  trained on latents of first stage aaaaaaaaaaaa, now on latents of first stage "
+                         "bbbbbbbbbbbb"),
+    (None, "b" * 64, "  trained on voxels, now on latents of first stage bbbbbbbbbbbb")])
+def test_another_first_stage_is_said(tmp_path, was, now, line):
+    net = network()
+    path = tmp_path / "network-snapshot-000001.pt"
+    checkpoint.save(path, "snapshot", {**known(first_stage=was), "ema": net.state_dict()})
+    lines = init_from(net, known(first_stage=now), Options(batch_size=1, total_kimg=1, init_from=str(path)))
+    assert lines[2:] == ([line] if line else [])

@@ -20,6 +20,7 @@ from training.snapshot import (
     build_codec,
     first_stage_hash,
     load_network,
+    space_of,
     tile_note,
     with_autoencoder,
 )
@@ -136,8 +137,7 @@ def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_ro
 
 def drawn_space(snapshot: dict) -> str:
     """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
-    part = snapshot["first_stage"]
-    return f"{list(snapshot['shape'])} " + (f"latents of first stage {part['hash'] or '?':.12}" if part else "voxels")
+    return f"{list(snapshot['shape'])} {space_of(snapshot['first_stage'])}"
 
 
 def complete(snapshot: dict, options: Sampling, run_root: str) -> dict:

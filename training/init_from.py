@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from training.snapshot import space_of
 from utils import checkpoint, distributed
 from utils.checks import listed
 from utils.config import Options, differences
@@ -13,15 +14,16 @@ from utils.runs import find_file
 SHOWN = 5  # names of each kind in the report
 
 
-def init_from(net: torch.nn.Module, node: dict, options: Options) -> list[str]:
+def init_from(net: torch.nn.Module, known: dict, options: Options) -> list[str]:
     """Copy the averaged weights of training.options.init_from into a network; returns the lines of the report.
 
-    node is the network's config. ValueError when fewer than half of its weight tensors are in the snapshot and fit.
+    known: what the network's own snapshots will say of it. ValueError when fewer than half of its weight tensors are in
+    the snapshot and fit.
     """
     path = distributed.from_rank_0(lambda: find_file(options.init_from, "network-snapshot", Path(options.run_root),
                                                      "training.options.init_from"))
     snapshot = checkpoint.load(path, "snapshot")
-    changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot["network"], node)
+    changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot["network"], known["network"])
                if None not in (old, new)}  # what one of them leaves out is most often the default
     own, taken = own_weights(net), fitting(net, snapshot["ema"])
     if 2 * len(taken) < len(own):
@@ -32,6 +34,9 @@ def init_from(net: torch.nn.Module, node: dict, options: Options) -> list[str]:
     meaning = [changes[key] for key in ("_target_", "objective") if key in changes]
     if meaning:
         lines.append(f"  trained for another output of the network: {', '.join(meaning)}")
+    was, now = space_of(snapshot.get("first_stage")), space_of(known["first_stage"])
+    if was != now:
+        lines.append(f"  trained on {was}, now on {now}")
     return lines
 
 

@@ -115,7 +115,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
         fresh = options.init_from and not state
         start.notes.extend([*notes, *preview_notes])
-        start.notes.extend(init_from(task.net, task.snapshot["network"], options) if fresh else [])
+        start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
         folder = run_dir or Path(options.run_root)
         distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
         if not go_on:

@@ -69,6 +69,11 @@ def first_stage_part(record: FirstStageRecord | None, figures: dict) -> dict:
     return {"network": record.network, "weights": weights, "hash": record.hash, **figures}
 
 
+def space_of(part: dict | None) -> str:
+    """What a diffusion network works on, by what its snapshot carries of a first stage."""
+    return f"latents of first stage {part['hash'] or '?':.12}" if part else "voxels"
+
+
 def build_codec(part: dict, source: str, trust: bool = False) -> LatentCodec:
     """The first stage that a snapshot carries; ValueError when its weights are not those of its hash, or not there."""
     if part["network"] is None:
