@@ -21,7 +21,8 @@ class Precond(nn.Module):
     """D_x = c_skip x + c_out F(c_in x; c_noise); x [N,C,*S], sigma [N] or a number; returns the dtype of x.
 
     The raw network `model` runs in its own parameters' dtype (or autocast's), the rest in that of x, at least float32.
-    label_dropout is the share of images whose class is hidden in training. Noise levels that are not between sigma_min
+    label_dropout is the share of images whose class is hidden in training; estimate [N,C,*S], of the image, is for a
+    model with self_condition. Noise levels that are not between sigma_min
     and sigma_max are refused, as far as rounding and churn may take them (SLACK, headroom), where looking at them costs
     nothing: on the CPU, uncompiled.
     """
@@ -50,12 +51,17 @@ class Precond(nn.Module):
         """Width of the augmentation labels the network takes, 0 = none."""
         return getattr(self.model, "augment_dim", 0)
 
+    @property
+    def self_condition(self) -> bool:
+        """Whether the network takes an estimate of the image, in training and sampling its own last one."""
+        return getattr(self.model, "self_condition", False)
+
     def coefficients(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """c_skip, c_out, c_in and c_noise [N] at noise levels sigma [N]."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
-                augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+                augment_labels: torch.Tensor | None = None, estimate: torch.Tensor | None = None) -> torch.Tensor:
         dtype = next(self.model.parameters()).dtype
         calc = torch.promote_types(x.dtype, torch.float32)
         sigma = torch.as_tensor(sigma, dtype=calc)
@@ -63,7 +69,8 @@ class Precond(nn.Module):
         *factors, c_noise = self.coefficients(sigma.to(x.device).reshape(-1).expand(len(x)))
         c_skip, c_out, c_in = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in factors)
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
-        F_x = self.image_part(self.model((c_in * x).to(dtype), c_noise, condition, augment_labels), x.shape[1])
+        told = () if estimate is None else (estimate,)
+        F_x = self.image_part(self.model((c_in * x).to(dtype), c_noise, condition, augment_labels, *told), x.shape[1])
         if F_x.shape != x.shape:  # it would broadcast
             raise ValueError(f"{type(self).__name__}: the model gives {list(F_x.shape)} for images {list(x.shape)}, "
                              f"wanted the same; out_channels of the model should be {x.shape[1]}")

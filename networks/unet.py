@@ -33,14 +33,16 @@ from utils.checks import check_choice, check_count
 class UNet(nn.Module):
     """What the UNets share: levels of blocks down and up again.
 
-    F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N]. A family says how
-    noise, class and augmentation are embedded (`embed`) and what becomes of each decoder level (`read_out`).
+    F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N]. With self_condition
+    there is a further input, an estimate of the image [N,in_channels,*S], zeros for none (Chen, Zhang and Hinton 2023).
+    A family says how noise, class and augmentation are embedded (`embed`) and what becomes of each decoder level
+    (`read_out`).
     """
 
     def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
                  label_dim: int, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
                  num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
-                 map_label: nn.Module | None):
+                 map_label: nn.Module | None, self_condition: bool):
         super().__init__()
         check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
         check_count(0, {"label_dim": label_dim, "augment_dim": augment_dim})
@@ -54,7 +56,8 @@ class UNet(nn.Module):
             in_channels, spatial_dims, label_dim, augment_dim)
         self.num_blocks, self.strides, self.filter = num_blocks, strides, check_filter(filter, strides)
         self.factor = tuple(prod(s[axis] for s in strides) for axis in range(spatial_dims))  # what sizes divide by
-        self.noise_channels = noise_channels
+        self.noise_channels, self.self_condition = noise_channels, self_condition
+        self.seen_channels = in_channels * (2 if self_condition else 1)
         self.map_layer0 = linear(noise_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_layer1 = linear(emb_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_label = map_label
@@ -67,7 +70,7 @@ class UNet(nn.Module):
                              way=way, filter=self.filter, heads=heads, dropout=dropout)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        self.enc["level0_conv"] = conv(spatial_dims, in_channels, stem_channels, kernels[0], init=style.init,
+        self.enc["level0_conv"] = conv(spatial_dims, self.seen_channels, stem_channels, kernels[0], init=style.init,
                                        glorot=style.glorot)
         skips, c = [stem_channels], stem_channels
         for level, width in enumerate(widths):
@@ -90,9 +93,13 @@ class UNet(nn.Module):
                 c = width
 
     def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
-                augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+                augment_labels: torch.Tensor | None = None, estimate: torch.Tensor | None = None) -> torch.Tensor:
         condition = Condition() if condition is None else condition
         check_input(self, x, condition, augment_labels)
+        if self.self_condition:
+            x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)], dim=1)
+        elif estimate is not None:
+            raise ValueError(f"{type(self).__name__}: got an estimate of the image, self_condition is false")
         noise_labels = noise_labels.to(torch.promote_types(noise_labels.dtype, torch.float32))
         emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
         return self.decode(self.encode(x, emb), emb)
@@ -169,7 +176,7 @@ class ADMUNet(UNet):
     transition and per level. Attention goes by attention_levels, counted from 0, the full size, or by
     attention_resolutions: a level of an image of image_size attends when its largest axis is among them. With neither,
     levels 1, 2 and 3 attend, those narrower than channels_per_head left out; None is one head of any width. label_dim
-    is the number of classes (0 = none), augment_dim the width of the augmentation labels.
+    is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet.
     """
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int = 0,
@@ -177,7 +184,7 @@ class ADMUNet(UNet):
                  channel_mult_emb: int = 4, num_blocks: int = 3, attention_levels: Sequence[int] | None = None,
                  strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int | None = 64,
                  dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
-                 image_size: int | Sequence[int] | None = None):
+                 image_size: int | Sequence[int] | None = None, self_condition: bool = False):
         widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
         levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
                              image_size, channels_per_head, default=(1, 2, 3))
@@ -185,7 +192,8 @@ class ADMUNet(UNet):
             ADM, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
             label_dim=label_dim, augment_dim=augment_dim, noise_channels=model_channels, emb_channels=emb,
             stem_channels=widths[0], num_blocks=num_blocks, channels_per_head=channels_per_head, filter=(1, 1),
-            dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None)
+            dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None,
+            self_condition=self_condition)
         self.out_norm = group_norm(widths[0], ADM.eps)
         self.out_conv = conv(spatial_dims, widths[0], out_channels, levels.kernels[0], init=0)
 
@@ -220,7 +228,7 @@ class SongUNet(UNet):
                  dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
                  image_size: int | Sequence[int] | None = None, embedding: str = "positional",
                  channel_mult_noise: int = 1, encoder: str = "standard", decoder: str = "standard",
-                 resample_filter: Sequence[float] = (1, 1)):
+                 resample_filter: Sequence[float] = (1, 1), self_condition: bool = False):
         check_choice("embedding", embedding, ("positional", "fourier"))
         check_choice("encoder", encoder, ("standard", "residual", "skip"))
         check_choice("decoder", decoder, ("standard", "skip"))
@@ -233,16 +241,16 @@ class SongUNet(UNet):
             SONG, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
             label_dim=label_dim, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
             stem_channels=model_channels, num_blocks=num_blocks, channels_per_head=channels_per_head,
-            filter=resample_filter, dropout=dropout, map_label=map_label)
+            filter=resample_filter, dropout=dropout, map_label=map_label, self_condition=self_condition)
         self.encoder, self.decoder = encoder, decoder
         self.map_noise = FourierEmbedding(noise_channels) if embedding == "fourier" else None
         for level, (above, kernel) in enumerate(zip(widths, levels.kernels[1:]), start=1):
             if encoder == "residual":
-                image_channels = widths[level - 2] if level > 1 else in_channels
+                image_channels = widths[level - 2] if level > 1 else self.seen_channels
                 self.enc[f"level{level}_aux_residual"] = conv(spatial_dims, image_channels, above, kernel,
                                                               init=SONG.init, glorot=True)
             elif encoder == "skip":
-                self.enc[f"level{level}_aux_skip"] = conv(spatial_dims, in_channels, above, 1, init=SONG.init,
+                self.enc[f"level{level}_aux_skip"] = conv(spatial_dims, self.seen_channels, above, 1, init=SONG.init,
                                                           glorot=True)
         for level, (width, kernel) in enumerate(zip(widths, levels.kernels)):
             if decoder == "skip" or level == 0:

@@ -3,10 +3,11 @@
 from samplers.ablation import ablation_sampler
 from samplers.ddim import ddim_sampler
 from samplers.edm import edm_sampler
+from samplers.estimate import ShownItsEstimate
 from samplers.grids import edm_grid, make_grid
 from samplers.guidance import Guided
 from samplers.multistep import multistep_sampler
 from samplers.noise import ImageGenerators
 
-__all__ = ["Guided", "ImageGenerators", "ablation_sampler", "ddim_sampler", "edm_grid", "edm_sampler", "make_grid",
-           "multistep_sampler"]
+__all__ = ["Guided", "ImageGenerators", "ShownItsEstimate", "ablation_sampler", "ddim_sampler", "edm_grid",
+           "edm_sampler", "make_grid", "multistep_sampler"]

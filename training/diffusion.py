@@ -10,6 +10,7 @@ from samplers.noise import ImageGenerators
 from training.batch import Batch, LossOutput, Phase, Task
 from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
 
+SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
 # preconditioners: their name in configs/precond and of their loss in configs/loss, and what that loss is
 PAIRS = {EDMPrecond: ("edm", EDMLoss), VPPrecond: ("vp", VPLoss), VEPrecond: ("ve", VELoss),
          iDDPMPrecond: ("iddpm", DenoisingLoss), DDPMPrecond: ("ddpm", DenoisingLoss)}
@@ -33,13 +34,32 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
             condition = condition._replace(class_labels=None)
         elif label_dropout and module.training:
             condition = drop_labels(condition, label_dropout, generators)
-        out = loss(module, x, condition, generators, augment_labels)
+        seen = ToldItsEstimate(module, generators) if getattr(net, "self_condition", False) else module
+        out = loss(seen, x, condition, generators, augment_labels)
         per_image = out.loss.flatten(1).mean(1)
         squares = {"data_square": x.square().flatten(1).mean(1).sum()}
         return LossOutput(per_image.sum(), len(x), squares, per_image, out.sigma)
 
     return Task([Phase("diffusion", net, optimizer, phase_loss)], net, snapshot,
                 clean=lambda batch, generators: batch_transform(batch, generators)[0])
+
+
+class ToldItsEstimate:
+    """A network that first makes an estimate without gradients, and sees it then for a share of the images.
+
+    The share SHOWN, decided by each image's own generator; the others see zeros (Chen, Zhang and Hinton 2023).
+    """
+
+    def __init__(self, module: torch.nn.Module, generators: ImageGenerators):
+        self.module, self.generators = module, generators
+        self.sigma_min, self.sigma_max = module.sigma_min, module.sigma_max
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition | None = None,
+                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            estimate = self.module(x, sigma, condition, augment_labels)
+        shown = (self.generators.for_purpose("self_condition").rand(()) < SHOWN).to(x.device)
+        return self.module(x, sigma, condition, augment_labels, estimate * shown.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def drop_labels(condition: Condition, probability: float, generators: ImageGenerators) -> Condition:

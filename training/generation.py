@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from networks.conditioning import Condition
-from samplers import Guided, ImageGenerators
+from samplers import Guided, ImageGenerators, ShownItsEstimate
 from training.batch import Sample
 from training.precision import autocast, resolve_precision
 from training.snapshot import (
@@ -121,6 +121,9 @@ def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_ro
                 raise ValueError(f"sampling.guidance.{key}={got}: does nothing at sampling.guidance.strength=1; wanted "
                                  "another strength, more than 1 to draw better than the guide")
         return net, {}
+    if getattr(net, "self_condition", False):
+        raise ValueError(f"sampling.guidance.strength={strength}: the network is shown its own last estimate "
+                         "(self_condition), which guidance would mix with the guide's; wanted strength 1")
     record, guide = {"strength": strength, "interval": interval}, None
     if name is not None:
         path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
@@ -299,8 +302,9 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
         index = torch.tensor([drawer.classes[seed % len(drawer.classes)] for seed in seeds], device=drawer.device)
         condition = Condition(class_labels=one_hot(index, drawer.net.label_dim).float())
         arrays["classes"] = index
+    net = ShownItsEstimate(drawer.net) if getattr(drawer.net, "self_condition", False) else drawer.net
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(drawer.net, noise, condition=condition, randn_like=generators.randn_like,
+        x = drawer.sampler(net, noise, condition=condition, randn_like=generators.randn_like,
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)
