@@ -45,6 +45,7 @@ TOY = [
     "training.options.snapshot_ticks=1", "training.options.ema_halflife_kimg=[0.1,0.5]",
     "training.options.precision=fp32", "training.options.num_threads=1", "training.options.device=cpu",
     "training.options.resume=latest",
+    "training.options.timeout_s=30",  # nobody but the others waits for a rank that is killed before it has met them
 ]  # fmt: skip
 
 
