@@ -22,9 +22,8 @@ class Precond(nn.Module):
 
     The raw network `model` runs in its own parameters' dtype (or autocast's), the rest in that of x, at least float32.
     label_dropout is the share of images whose class is hidden in training; estimate [N,C,*S], of the image, is for a
-    model with self_condition. Noise levels that are not between sigma_min
-    and sigma_max are refused, as far as rounding and churn may take them (SLACK, headroom), where looking at them costs
-    nothing: on the CPU, uncompiled.
+    model with self_condition. Noise levels further outside sigma_min and sigma_max than rounding and churn take them
+    (SLACK, headroom) are refused where looking at them costs nothing: on the CPU, uncompiled.
     """
 
     noise_table: torch.Tensor | None = None  # falling noise levels [M] > 0, float64, of networks that know only those

@@ -4,6 +4,7 @@ import os
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here and in the commands the tests start
 
+from contextlib import chdir
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -57,3 +58,10 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no reference material: there is no ../shared beside the checkout")
     return folder
+
+
+@pytest.fixture
+def at(here: Path):
+    """Work in the folder that a module's own fixture `here` has made."""
+    with chdir(here):
+        yield here

@@ -60,13 +60,6 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at(here: Path):
-    """Work in that folder."""
-    with chdir(here):
-        yield here
-
-
 # ---- training ----
 
 

@@ -77,13 +77,6 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at(here: Path):
-    """Work in that folder."""
-    with chdir(here):
-        yield here
-
-
 def run_in(root: str) -> Path:
     return next(Path(root).glob("0*"))
 

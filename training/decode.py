@@ -88,7 +88,7 @@ def decode(latents: Path, dest: Path, options: Options, *, autoencoder: str | No
     source = open_source(latents)
     part, data, chosen = find_part(source, latents, autoencoder, network, run_root)
     log(f"First stage {chosen}")
-    if autoencoder is not None and (source.part is None or source.part["hash"] is None):
+    if autoencoder is not None and source.part is not None and source.part["hash"] is None:
         log(f"Note: {latents} does not say which first stage its latents are of; that it is this one cannot be checked")
     stage = build_stage(part, data, source, str(chosen), options.trust, device)
     parts = stage.in_parts(options.tile, options.tile_overlap, options.tile_mode) if options.tile else stage
