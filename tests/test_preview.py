@@ -128,9 +128,14 @@ def test_latents_that_nothing_decodes_are_shown_by_channel_in_their_middle_plane
 
 def test_signals_are_shown_as_curves():
     one, two = (np.full((1, 8), value, np.float32) for value in (0, 1))
-    shown = Shown([("Real", [(one, None)]), ("Generated", [(one, None), (two, None)])], {"spacing": [1.0]})
-    height, width = pixels(drawn_png(shown)).shape[:2]
+    shown, swapped = (
+        pixels(drawn_png(Shown([("Real", [(one, None)]), ("Generated", [(a, None), (b, None)])], {"spacing": [1.0]})))
+        for a, b in ((one, two), (two, one)))
+    height, width = shown.shape[:2]
     assert 300 < width < 500 and 300 < height < 500  # two rows of two
+    differs = (shown != swapped).any(-1)
+    assert not differs[:height // 2].any()
+    assert differs[height // 2:, :width // 2].any() and differs[height // 2:, width // 2:].any()
 
 
 # ---- the commands ----
