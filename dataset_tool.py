@@ -15,8 +15,8 @@ import click
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
     import numpy as np
 
-    from utils.sample_io import SamplesFile
-    from utils.volumes import Item, VolumesFile
+    from formats.samples import SamplesFile
+    from formats.volumes import Item, VolumesFile
 
 PATH = click.Path(path_type=Path)
 
@@ -102,11 +102,11 @@ def main(debug: bool) -> None:
 )
 def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float]) -> None:
     """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes."""
+    from formats.cohort import assign_splits, parse_fractions
+    from formats.volumes import Intensity, VolumesMeta, VolumesWriter
     from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
-    from utils.cohort import assign_splits, parse_fractions
     from utils.files import check_free_disk
     from utils.log import progress
-    from utils.volumes import Intensity, VolumesMeta, VolumesWriter
 
     fractions = parse_fractions(split)
     echo_phantom(0, seed=seed, size=size, spatial_dims=spatial_dims, pairs=pairs)  # refuses bad numbers before work
@@ -134,8 +134,8 @@ def _patient(group: int) -> str:
 def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
     import numpy as np
 
+    from formats.volumes import Item, full_box
     from physics.phantoms import PHASES, echo_phantom, phantom_affine
-    from utils.volumes import Item, full_box
 
     size, dims, pairs = (settings[name] for name in ("size", "spatial_dims", "pairs"))
     drawn = echo_phantom(index, seed=settings["seed"], size=size, spatial_dims=dims, pairs=pairs)
@@ -183,8 +183,8 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 
     Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
     """
-    from utils.prepare import Options
-    from utils.prepare import prepare as run
+    from formats.prepare import Options
+    from formats.prepare import prepare as run
 
     made = run(images, labels, dest, Options(**options), table=table, decathlon=decathlon)
     if made.table and made.table.ignored:
@@ -220,8 +220,8 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 
     Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
     """
-    from training.encode import Options
-    from training.encode import encode as run
+    from inference.encode import Options
+    from inference.encode import encode as run
 
     run(autoencoder, source, dest, Options(**options), run_root)
 
@@ -251,8 +251,8 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
            ) -> None:
     """Decode latents that were made earlier or elsewhere; those of another first stage are refused."""
-    from training.decode import Options
-    from training.decode import decode as run
+    from inference.decode import Options
+    from inference.decode import decode as run
 
     run(latents, dest, Options(**options), autoencoder=autoencoder, network=network, run_root=run_root)
 
@@ -269,7 +269,7 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
     """Make a snapshot of an official EDM network pickle. The file is read as data, nothing in it is ever run."""
     if inflate_mode and not inflate:
         raise click.UsageError(f"--inflate-mode {inflate_mode}: there is nothing to inflate without --inflate 3")
-    from training.edm_snapshot import import_edm as run
+    from inference.edm_snapshot import import_edm as run
 
     made = run(source, dest, (inflate_mode or "centre") if inflate else None)
     size = "x".join(map(str, made.shape[1:]))
@@ -328,7 +328,7 @@ def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: floa
 @click.argument("path", type=PATH)
 def check(path: Path) -> None:
     """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
-    from utils.describe import check as run
+    from formats.describe import check as run
 
     if path.suffix == ".pt" and path.is_file():
         raise ValueError(
@@ -348,7 +348,7 @@ def check(path: Path) -> None:
 @click.argument("path", type=PATH)
 def info(path: Path) -> None:
     """Print what a file holds: .h5, .npz, .npy, NIfTI, snapshot or training state (.pt)."""
-    from utils.describe import describe
+    from formats.describe import describe
 
     for line in describe(path):
         click.echo(line)
@@ -377,10 +377,10 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
 
     NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows the three middle planes.
     """
-    from utils import h5
+    from formats import h5
+    from formats.samples import SamplesFile
+    from formats.volumes import VolumesFile
     from utils.log import progress
-    from utils.sample_io import SamplesFile
-    from utils.volumes import VolumesFile
 
     if path.suffix == ".npz":
         form = "samples"
@@ -419,7 +419,7 @@ def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]
 
 
 def _indices(text: str | None) -> list[int] | None:
-    from utils.sample_io import parse_seeds
+    from formats.samples import parse_seeds
 
     if text is None:
         return None
@@ -434,7 +434,7 @@ def _indices(text: str | None) -> list[int] | None:
 
 
 def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported:
-    from utils.volumes import VolumesFile
+    from formats.volumes import VolumesFile
 
     name, index = key
     if isinstance(file, VolumesFile):
@@ -445,15 +445,15 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
 
 def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
     if kind == "nifti":
-        from utils.nifti import write_nifti
+        from formats.nifti import write_nifti
 
         name = f"{volume.name}.nii.gz"  # same names in two folders: what `prepare` reads
         write_nifti(dest / "images" / name, volume.image, volume.affine, spatial_dims=dims, unit=unit)
         if volume.label is not None:
             write_nifti(dest / "labels" / name, volume.label, volume.affine, spatial_dims=dims)
         return
+    from formats.nifti import spacing_of
     from reporting.montages import planes_figure, save_png
-    from utils.nifti import spacing_of
 
     spacing = spacing_of(volume.affine)[:dims]
     figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:  # heavy imports wait until there is something to do
     import numpy as np
     from matplotlib.figure import Figure
 
+    from formats.samples import SamplesFile
+    from formats.volumes import VolumesFile
+    from inference.snapshot import FirstStage
     from reporting.features import Case, Layout
     from reporting.reference import Reference
-    from training.snapshot import FirstStage
-    from utils.sample_io import SamplesFile
-    from utils.volumes import VolumesFile
 
 BATCH = 8
 PICTURES = 8  # volumes of each set in the pictures
@@ -73,7 +73,7 @@ def main(debug: bool, generated: Path | None, autoencoder: str | None, **options
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, **options: object) -> dict:
     """Write the report of a first stage on the held-out volumes of a file; returns what report.json holds."""
-    from training.first_stage_report import Options, report_first_stage
+    from inference.evaluate_first_stage import Options, report_first_stage
     tile = options.pop("tile", None)
     result = report_first_stage(autoencoder, real, dest, Options(tile=tile and voxels(tile), **options),
                                 {"title": f"{autoencoder} on {real}", **made_by()})
@@ -112,11 +112,11 @@ def print_first_stage(result: dict, dest: Path) -> None:
 def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
              snapshot: Path | None = None, seed: int = 0, trust: bool = False, ignore_spacing: bool = False) -> dict:
     """Write the report of a samples file against a volumes file; returns what report.json holds."""
+    from formats.samples import SamplesFile
+    from formats.volumes import VolumesFile
     from reporting import features, montages, reference, report, tables
     from reporting.first_stage import missing
     from utils.log import progress
-    from utils.sample_io import SamplesFile
-    from utils.volumes import VolumesFile
 
     samples, file = SamplesFile(generated), VolumesFile(real)
     layout = shared_layout(samples, file, ignore_spacing)
@@ -161,8 +161,8 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
     """What samples and real volumes have in common; ValueError naming where they differ."""
     import numpy as np
 
+    from formats.nifti import spacing_of
     from reporting.features import Layout
-    from utils.nifti import spacing_of
     data, meta = samples.meta.data, file.meta
     if "images" not in samples.arrays:
         raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
@@ -191,7 +191,7 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
     """Voxel size per axis in mm; ValueError naming the real volumes whose own differs from that of the first."""
     import numpy as np
 
-    from utils.nifti import spacing_of
+    from formats.nifti import spacing_of
     found = [(name, spacing_of(affine)[: file.meta.spatial_dims])
              for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))]
     wanted = found[0][1]
@@ -223,7 +223,7 @@ def noise_cases(first_stage: FirstStage, count: int, seed: int, layout: Layout) 
 
 def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool) -> tuple[FirstStage | None, str]:
     """The first stage that decoded the samples, or None and the reason why there is none."""
-    from training.snapshot import load_first_stage
+    from inference.snapshot import load_first_stage
     from utils import checkpoint
     from utils.runs import find_file
     path = Path(samples.meta.snapshot)

@@ -22,7 +22,7 @@ def run(config_name: str, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and draw the seeds it asks for."""
     from utils.config import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
-    from training.generation import generate
+    from inference.generation import generate
     generate(config_name, config)
 
 

@@ -22,10 +22,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common import json_line
+from inference.snapshot import build_network
 from networks.autoencoder import AutoencoderKL
 from networks.tiles import by_parts
 from physics.phantoms import LABEL_CLASSES, echo_phantom
-from training.snapshot import build_network
 from utils import checkpoint
 from utils.config import compose
 

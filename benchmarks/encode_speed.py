@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import json_line
+from formats.facts import volume_facts
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from inference.encode import Options, encode, make_job, read_batch
+from inference.encode import all_places as places_of
 from networks.autoencoder import AutoencoderKL
 from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
-from training.datasets.volumes import volume_facts
-from training.encode import Options, encode, make_job, read_batch
-from training.encode import all_places as places_of
 from utils import checkpoint, distributed
 from utils.config import compose
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 LIMIT = 0.9
 SIZE, PHANTOMS, COPIES, BATCH, REPEATS = 64, 8, 8, 8, 3
@@ -54,7 +54,7 @@ def write_stage(path: Path, volumes: VolumesFile) -> None:
 @torch.no_grad()
 def bare_seconds(folder: Path, volumes: VolumesFile, options: Options) -> float:
     """Of the network alone, over all batches in memory."""
-    from training.snapshot import load_network
+    from inference.snapshot import load_network
     net, snapshot = load_network(folder / "stage.pt", "autoencoder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     job, places = make_job(net, snapshot, folder / "stage.pt", volumes, options, device), places_of(volumes)

@@ -22,11 +22,11 @@ import torch
 from torch._C._profiler import _EventType
 
 from benchmarks.common import json_line
-from training.batch import Sample
+from inference.batch import Sample
 from training.batch_transforms import Identity
 from training.build import build_task, fill_network
-from training.diffusion import diffusion_task
 from training.plan import Source, plan_step
+from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from utils import distributed
 from utils.config import Options, build, compose

@@ -20,9 +20,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from benchmarks.common import json_line
+from inference.snapshot import load_network
 from networks.conditioning import Condition
 from samplers import ImageGenerators, edm_sampler, multistep_sampler
-from training.snapshot import load_network
 
 CALLS = (9, 17, 35, 65, 129)
 FEW, MANY = 17, 35  # the claim's

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import json_line
-from training.batch import Sample
-from training.diffusion import diffusion_task
+from inference.batch import Sample
+from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from utils import distributed
 from utils.checkpoint import tensor_bytes

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from formats.geometry import fit_centre
+from formats.volumes import VolumesFile
 from physics.phantoms import Phantom, echo_phantom
 from reporting.features import Case
-from utils.geometry import fit_centre
-from utils.volumes import VolumesFile
 
 FRESH_PHANTOMS = 512
 FEWEST_HELD_OUT = 32

@@ -7,16 +7,17 @@ import pytest
 import torch
 from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
-from toy import OPTIONS, make_trainer, ticks, trained
 
+from inference.batch import Batch
 from networks.autoencoder import AutoencoderKL
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
+from tests.toy import OPTIONS, make_trainer, ticks, trained
 from training.adversarial import Adversary, hinge, least_squares
-from training.autoencoder import autoencoder_task, step_start
 from training.autoencoder_loss import AutoencoderLoss
-from training.batch import Batch, Task
+from training.phases import Task
 from training.slices import SliceDraw, take_slices
+from training.tasks.autoencoder import autoencoder_task, step_start
 from utils import checkpoint
 from utils.config import build
 from utils.runs import list_files

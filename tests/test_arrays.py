@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 
 import generate
 import train
+from formats.samples import SamplesFile
 from reporting.montages import curves
+from tests.commands import refused, succeed
 from training.datasets.arrays import ArraysDataset, survey
-from utils.sample_io import SamplesFile
 
 TRAIN = ["-cn=voxels_edm", "dataset=arrays", "training.network.model.model_channels=8",
          "training.network.model.channel_mult=[1,1]", "training.network.model.attention_levels=[]",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from inference.batch import Batch
 from networks.conditioning import Condition
 from physics.phantoms import echo_phantom
 from samplers import ImageGenerators
@@ -21,7 +22,6 @@ from training.augment import (
     stretch_label,
     turn_voxels,
 )
-from training.batch import Batch
 
 F64 = torch.float64
 NONE = {"scale": 0, "rotate_frac": 0, "aniso": 0, "translate_frac": 0}

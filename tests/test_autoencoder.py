@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from inference.batch import Batch
 from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators, Noise
-from training.autoencoder import autoencoder_task
-from training.batch import Batch, LossOutput
+from training.phases import LossOutput
+from training.tasks.autoencoder import autoencoder_task
 
 
 class Watcher(torch.nn.Module):

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import succeed
 
 import dataset_tool
 import train
+from inference.batch import Batch
 from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
-from training.autoencoder import autoencoder_task, weighed
+from tests.commands import succeed
 from training.autoencoder_loss import AutoencoderLoss
-from training.batch import Batch
-from training.codes import CodeWatch, code_totals
 from training.perceptual import PerceptualDistance
 from training.schedule import check_schedule, highest, scheduled
+from training.tasks.autoencoder import autoencoder_task, weighed
+from training.tasks.codes import CodeWatch, code_totals
 
 Codes = namedtuple("Codes", "indices vectors commitment codebook")
 OFF = {f"{name}_weight": 0 for name in ("l1", "ce", "kl")}

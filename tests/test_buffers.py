@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import OPTIONS, in_step, learned, make_trainer, trained, two_phases
 
+from tests.toy import OPTIONS, in_step, learned, make_trainer, trained, two_phases
 from utils import checkpoint
 from utils.runs import list_files
 from utils.stop import Stop

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 
 import dataset_tool
 import generate
 import train
-from training.snapshot import load_network
+from formats.samples import SamplesFile
+from inference.snapshot import load_network
+from tests.commands import refused, succeed
 from utils import checkpoint
-from utils.sample_io import SamplesFile
 
 MODEL = [f"training.network.model.{key}" for key in (
     "model_channels=8", "channel_mult=[1,1]", "num_blocks=1", "attention_levels=[]", "label_dim=2")]

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
+from formats.samples import requested_seeds
+from inference.generation import check_options
 from networks.unet import ADMUNet
 from training.build import check_training, fill_network
-from training.generation import check_options
 from utils.config import (
     build,
     build_from_file,
@@ -24,7 +25,6 @@ from utils.config import (
     quote_seeds,
     sampling_options,
 )
-from utils.sample_io import requested_seeds
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}

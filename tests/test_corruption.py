@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 import pytest
 
-from utils import h5
-from utils.describe import check
-from utils.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
-from utils.sample_io import SampleMeta, SamplesFile, write_samples
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from formats import h5
+from formats.describe import check
+from formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
+from formats.samples import SampleMeta, SamplesFile, write_samples
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"state": "training-state-000012.pt", "volumes": "volumes.h5", "latents": "latents.h5", "samples": "samples.h5",

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from nibabel.testing import data_path
 
 import dataset_tool
-from utils import h5
-from utils.sample_io import SampleMeta, write_samples
-from utils.volumes import VolumesFile
+from formats import h5
+from formats.samples import SampleMeta, write_samples
+from formats.volumes import VolumesFile
 
 
 def call(*args, code=0) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from commands import call, refused, succeed
 
 import dataset_tool
-from utils.decathlon import read_task
-from utils.nifti import write_nifti
-from utils.volumes import Intensity, VolumesFile
+from formats.decathlon import read_task
+from formats.nifti import write_nifti
+from formats.volumes import Intensity, VolumesFile
+from tests.commands import call, refused, succeed
 
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
 LABELS = {"0": "background", "1": "edema", "2": "tumour"}

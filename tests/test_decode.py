@@ -9,21 +9,21 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 from PIL import Image
-from test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 
 import dataset_tool
 import generate
 import train
+from formats.diff3 import read_samples
+from formats.latents import LatentsFile
+from formats.samples import SampleMeta, SamplesFile, write_samples
+from formats.volumes import Intensity, VolumesFile
+from inference.snapshot import first_stage_part, first_stage_record, load_network
 from networks.latent_codec import shift_and_gain
+from tests.commands import refused, succeed
+from tests.test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 from training.datasets.latents import LatentsDataset
-from training.snapshot import first_stage_part, first_stage_record, load_network
 from utils import checkpoint
-from utils.diff3 import read_samples
-from utils.latents import LatentsFile
-from utils.sample_io import SampleMeta, SamplesFile, write_samples
-from utils.volumes import Intensity, VolumesFile
 
 FIGURES = {"channel_mean": [1.0, -1.0], "channel_std": [2.0, 0.5], "limits": [-4.0, 6.0], "scaling": "minmax",
            "sigma_data": 0.5}

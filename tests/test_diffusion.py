@@ -5,14 +5,14 @@ from math import inf, sqrt
 import pytest
 import torch
 
+from inference.batch import Batch
 from networks.conditioning import Condition
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
-from training.batch import Batch
 from training.batch_transforms import Identity
-from training.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
 from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
 from training.noise_laws import Table
+from training.tasks.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
 
 
 class Watcher(torch.nn.Module):

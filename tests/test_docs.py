@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from test_config import checked, dataset_like
 
 import dataset_tool
 import evaluate
+from tests.test_config import checked, dataset_like
 from training.build import fill_network
 from utils.config import build
 

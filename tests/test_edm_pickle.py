@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.edm_pickle import read_edm_pickle
+from formats.edm_pickle import read_edm_pickle
 
 # ---- files as the official program writes them ----
 

@@ -9,25 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import call, refused, succeed
 
 import dataset_tool
 import generate
 import train
+from formats.facts import volume_facts
+from formats.latents import LatentsFile, Moments
+from formats.samples import SamplesFile
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from inference import encode
+from inference.batch import Batch, collate
+from inference.snapshot import load_network
 from networks.conditioning import Condition
 from networks.latent_codec import LatentCodec, shift_and_gain, whiten
 from samplers.noise import ImageGenerators
-from training import encode
-from training.batch import Batch, collate
+from tests.commands import call, refused, succeed
 from training.batch_transforms import DrawLatents, EncodeImages
 from training.datasets.latents import LatentsDataset
-from training.datasets.volumes import VolumesDataset, volume_facts
-from training.snapshot import load_network
+from training.datasets.volumes import VolumesDataset
 from utils import checkpoint
 from utils.config import build
-from utils.latents import LatentsFile, Moments
-from utils.sample_io import SamplesFile
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (8, 12, 4)

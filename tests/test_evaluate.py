@@ -11,14 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 import evaluate
+from formats import h5
+from formats.samples import SampleMeta, write_samples
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from inference.snapshot import first_stage_hash
 from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
 from reporting import reference
 from reporting.features import Layout
-from training.snapshot import first_stage_hash
-from utils import checkpoint, h5
+from utils import checkpoint
 from utils.config import build
-from utils.sample_io import SampleMeta, write_samples
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 SIZE = 28  # the least for three scales of MS-SSIM
 SEED = 5

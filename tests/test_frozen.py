@@ -29,19 +29,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import succeed
-from toy import learned, ticks
 
 import dataset_tool
 import evaluate
 import generate
 import train
-from training.snapshot import load_first_stage, load_network
+from formats.latents import LatentsFile
+from formats.samples import SamplesFile
+from formats.volumes import VolumesFile
+from inference.snapshot import load_first_stage, load_network
+from tests.commands import succeed
+from tests.toy import learned, ticks
 from utils.checkpoint import load
 from utils.config import config_hash, read_yaml
-from utils.latents import LatentsFile
-from utils.sample_io import SamplesFile
-from utils.volumes import VolumesFile
 
 FROZEN = Path(__file__).parent / "data/frozen"
 EXPECTED = json.loads((FROZEN / "expected.json").read_text(encoding="utf-8"))

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import call, refused, succeed
 
 import dataset_tool
 import generate
+from formats.samples import SamplesFile
+from formats.volumes import Intensity, VolumesFile
+from inference.generation import Drawer, captions, draw, real_pictures
 from samplers import ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
+from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
-from training.generation import Drawer, captions, draw, real_pictures
 from utils import checkpoint
 from utils.config import build
 from utils.runs import find_file
-from utils.sample_io import SamplesFile
-from utils.volumes import Intensity, VolumesFile
 
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
         "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]

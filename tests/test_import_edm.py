@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_edm_pickle import Asks, official_bytes, official_file, official_module
 
 import dataset_tool
 import generate
+from formats.samples import SamplesFile
+from inference.snapshot import load_network
 from networks.conditioning import Condition
 from networks.edm_import import edm_network_node
 from tests.reference import config_of, group_of, stored, weights_of
-from training.snapshot import load_network
+from tests.test_edm_pickle import Asks, official_bytes, official_file, official_module
 from utils import checkpoint
 from utils.config import build, compose, fill
-from utils.sample_io import SamplesFile
 
 CONFIG = {"class_name": "EDMPrecond", "kwargs": {
     "img_resolution": 8, "img_channels": 3, "label_dim": 4, "use_fp16": True, "model_type": "DhariwalUNet",

@@ -13,11 +13,11 @@ import h5py
 import psutil
 import pytest
 import torch
-from test_encode import TINY, write_volumes
 from torch.utils.data import _utils
-from toy import OPTIONS, Points, in_step, make_trainer
 
-from training.batch import Sample
+from inference.batch import Sample
+from tests.test_encode import TINY, write_volumes
+from tests.toy import OPTIONS, Points, in_step, make_trainer
 from training.data_sampler import InfiniteSampler
 from training.loader import Rounds
 from utils.log import read_status

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 
 import dataset_tool
 import train
+from inference.batch import Batch
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
-from training.batch import Batch
+from tests.commands import refused, succeed
 from training.patches import PatchAugment
 
 PLAIN = {"flip": 0, "intensity": 0}

@@ -8,9 +8,9 @@ import pytest
 from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
-from utils.nifti import write_nifti
-from utils.prepare import Options, prepare
-from utils.volumes import Intensity, VolumesFile
+from formats.nifti import write_nifti
+from formats.prepare import Options, prepare
+from formats.volumes import Intensity, VolumesFile
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [15, -10, 30], degrees=True).as_matrix() @ np.diag([2.0, 2.0, 3.0])

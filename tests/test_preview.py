@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import OPTIONS, learned, make_trainer, stopped
 
 import dataset_tool
 import generate
 import train
+from formats.samples import SampleMeta, SamplesFile
+from formats.volumes import Intensity, VolumesFile
+from inference.batch import Sample
 from networks.autoencoder import Reconstruction
-from training.batch import Sample
+from tests.commands import refused, succeed
+from tests.toy import OPTIONS, learned, make_trainer, stopped
 from training.preview import (
     GivenBack,
     Made,
@@ -38,10 +40,8 @@ from training.resume import read_state
 from utils import checkpoint, distributed
 from utils.config import Validation, config_hash
 from utils.runs import list_files
-from utils.sample_io import SampleMeta, SamplesFile
 from utils.stats import StatsFiles
 from utils.stop import Stop
-from utils.volumes import Intensity, VolumesFile
 
 PLAIN = [f"training.options.{key}" for key in (
     "batch_size=4", "total_kimg=0.016", "kimg_per_tick=0.004", "num_threads=1", "device=cpu", "precision=fp32",

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import succeed
-from toy import learned
 
 import dataset_tool
 import generate
 import train
+from formats.samples import SamplesFile
+from tests.commands import succeed
+from tests.toy import learned
 from utils import checkpoint
 from utils.log import read_status
 from utils.runs import list_files
-from utils.sample_io import SamplesFile
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["training.dataset.path=echo.h5", "training.options.batch_size=6", "training.options.total_kimg=0.12",

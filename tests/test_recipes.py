@@ -11,23 +11,23 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from commands import succeed
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
-from test_config import checked
 
 import dataset_tool
 import evaluate
 import generate
 import train
+from formats.latents import LatentsFile
+from formats.nifti import write_nifti
+from formats.samples import SamplesFile
+from formats.volumes import Intensity, VolumesFile
 from networks.conditioning import Condition
 from networks.monai_unet import MonaiUNet
 from networks.precond import DDPMPrecond
+from tests.commands import succeed
+from tests.test_config import checked
 from training.build import fill_network
 from utils.config import build
-from utils.latents import LatentsFile
-from utils.nifti import write_nifti
-from utils.sample_io import SamplesFile
-from utils.volumes import Intensity, VolumesFile
 
 BRATS_VAE, BRATS_LATENTS = (1, 168, 192, 144), (8, 36, 44, 28)
 ECHO, ECHO_LATENTS = (1, 160, 160, 128), (4, 20, 20, 16)

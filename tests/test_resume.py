@@ -17,13 +17,13 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from toy import OPTIONS, learned, make_trainer, ticks, trained
 
 import dataset_tool
 import train
 import training.run
 import utils.log
 import utils.runs
+from tests.toy import OPTIONS, learned, make_trainer, ticks, trained
 from training.build import held_out
 from training.resume import changes, choose_start, latest, listed_differences, read_state
 from training.run import asked_in_this_launch, common_part

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import call, files_below, refused, succeed
 
 import dataset_tool
 import evaluate
 import generate
 import train
+from formats.latents import LatentsFile
+from formats.samples import SamplesFile
+from formats.volumes import VolumesFile
+from tests.commands import call, files_below, refused, succeed
 from utils import checkpoint
-from utils.latents import LatentsFile
-from utils.sample_io import SamplesFile
-from utils.volumes import VolumesFile
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008",
@@ -107,7 +107,7 @@ def test_samples_carry_geometry_and_pictures(at):
 
 
 def test_latents_and_images_of_a_sample_belong_together(at):
-    from training.snapshot import load_first_stage
+    from inference.snapshot import load_first_stage
     samples = SamplesFile("results/demo/samples.h5")
     stage = load_first_stage(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"))
     image, label = stage.decode(torch.from_numpy(samples.latents(2)[None]))

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, succeed
 
 import generate
 import train
+from formats.samples import SamplesFile
+from inference.batch import Batch
 from networks.conditioning import Condition
 from networks.precond import EDMPrecond
 from networks.unet import ADMUNet, SongUNet
 from samplers import ImageGenerators, ShownItsEstimate, edm_sampler, multistep_sampler
-from training.batch import Batch
+from tests.commands import refused, succeed
 from training.batch_transforms import Identity
-from training.diffusion import diffusion_task
 from training.loss import EDMLoss
-from utils.sample_io import SamplesFile
+from training.tasks.diffusion import diffusion_task
 
 SMALL = {"spatial_dims": 2, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": []}
 KINDS = [(ADMUNet, {}), (SongUNet, {}), (SongUNet, {"encoder": "residual"}), (SongUNet, {"encoder": "skip"})]

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import OPTIONS, Points, Toy, make_trainer, trained
 
+from inference.batch import Sample
+from tests.toy import OPTIONS, Points, Toy, make_trainer, trained
 from training import selftest
-from training.batch import Sample
 from training.batch_transforms import Identity
-from training.diffusion import diffusion_task
 from training.loss import EDMLoss
 from training.selftest import (
     Trial,
@@ -22,6 +21,7 @@ from training.selftest import (
     check_folder,
     spread_lines,
 )
+from training.tasks.diffusion import diffusion_task
 from training.validation import Held
 from utils import distributed
 

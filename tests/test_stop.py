@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toy import OPTIONS, in_step, learned, make_trainer, ticks, trained
 
+from tests.toy import OPTIONS, in_step, learned, make_trainer, ticks, trained
 from training.resume import read_state
 from utils import checkpoint, distributed, stop
 from utils.runs import list_files

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import OPTIONS, Points, Toy, in_step, learned, make_trainer, stopped, ticks, trained, two_phases, weights
 
-from training.batch import Batch, LossOutput, Phase, Task
+from inference.batch import Batch
+from tests.toy import OPTIONS, Points, Toy, in_step, learned, make_trainer, stopped, ticks, trained, two_phases, weights
 from training.batch_transforms import DrawLatents, Identity
 from training.data_sampler import InfiniteSampler
-from training.diffusion import diffusion_task
 from training.ema import halflives
 from training.loss import EDMLoss
+from training.phases import LossOutput, Phase, Task
 from training.resume import is_newest, read_state
+from training.tasks.diffusion import diffusion_task
 from training.ticks import SIGMA_EDGES
 from training.training_loop import Progress, split_batch
 from training.validation import Held

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import call, refused, succeed
-from test_encode import TINY, encoded, write_snapshot, write_volumes
 
 import dataset_tool
 import train
-from training.snapshot import first_stage_hash
+from formats.latents import FirstStageRecord, LatentsFile, write_latents
+from inference.snapshot import first_stage_hash
+from tests.commands import call, refused, succeed
+from tests.test_encode import TINY, encoded, write_snapshot, write_volumes
 from utils import checkpoint
 from utils.config import build_from_file, config_hash
-from utils.latents import FirstStageRecord, LatentsFile, write_latents
 
 PROOF = "code-has-run"
 EVIL = {"_target_": "os.mkdir", "path": PROOF}

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from utils import h5
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from formats import h5
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 META = VolumesMeta(
     3,

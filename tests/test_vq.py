@@ -7,7 +7,7 @@ import torch
 
 from networks.vq import AutoencoderVQ
 from samplers.noise import ImageGenerators
-from training.codes import code_totals
+from training.tasks.codes import code_totals
 
 TINY = {"spatial_dims": 1, "channels": (4, 4), "num_blocks": 1, "num_blocks_decoder": 1}
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.batch import Batch, LossOutput, Phase, Sample, Task
+from inference.batch import Batch, Sample
 from training.batch_transforms import Identity
-from training.diffusion import diffusion_task
 from training.loss import EDMLoss
+from training.phases import LossOutput, Phase, Task
 from training.resume import read_state
+from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from training.validation import Held
 from utils import checkpoint, distributed

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import affine_grid, grid_sample, normalize, pad
 
+from inference.batch import Batch
 from samplers.noise import ImageGenerators
-from training.batch import Batch
 
 F64 = torch.float64
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from formats.latents import FirstStageRecord, Moments
+from formats.volumes import Intensity
+from inference.batch import Batch, Sample
+from inference.snapshot import check_contract, first_stage_record, load_network
 from metrics.image import psnr
 from networks.conditioning import Condition
 from networks.latent_codec import shift_and_gain, whiten
 from networks.posteriors import GammaPosterior, PointPosterior, Posterior, posterior_class
 from samplers.noise import ImageGenerators
-from training.batch import Batch, Sample
-from training.snapshot import check_contract, first_stage_record, load_network
 from utils import distributed
 from utils.checks import check_count
-from utils.latents import FirstStageRecord, Moments
 from utils.runs import find_file
-from utils.volumes import Intensity
 
 ROUND_TRIP = 16  # items that are decoded again
 AnyPosterior = Posterior | PointPosterior | GammaPosterior

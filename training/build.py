@@ -5,14 +5,15 @@ from copy import deepcopy
 
 import torch
 
+from inference.batch import collate
+from inference.snapshot import build_codec, first_stage_part
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
-from training.autoencoder import autoencoder_task
 from training.autoencoder_loss import AutoencoderLoss
-from training.batch import Task, collate
-from training.diffusion import check_pair, diffusion_task
 from training.patches import PatchAugment
-from training.snapshot import build_codec, first_stage_part
+from training.phases import Task
+from training.tasks.autoencoder import autoencoder_task
+from training.tasks.diffusion import check_pair, diffusion_task
 from training.validation import Held
 from utils.checks import listed
 from utils.config import build, check_targets, fill

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from training.snapshot import space_of
+from inference.snapshot import space_of
 from utils import checkpoint, distributed
 from utils.checks import listed
 from utils.config import Options, differences

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from training.batch import Batch, Sample, collate
+from inference.batch import Batch, Sample, collate
 from utils.stop import shield_worker
 
 Round = tuple[list[int], Batch]  # indices into the dataset, and their samples

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from inference.batch import Batch
 from networks.layers import per_axis
 from samplers.noise import ImageGenerators
-from training.batch import Batch
 from utils.checks import check_least
 
 KEY = "training.augment"

@@ -8,18 +8,19 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from inference.batch import Batch
 from networks.conditioning import Condition
 from networks.tiles import by_parts
-from training.autoencoder import autoencoder_task
-from training.batch import Batch, LossOutput, Task
 from training.build import fill_network, latent_figures, trained_shape
-from training.diffusion import diffusion_task
 from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from training.patches import PatchAugment
-from training.precision import autocast, resolve_precision
+from training.phases import LossOutput, Task
+from training.tasks.autoencoder import autoencoder_task
+from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer, split_batch
 from utils.config import Options, build, build_from_file, fill
 from utils.log import RunLog
+from utils.precision import autocast, resolve_precision
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),

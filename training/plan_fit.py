@@ -9,9 +9,9 @@ import torch
 
 from training.build import check_training, fill_network
 from training.plan import DecodePlan, Source, StepPlan, plan_decode, plan_step
-from training.precision import resolve_precision
 from training.training_loop import split_batch
 from utils.config import build
+from utils.precision import resolve_precision
 
 GIB = 2 ** 30
 FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors

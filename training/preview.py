@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from samplers.noise import ImageGenerators
-from training.batch import Sample, Task, collate
-from training.generation import (
+from formats.nifti import spacing_of
+from formats.samples import SampleMeta, write_samples
+from formats.volumes import Intensity
+from inference.batch import Sample, collate
+from inference.generation import (
     Drawer,
     Picture,
     captions,
@@ -23,15 +25,14 @@ from training.generation import (
     sample_meta,
     spread,
 )
-from training.precision import autocast, resolve_precision
+from samplers.noise import ImageGenerators
+from training.phases import Task
 from training.validation import Held
 from utils import distributed
 from utils.config import sampling_options
 from utils.files import atomic_path, first_line, remove_temporary
 from utils.log import is_lack_of_memory
-from utils.nifti import spacing_of
-from utils.sample_io import SampleMeta, write_samples
-from utils.volumes import Intensity
+from utils.precision import autocast, resolve_precision
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 Block = tuple[str, list[Picture]]

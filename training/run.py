@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from networks.unet_blocks import UNetBlock
-from training.batch import Task
 from training.build import (
     build_task,
     check_training,
@@ -19,20 +18,21 @@ from training.build import (
     latent_figures,
     round_trip_notes,
 )
-from training.diffusion import unusual_pair
 from training.ema import halflives
 from training.init_from import init_from
-from training.precision import resolve_precision
+from training.phases import Task
 from training.preview import build_preview, check_preview
 from training.resume import Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
+from training.tasks.diffusion import unusual_pair
 from training.training_loop import Trainer, split_batch
 from training.validation import Held
 from utils import distributed
 from utils.config import Options, build, check_targets, config_hash, find_target, to_yaml
 from utils.files import plain_hash, remove_temporary, write_text
 from utils.log import RunLog, append_log, error_text, read_status, write_status
+from utils.precision import resolve_precision
 from utils.runs import attempt, launch, locked, new_run
 from utils.stats import wandb_package
 from utils.stop import TRY_AGAIN, Reason, Stop

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from inference.batch import Sample, collate
 from samplers.noise import ImageGenerators, mix_seed
-from training.batch import Sample, Task, collate
 from training.ema import halflives
+from training.phases import Task
 from utils import distributed
 from utils.checkpoint import tensor_bytes
 from utils.config import Options

@@ -5,7 +5,7 @@ from math import nan
 import psutil
 import torch
 
-from training.batch import LossOutput
+from training.phases import LossOutput
 from utils.stats import Collector
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that the loss is logged by

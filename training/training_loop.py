@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from inference.batch import Batch
 from samplers.noise import ImageGenerators, mix_seed
-from training.batch import Batch, Task
 from training.buffers import Buffers
 from training.data_sampler import InfiniteSampler
 from training.ema import ema_beta, halflives, update_ema
 from training.loader import Round, Rounds
-from training.precision import autocast, resolve_precision
+from training.phases import Task
 from training.preview import Preview, make, pixels, write_preview
 from training.resume import changes, processor
 from training.schedule import lr_factor
@@ -27,6 +27,7 @@ from utils import checkpoint, distributed, sharding
 from utils.config import Options
 from utils.files import first_line
 from utils.log import RunLog, progress, write_status
+from utils.precision import autocast, resolve_precision
 from utils.runs import has_exact_names, kimg_name, prune
 from utils.stats import Collector, StatsFiles, start_wandb
 from utils.stop import Reason, Stop, reason_of

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.batch import collate
 from samplers.noise import ImageGenerators, mix_seed
-from training.batch import Phase, collate
-from training.precision import autocast
+from training.phases import Phase
 from training.ticks import report_loss
 from utils import distributed
+from utils.precision import autocast
 from utils.stats import Collector
 
 

@@ -1,1 +1,1 @@
-"""Ground floor: files, formats, logging and processes. Imports nothing else of this project."""
+"""Ground floor: configuration, runs, processes and logging. Imports nothing else of this project."""

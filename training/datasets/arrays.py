@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.batch import Sample
+from formats.volumes import Intensity
+from inference.batch import Sample
 from utils.files import NPZ_DAMAGE, read_npz
-from utils.volumes import Intensity
 
 BLOCK = 2 ** 24  # bytes that are looked at in one go
 

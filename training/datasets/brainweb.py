@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.batch import Sample
+from inference.batch import Sample
 from utils.files import read_npz
 
 SIZE = 64

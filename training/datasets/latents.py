@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from training.batch import Sample
+from formats.diff3 import open_latents
+from formats.latents import FirstStageRecord
+from inference.batch import Sample
 from training.datasets.volumes import one_hot_class
-from utils.diff3 import open_latents
-from utils.latents import FirstStageRecord
 
 
 class LatentsDataset:

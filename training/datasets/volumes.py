@@ -1,20 +1,10 @@
 """Volumes as networks see them: images in [-1, 1] by the file's intensity contract, with their label maps."""
 
-from dataclasses import asdict
-
 import numpy as np
 
-from training.batch import Sample
-from utils.volumes import VolumesFile
-
-
-def volume_facts(file: VolumesFile, split: str) -> dict:
-    """What travels with the images of a file: contract, names, geometry and origin, as plain data."""
-    meta = file.meta
-    return {"source": str(file.path), "content_hash": file.content_hash, "channels": list(meta.channels),
-            "label_classes": list(meta.label_classes), "class_names": list(meta.class_names),
-            "intensity": asdict(meta.intensity), "spatial_shape": list(file.spatial_shape(split)),
-            "affine": file.read(split, 0).affine.tolist()}
+from formats.facts import volume_facts
+from formats.volumes import VolumesFile
+from inference.batch import Sample
 
 
 def one_hot_class(index: int | None, num_classes: int) -> np.ndarray | None:

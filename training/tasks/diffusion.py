@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 
+from inference.batch import Batch
 from networks.conditioning import Condition
 from networks.precond import SLACK, DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
-from training.batch import Batch, LossOutput, Phase, Task
 from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
+from training.phases import LossOutput, Phase, Task
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
 # preconditioners: their name in configs/precond and of their loss in configs/loss, and what that loss is

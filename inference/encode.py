@@ -13,22 +13,22 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from formats.facts import volume_facts
+from formats.geometry import fit_centre
+from formats.latents import LatentsFile, write_latents
+from formats.samples import Parts
+from formats.volumes import Item, VolumesFile
+from inference.snapshot import check_contract, first_stage_record, load_network
 from metrics.image import psnr
 from metrics.overlap import dice
 from networks.latent_codec import SCALINGS
 from networks.tiles import by_parts
-from training.datasets.volumes import volume_facts
-from training.precision import autocast, resolve_precision
-from training.snapshot import check_contract, first_stage_record, load_network
 from utils import distributed
 from utils.checks import check_choice
 from utils.files import check_free_disk, plain_hash
-from utils.geometry import fit_centre
-from utils.latents import LatentsFile, write_latents
 from utils.log import RunLog, progress
+from utils.precision import autocast, resolve_precision
 from utils.runs import find_file
-from utils.sample_io import Parts
-from utils.volumes import Item, VolumesFile
 
 Key, Read = TypeVar("Key"), TypeVar("Read")
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from networks.conditioning import Condition
-from samplers import Guided, ImageGenerators, ShownItsEstimate
-from training.batch import Sample
-from training.precision import autocast, resolve_precision
-from training.snapshot import (
+from formats.nifti import spacing_of, write_nifti
+from formats.samples import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
+from formats.volumes import Intensity, VolumesFile
+from inference.batch import Sample
+from inference.snapshot import (
     FIGURES,
     FirstStage,
     build_codec,
@@ -24,14 +24,14 @@ from training.snapshot import (
     tile_note,
     with_autoencoder,
 )
+from networks.conditioning import Condition
+from samplers import Guided, ImageGenerators, ShownItsEstimate
 from utils import checkpoint, distributed
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.files import plain_hash
 from utils.log import RunLog, progress
-from utils.nifti import spacing_of, write_nifti
+from utils.precision import autocast, resolve_precision
 from utils.runs import find_file
-from utils.sample_io import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
-from utils.volumes import Intensity, VolumesFile
 
 HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
 Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]

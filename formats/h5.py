@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from formats.spool import Spool
 from utils.files import atomic_path, write_error
-from utils.spool import Spool
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # type (or "strings") and shape of a row, by data set
 
@@ -184,7 +184,7 @@ def check_format(file: h5py.File, format: str) -> None:
 def check_metadata(file: h5py.File) -> None:
     """Raise ValueError unless names, attributes and the stored hashes of the data sets are as they were written."""
     if "content_hash" not in file.attrs:
-        raise ValueError(f"{file.filename}: carries no content hash, so damage would not be seen; seal it (utils.h5)")
+        raise ValueError(f"{file.filename}: carries no content hash, so damage would not be seen; seal it (formats.h5)")
     if _content_hash(file) != get_text(file, "content_hash"):
         raise ValueError(f"{file.filename}: damaged, metadata differs from the stored content hash")
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import h5
+from formats import h5
 from utils.files import arrays_hash, atomic_path, read_npz
 
 FORMATS = ("h5", "npz")

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from utils import geometry
-from utils.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
-from utils.decathlon import read_task
+from formats import geometry
+from formats.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
+from formats.decathlon import read_task
+from formats.nifti import is_same_grid, read_volume, spacing_of
+from formats.prepare_options import Options, channel_names, check_options, join, picked, scaled
+from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 from utils.log import progress
-from utils.nifti import is_same_grid, read_volume, spacing_of
-from utils.prepare_options import Options, channel_names, check_options, join, picked, scaled
-from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 
 _Result = TypeVar("_Result")
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from utils import h5
+from formats import h5
+from formats.latents import EncodedSplit, Figures, LatentsFile, Moments
 from utils.files import plain_hash
-from utils.latents import EncodedSplit, Figures, LatentsFile, Moments
 
 COLUMNS = ("mean", "std", "min", "max")
 

@@ -9,11 +9,11 @@ import h5py
 import nibabel
 import numpy as np
 
-from utils import h5
+from formats import h5
+from formats.nifti import npz_names, read_volume, spacing_of, suffix_of
+from formats.volumes import Item, VolumesFile, VolumesMeta
 from utils.files import read_npz
 from utils.log import progress
-from utils.nifti import npz_names, read_volume, spacing_of, suffix_of
-from utils.volumes import Item, VolumesFile, VolumesMeta
 
 _ENTRIES = 16  # per level of a tree
 _WIDTH = 100  # characters of a value

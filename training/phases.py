@@ -1,44 +1,13 @@
-"""What datasets yield and tasks are made of."""
+"""What tasks are made of, as the loop sees it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from networks.conditioning import Condition
+from inference.batch import Batch
 from samplers.noise import ImageGenerators
-
-
-class Sample(NamedTuple):
-    """One item of a dataset: image [C,*S] float32; label [*S] uint8 and class_labels [K] where there are any."""
-
-    image: np.ndarray
-    label: np.ndarray | None = None
-    class_labels: np.ndarray | None = None
-
-
-class Batch(NamedTuple):
-    """images [N,C,*S], labels [N,*S] or None, conditions."""
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    condition: Condition
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.images), move(self.labels), Condition(*map(move, self.condition)))
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples; parts that are None stay None."""
-    def stack(parts: list[np.ndarray | None]) -> torch.Tensor | None:
-        return None if parts[0] is None else torch.from_numpy(np.stack(parts))
-
-    images, labels, class_labels = map(list, zip(*samples, strict=True))
-    return Batch(stack(images), stack(labels), Condition(class_labels=stack(class_labels)))
 
 
 class LossOutput(NamedTuple):

@@ -3,8 +3,8 @@
 Layout, per split: mean and std [N,C,*s] float32 (contiguous), min and max [N] (mean -/+ 3 std over the item), ids,
 groups, affines, and boxes, classes and attributes where there are any. Root: posterior, scaling (how diffusion is to
 scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its highest max),
-round_trip (what held-out items lose, see training/encode.py), data (what is known of the volumes) and /first_stage
-(its config as JSON, its weights, its hash). Files of DIFF-3 are read by utils/diff3.py.
+round_trip (what held-out items lose, see inference/encode.py), data (what is known of the volumes) and /first_stage
+(its config as JSON, its weights, its hash). Files of DIFF-3 are read by formats/diff3.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import h5py
 import numpy as np
 
-from utils import h5
+from formats import h5
 from utils.log import progress
 
 POSTERIORS = ("gaussian", "gamma", "point")

@@ -8,16 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from training.precision import autocast, resolve_precision
-from training.snapshot import FirstStage, build_codec, first_stage_part, tile_note, with_autoencoder
-from utils import checkpoint, diff3, distributed, h5
+from formats import diff3, h5
+from formats.latents import FirstStageRecord, LatentsFile
+from formats.nifti import spacing_of, write_nifti
+from formats.samples import SamplesFile
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from inference.snapshot import FirstStage, build_codec, first_stage_part, tile_note, with_autoencoder
+from utils import checkpoint, distributed
 from utils.files import arrays_hash, write_text
-from utils.latents import FirstStageRecord, LatentsFile
 from utils.log import RunLog, progress
-from utils.nifti import spacing_of, write_nifti
+from utils.precision import autocast, resolve_precision
 from utils.runs import find_file
-from utils.sample_io import SamplesFile
-from utils.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 GENERATED = "generated"  # split of volumes that were drawn
 RECORD = "decode.json"
@@ -62,7 +63,7 @@ Picture = tuple[np.ndarray, np.ndarray | None]
 class Source(NamedTuple):
     """Latents to decode: what is known of their volumes, the hash of the latents, and of their first stage.
 
-    part is what a snapshot carries of a first stage (training.snapshot), as far as it is known: network and hash may
+    part is what a snapshot carries of a first stage (inference.snapshot), as far as it is known: network and hash may
     be None; None in older samples files. snapshot: path of the one that drew them, where one did.
     """
 

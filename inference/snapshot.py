@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from formats.latents import FirstStageRecord
+from formats.volumes import Intensity
 from networks.latent_codec import LatentCodec
 from utils import checkpoint
 from utils.config import build_from_file
-from utils.latents import FirstStageRecord
-from utils.volumes import Intensity
 
 OF_VOLUMES = ("channels", "label_classes", "intensity", "spatial_shape", "affine")
 FIGURES = ("channel_mean", "channel_std", "limits", "scaling", "sigma_data")  # see networks.latent_codec

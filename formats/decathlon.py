@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from utils.cohort import Case
-from utils.nifti import suffix_of
+from formats.cohort import Case
+from formats.nifti import suffix_of
 
 KEYS = ("modality", "labels", "training")
 

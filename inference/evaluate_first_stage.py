@@ -7,18 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from formats.facts import volume_facts
+from formats.nifti import spacing_of
+from formats.volumes import VolumesFile
+from inference.snapshot import check_contract, first_stage_hash, load_network
 from networks.tiles import by_parts
 from reporting import first_stage as report
 from reporting.features import Case, Layout
 from reporting.montages import png_bytes
 from reporting.reference import Reference, file_volumes, held_out_split
 from reporting.report import write_files
-from training.datasets.volumes import volume_facts
-from training.snapshot import check_contract, first_stage_hash, load_network
 from utils.log import progress
-from utils.nifti import spacing_of
 from utils.runs import find_file
-from utils.volumes import VolumesFile
 
 PICTURES, WORST = 6, 3  # volumes shown
 

@@ -5,11 +5,12 @@ from math import inf
 
 import torch
 
+from inference.batch import Batch
 from networks.autoencoder import Reconstruction
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
-from training.batch import Batch, LossOutput, Phase, Task
-from training.codes import CodeWatch, code_totals
+from training.phases import LossOutput, Phase, Task
+from training.tasks.codes import CodeWatch, code_totals
 
 Rounds = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
 

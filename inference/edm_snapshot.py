@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from formats.edm_pickle import read_edm_pickle
 from networks.conditioning import Condition
 from networks.edm_import import edm_network_node, edm_weights, inflate_weights
 from utils import checkpoint
 from utils.config import build_from_file, find_target
-from utils.edm_pickle import read_edm_pickle
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
 

@@ -11,6 +11,8 @@ import torch
 from click.testing import CliRunner
 
 import evaluate
+from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from inference import evaluate_first_stage
 from metrics import image
 from networks.posteriors import PointPosterior
 from physics.phantoms import phantom_affine
@@ -18,11 +20,9 @@ from reporting import first_stage
 from reporting.features import Case, Layout
 from tests.commands import refused
 from tests.test_evaluate import describe, write_phantoms
-from training import first_stage_report
 from training.build import round_trip_notes
 from utils import checkpoint
 from utils.config import build
-from utils.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
 
 SIZE = 16
 NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 0, "latent_channels": 2,
@@ -154,8 +154,8 @@ class Exact(torch.nn.Module):
 def test_codes_are_counted_over_the_split_and_a_perfect_stage_is_said_to_be(tmp_path, monkeypatch):
     file = random_volumes(tmp_path / "r.h5", 1, 3)
     path = snapshot(tmp_path / "s.pt", NODE, bare_data(1, 3))
-    loaded = first_stage_report.load_network(path, "autoencoder")
-    monkeypatch.setattr(first_stage_report, "load_network", lambda *_: loaded._replace(net=Exact()))
+    loaded = evaluate_first_stage.load_network(path, "autoencoder")
+    monkeypatch.setattr(evaluate_first_stage, "load_network", lambda *_: loaded._replace(net=Exact()))
     found = evaluate.evaluate_first_stage(str(path), file, tmp_path / "out", split="test")
     assert found["codes"] == {"available": True, "size": 4, "used": 0.5, "perplexity": pytest.approx(2)}
     row = found["channels"]["c0"]
