@@ -177,6 +177,9 @@ def same_volumes(now: VolumesFile, then: VolumesFile) -> None:
             np.testing.assert_allclose(a.image, b.image, rtol=0, atol=1e-5)
             assert (a.label == b.label).mean() > 0.99 and a.class_index == b.class_index
             np.testing.assert_array_equal(a.affine, b.affine)
+            assert (a.attributes is None) == (b.attributes is None)
+            if b.attributes is not None:
+                np.testing.assert_allclose(a.attributes, b.attributes, rtol=1e-5)
 
 
 # ---- reading ----
