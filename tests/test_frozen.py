@@ -7,7 +7,7 @@ its tensors xz-packed:
     python train.py VAE
     python dataset_tool.py encode --autoencoder echo_vae --source data/volumes.h5 --dest data/latents.h5 --num-threads 1
     python train.py EDM                              # SIGTERM in the fifth of its ten steps
-    python train.py VQ                               # likewise
+    python train.py VQ                               # in the fourth
     python generate.py DRAW sampling.outdir=results/h5
     python generate.py DRAW sampling.outdir=results/npz sampling.format=npz
     python dataset_tool.py decode --latents data/latents.h5 --dest data/decoded.h5 --autoencoder echo_vae --montage 0 \
