@@ -183,10 +183,10 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 
     Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
     """
-    from formats.prepare import Options
+    from formats.prepare import PrepareOptions
     from formats.prepare import prepare as run
 
-    made = run(images, labels, dest, Options(**options), table=table, decathlon=decathlon)
+    made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon)
     if made.table and made.table.ignored:
         click.echo(f"{table}: columns without numbers left out: {', '.join(made.table.ignored)}")
     for note in made.notes:
@@ -220,10 +220,10 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 
     Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
     """
-    from inference.encode import Options
+    from inference.encode import EncodeOptions
     from inference.encode import encode as run
 
-    run(autoencoder, source, dest, Options(**options), run_root)
+    run(autoencoder, source, dest, EncodeOptions(**options), run_root)
 
 
 # ---- decode ----
@@ -251,10 +251,10 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
            ) -> None:
     """Decode latents that were made earlier or elsewhere; those of another first stage are refused."""
-    from inference.decode import Options
+    from inference.decode import DecodeOptions
     from inference.decode import decode as run
 
-    run(latents, dest, Options(**options), autoencoder=autoencoder, network=network, run_root=run_root)
+    run(latents, dest, DecodeOptions(**options), autoencoder=autoencoder, network=network, run_root=run_root)
 
 
 # ---- import-edm ----
@@ -394,7 +394,7 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
     file = VolumesFile(path) if form == "volumes" else SamplesFile(path)
     keys = _volume_keys(file, split, indices) if form == "volumes" else _sample_keys(file, indices)
     dims = file.meta.spatial_dims if form == "volumes" else file.images(0).ndim - 1
-    unit = file.meta.intensity.unit if form == "volumes" else str(file.meta.data["intensity"]["unit"])
+    unit = file.meta.intensity.unit if form == "volumes" else file.meta.facts.intensity.unit
     for key in progress(keys, desc="export", unit="volume"):
         _write_out(_exported(file, key), kind, dest, dims, unit)
     click.echo(f"{dest}: {len(keys)} volumes")

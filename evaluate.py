@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # heavy imports wait until there is something to do
 
     from formats.samples import SamplesFile
     from formats.volumes import VolumesFile
-    from inference.snapshot import FirstStage
+    from inference.first_stage import FirstStage
     from reporting.features import Case, Layout
     from reporting.reference import Reference
 
@@ -163,15 +163,15 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
 
     from formats.nifti import spacing_of
     from reporting.features import Layout
-    data, meta = samples.meta.data, file.meta
+    facts, meta = samples.meta.facts, file.meta
     if "images" not in samples.arrays:
         raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
-    channels, classes = tuple(data["channels"]), tuple(data["label_classes"])
+    channels, classes = facts.channels, facts.label_classes
     if unknown := [name for name in channels if name not in meta.channels]:
         raise ValueError(f"{samples.path}: channels {unknown} are not in {file.path}, which has {list(meta.channels)}; "
                          "give --real the file that the networks were trained on, or one like it")
     found = {"label classes": (classes, meta.label_classes),
-             "intensity range": ((data["intensity"]["lo"], data["intensity"]["hi"]),
+             "intensity range": ((facts.intensity.lo, facts.intensity.hi),
                                  (meta.intensity.lo, meta.intensity.hi)),
              "number of axes": (samples.images(0).ndim - 1, file.meta.spatial_dims)}
     for what, (got, wanted) in found.items():
@@ -215,28 +215,28 @@ def noise_cases(first_stage: FirstStage, count: int, seed: int, layout: Layout) 
     from reporting.features import Case
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, BATCH):
-        noise = torch.randn(min(BATCH, count - start), *first_stage.latent_shape, generator=generator)
-        images, labels = first_stage.decode(first_stage.codec.noise(noise))
+        shape = first_stage.net.latent_shape(first_stage.facts.spatial_shape)
+        noise = torch.randn(min(BATCH, count - start), *shape, generator=generator)
+        images, labels = first_stage.decode(first_stage.noise(noise))
         for i, image in enumerate(images.numpy()):
             yield Case(f"noise-{start + i:06d}", image, labels[i].numpy() if layout.label_classes else None)
 
 
 def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool) -> tuple[FirstStage | None, str]:
     """The first stage that decoded the samples, or None and the reason why there is none."""
-    from inference.snapshot import load_first_stage
-    from utils import checkpoint
+    from inference.snapshot import Snapshot
     from utils.runs import find_file
     path = Path(samples.meta.snapshot)
     if override is not None:
         path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
     if override is None and not path.is_file():
         return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
-    if checkpoint.checksum(checkpoint.load(path, "snapshot")) != samples.meta.snapshot_hash:
+    found = Snapshot.read(path)
+    if found.hash != samples.meta.snapshot_hash:
         return None, f"{path} is not the snapshot that drew the samples: its hash differs from the one they record"
-    first_stage = load_first_stage(path, trust)
-    if first_stage is None:
+    if found.first_stage is None:
         return None, "the network draws voxels, it has no first stage"
-    return first_stage, ""
+    return found.open_first_stage(trust), ""
 
 
 # ---- parts of the report ----

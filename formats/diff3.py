@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 
 from formats import h5
-from formats.latents import EncodedSplit, Figures, LatentsFile, Moments
+from formats.facts import Facts, LatentFacts
+from formats.latents import EncodedSplit, LatentsFile, Moments, Statistics
 from utils.files import plain_hash
 
 COLUMNS = ("mean", "std", "min", "max")
 
 
-class Samples(NamedTuple):
+class Diff3Samples(NamedTuple):
     """Latents [N,C,*s] float32 as the first stage gives them, and the number of the model that drew them."""
 
     latents: np.ndarray
@@ -44,27 +45,26 @@ def open_latents(path: str | Path) -> "LatentsFile | Diff3File":
     return Diff3File(path) if is_latents(path) else LatentsFile(path)
 
 
-def read_samples(path: str | Path) -> Samples:
+def read_samples(path: str | Path) -> Diff3Samples:
     """The latents of a _samplesV.h5; ValueError when they are not those of one run."""
     with h5.open_h5(path) as file, h5.damage_named(path):
         samples = np.asarray(h5.need(file, "samples")[()], np.float32)
-        facts = {name: np.ravel(h5.need(file, name)[()]) for name in ("min", "max", "model_id") if name != "model_id"
+        found = {name: np.ravel(h5.need(file, name)[()]) for name in ("min", "max", "model_id") if name != "model_id"
                  or name in file}
-    for name, values in facts.items():
+    for name, values in found.items():
         if len(values) != 1:
             raise ValueError(f"{path}: {name} has {len(values)} values, wanted 1: a second run was appended to the "
                              "first, and its samples cannot be told from those; draw them again into a new file")
-    lo, hi = float(facts["min"][0]), float(facts["max"][0])
+    lo, hi = float(found["min"][0]), float(found["max"][0])
     if samples.ndim < 3 or not np.isfinite(samples).all() or not lo < hi:
         raise ValueError(f"{path}: samples {samples.shape} with min {lo:g} and max {hi:g}, wanted finite ones [N,C,*s] "
                          "and min less than max")
-    return Samples(samples * np.float32(hi - lo) + np.float32(lo), int(facts.get("model_id", [-1])[0]))
+    return Diff3Samples(samples * np.float32(hi - lo) + np.float32(lo), int(found.get("model_id", [-1])[0]))
 
 
 class Diff3File:
-    """A latent.h5 of DIFF-3, as LatentsFile has it; its figures are those of subset `train` (else of the first)."""
+    """A latent.h5 of DIFF-3, as LatentsFile has it; its statistics are those of subset `train` (else of the first)."""
 
-    posterior, scaling = "gaussian", "minmax"
     first_stage_hash, round_trip = None, None
 
     def __init__(self, path: str | Path):
@@ -77,12 +77,10 @@ class Diff3File:
             for name in self.splits:
                 _check_subset(file[name])
                 hashes[name] = [h5.dataset_hash(file[name][column]) for column in COLUMNS if column in file[name]]
-            figures = _figures(file["train" if "train" in file else self.splits[0]])
-        self.channel_mean, self.channel_std, self.limits = figures
+            statistics = _statistics(file["train" if "train" in file else self.splits[0]])
         self.content_hash = plain_hash(hashes)
-        self.data = {"source": str(path), "content_hash": self.content_hash, "channels": [], "label_classes": [],
-                     "class_names": [], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "a.u."},
-                     "spatial_shape": [], "affine": np.eye(4).tolist()}
+        known = LatentFacts(str(path), self.content_hash, *statistics, scaling="minmax", posterior="gaussian")
+        self.facts = Facts(str(path), self.content_hash, latents=known)
 
     def read(self, split: str) -> EncodedSplit:
         """All latents of a subset; ValueError when there is none of that name."""
@@ -110,8 +108,8 @@ def _check_subset(group: h5py.Group) -> None:
                              "second export was appended in part; export the latents again into a new file")
 
 
-def _figures(group: h5py.Group) -> Figures:
-    """Figures of a subset; ValueError for what is not finite, and for rows that are those of an export twice."""
+def _statistics(group: h5py.Group) -> Statistics:
+    """Statistics of a subset; ValueError for what is not finite, and for rows that are those of an export twice."""
     moments, rows = Moments(), [sha256(row.tobytes()).digest() for row in group["mean"]]
     period = rows.index(rows[0], 1) if rows[0] in rows[1:] else 0
     if period and len(rows) % period == 0 and rows[period:] == rows[:-period]:
@@ -123,4 +121,4 @@ def _figures(group: h5py.Group) -> Figures:
             raise ValueError(f"{group.file.filename}: item {i} of {group.name[1:]} is not finite; export the latents "
                              "again")
         moments.add(mean, std)
-    return moments.figures()
+    return moments.statistics()

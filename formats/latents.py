@@ -8,6 +8,7 @@ round_trip (what held-out items lose, see inference/encode.py), data (what is kn
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 
 from formats import h5
+from formats.facts import Facts, LatentFacts
 from utils.log import progress
 
 POSTERIORS = ("gaussian", "gamma", "point")
@@ -57,7 +59,7 @@ class Rows(Protocol):
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-class Figures(NamedTuple):
+class Statistics(NamedTuple):
     """Of draws from latents: mean and std per channel, and the lowest and highest of mean -/+ 3 std of any item."""
 
     channel_mean: list[float]
@@ -66,7 +68,7 @@ class Figures(NamedTuple):
 
 
 class Moments:
-    """Figures of a split, taken up item by item."""
+    """Statistics of a split, taken up item by item."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares, self.lo, self.hi = 0, 0.0, 0.0, np.inf, -np.inf
@@ -83,9 +85,9 @@ class Moments:
         self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
         return lo, hi
 
-    def figures(self) -> Figures:
+    def statistics(self) -> Statistics:
         """Those of all items so far."""
-        return Figures(self.mean.tolist(), np.sqrt(self.squares / self.count).tolist(), [self.lo, self.hi])
+        return Statistics(self.mean.tolist(), np.sqrt(self.squares / self.count).tolist(), [self.lo, self.hi])
 
 
 class FirstStageRecord(NamedTuple):
@@ -96,10 +98,10 @@ class FirstStageRecord(NamedTuple):
     hash: str
 
 
-def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStageRecord, data: dict,
+def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStageRecord, facts: Facts,
                   provenance: dict, *, posterior: str = "gaussian", scaling: str = "standardize",
                   round_trip: dict | None = None) -> None:
-    """Write a latents file, row by row; its figures are those of split `train` (of the first split without one)."""
+    """Write a latents file, row by row; its statistics are those of split `train` (of the first split without one)."""
     needed = sum(2 * 4 * int(np.prod(s.shape)) for s in splits.values())
     needed += sum(w.nbytes for w in first_stage.weights.values())
     measured = "train" if "train" in splits else next(iter(splits))
@@ -110,16 +112,17 @@ def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStag
         h5.put_text(stage, "hash", first_stage.hash)
         for name, weight in first_stage.weights.items():
             h5.write_array(stage, name, weight, contiguous=True)
-        figures = {name: _write_split(file.create_group(name), split) for name, split in splits.items()}[measured]
-        attributes: dict[str, Any] = {"posterior": posterior, "scaling": scaling, "data": data, **figures._asdict()}
+        found = {name: _write_split(file.create_group(name), split) for name, split in splits.items()}[measured]
+        attributes: dict[str, Any] = {"posterior": posterior, "scaling": scaling, "data": facts.plain(),
+                                      **found._asdict()}
         for name, value in attributes.items():
             h5.put_json(file, name, value)
         if round_trip is not None:
             h5.put_json(file, "round_trip", round_trip)
 
 
-def _write_split(group: h5py.Group, split: Rows) -> Figures:
-    """Write the rows and tables of a split; its figures."""
+def _write_split(group: h5py.Group, split: Rows) -> Statistics:
+    """Write the rows and tables of a split; its statistics."""
     mean, std = (h5.create(group, name, split.shape, np.float32, contiguous=True) for name in ("mean", "std"))
     moments, limits = Moments(), []
     for i in progress(range(split.shape[0]), desc=f"write {group.name[1:]}", unit="item"):
@@ -133,7 +136,7 @@ def _write_split(group: h5py.Group, split: Rows) -> Figures:
     for part in PARTS:
         if getattr(split, part) is not None:
             h5.write_array(group, part, getattr(split, part))
-    return moments.figures()
+    return moments.statistics()
 
 
 class LatentsFile:
@@ -142,23 +145,21 @@ class LatentsFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         with h5.open_h5(path, "latents") as file, h5.damage_named(path):
-            self.channel_mean: list[float] = h5.get_json(file, "channel_mean")
-            self.channel_std: list[float] = h5.get_json(file, "channel_std")
-            self.posterior: str = h5.get_json(file, "posterior")
             optional = {name: h5.get_json(file, name) for name in ("scaling", "limits", "round_trip")
                         if name in file.attrs}
-            self.scaling: str = optional.get("scaling", "standardize")  # files from before there were others have none
-            self.limits: list[float] | None = optional.get("limits")
             self.round_trip: dict | None = optional.get("round_trip")
             self.provenance: dict = h5.get_json(file, "provenance")
-            self.data: dict = h5.get_json(file, "data")
             self.content_hash = h5.get_text(file, "content_hash")
+            known = LatentFacts(  # files from before there was another scaling do not name theirs
+                str(path), self.content_hash, h5.get_json(file, "channel_mean"), h5.get_json(file, "channel_std"),
+                optional.get("limits"), optional.get("scaling", "standardize"), h5.get_json(file, "posterior"))
+            self.facts = replace(Facts.from_plain(h5.get_json(file, "data"), path), latents=known)
             self.first_stage_hash = h5.get_text(_group(file, "first_stage"), "hash")
             self.splits = [name for name in file if name != "first_stage"]
             for split in self.splits:
-                _check_split(_group(file, split), len(self.channel_mean))
-        if self.posterior not in POSTERIORS:
-            raise ValueError(f"{path}: posterior={self.posterior!r}, this program reads {', '.join(POSTERIORS)}")
+                _check_split(_group(file, split), len(known.channel_mean))
+        if known.posterior not in POSTERIORS:
+            raise ValueError(f"{path}: posterior={known.posterior!r}, this program reads {', '.join(POSTERIORS)}")
 
     def read(self, split: str) -> EncodedSplit:
         """All latents of a split; ValueError when there is none of that name or it is damaged."""

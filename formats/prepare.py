@@ -17,7 +17,7 @@ from formats import geometry
 from formats.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
 from formats.decathlon import read_task
 from formats.nifti import is_same_grid, read_volume, spacing_of
-from formats.prepare_options import Options, channel_names, check_options, join, picked, scaled
+from formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
 from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 from utils.log import progress
 
@@ -57,7 +57,7 @@ def prepare(
     images: Path | None,
     labels: Path | None,
     dest: Path,
-    options: Options,
+    options: PrepareOptions,
     *,
     table: Path | None = None,
     decathlon: Path | None = None,
@@ -93,8 +93,8 @@ def prepare(
 
 
 def _sources(
-    images: Path | None, labels: Path | None, decathlon: Path | None, options: Options, cohort: Table | None
-) -> tuple[list[Case], Options, list[str]]:
+    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions, cohort: Table | None
+) -> tuple[list[Case], PrepareOptions, list[str]]:
     """The cases, the options with the names that a dataset.json gives, and notes."""
     if (images is None) == (decathlon is None) or (decathlon and labels):
         raise ValueError("give --images, with --labels where there are any, or --decathlon")
@@ -110,7 +110,7 @@ def _sources(
     return task.cases, options, [left_out] if task.unlisted else []
 
 
-def _notes(facts: list[_Facts], options: Options) -> list[str]:
+def _notes(facts: list[_Facts], options: PrepareOptions) -> list[str]:
     notes = []
     if moved := sum(fact.moved for fact in facts):
         notes.append(f"{moved} of {len(facts)} label maps lay on another grid than their image and were resampled onto "
@@ -174,7 +174,7 @@ def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) 
 # ---- first pass ----
 
 
-def _load(case: Case, dims: int, options: Options) -> _Loaded:
+def _load(case: Case, dims: int, options: PrepareOptions) -> _Loaded:
     volumes = [read_volume(path, dims) for path in case.images]
     first = volumes[0]
     affine = np.eye(4) if first.affine is None else first.affine
@@ -195,7 +195,7 @@ def _load(case: Case, dims: int, options: Options) -> _Loaded:
     return _Loaded(image, label, affine, first.affine is not None, moved)
 
 
-def _keep(image: np.ndarray, case: Case, options: Options) -> np.ndarray:
+def _keep(image: np.ndarray, case: Case, options: PrepareOptions) -> np.ndarray:
     """The channels that were asked for; ValueError when the files have others than were named."""
     count, indices = len(image), picked(options)
     if options.channels and len(options.channels) != count:
@@ -243,7 +243,7 @@ def _load_label(
     return moved, True
 
 
-def _judge(case: Case, options: Options, dims: int) -> _Facts:
+def _judge(case: Case, options: PrepareOptions, dims: int) -> _Facts:
     loaded = _load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
@@ -268,7 +268,7 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _target_grid(case: Case, loaded: _Loaded, options: Options, dims: int) -> tuple[tuple[int, ...], np.ndarray]:
+def _target_grid(case: Case, loaded: _Loaded, options: PrepareOptions, dims: int) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine after orientation and spacing, or after shrinking to fit."""
     shape, affine = loaded.image.shape[1:], loaded.affine
     if options.orientation:
@@ -287,7 +287,7 @@ def _target_grid(case: Case, loaded: _Loaded, options: Options, dims: int) -> tu
     return shape, affine
 
 
-def _check_together(cases: list[Case], facts: list[_Facts], options: Options) -> None:
+def _check_together(cases: list[Case], facts: list[_Facts], options: PrepareOptions) -> None:
     """Refuse cases that are well by themselves but do not fit into one file."""
     first = facts[0]
     pairs = list(zip(cases, facts))
@@ -323,7 +323,7 @@ def _one_per_set(pairs: list[tuple[Case, _Facts]]) -> list[tuple[Case, _Facts]]:
 def _meta(
     cases: list[Case],
     facts: list[_Facts],
-    options: Options,
+    options: PrepareOptions,
     dims: int,
     cohort: Table | None,
     split_of: dict[str, str],
@@ -355,7 +355,7 @@ def _meta(
 
 
 def _provenance(
-    images: Path, labels: Path | None, table: Path | None, options: Options, facts: list[_Facts]
+    images: Path, labels: Path | None, table: Path | None, options: PrepareOptions, facts: list[_Facts]
 ) -> dict[str, Any]:
     sources = {"images": images.name, "labels": labels.name if labels else None, "table": table.name if table else None}
     digest = hashlib.sha256(b"".join(f.digest for f in facts)).hexdigest()
@@ -365,7 +365,7 @@ def _provenance(
 # ---- second pass ----
 
 
-def _make(case: Case, fact: _Facts, options: Options, meta: VolumesMeta, record: Record) -> Item:
+def _make(case: Case, fact: _Facts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
     loaded = _load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
     arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What to make of the files; None = leave as it is."""
 
     size: tuple[int, ...] | None = None  # voxels per axis: pad or crop centrally
@@ -31,7 +31,7 @@ class Options:
         return self.size or self.fit
 
 
-def check_options(options: Options, dims: int) -> None:
+def check_options(options: PrepareOptions, dims: int) -> None:
     """ValueError naming the first option that cannot be followed in `dims` dimensions."""
     if dims not in (2, 3):
         raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
@@ -47,7 +47,7 @@ def check_options(options: Options, dims: int) -> None:
             raise ValueError(f"--orientation {options.orientation}: wanted one of R/L, A/P and S/I each, such as RAS")
 
 
-def _check_scaling(options: Options) -> None:
+def _check_scaling(options: PrepareOptions) -> None:
     p, r = options.percentiles, options.value_range
     if p is not None and not (len(p) == 2 and 0 <= p[0] < p[1] <= 100):
         raise ValueError(f"--percentiles {join(p)}: wanted two rising numbers between 0 and 100")
@@ -59,7 +59,7 @@ def _check_scaling(options: Options) -> None:
         raise ValueError("--no-clip: there is nothing to clip without --percentiles or --range; leave it out")
 
 
-def picked(options: Options) -> list[int] | None:
+def picked(options: PrepareOptions) -> list[int] | None:
     """Indices of the channels to keep, None = all; ValueError for one that `channels` does not name."""
     if not options.channel:
         return None
@@ -78,7 +78,7 @@ def picked(options: Options) -> list[int] | None:
     return indices
 
 
-def channel_names(options: Options, count: int) -> tuple[str, ...]:
+def channel_names(options: PrepareOptions, count: int) -> tuple[str, ...]:
     """Names of the `count` channels that were kept."""
     indices = picked(options) or range(count)
     if options.channels:
@@ -92,7 +92,7 @@ def join(values: Iterable[float]) -> str:
 
 
 def scaled(
-    image: np.ndarray, lowest: np.ndarray, scale: np.ndarray, options: Options
+    image: np.ndarray, lowest: np.ndarray, scale: np.ndarray, options: PrepareOptions
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image [C,X,Y,Z] as it is stored, and the values [C] that padding takes.
 

@@ -11,15 +11,17 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from formats import h5
+from formats.facts import Facts, LatentScaling
 from utils.files import arrays_hash, atomic_path, read_npz
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
+META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64", "trajectory": "float32"}
 
 
@@ -66,13 +68,43 @@ def requested_seeds(text: object) -> list[int]:
     return seeds
 
 
-class SampleMeta(NamedTuple):
-    """What all rows of a samples file share."""
+class SampleStage(NamedTuple):
+    """What decoding latents takes: the hash of the first stage that they are of, where it is known, and their scaling.
+    """
 
-    data: dict
+    hash: str | None
+    scaling: LatentScaling
+
+
+class SampleMeta(NamedTuple):
+    """What all rows of a samples file share.
+
+    sampling: settings that a sample depends on besides the seed and the snapshot; stage None: drawn as voxels, or the
+    file is from before it was written down.
+    """
+
+    facts: Facts
     snapshot: str
     snapshot_hash: str
     sampling: dict
+    stage: SampleStage | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for a file."""
+        stage = {"first_stage": {"hash": self.stage.hash, **self.stage.scaling._asdict()}} if self.stage else {}
+        return {"data": self.facts.plain() | stage, "snapshot": self.snapshot, "snapshot_hash": self.snapshot_hash,
+                "sampling": self.sampling}
+
+    @classmethod
+    def from_plain(cls, found: dict[str, Any], source: object) -> "SampleMeta":
+        """From what `plain` gave; ValueError naming the file (source) for anything else."""
+        try:
+            data, *rest = (found[name] for name in META)
+            stage = dict(data.get("first_stage") or {})
+            facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+            return cls(facts, *rest, SampleStage(stage.pop("hash"), LatentScaling(**stage)) if stage else None)
+        except (AttributeError, KeyError, TypeError) as e:
+            raise ValueError(f"{source}: not a samples file: {e!r}") from e
 
 
 class SamplesFile:
@@ -92,7 +124,8 @@ class SamplesFile:
             self.seeds = h5.read(h5.need(file, "seeds"))
             self.affine = h5.read(h5.need(file, "affine"))
             self.arrays = {name: h5.read(h5.need(file, name)) for name in ARRAYS if name in file}
-            self.meta = SampleMeta(**{name: h5.get_json(file, name) for name in SampleMeta._fields})
+            found = {name: h5.get_json(file, name) for name in META}
+            self.meta = SampleMeta.from_plain(found, self.path)
 
     def _read_npz(self) -> None:
         archive = read_npz(self.path)
@@ -103,7 +136,7 @@ class SamplesFile:
         self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
         try:
             self.seeds, self.affine = archive["seeds"], archive["affine"]
-            self.meta = SampleMeta(**json.loads(str(archive["meta"])))
+            self.meta = SampleMeta.from_plain(json.loads(str(archive["meta"])), self.path)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{self.path}: not a samples file: {e}") from e
 
@@ -145,13 +178,13 @@ def write_samples(path: str | Path, seeds: Sequence[int], arrays: dict[str, np.n
     assert set(arrays) <= set(ARRAYS) and (np.diff(seeds) > 0).all()
     needed = sum(a.nbytes for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
-        everything = {"seeds": seeds, "affine": affine, "meta": np.array(json.dumps(meta._asdict())), **arrays}
+        everything = {"seeds": seeds, "affine": affine, "meta": np.array(json.dumps(meta.plain())), **arrays}
         with atomic_path(path, needed) as temporary:
             np.savez_compressed(temporary, content_hash=arrays_hash(everything), **everything)
         return
     with h5.atomic_h5(path, needed) as file:
         h5.set_format(file, "samples", {"kind": "generate", "snapshot": meta.snapshot})
-        for name, value in meta._asdict().items():
+        for name, value in meta.plain().items():
             h5.put_json(file, name, value)
         h5.write_array(file, "seeds", seeds)
         h5.write_array(file, "affine", affine)

@@ -5,14 +5,16 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from formats.edm_pickle import read_edm_pickle
+from formats.facts import Facts
+from formats.volumes import Intensity
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
 from networks.edm_import import edm_network_node, edm_weights, inflate_weights
-from utils import checkpoint
 from utils.config import build_from_file, find_target
+from utils.files import first_line
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
 
@@ -79,10 +81,8 @@ def import_edm(source: Path, dest: Path, inflate_mode: str | None = None) -> Imp
         dims = 3
     shape = (node["model"]["in_channels"], *[official.config["kwargs"]["img_resolution"]] * dims)
     classes = check_network(node, weights, shape, source)
-    checkpoint.save(dest, "snapshot", {
-        "task": "diffusion", "network": node, "data": describe_images(source, shape, classes), "shape": list(shape),
-        "first_stage": None, "config": {"imported": {**official.config, "inflate_mode": inflate_mode}}, "nimg": 0,
-        "ema": weights})
+    Snapshot("diffusion", node, describe_images(source, shape, classes), shape, weights=weights,
+             config={"imported": {**official.config, "inflate_mode": inflate_mode}}).save(dest)
     return Imported(official.config["class_name"], node, shape, classes, sum(w.numel() for w in weights.values()),
                     len(weights))
 
@@ -108,18 +108,16 @@ def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int
         net.load_state_dict(weights, assign=True)
         D_x = net.eval().to("meta")(x, sigma, condition)
     except RuntimeError as e:
-        raise ValueError(f"{source}: the network does not run: {checkpoint.first_line(e)}") from e
+        raise ValueError(f"{source}: the network does not run: {first_line(e)}") from e
     if D_x.shape != x.shape:
         raise ValueError(f"{source}: the network makes {list(D_x.shape)} of {list(x.shape)}")
     return net.label_dim
 
 
-def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> dict:
+def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> Facts:
     """What the images of an official network mean: bytes as [-1, 1], colours, classes by number, no geometry."""
-    channels = ["red", "green", "blue"] if shape[0] == 3 else [f"channel {i}" for i in range(shape[0])]
+    channels = ("red", "green", "blue") if shape[0] == 3 else tuple(f"channel {i}" for i in range(shape[0]))
     with open(source, "rb") as file:
         content_hash = file_digest(file, "sha256").hexdigest()
-    return {"source": f"imported from {source.name}", "content_hash": content_hash, "channels": channels,
-            "label_classes": [], "class_names": [str(i) for i in range(classes)],
-            "intensity": {"lo": 0.0, "hi": 255.0, "clip": True, "unit": "8 bit"}, "spatial_shape": list(shape[1:]),
-            "affine": np.eye(4).tolist()}
+    return Facts(f"imported from {source.name}", content_hash, channels, spatial_shape=shape[1:],
+                 class_names=tuple(str(i) for i in range(classes)), intensity=Intensity(0.0, 255.0, True, "8 bit"))

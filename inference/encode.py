@@ -6,6 +6,7 @@ Split over ranks, restartable: finished items lie as parts beside the file to be
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,27 +14,27 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from formats.facts import volume_facts
+from formats.facts import rows_of, volume_facts
 from formats.geometry import fit_centre
 from formats.latents import LatentsFile, write_latents
 from formats.samples import Parts
 from formats.volumes import Item, VolumesFile
-from inference.snapshot import check_contract, first_stage_record, load_network
+from inference.first_stage import FirstStage, tiles_of
+from inference.snapshot import Snapshot, check_contract
 from metrics.image import psnr
 from metrics.overlap import dice
 from networks.latent_codec import SCALINGS
-from networks.tiles import by_parts
 from utils import distributed
 from utils.checks import check_choice
 from utils.files import check_free_disk, plain_hash
 from utils.log import RunLog, progress
-from utils.precision import autocast, resolve_precision
+from utils.precision import resolve_precision
 from utils.runs import find_file
 
 Key, Read = TypeVar("Key"), TypeVar("Read")
 
 
-class Options(NamedTuple):
+class EncodeOptions(NamedTuple):
     """How to encode.
 
     tile [*S] in voxels (None: whole volumes), tile_overlap, tile_mode: see networks.tiles; size [*S]: crop or pad
@@ -72,16 +73,15 @@ class Inputs(NamedTuple):
 class Job(NamedTuple):
     """What turns items into parts. measured: numbers of the items that are decoded again."""
 
-    net: torch.nn.Module
+    stage: FirstStage
     volumes: VolumesFile
     size: tuple[int, ...]
     measured: frozenset[int]
     batch_size: int
-    device: torch.device
-    precision: str
 
 
-def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_root: Path = Path("results")) -> None:
+def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, run_root: Path = Path("results")
+           ) -> None:
     """Write the latents of all splits of a volumes file. Every rank calls this; rank 0 writes the file."""
     if dest.resolve() == source.resolve():
         raise ValueError(f"--dest {dest} is --source; the latents need a file of their own")
@@ -92,17 +92,19 @@ def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_roo
         log = RunLog(distributed.rank() == 0)
         path = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
         log(f"Autoencoder {path}")
-        net, snapshot = load_network(path, "autoencoder", options.trust)
+        snapshot = Snapshot.read(path, "autoencoder")
+        stage = FirstStage(snapshot.build(options.trust), snapshot.facts,
+                           precision=resolve_precision(options.precision, device)).to(device)
         volumes = VolumesFile(source)
-        job = make_job(net, snapshot, path, volumes, options, device)
-        record = first_stage_record(snapshot)
+        job = make_job(stage, path, volumes, options)
+        record = snapshot.record
         provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
                       "first_stage": record.hash, "settings": settings(options, job.size)}
         places = all_places(volumes)
         if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
             log(f"{dest}: all {len(places)} there already")
             return
-        space = 16 * len(places) * prod(net.latent_shape(job.size))  # the parts and the file, float32 mean and std each
+        space = 16 * len(places) * prod(stage.net.latent_shape(job.size))  # parts and file, float32 mean and std each
         distributed.from_rank_0(lambda: check_free_disk(dest.parent, space))
         parts = Parts(Path(f"{dest}.parts") / plain_hash([*(provenance[k] for k in UNLIKE), sorted(job.measured)])[:16])
         missing = distributed.broadcast_object([p.number for p in places if not parts.path(p.number).is_file()])
@@ -111,10 +113,10 @@ def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_roo
         if distributed.rank() == 0:
             splits = {split: PartRows(volumes, split, parts, [p for p in places if p.split == split])
                       for split in volumes.splits}
-            data = {**volume_facts(volumes, volumes.splits[0]), "spatial_shape": list(job.size),
-                    "affine": splits[volumes.splits[0]].affines[0].tolist()}
-            write_latents(dest, splits, record, data, provenance, posterior=net.posterior, scaling=options.scaling,
-                          round_trip=round_trip(job, places, parts))
+            facts = replace(volume_facts(volumes, volumes.splits[0]), spatial_shape=job.size,
+                            affine=rows_of(splits[volumes.splits[0]].affines[0]))
+            write_latents(dest, splits, record, facts, provenance, posterior=stage.net.posterior,
+                          scaling=options.scaling, round_trip=round_trip(job, places, parts))
             parts.remove()
         log(f"{dest}: " + ", ".join(f"{split} {volumes.length(split)}" for split in volumes.splits)
             + (f" ({len(places) - len(missing)} there already)" if len(missing) < len(places) else ""))
@@ -125,21 +127,19 @@ def encode(autoencoder: str, source: Path, dest: Path, options: Options, run_roo
 UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "settings"}
 
 
-def settings(options: Options, size: Sequence[int]) -> dict:
+def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
     """What latents depend on besides volumes and first stage."""
-    found = {"size": list(size), "precision": options.precision}
-    if options.tile:
-        found |= {"tile": list(options.tile), "tile_mode": options.tile_mode, "tile_overlap": options.tile_overlap}
-    return found
+    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
+    return {"size": list(size), "precision": options.precision, **(tiles.plain() if tiles else {})}
 
 
-def is_there(dest: Path, provenance: dict, options: Options) -> bool:
+def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
     """Whether a file holds these latents; ValueError when it holds others and may not be overwritten."""
     if not dest.is_file() or options.overwrite:
         return False
     old = LatentsFile(dest)
     for name, what in {**UNLIKE, "scaling": "scaling"}.items():
-        had = old.scaling if name == "scaling" else old.provenance.get(name)
+        had = old.facts.latents.scaling if name == "scaling" else old.provenance.get(name)
         wanted = options.scaling if name == "scaling" else provenance[name]
         if had != wanted:
             raise ValueError(f"{dest}: holds latents of another {what} ({json.dumps(had)[:100]}, asked for is "
@@ -153,23 +153,20 @@ def all_places(volumes: VolumesFile) -> list[Place]:
     return [Place(number, *place) for number, place in enumerate(places)]
 
 
-def make_job(net: torch.nn.Module, snapshot: dict, path: Path, volumes: VolumesFile, options: Options,
-             device: torch.device) -> Job:
+def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: EncodeOptions) -> Job:
     """Everything checked before the first item is read."""
-    check_contract(volume_facts(volumes, volumes.splits[0]), snapshot["data"], volumes.path, path)
+    check_contract(volume_facts(volumes, volumes.splits[0]), stage.facts, volumes.path, path)
     shapes = {split: volumes.spatial_shape(split) for split in volumes.splits}
     size = tuple(options.size or shapes[volumes.splits[0]])
     for split, shape in shapes.items():
         if len(size) != len(shape) or (options.size is None and shape != size):
             raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}; choose "
                              f"--size with {len(shape)} numbers")
-    net.latent_shape(size)
-    if options.tile:
-        net = by_parts(net, options.tile, options.tile_overlap, options.tile_mode)
+    stage.net.latent_shape(size)
+    stage = stage.in_parts(tiles_of(options.tile, options.tile_overlap, options.tile_mode))
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
     measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]
-    return Job(net.to(device), volumes, size, frozenset(measured), options.batch_size, device,
-               resolve_precision(options.precision, device))
+    return Job(stage, volumes, size, frozenset(measured), options.batch_size)
 
 
 # ---- the work ----
@@ -227,12 +224,11 @@ def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) 
     return item._replace(image=image, label=label, affine=affine, box=box)
 
 
-@torch.no_grad()
 def encode_batch(job: Job, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
     """Mean and std of every item [C,*s], where it lies, and what those to be measured lose, as arrays by name."""
     images, labels, items = inputs
-    with autocast(job.precision, job.device):
-        posterior = job.net.encode(images.to(job.device), None if labels is None else labels.to(job.device))
+    device = job.stage.device
+    posterior = job.stage.posterior(images.to(device), None if labels is None else labels.to(device))
     mean, std = (t.float().cpu().numpy() for t in (posterior.mean, posterior.std))
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         first, last = batch[0], batch[-1]
@@ -247,13 +243,11 @@ def encode_batch(job: Job, batch: Sequence[Place], inputs: Inputs) -> list[dict[
 
 def losses(job: Job, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
     """PSNR in dB of the decoded mean z [1,C,*s], clipped like the volumes, and the Dice [K] of its label map."""
-    meta = job.volumes.meta
-    with autocast(job.precision, job.device):
-        decoded, logits = job.net.decode(z)
-    stored = [meta.intensity.from_network(t.float().cpu().numpy()) for t in (decoded[0], image)]
-    found = {"psnr": np.array(psnr(*stored, meta.intensity.hi - meta.intensity.lo))}
-    if logits is not None:
-        found["dice"] = dice(logits[0].argmax(0).cpu().numpy(), label.numpy(), len(meta.label_classes))
+    meta, (decoded, map_) = job.volumes.meta, job.stage.decode(z)
+    real = meta.intensity.from_network(image.numpy())
+    found = {"psnr": np.array(psnr(decoded[0].cpu().numpy(), real, meta.intensity.hi - meta.intensity.lo))}
+    if map_ is not None:
+        found["dice"] = dice(map_[0].cpu().numpy(), label.numpy(), len(meta.label_classes))
     return found
 
 

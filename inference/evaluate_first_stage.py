@@ -10,8 +10,8 @@ import torch
 from formats.facts import volume_facts
 from formats.nifti import spacing_of
 from formats.volumes import VolumesFile
-from inference.snapshot import check_contract, first_stage_hash, load_network
-from networks.tiles import by_parts
+from inference.first_stage import FirstStage, tiles_of
+from inference.snapshot import Snapshot, check_contract
 from reporting import first_stage as report
 from reporting.features import Case, Layout
 from reporting.montages import png_bytes
@@ -40,9 +40,8 @@ class Options(NamedTuple):
 class Stage(NamedTuple):
     """A first stage on its device, with the file that its volumes come from; counts [K] of its codes, if it has any."""
 
-    net: torch.nn.Module
+    stage: FirstStage
     file: VolumesFile
-    device: torch.device
     counts: np.ndarray | None
 
 
@@ -52,17 +51,18 @@ def report_first_stage(autoencoder: str, real: Path, dest: Path, options: Option
     origin: title, date, command and versions.
     """
     path = find_file(autoencoder, "network-snapshot", options.run_root, "--autoencoder")
-    net, snapshot = load_network(path, "autoencoder", options.trust)
+    snapshot = Snapshot.read(path, "autoencoder")
+    net = snapshot.build(options.trust)
     file = VolumesFile(real)
     split = held_out_split(file) if options.split == "auto" else options.split
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
-    check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot["data"], real, path)
+    check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot.facts, real, path)
     layout = layout_of(file, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = net.to(device)
-    shown = by_parts(net, options.tile, options.tile_overlap, options.tile_mode) if options.tile else net
+    shown = FirstStage(net, snapshot.facts).to(device).in_parts(
+        tiles_of(options.tile, options.tile_overlap, options.tile_mode))
     size = getattr(net, "codebook_size", 0)
-    stage = Stage(shown, file, device, np.zeros(size) if size else None)
+    stage = Stage(shown, file, np.zeros(size) if size else None)
 
     indices = range(min(options.num, len(held)))
     rows, first = [], []
@@ -80,8 +80,8 @@ def report_first_stage(autoencoder: str, real: Path, dest: Path, options: Option
     result = {
         **origin, "definitions": report.WORDS,
         "real": {"path": str(real), "content_hash": file.content_hash, "split": split, "num": len(rows)},
-        "autoencoder": {"path": str(path), "hash": first_stage_hash(snapshot["network"], snapshot["ema"]),
-                        "network": snapshot["network"]["_target_"], "posterior": net.posterior,
+        "autoencoder": {"path": str(path), "hash": snapshot.network_hash,
+                        "network": snapshot.network["_target_"], "posterior": net.posterior,
                         "latent_shape": list(rows[0].mean.shape), "tile": list(options.tile) if options.tile else None,
                         "reduction": first[0].real.image.size / rows[0].mean.size},
         "verdict": report.verdict(found["psnr_db"], options.min_psnr), **found,
@@ -101,23 +101,20 @@ def layout_of(file: VolumesFile, split: str) -> Layout:
                   meta.intensity.lo, meta.intensity.hi, meta.intensity.unit)
 
 
-@torch.no_grad()
 def coded(stage: Stage, held: Reference, indices: Sequence[int]) -> Iterator[report.Decoded]:
     """Volumes of a reference, each with what comes back of it, in stored units; uses of codes are added to the counts.
     """
-    intensity, labelled = stage.file.meta.intensity, bool(stage.file.meta.label_classes)
+    labelled, device = bool(stage.file.meta.label_classes), stage.stage.device
     for index in indices:
         case = held.case(index)
-        image = torch.from_numpy(intensity.to_network(case.image).astype(np.float32))[None].to(stage.device)
-        label = torch.from_numpy(case.label)[None].to(stage.device) if labelled else None
-        out = stage.net(image, label)
-        if not out.image.isfinite().all():
+        label = torch.from_numpy(case.label)[None].to(device) if labelled else None
+        out = stage.stage.round_trip(torch.from_numpy(case.image)[None].to(device), label)
+        if not out.finite:
             raise ValueError(f"{case.id}: what the first stage gives back is not finite; it has diverged, train it "
                              "again with a lower training.optimizer.lr")
         if stage.counts is not None:
             stage.counts[:] += torch.bincount(out.codes.indices.flatten().cpu(), minlength=len(stage.counts)).numpy()
-        back = Case(case.id, intensity.from_network(out.image)[0].cpu().numpy(),
-                    out.logits[0].argmax(0).to(torch.uint8).cpu().numpy() if labelled else None)
+        back = Case(case.id, out.image[0].cpu().numpy(), out.label[0].cpu().numpy() if labelled else None)
         mean, std = (part[0].float().cpu().numpy() for part in (out.posterior.mean, out.posterior.std))
         yield report.Decoded(case, back, mean, std)
 

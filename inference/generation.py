@@ -11,22 +11,15 @@ import torch
 from torch.nn.functional import one_hot
 
 from formats.nifti import spacing_of, write_nifti
-from formats.samples import FORMATS, Parts, SampleMeta, SamplesFile, requested_seeds, write_samples
+from formats.samples import FORMATS, Parts, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_samples
 from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
-from inference.snapshot import (
-    FIGURES,
-    FirstStage,
-    build_codec,
-    first_stage_hash,
-    load_network,
-    space_of,
-    tile_note,
-    with_autoencoder,
-)
+from inference.first_stage import FirstStage, tile_note, tiles_of
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
+from networks.tiles import Tiles
 from samplers import Guided, ImageGenerators, ShownItsEstimate
-from utils import checkpoint, distributed
+from utils import distributed
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.files import plain_hash
 from utils.log import RunLog, progress
@@ -72,13 +65,14 @@ def generate(experiment: str, config: dict) -> None:
         log = RunLog(distributed.rank() == 0)
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
-        net, snapshot = load_network(path, "diffusion", options.trust)
+        snapshot = Snapshot.read(path, "diffusion")
+        net = snapshot.build(options.trust)
         denoiser, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
-        snapshot = complete(snapshot, options, run_root)
-        drawer = make_drawer(denoiser, snapshot, options, str(path), device)
+        whole = complete(snapshot, options, run_root)
+        drawer = make_drawer(denoiser, whole, options, device)
         for line in describe_drawing(net, snapshot, options):
             log(line)
-        meta = sample_meta(snapshot, path, options, guidance)
+        meta = sample_meta(snapshot, whole, options, guidance)
         outdir = Path(options.outdir)
         target = outdir / f"samples.{options.format}"
         parts = Parts(outdir / "parts" / plain_hash([meta.snapshot_hash, meta.sampling])[:16])
@@ -91,7 +85,7 @@ def generate(experiment: str, config: dict) -> None:
         if distributed.rank() == 0:
             merged = merge(target, old, parts, seeds, meta)
             log(f"Samples   {target}")
-            for line in write_pictures(outdir, merged, set(missing), snapshot, options):
+            for line in write_pictures(outdir, merged, set(missing), whole, options):
                 log(line)
     finally:
         distributed.shutdown()
@@ -110,7 +104,7 @@ def check_options(options: Sampling) -> None:
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
 
 
-def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_root: Path, device: torch.device
+def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, run_root: Path, device: torch.device
                  ) -> tuple[Callable, dict]:
     """The denoiser on the device with the guidance that is asked for, and a record of it, {} for none."""
     strength, interval, name = options.guidance.strength, options.guidance.interval, options.guidance.network
@@ -127,58 +121,61 @@ def add_guidance(net: torch.nn.Module, snapshot: dict, options: Sampling, run_ro
     record, guide = {"strength": strength, "interval": interval}, None
     if name is not None:
         path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
-        guide, other = load_network(path, "diffusion", options.trust)
+        other = Snapshot.read(path, "diffusion")
         if drawn_space(other) != drawn_space(snapshot):
             raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
                              f"{drawn_space(snapshot)}; choose a snapshot of the same data")
-        record["guide"], guide = checkpoint.checksum(other), guide.to(device)
-        if record["guide"] == checkpoint.checksum(snapshot):
+        record["guide"], guide = other.hash, other.build(options.trust).to(device)
+        if other.hash == snapshot.hash:
             raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
                              "wanted an earlier or worse snapshot")
     return Guided(net, strength, interval, guide), record
 
 
-def drawn_space(snapshot: dict) -> str:
+def drawn_space(snapshot: Snapshot) -> str:
     """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
-    return f"{list(snapshot['shape'])} {space_of(snapshot['first_stage'])}"
+    return f"{list(snapshot.shape)} {snapshot.space}"
 
 
-def complete(snapshot: dict, options: Sampling, run_root: str) -> dict:
+def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
     """A snapshot with the first stage that the user names, where it does not carry one; ValueError for another one."""
-    part, name = snapshot["first_stage"], options.autoencoder
-    if part is None or name is None:
+    stage, name = snapshot.first_stage, options.autoencoder
+    if stage is None or name is None:
         return snapshot
     path = find_file(name, "network-snapshot", Path(run_root), "sampling.autoencoder")
-    if part["network"] is None:
-        return with_autoencoder(snapshot, path)
-    check_autoencoder(name, path, part["hash"], options.trust)
+    named = Snapshot.read(path, "autoencoder")
+    if stage.network is None:
+        return snapshot.with_autoencoder(named)
+    if named.network_hash != stage.hash:
+        raise ValueError(f"sampling.autoencoder={name}: {path} has hash {named.network_hash[:12]}, the network was "
+                         f"trained on latents of {stage.hash[:12]}; leave sampling.autoencoder away to use the one it "
+                         "carries")
     return snapshot
 
 
-def make_drawer(net: Callable, snapshot: dict, options: Sampling, source: str, device: torch.device) -> Drawer:
+def make_drawer(net: Callable, snapshot: Snapshot, options: Sampling, device: torch.device) -> Drawer:
     """Put the first stage on the device and the sampler beside the network."""
-    part, first_stage, whole = snapshot["first_stage"], None, None
-    if part is not None and options.decode:
-        codec = build_codec(part, source, options.trust).to(device)
-        first_stage = FirstStage(codec, snapshot["data"], tuple(snapshot["shape"]))
+    stage, first_stage, whole = snapshot.first_stage, None, None
+    precision = resolve_precision(options.precision, device)
+    if stage is not None and options.decode:
+        first_stage = snapshot.open_first_stage(options.trust, precision).to(device)
         if options.tile is not None:
             first_stage, whole = in_tiles(first_stage, options)
     sampler = build({**options.sampler, "_partial_": True})
     try_sampler(sampler, net)
-    classes = chosen_classes(options.classes, snapshot["data"]["class_names"], net.label_dim)
-    return Drawer(net, part is not None, first_stage, sampler, tuple(snapshot["shape"]),
-                  Intensity(**snapshot["data"]["intensity"]), classes, device,
-                  resolve_precision(options.precision, device), whole, options.trajectory)
+    classes = chosen_classes(options.classes, snapshot.facts.class_names, net.label_dim)
+    return Drawer(net, stage is not None, first_stage, sampler, snapshot.shape, snapshot.facts.intensity, classes,
+                  device, precision, whole, options.trajectory)
 
 
 def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
     """The first stage in tiles, and what to hold them against where they differ from the whole."""
     try:
-        tiles = stage.in_parts(options.tile, options.tile_overlap, options.tile_mode)
+        tiled = stage.in_parts(tiles_of(options.tile, options.tile_overlap, options.tile_mode))
     except ValueError as e:
         raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     blended = options.tile_mode == "blend" and options.tile_compare
-    return tiles, stage.in_parts(options.tile, 0, "exact") if blended else None
+    return tiled, stage.in_parts(Tiles(tuple(options.tile), 0, "exact")) if blended else None
 
 
 class Blank:
@@ -201,7 +198,7 @@ def try_sampler(sampler: Callable, net: Callable) -> None:
         raise ValueError(f"sampling.sampler: {e}") from e
 
 
-def describe_drawing(net: torch.nn.Module, snapshot: dict, options: Sampling) -> Iterator[str]:
+def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling) -> Iterator[str]:
     """What will draw what, in a line, and a warning where it was never trained."""
     weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
     inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
@@ -210,10 +207,10 @@ def describe_drawing(net: torch.nn.Module, snapshot: dict, options: Sampling) ->
     guided = "" if guidance.strength == 1 else f", guidance {guidance.strength:g}" + (
         f" in {list(guidance.interval)}" if guidance.interval else "") + (
         f" by {guidance.network}" if guidance.network else "")
-    yield (f"Drawing   {list(snapshot['shape'])} {'latents' if snapshot['first_stage'] else 'voxels'} by "
+    yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else 'voxels'} by "
            f"{type(net).__name__}({inner}{weights}), {options.sampler['_target_'].rpartition('.')[2]} "
            f"{arguments}{guided}")
-    if snapshot["config"].get("imported", {}).get("inflate_mode"):
+    if snapshot.config.get("imported", {}).get("inflate_mode"):
         yield ("Note      this network was made 3D by import-edm --inflate and never trained since: a start for "
                "training (training.options.init_from), not for drawing")
 
@@ -228,7 +225,7 @@ def check_real(path: str | None) -> None:
         raise ValueError(f"sampling.real={path}: {e}") from e
 
 
-def chosen_classes(wanted: list[str] | None, names: list[str], label_dim: int) -> tuple[int, ...]:
+def chosen_classes(wanted: list[str] | None, names: Sequence[str], label_dim: int) -> tuple[int, ...]:
     """Indices of the classes to draw, all of them by default; ValueError for what the network does not know."""
     if not label_dim:
         if wanted:
@@ -241,26 +238,18 @@ def chosen_classes(wanted: list[str] | None, names: list[str], label_dim: int) -
     return tuple(names.index(name) for name in wanted or names)
 
 
-def check_autoencoder(name: str, path: Path, wanted: str, trust: bool) -> None:
-    """ValueError unless the named autoencoder is the one whose latents the network was trained on."""
-    _, snapshot = load_network(path, "autoencoder", trust)
-    found = first_stage_hash(snapshot["network"], snapshot["ema"])
-    if found != wanted:
-        raise ValueError(f"sampling.autoencoder={name}: {path} has hash {found[:12]}, the network was trained on "
-                         f"latents of {wanted[:12]}; leave sampling.autoencoder away to use the one it carries")
+def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:
+    """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
-
-def sample_meta(snapshot: dict, path: Path, options: Sampling, guidance: dict) -> SampleMeta:
-    """What the samples file records; `sampling` holds what a sample depends on besides the seed and the network."""
+    whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it.
+    """
+    stage, tiles = whole.first_stage, tiles_of(options.tile, options.tile_overlap, options.tile_mode)
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
-                **({"trajectory": True} if options.trajectory else {})}
-    if options.tile is not None:
-        settings |= {"tile": list(options.tile), "tile_overlap": options.tile_overlap, "tile_mode": options.tile_mode}
-    part, data = snapshot["first_stage"], snapshot["data"]
-    if part is not None:  # what decoding the latents takes, besides the autoencoder of that hash
-        data = {**data, "first_stage": {name: part[name] for name in ("hash", *FIGURES) if name in part}}
-    return SampleMeta(data, str(path), checkpoint.checksum(snapshot), settings)
+                **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
+                **({"first_stage": stage.hash} if whole is not snapshot else {})}
+    return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
+                      stage and SampleStage(stage.hash, stage.scaling))
 
 
 def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
@@ -333,13 +322,13 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int],
         names = list(next(iter(fresh.values())))
         arrays = {name: np.stack([fresh[s][name] if s in fresh else old.arrays[name][old.rows[s]]
                                   for s in everything]) for name in names}
-        write_samples(target, everything, arrays, np.asarray(meta.data["affine"]), meta)
+        write_samples(target, everything, arrays, np.asarray(meta.facts.affine), meta)
     if parts.folder.is_dir():
         parts.remove()
     return SamplesFile(target)
 
 
-def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: dict, options: Sampling
+def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: Snapshot, options: Sampling
                    ) -> Iterator[str]:
     """NIfTI of every seed, and the montage of real above generated, as far as there are images; a line on each."""
     if "images" not in samples.arrays:
@@ -353,10 +342,10 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
     if options.montage:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
-        generated, data = [(samples.images(i), samples.labels(i)) for i in range(count)], snapshot["data"]
+        generated, facts = [(samples.images(i), samples.labels(i)) for i in range(count)], snapshot.facts
         real = real_pictures(snapshot, options.real, count, options.trust)
         samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
-                        label_classes=data["label_classes"], channels=data["channels"],
+                        label_classes=facts.label_classes, channels=facts.channels,
                         captions=captions(samples, count))
         yield f"Montage   {outdir / 'samples.png'}"
 
@@ -364,7 +353,7 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
 def write_niftis(folder: Path, samples: SamplesFile, new: set[int]) -> None:
     """NIfTI of every seed that is new or has none that is up to date."""
     written = samples.path.stat().st_mtime
-    dims, unit = samples.images(0).ndim - 1, samples.meta.data["intensity"]["unit"]
+    dims, unit = samples.images(0).ndim - 1, samples.meta.facts.intensity.unit
     for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
         for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
             path = folder / f"seed{seed:06d}_{kind}.nii.gz"
@@ -375,18 +364,18 @@ def write_niftis(folder: Path, samples: SamplesFile, new: set[int]) -> None:
 
 def captions(samples: SamplesFile, count: int) -> list[str]:
     """Class (where there are some) and seed of the first samples."""
-    names, classes = samples.meta.data["class_names"], samples.arrays.get("classes")
+    names, classes = samples.meta.facts.class_names, samples.arrays.get("classes")
     seeds = [f"seed {seed}" for seed in samples.seeds[:count]]
     return seeds if classes is None else [f"class {names[i]}\n{seed}" for i, seed in zip(classes, seeds)]
 
 
-def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -> list[Picture]:
+def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> list[Picture]:
     """Images and label maps of up to `count` volumes that the network was trained on the likes of.
 
     They come from `source` (a volumes.h5), held-out ones first, else from the file or the data set that the snapshot
     names; [] when that is not there.
     """
-    path = Path(source or snapshot["data"]["source"])
+    path = Path(source or snapshot.facts.source)
     if not path.is_file() and source is None:
         return []
     if source is not None or path.suffix == ".h5":
@@ -395,11 +384,12 @@ def real_pictures(snapshot: dict, source: str | None, count: int, trust: bool) -
         places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
         items = [file.read(*place) for place in places]
         return [(item.image, item.label) for item in items]
-    node = dict(snapshot["config"]["training"]["dataset"])
+    training = snapshot.config["training"]
+    node = dict(training["dataset"])
     if "split" in node:
-        node["split"] = snapshot["config"]["training"]["validation"]["split"]
+        node["split"] = training["validation"]["split"]
     dataset = build_from_file(node, "the snapshot", trust)
-    intensity = Intensity(**snapshot["data"]["intensity"])
+    intensity = snapshot.facts.intensity
     return [(intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
 
 

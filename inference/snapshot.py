@@ -1,38 +1,143 @@
-"""From a snapshot file to working networks: the denoiser, and the first stage that it carries."""
+"""Snapshots: the averaged weights of a task's network with all that is needed to use them anywhere."""
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
+from formats.facts import Facts, LatentScaling
 from formats.latents import FirstStageRecord
-from formats.volumes import Intensity
-from networks.latent_codec import LatentCodec
+from inference.first_stage import FirstStage
 from utils import checkpoint
 from utils.config import build_from_file
 
-OF_VOLUMES = ("channels", "label_classes", "intensity", "spatial_shape", "affine")
-FIGURES = ("channel_mean", "channel_std", "limits", "scaling", "sigma_data")  # see networks.latent_codec
+Weights = dict[str, torch.Tensor]
 
 
-class LoadedNetwork(NamedTuple):
-    """A network in eval mode with averaged weights, and the whole content of its snapshot."""
+@dataclass(frozen=True)
+class CarriedStage:
+    """What a diffusion snapshot carries of the first stage of its latents.
 
-    net: torch.nn.Module
-    snapshot: dict
+    network None, without weights and hash: it is not known. round_trip: what held-out items lose in it, where measured.
+    """
+
+    scaling: LatentScaling
+    network: dict | None = None
+    weights: Weights = field(default_factory=dict)
+    hash: str | None = None
+    round_trip: dict | None = None
+
+    @classmethod
+    def from_record(cls, record: FirstStageRecord | None, scaling: LatentScaling, round_trip: dict | None = None
+                    ) -> "CarriedStage":
+        """The first stage as files of latents carry it, None where it is not known."""
+        if record is None:
+            return cls(scaling, round_trip=round_trip)
+        weights = {name: torch.from_numpy(w) for name, w in record.weights.items()}
+        return cls(scaling, record.network, weights, record.hash, round_trip)
+
+    @classmethod
+    def from_plain(cls, found: Mapping[str, Any]) -> "CarriedStage":
+        """From what `plain` gave."""
+        scaling = LatentScaling(**{name: found[name] for name in LatentScaling._fields if name in found})
+        return cls(scaling, *(found[name] for name in ("network", "weights", "hash")), found.get("round_trip"))
+
+    def plain(self) -> dict[str, Any]:
+        """As a snapshot file holds it."""
+        return {"network": self.network, "weights": self.weights, "hash": self.hash, **self.scaling._asdict(),
+                "round_trip": self.round_trip}
+
+    def with_network(self, snapshot: "Snapshot") -> "CarriedStage":
+        """The same with the network of an autoencoder's snapshot."""
+        return replace(self, network=snapshot.network, weights=snapshot.weights, hash=snapshot.network_hash)
+
+    def build(self, source: str, trust: bool = False) -> torch.nn.Module:
+        """Its network; ValueError when it is not there or is not that of its hash."""
+        if self.network is None:
+            raise ValueError(f"{source}: the first stage of its latents is not in it, as their file did not hold it; "
+                             "name it by sampling.autoencoder (--autoencoder), or leave the latents by "
+                             "sampling.decode=false")
+        if network_hash(self.network, self.weights) != self.hash:
+            raise ValueError(f"{source}: the first stage does not match its own hash")
+        return build_network(self.network, self.weights, source, trust)
 
 
-def load_network(path: Path, task: str, trust: bool = False) -> LoadedNetwork:
-    """The network of a snapshot of a task (autoencoder, diffusion); ValueError when it is of another task."""
-    snapshot = checkpoint.load(path, "snapshot")
-    if snapshot["task"] != task:
-        raise ValueError(f"{path}: wanted a snapshot of task {task}, this is one of {snapshot['task']}")
-    return LoadedNetwork(build_network(snapshot["network"], snapshot["ema"], str(path), trust), snapshot)
+@dataclass(frozen=True)
+class Snapshot:
+    """A task's network, what is known of its data, and the shape [C,*S] of what it sees.
+
+    weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
+    """
+
+    task: str
+    network: dict
+    facts: Facts
+    shape: tuple[int, ...]
+    first_stage: CarriedStage | None = None
+    weights: Weights = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    nimg: int = 0
+    path: Path = Path()
+    hash: str = ""
+
+    @classmethod
+    def read(cls, path: Path, task: str | None = None) -> "Snapshot":
+        """From a file; ValueError when it is damaged, lacks something or is of another task."""
+        found, checksum = checkpoint.load(path, "snapshot")
+        try:
+            stage = found.get("first_stage")
+            snapshot = cls(found["task"], found["network"], Facts.from_plain(found["data"], path),
+                           tuple(found["shape"]), None if stage is None else CarriedStage.from_plain(stage),
+                           found["ema"], found["config"], found["nimg"], Path(path), checksum)
+        except (AttributeError, KeyError, TypeError) as e:
+            raise ValueError(f"{path}: not what a snapshot holds: {e!r}") from e
+        if task is not None and snapshot.task != task:
+            raise ValueError(f"{path}: wanted a snapshot of task {task}, this is one of {snapshot.task}")
+        return snapshot
+
+    def plain(self) -> dict[str, Any]:
+        """As a file holds it."""
+        return {"task": self.task, "network": self.network, "data": self.facts.plain(), "shape": list(self.shape),
+                "first_stage": self.first_stage and self.first_stage.plain(), "config": self.config, "nimg": self.nimg,
+                "ema": self.weights}
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Write a file, with further plain data that says how it came about."""
+        checkpoint.save(path, "snapshot", self.plain() | more)
+
+    def build(self, trust: bool = False) -> torch.nn.Module:
+        """Its network in eval mode with the averaged weights."""
+        return build_network(self.network, self.weights, str(self.path), trust)
+
+    def open_first_stage(self, trust: bool = False, precision: str = "fp32") -> FirstStage:
+        """The first stage that it carries; ValueError when its network is not there."""
+        stage = self.first_stage
+        return FirstStage(stage.build(str(self.path), trust), self.facts, stage.scaling, precision)
+
+    @property
+    def network_hash(self) -> str:
+        """Hash of the network: by which an autoencoder is known again."""
+        return network_hash(self.network, self.weights)
+
+    @property
+    def record(self) -> FirstStageRecord:
+        """The network as files of latents carry a first stage."""
+        return FirstStageRecord(self.network, {k: v.numpy() for k, v in self.weights.items()}, self.network_hash)
+
+    @property
+    def space(self) -> str:
+        """What the network works on."""
+        return f"latents of first stage {self.first_stage.hash or '?':.12}" if self.first_stage else "voxels"
+
+    def with_autoencoder(self, other: "Snapshot") -> "Snapshot":
+        """The same carrying the network of an autoencoder's snapshot, and what that knows of its volumes."""
+        return replace(self, first_stage=self.first_stage.with_network(other),
+                       facts=self.facts.with_volumes_of(other.facts))
 
 
-def build_network(node: dict, weights: dict[str, torch.Tensor], source: str, trust: bool = False) -> torch.nn.Module:
+def build_network(node: dict, weights: Weights, source: str, trust: bool = False) -> torch.nn.Module:
     """A network from its config and weights, both out of a file; eval mode, no gradients."""
     net = build_from_file(node, source, trust)
     try:
@@ -42,97 +147,14 @@ def build_network(node: dict, weights: dict[str, torch.Tensor], source: str, tru
     return net.eval().requires_grad_(False)
 
 
-def first_stage_hash(network: dict, weights: dict[str, torch.Tensor]) -> str:
-    """Hash of an autoencoder: its config and weights."""
+def network_hash(network: dict, weights: Weights) -> str:
+    """Hash of a network: its config and weights."""
     return checkpoint.checksum({"network": network, "weights": weights})
 
 
-def first_stage_record(snapshot: dict) -> FirstStageRecord:
-    """The autoencoder of a snapshot of one, as files carry it."""
-    weights = {k: v.numpy() for k, v in snapshot["ema"].items()}
-    return FirstStageRecord(snapshot["network"], weights, first_stage_hash(snapshot["network"], snapshot["ema"]))
-
-
-def check_contract(data: dict, trained: dict, source: str | Path, path: Path) -> None:
-    """ValueError unless volumes (what is known of them) are like those that an autoencoder was trained on."""
+def check_contract(found: Facts, trained: Facts, source: str | Path, path: Path) -> None:
+    """ValueError unless volumes are like those that an autoencoder was trained on."""
     for key in ("channels", "label_classes", "intensity"):
-        if data[key] != trained[key]:
-            raise ValueError(f"{source}: {key} are {data[key]}, the autoencoder {path} was trained with {trained[key]}")
-
-
-def first_stage_part(record: FirstStageRecord | None, figures: dict) -> dict:
-    """What a diffusion snapshot carries of the first stage of its latents: the figures alone where it is not known."""
-    figures = {name: figures[name] for name in FIGURES}
-    if record is None:
-        return {"network": None, "weights": {}, "hash": None, **figures}
-    weights = {k: torch.from_numpy(v) for k, v in record.weights.items()}
-    return {"network": record.network, "weights": weights, "hash": record.hash, **figures}
-
-
-def space_of(part: dict | None) -> str:
-    """What a diffusion network works on, by what its snapshot carries of a first stage."""
-    return f"latents of first stage {part['hash'] or '?':.12}" if part else "voxels"
-
-
-def build_codec(part: dict, source: str, trust: bool = False) -> LatentCodec:
-    """The first stage that a snapshot carries; ValueError when its weights are not those of its hash, or not there."""
-    if part["network"] is None:
-        raise ValueError(f"{source}: the first stage of its latents is not in it, as their file did not hold it; name "
-                         "it by sampling.autoencoder (--autoencoder), or leave the latents by sampling.decode=false")
-    if first_stage_hash(part["network"], part["weights"]) != part["hash"]:
-        raise ValueError(f"{source}: the first stage does not match its own hash")
-    autoencoder = build_network(part["network"], part["weights"], source, trust)
-    return LatentCodec(autoencoder, **{name: part[name] for name in FIGURES if name in part}).eval()
-
-
-def with_autoencoder(snapshot: dict, path: Path) -> dict:
-    """A diffusion snapshot that carries no first stage, with an autoencoder's, and what that knows of its volumes."""
-    stage = checkpoint.load(path, "snapshot")
-    if stage["task"] != "autoencoder":
-        raise ValueError(f"{path}: wanted a snapshot of task autoencoder, this is one of {stage['task']}")
-    part = {**snapshot["first_stage"], "network": stage["network"], "weights": stage["ema"],
-            "hash": first_stage_hash(stage["network"], stage["ema"])}
-    return {**snapshot, "first_stage": part, "data": {**snapshot["data"], **{k: stage["data"][k] for k in OF_VOLUMES}}}
-
-
-class FirstStage:
-    """The first stage of a diffusion snapshot in the units of the volumes file it was trained on."""
-
-    def __init__(self, codec: LatentCodec, data: dict, latent_shape: tuple[int, ...]):
-        self.codec, self.latent_shape, self.intensity = codec, latent_shape, Intensity(**data["intensity"])
-
-    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        """Whitened latents [N,z,*s] of images [N,C,*S] in stored units and label maps [N,*S]."""
-        return self.codec.encode(self.intensity.to_network(image), label)
-
-    def in_parts(self, tile: Sequence[int], overlap: float, mode: str) -> "FirstStage":
-        """The same in the memory of a part (networks.tiles.by_parts)."""
-        stage = copy(self)
-        stage.codec = self.codec.in_parts(tile, overlap, mode)
-        return stage
-
-    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images [N,C,*S] in stored units and label maps [N,*S] uint8 (or None) of whitened latents."""
-        image, label = self.codec.decode(latents)
-        return self.intensity.from_network(image), label
-
-
-def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> str:
-    """By how much image [1,C,*S] and label map [1,*S], decoded in tiles, differ from those decoded as a whole."""
-    try:
-        wanted, wanted_label = whole.decode(latents)
-    except (torch.OutOfMemoryError, MemoryError):
-        return "Tiles differ from whole: not measured, there is no memory for the whole"
-    scale = whole.intensity.hi - whole.intensity.lo
-    off = float((image - wanted).square().mean().sqrt()) / scale
-    agree = "" if label is None else f", labels {100 * float((label == wanted_label).float().mean()):.2f} % agree"
-    return f"Tiles differ from whole: image {off:.2g} (rms, share of range){agree}"
-
-
-def load_first_stage(path: Path, trust: bool = False) -> FirstStage | None:
-    """The first stage carried by a diffusion snapshot; None when the network draws voxels."""
-    snapshot = checkpoint.load(path, "snapshot")
-    part = snapshot.get("first_stage")
-    if part is None:
-        return None
-    return FirstStage(build_codec(part, str(path), trust), snapshot["data"], tuple(snapshot["shape"]))
+        got, wanted = found.plain()[key], trained.plain()[key]
+        if got != wanted:
+            raise ValueError(f"{source}: {key} are {got}, the autoencoder {path} was trained with {wanted}")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import one_hot, pad, silu
 
 from networks.layers import CONVS, attention, check_divides, conv, group_norm, per_level, up
-from networks.posteriors import Draws, GammaPosterior, PointPosterior, Posterior
+from networks.posteriors import AnyPosterior, Draws, Posterior
 from utils.checks import check_choice, check_count
 
 FINE_NORM = partial(group_norm, eps=1e-6, min_per_group=1)
@@ -39,7 +39,7 @@ class Reconstruction(NamedTuple):
 
     image: torch.Tensor
     logits: torch.Tensor | None
-    posterior: Posterior | PointPosterior | GammaPosterior
+    posterior: AnyPosterior
     z: torch.Tensor | None = None
     codes: Codes | None = None
 
@@ -253,12 +253,11 @@ class Autoencoder(nn.Module):
             label = label.unsqueeze(1)
         return torch.cat([image, label.to(image.dtype)], dim=1)
 
-    def read(self, h: torch.Tensor, image: torch.Tensor) -> Posterior | PointPosterior | GammaPosterior:
+    def read(self, h: torch.Tensor, image: torch.Tensor) -> AnyPosterior:
         """Posterior of images [N,C,*S] by what the encoder gave [N,moments*z,*s]."""
         raise NotImplementedError
 
-    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None
-               ) -> Posterior | PointPosterior | GammaPosterior:
+    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> AnyPosterior:
         """Posterior of images [N,C,*S] in [-1,1] with label maps [N,*S] (integers; needed when num_classes > 0)."""
         return self.read(self.encoder(self.joined(image, label)), image)
 

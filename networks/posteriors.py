@@ -118,10 +118,11 @@ def gamma_kl(alpha: torch.Tensor, beta: torch.Tensor, other_alpha: torch.Tensor,
             + other_alpha * (beta.log() - other_beta.log()) + alpha * (other_beta - beta) / beta)
 
 
+AnyPosterior = Posterior | PointPosterior | GammaPosterior
 POSTERIORS = {"gaussian": Posterior, "point": PointPosterior, "gamma": GammaPosterior}
 
 
-def posterior_class(kind: str) -> type[Posterior] | type[PointPosterior] | type[GammaPosterior]:
+def posterior_class(kind: str) -> type[AnyPosterior]:
     """The class behind a network's `posterior`, for from_moments."""
     check_choice("posterior", kind, POSTERIORS)
     return POSTERIORS[kind]

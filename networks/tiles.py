@@ -21,14 +21,27 @@ from utils.checks import check_choice
 MODES = ("blend", "exact")
 
 
-def by_parts(net: nn.Module, tile: Sequence[int], overlap: float = 0.25, mode: str = "blend") -> nn.Module:
+class Tiles(NamedTuple):
+    """Parts of a volume: size [*S] in voxels, of which neighbours share `overlap`, and mode (see by_parts)."""
+
+    size: tuple[int, ...]
+    overlap: float = 0.25
+    mode: str = "blend"
+
+    def plain(self) -> dict:
+        """As the settings of a file name them."""
+        return {"tile": list(self.size), "tile_mode": self.mode, "tile_overlap": self.overlap}
+
+
+def by_parts(net: nn.Module, tiles: Tiles) -> nn.Module:
     """An autoencoder with the weights of `net` that encodes and decodes in parts; `net` itself stays as it is.
 
-    tile [*S] in voxels is the size of a tile, mode "blend", of which neighbours share `overlap`; or as many voxels make
-    a slab, mode "exact". ValueError for a tile that the network cannot divide.
+    Mode "blend": tiles of a size, blended where they overlap; "exact": slabs of as many voxels as a tile has.
+    ValueError for a tile that the network cannot divide.
     """
+    tile, overlap, mode = tiles
     check_choice("tile mode", mode, MODES)
-    tile, factor = tuple(tile), net.factor
+    factor = net.factor
     if len(tile) != len(factor) or any(t < f or t % f for t, f in zip(tile, factor)):
         fit = [max(round(t / f), 1) * f for t, f in zip(tile, factor)] if len(tile) == len(factor) else list(factor)
         raise ValueError(f"tile={list(tile)}: wanted one number per axis, multiples of {list(factor)}, such as {fit}")

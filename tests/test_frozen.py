@@ -36,11 +36,12 @@ import generate
 import train
 from formats.latents import LatentsFile
 from formats.samples import SamplesFile
+from formats.training_state import TrainingState
 from formats.volumes import VolumesFile
-from inference.snapshot import load_first_stage, load_network
+from inference.snapshot import Snapshot
 from tests.commands import succeed
 from tests.toy import learned, ticks
-from utils.checkpoint import load
+from utils import checkpoint
 from utils.config import config_hash, read_yaml
 
 FROZEN = Path(__file__).parent / "data/frozen"
@@ -113,18 +114,17 @@ def of_latents(path: Path) -> dict:
 def of_samples(path: Path) -> dict:
     """What the reader gives of a samples file."""
     samples = SamplesFile(path)
-    meta = {name: getattr(samples.meta, name) for name in ("data", "snapshot", "snapshot_hash", "sampling")}
-    return {"seeds": samples.seeds.tolist(), "affine": samples.affine.tolist(), "meta": meta,
+    return {"seeds": samples.seeds.tolist(), "affine": samples.affine.tolist(), "meta": samples.meta.plain(),
             "arrays": {name: digest(array) for name, array in sorted(samples.arrays.items())}}
 
 
 def of_snapshot(path: Path, task: str) -> dict:
     """What the reader gives of a snapshot, its configuration aside."""
-    net, snapshot = load_network(path, task)[0], load(path, "snapshot")
-    stage = snapshot.get("first_stage")
+    snapshot, held = Snapshot.read(path, task), checkpoint.load(path, "snapshot").content
+    net, stage = snapshot.build(), snapshot.first_stage and snapshot.first_stage.plain()
     return {"weights": {name: digest(w.numpy()) for name, w in sorted(net.state_dict().items())},
-            "classes": [type(m).__name__ for m in (net, getattr(net, "model", None))], "nimg": snapshot["nimg"],
-            "data": snapshot["data"], "ema_halflife_kimg": snapshot["ema_halflife_kimg"],
+            "classes": [type(m).__name__ for m in (net, getattr(net, "model", None))], "nimg": snapshot.nimg,
+            "data": snapshot.facts.plain(), "ema_halflife_kimg": held["ema_halflife_kimg"],
             "first_stage": {k: v for k, v in stage.items() if k not in ("weights", "network")} if stage else None}
 
 
@@ -136,9 +136,9 @@ def contents_of() -> dict:
             "vae": of_snapshot(VAE_SNAPSHOT, "autoencoder"), "edm": of_snapshot(EDM_SNAPSHOT, "diffusion")}
 
 
-def average(state: dict) -> np.ndarray:
+def average(state: TrainingState) -> np.ndarray:
     """All weights of a state's main average in one vector, in the order of their names."""
-    return np.concatenate([state["ema"][name].numpy().reshape(-1) for name in sorted(state["ema"])])
+    return np.concatenate([state.ema[name].numpy().reshape(-1) for name in sorted(state.ema)])
 
 
 def assert_close(now: object, frozen: object, path: str = "") -> None:
@@ -206,10 +206,10 @@ def test_values_of_the_files_are_those_seen_then(folder):
 def test_run_folder_and_state_are_of_the_configuration_of_their_command(folder, name):
     run = RUNS[name][1]
     status = json.loads((run / "status.json").read_text())
-    state = load(run / status["state"], "state")
-    assert status["status"] == "requeue" and status["nimg"] == state["progress"]["nimg"] in (16, 20)
+    state = TrainingState.read(run / status["state"])
+    assert status["status"] == "requeue" and status["nimg"] == state.nimg in (16, 20)
     assert status["config_hash"] == config_hash(read_yaml(run / "config.yaml")["training"])
-    assert status["config_hash"] == config_hash(state["config"]["training"])
+    assert status["config_hash"] == config_hash(state.config["training"])
 
 
 # ---- going on ----
@@ -222,19 +222,19 @@ def test_training_goes_on_and_ends_where_it_ended(folder, name):
     That is 1e-4 of a weight or 1e-5: by other instruction sets of one processor it was 2e-7.
     """
     command, run = RUNS[name]
-    begun = load(max(run.glob("training-state-*.pt")), "state")
+    begun = TrainingState.read(max(run.glob("training-state-*.pt")))
     before = sorted(p.name for p in run.parent.iterdir())
     said = succeed(train.main, *command, "training.options.resume=latest")
     assert "Resumed from" in said and "passed over" not in said
     assert sorted(p.name for p in run.parent.iterdir()) == before
     assert json.loads((run / "status.json").read_text())["status"] == "done"
-    end = load(run / "training-state-000000.040.pt", "state")
+    end = TrainingState.read(run / "training-state-000000.040.pt")
     with np.load(FROZEN / "expected.npz") as archive:
         wanted = archive[name]
     assert np.abs(wanted - average(begun)).max() > 1e-3  # so much was learned since
     np.testing.assert_allclose(average(end), wanted, rtol=1e-4, atol=1e-5)
     assert_close(ticks(run), EXPECTED["ticks"][name])
-    if all(begun["environment"][k] == end["environment"][k] for k in ("processor", "torch", "threads")):
+    if all(begun.environment[k] == end.environment[k] for k in ("processor", "torch", "threads")):
         assert learned(end) == EXPECTED["learned"][name]
         np.testing.assert_array_equal(average(end), wanted)
 
@@ -263,7 +263,7 @@ def test_samples_of_then_are_there_already(folder, form):
 
 def test_first_stage_in_the_snapshot_decodes_the_samples_to_their_images(folder):
     samples = SamplesFile("results/h5/samples.h5")
-    image, label = load_first_stage(EDM_SNAPSHOT).decode(torch.from_numpy(samples.arrays["latents"]))
+    image, label = Snapshot.read(EDM_SNAPSHOT).open_first_stage().decode(torch.from_numpy(samples.arrays["latents"]))
     np.testing.assert_allclose(image.numpy(), samples.arrays["images"], rtol=0, atol=1e-5)
     assert (label.numpy() == samples.arrays["labels"]).mean() > 0.998
 

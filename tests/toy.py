@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from formats.facts import Facts
+from formats.training_state import TrainingState
 from inference.batch import Batch, Sample
+from inference.snapshot import Snapshot
 from training.batch_transforms import Identity
 from training.loss import EDMLoss
 from training.phases import LossOutput, Phase, Task
-from training.resume import read_state
+from training.resume import Record, read_state
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from training.validation import Held
@@ -24,6 +27,9 @@ from utils.stop import Stop
 
 OPTIONS = Options(batch_size=12, total_kimg=0.24, kimg_per_tick=0.06, precision="fp32", ema_halflife_kimg=0.05,
                   ema_rampup_ratio=0.5, num_threads=1, device="cpu", snapshot_ticks=None, state_ticks=None)
+
+
+BLANK = Snapshot("diffusion", {}, Facts("points", "data"), (1, 4))
 
 
 class Points:
@@ -95,7 +101,7 @@ def two_phases(bad_calls: set[int] = frozenset()) -> Task:
         return LossOutput(loss * np.nan if len(calls) - 1 in bad_calls else loss, len(batch.images), {})
 
     return Task([Phase("net", net, torch.optim.Adam(net.parameters(), lr=1e-2), net_loss),
-                 Phase("critic", critic, torch.optim.AdamW(critic.parameters(), lr=1e-2), critic_loss)], net, {})
+                 Phase("critic", critic, torch.optim.AdamW(critic.parameters(), lr=1e-2), critic_loss)], net, BLANK)
 
 
 def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 0.0, task: Task | None = None,
@@ -105,21 +111,21 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
     if task is None:
         net = Toy(dropout)
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
-        task = diffusion_task(net, EDMLoss(), optimizer, Identity(), {"task": "diffusion"})
+        task = diffusion_task(net, EDMLoss(), optimizer, Identity(), BLANK)
     config = config or {"training": {"options": {"seed": 0}}}
-    record = {"config": config, "data": {"content_hash": data_hash}, "spatial_dims": 1}
+    record = Record(config, Facts("points", data_hash), spatial_dims=1)
     return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
                    record=record, held=held)
 
 
 def trained(run_dir: Path, options: Options = OPTIONS, *, resume: Path | None = None, dropout: float = 0.0,
-            task: Task | None = None, held: Held | None = None) -> dict:
+            task: Task | None = None, held: Held | None = None) -> TrainingState | None:
     """Train to the end; what the final state holds (of rank 0, which writes it)."""
     trainer = make_trainer(run_dir, options, dropout=dropout, task=task, held=held)
     if resume:
         trainer.restore(read_state(resume, trainer.record))
     trainer.run(Stop(run_dir))
-    return checkpoint.load(list_files(run_dir, "training-state")[-1], "state") if distributed.rank() == 0 else {}
+    return TrainingState.read(list_files(run_dir, "training-state")[-1]) if distributed.rank() == 0 else None
 
 
 def stopped(run_dir: Path, step: int, options: Options = OPTIONS, *, dropout: float = 0.0) -> Path:
@@ -144,15 +150,15 @@ def in_step(trainer: Trainer, step: int, action: Callable[[], object]) -> None:
     trainer.gradients = act
 
 
-def learned(state: dict) -> str:
+def learned(state: TrainingState) -> str:
     """Hash of all that has been learned: weights, averages, optimisers, and how far."""
-    parts = {k: state[k] for k in ("modules", "ema", "more_emas", "optimizers")}
-    return checkpoint.checksum({**parts, **{k: state["progress"][k] for k in ("nimg", "tick", "tick_nimg")}})
+    parts = {k: getattr(state, k) for k in ("modules", "ema", "more_emas", "optimizers")}
+    return checkpoint.checksum({**parts, **{k: state.progress[k] for k in ("nimg", "tick", "tick_nimg")}})
 
 
-def weights(state: dict, part: str = "modules") -> torch.Tensor:
+def weights(state: TrainingState, part: str = "modules") -> torch.Tensor:
     """All weights of a state in one vector."""
-    tree = state["ema"] if part == "ema" else state["modules"]["diffusion"]
+    tree = state.ema if part == "ema" else state.modules["diffusion"]
     return torch.cat([w.reshape(-1) for w in tree.values()])
 
 

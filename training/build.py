@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 
+from formats.facts import Facts
 from inference.batch import collate
-from inference.snapshot import build_codec, first_stage_part
+from inference.snapshot import CarriedStage, Snapshot
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
 from training.autoencoder_loss import AutoencoderLoss
@@ -58,16 +60,6 @@ def check_without_data(training: dict) -> None:
     check_pair(net, loss)
 
 
-def latent_figures(dataset: object) -> dict:
-    """What the batch transform must know of a dataset of latents, {} for images."""
-    return getattr(dataset, "figures", {})
-
-
-def data_source(dataset: object) -> str:
-    """The file that a dataset reads."""
-    return dataset.data.get("latents", dataset.data["source"])
-
-
 def held_out(training: dict) -> Held | None:
     """The held-out split for validation, where the dataset takes a split and validation is on."""
     validation, node = training["validation"], training["dataset"]
@@ -79,7 +71,7 @@ def held_out(training: dict) -> Held | None:
         raise ValueError(f"training.validation.split={validation['split']}: {e}; choose another split, or turn "
                          "validation off by training.validation.max_items=0") from e
     count = min(len(dataset), validation["max_items"])
-    fingerprint = plain_hash({"split": validation["split"], "items": count, "data": dataset.data})[:16]
+    fingerprint = plain_hash({"split": validation["split"], "items": count, "data": dataset.facts.identity()})[:16]
     return Held(torch.utils.data.Subset(dataset, range(count)), validation["every_ticks"], fingerprint)
 
 
@@ -92,8 +84,7 @@ def build_task(training: dict, dataset: object, held: Held | None = None) -> Tas
     net = build(node, path="training.network")
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
     loss = build(training["loss"], path="training.loss")
-    snapshot = {"task": training["task"], "network": node, "data": dataset.data, "shape": list(shape),
-                "first_stage": None}
+    snapshot = Snapshot(training["task"], node, dataset.facts, tuple(shape))
     if training["task"] == "autoencoder":
         net.latent_shape(dataset.shape[1:])
         shape = trained_shape(net, augment, dataset)
@@ -104,14 +95,14 @@ def build_task(training: dict, dataset: object, held: Held | None = None) -> Tas
         return autoencoder_task(net, loss, optimizer, snapshot, augment, adversary,
                                 batch_size=training["options"]["batch_size"])
     check_pair(net, loss)
-    check_classes(net, dataset.data)
+    check_classes(net, dataset.facts)
     check_strata(loss, training["options"]["batch_size"])
-    if hasattr(transform, "figures"):
-        holder = dataset if latent_figures(dataset) else transform
-        part = snapshot["first_stage"] = first_stage_part(holder.first_stage(), transform.figures)
-        part["round_trip"] = holder.round_trip
-        if part["network"]:  # whole and buildable, before anything is trained on it
-            build_codec(part, data_source(dataset), training["options"]["trust"])
+    if hasattr(transform, "scaling"):
+        holder = dataset if dataset.facts.latents else transform
+        stage = CarriedStage.from_record(holder.first_stage(), transform.scaling, holder.round_trip)
+        if stage.network:  # whole and buildable, before anything is trained on it
+            stage.build(dataset.facts.file, training["options"]["trust"])
+        snapshot = replace(snapshot, first_stage=stage)
     task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
     check_forward(task, dataset)
     return task
@@ -124,13 +115,13 @@ def fill_network(training: dict, dataset: object, augment_dim: int = 0, shape: S
     """
     channels, *size = shape or dataset.shape
     return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
-                image_size=list(size), num_classes=len(dataset.data["label_classes"]), augment_dim=augment_dim)
+                image_size=list(size), num_classes=len(dataset.facts.label_classes), augment_dim=augment_dim)
 
 
 def build_augment(training: dict, dataset: object) -> Callable | None:
     """The augmentation, where there is one; ValueError for latents."""
     node = training["augment"]
-    if node and latent_figures(dataset):
+    if node and dataset.facts.latents:
         raise ValueError(f"training.augment._target_={node['_target_']}: an augmentation moves images, and latents do "
                          "not turn with their image; choose augment=none")
     augment = build(fill(node, spatial_dims=len(dataset.shape) - 1), path="training.augment") if node else None
@@ -143,19 +134,19 @@ def build_augment(training: dict, dataset: object) -> Callable | None:
 
 
 def build_transform(training: dict, dataset: object, held: Held | None) -> Callable:
-    """The batch transform, told the figures of latents; ValueError when the data are not what it is for."""
+    """The batch transform, told what is known of latents; ValueError when the data are not what it is for."""
     node, path = training["batch_transform"], "training.batch_transform"
-    figures, source = latent_figures(dataset), data_source(dataset)
-    filled = fill(node, trust=training["options"]["trust"], **figures)
+    latents, source = dataset.facts.latents, dataset.facts.file
+    filled = fill(node, trust=training["options"]["trust"], **(latents._asdict() if latents else {}))
     try:
         check_targets(filled, path)
     except ValueError as e:
         raise ValueError(f"{e}; {source} holds images: choose batch_transform=voxels") from e
     transform = build(filled, path=path)
-    opens, scales = hasattr(transform, "open"), hasattr(transform, "figures")
-    if figures and (opens or not scales):
+    opens, scales = hasattr(transform, "open"), hasattr(transform, "scaling")
+    if latents and (opens or not scales):
         raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this "
-                         + ("encodes images" if opens else "has no figures, by which decoding undoes its scaling")
+                         + ("encodes images" if opens else "has no scaling that decoding could undo")
                          + "; choose batch_transform=latents")
     if opens:
         on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
@@ -185,12 +176,12 @@ def build_adversary(node: dict, shape: Sequence[int]) -> Adversary | None:
     return adversary
 
 
-def check_classes(net: torch.nn.Module, data: dict) -> None:
+def check_classes(net: torch.nn.Module, facts: Facts) -> None:
     """ValueError when a network is made for another number of classes than the data have."""
-    label_dim, names = getattr(net, "label_dim", 0), data["class_names"]
+    label_dim, names = getattr(net, "label_dim", 0), facts.class_names
     if label_dim and label_dim != len(names):
         there = f"{len(names)} classes ({listed(names)}), or 0 to leave them aside" if names else "no classes"
-        raise ValueError(f"training.network.model.label_dim={label_dim}: wanted {len(names)}, as {data['source']} has "
+        raise ValueError(f"training.network.model.label_dim={label_dim}: wanted {len(names)}, as {facts.source} has "
                          f"{there}")
 
 
@@ -206,17 +197,17 @@ def check_strata(loss: Callable, batch_size: int) -> None:
 def check_forward(task: Task, dataset: object) -> None:
     """Take the loss of one item on the meta device (shapes only): what does not fit is said before there is a run."""
     batch = collate([dataset[0]]).to(torch.device("meta"))
-    if batch.images.shape[1] != dataset.shape[0] * (2 if latent_figures(dataset) else 1):
+    if batch.images.shape[1] != dataset.shape[0] * (2 if dataset.facts.latents else 1):
         raise ValueError(f"training.batch_transform: the data set yields {batch.images.shape[1]} channels, "
                          f"the networks see {dataset.shape[0]}")
     task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
 
 
-def round_trip_notes(part: dict | None, source: str, min_psnr: float | None) -> list[str]:
+def round_trip_notes(stage: CarriedStage | None, source: str, min_psnr: float | None) -> list[str]:
     """How well the first stage of a run gives volumes back, for the log; ValueError for less than min_psnr dB."""
-    if part is None:
+    if stage is None:
         return []
-    found = part["round_trip"]
+    found = stage.round_trip
     if found is None:
         asked = f" (training.options.min_psnr={min_psnr:g})" if min_psnr is not None else ""
         return [f"Note: {source} does not say how well its first stage gives volumes back{asked}; evaluate.py "

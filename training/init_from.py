@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from inference.snapshot import space_of
-from utils import checkpoint, distributed
+from inference.snapshot import Snapshot
+from utils import distributed
 from utils.checks import listed
 from utils.config import Options, differences
 from utils.runs import find_file
@@ -14,7 +14,7 @@ from utils.runs import find_file
 SHOWN = 5  # names of each kind in the report
 
 
-def init_from(net: torch.nn.Module, known: dict, options: Options) -> list[str]:
+def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[str]:
     """Copy the averaged weights of training.options.init_from into a network; returns the lines of the report.
 
     known: what the network's own snapshots will say of it. ValueError when fewer than half of its weight tensors are in
@@ -22,21 +22,20 @@ def init_from(net: torch.nn.Module, known: dict, options: Options) -> list[str]:
     """
     path = distributed.from_rank_0(lambda: find_file(options.init_from, "network-snapshot", Path(options.run_root),
                                                      "training.options.init_from"))
-    snapshot = checkpoint.load(path, "snapshot")
-    changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot["network"], known["network"])
+    snapshot = Snapshot.read(path)
+    changes = {key: f"{key} {old} -> {new}" for key, old, new in differences(snapshot.network, known.network)
                if None not in (old, new)}  # what one of them leaves out is most often the default
-    own, taken = own_weights(net), fitting(net, snapshot["ema"])
+    own, taken = own_weights(net), fitting(net, snapshot.weights)
     if 2 * len(taken) < len(own):
         why = f"; training.network differs: {listed(changes.values())}" if changes else ""
         raise ValueError(f"training.options.init_from={options.init_from}: {len(taken)} of the network's {len(own)} "
                          f"weights fit by name and shape in {path}, wanted half of them or more{why}")
-    lines = [f"Weights     from {path}", *take_weights(net, snapshot["ema"])]
+    lines = [f"Weights     from {path}", *take_weights(net, snapshot.weights)]
     meaning = [changes[key] for key in ("_target_", "objective") if key in changes]
     if meaning:
         lines.append(f"  trained for another output of the network: {', '.join(meaning)}")
-    was, now = space_of(snapshot.get("first_stage")), space_of(known["first_stage"])
-    if was != now:
-        lines.append(f"  trained on {was}, now on {now}")
+    if snapshot.space != known.space:
+        lines.append(f"  trained on {snapshot.space}, now on {known.space}")
     return lines
 
 

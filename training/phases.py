@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from inference.batch import Batch
+from inference.snapshot import Snapshot
 from samplers.noise import ImageGenerators
 
 
@@ -54,6 +55,6 @@ class Task:
 
     phases: list[Phase]
     net: torch.nn.Module
-    snapshot: dict
+    snapshot: Snapshot
     clean: Callable[[Batch, ImageGenerators], torch.Tensor] | None = None
     warn: Callable[[int], list[str]] | None = None

@@ -8,19 +8,23 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from formats.facts import Facts
 from inference.batch import Batch
+from inference.first_stage import FirstStage, tiles_of
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
-from networks.tiles import by_parts
-from training.build import fill_network, latent_figures, trained_shape
+from training.batch_transforms import Identity
+from training.build import fill_network, trained_shape
 from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from training.patches import PatchAugment
 from training.phases import LossOutput, Task
+from training.resume import Record
 from training.tasks.autoencoder import autoencoder_task
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer, split_batch
 from utils.config import Options, build, build_from_file, fill
 from utils.log import RunLog
-from utils.precision import autocast, resolve_precision
+from utils.precision import resolve_precision
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),
@@ -28,21 +32,15 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda grad, q, k, v, *rest, **more: sdpa_backward_flop_count(grad, q, k, v)}
 
 
-class Source(NamedTuple):
-    """What a plan must know of the data: shape [C,*S] of an item as networks see it, and its names.
+class PlannedData(NamedTuple):
+    """What a plan must know of the data: shape [C,*S] of an item as networks see it, and what is known of it.
 
     first_stage: the config of the autoencoder of latents, {} where there is none or it is not known.
     """
 
     shape: tuple[int, ...]
-    label_classes: list[str]
-    class_names: list[str]
+    facts: Facts
     first_stage: dict
-
-    @property
-    def data(self) -> dict:
-        """The part of a dataset's `data` that sizes depend on."""
-        return {"label_classes": self.label_classes, "class_names": self.class_names}
 
 
 class StepPlan(NamedTuple):
@@ -94,30 +92,31 @@ class Silent:
 # ---- what is planned for ----
 
 
-def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> Source:
+def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> PlannedData:
     """The data of an experiment from `shape` and a number of label classes, or from its file; ValueError for neither.
     """
     if shape:
-        return Source(tuple(shape), [f"class{i}" for i in range(classes)], imagined_classes(training), {})
+        names = tuple(f"class{i}" for i in range(classes))
+        return PlannedData(tuple(shape), Facts("", "", label_classes=names, class_names=imagined_classes(training)), {})
     path = training["dataset"].get("path")
     if path and not Path(path).exists():
         raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape C D H W (and "
                          "--classes K)")
     dataset = build(training["dataset"], path="training.dataset")
-    first_stage = dataset.file.first_stage().network if latent_figures(dataset) else {}
-    return Source(tuple(dataset.shape), dataset.data["label_classes"], dataset.data["class_names"], first_stage)
+    record = dataset.first_stage() if dataset.facts.latents else None
+    return PlannedData(tuple(dataset.shape), dataset.facts, record.network if record else {})
 
 
-def imagined_classes(training: dict) -> list[str]:
+def imagined_classes(training: dict) -> tuple[str, ...]:
     """As many class names as the network has."""
     model = training["network"].get("model")
-    return [str(i) for i in range((model or training["network"]).get("label_dim") or 0)]
+    return tuple(str(i) for i in range((model or training["network"]).get("label_dim") or 0))
 
 
 # ---- one step ----
 
 
-def plan_step(training: dict, source: Source) -> StepPlan:
+def plan_step(training: dict, source: PlannedData) -> StepPlan:
     """Numbers of a training step, its second: optimisers have their state, late phases have begun."""
     options = Options(**training["options"])
     options = replace(options, precision=resolve_precision(options.precision, torch.device("cpu")), compile=False)
@@ -129,7 +128,7 @@ def plan_step(training: dict, source: Source) -> StepPlan:
         for phase in task.phases:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
-                                  record={"spatial_dims": len(shape) - 1})
+                                  record=Record({}, source.facts, len(shape) - 1))
         batches = [imagined_batch(shape, source, batch_gpu)] * trainer.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
@@ -162,7 +161,7 @@ def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]
     return watch
 
 
-def imagined_task(training: dict, source: Source, batch_size: int) -> tuple[Task, tuple[int, ...]]:
+def imagined_task(training: dict, source: PlannedData, batch_size: int) -> tuple[Task, tuple[int, ...]]:
     """The task of an experiment without its data, and the shape [C,*S] that it is trained on.
 
     Augmentations, perceptual terms and what makes a batch of its data are left out.
@@ -175,11 +174,12 @@ def imagined_task(training: dict, source: Source, batch_size: int) -> tuple[Task
     if loss_node.get("perceptual_weight"):
         loss_node["perceptual_weight"] = 0
     loss = build(loss_node, path="training.loss")
+    blank = Snapshot(training["task"], node, source.facts, source.shape)
     if training["task"] == "diffusion":
-        return diffusion_task(net, loss, optimizer, lambda batch, _: (batch.images, batch.condition), {}), source.shape
+        return diffusion_task(net, loss, optimizer, Identity(), blank), source.shape
     net.latent_shape(source.shape[1:])
     shape = trained_shape(net, augment if isinstance(augment, PatchAugment) else None, source)
-    return autoencoder_task(net, loss, optimizer, {}, None, imagined_adversary(training["discriminator"], shape),
+    return autoencoder_task(net, loss, optimizer, blank, None, imagined_adversary(training["discriminator"], shape),
                             batch_size=batch_size), shape
 
 
@@ -191,10 +191,10 @@ def imagined_adversary(node: dict, shape: tuple[int, ...]) -> object | None:
     return build(fill(node, in_channels=shape[0], spatial_dims=dims), path="training.discriminator")
 
 
-def imagined_batch(shape: tuple[int, ...], source: Source, images: int) -> Batch:
+def imagined_batch(shape: tuple[int, ...], source: PlannedData, images: int) -> Batch:
     """A batch of items of a shape [C,*S], with label maps and classes where the data have them."""
-    labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if source.label_classes else None
-    classes = torch.zeros(images, len(source.class_names)) if source.class_names else None
+    labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if source.facts.label_classes else None
+    classes = torch.zeros(images, len(source.facts.class_names)) if source.facts.class_names else None
     return Batch(torch.empty(images, *shape), labels, Condition(class_labels=classes))
 
 
@@ -206,7 +206,7 @@ def module_bytes(modules: list[torch.nn.Module]) -> int:
 # ---- decoding ----
 
 
-def plan_decode(config: dict, source: Source) -> DecodePlan | None:
+def plan_decode(config: dict, source: PlannedData) -> DecodePlan | None:
     """Numbers of decoding latents as generate.py does, or, of an autoencoder, one volume; None without a first stage.
     """
     training, sampling = config["training"], config["sampling"]
@@ -218,13 +218,11 @@ def plan_decode(config: dict, source: Source) -> DecodePlan | None:
         net = imagine(lambda: build(fill_network(training, source)) if own else
                       build_from_file(source.first_stage, "the latents", training["options"]["trust"])).eval()
         size = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
-        tile = sampling["tile"] and tuple(sampling["tile"])
-        view = by_parts(net, tile, sampling["tile_overlap"], sampling["tile_mode"]) if tile else net
+        tiles = tiles_of(*(sampling[key] for key in ("tile", "tile_overlap", "tile_mode")))
+        stage = FirstStage(net, source.facts, precision=resolve_precision(sampling["precision"], cpu)).in_parts(tiles)
         z = torch.empty(batch, *net.latent_shape(size))
         memory.restart()
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
-            with autocast(resolve_precision(sampling["precision"], cpu), cpu):
-                image, logits = view.decode(z)
-            label = None if logits is None else logits.argmax(1).to(torch.uint8)
+            image, label = stage.decode(z)
         assert image.shape[2:] == size and (label is None or label.shape[1:] == size)
-        return DecodePlan(size, batch, tile, flops.get_total_flops(), module_bytes([net]), memory.peak)
+        return DecodePlan(size, batch, tiles and tiles.size, flops.get_total_flops(), module_bytes([net]), memory.peak)

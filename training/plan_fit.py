@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from training.build import check_training, fill_network
-from training.plan import DecodePlan, Source, StepPlan, plan_decode, plan_step
+from training.plan import DecodePlan, PlannedData, StepPlan, plan_decode, plan_step
 from training.training_loop import split_batch
 from utils.config import build
 from utils.precision import resolve_precision
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     decode_proposals: list[Proposal]
 
 
-def plan(config: dict, source: Source, card: float | None = None, ranks: int = 1) -> Plan:
+def plan(config: dict, source: PlannedData, card: float | None = None, ranks: int = 1) -> Plan:
     """The plan of an experiment on each of `ranks` cards of `card` GiB; without a card nothing is proposed."""
     config = deepcopy(config)
     check_training(config["training"])
@@ -51,7 +51,7 @@ def plan(config: dict, source: Source, card: float | None = None, ranks: int = 1
     return Plan(step, decode, steps, decodes)
 
 
-def propose_steps(config: dict, source: Source, room: float) -> Iterator[Proposal]:
+def propose_steps(config: dict, source: PlannedData, room: float) -> Iterator[Proposal]:
     """What makes a step smaller, one thing more at a time and the cheapest first, up to the first that fits."""
     made: dict[str, str] = {}
     config = deepcopy(config)
@@ -66,7 +66,7 @@ def propose_steps(config: dict, source: Source, room: float) -> Iterator[Proposa
             return
 
 
-def step_levers(config: dict, source: Source) -> Iterator[tuple[str, object]]:
+def step_levers(config: dict, source: PlannedData) -> Iterator[tuple[str, object]]:
     """Keys and values that make a step smaller: fewer images at a time, bf16, checkpointing, and smaller patches."""
     options = config["training"]["options"]
     batch = split_batch(options["batch_size"], options["batch_gpu"], 1)[0]
@@ -81,7 +81,7 @@ def step_levers(config: dict, source: Source) -> Iterator[tuple[str, object]]:
         yield from ((SIZE, size) for size in smaller_sizes(config["training"], source))
 
 
-def smaller_sizes(training: dict, source: Source) -> Iterator[list[int]]:
+def smaller_sizes(training: dict, source: PlannedData) -> Iterator[list[int]]:
     """Sizes of patches, each half of the one before along its longest axis, that the first stage can divide."""
     with torch.device("meta"):
         factor = build(fill_network(training, source)).factor
@@ -95,7 +95,7 @@ def smaller_sizes(training: dict, source: Source) -> Iterator[list[int]]:
         yield list(size)
 
 
-def propose_decodes(config: dict, source: Source, room: float) -> Iterator[Proposal]:
+def propose_decodes(config: dict, source: PlannedData, room: float) -> Iterator[Proposal]:
     """What makes decoding smaller: one volume at a time, then ever smaller tiles, up to the first that fits."""
     config = deepcopy(config)
     sampling, first = config["sampling"], plan_decode(config, source)
@@ -140,22 +140,22 @@ def words(size: list[int]) -> str:
 # ---- in words ----
 
 
-def plain(made: Plan, experiment: str, source: Source, card: float | None) -> dict:
+def plain(made: Plan, experiment: str, source: PlannedData, card: float | None) -> dict:
     """A plan as plain data; bytes but for parameters and flops."""
     room = card * GIB * (1 - FREE) if card else None
     proposals = {part: [{"overrides": p.overrides, "peak": p.peak, "fits": p.peak <= room} for p in found]
                  for part, found in (("step", made.step_proposals), ("decode", made.decode_proposals))}
-    return {"experiment": experiment, "shape": list(source.shape), "classes": len(source.label_classes),
+    return {"experiment": experiment, "shape": list(source.shape), "classes": len(source.facts.label_classes),
             "step": made.step._asdict(), "decode": made.decode and made.decode._asdict(), "card_gib": card,
             "fits": room and all(part.peak <= room for part in (made.step, made.decode) if part),
             "proposals": proposals}
 
 
-def lines(made: Plan, experiment: str, source: Source, card: float | None) -> Iterator[str]:
+def lines(made: Plan, experiment: str, source: PlannedData, card: float | None) -> Iterator[str]:
     """A plan for people."""
     step, decode = made.step, made.decode
     yield (f"{experiment} on items of {' x '.join(map(str, source.shape))}"
-           + (f" with {len(source.label_classes)} label classes" if source.label_classes else ""))
+           + (f" with {len(source.facts.label_classes)} label classes" if source.facts.label_classes else ""))
     yield f"Parameters  {step.parameters / 1e6:.2f} M"
     yield f"Step        {gib(step.peak)} at its peak, {step.flops / 1e12:.3g} TFLOP per rank"
     for name in ("weights", "averages", "optimizer", "activations", "temporary"):

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from formats.nifti import spacing_of
+from formats.facts import Facts
 from formats.samples import SampleMeta, write_samples
-from formats.volumes import Intensity
 from inference.batch import Sample, collate
+from inference.first_stage import FirstStage
 from inference.generation import (
     Drawer,
     Picture,
@@ -32,13 +32,13 @@ from utils import distributed
 from utils.config import sampling_options
 from utils.files import atomic_path, first_line, remove_temporary
 from utils.log import is_lack_of_memory
-from utils.precision import autocast, resolve_precision
+from utils.precision import resolve_precision
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 Block = tuple[str, list[Picture]]
 
 
-class Samples(NamedTuple):
+class DrawnSamples(NamedTuple):
     """What a network drew: arrays by name with a row per seed, and what their file says of them."""
 
     seeds: list[int]
@@ -51,7 +51,7 @@ class Shown(NamedTuple):
 
     blocks: list[Block]
     look: dict[str, Any]
-    samples: Samples | None = None
+    samples: DrawnSamples | None = None
 
 
 class Preview(NamedTuple):
@@ -61,11 +61,11 @@ class Preview(NamedTuple):
     every_ticks: int
 
 
-class Made(NamedTuple):
+class MadePreview(NamedTuple):
     """A preview ready to be kept."""
 
     png: bytes
-    samples: Samples | None
+    samples: DrawnSamples | None
 
 
 # ---- what is shown ----
@@ -74,24 +74,20 @@ class Made(NamedTuple):
 class GivenBack:
     """Held-out volumes above, what a first stage makes of them below."""
 
-    def __init__(self, samples: Sequence[Sample], intensity: Intensity, look: dict, device: torch.device,
-                 precision: str):
-        self.samples, self.intensity, self.look = samples, intensity, look
-        self.device, self.precision = device, precision
+    def __init__(self, samples: Sequence[Sample], facts: Facts, device: torch.device, precision: str):
+        self.facts, self.device, self.precision = facts, device, precision
+        self.real = [(facts.intensity.from_network(sample.image), sample.label) for sample in samples]
 
     def __call__(self, net: torch.nn.Module) -> Shown:
-        real = [(self.intensity.from_network(sample.image), sample.label) for sample in self.samples]
-        back = [self.given_back(net, sample) for sample in self.samples]
-        return Shown([("Held out", real), ("Given back", back)], {**self.look, "aligned": True})
+        stage = FirstStage(net, self.facts, precision=self.precision)
+        back = [self.given_back(stage, *picture) for picture in self.real]
+        return Shown([("Held out", self.real), ("Given back", back)], {**look_of(self.facts), "aligned": True})
 
-    @torch.no_grad()
-    def given_back(self, net: torch.nn.Module, sample: Sample) -> Picture:
+    def given_back(self, stage: FirstStage, image: np.ndarray, label: np.ndarray | None) -> Picture:
         """Image in stored units and label map of one volume, as validation sees it."""
-        batch = collate([sample]).to(self.device)
-        with autocast(self.precision, self.device):
-            out = net(batch.images, batch.labels)
-        label = None if out.logits is None else out.logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        return self.intensity.from_network(out.image[0].float().cpu().numpy()), label
+        back = stage.round_trip(*(None if part is None else torch.from_numpy(part)[None].to(self.device)
+                                  for part in (image, label)))
+        return back.image[0].cpu().numpy(), None if back.label is None else back.label[0].cpu().numpy()
 
 
 class Drawn:
@@ -108,7 +104,7 @@ class Drawn:
     def __call__(self, net: torch.nn.Module) -> Shown:
         drawer = self.drawer._replace(net=net)
         parts = [draw(drawer, self.seeds[i:i + self.batch_size]) for i in range(0, len(self.seeds), self.batch_size)]
-        samples = Samples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+        samples = DrawnSamples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
                           self.meta)
         look = {**self.look, "captions": captions(samples, len(self.seeds))}
         if "images" not in samples.arrays:
@@ -175,8 +171,7 @@ def build_given_back(config: dict, task: Task, held: Held | None, count: int, de
     """The preview of a first stage; ValueError where nothing is held out."""
     if held is None:
         raise ValueError("no volumes are held out; choose training.validation.split, and max_items of 1 or more")
-    data = task.snapshot["data"]
-    return GivenBack(spread(held.dataset, count), Intensity(**data["intensity"]), look_of(data), device,
+    return GivenBack(spread(held.dataset, count), task.snapshot.facts, device,
                      resolve_precision(config["training"]["options"]["precision"], device))
 
 
@@ -188,17 +183,17 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     options = sampling_options(config)
     options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
     check_options(options)
-    snapshot = complete({**task.snapshot, "config": config}, options, config["training"]["options"]["run_root"])
-    part = snapshot["first_stage"]
-    if part is not None and part["network"] is None:
+    own = replace(task.snapshot, config=config)
+    snapshot = complete(own, options, config["training"]["options"]["run_root"])
+    if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
-    drawer = make_drawer(task.net, snapshot, options, "the run", device)
-    meta = sample_meta(snapshot, Path(), options, {})._replace(snapshot_hash="")
+    drawer = make_drawer(task.net, snapshot, options, device)
+    meta = sample_meta(own, snapshot, options, {})
     if drawer.latent and drawer.first_stage is None:
         look = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}
         return Drawn(drawer, count, options.batch_size, meta, look, [], real_latents(task, held, count, device))
     real = real_pictures(snapshot, options.real, count, trust=True)  # the data set is the user's own configuration
-    return Drawn(drawer, count, options.batch_size, meta, look_of(snapshot["data"]), real, None)
+    return Drawn(drawer, count, options.batch_size, meta, look_of(snapshot.facts), real, None)
 
 
 def real_latents(task: Task, held: Held | None, count: int, device: torch.device) -> np.ndarray | None:
@@ -211,20 +206,19 @@ def real_latents(task: Task, held: Held | None, count: int, device: torch.device
         return task.clean(collate(samples).to(device), generators).cpu().numpy()
 
 
-def look_of(data: dict) -> dict:
-    """How a montage shows volumes of which a snapshot knows this."""
-    return {"spacing": spacing_of(np.asarray(data["affine"]))[:len(data["spatial_shape"])],
-            "label_classes": data["label_classes"], "channels": data["channels"]}
+def look_of(facts: Facts) -> dict:
+    """How a montage shows volumes of which this is known."""
+    return {"spacing": facts.spacing, "label_classes": facts.label_classes, "channels": facts.channels}
 
 
 # ---- making and keeping ----
 
 
-def make(preview: Preview, net: torch.nn.Module, is_main: bool) -> tuple[Made | None, str]:
+def make(preview: Preview, net: torch.nn.Module, is_main: bool) -> tuple[MadePreview | None, str]:
     """The preview of a network, drawn on the main rank; and what was said where memory ran out, else ''."""
     try:
         shown = preview.show(net)
-        return (Made(drawn_png(shown), shown.samples) if is_main else None), ""
+        return (MadePreview(drawn_png(shown), shown.samples) if is_main else None), ""
     except Exception as e:
         if not is_lack_of_memory(e):
             raise
@@ -243,7 +237,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.round(imread(io.BytesIO(png), format="png")[..., :3] * 255).astype(np.uint8)
 
 
-def write_preview(run_dir: Path, name: str, made: Made) -> None:
+def write_preview(run_dir: Path, name: str, made: MadePreview) -> None:
     """Write previews/preview-NAME.png, and beside it as .npz the samples as the network drew them.
 
     Images that were decoded from latents are left out: the latents give them again.
@@ -257,5 +251,5 @@ def write_preview(run_dir: Path, name: str, made: Made) -> None:
         return
     seeds, arrays, meta = made.samples
     kept = {key: array for key, array in arrays.items() if key != "images" or "latents" not in arrays}
-    write_samples(folder / f"preview-{name}.npz", seeds, kept, np.asarray(meta.data["affine"]),
+    write_samples(folder / f"preview-{name}.npz", seeds, kept, np.asarray(meta.facts.affine),
                   meta._replace(snapshot=str(run_dir / f"network-snapshot-{name}.pt")))

@@ -7,18 +7,25 @@ from typing import NamedTuple
 
 import torch
 
-from utils import checkpoint
+from formats.facts import Facts
+from formats.training_state import TrainingState
 from utils.checks import listed
 from utils.config import Options, config_hash, differences, hashed_part, read_yaml
 from utils.log import read_status
 from utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
 
 KEY = "training.options.resume"
-PARTS = {"config", "data", "total_kimg", "environment", "progress", "stats", "ema", "more_emas", "modules",
-         "optimizers"}
 NOTES = 3    # runs that were passed over: so many are named
 SHOWN = 12   # settings that differ
 LENGTH = 40  # characters of a value
+
+
+class Record(NamedTuple):
+    """What states and snapshots say of a run: its whole config, what is known of its data, and their dimensions."""
+
+    config: dict
+    facts: Facts
+    spatial_dims: int
 
 
 class Start(NamedTuple):
@@ -82,21 +89,18 @@ def keys_of(folder: Path, training: dict) -> str:
     return f" ({keys})" if keys else ""
 
 
-def read_state(path: Path, record: dict) -> dict:
+def read_state(path: Path, record: Record) -> TrainingState:
     """A training state; ValueError when it is damaged or of another network, data set or loss, with keys and values."""
     try:
-        data = checkpoint.load(path, "state")
+        state = TrainingState.read(path)
     except ValueError as e:
         raise ValueError(f"{KEY}: {e}{one_before(path)}") from e
-    if not data.keys() >= PARTS:
-        raise ValueError(f"{KEY}={path}: the state lacks {', '.join(sorted(PARTS - data.keys()))}: it was written by "
-                         "another version of this program")
-    for what, keys in (("configuration", different_settings(data["config"], record["config"])),
-                       ("data set", listed_differences(data["data"], record["data"]))):
+    for what, keys in (("configuration", different_settings(state.config, record.config)),
+                       ("data set", listed_differences(state.facts.identity(), record.facts.identity()))):
         if keys:
             raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, or leave resume "
                              "away to start anew")
-    return data
+    return state
 
 
 def one_before(path: Path) -> str:

@@ -3,26 +3,26 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import torch
 
+from formats.facts import Facts
 from networks.unet_blocks import UNetBlock
 from training.build import (
     build_task,
     check_training,
     check_without_data,
-    data_source,
     held_out,
-    latent_figures,
     round_trip_notes,
 )
 from training.ema import halflives
 from training.init_from import init_from
 from training.phases import Task
 from training.preview import build_preview, check_preview
-from training.resume import Start, choose_start, is_newest, read_state, restarted
+from training.resume import Record, Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
 from training.tasks.diffusion import unusual_pair
@@ -107,8 +107,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
                device: torch.device) -> Reason | None:
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
-    record = {"config": config, "data": known_data(task, dataset), "spatial_dims": len(dataset.shape) - 1}
-    notes = round_trip_notes(task.snapshot["first_stage"], data_source(dataset), options.min_psnr)
+    record = Record(config, known_facts(task, dataset), len(dataset.shape) - 1)
+    notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
     preview, preview_notes = build_preview(config, task, held, device)
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
@@ -136,17 +136,17 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
         if trainer.precision == "bf16":
-            start.notes.extend(bf16_of_all_ranks(record["spatial_dims"], device))
+            start.notes.extend(bf16_of_all_ranks(record.spatial_dims, device))
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
         return run_to_end(trainer, stop, to_yaml(config))
 
 
-def known_data(task: Task, dataset: object) -> dict:
+def known_facts(task: Task, dataset: object) -> Facts:
     """What a state must agree with: the data, and the first stage that encodes them, whose newest snapshot changes."""
-    stage = task.snapshot["first_stage"]
-    return dataset.data if stage is None or latent_figures(dataset) else {**dataset.data, "first_stage": stage["hash"]}
+    stage = task.snapshot.first_stage
+    return dataset.facts if stage is None or dataset.facts.latents else replace(dataset.facts, first_stage=stage.hash)
 
 
 def take_start(options: Options, experiment: str, training: dict, locks: ExitStack) -> tuple[Start, Path | None]:
@@ -191,11 +191,11 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
         log(line)
     weights = sum(p.numel() for phase in trainer.task.phases for p in phase.module.parameters())
     log(f"Run folder  {trainer.run_dir}")
-    source = data_source(dataset)
+    source = dataset.facts.file
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
-    loss = find_target(trainer.record["config"]["training"]["loss"]["_target_"], "training.loss")
+    loss = find_target(trainer.record.config["training"]["loss"]["_target_"], "training.loss")
     note = unusual_pair(type(trainer.task.net), loss)
     if note:
         log(note)

@@ -122,7 +122,7 @@ def bytes_to_come(task: Task, options: Options, with_best: bool) -> int:
 
 def snapshot_bytes(task: Task) -> int:
     """Size of a snapshot."""
-    return tensor_bytes(task.net.state_dict()) + tensor_bytes(task.snapshot)
+    return tensor_bytes(task.net.state_dict()) + tensor_bytes(task.snapshot.plain())
 
 
 def state_bytes(task: Task, options: Options) -> int:

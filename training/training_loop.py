@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from formats.training_state import TrainingState
 from inference.batch import Batch
 from samplers.noise import ImageGenerators, mix_seed
 from training.buffers import Buffers
@@ -19,7 +20,7 @@ from training.ema import ema_beta, halflives, update_ema
 from training.loader import Round, Rounds
 from training.phases import Task
 from training.preview import Preview, make, pixels, write_preview
-from training.resume import changes, processor
+from training.resume import Record, changes, processor
 from training.schedule import lr_factor
 from training.ticks import report_loss, tick_fields, tick_line
 from training.validation import Held, validate
@@ -53,7 +54,7 @@ class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
-                 log: RunLog, record: dict, held: Held | None = None, preview: Preview | None = None):
+                 log: RunLog, record: Record, held: Held | None = None, preview: Preview | None = None):
         self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
         self.run_dir, self.device, self.log, self.record = run_dir, device, log, record
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
@@ -101,39 +102,38 @@ class Trainer:
                 "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],
                 "processor": processor(self.device)}
 
-    def state(self) -> dict:
+    def state(self) -> TrainingState:
         """Everything to go on from here bit for bit, or, among steps that are skipped, from before the first of them.
 
         All ranks must call this together.
         """
         now, stats = self.good if self.progress.bad_steps else (self.progress, self.stats)
-        return {"config": self.record["config"], "data": self.record["data"],
-                "total_kimg": self.options.total_kimg, "environment": self.environment(),
-                "progress": vars(replace(now)), "stats": stats.state(), "ema": sharding.full_state(self.ema),
-                "more_emas": [sharding.full_state(ema) for ema in self.emas[1:]],
-                "modules": {p.name: sharding.full_state(p.module) for p in self.task.phases},
-                "optimizers": {p.name: sharding.full_state(p.optimizer) for p in self.task.phases}}
+        return TrainingState(
+            self.record.config, self.record.facts, self.options.total_kimg, self.environment(), vars(replace(now)),
+            stats.state(), sharding.full_state(self.ema), [sharding.full_state(ema) for ema in self.emas[1:]],
+            {p.name: sharding.full_state(p.module) for p in self.task.phases},
+            {p.name: sharding.full_state(p.optimizer) for p in self.task.phases})
 
-    def restore(self, data: dict) -> None:
+    def restore(self, state: TrainingState) -> None:
         """Go on from a training state that `read_state` gave; ValueError when its weights do not fit."""
-        for line in changes(data["environment"], self.environment()):
+        for line in changes(state.environment, self.environment()):
             self.log(line)
-        length = data["total_kimg"]
+        length = state.total_kimg
         if self.options.lr_schedule == "cosine" and length != self.options.total_kimg:
             self.log(f"Warning: training.options.total_kimg was {length:g}, is {self.options.total_kimg:g}: the cosine "
                      "schedule is another one from here on, and the result not that of one long run")
         try:
             for phase in self.task.phases:
-                sharding.load_full_state(phase.module, data["modules"][phase.name])
-                sharding.load_full_optimizer_state(phase.optimizer, data["optimizers"][phase.name])
-            for ema, weights in zip(self.emas, [data["ema"], *data["more_emas"]], strict=True):
+                sharding.load_full_state(phase.module, state.modules[phase.name])
+                sharding.load_full_optimizer_state(phase.optimizer, state.optimizers[phase.name])
+            for ema, weights in zip(self.emas, [state.ema, *state.more_emas], strict=True):
                 sharding.load_full_state(ema, weights)
         except (RuntimeError, KeyError, ValueError) as e:
             raise ValueError("training.options.resume: the state does not fit the networks or optimisers of this "
                              f"program, though its configuration does: {first_line(e)}") from e
-        self.progress = Progress(**data["progress"])
+        self.progress = Progress(**state.progress)
         self.measure_anew()
-        self.stats.load_state(data["stats"])
+        self.stats.load_state(state.stats)
 
     def measure_anew(self) -> None:
         """Forget the lowest validation loss where it was measured on something else than is held out now."""
@@ -144,10 +144,6 @@ class Trainer:
             self.log("Warning: validation measures other items than before (training.validation.split or .max_items): "
                      "its losses do not compare with the earlier ones, network-best.pt is chosen anew")
         p.best, p.measured = inf, self.held.fingerprint
-
-    def save(self, kind: str, name: str, payload: dict) -> None:
-        """Write a file on rank 0; an error there is one on every rank."""
-        distributed.from_rank_0(lambda: checkpoint.save(self.run_dir / f"{name}.pt", kind, payload))
 
     def prune(self, kind: str, keep: int) -> None:
         """Delete the oldest files of a kind."""
@@ -160,10 +156,9 @@ class Trainer:
     def save_state(self) -> None:
         """Write a training state, and into status.json that it is there."""
         state = self.state()
-        nimg = state["progress"]["nimg"]
-        name = f"training-state-{self.kimg_name(nimg)}"
-        self.save("state", name, state)
-        distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=nimg, state=f"{name}.pt"))
+        path = self.run_dir / f"training-state-{self.kimg_name(state.nimg)}.pt"
+        distributed.from_rank_0(lambda: checkpoint.save(path, "state", state.plain()))
+        distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=state.nimg, state=path.name))
         self.prune("training-state", self.options.keep_states)
         self.saved_nimg = self.progress.nimg
 
@@ -174,14 +169,15 @@ class Trainer:
                                     "start again from the last training state")
         name = f"network-snapshot-{self.kimg_name(self.progress.nimg)}"
         for halflife, ema in zip(self.halflives[1:], self.emas[1:], strict=True):
-            self.save("snapshot", f"{name}-ema{halflife:g}", self.snapshot(halflife, ema))
-        self.save("snapshot", name, self.snapshot(self.halflives[0], self.ema))
+            self.save_average(f"{name}-ema{halflife:g}", halflife, ema)
+        self.save_average(name, self.halflives[0], self.ema)
         self.prune("network-snapshot", self.options.keep_snapshots)
 
-    def snapshot(self, halflife: float, ema: torch.nn.Module) -> dict:
-        """What a snapshot of one average holds."""
-        return {**self.task.snapshot, "config": self.record["config"], "nimg": self.progress.nimg,
-                "ema_halflife_kimg": halflife, "ema": sharding.full_state(ema)}
+    def save_average(self, name: str, halflife: float, ema: torch.nn.Module, **more: float) -> None:
+        """Write the snapshot of one average on rank 0; an error there is one on every rank."""
+        snapshot = replace(self.task.snapshot, config=self.record.config, nimg=self.progress.nimg,
+                           weights=sharding.full_state(ema))
+        distributed.from_rank_0(lambda: snapshot.save(self.run_dir / f"{name}.pt", ema_halflife_kimg=halflife, **more))
 
     # ---- data ----
 
@@ -291,7 +287,7 @@ class Trainer:
         """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
         p, options = self.progress, self.options
         if self.rank == 0:
-            wandb_run = start_wandb(options.wandb, self.run_dir, self.record["config"]) if options.wandb else None
+            wandb_run = start_wandb(options.wandb, self.run_dir, self.record.config) if options.wandb else None
             self.files = StatsFiles(self.run_dir, p.nimg, wandb_run, self.log)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
@@ -377,7 +373,7 @@ class Trainer:
         """Write network-best.pt when a validation loss is the lowest so far."""
         if loss < self.progress.best:
             self.progress.best = loss
-            self.save("snapshot", "network-best", {**self.snapshot(self.halflives[0], self.ema), "val_loss": loss})
+            self.save_average("network-best", self.halflives[0], self.ema, val_loss=loss)
 
 
 def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int, int]:

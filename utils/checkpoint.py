@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +70,14 @@ def save(path: Path, kind: str, payload: dict) -> None:
             raise write_error(path, needed, e) from e
 
 
-def load(path: Path, kind: str) -> dict:
+class Checked(NamedTuple):
+    """What a file holds, and its checksum, with which that agrees."""
+
+    content: dict
+    checksum: str
+
+
+def load(path: Path, kind: str) -> Checked:
     """Read a file of a kind; ValueError when it is missing, damaged, of another kind or of a newer version."""
     path = Path(path)
     if not path.is_file():
@@ -88,7 +96,7 @@ def load(path: Path, kind: str) -> dict:
     if not whole:
         older = f" or of an older program (format version {version})" if version < VERSION else ""
         raise ValueError(f"{path}: the checksum does not match, the file is damaged{older}")
-    return data
+    return Checked(data, stored)
 
 
 def read_plain(path: Path) -> object:

@@ -1,5 +1,4 @@
-"""One file per source of data. A dataset has len, [i] -> Sample, `shape` [C,*S] of its images, and `data`.
+"""One file per source of data. A dataset has len, [i] -> Sample, `shape` [C,*S] of its images, and `facts`.
 
-`data` is a plain dict of what travels with the images into snapshots and samples: source, content_hash, channels,
-label_classes, class_names, intensity {lo, hi, clip, unit}, spatial_shape and affine of the volumes.
+`facts` (formats.facts.Facts) are what travels with the images into snapshots and samples.
 """

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from formats.facts import Facts
 from formats.volumes import Intensity
 from inference.batch import Sample
 from utils.files import NPZ_DAMAGE, read_npz
@@ -31,10 +31,8 @@ class ArraysDataset:
         self.intensity = contract(low if lo is None else lo, high if hi is None else hi, path)
         self.items = array[chosen(split, train)]
         self.shape = array.shape[1:]
-        self.data = {"source": str(path), "content_hash": content_hash,
-                     "channels": [f"channel{c}" for c in range(self.shape[0])], "label_classes": [], "class_names": [],
-                     "intensity": asdict(self.intensity), "spatial_shape": list(self.shape[1:]),
-                     "affine": np.eye(4).tolist()}
+        self.facts = Facts(str(path), content_hash, tuple(f"channel{c}" for c in range(self.shape[0])),
+                           intensity=self.intensity, spatial_shape=self.shape[1:])
 
     def __len__(self) -> int:
         return len(self.items)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from formats.facts import Facts
+from formats.volumes import Intensity
 from inference.batch import Sample
 from utils.files import read_npz
 
@@ -36,9 +38,8 @@ class BrainwebSlices:
         self.images = chosen / chosen.max(axis=(1, 2, 3), keepdims=True) * 2 - 1
         self.shape = self.images.shape[1:]
         content_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        self.data = {"source": str(path), "content_hash": content_hash, "channels": ["activity"], "label_classes": [],
-                     "class_names": [], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "share of maximum"},
-                     "spatial_shape": [SIZE, SIZE], "affine": np.eye(4).tolist()}
+        self.facts = Facts(str(path), content_hash, ("activity",), spatial_shape=(SIZE, SIZE),
+                           intensity=Intensity(0.0, 1.0, True, "share of maximum"))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -18,17 +18,14 @@ class LatentsDataset:
             raise ValueError(f"{path}: split {split!r} has no items")
         self.images = np.concatenate([latents.mean, latents.std], axis=1)
         self.classes, self.round_trip = latents.classes, self.file.round_trip
-        self.data = {**self.file.data, "latents": str(path), "latents_hash": self.file.content_hash}
-        self.shape = latents.mean.shape[1:]
-        self.figures = {name: getattr(self.file, name) for name in ("channel_mean", "channel_std", "limits", "scaling",
-                                                                    "posterior")}
+        self.facts, self.shape = self.file.facts, latents.mean.shape[1:]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
         class_index = None if self.classes is None or self.classes[index] < 0 else int(self.classes[index])
-        return Sample(self.images[index], None, one_hot_class(class_index, len(self.data["class_names"])))
+        return Sample(self.images[index], None, one_hot_class(class_index, len(self.facts.class_names)))
 
     def first_stage(self) -> FirstStageRecord | None:
         """The autoencoder that made the latents, None where the file does not hold it."""

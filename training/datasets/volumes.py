@@ -27,8 +27,8 @@ class VolumesDataset:
             raise ValueError(f"{path}: split {split!r} has no items, it has {', '.join(self.file.splits)}; "
                              "change training.dataset.split or the file")
         self.length, self.cache = length, {} if cache else None
-        self.data = volume_facts(self.file, split)
-        self.shape = (len(self.data["channels"]), *self.data["spatial_shape"])
+        self.facts = volume_facts(self.file, split)
+        self.shape = (len(self.facts.channels), *self.facts.spatial_shape)
 
     def __len__(self) -> int:
         return self.length
@@ -38,7 +38,7 @@ class VolumesDataset:
             return self.cache[index]
         item = self.file.read(self.split, index)
         image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
-        sample = Sample(image, item.label, one_hot_class(item.class_index, len(self.data["class_names"])))
+        sample = Sample(image, item.label, one_hot_class(item.class_index, len(self.facts.class_names)))
         if self.cache is not None:
             self.cache[index] = sample
         return sample

@@ -6,6 +6,7 @@ from math import inf
 import torch
 
 from inference.batch import Batch
+from inference.snapshot import Snapshot
 from networks.autoencoder import Reconstruction
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
@@ -16,7 +17,7 @@ Rounds = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
 
 
 def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.Tensor]],
-                     optimizer: torch.optim.Optimizer, snapshot: dict, augment: Callable | None = None,
+                     optimizer: torch.optim.Optimizer, snapshot: Snapshot, augment: Callable | None = None,
                      adversary: Adversary | None = None, *, batch_size: int) -> Task:
     """Train net(image, label, noise) -> Reconstruction by the terms that `loss` gives, on augmented images if asked.
 

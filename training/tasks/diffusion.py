@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from inference.batch import Batch
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
 from networks.precond import SLACK, DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
@@ -18,7 +19,7 @@ PAIRS = {EDMPrecond: ("edm", EDMLoss), VPPrecond: ("vp", VPLoss), VEPrecond: ("v
 
 
 def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.Optimizer, batch_transform: Callable,
-                   snapshot: dict, augment: Callable | None = None) -> Task:
+                   snapshot: Snapshot, augment: Callable | None = None) -> Task:
     """Train net(x, sigma, condition[, augment_labels]) by `loss` on what `batch_transform` makes of the batches.
 
     In training, and not when held-out data is measured, `augment` changes batches and tells the network how, and

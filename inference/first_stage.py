@@ -1,0 +1,134 @@
+"""A trained first stage in the units of the volumes it was trained on."""
+
+from collections.abc import Sequence
+from copy import copy
+from typing import NamedTuple
+
+import torch
+
+from formats.facts import Facts, LatentScaling
+from networks.autoencoder import Codes
+from networks.latent_codec import shift_and_gain, unwhiten, whiten
+from networks.posteriors import AnyPosterior
+from networks.tiles import Tiles, by_parts
+from utils.precision import autocast
+
+
+class RoundTrip(NamedTuple):
+    """What comes back: image [N,C,*S] float32 in stored units, label map [N,*S] uint8, and what lies between.
+
+    finite: whether all of the image was finite before it was clipped.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor | None
+    posterior: AnyPosterior
+    codes: Codes | None
+    finite: bool
+
+
+class FirstStage:
+    """An autoencoder between volumes as files store them and scaled latents, scaling None: latents as it gives them.
+
+    facts: of the volumes it was trained on. The network, and nothing else, runs in `precision` (fp32, bf16); within an
+    autocast region fp32 is that region's. Images come and go in stored units, clipped as their contract says.
+    """
+
+    def __init__(self, net: torch.nn.Module, facts: Facts, scaling: LatentScaling | None = None,
+                 precision: str = "fp32"):
+        self.net, self.facts, self.precision, self.whole = net, facts, precision, True
+        self.scaling = scaling or LatentScaling([0.0] * net.latent_channels, [1.0] * net.latent_channels, sigma_data=1)
+        shift, gain = shift_and_gain(*self.scaling)
+        self.shift, self.gain = (torch.tensor(values, dtype=torch.float32) for values in (shift, gain))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters(), torch.empty(0)).device
+
+    def to(self, device: torch.device) -> "FirstStage":
+        """Bring the network to a device."""
+        self.net.to(device)
+        return self
+
+    def in_parts(self, tiles: Tiles | None) -> "FirstStage":
+        """The same in the memory of a part; ValueError for tiles that the network cannot divide. None: itself."""
+        if tiles is None:
+            return self
+        stage = copy(self)
+        stage.net, stage.whole = by_parts(self.net, tiles), False
+        return stage
+
+    @torch.no_grad()
+    def posterior(self, x: torch.Tensor, label: torch.Tensor | None = None) -> AnyPosterior:
+        """What the network says of the latents of images [N,C,*S] as it sees them, [-1,1], and label maps [N,*S]."""
+        with autocast(self.precision, x.device):
+            return self.net.encode(x, label)
+
+    def scaled(self, z: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [N,z,*s] of latents as the network gives them."""
+        return whiten(z, self.shift.to(z.device), self.gain.to(z.device))
+
+    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Scaled posterior means [N,z,*s] of images [N,C,*S] and label maps [N,*S]."""
+        return self.scaled(self.posterior(self.facts.intensity.to_network(image), label).mean)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [N,C,*S] and label maps [N,*S] uint8 (or None) of scaled latents [N,z,*s]."""
+        return self.stored(*self.decoded(latents))
+
+    def decode_soft(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [N,C,*S], not clipped, and probabilities of the label classes [N,K,*S], with gradients to the latents.
+
+        ValueError for a first stage in parts, through which no gradient goes.
+        """
+        if not self.whole:
+            raise ValueError("gradients go through a first stage as a whole only; leave the tiles away")
+        x, logits = self.decoded(latents)
+        lo, hi = self.facts.intensity.lo, self.facts.intensity.hi
+        return (x + 1) * ((hi - lo) / 2) + lo, None if logits is None else logits.softmax(1)
+
+    @torch.no_grad()
+    def round_trip(self, image: torch.Tensor, label: torch.Tensor | None = None) -> RoundTrip:
+        """What comes back of images [N,C,*S] and label maps [N,*S] by way of the posteriors' means."""
+        x = self.facts.intensity.to_network(image)
+        with autocast(self.precision, x.device):
+            out = self.net(x, label)
+        finite = bool(out.image.isfinite().all())
+        return RoundTrip(*self.stored(out.image, out.logits), out.posterior, out.codes, finite)
+
+    def noise(self, eps: torch.Tensor) -> torch.Tensor:
+        """Unit normal eps [N,z,*s] with the mean and standard deviation per channel of scaled latents."""
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=eps.device)
+                     for values in (self.scaling.channel_mean, self.scaling.channel_std))
+        return self.scaled(unwhiten(eps, mean, 1 / std))
+
+    def decoded(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the network makes of scaled latents: images in [-1,1] and logits [N,K,*S], float32."""
+        z = unwhiten(latents.float(), self.shift.to(latents.device), self.gain.to(latents.device))
+        with autocast(self.precision, z.device):
+            x, logits = self.net.decode(z)
+        return x.float(), None if logits is None else logits.float()
+
+    def stored(self, x: torch.Tensor, logits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images in stored units, and label maps, of what the network gives."""
+        return (self.facts.intensity.from_network(x.float()),
+                None if logits is None else logits.argmax(1).to(torch.uint8))
+
+
+def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> str:
+    """By how much image [1,C,*S] and label map [1,*S], decoded in tiles, differ from those decoded as a whole."""
+    try:
+        wanted, wanted_label = whole.decode(latents)
+    except (torch.OutOfMemoryError, MemoryError):
+        return "Tiles differ from whole: not measured, there is no memory for the whole"
+    scale = whole.facts.intensity.hi - whole.facts.intensity.lo
+    off = float((image - wanted).square().mean().sqrt()) / scale
+    agree = "" if label is None else f", labels {100 * float((label == wanted_label).float().mean()):.2f} % agree"
+    return f"Tiles differ from whole: image {off:.2g} (rms, share of range){agree}"
+
+
+def tiles_of(tile: Sequence[int] | None, overlap: float, mode: str) -> Tiles | None:
+    """What options say of tiles; None for whole volumes."""
+    return None if tile is None else Tiles(tuple(tile), overlap, mode)
