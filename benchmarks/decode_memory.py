@@ -22,11 +22,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common import json_line
-from inference.snapshot import build_network
+from formats.facts import Facts
+from inference.snapshot import Snapshot
 from networks.autoencoder import AutoencoderKL
-from networks.tiles import by_parts
+from networks.tiles import Tiles, by_parts
 from physics.phantoms import LABEL_CLASSES, echo_phantom
-from utils import checkpoint
 from utils.config import compose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,15 +64,13 @@ def trained_stage(path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    checkpoint.save(path, "snapshot", {
-        "task": "autoencoder", "network": {"_target_": "networks.autoencoder.AutoencoderKL", **node},
-        "ema": net.state_dict()})
+    Snapshot("autoencoder", {"_target_": "networks.autoencoder.AutoencoderKL", **node}, Facts("", ""), (),
+             weights=net.state_dict()).save(path)
 
 
 def stage_of(path: Path) -> torch.nn.Module:
     """The autoencoder of a snapshot."""
-    snapshot = checkpoint.load(path, "snapshot")
-    return build_network(snapshot["network"], snapshot["ema"], str(path))
+    return Snapshot.read(path).build()
 
 
 def resident(name: str) -> int:
@@ -85,7 +83,7 @@ def resident(name: str) -> int:
 def measure(mode: str, folder: Path, snapshot: Path, tile: list[int]) -> None:
     """Decode the latents of the folder, write the result beside them, and print peak and seconds."""
     net = stage_of(snapshot)
-    net = net if mode == "whole" else by_parts(net, tile, mode=mode)
+    net = net if mode == "whole" else by_parts(net, Tiles(tuple(tile), mode=mode))
     z = torch.from_numpy(np.load(folder / "z.npy"))
     net.decode(z[..., :net.factor[0], :net.factor[1], :2 * net.factor[2]].clone())  # what is loaded at the first call
     if mode == "blend":
@@ -127,7 +125,8 @@ def main() -> None:
         net = stage_of(snapshot)
         image, label = phantom(0)
         with torch.no_grad():
-            posterior = by_parts(net, given.tile, mode="exact").encode(image, label if net.num_classes else None)
+            slabs = by_parts(net, Tiles(tuple(given.tile), mode="exact"))
+            posterior = slabs.encode(image, label if net.num_classes else None)
         np.save(folder / "z.npy", posterior.mean.numpy())
         found = {}
         for mode in MODES:

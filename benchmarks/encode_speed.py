@@ -18,11 +18,13 @@ import torch
 from benchmarks.common import json_line
 from formats.facts import volume_facts
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.encode import Options, encode, make_job, read_batch
+from inference.encode import EncodeOptions, encode, make_job, read_batch
 from inference.encode import all_places as places_of
+from inference.first_stage import FirstStage
+from inference.snapshot import Snapshot
 from networks.autoencoder import AutoencoderKL
 from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
-from utils import checkpoint, distributed
+from utils import distributed
 from utils.config import compose
 
 LIMIT = 0.9
@@ -47,26 +49,24 @@ def write_stage(path: Path, volumes: VolumesFile) -> None:
     node = compose(Path(__file__).resolve().parents[1] / "configs", "echo64_vae", [])["training"]["network"]
     node = {**node, "in_channels": 1, "num_classes": len(LABEL_CLASSES), "spatial_dims": 3}
     net = AutoencoderKL(**{k: v for k, v in node.items() if k != "_target_"})
-    checkpoint.save(path, "snapshot", {"task": "autoencoder", "network": node, "ema": net.state_dict(),
-                                       "data": volume_facts(volumes, "train")})
+    Snapshot("autoencoder", node, volume_facts(volumes, "train"), (), weights=net.state_dict()).save(path)
 
 
 @torch.no_grad()
-def bare_seconds(folder: Path, volumes: VolumesFile, options: Options) -> float:
+def bare_seconds(folder: Path, volumes: VolumesFile, options: EncodeOptions) -> float:
     """Of the network alone, over all batches in memory."""
-    from inference.snapshot import load_network
-    net, snapshot = load_network(folder / "stage.pt", "autoencoder")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    job, places = make_job(net, snapshot, folder / "stage.pt", volumes, options, device), places_of(volumes)
+    device, snapshot = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Snapshot.read(folder / "stage.pt")
+    stage = FirstStage(snapshot.build(), snapshot.facts).to(device)
+    job, places = make_job(stage, folder / "stage.pt", volumes, options), places_of(volumes)
     batches = [read_batch(job, places[i:i + BATCH]) for i in range(0, len(places), BATCH)]
     start = time.perf_counter()
     for images, labels, _ in batches:
-        posterior = job.net.encode(images.to(device), labels.to(device))
+        posterior = job.stage.net.encode(images.to(device), labels.to(device))
         posterior.mean.cpu(), posterior.std.cpu()
     return time.perf_counter() - start
 
 
-def command_seconds(folder: Path, options: Options) -> float:
+def command_seconds(folder: Path, options: EncodeOptions) -> float:
     """Of the command."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -75,7 +75,7 @@ def command_seconds(folder: Path, options: Options) -> float:
 
 
 def main() -> None:
-    options = Options(batch_size=BATCH, round_trip=0, overwrite=True)
+    options = EncodeOptions(batch_size=BATCH, round_trip=0, overwrite=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_volumes(folder / "vols.h5")

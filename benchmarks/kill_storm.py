@@ -26,6 +26,7 @@ import dataset_tool
 import train
 import training.run  # noqa: F401
 from benchmarks.common import json_line
+from formats.training_state import TrainingState
 from utils import checkpoint
 from utils.files import TEMPORARY
 from utils.runs import list_files
@@ -106,11 +107,11 @@ class Run:
         if any(codes):
             raise RuntimeError(f"exit codes {codes}\n{self.take_output()[-3000:]}")
 
-    def finish(self) -> dict:
+    def finish(self) -> TrainingState:
         """Run to the end; the last training state."""
         self.start()
         self.check_end()
-        return checkpoint.load(self.newest_state(), "state")
+        return TrainingState.read(self.newest_state())
 
     def take_output(self) -> str:
         """What was printed since the last call."""
@@ -181,10 +182,10 @@ def damaged(root: Path) -> list[str]:
     return bad
 
 
-def learned(state: dict) -> str:
+def learned(state: TrainingState) -> str:
     """Hash of all that was learned, and how far."""
-    parts = {name: state[name] for name in ("modules", "ema", "more_emas", "optimizers")}
-    return checkpoint.checksum({**parts, "nimg": state["progress"]["nimg"]})
+    parts = {name: getattr(state, name) for name in ("modules", "ema", "more_emas", "optimizers")}
+    return checkpoint.checksum({**parts, "nimg": state.progress["nimg"]})
 
 
 def snapshots(root: Path) -> str:
@@ -192,7 +193,7 @@ def snapshots(root: Path) -> str:
     folder = sorted(root.glob("0*"))[-1]
     last = list_files(folder, "network-snapshot")[-1]
     files = sorted([*folder.glob(f"{last.stem}*.pt"), folder / "network-best.pt"])
-    return checkpoint.checksum([checkpoint.load(path, "snapshot")["ema"] for path in files])
+    return checkpoint.checksum([checkpoint.load(path, "snapshot").content["ema"] for path in files])
 
 
 @dataclass

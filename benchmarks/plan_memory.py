@@ -22,10 +22,13 @@ import torch
 from torch._C._profiler import _EventType
 
 from benchmarks.common import json_line
+from formats.facts import Facts
 from inference.batch import Sample
+from inference.snapshot import Snapshot
 from training.batch_transforms import Identity
 from training.build import build_task, fill_network
-from training.plan import Source, plan_step
+from training.plan import PlannedData, plan_step
+from training.resume import Record
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from utils import distributed
@@ -50,26 +53,26 @@ CONFIGS = {  # name: experiment, overrides, shape [C,*S], label classes
 class Noise:
     """32 items of noise with label maps where there are classes."""
 
-    def __init__(self, source: Source):
-        self.source, self.shape, self.data = source, source.shape, source.data
+    def __init__(self, source: PlannedData):
+        self.shape, self.facts = source.shape, source.facts
 
     def __len__(self) -> int:
         return 32
 
     def __getitem__(self, index: int) -> Sample:
-        random, classes = np.random.default_rng(index), len(self.source.label_classes)
+        random, classes = np.random.default_rng(index), len(self.facts.label_classes)
         label = random.integers(classes, size=self.shape[1:]).astype(np.uint8) if classes else None
         return Sample(random.random(self.shape, np.float32) * 2 - 1, label)
 
 
-def chosen(name: str) -> tuple[dict, Source]:
+def chosen(name: str) -> tuple[dict, PlannedData]:
     """The training half of a config and the data it is planned for."""
     experiment, overrides, shape, classes = CONFIGS[name]
     training = compose(Path(__file__).resolve().parents[1] / "configs", experiment, overrides)["training"]
-    return training, Source(shape, [str(i) for i in range(classes)], [], {})
+    return training, PlannedData(shape, Facts("", "", label_classes=tuple(map(str, range(classes)))), {})
 
 
-def real_trainer(training: dict, source: Source, folder: Path) -> Trainer:
+def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
     """A trainer as train.py makes it; latents come as they are."""
     options = Options(**training["options"])
     device = distributed.init(options.device)
@@ -80,9 +83,9 @@ def real_trainer(training: dict, source: Source, folder: Path) -> Trainer:
     else:
         net = build(fill_network(training, dataset))
         task = diffusion_task(net, build(training["loss"]), build(training["optimizer"], net.parameters()),
-                              Identity(), {"task": "diffusion"})
+                              Identity(), Snapshot("diffusion", {}, source.facts, source.shape))
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
-                   record={"config": {"training": training}, "data": {}, "spatial_dims": len(source.shape) - 1})
+                   record=Record({"training": training}, source.facts, len(source.shape) - 1))
 
 
 def measured(name: str) -> dict[str, float | str]:

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from benchmarks.common import json_line
-from inference.snapshot import load_network
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
 from samplers import ImageGenerators, edm_sampler, multistep_sampler
 
@@ -82,11 +82,12 @@ def mixtures() -> list[Problem]:
 
 def trained(path: Path) -> Problem:
     """A network out of a snapshot, at the first seeds, the classes in turn; ValueError when its noise is discrete."""
-    net, snapshot = load_network(path, "diffusion")
+    snapshot = Snapshot.read(path, "diffusion")
+    net = snapshot.build()
     if net.noise_table is not None or net.sigma_min > SIGMA_MIN or net.sigma_max < SIGMA_MAX:
         raise ValueError(f"--network {path}: wanted a network that knows every noise level from {SIGMA_MIN} to "
                          f"{SIGMA_MAX}, as the peers ask")
-    latents = ImageGenerators(range(NETWORK_IMAGES), purpose="sample").randn(snapshot["shape"])
+    latents = ImageGenerators(range(NETWORK_IMAGES), purpose="sample").randn(snapshot.shape)
     condition = None
     if net.label_dim:
         condition = Condition(one_hot(torch.arange(NETWORK_IMAGES) % net.label_dim, net.label_dim).float())

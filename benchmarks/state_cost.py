@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import json_line
+from formats.facts import Facts
 from inference.batch import Sample
+from inference.snapshot import Snapshot
+from training.resume import Record
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from utils import distributed
@@ -27,6 +30,9 @@ LIMIT = 0.02
 CHANNELS, SIZE = 4, 8  # latents of the demo
 STEPS = 12             # in two ticks, of which the second is measured
 REPEATS = 7
+
+
+FACTS = Facts("noise", "")
 
 
 class Latents:
@@ -53,9 +59,9 @@ def demo_trainer(folder: Path) -> Trainer:
     net = build(fill(training["network"], in_channels=CHANNELS, out_channels=CHANNELS, spatial_dims=3, num_classes=0))
     optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
     draw = fill(training["batch_transform"], channel_mean=[0.0] * CHANNELS, channel_std=[1.0] * CHANNELS)
-    task = diffusion_task(net, build(training["loss"]), optimizer, build(draw), {})
+    task = diffusion_task(net, build(training["loss"]), optimizer, build(draw), Snapshot("diffusion", {}, FACTS, ()))
     return Trainer(task, Latents(), options, run_dir=folder, device=device, log=RunLog(False),
-                   record={"config": config, "data": {}, "spatial_dims": 3})
+                   record=Record(config, FACTS, 3))
 
 
 def write_seconds(trainer: Trainer) -> float:

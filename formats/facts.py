@@ -43,6 +43,11 @@ class LatentFacts(NamedTuple):
     scaling: str | None = None
     posterior: str | None = None
 
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What a batch transform must know: all but where the latents are."""
+        return {name: value for name, value in self._asdict().items() if name not in ("path", "hash")}
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -10,6 +10,7 @@ import torch
 import generate
 import train
 from formats.samples import SamplesFile
+from formats.volumes import Intensity
 from reporting.montages import curves
 from tests.commands import refused, succeed
 from training.datasets.arrays import ArraysDataset, survey
@@ -56,8 +57,8 @@ def test_items_go_from_the_range_of_the_train_part_to_minus_one_and_one(shape, d
         image = data[i].image
         assert image.shape == shape and image.dtype == np.float32 and (image == i / 4 - 1).all()
     assert (val[0].image == 1).all()  # 9, beyond the range
-    assert data.data["intensity"] == val.data["intensity"] == {"lo": 0, "hi": 8, "clip": True, "unit": ""}
-    assert data.data["spatial_shape"] == list(shape[1:]) and len(data.data["channels"]) == shape[0]
+    assert data.facts.intensity == val.facts.intensity == Intensity(0, 8, True, "")
+    assert data.facts.spatial_shape == shape[1:] and len(data.facts.channels) == shape[0]
     np.testing.assert_array_equal(data.intensity.from_network(data[3].image), np.full(shape, 3))
 
 
@@ -65,7 +66,7 @@ def test_a_range_that_is_given_is_the_range():
     np.save("x.npy", count_up())
     data = ArraysDataset("x.npy", lo=-4, hi=4)
     assert [float(data[i].image[0, 0]) for i in (0, 2, 4, 8)] == [0, 0.5, 1, 1]
-    assert ArraysDataset("x.npy", hi=16).data["intensity"]["lo"] == 0
+    assert ArraysDataset("x.npy", hi=16).facts.intensity.lo == 0
 
 
 def test_the_last_items_are_held_out():
@@ -94,11 +95,11 @@ def test_other_values_types_and_shapes_have_another_hash():
     hashes = set()
     for array in (count_up(), count_up(dtype=np.int32), count_up().reshape(10, 4, 1), count_up() + np.int16(1)):
         np.save("x.npy", array)
-        hashes.add(ArraysDataset("x.npy").data["content_hash"])
+        hashes.add(ArraysDataset("x.npy").facts.content_hash)
     np.savez("y.npz", a=count_up(), b=count_up(3))
     np.savez("z.npz", count_up() + np.int16(1))
-    assert ArraysDataset("z.npz").data["content_hash"] in hashes
-    assert ArraysDataset("y.npz", key="a").data["content_hash"] in hashes and len(hashes) == 4
+    assert ArraysDataset("z.npz").facts.content_hash in hashes
+    assert ArraysDataset("y.npz", key="a").facts.content_hash in hashes and len(hashes) == 4
 
 
 # ---- errors ----

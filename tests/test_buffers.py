@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from formats.training_state import TrainingState
 from tests.toy import OPTIONS, in_step, learned, make_trainer, trained, two_phases
 from utils import checkpoint
 from utils.runs import list_files
@@ -20,12 +21,12 @@ def test_two_phases_with_moving_buffers_go_on_bit_for_bit(tmp_path):
         killed.run(Stop(tmp_path / "killed"))
     state = list_files(tmp_path / "killed", "training-state")[-1]
     assert state.name == "training-state-000000.120.pt"
-    before = checkpoint.load(state, "state")
+    before = TrainingState.read(state)
     again = trained(tmp_path / "killed", options, task=two_phases(), resume=state)
     assert learned(again) == learned(whole)
     for part, key in (("net", "entries"), ("critic", "norm.running_var")):
-        assert not torch.equal(before["modules"][part][key], again["modules"][part][key])
-    assert torch.equal(again["ema"]["entries"], again["modules"]["net"]["entries"])
+        assert not torch.equal(before.modules[part][key], again.modules[part][key])
+    assert torch.equal(again.ema["entries"], again.modules["net"]["entries"])
 
 
 def test_skipped_step_leaves_buffers_as_they_were(tmp_path):

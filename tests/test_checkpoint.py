@@ -38,21 +38,21 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_what_is_saved_comes_back(saved):
-    data = checkpoint.load(saved, "snapshot")
+    data = checkpoint.load(saved, "snapshot").content
     assert data.pop("format") == "snapshot" and data.pop("version") == checkpoint.VERSION
     assert same(data, PAYLOAD)
     assert os.listdir(saved.parent) == [saved.name]
 
 
 def test_any_flipped_byte_is_noticed_or_harmless(saved):
-    whole, wanted = saved.read_bytes(), checkpoint.load(saved, "snapshot")
+    whole, wanted = saved.read_bytes(), checkpoint.load(saved, "snapshot").content
     noticed = 0
     for position in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[position] ^= 0x11
         saved.write_bytes(damaged)
         try:
-            data = checkpoint.load(saved, "snapshot")
+            data = checkpoint.load(saved, "snapshot").content
         except ValueError as error:
             assert saved.name in str(error)
             noticed += 1

@@ -14,7 +14,7 @@ import dataset_tool
 import generate
 import train
 from formats.samples import SamplesFile
-from inference.snapshot import load_network
+from inference.snapshot import Snapshot
 from tests.commands import refused, succeed
 from utils import checkpoint
 
@@ -51,7 +51,7 @@ def here(tmp_path_factory) -> Path:
         succeed(dataset_tool.main, "phantom", "--dest", "data/pairs.h5", "--num", "12", "--size", "8", "--pairs")
         fit("results/dropped", DROPPED, "training.options.ema_halflife_kimg=0.001")
         fit("results/plain")
-        snapshot = checkpoint.load(next(Path("results/dropped").glob("*/network-snapshot-*.pt")), "snapshot")
+        snapshot = checkpoint.load(next(Path("results/dropped").glob("*/network-snapshot-*.pt")), "snapshot").content
         generator = torch.Generator().manual_seed(0)  # a network that differs: toy training hardly moves the weights
         for name, scale in (("strong", 0.3), ("weak", 0.2)):
             snapshot["ema"] = {k: torch.randn(v.shape, generator=generator) * scale for k, v in snapshot["ema"].items()}
@@ -89,10 +89,10 @@ def test_networks_preconditioners_and_losses_train_and_draw(at, choices):
 def test_augmentation_sets_the_width_of_the_networks_labels(at):
     fit("results/augmented", "augment=edm")
     path = next(Path("results/augmented").glob("*/network-snapshot-*.pt"))
-    assert load_network(path, "diffusion").net.augment_dim == 18
+    assert Snapshot.read(path).build().augment_dim == 18
     fit("results/unflipped", "augment=edm", "training.augment.flip=0")
     path = next(Path("results/unflipped").glob("*/network-snapshot-*.pt"))
-    assert load_network(path, "diffusion").net.augment_dim == 15
+    assert Snapshot.read(path).build().augment_dim == 15
 
 
 def test_a_first_stage_trains_on_augmented_volumes(at):
@@ -206,10 +206,10 @@ def test_a_dry_run_of_a_first_stage_passes(at):
 
 def test_a_run_starts_from_a_snapshot(at):
     said = fit("results/started", DROPPED, "training.options.init_from=strong.pt", "training.options.total_kimg=0.004")
-    weights = len(checkpoint.load(Path("strong.pt"), "snapshot")["ema"])
+    weights = len(checkpoint.load(Path("strong.pt"), "snapshot").content["ema"])
     assert f"{weights} of the network's {weights} taken" in said
-    taken = checkpoint.load(next(Path("results/started").glob("*/network-snapshot-*.pt")), "snapshot")["ema"]
-    source = checkpoint.load(Path("strong.pt"), "snapshot")["ema"]  # the one step at nimg 0 has rate 0
+    taken = checkpoint.load(next(Path("results/started").glob("*/network-snapshot-*.pt")), "snapshot").content["ema"]
+    source = checkpoint.load(Path("strong.pt"), "snapshot").content["ema"]  # the one step at nimg 0 has rate 0
     assert all(torch.equal(taken[k], source[k]) for k in source)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from formats.facts import Facts
 from formats.samples import requested_seeds
 from inference.generation import check_options
 from networks.unet import ADMUNet
@@ -52,7 +53,8 @@ def checked(name: str, *overrides: str) -> dict:
 def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
-    return SimpleNamespace(shape=shape, data={"label_classes": ["x"] * labels, "class_names": ["y"] * classes})
+    facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes)
+    return SimpleNamespace(shape=shape, facts=facts)
 
 
 def group_files() -> list[tuple[str, Path]]:

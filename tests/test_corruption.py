@@ -21,6 +21,7 @@ import pytest
 
 from formats import h5
 from formats.describe import check
+from formats.facts import Facts
 from formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
 from formats.samples import SampleMeta, SamplesFile, write_samples
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
@@ -74,7 +75,7 @@ def write_latents_file(path: Path) -> None:
 
     stage = FirstStageRecord({"_target_": "networks.autoencoder.Autoencoder", "channels": [4, 8]}, {
         "encoder.0.weight": random.random((4, 1, 3), np.float32), "encoder.0.bias": np.zeros(4, np.float32)}, "cd" * 32)
-    write_latents(path, {"train": split(0, 5), "val": split(5, 3)}, stage, {"channels": ["echo"]}, {"kind": "test"})
+    write_latents(path, {"train": split(0, 5), "val": split(5, 3)}, stage, Facts("", "", ("echo",)), {"kind": "test"})
 
 
 def write_samples_file(path: Path) -> None:
@@ -83,7 +84,7 @@ def write_samples_file(path: Path) -> None:
     arrays = {"images": random.random((4, 1, 5, 6), np.float32), "labels": random.integers(0, 3, (4, 5, 6), np.uint8),
               "latents": random.random((4, 2, 2, 3), np.float32), "classes": np.arange(4)}
     write_samples(path, [1, 4, 5, 2 ** 40], arrays, np.diag([2.0, 2, 1, 1]), SampleMeta(
-        {"channels": ["echo"]}, "net.pt", "ab" * 32, {"num_steps": 18}))
+        Facts("", "", ("echo",)), "net.pt", "ab" * 32, {"num_steps": 18}))
 
 
 WRITERS = {"state": write_state, "volumes": write_volumes, "latents": write_latents_file, "samples": write_samples_file,
@@ -94,7 +95,7 @@ WRITERS = {"state": write_state, "volumes": write_volumes, "latents": write_late
 
 def read_state(path: Path) -> object:
     from utils import checkpoint
-    return checkpoint.load(path, "state")
+    return checkpoint.load(path, "state").content
 
 
 def read_volumes(path: Path) -> object:
@@ -110,13 +111,13 @@ def read_volumes(path: Path) -> object:
 
 def read_latents(path: Path) -> object:
     file = LatentsFile(path)
-    return [file.channel_mean, file.channel_std, file.posterior, file.data, file.content_hash, file.first_stage(),
+    return [file.facts.plain(), file.content_hash, file.first_stage(),
             {split: file.read(split) for split in file.splits}]
 
 
 def read_samples(path: Path) -> object:
     file = SamplesFile(path)
-    return [file.seeds, file.affine, file.arrays, file.meta, file.rows]
+    return [file.seeds, file.affine, file.arrays, file.meta.plain(), file.rows]
 
 
 READERS = {"state": read_state, "volumes": read_volumes, "latents": read_latents, "samples": read_samples,

@@ -16,6 +16,7 @@ from nibabel.testing import data_path
 
 import dataset_tool
 from formats import h5
+from formats.facts import Facts
 from formats.samples import SampleMeta, write_samples
 from formats.volumes import VolumesFile
 
@@ -113,9 +114,9 @@ def test_png_export(echo, tmp_path):
 def test_samples_are_exported_by_seed(tmp_path, suffix):
     images = np.random.default_rng(0).random((2, 1, 4, 4, 4), dtype=np.float32)
     labels = np.ones((2, 4, 4, 4), np.uint8)
-    data = {"intensity": {"lo": 0, "hi": 1, "clip": True, "unit": "a.u."}}
     affine, path = np.diag([2.0, 2, 2, 1]), tmp_path / f"s.{suffix}"
-    write_samples(path, [3, 7], {"images": images, "labels": labels}, affine, SampleMeta(data, "x.pt", "0", {}))
+    meta = SampleMeta(Facts("", ""), "x.pt", "0", {})
+    write_samples(path, [3, 7], {"images": images, "labels": labels}, affine, meta)
     assert "images: 2x1x4x4x4 float32" in call("check", path)
     call("export", path, "--format", "nifti", "--dest", tmp_path / "out", "--indices", "7")
     assert [p.name for p in (tmp_path / "out").glob("*/*")] == ["seed000007.nii.gz"] * 2

@@ -15,33 +15,30 @@ import dataset_tool
 import generate
 import train
 from formats.diff3 import read_samples
+from formats.facts import LatentScaling
 from formats.latents import LatentsFile
-from formats.samples import SampleMeta, SamplesFile, write_samples
+from formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
 from formats.volumes import Intensity, VolumesFile
-from inference.snapshot import first_stage_part, first_stage_record, load_network
+from inference.snapshot import CarriedStage, Snapshot
 from networks.latent_codec import shift_and_gain
 from tests.commands import refused, succeed
 from tests.test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 from training.datasets.latents import LatentsDataset
-from utils import checkpoint
 
-FIGURES = {"channel_mean": [1.0, -1.0], "channel_std": [2.0, 0.5], "limits": [-4.0, 6.0], "scaling": "minmax",
-           "sigma_data": 0.5}
+SCALING = LatentScaling([1.0, -1.0], [2.0, 0.5], [-4.0, 6.0], "minmax", 0.5)
 LATENT = (2, 4, 6, 2)
 
 
 def write_drawn(folder: Path, named: bool = True) -> np.ndarray:
     """A snapshot that drew two samples, and the samples file, with what decoding needs if `named`; their latents z."""
-    stage = checkpoint.load(folder / "stage.pt", "snapshot")
-    part = first_stage_part(first_stage_record(stage), FIGURES)
-    payload = {"task": "diffusion", "network": {}, "ema": {}, "data": stage["data"], "shape": list(LATENT),
-               "first_stage": part}
-    checkpoint.save(folder / "drew.pt", "snapshot", payload)
+    stage = Snapshot.read(folder / "stage.pt")
+    Snapshot("diffusion", {}, stage.facts, LATENT, CarriedStage.from_record(stage.record, SCALING)).save(
+        folder / "drew.pt")
     x = np.random.default_rng(0).standard_normal((2, *LATENT)).astype(np.float32)
-    data = {**stage["data"], **({"first_stage": {"hash": part["hash"], **FIGURES}} if named else {})}
     write_samples(folder / ("drawn.h5" if named else "old.h5"), [3, 8], {"latents": x, "classes": np.array([1, 0])},
-                  AFFINE, SampleMeta(data, "drew.pt", "ab" * 32, {}))
-    shift, gain = (np.array(t, np.float32).reshape(2, 1, 1, 1) for t in shift_and_gain(**FIGURES))
+                  AFFINE, SampleMeta(stage.facts, "drew.pt", "ab" * 32, {},
+                                     SampleStage(stage.network_hash, SCALING) if named else None))
+    shift, gain = (np.array(t, np.float32).reshape(2, 1, 1, 1) for t in shift_and_gain(*SCALING))
     return x / gain + shift
 
 
@@ -94,7 +91,7 @@ def decoded(latents: str, dest: str, *options: str) -> str:
 def by_hand(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images in stored units and label maps of latents as the first stage gives them."""
     with torch.no_grad():
-        image, logits = load_network(Path("stage.pt"), "autoencoder").net.decode(torch.from_numpy(z))
+        image, logits = Snapshot.read(Path("stage.pt")).build().decode(torch.from_numpy(z))
     return (image.numpy() + 1).clip(0, 2), logits.argmax(1).numpy()
 
 
@@ -188,7 +185,7 @@ def test_files_of_diff3_train_scaled_by_their_limits(at):
     lo, hi = (arrays["mean"] - 3 * arrays["std"])[:3].min(), (arrays["mean"] + 3 * arrays["std"])[:3].max()
     assert (len(data), data.shape, data.first_stage()) == (3, LATENT, None)
     np.testing.assert_array_equal(data[1].image, np.concatenate([arrays["mean"][1], arrays["std"][1]]))
-    assert data.figures["scaling"] == "minmax" and data.figures["limits"] == pytest.approx([lo, hi])
+    assert data.facts.latents.scaling == "minmax" and data.facts.latents.limits == pytest.approx([lo, hi])
     assert len(LatentsDataset("latent.h5", "val")) == 1
 
 

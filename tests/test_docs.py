@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -41,7 +42,7 @@ def test_training_commands_compose_and_build(words):
     config = checked(name, *overrides)
     classes = config["training"]["network"].get("model", {}).get("label_dim", 0)
     dataset = dataset_like(name)
-    dataset.data["class_names"] = ["class"] * classes
+    dataset.facts = replace(dataset.facts, class_names=("class",) * classes)
     with torch.device("meta"):
         build(fill_network(config["training"], dataset))
     build(config["training"]["loss"])

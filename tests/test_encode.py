@@ -13,15 +13,16 @@ import torch
 import dataset_tool
 import generate
 import train
-from formats.facts import volume_facts
+from formats.facts import Facts, LatentScaling, volume_facts
 from formats.latents import LatentsFile, Moments
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 from inference import encode
 from inference.batch import Batch, collate
-from inference.snapshot import load_network
+from inference.first_stage import FirstStage
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
-from networks.latent_codec import LatentCodec, shift_and_gain, whiten
+from networks.latent_codec import shift_and_gain, whiten
 from samplers.noise import ImageGenerators
 from tests.commands import call, refused, succeed
 from training.batch_transforms import DrawLatents, EncodeImages
@@ -49,9 +50,7 @@ def write_snapshot(path: Path, volumes: Path, seed: int = 0, node: dict = NODE) 
     torch.manual_seed(seed)
     net = build(node)
     file = VolumesFile(volumes)
-    checkpoint.save(path, "snapshot", {"task": "autoencoder", "network": node, "ema": net.state_dict(), "nimg": 0,
-                                       "data": volume_facts(file, file.splits[0]), "shape": [1, *SIZE],
-                                       "first_stage": None})
+    Snapshot("autoencoder", node, volume_facts(file, file.splits[0]), (1, *SIZE), weights=net.state_dict()).save(path)
     return path
 
 
@@ -108,7 +107,7 @@ def rows(path: str) -> dict[str, np.ndarray]:
 
 
 def test_rows_are_what_the_network_says_of_each_volume(at):
-    net, volumes = load_network(Path("stage.pt"), "autoencoder").net, VolumesFile("vols.h5")
+    net, volumes = Snapshot.read(Path("stage.pt")).build(), VolumesFile("vols.h5")
     latents = LatentsFile("lat.h5")
     for split in volumes.splits:
         found = latents.read(split)
@@ -136,7 +135,7 @@ def test_figures_are_those_of_draws_from_the_training_split(at):
 
 
 def test_the_round_trip_of_held_out_volumes_is_in_the_file(at):
-    found, net, volumes = LatentsFile("lat.h5").round_trip, load_network(Path("stage.pt"), "autoencoder").net, \
+    found, net, volumes = LatentsFile("lat.h5").round_trip, Snapshot.read(Path("stage.pt")).build(), \
         VolumesFile("vols.h5")
     psnr, overlap = [], []
     for i in range(3):
@@ -155,7 +154,7 @@ def test_the_round_trip_of_held_out_volumes_is_in_the_file(at):
 def test_a_size_crops_and_pads_about_the_centre_and_geometry_follows(at):
     encoded("cut.h5", "--size", "4", "16", "4", "--round-trip", "0")
     found, latents = LatentsFile("cut.h5").read("train"), LatentsFile("cut.h5")
-    assert found.mean.shape == (5, 2, 2, 8, 2) and latents.data["spatial_shape"] == [4, 16, 4]
+    assert found.mean.shape == (5, 2, 2, 8, 2) and latents.facts.spatial_shape == (4, 16, 4)
     first = AFFINE @ [2, -2, 0, 1]  # where the first new voxel lay before
     np.testing.assert_allclose(found.affines[0][:, 3], first)
     np.testing.assert_array_equal(found.affines[0][:3, :3], AFFINE[:3, :3])
@@ -179,14 +178,15 @@ def test_exact_slabs_give_the_latents_of_the_whole_and_tiles_others(at):
 def test_other_posteriors_are_kept_by_kind_and_drawn_from_their_moments(at, target, posterior):
     write_snapshot(Path(f"{posterior}.pt"), Path("vols.h5"), node={**NODE, "_target_": f"networks.{target}"})
     encoded(f"{posterior}.h5", stage=f"{posterior}.pt")
-    latents, net = LatentsFile(f"{posterior}.h5"), load_network(Path(f"{posterior}.pt"), "autoencoder").net
+    latents, net = LatentsFile(f"{posterior}.h5"), Snapshot.read(Path(f"{posterior}.pt")).build()
     item, data = VolumesFile("vols.h5").read("train", 2), LatentsDataset(f"{posterior}.h5")
     with torch.no_grad():
         wanted = net.encode(torch.from_numpy(item.image)[None] - 1, torch.from_numpy(item.label)[None])
         draws = wanted.sample(ImageGenerators([5]).for_purpose("posterior"))
-    assert latents.posterior == posterior == data.figures["posterior"]
+    assert latents.facts.latents.posterior == posterior == data.facts.latents.posterior
     np.testing.assert_allclose(latents.read("train").mean[2], wanted.mean[0].numpy(), atol=1e-5)
-    transform = DrawLatents(**{**data.figures, "channel_mean": [0.0, 0.0], "channel_std": [1.0, 1.0]}, sigma_data=1)
+    unscaled = {"channel_mean": [0.0, 0.0], "channel_std": [1.0, 1.0]}
+    transform = DrawLatents(**data.facts.latents.statistics | unscaled, sigma_data=1)
     x, _ = transform(collate([data[2]]), ImageGenerators([5]))
     torch.testing.assert_close(x, draws, atol=1e-3, rtol=1e-3)
 
@@ -249,7 +249,7 @@ def test_two_ranks_write_what_one_writes(at):
 
 
 def test_latents_that_are_not_finite_are_refused(at, tmp_path):
-    snapshot = checkpoint.load(Path("stage.pt"), "snapshot")
+    snapshot = checkpoint.load(Path("stage.pt"), "snapshot").content
     snapshot["ema"]["encoder.0.bias"][0] = torch.inf
     checkpoint.save(tmp_path / "bad.pt", "snapshot", snapshot)
     assert "not finite" in refused(at, dataset_tool.main, *arguments("bad.h5", stage=str(tmp_path / "bad.pt")))
@@ -262,7 +262,7 @@ def test_latents_that_are_not_finite_are_refused(at, tmp_path):
 def test_scaling_is_kept_in_the_file_used_in_training_and_undone_by_decoding(at, scaling):
     encoded(f"{scaling}.h5", "--scaling", scaling)
     data = LatentsDataset(f"{scaling}.h5")
-    transform = DrawLatents(**data.figures, sigma_data=0.5)
+    transform = DrawLatents(**data.facts.latents.statistics, sigma_data=0.5)
     batch = collate([data[i] for i in range(len(data))])
     draws = [transform(batch, ImageGenerators(range(5), seed=seed))[0] for seed in range(50)]
     x, axes = torch.stack(draws), (0, 1, 3, 4, 5)
@@ -270,16 +270,17 @@ def test_scaling_is_kept_in_the_file_used_in_training_and_undone_by_decoding(at,
         torch.testing.assert_close(x.mean(axes), torch.zeros(2), atol=0.03, rtol=0)
         torch.testing.assert_close(x.std(axes), torch.full((2,), 0.5), atol=0.01, rtol=0)
     elif scaling == "scale_factor":
-        assert float(x.std()) == pytest.approx(1, abs=0.01) and shift_and_gain(**transform.figures)[0] == [0, 0]
+        assert float(x.std()) == pytest.approx(1, abs=0.01) and shift_and_gain(*transform.scaling)[0] == [0, 0]
     else:
         mean, std = batch.images.chunk(2, 1)
         lo, hi = float((mean - 3 * std).min()), float((mean + 3 * std).max())
-        shift, gain = shift_and_gain(**transform.figures)
+        shift, gain = shift_and_gain(*transform.scaling)
         assert (np.array([lo, hi]) - shift[0]) * gain[0] == pytest.approx([-1, 1], abs=1e-5)
-    codec = LatentCodec(load_network(Path("stage.pt"), "autoencoder").net, **transform.figures)
+    snapshot = Snapshot.read(Path("stage.pt"))
+    scaled, plain = (FirstStage(snapshot.build(), snapshot.facts, scaling) for scaling in (transform.scaling, None))
     z = torch.randn(2, 2, 4, 6, 2)
-    shift, gain = (torch.tensor(t).reshape(2, 1, 1, 1) for t in shift_and_gain(**transform.figures))
-    for ours, wanted in zip(codec.decode((z - shift) * gain), codec.decode_latents(z), strict=True):
+    shift, gain = (torch.tensor(t).reshape(2, 1, 1, 1) for t in shift_and_gain(*transform.scaling))
+    for ours, wanted in zip(scaled.decode((z - shift) * gain), plain.decode(z), strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
 
@@ -303,9 +304,9 @@ def test_latents_that_do_not_vary_are_refused(std, scaling, words):
     assert shift_and_gain([0.0, 0], [2.0, 0], None, "scale_factor")[1] == pytest.approx([2 ** -0.5] * 2)
 
 
-def test_noise_of_a_codec_has_the_moments_of_its_latents():
-    codec = LatentCodec(torch.nn.Identity(), [1.0, -3], [2.0, 4], [-8.0, 8], "minmax")
-    x = codec.noise(torch.randn(4000, 2, 8))
+def test_noise_has_the_moments_of_latents():
+    stage = FirstStage(torch.nn.Identity(), Facts("", ""), LatentScaling([1.0, -3], [2.0, 4], [-8.0, 8], "minmax"))
+    x = stage.noise(torch.randn(4000, 2, 8))
     torch.testing.assert_close(x.mean((0, 2)), torch.tensor([1.0, -3]) / 8, atol=0.01, rtol=0)
     torch.testing.assert_close(x.std((0, 2)), torch.tensor([2.0, 4]) / 8, atol=0.01, rtol=0)
 
@@ -315,7 +316,7 @@ def test_moments_item_by_item_are_those_of_all(tmp_path):
     moments = Moments()
     for row in zip(mean, std):
         moments.add(*row)
-    found = moments.figures()
+    found = moments.statistics()
     np.testing.assert_allclose(found.channel_mean, mean.mean((0, 2, 3)), rtol=1e-6)
     variance = mean.var((0, 2, 3)) + np.square(std).mean((0, 2, 3))
     np.testing.assert_allclose(found.channel_std, np.sqrt(variance), rtol=1e-6)
@@ -345,9 +346,9 @@ def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     assert on_the_fly.round_trip == {"psnr_db": pytest.approx(known["psnr_db"], abs=1e-3), "num": known["num"],
                                      "split": "val"}
     assert on_the_fly.shape == latents.shape
-    from_file = DrawLatents(**latents.figures)
+    from_file = DrawLatents(**latents.facts.latents.statistics)
     for name in ("channel_mean", "channel_std", "limits"):
-        assert on_the_fly.figures[name] == pytest.approx(from_file.figures[name], rel=1e-4)
+        assert getattr(on_the_fly.scaling, name) == pytest.approx(getattr(from_file.scaling, name), rel=1e-4)
     generators = [ImageGenerators([7, 8], seed=3) for _ in range(2)]
     x, _ = on_the_fly(collate([images[0], images[3]]), generators[0])
     wanted, _ = from_file(collate([latents[0], latents[3]]), generators[1])
@@ -357,10 +358,10 @@ def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
 
 def test_means_instead_of_draws(at):
     latents = LatentsDataset("lat.h5")
-    batch = collate([latents[0], latents[3]])
-    drawn, other, *means = (DrawLatents(**latents.figures, draw=draw)(batch, ImageGenerators([7, 8], seed=seed))[0]
+    known, batch = latents.facts.latents, collate([latents[0], latents[3]])
+    drawn, other, *means = (DrawLatents(**known.statistics, draw=draw)(batch, ImageGenerators([7, 8], seed=seed))[0]
                             for draw, seed in ((True, 1), (True, 2), (False, 1), (False, 2)))
-    shift, gain = map(torch.tensor, shift_and_gain(*(latents.figures[k] for k in ("channel_mean", "channel_std"))))
+    shift, gain = map(torch.tensor, shift_and_gain(known.channel_mean, known.channel_std))
     torch.testing.assert_close(means[0], whiten(batch.images.chunk(2, 1)[0], shift, gain))
     assert torch.equal(*means) and not torch.equal(drawn, other)
 
@@ -376,7 +377,7 @@ def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):
     where = ["dataset=volumes", "training.dataset.path=vols.h5", "batch_transform=encode", "augment=edm",
              "training.batch_transform.autoencoder=stage.pt", "training.options.run_root=fly"]
     succeed(train.main, *TINY, *where)
-    part = checkpoint.load(next(Path("fly").rglob("network-snapshot-*.pt")), "snapshot")["first_stage"]
+    part = checkpoint.load(next(Path("fly").rglob("network-snapshot-*.pt")), "snapshot").content["first_stage"]
     assert part["hash"] == LatentsFile("lat.h5").first_stage_hash and part["scaling"] == "standardize"
     said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/tiles", "sampling.tile=[4,4,4]")
     assert said.count("Tiles differ from whole: image 0.") == 1

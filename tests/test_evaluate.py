@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 import evaluate
 from formats import h5
+from formats.facts import Facts, LatentScaling, rows_of
 from formats.samples import SampleMeta, write_samples
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.snapshot import first_stage_hash
+from inference.snapshot import CarriedStage, Snapshot, network_hash
 from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
 from reporting import reference
 from reporting.features import Layout
-from utils import checkpoint
 from utils.config import build
 
 SIZE = 28  # the least for three scales of MS-SSIM
@@ -41,24 +41,22 @@ def write_phantoms(path: Path, dims: int = 3, labels: bool = True, kind: str = "
     return path
 
 
-def write_snapshot(path: Path, data: dict, first_stage: bool = True) -> str:
+def write_snapshot(path: Path, facts: Facts, first_stage: bool = True) -> str:
     """A diffusion snapshot with an untrained autoencoder; returns the hash that samples record."""
-    payload = {"task": "diffusion", "data": data, "shape": [2, 14, 14, 14], "first_stage": None}
+    stage = None
     if first_stage:
         node = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 4,
                 "latent_channels": 2, "spatial_dims": 3, "channels": [4, 4], "num_blocks": 1, "num_blocks_decoder": 1}
         weights = build(node).state_dict()
-        payload["first_stage"] = {"network": node, "weights": weights, "hash": first_stage_hash(node, weights),
-                                  "channel_mean": [0.0, 0.0], "channel_std": [1.0, 1.0], "sigma_data": 0.5}
-    checkpoint.save(path, "snapshot", payload)
-    return checkpoint.checksum(checkpoint.load(path, "snapshot"))
+        stage = CarriedStage(LatentScaling([0.0, 0.0], [1.0, 1.0]), node, weights, network_hash(node, weights))
+    Snapshot("diffusion", {}, facts, (2, 14, 14, 14), stage).save(path)
+    return Snapshot.read(path).hash
 
 
-def describe(dims: int = 3, labels: bool = True) -> dict:
+def describe(dims: int = 3, labels: bool = True) -> Facts:
     """What snapshots and samples say about the phantoms."""
-    return {"channels": ["echo"], "label_classes": list(LABEL_CLASSES) if labels else [],
-            "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": "echo"}, "spatial_shape": [SIZE] * dims,
-            "affine": phantom_affine(SIZE, dims).tolist()}
+    return Facts("", "", ("echo",), LABEL_CLASSES if labels else (), intensity=Intensity(0.0, 1.0, True, "echo"),
+                 spatial_shape=(SIZE,) * dims, affine=rows_of(phantom_affine(SIZE, dims)))
 
 
 def phantom_arrays(count: int, dims: int = 3, seed: int = 77) -> dict[str, np.ndarray]:

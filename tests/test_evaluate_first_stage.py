@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner
 
 import evaluate
+from formats.facts import Facts
 from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
-from inference import evaluate_first_stage
+from inference.snapshot import Snapshot
 from metrics import image
 from networks.posteriors import PointPosterior
 from physics.phantoms import phantom_affine
@@ -21,7 +22,6 @@ from reporting.features import Case, Layout
 from tests.commands import refused
 from tests.test_evaluate import describe, write_phantoms
 from training.build import round_trip_notes
-from utils import checkpoint
 from utils.config import build
 
 SIZE = 16
@@ -30,11 +30,11 @@ NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num
 LAYOUT = Layout(("t1", "t2"), ("background", "tumour"), (1.0, 1.0), 0.0, 2.0, "a.u.")
 
 
-def snapshot(path: Path, node: dict, data: dict) -> Path:
+def snapshot(path: Path, node: dict, facts: Facts) -> Path:
     """An untrained autoencoder."""
     torch.manual_seed(0)
     weights = build(node).state_dict()
-    checkpoint.save(path, "snapshot", {"task": "autoencoder", "network": node, "ema": weights, "data": data})
+    Snapshot("autoencoder", node, facts, (), weights=weights).save(path)
     return path
 
 
@@ -51,10 +51,10 @@ def random_volumes(path: Path, channels: int, dims: int) -> Path:
     return path
 
 
-def bare_data(channels: int, dims: int) -> dict:
+def bare_data(channels: int, dims: int) -> Facts:
     """What a snapshot says of such volumes."""
-    return {"channels": [f"c{i}" for i in range(channels)], "label_classes": [], "spatial_shape": [SIZE] * dims,
-            "intensity": {"lo": 0.0, "hi": 1.0, "clip": False, "unit": ""}}
+    return Facts("", "", tuple(f"c{i}" for i in range(channels)), spatial_shape=(SIZE,) * dims,
+                 intensity=Intensity(0.0, 1.0, False, ""))
 
 
 def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
@@ -154,8 +154,7 @@ class Exact(torch.nn.Module):
 def test_codes_are_counted_over_the_split_and_a_perfect_stage_is_said_to_be(tmp_path, monkeypatch):
     file = random_volumes(tmp_path / "r.h5", 1, 3)
     path = snapshot(tmp_path / "s.pt", NODE, bare_data(1, 3))
-    loaded = evaluate_first_stage.load_network(path, "autoencoder")
-    monkeypatch.setattr(evaluate_first_stage, "load_network", lambda *_: loaded._replace(net=Exact()))
+    monkeypatch.setattr(Snapshot, "build", lambda *_: Exact())
     found = evaluate.evaluate_first_stage(str(path), file, tmp_path / "out", split="test")
     assert found["codes"] == {"available": True, "size": 4, "used": 0.5, "perplexity": pytest.approx(2)}
     row = found["channels"]["c0"]

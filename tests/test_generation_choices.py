@@ -10,13 +10,14 @@ import torch
 
 import dataset_tool
 import generate
+from formats.facts import Facts
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, VolumesFile
 from inference.generation import Drawer, captions, draw, real_pictures
+from inference.snapshot import Snapshot
 from samplers import ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
-from utils import checkpoint
 from utils.config import build
 from utils.runs import find_file
 
@@ -24,17 +25,14 @@ DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "
         "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]
 MODEL = {"_target_": "networks.unet.ADMUNet", "in_channels": 1, "out_channels": 1, "spatial_dims": 2, "label_dim": 2,
          "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": []}
-DATA = {"source": "nowhere.h5", "content_hash": "", "channels": ["t1"], "label_classes": [],
-        "class_names": ["ED", "ES"], "intensity": {"lo": 0.0, "hi": 1.0, "clip": True, "unit": ""},
-        "affine": np.eye(4).tolist()}
+FACTS = Facts("nowhere.h5", "", ("t1",), class_names=("ED", "ES"), intensity=Intensity(0.0, 1.0, True, ""))
 
 
 def write_snapshot(path: str, precond: str, config: dict | None = None) -> None:
     """A snapshot of a small network of such a preconditioner, untrained."""
     node = {"_target_": f"networks.precond.{precond}", "label_dropout": 0.1, "model": MODEL}
-    checkpoint.save(Path(path), "snapshot", {
-        "task": "diffusion", "network": node, "data": DATA, "shape": [1, 8, 8], "first_stage": None,
-        "config": config or {}, "nimg": 0, "ema": build(node).state_dict()})
+    weights = build(node).state_dict()
+    Snapshot("diffusion", node, FACTS, (1, 8, 8), weights=weights, config=config or {}).save(Path(path))
 
 
 @pytest.fixture(scope="module")

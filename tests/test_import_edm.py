@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import dataset_tool
 import generate
 from formats.samples import SamplesFile
-from inference.snapshot import load_network
+from inference.snapshot import Snapshot
 from networks.conditioning import Condition
 from networks.edm_import import edm_network_node
 from tests.reference import config_of, group_of, stored, weights_of
@@ -64,10 +64,11 @@ def call(command, *arguments: str, code: int = 0) -> str:
     return result.output
 
 
-def imported(*options: str) -> tuple[torch.nn.Module, dict, str]:
+def imported(*options: str) -> tuple[torch.nn.Module, Snapshot, str]:
     """Network and snapshot of the official file, and what the command printed."""
     printed = call(dataset_tool.main, "import-edm", "official.pkl", "--dest", "out/snapshot.pt", *options)
-    return *load_network(Path("out/snapshot.pt"), "diffusion"), printed
+    snapshot = Snapshot.read(Path("out/snapshot.pt"), "diffusion")
+    return snapshot.build(), snapshot, printed
 
 
 def refused(folder: Path, *arguments: str, code: int = 1) -> str:
@@ -90,9 +91,9 @@ def test_snapshot_gives_what_the_official_network_gives(at, net):
     assert found.label_dropout == 0.1 and not found.training
     assert "EDMPrecond of ADMUNet, 3 channels, 4 classes, 0.05 M weights" in printed
     assert f"in {len(net.state_dict())} tensors" in printed and "images of 8x8" in printed
-    assert (snapshot["shape"], snapshot["first_stage"], snapshot["nimg"]) == ([3, 8, 8], None, 0)
-    assert snapshot["config"]["imported"] == {**CONFIG, "inflate_mode": None}
-    assert snapshot["data"]["class_names"] == ["0", "1", "2", "3"] and snapshot["data"]["label_classes"] == []
+    assert (snapshot.shape, snapshot.first_stage, snapshot.nimg) == ((3, 8, 8), None, 0)
+    assert snapshot.config["imported"] == {**CONFIG, "inflate_mode": None}
+    assert snapshot.facts.class_names == ("0", "1", "2", "3") and snapshot.facts.label_classes == ()
 
 
 @pytest.mark.parametrize("options", [[], ["--inflate", "3"]], ids=["2D", "3D"])
@@ -101,16 +102,16 @@ def test_overrides_that_are_printed_make_the_same_network(at, root, options):
     assert_overrides_make_the_network(printed, snapshot, root)
 
 
-def assert_overrides_make_the_network(printed: str, snapshot: dict, root: Path) -> None:
+def assert_overrides_make_the_network(printed: str, snapshot: Snapshot, root: Path) -> None:
     """The printed overrides, pasted behind an experiment, make a network that takes the snapshot's weights."""
     overrides = shlex.split(printed.partition("The same network in an experiment: ")[2])
     node = compose(root / "configs", "brainweb2d_edm", overrides)["training"]["network"]
-    channels, *size = snapshot["shape"]
+    channels, *size = snapshot.shape
     node = fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size), augment_dim=0)
-    build(node).load_state_dict(snapshot["ema"])
-    assert {k: node[k] for k in snapshot["network"] if k != "model"} == \
-        {k: v for k, v in snapshot["network"].items() if k != "model"}
-    assert {k: node["model"][k] for k in snapshot["network"]["model"]} == snapshot["network"]["model"]
+    build(node).load_state_dict(snapshot.weights)
+    assert {k: node[k] for k in snapshot.network if k != "model"} == \
+        {k: v for k, v in snapshot.network.items() if k != "model"}
+    assert {k: node["model"][k] for k in snapshot.network["model"]} == snapshot.network["model"]
 
 
 @pytest.mark.parametrize("name", ["adm_edm_lab_aug", "adm_iddpm", "ddpmpp_edm", "ncsnpp_ve"])
@@ -136,7 +137,7 @@ def test_imported_networks_draw(at):
     images = samples.arrays["images"]
     assert images.shape == (5, 3, 8, 8) and images.min() >= 0 and 100 < images.max() <= 255
     assert samples.arrays["classes"].tolist() == [0, 1, 2, 3, 0]
-    assert samples.meta.data["channels"] == ["red", "green", "blue"]
+    assert samples.meta.facts.channels == ("red", "green", "blue")
     assert Path("drawn/samples.png").is_file() and len(list(Path("drawn/nifti").iterdir())) == 5
 
 
@@ -147,10 +148,10 @@ def test_inflated_network_is_a_start_in_three_dimensions(at, net):
     sums = {}
     for mode in ("centre", "mean"):
         found, snapshot, printed = imported("--inflate", "3", "--inflate-mode", mode)
-        assert snapshot["shape"] == [3, 8, 8, 8] and "3D network for 8x8x8, a start for training" in printed
-        assert snapshot["config"]["imported"]["inflate_mode"] == mode
+        assert snapshot.shape == [3, 8, 8, 8] and "3D network for 8x8x8, a start for training" in printed
+        assert snapshot.config["imported"]["inflate_mode"] == mode
         assert found(torch.randn(1, 3, 8, 8, 8), torch.ones(1)).shape == (1, 3, 8, 8, 8)
-        kernel = snapshot["ema"]["model.enc.level0_conv.weight"]
+        kernel = snapshot.weights["model.enc.level0_conv.weight"]
         sums[mode] = [kernel.sum(2), kernel[:, :, 1]]
     flat = net.state_dict()["model.enc.level0_conv.weight"]
     for (total, middle), share in zip(sums.values(), (1, 1 / 3)):

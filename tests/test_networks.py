@@ -9,9 +9,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from formats.facts import Facts, LatentScaling
+from formats.volumes import Intensity
+from inference.first_stage import FirstStage
 from networks.autoencoder import AutoencoderKL, Posterior
 from networks.conditioning import Condition
-from networks.latent_codec import LatentCodec, unwhiten, whiten
+from networks.latent_codec import unwhiten, whiten
 from networks.layers import (
     Conv3d,
     attention,
@@ -732,10 +735,11 @@ def test_whiten_gives_std_sigma_data_and_unwhiten_takes_it_back(size):
     torch.testing.assert_close(unwhiten(x, mean, 0.5 / std), z)
 
 
-def test_codec_decodes_what_it_encodes_with_the_frozen_autoencoder():
+def test_first_stage_decodes_what_it_encodes():
     autoencoder = randomise(AutoencoderKL(1, num_classes=3, spatial_dims=2, channels=(4, 4), num_blocks=1,
                                           latent_channels=2))
-    codec = LatentCodec(autoencoder, [1.0, -2.0], [2.0, 4.0], sigma_data=0.5)
+    codec = FirstStage(autoencoder, Facts("", "", intensity=Intensity(-1.0, 1.0, False, "")),
+                       LatentScaling([1.0, -2.0], [2.0, 4.0], sigma_data=0.5))
     image, label = torch.randn(2, 1, 4, 4), torch.randint(0, 3, (2, 4, 4))
     mean = autoencoder.encode(image, label).mean
     x = codec.encode(image, label)
@@ -745,7 +749,11 @@ def test_codec_decodes_what_it_encodes_with_the_frozen_autoencoder():
     wanted, logits = autoencoder.decode(mean)
     torch.testing.assert_close(decoded, wanted)
     assert labels.dtype == torch.uint8 and torch.equal(labels.long(), logits.argmax(1))
-    assert not any(p.requires_grad for p in codec.parameters())
+    soft, shares = codec.decode_soft(x.requires_grad_())
+    torch.testing.assert_close(soft, wanted)
+    torch.testing.assert_close(shares, logits.softmax(1))
+    (soft.sum() + shares[:, 0].sum()).backward()
+    assert x.grad.abs().min() > 0
 
 
 def test_a_single_volume_is_convolved_as_one_of_several():

@@ -11,10 +11,11 @@ import torch
 
 import dataset_tool
 from benchmarks.plan_memory import allocations, most_allocated, real_trainer
+from formats.facts import Facts
 from networks.conditioning import Condition
 from tests.commands import call, refused, succeed
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
-from training.plan import Source, find_source, plan_decode, plan_step
+from training.plan import PlannedData, find_source, plan_decode, plan_step
 from training.plan_fit import FREE, GIB, plan, propose_decodes
 from utils.config import build, compose, config_hash
 from utils.sharding import checkpoint_blocks
@@ -27,8 +28,15 @@ EDM = ["training.network.model.model_channels=8", "training.network.model.channe
        "training.network.model.attention_levels=[1]", "training.network.model.channels_per_head=8",
        "training.network.model.dropout=0.2", "training.options.precision=fp32", "training.options.device=cpu",
        "training.options.num_threads=1", "training.options.batch_size=4"]
-LABELLED = Source((1, 16, 16, 16), ["a", "b", "c"], [], {})
-VOXELS = Source((1, 8, 8, 8), [], [], {})
+
+
+def planned(shape: tuple[int, ...], labels: str = "", first_stage: dict | None = None) -> PlannedData:
+    """Data of items of a shape, a label class for each letter."""
+    return PlannedData(shape, Facts("", "", label_classes=tuple(labels)), first_stage or {})
+
+
+LABELLED = planned((1, 16, 16, 16), "abc")
+VOXELS = planned((1, 8, 8, 8))
 
 
 def vae(*overrides: str) -> dict:
@@ -86,7 +94,7 @@ def test_flops_count_images_and_not_rounds():
     assert whole.flops == rounds.flops and whole.activations > 3.5 * rounds.activations
     half = plan_step(vae("training.options.batch_size=2")["training"], LABELLED)
     assert whole.flops == 2 * half.flops
-    wide = Source((1, 32, 16, 16), LABELLED.label_classes, [], {})
+    wide = planned((1, 32, 16, 16), "abc")
     assert plan_step(vae("training.options.batch_size=2")["training"], wide).flops == whole.flops
     decode = plan_decode(vae(), LABELLED)
     layers = build({**vae()["training"]["network"], "in_channels": 1, "num_classes": 3}).decoder
@@ -129,7 +137,7 @@ def test_peak_is_that_of_a_real_trainer(tmp_path, config, source):
 
 def test_every_kind_of_first_stage_can_be_planned():
     assert plan_step(vae("autoencoder=vq", "training.network.codebook_size=16")["training"], LABELLED).peak > 0
-    flat = Source((1, 16, 16), ["a", "b"], [], {})
+    flat = planned((1, 16, 16), "ab")
     small = compose(CONFIGS, "echo_vae", ["autoencoder=gamma", "training.network.channels=[8,8,8]"])
     assert plan_step(small["training"], flat).peak > plan_decode(small, flat).peak > 0
 
@@ -188,7 +196,7 @@ def test_proposals_go_on_until_the_step_fits():
 
 def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
     stage = {**vae()["training"]["network"], "in_channels": 1, "num_classes": 3, "spatial_dims": 3}
-    source = Source((4, 16, 8, 8), [], [], stage)
+    source = planned((4, 16, 8, 8), first_stage=stage)
     config = compose(CONFIGS, "echo_edm", ["training.network.model.model_channels=8", "sampling.batch_size=2",
                                            "training.network.model.channels_per_head=8"])
     whole = plan_decode(config, source)

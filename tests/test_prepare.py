@@ -9,13 +9,13 @@ from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
 from formats.nifti import write_nifti
-from formats.prepare import Options, prepare
+from formats.prepare import PrepareOptions, prepare
 from formats.volumes import Intensity, VolumesFile
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [15, -10, 30], degrees=True).as_matrix() @ np.diag([2.0, 2.0, 3.0])
 OBLIQUE[:3, 3] = [-30.0, 20.0, 11.0]
-ALL = Options(split=(1.0,))
+ALL = PrepareOptions(split=(1.0,))
 
 
 def random_image(number, shape=(8, 7, 6)):
@@ -47,7 +47,7 @@ def refused(folder, message, options=ALL, **kwargs):
 
 
 def test_values_places_and_contract_are_kept(folders):
-    file = run(folders, Options())
+    file = run(folders, PrepareOptions())
     assert {s: file.length(s) for s in file.splits} == {"train": 8, "val": 1, "test": 1}
     assert file.meta.label_classes == ("class_0", "class_1") and file.meta.channels == ("image",)
     values = []
@@ -69,7 +69,7 @@ def test_landmark_of_an_oblique_scan_keeps_its_place(tmp_path):
     distance = np.linalg.norm(world - landmark, axis=-1)
     write_nifti(tmp_path / "images" / "a_0000.nii", np.exp(-(distance**2) / 128), OBLIQUE)
     write_nifti(tmp_path / "labels" / "a.nii.gz", (distance < 10).astype(np.uint8), OBLIQUE)
-    file = run(tmp_path, Options((24, 40, 24), (2.5, 2.0, 2.0), "LPS", split=(1.0,)))
+    file = run(tmp_path, PrepareOptions((24, 40, 24), (2.5, 2.0, 2.0), "LPS", split=(1.0,)))
     item = file.read("train", 0)
     assert item.image.shape == (1, 24, 40, 24)
     np.testing.assert_allclose(np.linalg.norm(item.affine[:3, :3], axis=0), [2.5, 2, 2])
@@ -83,7 +83,7 @@ def test_landmark_of_an_oblique_scan_keeps_its_place(tmp_path):
 
 
 def test_percentiles_scale_each_volume_before_cropping(folders):
-    file = run(folders, Options(size=(4, 10, 6), percentiles=(5, 95), split=(1.0,)))
+    file = run(folders, PrepareOptions(size=(4, 10, 6), percentiles=(5, 95), split=(1.0,)))
     assert file.meta.intensity == Intensity(0, 1, True, "percentile 5-95")
     original = random_image(3)
     lo, hi = np.percentile(original, [5, 95])
@@ -97,7 +97,7 @@ def test_percentiles_scale_each_volume_before_cropping(folders):
 
 
 def test_padding_without_percentiles_is_the_minimum(folders):
-    item = run(folders, Options(size=(8, 9, 6), split=(1.0,))).read("train", 4)
+    item = run(folders, PrepareOptions(size=(8, 9, 6), split=(1.0,))).read("train", 4)
     assert (item.image[0, :, 0] == random_image(4).min()).all()
 
 
@@ -117,7 +117,7 @@ def test_label_on_another_grid_is_brought_onto_the_image(folders):
 def test_table_gives_groups_classes_splits_and_attributes(folders):
     rows = [f"case{n},p{n // 2},{'AB'[n % 2]},{('train', 'test')[n // 8]},{n}.5" for n in range(10)]
     (folders / "t.csv").write_text("id,group,class,split,age [y]\n" + "\n".join(rows) + "\nother,x,A,train,1\n")
-    file = run(folders, Options(), table=folders / "t.csv")
+    file = run(folders, PrepareOptions(), table=folders / "t.csv")
     assert file.ids("test") == ["case8", "case9"] and file.groups("test") == ["p4", "p4"]
     assert file.meta.class_names == ("A", "B") and file.meta.attribute_units == ("y",)
     assert file.meta.intensity.hi == random_image(7).max()  # of the training split
@@ -130,7 +130,7 @@ def test_two_dimensional_npz_with_channels_and_labels_inside(tmp_path):
     for n in range(3):
         image = random_image(n, (2, 6, 5))
         np.savez(tmp_path / "images" / f"s{n}.npz", image=image, label=np.full((6, 5), n))
-    options = Options(size=(4, 8), split=(1.0,), channels=("t1", "t2"), classes=("a", "b", "c"))
+    options = PrepareOptions(size=(4, 8), split=(1.0,), channels=("t1", "t2"), classes=("a", "b", "c"))
     file = run(tmp_path, options, labels=False)
     assert file.meta.spatial_dims == 2 and file.spatial_shape("train") == (4, 8)
     item = file.read("train", 2)
@@ -149,7 +149,7 @@ def test_nibabels_own_files(tmp_path):
         values = source.get_fdata(dtype=np.float32)
         np.testing.assert_array_equal(item.image, values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0))
         np.testing.assert_allclose(item.affine, source.affine, atol=1e-5)
-        item = run(folder, Options((30, 50, 30), orientation="RAS", split=(1.0,)), labels=False).read("train", 0)
+        item = run(folder, PrepareOptions((30, 50, 30), orientation="RAS", split=(1.0,)), labels=False).read("train", 0)
         voxel = item.box[0] + [2, 3, 4]
         place = np.linalg.inv(source.affine) @ item.affine @ [*voxel, 1]
         index = np.rint(place[:3]).astype(int)
@@ -182,15 +182,15 @@ def test_all_bad_files_are_named_at_once(folders):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (Options(size=(8, 8)), r"case0\.nii\.gz: shape"),
-        (Options(size=(8, 0, 8)), "--size 8 0 8"),
-        (Options(spacing=(1.0, 1.0)), "--spacing 1 1: wanted 3 numbers"),
-        (Options(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
-        (Options(orientation="RRS"), "--orientation RRS"),
-        (Options(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
-        (Options(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, 2 have names: a, b.*--channels"),
-        (Options(split=(0.5, 0.4)), "--split 0.5 0.4"),
-        (Options(spatial_dims=4), "--spatial-dims 4"),
+        (PrepareOptions(size=(8, 8)), r"case0\.nii\.gz: shape"),
+        (PrepareOptions(size=(8, 0, 8)), "--size 8 0 8"),
+        (PrepareOptions(spacing=(1.0, 1.0)), "--spacing 1 1: wanted 3 numbers"),
+        (PrepareOptions(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
+        (PrepareOptions(orientation="RRS"), "--orientation RRS"),
+        (PrepareOptions(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
+        (PrepareOptions(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, 2 have names: a, b.*--channels"),
+        (PrepareOptions(split=(0.5, 0.4)), "--split 0.5 0.4"),
+        (PrepareOptions(spatial_dims=4), "--spatial-dims 4"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folders, options, message):
@@ -199,7 +199,7 @@ def test_options_that_do_not_fit_are_refused(folders, options, message):
 
 def test_too_few_groups_for_the_splits(folders):
     (folders / "t.csv").write_text("id,group\n" + "\n".join(f"case{n},p{n // 5}" for n in range(10)))
-    refused(folders, "empty split", Options(), table=folders / "t.csv")
+    refused(folders, "empty split", PrepareOptions(), table=folders / "t.csv")
 
 
 def test_table_that_does_not_fit(folders):
@@ -234,9 +234,9 @@ def rewrite_case9(folder, affine):
 
 def test_voxel_sizes_that_differ_are_refused(folders):
     rewrite_case9(folders, OBLIQUE @ np.diag([2, 2, 1, 1]))
-    for options in (ALL, Options(size=(8, 8, 8), split=(1.0,))):
+    for options in (ALL, PrepareOptions(size=(8, 8, 8), split=(1.0,))):
         refused(folders, r"voxel size, in mm \(case0\.nii\.gz 2x2x3; case9\.nii\.gz 4x4x3\); give --spacing", options)
-    file = run(folders, Options((8, 8, 8), (2, 2, 3), split=(1.0,)))
+    file = run(folders, PrepareOptions((8, 8, 8), (2, 2, 3), split=(1.0,)))
     sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in file.affines("train")]
     np.testing.assert_allclose(sizes, np.tile([2.0, 2.0, 3.0], (10, 1)))
 
@@ -254,7 +254,7 @@ def test_without_geometry_nothing_is_resampled(folders):
         for n in range(10):
             (folders / folder / f"case{n}.nii.gz").unlink(missing_ok=True)
         np.save(folders / folder / "case9.npy", np.indices((8, 7, 6))[0] % 2)
-    refused(folders, r"case9\.npy: has no affine, which --spacing", Options(spacing=(1, 1, 1), split=(1.0,)))
+    refused(folders, r"case9\.npy: has no affine, which --spacing", PrepareOptions(spacing=(1, 1, 1), split=(1.0,)))
     assert run(folders).length("train") == 1
 
 
@@ -265,4 +265,4 @@ def test_coinciding_percentiles_and_far_labels_are_refused(folders):
     far = OBLIQUE.copy()
     far[:3, 3] += 1000
     write_nifti(folders / "labels" / "case1.nii.gz", np.ones((8, 7, 6), np.uint8), far)
-    refused(folders, "(?s)percentiles 0 90 coincide.*case1.*outside its image", Options(percentiles=(0, 90)))
+    refused(folders, "(?s)percentiles 0 90 coincide.*case1.*outside its image", PrepareOptions(percentiles=(0, 90)))

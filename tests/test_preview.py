@@ -17,17 +17,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import dataset_tool
 import generate
 import train
+from formats.facts import Facts
 from formats.samples import SampleMeta, SamplesFile
+from formats.training_state import TrainingState
 from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
 from networks.autoencoder import Reconstruction
 from tests.commands import refused, succeed
 from tests.toy import OPTIONS, learned, make_trainer, stopped
 from training.preview import (
+    DrawnSamples,
     GivenBack,
-    Made,
+    MadePreview,
     Preview,
-    Samples,
     Shown,
     drawn_png,
     is_lack_of_memory,
@@ -37,7 +39,7 @@ from training.preview import (
     write_preview,
 )
 from training.resume import read_state
-from utils import checkpoint, distributed
+from utils import distributed
 from utils.config import Validation, config_hash
 from utils.runs import list_files
 from utils.stats import StatsFiles
@@ -87,7 +89,7 @@ def previews(run_dir: Path, suffix: str) -> list[str]:
 
 
 def weights_of(run_dir: Path) -> str:
-    return learned(checkpoint.load(list_files(run_dir, "training-state")[-1], "state"))
+    return learned(TrainingState.read(list_files(run_dir, "training-state")[-1]))
 
 
 # ---- what is shown ----
@@ -242,7 +244,7 @@ def shown(run_dir: Path, preview: Preview | None, options=OPTIONS, resume: Path 
     trainer.run(Stop(run_dir))
     if distributed.rank():
         return "", said
-    return learned(checkpoint.load(list_files(run_dir, "training-state")[-1], "state")), said
+    return learned(TrainingState.read(list_files(run_dir, "training-state")[-1])), said
 
 
 def sight(seen: list):
@@ -319,9 +321,9 @@ def test_pictures_go_to_wandb_too(tmp_path, monkeypatch):
 def test_files_hold_what_was_drawn_and_nothing_half_written(tmp_path):
     (tmp_path / "previews").mkdir()
     (tmp_path / "previews/.tmp-1-preview-000001.png").touch()
-    meta = SampleMeta({"affine": np.eye(4).tolist()}, "", "", {})
+    meta = SampleMeta(Facts("", ""), "", "", {})
     arrays = {"images": np.ones((2, 1, 4), np.float32), "latents": np.zeros((2, 1, 2), np.float32)}
-    write_preview(tmp_path, "000002", Made(b"png", Samples([0, 1], arrays, meta)))
+    write_preview(tmp_path, "000002", MadePreview(b"png", DrawnSamples([0, 1], arrays, meta)))
     assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["preview-000002.npz", "preview-000002.png"]
     file = SamplesFile(tmp_path / "previews/preview-000002.npz")
     assert set(file.arrays) == {"latents"} and file.seeds.tolist() == [0, 1]

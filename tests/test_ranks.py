@@ -14,9 +14,9 @@ import dataset_tool
 import generate
 import train
 from formats.samples import SamplesFile
+from formats.training_state import TrainingState
 from tests.commands import succeed
 from tests.toy import learned
-from utils import checkpoint
 from utils.log import read_status
 from utils.runs import list_files
 
@@ -56,9 +56,9 @@ def run(ranks: int, root: str, *arguments: str) -> Path:
     return next(Path(root).glob("0*"))
 
 
-def last_state(run_dir: Path) -> dict:
+def last_state(run_dir: Path) -> TrainingState:
     """The last training state of a run."""
-    return checkpoint.load(list_files(run_dir, "training-state")[-1], "state")
+    return TrainingState.read(list_files(run_dir, "training-state")[-1])
 
 
 def apart(one: dict, two: dict) -> float:
@@ -71,9 +71,9 @@ def apart(one: dict, two: dict) -> float:
 def test_two_ranks_end_in_the_weights_of_one(at, request, experiment):
     name = request.node.callspec.id
     one, two = (last_state(run(ranks, f"{name}-{ranks}", *experiment)) for ranks in (1, 2))
-    assert one["progress"]["nimg"] == two["progress"]["nimg"] == 120 and two["environment"]["ranks"] == 2
-    found = {part: apart(weights, two["modules"][part]) for part, weights in one["modules"].items()}
-    assert max(*found.values(), apart(one["ema"], two["ema"])) < 1e-5, found
+    assert one.progress["nimg"] == two.progress["nimg"] == 120 and two.environment["ranks"] == 2
+    found = {part: apart(weights, two.modules[part]) for part, weights in one.modules.items()}
+    assert max(*found.values(), apart(one.ema, two.ema)) < 1e-5, found
 
 
 def test_networks_of_one_and_two_ranks_draw_the_same_volumes(at):
@@ -97,7 +97,7 @@ def test_first_stage_and_adversary_resume_bit_for_bit_at_three_ranks(at):
         run_dir = run(3, "broken", *again, f"training.options.total_kimg={kimg}")
         (run_dir / "STOP").touch()  # is obeyed after a step
         run(3, "broken", *again)
-        assert read_status(run_dir)["nimg"] == last_state(run_dir)["progress"]["nimg"] == nimg
+        assert read_status(run_dir)["nimg"] == last_state(run_dir).progress["nimg"] == nimg
     broken = last_state(run(3, "broken", *again))
-    assert set(broken["modules"]) == {"autoencoder", "discriminator"}
+    assert set(broken.modules) == {"autoencoder", "discriminator"}
     assert learned(broken) == learned(whole)

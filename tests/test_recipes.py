@@ -17,6 +17,7 @@ import dataset_tool
 import evaluate
 import generate
 import train
+from formats.facts import Facts
 from formats.latents import LatentsFile
 from formats.nifti import write_nifti
 from formats.samples import SamplesFile
@@ -53,7 +54,7 @@ def composed(name: str) -> dict:
 def on_meta(name: str) -> torch.nn.Module:
     """The network of a recipe at full size, without memory."""
     shape, labels, *_ = FULL[name]
-    data = SimpleNamespace(shape=shape, data={"label_classes": ["x"] * labels, "class_names": []})
+    data = SimpleNamespace(shape=shape, facts=Facts("", "", label_classes=("x",) * labels))
     with torch.device("meta"):
         return build(fill_network(composed(name), data))
 

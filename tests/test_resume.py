@@ -23,6 +23,7 @@ import train
 import training.run
 import utils.log
 import utils.runs
+from formats.training_state import TrainingState
 from tests.toy import OPTIONS, learned, make_trainer, ticks, trained
 from training.build import held_out
 from training.resume import changes, choose_start, latest, listed_differences, read_state
@@ -75,7 +76,7 @@ def command(root: str, *overrides: str, ranks: int = 0, launcher: tuple[str, ...
 
 def result(run_dir: Path) -> str:
     """Hash of all that a run has learned."""
-    return learned(checkpoint.load(list_files(run_dir, "training-state")[-1], "state"))
+    return learned(TrainingState.read(list_files(run_dir, "training-state")[-1]))
 
 
 def kill_in_step(monkeypatch, step: int, number: signal.Signals) -> None:
@@ -107,7 +108,7 @@ def test_resume_in_the_middle_is_bit_identical(tmp_path, dropout):
     state = list_files(tmp_path / "first", "training-state")[0]
     second = trained(tmp_path / "second", options, resume=state, dropout=dropout)
     assert learned(second) == learned(whole)
-    assert second["progress"]["nimg"] == 240
+    assert second.progress["nimg"] == 240
 
 
 def test_ticks_after_the_state_are_not_told_twice(tmp_path):
@@ -135,7 +136,8 @@ def test_run_that_is_signalled_says_so_and_goes_on_bit_for_bit(at, monkeypatch, 
     assert again.exit_code == 0 and "Resumed from" in again.output
     assert read_status(run_dir)["status"] == "done"
     assert result(run_dir) == result(Path("whole/00000-echo_edm"))
-    best, wanted = (checkpoint.load(p / "network-best.pt", "snapshot") for p in (run_dir, Path("whole/00000-echo_edm")))
+    best, wanted = (checkpoint.load(p / "network-best.pt", "snapshot").content for p in
+                    (run_dir, Path("whole/00000-echo_edm")))
     assert best["nimg"] == wanted["nimg"] and checkpoint.checksum(best["ema"]) == checkpoint.checksum(wanted["ema"])
 
 
@@ -181,8 +183,8 @@ def test_second_run_is_refused_and_sigterm_to_a_process_of_its_own_works(at):
         process.kill()
     status = read_status(run_dir)
     assert status["status"] == "requeue" and 0 < status["nimg"] < 4000
-    read = checkpoint.load(list_files(run_dir, "training-state")[-1], "state")
-    assert read["progress"]["nimg"] == status["nimg"]
+    read = TrainingState.read(list_files(run_dir, "training-state")[-1])
+    assert read.progress["nimg"] == status["nimg"]
 
 
 def test_lock_ends_with_its_process_however_it_dies(tmp_path):
@@ -383,7 +385,7 @@ def test_state_of_another_program_is_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks stats: it was written by another version"):
         read_state(tmp_path / "old.pt", trainer.record)
     state = trainer.state()
-    state["modules"]["diffusion"]["layers.0.weight"] = torch.zeros(3)
+    state.modules["diffusion"]["layers.0.weight"] = torch.zeros(3)
     with pytest.raises(ValueError, match="does not fit"):
         trainer.restore(state)
 
@@ -569,7 +571,7 @@ def test_a_longer_run_under_cosine_is_warned_of(tmp_path):
         said: list[str] = []
         again = make_trainer(tmp_path, replace(options, lr_schedule=schedule, total_kimg=1))
         again.log = said.append
-        again.restore(checkpoint.load(list_files(tmp_path, "training-state")[-1], "state"))
+        again.restore(TrainingState.read(list_files(tmp_path, "training-state")[-1]))
         assert any("total_kimg was 0.24, is 1" in line for line in said) is warned
 
 
@@ -581,8 +583,8 @@ def test_a_sharded_run_ends_like_a_whole_one(at):
         made = subprocess.run(command(parallel, *options, f"training.options.parallel={parallel}", ranks=2),
                               capture_output=True, text=True, timeout=120)
         assert made.returncode == 0, made.stderr
-        state = checkpoint.load(list_files(next(Path(parallel).glob("0*")), "training-state")[-1], "state")
-        weights.append(torch.cat([w.flatten() for w in state["ema"].values()]))
+        state = TrainingState.read(list_files(next(Path(parallel).glob("0*")), "training-state")[-1])
+        weights.append(torch.cat([w.flatten() for w in state.ema.values()]))
     assert (weights[0] - weights[1]).norm() / weights[0].norm() < 1e-4
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from formats.facts import Facts
 from formats.samples import SampleMeta, SamplesFile, write_samples
 
-META = SampleMeta({"channels": ["echo"]}, "net.pt", "ab12", {"num_steps": 18})
+META = SampleMeta(Facts("", "", ("echo",)), "net.pt", "ab12", {"num_steps": 18})
 IMAGES = np.arange(2 * 1 * 3 * 3, dtype=np.float32).reshape(2, 1, 3, 3)
 
 

@@ -212,7 +212,7 @@ def test_classes_reach_training_and_samples(at):
 def test_latents_have_unit_variance_for_a_network_without_sigma_data_and_decode_from_it(at):
     succeed(train.main, *EDM, "precond=vp", "loss=vp", "training.options.run_root=results/vp")
     path = next(Path("results/vp").glob("*/network-snapshot-*.pt"))
-    assert checkpoint.load(path, "snapshot")["first_stage"]["sigma_data"] == 1
+    assert checkpoint.load(path, "snapshot").content["first_stage"]["sigma_data"] == 1
     last = (path.parent / "stats.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["loss/data_square"] == pytest.approx(1, abs=0.3)
 
@@ -249,7 +249,7 @@ def test_encode_spares_its_source_and_refuses_a_diverged_autoencoder(at):
     encode = ["encode", "--source", "data/echo.h5"]
     assert "--source" in refused(at, dataset_tool.main, *encode, "--autoencoder", "echo_vae", "--dest", "data/echo.h5")
     path = next(Path("results/00000-echo_vae").glob("network-snapshot-*.pt"))
-    snapshot = checkpoint.load(path, "snapshot")
+    snapshot = checkpoint.load(path, "snapshot").content
     snapshot["ema"]["encoder.0.bias"].fill_(float("nan"))
     checkpoint.save(Path("diverged.pt"), "snapshot", snapshot)
     assert "not finite" in refused(at, dataset_tool.main, *encode, "--autoencoder", "diverged.pt", "--dest",
@@ -390,7 +390,7 @@ def test_generate_refuses_another_autoencoder_by_hash(at):
 
 
 def test_snapshot_that_names_code_is_refused(at):
-    snapshot = checkpoint.load(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"), "snapshot")
+    snapshot = checkpoint.load(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"), "snapshot").content
     snapshot["network"]["_target_"] = "os.mkdir"
     checkpoint.save(Path("damaged-hostile.pt"), "snapshot", snapshot)
     line = refused(at, generate.main, *DRAW, "sampling.outdir=results/refused", "sampling.network=damaged-hostile.pt")

@@ -87,7 +87,7 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
             run.save(folder / f"{first}-half.pt")
             run.train(3).save(folder / f"{first}.pt")
             for second in ("ddp", "fsdp"):
-                half = checkpoint.load(folder / f"{first}-half.pt", "state")
+                half = checkpoint.load(folder / f"{first}-half.pt", "state").content
                 Run(second, half).train(3).save(folder / f"{first}-{second}.pt")
         check_shares()
     finally:
@@ -122,7 +122,7 @@ def runs(tmp_path_factory) -> dict[str, dict]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     torch.multiprocessing.spawn(on_rank, (port, folder), nprocs=RANKS)
-    return {path.stem: checkpoint.load(path, "state") for path in folder.glob("*.pt")}
+    return {path.stem: checkpoint.load(path, "state").content for path in folder.glob("*.pt")}
 
 
 def vector(state: dict, part: str) -> torch.Tensor:

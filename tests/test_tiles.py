@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from networks.autoencoder import AutoencoderKL
-from networks.tiles import Convolved, InTiles, Rows, activated, by_parts, written
+from networks.tiles import Convolved, InTiles, Rows, Tiles, activated, by_parts, written
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -41,7 +41,7 @@ def test_slabs_agree_with_the_whole(name):
     with torch.no_grad():
         posterior = net.encode(image, label)
         whole = net.decode(posterior.mean)
-        view = by_parts(net, net.factor, mode="exact")  # the thinnest slabs that there are
+        view = by_parts(net, Tiles(net.factor, mode="exact"))  # the thinnest slabs that there are
         in_slabs = view.encode(image, label)
         parts = view.decode(posterior.mean)
     for ours, wanted in ((in_slabs.mean, posterior.mean), (in_slabs.std, posterior.std), *zip(parts, whole)):
@@ -52,7 +52,7 @@ def test_slabs_agree_with_the_whole(name):
 def test_the_network_itself_stays_whole():
     net = randomised(AutoencoderKL(1, spatial_dims=2, channels=(4, 8)))
     encoder, decoder, keys = net.encoder, net.decoder, list(net.state_dict())
-    view = by_parts(net, (4, 4))
+    view = by_parts(net, Tiles((4, 4)))
     assert net.encoder is encoder and net.decoder is decoder and list(net.state_dict()) == keys
     assert view.decoder.inner is decoder and view.latent_shape((8, 8)) == net.latent_shape((8, 8))
 
@@ -82,7 +82,7 @@ def test_tiles_of_a_pointwise_network_are_the_whole(overlap):
             if not isinstance(layer, nn.Conv2d):
                 half[i] = nn.Identity()  # norms see their tile
     image, label = torch.randn(2, 1, 12, 10), torch.randint(0, 2, (2, 12, 10))
-    view = by_parts(net, (4, 6), overlap)
+    view = by_parts(net, Tiles((4, 6), overlap))
     with torch.no_grad():
         wanted, got = net.encode(image, label).mean, view.encode(image, label).mean
         torch.testing.assert_close(got, wanted)
@@ -109,20 +109,20 @@ def test_tiles_differ_from_the_whole_by_their_norms():
     net = randomised(AutoencoderKL(1, spatial_dims=2, channels=(4, 8)))
     z = torch.randn(1, 4, 16, 16).cumsum(2)
     with torch.no_grad():
-        whole, tiled = net.decode(z)[0], by_parts(net, (8, 8)).decode(z)[0]
-        same = by_parts(net, (32, 64)).decode(z)[0]  # one tile holds all
+        whole, tiled = net.decode(z)[0], by_parts(net, Tiles((8, 8))).decode(z)[0]
+        same = by_parts(net, Tiles((32, 64))).decode(z)[0]  # one tile holds all
     assert torch.equal(same, whole) and (tiled - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (dict(tile=(8,)), ["tile=[8]", "multiples of [4, 2]"]),
-    (dict(tile=(6, 8)), ["tile=[6, 8]", "multiples of [4, 2]", "such as [8, 8]"]),
-    (dict(tile=(0, 8)), ["tile=[0, 8]", "such as [4, 8]"]),
-    (dict(tile=(8, 8), overlap=1), ["tile overlap=1"]),
-    (dict(tile=(8, 8), mode="whole"), ["tile mode='whole'", "blend, exact"]),
+    (dict(size=(8,)), ["tile=[8]", "multiples of [4, 2]"]),
+    (dict(size=(6, 8)), ["tile=[6, 8]", "multiples of [4, 2]", "such as [8, 8]"]),
+    (dict(size=(0, 8)), ["tile=[0, 8]", "such as [4, 8]"]),
+    (dict(size=(8, 8), overlap=1), ["tile overlap=1"]),
+    (dict(size=(8, 8), mode="whole"), ["tile mode='whole'", "blend, exact"]),
 ])
 def test_tiles_that_cannot_be_are_refused(arguments, words):
     net = AutoencoderKL(1, spatial_dims=2, channels=(4, 4, 4), strides=[2, [2, 1]])
     with pytest.raises(ValueError) as error:
-        by_parts(net, **arguments)
+        by_parts(net, Tiles(**arguments))
     assert all(word in str(error.value) for word in words)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from formats.training_state import TrainingState
 from inference.batch import Batch
 from tests.toy import OPTIONS, Points, Toy, in_step, learned, make_trainer, stopped, ticks, trained, two_phases, weights
 from training.batch_transforms import DrawLatents, Identity
@@ -103,7 +104,7 @@ def ranks_move_buffers(folder: Path) -> None:
     seen = distributed.gather(norm.running_mean)
     assert torch.equal(seen[0], seen[1]) and seen.abs().min() > 0
     trainer.save_snapshot()
-    tensors = [leaf for _, leaf in checkpoint.walk(trainer.state()["modules"])
+    tensors = [leaf for _, leaf in checkpoint.walk(trainer.state().modules)
                if leaf is None or isinstance(leaf, torch.Tensor)]
     assert tensors and all((leaf is None) == (distributed.rank() > 0) for leaf in tensors)
 
@@ -114,11 +115,11 @@ def test_ranks_give_what_one_process_gives_and_resume_bit_for_bit(plain, tmp_pat
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     torch.multiprocessing.spawn(on_rank, (ranks, port, str(tmp_path)), nprocs=ranks)
-    states = {p.name: checkpoint.load(list_files(p, "training-state")[-1], "state") for p in tmp_path.iterdir()}
+    states = {p.name: TrainingState.read(list_files(p, "training-state")[-1]) for p in tmp_path.iterdir()}
     for part in ("modules", "ema"):
         apart = weights(states["plain"], part) - weights(plain, part)
         assert apart.norm() <= 1e-5 * weights(plain, part).norm()
-    assert states["first"]["progress"]["nimg"] == 96  # in the middle of a tick
+    assert states["first"].progress["nimg"] == 96  # in the middle of a tick
     assert learned(states["second"]) == learned(states["whole"]) != learned(states["plain"])
     assert ticks(tmp_path / "second") == ticks(tmp_path / "whole")[1:]
 
@@ -239,7 +240,7 @@ def test_a_run_that_ends_on_bad_steps_has_the_weights_of_before(tmp_path):
     before = make_trainer(tmp_path / "before", replace(OPTIONS, total_kimg=18 * 12 / 1000), task=faulty_task(set()))
     before.run(Stop(tmp_path / "before"))
     assert trainer.progress.bad_steps == 2 and list_files(tmp_path, "network-snapshot")
-    weights = [trainer.state()["modules"], before.state()["modules"]]
+    weights = [trainer.state().modules, before.state().modules]
     assert checkpoint.checksum(weights[0]) == checkpoint.checksum(weights[1])
 
 
@@ -466,8 +467,8 @@ def test_old_snapshots_and_states_are_deleted(tmp_path):
 
 def test_snapshot_holds_the_average(plain, tmp_path):
     state = trained(tmp_path)
-    snapshot = checkpoint.load(list_files(tmp_path, "network-snapshot")[-1], "snapshot")
-    assert len({checkpoint.checksum(average) for average in (snapshot["ema"], state["ema"], plain["ema"])}) == 1
+    snapshot = checkpoint.load(list_files(tmp_path, "network-snapshot")[-1], "snapshot").content
+    assert len({checkpoint.checksum(average) for average in (snapshot["ema"], state.ema, plain.ema)}) == 1
     assert snapshot["task"] == "diffusion" and snapshot["nimg"] == 240
 
 
@@ -476,12 +477,12 @@ def test_every_half_life_has_snapshots_of_its_own(plain, tmp_path):
                                                     keep_snapshots=2))
     assert sorted(p.name for p in (tmp_path / "several").glob("network-*.pt")) == [
         f"network-snapshot-000000.{images}{ema}.pt" for images in (180, 240) for ema in ("-ema0.2", "-ema1", "")]
-    assert checkpoint.checksum(several["ema"]) == checkpoint.checksum(plain["ema"])
+    assert checkpoint.checksum(several.ema) == checkpoint.checksum(plain.ema)
     other = trained(tmp_path / "other", replace(OPTIONS, ema_halflife_kimg=0.2))
-    assert checkpoint.checksum(several["more_emas"][0]) == checkpoint.checksum(other["ema"])
-    snapshot = checkpoint.load(tmp_path / "several/network-snapshot-000000.240-ema0.2.pt", "snapshot")
+    assert checkpoint.checksum(several.more_emas[0]) == checkpoint.checksum(other.ema)
+    snapshot = checkpoint.load(tmp_path / "several/network-snapshot-000000.240-ema0.2.pt", "snapshot").content
     assert snapshot["ema_halflife_kimg"] == 0.2
-    assert checkpoint.checksum(snapshot["ema"]) == checkpoint.checksum(other["ema"])
+    assert checkpoint.checksum(snapshot["ema"]) == checkpoint.checksum(other.ema)
     assert find_file(str(tmp_path / "several"), "network-snapshot", tmp_path, "key").name.endswith("000.240.pt")
 
 
@@ -529,9 +530,9 @@ def test_best_snapshot_is_that_of_the_lowest_validation_loss(tmp_path):
     trainer, losses = make_trainer(tmp_path, options, held=Held(Points(), 1)), iter([3.0, 1.0, np.nan, 2.0])
     trainer.validate = lambda: {"val/loss": next(losses)}
     trainer.run(Stop(tmp_path))
-    best = checkpoint.load(tmp_path / "network-best.pt", "snapshot")
+    best = checkpoint.load(tmp_path / "network-best.pt", "snapshot").content
     assert best["nimg"] == 120 and best["val_loss"] == 1 == trainer.progress.best
-    same = checkpoint.load(tmp_path / "network-snapshot-000000.120.pt", "snapshot")
+    same = checkpoint.load(tmp_path / "network-snapshot-000000.120.pt", "snapshot").content
     assert checkpoint.checksum(best["ema"]) == checkpoint.checksum(same["ema"])
     assert find_file(str(tmp_path), "network-snapshot", tmp_path, "key").name == "network-snapshot-000000.240.pt"
     assert ticks(tmp_path)[2]["val/loss"] is None

@@ -9,7 +9,7 @@ import torch
 import dataset_tool
 import train
 from formats.latents import FirstStageRecord, LatentsFile, write_latents
-from inference.snapshot import first_stage_hash
+from inference.snapshot import network_hash
 from tests.commands import call, refused, succeed
 from tests.test_encode import TINY, encoded, write_snapshot, write_volumes
 from utils import checkpoint
@@ -31,7 +31,7 @@ def at(request, tmp_path: Path):
         write_volumes(Path("vols.h5"))
         write_snapshot(Path("stage.pt"), Path("vols.h5"))
         encoded("lat.h5")
-        snapshot = checkpoint.load(Path("stage.pt"), "snapshot")
+        snapshot = checkpoint.load(Path("stage.pt"), "snapshot").content
         snapshot["network"] = request.param
         checkpoint.save(Path("evil.pt"), "snapshot", snapshot)
         write_evil_latents(Path("evil.h5"), LatentsFile(Path("lat.h5")), request.param)
@@ -42,8 +42,8 @@ def write_evil_latents(path: Path, good: LatentsFile, node: dict) -> None:
     """Whole latents whose first stage has another config, and the hash of that one."""
     weights = good.first_stage().weights
     torch_weights = {name: torch.from_numpy(w) for name, w in weights.items()}
-    record = FirstStageRecord(node, weights, first_stage_hash(node, torch_weights))
-    write_latents(path, {s: good.read(s) for s in good.splits}, record, good.data, {"kind": "test"})
+    record = FirstStageRecord(node, weights, network_hash(node, torch_weights))
+    write_latents(path, {s: good.read(s) for s in good.splits}, record, good.facts, {"kind": "test"})
 
 
 @pytest.mark.parametrize("arguments", [BY_LATENTS, BY_SNAPSHOT], ids=["latents", "snapshot"])

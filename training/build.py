@@ -137,7 +137,7 @@ def build_transform(training: dict, dataset: object, held: Held | None) -> Calla
     """The batch transform, told what is known of latents; ValueError when the data are not what it is for."""
     node, path = training["batch_transform"], "training.batch_transform"
     latents, source = dataset.facts.latents, dataset.facts.file
-    filled = fill(node, trust=training["options"]["trust"], **(latents._asdict() if latents else {}))
+    filled = fill(node, trust=training["options"]["trust"], **(latents.statistics if latents else {}))
     try:
         check_targets(filled, path)
     except ValueError as e:
