@@ -36,10 +36,7 @@ class FirstStage:
 
     def __init__(self, net: torch.nn.Module, facts: Facts, scaling: LatentScaling | None = None,
                  precision: str = "fp32"):
-        self.net, self.facts, self.precision, self.whole = net, facts, precision, True
-        self.scaling = scaling or LatentScaling([0.0] * net.latent_channels, [1.0] * net.latent_channels, sigma_data=1)
-        shift, gain = shift_and_gain(*self.scaling)
-        self.shift, self.gain = (torch.tensor(values, dtype=torch.float32) for values in (shift, gain))
+        self.net, self.facts, self.scaling, self.precision, self.whole = net, facts, scaling, precision, True
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +64,7 @@ class FirstStage:
 
     def scaled(self, z: torch.Tensor) -> torch.Tensor:
         """Scaled latents [N,z,*s] of latents as the network gives them."""
-        return whiten(z, self.shift.to(z.device), self.gain.to(z.device))
+        return z if self.scaling is None else whiten(z, *self.shift_and_gain(z.device))
 
     def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled posterior means [N,z,*s] of images [N,C,*S] and label maps [N,*S]."""
@@ -106,10 +103,15 @@ class FirstStage:
 
     def decoded(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the network makes of scaled latents: images in [-1,1] and logits [N,K,*S], float32."""
-        z = unwhiten(latents.float(), self.shift.to(latents.device), self.gain.to(latents.device))
+        z = latents.float()
+        z = z if self.scaling is None else unwhiten(z, *self.shift_and_gain(z.device))
         with autocast(self.precision, z.device):
             x, logits = self.net.decode(z)
         return x.float(), None if logits is None else logits.float()
+
+    def shift_and_gain(self, device: torch.device) -> list[torch.Tensor]:
+        """What latents are scaled by, [C] each."""
+        return [torch.tensor(values, dtype=torch.float32, device=device) for values in shift_and_gain(*self.scaling)]
 
     def stored(self, x: torch.Tensor, logits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images in stored units, and label maps, of what the network gives."""

@@ -12,7 +12,7 @@ from inference.batch import Batch
 from networks.autoencoder import AutoencoderKL
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
-from tests.toy import OPTIONS, make_trainer, ticks, trained
+from tests.toy import BLANK, OPTIONS, make_trainer, ticks, trained
 from training.adversarial import Adversary, hinge, least_squares
 from training.autoencoder_loss import AutoencoderLoss
 from training.phases import Task
@@ -148,7 +148,7 @@ def make_task(dims: int = 3, **settings) -> Task:
     torch.manual_seed(0)
     net = AutoencoderKL(1, 0, 2, dims, [4, 8], num_blocks=1, num_blocks_decoder=1)
     adversary = Adversary(patch_network(2 if settings.get("per_slice") else dims), SGD, **settings)
-    return autoencoder_task(net, AutoencoderLoss(), SGD(net.parameters()), {}, None, adversary, batch_size=4)
+    return autoencoder_task(net, AutoencoderLoss(), SGD(net.parameters()), BLANK, None, adversary, batch_size=4)
 
 
 def gradients(task: Task, images: torch.Tensor, rounds: list[list[int]]) -> list[torch.Tensor]:
@@ -215,7 +215,7 @@ def toy_task() -> Task:
     network = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.LeakyReLU(0.2), torch.nn.Conv1d(4, 1, 1))
     adam = partial(torch.optim.Adam, lr=3e-3)
     adversary = Adversary(network, adam, weight=0.1, start_kimg=0.096, warmup_kimg=0.072)
-    return autoencoder_task(net, AutoencoderLoss(), adam(net.parameters()), {"task": "autoencoder"}, None, adversary,
+    return autoencoder_task(net, AutoencoderLoss(), adam(net.parameters()), BLANK, None, adversary,
                             batch_size=12)
 
 
@@ -232,8 +232,8 @@ def test_resume_of_both_phases_is_bit_identical(tmp_path, step):
     state = list_files(tmp_path / "first", "training-state")[0]
     second = trained(tmp_path / "second", options, task=toy_task(), resume=state)
     for part in ("modules", "ema", "optimizers"):
-        assert checkpoint.checksum(second[part]) == checkpoint.checksum(whole[part])
-    assert set(whole["modules"]) == set(whole["optimizers"]) == {"autoencoder", "discriminator"}
+        assert checkpoint.checksum(getattr(second, part)) == checkpoint.checksum(getattr(whole, part))
+    assert set(whole.modules) == set(whole.optimizers) == {"autoencoder", "discriminator"}
     lines = ticks(tmp_path / "whole")
     assert "loss/discriminator" not in lines[0] and lines[0]["loss/adversarial"] == 0
     assert lines[-1]["loss/adversarial"] > 0 and lines[-1]["loss/real"] > 0 and lines[-1]["share/l1"] < 1

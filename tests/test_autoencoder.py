@@ -7,6 +7,7 @@ from inference.batch import Batch
 from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators, Noise
+from tests.toy import BLANK
 from training.phases import LossOutput
 from training.tasks.autoencoder import autoencoder_task
 
@@ -33,7 +34,7 @@ def augment(batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Ten
 def take_loss(net: Watcher, augmentation=None) -> LossOutput:
     """The task's loss of two images [1,4] of ones, their label maps ones."""
     batch = Batch(torch.ones(2, 1, 4), torch.ones(2, 4, dtype=torch.uint8), Condition())
-    task = autoencoder_task(net, loss, torch.optim.SGD([torch.zeros(1)]), {}, augmentation, batch_size=2)
+    task = autoencoder_task(net, loss, torch.optim.SGD([torch.zeros(1)]), BLANK, augmentation, batch_size=2)
     return task.phases[0].loss(net, batch, ImageGenerators([5, 6], seed=7))
 
 

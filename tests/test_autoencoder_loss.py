@@ -16,6 +16,7 @@ from networks.autoencoder import Posterior, Reconstruction
 from networks.conditioning import Condition
 from samplers.noise import ImageGenerators
 from tests.commands import succeed
+from tests.toy import BLANK
 from training.autoencoder_loss import AutoencoderLoss
 from training.perceptual import PerceptualDistance
 from training.schedule import check_schedule, highest, scheduled
@@ -179,7 +180,7 @@ def batch_of(rows: list[list[float]]) -> Batch:
 
 def task_of(loss, batch_size: int = 4):
     net = Coder()
-    return autoencoder_task(net, loss, torch.optim.SGD(net.parameters()), {}, batch_size=batch_size), net
+    return autoencoder_task(net, loss, torch.optim.SGD(net.parameters()), BLANK, batch_size=batch_size), net
 
 
 def test_weights_follow_the_step_in_training_and_are_the_last_ones_in_validation():

@@ -111,8 +111,8 @@ def read_volumes(path: Path) -> object:
 
 def read_latents(path: Path) -> object:
     file = LatentsFile(path)
-    return [file.facts.plain(), file.content_hash, file.first_stage(),
-            {split: file.read(split) for split in file.splits}]
+    return [file.facts.content_hash, file.facts.channels, file.facts.latents.statistics, file.content_hash,
+            file.first_stage(), {split: file.read(split) for split in file.splits}]
 
 
 def read_samples(path: Path) -> object:

@@ -121,17 +121,18 @@ def test_rows_are_what_the_network_says_of_each_volume(at):
                 wanted = net.encode(torch.from_numpy(item.image)[None] - 1, torch.from_numpy(item.label)[None])
             np.testing.assert_allclose(found.mean[i], wanted.mean[0].numpy(), atol=1e-5)
             np.testing.assert_allclose(found.std[i], wanted.std[0].numpy(), atol=1e-5)
-    assert latents.posterior == "gaussian" and latents.scaling == "standardize"
+    assert latents.facts.latents.posterior == "gaussian" and latents.facts.latents.scaling == "standardize"
     assert not Path("lat.h5.parts").exists()
 
 
-def test_figures_are_those_of_draws_from_the_training_split(at):
+def test_statistics_are_those_of_draws_from_the_training_split(at):
     latents, train = LatentsFile("lat.h5"), LatentsFile("lat.h5").read("train")
     draws = train.mean + train.std * np.random.default_rng(0).standard_normal((4000, *train.mean.shape), np.float32)
     axes = (0, 1, 3, 4, 5)
-    np.testing.assert_allclose(latents.channel_mean, draws.mean(axes), atol=0.01)
-    np.testing.assert_allclose(latents.channel_std, draws.std(axes), rtol=0.01)
-    assert latents.limits == pytest.approx([(train.mean - 3 * train.std).min(), (train.mean + 3 * train.std).max()])
+    np.testing.assert_allclose(latents.facts.latents.channel_mean, draws.mean(axes), atol=0.01)
+    np.testing.assert_allclose(latents.facts.latents.channel_std, draws.std(axes), rtol=0.01)
+    limits = [(train.mean - 3 * train.std).min(), (train.mean + 3 * train.std).max()]
+    assert latents.facts.latents.limits == pytest.approx(limits)
 
 
 def test_the_round_trip_of_held_out_volumes_is_in_the_file(at):
@@ -353,7 +354,7 @@ def test_encoding_while_training_draws_what_latents_from_the_file_give(at):
     x, _ = on_the_fly(collate([images[0], images[3]]), generators[0])
     wanted, _ = from_file(collate([latents[0], latents[3]]), generators[1])
     torch.testing.assert_close(x, wanted, atol=1e-3, rtol=0)
-    assert not any(p.requires_grad for p in on_the_fly.net.parameters()) and not on_the_fly.net.training
+    assert not any(p.requires_grad for p in on_the_fly.stage.net.parameters()) and not on_the_fly.stage.net.training
 
 
 def test_means_instead_of_draws(at):

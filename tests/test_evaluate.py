@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,12 +201,12 @@ def test_another_snapshot_is_not_taken_for_the_one_that_drew(folder, tmp_path):
     ({}, ["--real", "gone.h5"], "gone.h5"),
     ({}, ["--generated", "gone.h5"], "gone.h5"),
     ({}, ["--split", "validation"], "no volume in split 'validation'"),
-    ({"channels": ["t1"]}, [], "channels ['t1'] are not in"),
-    ({"label_classes": ["background", "liver"]}, [], "label classes"),
-    ({"intensity": {"lo": -1.0, "hi": 1.0, "clip": True, "unit": ""}}, [], "intensity range"),
+    ({"channels": ("t1",)}, [], "channels ['t1'] are not in"),
+    ({"label_classes": ("background", "liver")}, [], "label classes"),
+    ({"intensity": Intensity(-1.0, 1.0, True, "")}, [], "intensity range"),
 ])
 def test_what_does_not_fit_is_one_line(folder, tmp_path, changes, arguments, message):
-    write(tmp_path / "samples.h5", phantom_arrays(2), data={**describe(), **changes})
+    write(tmp_path / "samples.h5", phantom_arrays(2), data=replace(describe(), **changes))
     given = {"--real": str(folder / "echo.h5"), "--generated": str(tmp_path / "samples.h5"),
              "--dest": str(tmp_path / "out"), **dict([arguments] if arguments else [])}
     answer = CliRunner().invoke(evaluate.main, [part for pair in given.items() for part in pair])
@@ -257,7 +258,10 @@ def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
     class Bare:
         """A first stage that shows its latents."""
 
-        latent_shape, codec = (1, 20, 20), SimpleNamespace(noise=lambda normal: normal * 0.5)
+        net, facts = SimpleNamespace(latent_shape=lambda size: (1, *size)), Facts("", "", spatial_shape=(20, 20))
+
+        def noise(self, normal):
+            return normal * 0.5
 
         def decode(self, latents):
             return latents, None

@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 
 import evaluate
-from formats.facts import Facts
+from formats.facts import Facts, LatentScaling
 from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
-from inference.snapshot import Snapshot
+from inference.snapshot import CarriedStage, Snapshot
 from metrics import image
 from networks.posteriors import PointPosterior
 from physics.phantoms import phantom_affine
@@ -182,9 +182,9 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, arguments, message
 # ---- what diffusion asks of its latents ----
 
 
-def part(round_trip: dict | None) -> dict:
+def part(round_trip: dict | None) -> CarriedStage:
     """What a run knows of a first stage that says this of its round trip."""
-    return {"round_trip": round_trip}
+    return CarriedStage(LatentScaling([0.0], [1.0]), round_trip=round_trip)
 
 
 def test_latents_of_a_poor_first_stage_are_refused_unless_told_otherwise():

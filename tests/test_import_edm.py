@@ -148,7 +148,7 @@ def test_inflated_network_is_a_start_in_three_dimensions(at, net):
     sums = {}
     for mode in ("centre", "mean"):
         found, snapshot, printed = imported("--inflate", "3", "--inflate-mode", mode)
-        assert snapshot.shape == [3, 8, 8, 8] and "3D network for 8x8x8, a start for training" in printed
+        assert snapshot.shape == (3, 8, 8, 8) and "3D network for 8x8x8, a start for training" in printed
         assert snapshot.config["imported"]["inflate_mode"] == mode
         assert found(torch.randn(1, 3, 8, 8, 8), torch.ones(1)).shape == (1, 3, 8, 8, 8)
         kernel = snapshot.weights["model.enc.level0_conv.weight"]
@@ -160,7 +160,7 @@ def test_inflated_network_is_a_start_in_three_dimensions(at, net):
 
 
 def test_kernels_are_inflated_at_the_centre_unless_told_otherwise(at):
-    assert imported("--inflate", "3")[1]["config"]["imported"]["inflate_mode"] == "centre"
+    assert imported("--inflate", "3")[1].config["imported"]["inflate_mode"] == "centre"
 
 
 # ---- bad input ----

@@ -1,13 +1,17 @@
 """Starting from a snapshot: what is taken, what is not, and that both are said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from formats.facts import Facts, LatentScaling
+from inference.snapshot import CarriedStage, Snapshot
 from networks.precond import DDPMPrecond
 from networks.unet import SongUNet
 from training.init_from import init_from, take_weights
-from utils import checkpoint, distributed
+from utils import distributed
 from utils.config import Options
 
 NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channel_mult": [1, 2]}}
@@ -16,13 +20,14 @@ NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channe
 def start(tmp_path, net: nn.Module, weights: dict, node: dict = NODE) -> list[str]:
     """Start a network of config `node` from a snapshot of NODE with some weights."""
     path = tmp_path / "network-snapshot-000001.pt"
-    checkpoint.save(path, "snapshot", {"network": NODE, "ema": weights})
+    replace(known(NODE), weights=weights).save(path)
     return init_from(net, known(node), Options(batch_size=1, total_kimg=1, init_from=str(path)))
 
 
-def known(node: dict = NODE, first_stage: str | None = None) -> dict:
+def known(node: dict = NODE, first_stage: str | None = None) -> Snapshot:
     """What is known of a network on images, or on latents of a first stage of such a hash."""
-    return {"network": node, "first_stage": first_stage and {"hash": first_stage}}
+    stage = first_stage and CarriedStage(LatentScaling([0.0], [1.0]), hash=first_stage)
+    return Snapshot("diffusion", node, Facts("", ""), (), stage)
 
 
 def network(width: int = 3, extra: bool = False) -> nn.Module:
@@ -113,8 +118,7 @@ def test_the_snapshot_is_chosen_by_rank_0_for_all(tmp_path, monkeypatch):
     for number, value in ((1, 1.0), (2, 2.0)):
         net = network()
         nn.init.constant_(net["first"].bias, value)
-        checkpoint.save(tmp_path / f"network-snapshot-{number:06d}.pt", "snapshot",
-                        {"network": NODE, "ema": net.state_dict()})
+        replace(known(), weights=net.state_dict()).save(tmp_path / f"network-snapshot-{number:06d}.pt")
     monkeypatch.setattr(distributed, "from_rank_0", lambda choose: choose().with_name("network-snapshot-000001.pt"))
     net = network()
     init_from(net, known(), Options(batch_size=1, total_kimg=1, init_from=str(tmp_path)))
@@ -134,6 +138,6 @@ def test_a_missing_snapshot_is_refused_by_its_key(tmp_path):
 def test_another_first_stage_is_said(tmp_path, was, now, line):
     net = network()
     path = tmp_path / "network-snapshot-000001.pt"
-    checkpoint.save(path, "snapshot", {**known(first_stage=was), "ema": net.state_dict()})
+    replace(known(first_stage=was), weights=net.state_dict()).save(path)
     lines = init_from(net, known(first_stage=now), Options(batch_size=1, total_kimg=1, init_from=str(path)))
     assert lines[2:] == ([line] if line else [])

@@ -231,4 +231,4 @@ def test_source_comes_from_the_file_where_it_is_there(tmp_path):
     from tests.test_evaluate import write_phantoms
     path = write_phantoms(tmp_path / "echo.h5")
     source = find_source(vae(f"training.dataset.path={path}")["training"], None, 0)
-    assert source.shape == (1, 28, 28, 28) and len(source.label_classes) == 4
+    assert source.shape == (1, 28, 28, 28) and len(source.facts.label_classes) == 4

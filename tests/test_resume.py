@@ -379,7 +379,7 @@ def test_state_of_another_experiment_or_data_is_refused_with_the_keys(tmp_path):
 
 def test_state_of_another_program_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
-    state = trainer.state()
+    state = trainer.state().plain()
     state.pop("stats")
     checkpoint.save(tmp_path / "old.pt", "state", state)
     with pytest.raises(ValueError, match="lacks stats: it was written by another version"):

@@ -107,9 +107,9 @@ def test_samples_carry_geometry_and_pictures(at):
 
 
 def test_latents_and_images_of_a_sample_belong_together(at):
-    from inference.snapshot import load_first_stage
+    from inference.snapshot import Snapshot
     samples = SamplesFile("results/demo/samples.h5")
-    stage = load_first_stage(Path("results/00001-echo_edm/network-snapshot-000000.016.pt"))
+    stage = Snapshot.read(Path("results/00001-echo_edm/network-snapshot-000000.016.pt")).open_first_stage()
     image, label = stage.decode(torch.from_numpy(samples.latents(2)[None]))
     np.testing.assert_allclose(image[0].numpy(), samples.images(2), atol=1e-5)
     assert (label[0].numpy() == samples.labels(2)).mean() > 0.999

@@ -47,7 +47,7 @@ def test_signal_leaves_a_state_that_goes_on_bit_for_bit(whole, tmp_path, number,
     assert (reason.why, reason.status, reason.exit_code) == (why, "requeue", code)
     assert [signal.getsignal(n) for n in stop.BY_SIGNAL] == before
     path, = list_files(tmp_path, "training-state")
-    assert read_state(path, trainer.record)["progress"]["nimg"] == 12 * (step + 1)
+    assert read_state(path, trainer.record).nimg == 12 * (step + 1)
     assert not list_files(tmp_path, "network-snapshot")
     assert learned(go_on(tmp_path)) == learned(whole[0])
     assert ticks(tmp_path) == whole[1]

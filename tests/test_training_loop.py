@@ -15,7 +15,20 @@ import torch
 
 from formats.training_state import TrainingState
 from inference.batch import Batch
-from tests.toy import OPTIONS, Points, Toy, in_step, learned, make_trainer, stopped, ticks, trained, two_phases, weights
+from tests.toy import (
+    BLANK,
+    OPTIONS,
+    Points,
+    Toy,
+    in_step,
+    learned,
+    make_trainer,
+    stopped,
+    ticks,
+    trained,
+    two_phases,
+    weights,
+)
 from training.batch_transforms import DrawLatents, Identity
 from training.data_sampler import InfiniteSampler
 from training.ema import halflives
@@ -42,7 +55,7 @@ def plain(tmp_path_factory) -> dict:
 def test_every_trained_thing_is_compared(plain, tmp_path):
     other = trained(tmp_path, replace(OPTIONS, total_kimg=0.228))
     for part in ("modules", "ema", "optimizers"):
-        assert checkpoint.checksum(other[part]) != checkpoint.checksum(plain[part])
+        assert checkpoint.checksum(getattr(other, part)) != checkpoint.checksum(getattr(plain, part))
     assert learned(other) != learned(plain)
 
 
@@ -168,7 +181,7 @@ def faulty_task(bad_calls: set[int], gradient: bool = True) -> Task:
             value = value * np.nan if gradient else value + np.nan
         return LossOutput(value, len(batch.images), {})
 
-    return Task([Phase("faulty", net, torch.optim.Adam(net.parameters(), lr=1e-2), loss)], net, {})
+    return Task([Phase("faulty", net, torch.optim.Adam(net.parameters(), lr=1e-2), loss)], net, BLANK)
 
 
 @pytest.mark.parametrize("gradient", [True, False])
@@ -191,7 +204,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, gradient):
 def test_step_moves_all_phases_or_none(tmp_path):
     task, other = faulty_task(set()), faulty_task({2})
     other.phases[0].name = "other"
-    trainer = make_trainer(tmp_path, task=Task([*task.phases, *other.phases], task.net, {}))
+    trainer = make_trainer(tmp_path, task=Task([*task.phases, *other.phases], task.net, BLANK))
     data, seen = trainer.batches(), []
     for _ in range(4):
         trainer.step(data)
