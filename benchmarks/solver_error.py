@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import one_hot
 
 from benchmarks.common import json_line
+from inference.conditions import Conditions
 from inference.snapshot import Snapshot
 from networks.conditioning import Condition
 from samplers import ImageGenerators, edm_sampler, multistep_sampler
@@ -88,10 +88,8 @@ def trained(path: Path) -> Problem:
         raise ValueError(f"--network {path}: wanted a network that knows every noise level from {SIGMA_MIN} to "
                          f"{SIGMA_MAX}, as the peers ask")
     latents = ImageGenerators(range(NETWORK_IMAGES), purpose="sample").randn(snapshot.shape)
-    condition = None
-    if net.label_dim:
-        condition = Condition(one_hot(torch.arange(NETWORK_IMAGES) % net.label_dim, net.label_dim).float())
-    return Problem(f"trained network {path.parent.name}/{path.name}", net, latents, condition)
+    told = Conditions(net.takes, {}, snapshot.shape[1:])
+    return Problem(f"trained network {path.parent.name}/{path.name}", net, latents, told(range(NETWORK_IMAGES)))
 
 
 def multistep(order: int, grid: str, problem: Problem, calls: int) -> torch.Tensor:

@@ -54,8 +54,9 @@ class Facts:
     """Of volumes: where they come from, what their channels, labels, classes and attributes are, and their geometry.
 
     source and content_hash: of the file; spatial_shape [*S] and affine [4,4] of a volume (of the first, where they
-    differ); intensity: what image values mean. channel_roles None: all are targets. latents: of those that stand for
-    the volumes; first_stage: hash of the one that makes latents of them while training.
+    differ); intensity: what image values mean. channel_roles None: all are targets; attribute_names None: not known, as
+    files of before do not say. latents: of those that stand for the volumes; first_stage: hash of the one that makes
+    latents of them while training.
     """
 
     source: str
@@ -122,7 +123,7 @@ def volume_facts(file: VolumesFile, split: str) -> Facts:
     conditions = set(meta.channel_roles) - {"target"}
     return Facts(str(file.path), file.content_hash, meta.channels, meta.label_classes, meta.class_names, meta.intensity,
                  file.spatial_shape(split), rows_of(file.affines(split)[0]),
-                 meta.channel_roles if conditions else None, meta.attribute_names or None, meta.attribute_units or None)
+                 meta.channel_roles if conditions else None, meta.attribute_names, meta.attribute_units)
 
 
 def rows_of(affine: np.ndarray | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:

@@ -303,22 +303,23 @@ class VolumesFile:
 
     def attributes(self, split: str) -> np.ndarray | None:
         """Return [N,A] float32, NaN = missing, or None if the file has no attributes."""
-        return self._table(split, "attributes")
+        return self.table(split, "attributes")
 
     def classes(self, split: str) -> np.ndarray | None:
         """Return [N] int64, -1 = missing, or None if the file has no classes."""
-        return self._table(split, "classes")
+        return self.table(split, "classes")
 
     def intensity_ranges(self, split: str) -> np.ndarray | None:
         """Return [N,C,2], the original lo and hi of volumes that were scaled one by one, or None."""
-        return self._table(split, "intensity_ranges")
+        return self.table(split, "intensity_ranges")
 
     def affines(self, split: str) -> np.ndarray:
         """Return [N,4,4] float64."""
-        affines = self._table(split, "affines")
+        affines = self.table(split, "affines")
         return np.tile(np.eye(4), (self.length(split), 1, 1)) if affines is None else affines
 
-    def _table(self, split: str, name: str) -> np.ndarray | None:
+    def table(self, split: str, name: str) -> np.ndarray | None:
+        """Return the rows [N,...] of a small data set of DTYPES, or None if the split has none of that name."""
         self._group(split)
         table = self._tables[split].get(name)
         return None if table is None else table.copy()

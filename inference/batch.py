@@ -6,15 +6,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from networks.conditioning import Condition
+from networks.conditioning import NOTHING, Condition
+from networks.conditioning import stack as stack_conditions
 
 
 class Sample(NamedTuple):
-    """One item of a dataset: image [C,*S] float32; label [*S] uint8 and class_labels [K] where there are any."""
+    """One item of a dataset: image [C,*S] float32, label [*S] uint8 where there is one, and what is known of it."""
 
     image: np.ndarray
     label: np.ndarray | None = None
-    class_labels: np.ndarray | None = None
+    condition: Condition = NOTHING
 
 
 class Batch(NamedTuple):
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.images), move(self.labels), Condition(*map(move, self.condition)))
+        return Batch(move(self.images), move(self.labels), self.condition.to(device))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -35,5 +36,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
     def stack(parts: list[np.ndarray | None]) -> torch.Tensor | None:
         return None if parts[0] is None else torch.from_numpy(np.stack(parts))
 
-    images, labels, class_labels = map(list, zip(*samples, strict=True))
-    return Batch(stack(images), stack(labels), Condition(class_labels=stack(class_labels)))
+    images, labels, conditions = map(list, zip(*samples, strict=True))
+    return Batch(stack(images), stack(labels), stack_conditions(conditions))

@@ -103,7 +103,8 @@ def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int
     with torch.device("meta"):
         net = build_from_file(node, str(source))
         x, sigma = torch.empty(1, *shape), torch.ones(1)
-        condition = Condition(class_labels=torch.empty(1, net.label_dim)) if net.label_dim else None
+        classes = net.takes["class_labels"].width if net.takes else 0
+        condition = Condition(class_labels=torch.empty(1, classes)) if classes else None
     try:
         net.load_state_dict(weights, assign=True)
         D_x = net.eval().to("meta")(x, sigma, condition)
@@ -111,7 +112,7 @@ def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int
         raise ValueError(f"{source}: the network does not run: {first_line(e)}") from e
     if D_x.shape != x.shape:
         raise ValueError(f"{source}: the network makes {list(D_x.shape)} of {list(x.shape)}")
-    return net.label_dim
+    return classes
 
 
 def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> Facts:

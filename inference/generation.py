@@ -2,23 +2,25 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import one_hot
 
 from formats.nifti import spacing_of, write_nifti
 from formats.samples import FORMATS, Parts, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_samples
 from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
+from inference.conditions import drawn_conditions, stored_values
 from inference.first_stage import FirstStage, tile_note, tiles_of
 from inference.snapshot import Snapshot
-from networks.conditioning import Condition
+from networks.conditioning import Condition, takes_of
 from networks.tiles import Tiles
 from samplers import Guided, ImageGenerators, ShownItsEstimate
+from samplers.denoiser import Denoiser, Wrapper
 from utils import distributed
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.files import plain_hash
@@ -33,18 +35,18 @@ Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, 
 class Drawer(NamedTuple):
     """What turns seeds into volumes.
 
-    latent says whether the network draws latents (else voxels); first_stage decodes them and may be left out, whole is
-    what to hold its tiles against. classes are the class indices that the seeds go through in turn, () for a network
-    without classes. trajectory: keep what every step took the image to be.
+    denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
+    latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
+    against. trajectory: keep what every step took the image to be.
     """
 
-    net: Callable
+    denoiser: Callable[[Sequence[int]], Denoiser]
+    conditions: Callable[[Sequence[int]], Condition]
     latent: bool
     first_stage: FirstStage | None
     sampler: Callable
     shape: tuple[int, ...]
     intensity: Intensity
-    classes: tuple[int, ...]
     device: torch.device
     precision: str
     whole: FirstStage | None = None
@@ -67,9 +69,9 @@ def generate(experiment: str, config: dict) -> None:
         log(f"Network   {path}")
         snapshot = Snapshot.read(path, "diffusion")
         net = snapshot.build(options.trust)
-        denoiser, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
+        guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
         whole = complete(snapshot, options, run_root)
-        drawer = make_drawer(denoiser, whole, options, device)
+        drawer = make_drawer(net.to(device), whole, options, device, guided)
         for line in describe_drawing(net, snapshot, options):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance)
@@ -105,17 +107,16 @@ def check_options(options: Sampling) -> None:
 
 
 def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, run_root: Path, device: torch.device
-                 ) -> tuple[Callable, dict]:
-    """The denoiser on the device with the guidance that is asked for, and a record of it, {} for none."""
+                 ) -> tuple[Callable[[Denoiser], Denoiser] | None, dict]:
+    """What puts the guidance that is asked for around the network, and a record of it; None and {} for none."""
     strength, interval, name = options.guidance.strength, options.guidance.interval, options.guidance.network
-    net = net.to(device)
     if strength == 1:
         for key in ("network", "interval"):
             if (got := getattr(options.guidance, key)) is not None:
                 raise ValueError(f"sampling.guidance.{key}={got}: does nothing at sampling.guidance.strength=1; wanted "
                                  "another strength, more than 1 to draw better than the guide")
-        return net, {}
-    if getattr(net, "self_condition", False):
+        return None, {}
+    if Wrapper(net).self_condition:
         raise ValueError(f"sampling.guidance.strength={strength}: the network is shown its own last estimate "
                          "(self_condition), which guidance would mix with the guide's; wanted strength 1")
     record, guide = {"strength": strength, "interval": interval}, None
@@ -129,7 +130,9 @@ def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, ru
         if other.hash == snapshot.hash:
             raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
                              "wanted an earlier or worse snapshot")
-    return Guided(net, strength, interval, guide), record
+    guided = partial(Guided, strength=strength, interval=interval, guide=guide)
+    guided(net)  # refuses what it cannot guide before anything is drawn
+    return guided, record
 
 
 def drawn_space(snapshot: Snapshot) -> str:
@@ -153,8 +156,9 @@ def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
     return snapshot
 
 
-def make_drawer(net: Callable, snapshot: Snapshot, options: Sampling, device: torch.device) -> Drawer:
-    """Put the first stage on the device and the sampler beside the network."""
+def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, device: torch.device,
+                guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
+    """Put the first stage on the device and the sampler beside the network; guided: see add_guidance."""
     stage, first_stage, whole = snapshot.first_stage, None, None
     precision = resolve_precision(options.precision, device)
     if stage is not None and options.decode:
@@ -162,10 +166,17 @@ def make_drawer(net: Callable, snapshot: Snapshot, options: Sampling, device: to
         if options.tile is not None:
             first_stage, whole = in_tiles(first_stage, options)
     sampler = build({**options.sampler, "_partial_": True})
-    try_sampler(sampler, net)
-    classes = chosen_classes(options.classes, snapshot.facts.class_names, net.label_dim)
-    return Drawer(net, stage is not None, first_stage, sampler, snapshot.shape, snapshot.facts.intensity, classes,
-                  device, precision, whole, options.trajectory)
+    denoiser = partial(around, net, guided)
+    try_sampler(sampler, denoiser(()))
+    conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.shape[1:])
+    return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory)
+
+
+def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
+    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, and guided."""
+    denoiser = ShownItsEstimate(net) if Wrapper(net).self_condition else net
+    return denoiser if guided is None else guided(denoiser)
 
 
 def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
@@ -178,12 +189,8 @@ def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstSta
     return tiled, stage.in_parts(Tiles(tuple(options.tile), 0, "exact")) if blended else None
 
 
-class Blank:
+class Blank(Wrapper):
     """A denoiser that says 0 at the noise levels of a network: what a sampler makes of its arguments, at no cost."""
-
-    def __init__(self, net: Callable):
-        self.sigma_min, self.sigma_max, self.round_sigma = net.sigma_min, net.sigma_max, net.round_sigma
-        self.noise_table = net.noise_table
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -223,19 +230,6 @@ def check_real(path: str | None) -> None:
         VolumesFile(path).close()
     except ValueError as e:
         raise ValueError(f"sampling.real={path}: {e}") from e
-
-
-def chosen_classes(wanted: list[str] | None, names: Sequence[str], label_dim: int) -> tuple[int, ...]:
-    """Indices of the classes to draw, all of them by default; ValueError for what the network does not know."""
-    if not label_dim:
-        if wanted:
-            raise ValueError(f"sampling.classes={wanted}: the network was trained without classes; train one "
-                             f"with training.network.model.label_dim={len(names) or 'K'}")
-        return ()
-    unknown = [name for name in wanted or () if name not in names]
-    if unknown:
-        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {', '.join(names)}")
-    return tuple(names.index(name) for name in wanted or names)
 
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:
@@ -286,14 +280,10 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
     generators = ImageGenerators(seeds, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
-    arrays, condition, steps = {}, None, []
-    if drawer.classes:
-        index = torch.tensor([drawer.classes[seed % len(drawer.classes)] for seed in seeds], device=drawer.device)
-        condition = Condition(class_labels=one_hot(index, drawer.net.label_dim).float())
-        arrays["classes"] = index
-    net = ShownItsEstimate(drawer.net) if getattr(drawer.net, "self_condition", False) else drawer.net
+    condition, arrays, steps = drawer.conditions(seeds), {}, []
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(net, noise, condition=condition, randn_like=generators.randn_like,
+        x = drawer.sampler(drawer.denoiser(seeds), noise, condition=condition.to(drawer.device),
+                           randn_like=generators.randn_like,
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)
@@ -305,7 +295,7 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
             arrays["labels"] = label
     elif not drawer.latent:
         arrays["images"] = drawer.intensity.from_network(x)
-    return {name: array.cpu().numpy() for name, array in arrays.items()}
+    return stored_values(condition) | {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
 def keep(steps: list[torch.Tensor]) -> Callable[[int, torch.Tensor, torch.Tensor], None]:

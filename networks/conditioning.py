@@ -1,32 +1,120 @@
-"""What a network can be told besides the noisy image, and how each part is left out."""
+"""What a network can be told besides the noisy image, which of it a network takes, and how each part is left out."""
 
-from typing import NamedTuple
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from networks.parts import PARTS
 
-class Condition(NamedTuple):
-    """Conditions of a batch; parts that are absent are None.
 
-    class_labels [N,K] one-hot, attributes [N,A] float, semantic [N,*S] integer class map, images [N,Cc,*S].
+class Part(NamedTuple):
+    """What a network takes of a part: its width, and the share of images that it was trained without it for."""
+
+    width: int
+    dropout: float = 0
+
+
+class Condition(Mapping):
+    """Conditions of a batch by the names of networks.parts, as attributes, None where absent; a mapping of the others.
+
+    Tensors, with a row for each image of a batch; of a single item, as data sets yield it, the row alone, as an array.
+    It is not changed, but replaced. ValueError for a name that is no part.
     """
 
-    class_labels: torch.Tensor | None = None
-    attributes: torch.Tensor | None = None
-    semantic: torch.Tensor | None = None
-    images: torch.Tensor | None = None
+    def __init__(self, parts: Mapping[str, Any] | None = None, /, **named: Any):
+        if not isinstance(parts, Mapping | None):
+            raise ValueError(f"Condition: got a {type(parts).__name__}, wanted parts by name, as in "
+                             "Condition(class_labels=...)")
+        named = {**(parts or {}), **named}
+        check_parts(named, "Condition")
+        for name in PARTS:
+            object.__setattr__(self, name, named.get(name))
 
-    def drop(self, part: str, mask: torch.Tensor, num_semantic: int | None = None) -> "Condition":
-        """Put a part's null where mask [N] is true: zero label, NaN attributes, map class num_semantic, zero image."""
-        value = getattr(self, part)
-        if value is None:
-            raise ValueError(f"condition has no part {part!r} to drop")
-        if part == "semantic" and num_semantic is None:
-            raise ValueError("dropping the semantic map needs num_semantic, the index of its null class")
-        null = {"attributes": float("nan"), "semantic": num_semantic}.get(part, 0)
-        mask = mask.reshape(-1, *[1] * (value.ndim - 1))
-        return self._replace(**{part: torch.where(mask, torch.as_tensor(null, dtype=value.dtype), value)})
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"Condition.{name}: a condition is not changed; make another by replace")
 
-    def parts(self) -> list[str]:
-        """Names of the parts that are there."""
-        return [name for name, value in zip(self._fields, self, strict=True) if value is not None]
+    def __getitem__(self, name: str) -> Any:
+        if name not in PARTS or getattr(self, name) is None:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in PARTS if getattr(self, name) is not None])
+
+    def __len__(self) -> int:
+        return sum(getattr(self, name) is not None for name in PARTS)
+
+    def __repr__(self) -> str:
+        return f"Condition({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+    def replace(self, **parts: Any) -> "Condition":
+        """The same with other parts in place of some, None to leave one away."""
+        return Condition(self, **parts)
+
+    def only(self, names: Container[str]) -> "Condition":
+        """The parts of these names that are there."""
+        return Condition({name: value for name, value in self.items() if name in names})
+
+    def drop(self, name: str, mask: torch.Tensor, width: int | None = None) -> "Condition":
+        """Put a part's null where mask [N] is true; that of a semantic map is its width."""
+        value = self._there(name)
+        null = torch.as_tensor(PARTS[name].null(width), dtype=value.dtype)
+        return self.replace(**{name: torch.where(mask.reshape(-1, *[1] * (value.ndim - 1)), null, value)})
+
+    def null(self, name: str, width: int | None = None) -> "Condition":
+        """Put a part's null for all images."""
+        value = self._there(name)
+        return self.replace(**{name: torch.full_like(value, PARTS[name].null(width))})
+
+    def to(self, device: torch.device) -> "Condition":
+        """The same on a device."""
+        return Condition({name: value.to(device, non_blocking=True) for name, value in self.items()})
+
+    def _there(self, name: str) -> torch.Tensor:
+        if name not in self:
+            raise ValueError(f"condition has no part {name!r} to drop, it has {', '.join(self) or 'none'}")
+        return self[name]
+
+
+NOTHING = Condition()
+
+
+def stack(items: Sequence[Condition]) -> Condition:
+    """The condition of a batch from those of its items; ValueError unless they have the same parts."""
+    for item in items:
+        if item.keys() != items[0].keys():
+            raise ValueError(f"items of one batch have conditions {', '.join(items[0]) or 'none'} and "
+                             f"{', '.join(item) or 'none'}: wanted the same of all, a null where a part is missing")
+    return Condition({name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]})
+
+
+def check_parts(names: Mapping[str, Any], whose: str) -> None:
+    """ValueError for a name that is no part."""
+    for name in names:
+        if name not in PARTS:
+            raise ValueError(f"{whose}: {name!r} is no part of a condition, wanted some of {', '.join(PARTS)}")
+
+
+def takes_of(net: object) -> dict[str, Part]:
+    """What a network or denoiser takes of a condition: its `takes`, and nothing where it has none."""
+    takes = getattr(net, "takes", {})
+    check_parts(takes, f"{type(net).__name__}.takes")
+    return takes
+
+
+def with_dropout(takes: Mapping[str, Part], **shares: float) -> dict[str, Part]:
+    """What a network takes, with the share of images that it is trained without a part for, by part; 0 of others.
+
+    ValueError for shares that are none, or of what it does not take.
+    """
+    for name, share in shares.items():
+        kind = PARTS[name]
+        if not 0 <= share < 1:
+            raise ValueError(f"{kind.dropout_key}={share}: wanted a probability, 0..1 without 1: a network that "
+                             f"never sees a {kind.one} learns none")
+        if share and name not in takes:
+            raise ValueError(f"{kind.dropout_key}={share}: there is no {kind.one} to drop, {kind.width_key} of the "
+                             "model is 0")
+    return {name: part._replace(dropout=shares.get(name, 0)) for name, part in takes.items()}

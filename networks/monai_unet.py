@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.conditioning import Condition
+from networks.conditioning import NOTHING, Condition, Part
 from networks.layers import check_divides
 from networks.unet import check_input
 
@@ -34,6 +34,7 @@ class MonaiUNet(nn.Module):
                              "channel per group the norms take out the noise level that is added to every channel; "
                              "lower unet.norm_num_groups")
         self.in_channels, self.label_dim, self.augment_dim = unet.in_channels, label_dim, 0
+        self.takes = {"class_labels": Part(label_dim)} if label_dim else {}
         dims = unet.conv_in.conv.weight.ndim - 2
         self.factor = (2 ** (len(unet.block_out_channels) - 1),) * dims  # every level but the last halves all axes
         if image_size is not None:
@@ -43,7 +44,7 @@ class MonaiUNet(nn.Module):
     def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
         """x [N,C,*S], noise_labels [N]; MONAI finds sizes that do not halve evenly too late, hence the check."""
-        condition = Condition() if condition is None else condition
+        condition = NOTHING if condition is None else condition
         check_input(self, x, condition, augment_labels)
         classes = self.class_numbers(condition.class_labels, x) if self.label_dim else None
         return self.unet(x, noise_labels, class_labels=classes)

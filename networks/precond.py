@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import nn
 
-from networks.conditioning import Condition
+from networks.conditioning import Condition, takes_of, with_dropout
 from networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma, vp_time
 from utils.checks import check_choice, check_count, check_positive
 
@@ -21,11 +21,13 @@ class Precond(nn.Module):
     """D_x = c_skip x + c_out F(c_in x; c_noise); x [N,C,*S], sigma [N] or a number; returns the dtype of x.
 
     The raw network `model` runs in its own parameters' dtype (or autocast's), the rest in that of x, at least float32.
-    label_dropout is the share of images whose class is hidden in training; estimate [N,C,*S], of the image, is for a
-    model with self_condition. Noise levels further outside sigma_min and sigma_max than rounding and churn take them
-    (SLACK, headroom) are refused where looking at them costs nothing: on the CPU, uncompiled.
+    takes is what the model takes of a condition, by part, nothing where it does not say; label_dropout is the share of
+    images whose class is hidden in training; estimate [N,C,*S], of the image, is for a model with self_condition. Noise
+    levels further outside sigma_min and sigma_max than rounding and churn take them (SLACK, headroom) are refused where
+    looking at them costs nothing: on the CPU, uncompiled.
     """
 
+    usual: str | None = None  # its name in configs/precond, and that of the loss that usually goes with it
     noise_table: torch.Tensor | None = None  # falling noise levels [M] > 0, float64, of networks that know only those
     headroom = SLACK * CHURN  # how far, as a factor, noise levels may be above the range
 
@@ -33,17 +35,8 @@ class Precond(nn.Module):
         super().__init__()
         if not 0 <= sigma_min < sigma_max:
             raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: wanted 0 <= sigma_min < sigma_max")
-        self.model, self.sigma_min, self.sigma_max, self.label_dropout = model, sigma_min, sigma_max, label_dropout
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"label_dropout={label_dropout}: wanted a probability, 0..1 without 1: a network that "
-                             "never sees a class learns none")
-        if label_dropout and not self.label_dim:
-            raise ValueError(f"label_dropout={label_dropout}: there is no label to drop, label_dim of the model is 0")
-
-    @property
-    def label_dim(self) -> int:
-        """Number of classes the network takes, 0 = none."""
-        return getattr(self.model, "label_dim", 0)
+        self.model, self.sigma_min, self.sigma_max = model, sigma_min, sigma_max
+        self.takes = with_dropout(takes_of(model), class_labels=label_dropout)
 
     @property
     def augment_dim(self) -> int:
@@ -105,6 +98,8 @@ class Precond(nn.Module):
 class EDMPrecond(Precond):
     """Table 1, column "Ours"."""
 
+    usual = "edm"
+
     def __init__(self, model: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0, sigma_max: float = inf,
                  label_dropout: float = 0):
         super().__init__(model, sigma_min, sigma_max, label_dropout)
@@ -123,6 +118,8 @@ class VPPrecond(Precond):
     M times from epsilon_t to 1 were there in training (Song et al. 2021: continuous, M = 1000 scales the time).
     """
 
+    usual = "vp"
+
     def __init__(self, model: nn.Module, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000,
                  epsilon_t: float = 1e-5, label_dropout: float = 0):
         check_vp(beta_d, beta_min, epsilon_t)
@@ -138,6 +135,8 @@ class VPPrecond(Precond):
 
 class VEPrecond(Precond):
     """Table 1, column "VE"."""
+
+    usual = "ve"
 
     def __init__(self, model: nn.Module, sigma_min: float = 0.02, sigma_max: float = 100, label_dropout: float = 0):
         super().__init__(model, sigma_min, sigma_max, label_dropout)
@@ -176,6 +175,8 @@ class TablePrecond(Precond):
 class iDDPMPrecond(TablePrecond):
     """Table 1, column "iDDPM" (Nichol and Dhariwal 2021): u [M+1] ends in 0. Uses the first C output channels."""
 
+    usual = "iddpm"
+
     def __init__(self, model: nn.Module, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000,
                  label_dropout: float = 0):
         with torch.device("cpu"):  # the range is known also where the network is built without memory
@@ -198,6 +199,8 @@ class DDPMPrecond(TablePrecond):
     the least noise; v = alpha epsilon - sqrt(1 - alpha^2) x0 (Ho et al. 2020; Salimans and Ho 2022).
     """
 
+    usual = "ddpm"
+
     def __init__(self, model: nn.Module, schedule: str = "linear", num_steps: int = 1000, beta_start: float = 1e-4,
                  beta_end: float = 0.02, objective: str = "epsilon", label_dropout: float = 0,
                  cosine_s: float = 0.008):
@@ -208,10 +211,15 @@ class DDPMPrecond(TablePrecond):
         self.objective = objective
 
     def coefficients(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        alpha = 1 / (sigma ** 2 + 1).sqrt()
         c_noise = (len(self.u) - 1 - self.index(sigma)).to(sigma.dtype)
-        if self.objective == "epsilon":
-            return torch.ones_like(sigma), -sigma, alpha, c_noise
-        if self.objective == "x0":
-            return torch.zeros_like(sigma), torch.ones_like(sigma), alpha, c_noise
-        return alpha ** 2, -sigma * alpha, alpha, c_noise
+        return *target_scales(self.objective, sigma), 1 / (sigma ** 2 + 1).sqrt(), c_noise
+
+
+def target_scales(objective: str, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """c_skip and c_out at noise levels sigma of a network of the DDPM family with one of OBJECTIVES for a target."""
+    if objective == "epsilon":
+        return torch.ones_like(sigma), -sigma
+    if objective == "x0":
+        return torch.zeros_like(sigma), torch.ones_like(sigma)
+    alpha = 1 / (sigma ** 2 + 1).sqrt()
+    return alpha ** 2, -sigma * alpha

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from networks.conditioning import Condition
+from networks.conditioning import NOTHING, Condition, Part
 from networks.layers import (
     FourierEmbedding,
     add_margin,
@@ -54,6 +54,7 @@ class UNet(nn.Module):
         widths, strides, kernels, attends = levels
         self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
             in_channels, spatial_dims, label_dim, augment_dim)
+        self.takes = {"class_labels": Part(label_dim)} if label_dim else {}
         self.num_blocks, self.strides, self.filter = num_blocks, strides, check_filter(filter, strides)
         self.factor = tuple(prod(s[axis] for s in strides) for axis in range(spatial_dims))  # what sizes divide by
         self.noise_channels, self.self_condition = noise_channels, self_condition
@@ -94,7 +95,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor, noise_labels: torch.Tensor, condition: Condition | None = None,
                 augment_labels: torch.Tensor | None = None, estimate: torch.Tensor | None = None) -> torch.Tensor:
-        condition = Condition() if condition is None else condition
+        condition = NOTHING if condition is None else condition
         check_input(self, x, condition, augment_labels)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)], dim=1)
@@ -153,8 +154,8 @@ def check_input(net: nn.Module, x: torch.Tensor, condition: Condition, augment_l
     if not isinstance(condition, Condition):
         raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
                          "Condition(class_labels=...)")
-    for part in condition.parts():
-        if part != "class_labels":
+    for part in condition:
+        if part not in net.takes and part != "class_labels":
             raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
     for what, key, labels, width, instead in (
             ("class", "label_dim", condition.class_labels, net.label_dim, "leave them away"),

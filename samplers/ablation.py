@@ -13,7 +13,8 @@ import torch
 
 from networks.conditioning import Condition
 from networks.schedules import iddpm_table, vp_sigma, vp_time
-from samplers.edm import Callback, Denoiser, RandnLike, check_churn, churned_level, denoise
+from samplers.denoiser import Denoiser
+from samplers.edm import Callback, RandnLike, check_churn, churned_level, denoise
 from samplers.grids import edm_grid, narrow_range, table_grid
 from utils.checks import check_choice, check_count
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 
 from networks.conditioning import Condition
-from samplers.edm import Callback, Denoiser, RandnLike, denoise
+from samplers.denoiser import Denoiser
+from samplers.edm import Callback, RandnLike, denoise
 from samplers.grids import make_grid
 
 

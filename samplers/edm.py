@@ -7,9 +7,9 @@ from math import inf, sqrt
 import torch
 
 from networks.conditioning import Condition
+from samplers.denoiser import Denoiser
 from samplers.grids import make_grid
 
-Denoiser = Callable[..., torch.Tensor]
 RandnLike = Callable[[torch.Tensor], torch.Tensor]
 Callback = Callable[[int, torch.Tensor, torch.Tensor], None]
 

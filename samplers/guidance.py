@@ -5,26 +5,29 @@ from math import inf, isfinite
 
 import torch
 
-from networks.conditioning import Condition
-from samplers.edm import Denoiser
+from networks.conditioning import NOTHING, Condition, takes_of
+from networks.parts import PARTS
+from samplers.denoiser import Denoiser, Wrapper
 
 
-class Guided:
+class Guided(Wrapper):
     """D = D_guide + strength (D_net - D_guide): strength 1 is the network alone, 0 the guide alone.
 
-    guide None: the network itself without its class label (classifier-free guidance, Ho and Salimans 2022). A guide: a
-    worse network with the same condition (autoguidance, Karras et al. 2024). interval (lo, hi): guidance acts where
-    lo < sigma <= hi (Kynkäänniemi et al. 2024), elsewhere the network is alone and the guide not called.
+    guide None: the network itself without what it was trained to do without, as its class label (classifier-free
+    guidance, Ho and Salimans 2022). A guide: a worse network with the same condition (autoguidance, Karras et al.
+    2024). interval (lo, hi): guidance acts where lo < sigma <= hi (Kynkäänniemi et al. 2024), elsewhere the network is
+    alone and the guide not called.
     """
 
     def __init__(self, net: Denoiser, strength: float, interval: Sequence[float] | None = None,
                  guide: Denoiser | None = None):
         if not (isfinite(strength) and strength >= 0):
             raise ValueError(f"guidance strength={strength}: wanted a finite number, 0 or more")
-        self.net, self.strength, self.guide = net, strength, guide
+        super().__init__(net)
+        self.strength, self.guide = strength, guide
         self.low, self.high = check_interval(interval)
         if guide is None:
-            check_label_was_dropped(net)
+            self.dropped = parts_to_drop(net)
         else:
             check_same_inputs(net, guide)
         ranged = [net] if guide is None else [net, guide]
@@ -33,14 +36,13 @@ class Guided:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"guidance network knows noise levels {guide.sigma_min} to {guide.sigma_max}: wanted some "
                              f"of the network's, {net.sigma_min} to {net.sigma_max}")
-        self.label_dim, self.round_sigma, table = net.label_dim, net.round_sigma, net.noise_table
-        self.noise_table = table if table is None else table[(self.sigma_min <= table) & (table <= self.sigma_max)]
+        if (table := self.noise_table) is not None:
+            self.noise_table = table[(self.sigma_min <= table) & (table <= self.sigma_max)]
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """D [N,C,*S] of x [N,C,*S] at sigma [N] or a number, in the dtype of the network's."""
         if self.guide is None:
-            guide, guide_condition = self.net, without_label(condition)
+            guide, guide_condition = self.net, self.without(condition)
         else:
             guide, guide_condition = self.guide, condition
         denoised = self.net(x, sigma, condition, augment_labels)
@@ -52,14 +54,15 @@ class Guided:
         guided = guided.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
         return torch.where(guided, torch.lerp(from_guide, denoised, self.strength), denoised)
 
-
-def without_label(condition: Condition | None) -> Condition:
-    """The condition with its class label left out; ValueError when there is none to leave out."""
-    if condition is None or condition.class_labels is None:
-        raise ValueError("guidance without a guide drops the class label, and condition.class_labels is None; wanted "
-                         "class labels [N,K], or another network as guide")
-    everywhere = torch.ones(len(condition.class_labels), dtype=torch.bool, device=condition.class_labels.device)
-    return condition.drop("class_labels", everywhere)
+    def without(self, condition: Condition | None) -> Condition:
+        """The condition with the null of every part that is dropped; ValueError when one is not there."""
+        condition = NOTHING if condition is None else condition
+        for part in self.dropped:
+            if part not in condition:
+                raise ValueError(f"guidance without a guide drops the {PARTS[part].one}, and condition.{part} is None; "
+                                 f"wanted {PARTS[part].one}s for every image, or another network as guide")
+            condition = condition.null(part, self.takes[part].width)
+        return condition
 
 
 def check_interval(interval: Sequence[float] | None) -> tuple[float, float]:
@@ -71,20 +74,26 @@ def check_interval(interval: Sequence[float] | None) -> tuple[float, float]:
     return tuple(interval)
 
 
-def check_label_was_dropped(net: Denoiser) -> None:
-    """ValueError unless the network takes a class label and was trained to do without it."""
-    if net.label_dim == 0:
+def parts_to_drop(net: Denoiser) -> list[str]:
+    """The parts of a condition that a network was trained to do without; ValueError when there is none."""
+    takes = takes_of(net)
+    if not takes:
         raise ValueError("guidance: the network takes no class label (label_dim=0) that could be left out; wanted "
                          "another network as guide (sampling.guidance.network)")
-    if net.label_dropout == 0:
-        raise ValueError("guidance: the network was never trained with the label dropped (label_dropout=0); train with "
-                         "training.network.label_dropout=0.1, or take another network as guide "
-                         "(sampling.guidance.network)")
+    dropped = [name for name, part in takes.items() if part.dropout]
+    if not dropped:
+        kind = PARTS[next(iter(takes))]
+        raise ValueError(f"guidance: the network was never trained with the {kind.one.split()[-1]} dropped "
+                         f"({kind.dropout_key}=0); train with training.network.{kind.dropout_key}=0.1, or take another "
+                         "network as guide (sampling.guidance.network)")
+    return dropped
 
 
 def check_same_inputs(net: Denoiser, guide: Denoiser) -> None:
-    """ValueError unless both networks take as many classes and, as far as they say so, images of the same channels."""
-    channels, wanted_channels = (getattr(getattr(each, "model", None), "in_channels", None) for each in (guide, net))
-    for key, got, wanted in (("in_channels", channels, wanted_channels), ("label_dim", guide.label_dim, net.label_dim)):
-        if None not in (got, wanted) and got != wanted:
-            raise ValueError(f"guidance network has {key}={got}: wanted the network's, {wanted}")
+    """ValueError unless both networks take conditions alike and, as far as they say so, images of the same channels."""
+    ours, theirs = ({"in_channels": getattr(getattr(each, "model", None), "in_channels", None),
+                     **{kind.width_key: getattr(takes_of(each).get(name), "width", 0) for name, kind in PARTS.items()}}
+                    for each in (net, guide))
+    for key, wanted in ours.items():
+        if None not in (theirs[key], wanted) and theirs[key] != wanted:
+            raise ValueError(f"guidance network has {key}={theirs[key]}: wanted the network's, {wanted}")

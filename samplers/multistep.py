@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from networks.conditioning import Condition
-from samplers.edm import Callback, Denoiser, RandnLike, denoise
+from samplers.denoiser import Denoiser
+from samplers.edm import Callback, RandnLike, denoise
 from samplers.grids import make_grid
 from utils.checks import check_choice
 

@@ -106,7 +106,7 @@ class Observed:
 
     @torch.no_grad()
     def run(self, labels: torch.Tensor | None, augment: torch.Tensor | None) -> torch.Tensor:
-        return self.net(self.x, self.sigma, None if labels is None else Condition(labels), augment)
+        return self.net(self.x, self.sigma, None if labels is None else Condition(class_labels=labels), augment)
 
 
 @everywhere(CASES)

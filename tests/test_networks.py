@@ -367,7 +367,7 @@ def test_song_unet_embeds_sines_first_and_labels_by_the_root_of_their_number():
     seen, noise, label = [], torch.tensor([2.0], dtype=torch.float64), torch.eye(9, dtype=torch.float64)[3:4]
     waves = torch.tensor([np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)])
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
-    net(x, noise), net(x, noise, Condition(label))
+    net(x, noise), net(x, noise, Condition(class_labels=label))
     torch.testing.assert_close(seen[0][0], waves + net.map_label.bias)  # no label is the zero label
     torch.testing.assert_close(seen[1][0], waves + net.map_label.bias + 3 * net.map_label.weight[:, 3])
 
@@ -424,9 +424,9 @@ def test_unet_in_3d_with_depth_1_is_the_2d_unet():
     deep = ADMUNet(3, 2, spatial_dims=3, label_dim=5, kernel_size=[[1, 3, 3]] * 2, strides=[[1, 2, 2]], **SMALL).eval()
     deep.load_state_dict(with_depth(flat))
     x, sigma, labels = torch.randn(2, 3, 8, 6), torch.tensor([0.3, -1.0]), torch.eye(5)[:2]
-    wanted = flat(x, sigma, Condition(labels))
+    wanted = flat(x, sigma, Condition(class_labels=labels))
     assert wanted.shape == (2, 2, 8, 6) and wanted.std() > 0.1
-    torch.testing.assert_close(deep(x[:, :, None], sigma, Condition(labels))[:, :, 0], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(deep(x[:, :, None], sigma, Condition(class_labels=labels))[:, :, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["standard", "residual", "skip"])
@@ -439,9 +439,9 @@ def test_song_unet_in_3d_with_depth_1_is_the_2d_one(encoder, decoder, filter):
     deep = SongUNet(3, 2, kernel_size=[[1, 3, 3]] * 3, strides=[[1, 2, 2]] * 2, **arguments).eval()
     deep.load_state_dict(with_depth(flat))
     x, sigma, labels, augment = torch.randn(2, 3, 8, 12), torch.tensor([0.3, -1.0]), torch.eye(5)[:2], torch.eye(2)
-    wanted = flat(x, sigma, Condition(labels), augment)
+    wanted = flat(x, sigma, Condition(class_labels=labels), augment)
     assert wanted.shape == (2, 2, 8, 12) and wanted.std() > 0.1
-    got = deep(x[:, :, None], sigma, Condition(labels), augment)[:, :, 0]
+    got = deep(x[:, :, None], sigma, Condition(class_labels=labels), augment)[:, :, 0]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -609,11 +609,11 @@ def test_unet_refuses_what_it_was_not_built_for():
         ((x, noise, Condition(class_labels=torch.ones(1, 4))), "4 class labels, label_dim is 3"),
         ((x, noise, Condition(attributes=torch.ones(1, 4))), "'attributes'"),
         ((x, noise, Condition(), torch.ones(1, 9)), "augment labels, augment_dim is 0 .*choose augment=none"),
-        ((x, noise, Condition(torch.ones(3))), r"class labels of shape \(3,\), wanted \(1, 3\)"),
+        ((x, noise, Condition(class_labels=torch.ones(3))), r"class labels of shape \(3,\), wanted \(1, 3\)"),
         ((torch.zeros(1, 2, 4), noise), "1 spatial axes, spatial_dims is 2"),
         ((torch.zeros(2), noise), "0 spatial axes, spatial_dims is 2"),
         ((x, noise, torch.eye(3)[:1]), r"got a Tensor as condition, wanted a Condition, as in Condition\(class_labels"),
-        ((x.expand(4, -1, -1, -1), noise, Condition(torch.ones(2, 3))), r"shape \(2, 3\), wanted \(4, 3\)"),
+        ((x.expand(4, -1, -1, -1), noise, Condition(class_labels=torch.ones(2, 3))), r"shape \(2, 3\), wanted \(4, 3\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             net(*inputs)
@@ -623,7 +623,7 @@ def test_unet_refuses_what_it_was_not_built_for():
 def test_class_labels_are_refused_by_a_network_without_classes(width):
     net = ADMUNet(2, 2, spatial_dims=2, **SMALL)
     with pytest.raises(ValueError, match="ADMUNet: got class labels, label_dim is 0 and it takes none"):
-        net(torch.zeros(1, 2, 4, 4), torch.ones(1), Condition(torch.zeros(1, width)))
+        net(torch.zeros(1, 2, 4, 4), torch.ones(1), Condition(class_labels=torch.zeros(1, width)))
 
 
 def test_autoencoder_refuses_wrong_channels_and_missing_or_unasked_labels():

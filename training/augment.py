@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, normalize, pad
 
 from inference.batch import Batch
+from networks.parts import PARTS
 from samplers.noise import ImageGenerators
 
 F64 = torch.float64
@@ -205,10 +206,14 @@ class AugmentPipe:
             raise ValueError(f"AugmentPipe: images have {len(size)} spatial dimensions, spatial_dims is "
                              f"{self.spatial_dims}")
         move, labels = self.draw(generators, size)
-        condition = batch.condition
-        condition = condition._replace(semantic=self._move_map(move, condition.semantic),
-                                       images=self._move_images(move, condition.images, "condition_fill"))
-        moved = Batch(self._move_images(move, batch.images, "fill"), self._move_map(move, batch.labels), condition)
+        condition = {}
+        for name, part in batch.condition.items():
+            if PARTS[name].grid == "map":
+                condition[name] = self._move_map(move, part)
+            elif PARTS[name].grid == "image":
+                condition[name] = self._move_images(move, part, "condition_fill")
+        moved = Batch(self._move_images(move, batch.images, "fill"), self._move_map(move, batch.labels),
+                      batch.condition.replace(**condition))
         return moved, labels.to(batch.images.device, torch.float32)
 
     def draw(self, generators: ImageGenerators, size: Sequence[int]) -> tuple[Move, torch.Tensor]:
@@ -253,9 +258,7 @@ class AugmentPipe:
         spacing = torch.tensor(self.spacing, dtype=F64)
         return turns[((turns.abs() @ size == size) & (turns.abs() @ spacing == spacing)).all(1)]
 
-    def _move_images(self, move: Move, images: torch.Tensor | None, key: str) -> torch.Tensor | None:
-        if images is None:
-            return None
+    def _move_images(self, move: Move, images: torch.Tensor, key: str) -> torch.Tensor:
         channels, fill = images.shape[1], torch.as_tensor(getattr(self, key), dtype=F64).flatten()
         if len(fill) not in (1, channels):
             raise ValueError(f"AugmentPipe: {key} has {len(fill)} values, wanted 1 or {channels}, one per channel")

@@ -9,6 +9,8 @@ import torch
 from formats.facts import Facts
 from inference.batch import collate
 from inference.snapshot import CarriedStage, Snapshot
+from networks.conditioning import takes_of
+from networks.parts import PARTS
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
 from training.autoencoder_loss import AutoencoderLoss
@@ -95,7 +97,7 @@ def build_task(training: dict, dataset: object, held: Held | None = None) -> Tas
         return autoencoder_task(net, loss, optimizer, snapshot, augment, adversary,
                                 batch_size=training["options"]["batch_size"])
     check_pair(net, loss)
-    check_classes(net, dataset.facts)
+    check_conditions(net, dataset.facts)
     check_strata(loss, training["options"]["batch_size"])
     if hasattr(transform, "scaling"):
         holder = dataset if dataset.facts.latents else transform
@@ -176,13 +178,15 @@ def build_adversary(node: dict, shape: Sequence[int]) -> Adversary | None:
     return adversary
 
 
-def check_classes(net: torch.nn.Module, facts: Facts) -> None:
-    """ValueError when a network is made for another number of classes than the data have."""
-    label_dim, names = getattr(net, "label_dim", 0), facts.class_names
-    if label_dim and label_dim != len(names):
-        there = f"{len(names)} classes ({listed(names)}), or 0 to leave them aside" if names else "no classes"
-        raise ValueError(f"training.network.model.label_dim={label_dim}: wanted {len(names)}, as {facts.source} has "
-                         f"{there}")
+def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
+    """ValueError when a network is made for another number of classes, or the like, than the data have."""
+    for name, part in takes_of(net).items():
+        kind = PARTS[name]
+        names = getattr(facts, kind.names) if kind.names else None
+        if names is not None and part.width != len(names):
+            there = f"{len(names)} {kind.many} ({listed(names)}), or 0 to leave them aside"
+            raise ValueError(f"training.network.model.{kind.width_key}={part.width}: wanted {len(names)}, as "
+                             f"{facts.source} has {there if names else f'no {kind.many}'}")
 
 
 def check_strata(loss: Callable, batch_size: int) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from inference.first_stage import FirstStage
 from inference.generation import (
     Drawer,
     Picture,
+    around,
     captions,
     check_options,
     complete,
@@ -102,7 +104,7 @@ class Drawn:
         self.seeds, self.real, self.real_latents = list(range(count)), real, real_latents
 
     def __call__(self, net: torch.nn.Module) -> Shown:
-        drawer = self.drawer._replace(net=net)
+        drawer = self.drawer._replace(denoiser=partial(around, net, None))
         parts = [draw(drawer, self.seeds[i:i + self.batch_size]) for i in range(0, len(self.seeds), self.batch_size)]
         samples = DrawnSamples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
                           self.meta)

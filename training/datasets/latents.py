@@ -5,7 +5,7 @@ import numpy as np
 from formats.diff3 import open_latents
 from formats.latents import FirstStageRecord
 from inference.batch import Sample
-from training.datasets.volumes import one_hot_class
+from inference.conditions import StoredConditions
 
 
 class LatentsDataset:
@@ -17,15 +17,14 @@ class LatentsDataset:
         if not latents.ids:
             raise ValueError(f"{path}: split {split!r} has no items")
         self.images = np.concatenate([latents.mean, latents.std], axis=1)
-        self.classes, self.round_trip = latents.classes, self.file.round_trip
-        self.facts, self.shape = self.file.facts, latents.mean.shape[1:]
+        self.facts, self.shape, self.round_trip = self.file.facts, latents.mean.shape[1:], self.file.round_trip
+        self.conditions = StoredConditions(lambda name: getattr(latents, name, None), self.facts)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        class_index = None if self.classes is None or self.classes[index] < 0 else int(self.classes[index])
-        return Sample(self.images[index], None, one_hot_class(class_index, len(self.facts.class_names)))
+        return Sample(self.images[index], None, self.conditions[index])
 
     def first_stage(self) -> FirstStageRecord | None:
         """The autoencoder that made the latents, None where the file does not hold it."""

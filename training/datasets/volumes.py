@@ -1,20 +1,13 @@
 """Volumes as networks see them: images in [-1, 1] by the file's intensity contract, with their label maps."""
 
+from functools import partial
+
 import numpy as np
 
 from formats.facts import volume_facts
 from formats.volumes import VolumesFile
 from inference.batch import Sample
-
-
-def one_hot_class(index: int | None, num_classes: int) -> np.ndarray | None:
-    """One-hot float32 [K]; zeros when the class is missing, None when there are no classes."""
-    if not num_classes:
-        return None
-    label = np.zeros(num_classes, np.float32)
-    if index is not None:
-        label[index] = 1
-    return label
+from inference.conditions import StoredConditions
 
 
 class VolumesDataset:
@@ -29,6 +22,7 @@ class VolumesDataset:
         self.length, self.cache = length, {} if cache else None
         self.facts = volume_facts(self.file, split)
         self.shape = (len(self.facts.channels), *self.facts.spatial_shape)
+        self.conditions = StoredConditions(partial(self.file.table, split), self.facts)
 
     def __len__(self) -> int:
         return self.length
@@ -38,7 +32,7 @@ class VolumesDataset:
             return self.cache[index]
         item = self.file.read(self.split, index)
         image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
-        sample = Sample(image, item.label, one_hot_class(item.class_index, len(self.facts.class_names)))
+        sample = Sample(image, item.label, self.conditions[index])
         if self.cache is not None:
             self.cache[index] = sample
         return sample

@@ -1,21 +1,20 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from inference.batch import Batch
 from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from networks.precond import SLACK, DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from networks.conditioning import Condition, Part, takes_of
+from networks.parts import PARTS
+from networks.precond import SLACK
+from samplers.denoiser import Wrapper
 from samplers.noise import ImageGenerators
-from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
+from training.loss import USUAL
 from training.phases import LossOutput, Phase, Task
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
-# preconditioners: their name in configs/precond and of their loss in configs/loss, and what that loss is
-PAIRS = {EDMPrecond: ("edm", EDMLoss), VPPrecond: ("vp", VPLoss), VEPrecond: ("ve", VELoss),
-         iDDPMPrecond: ("iddpm", DenoisingLoss), DDPMPrecond: ("ddpm", DenoisingLoss)}
 
 
 def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.Optimizer, batch_transform: Callable,
@@ -23,20 +22,19 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
     """Train net(x, sigma, condition[, augment_labels]) by `loss` on what `batch_transform` makes of the batches.
 
     In training, and not when held-out data is measured, `augment` changes batches and tells the network how, and
-    class labels are dropped with probability net.label_dropout.
+    parts of the condition are dropped as often as net.takes says. What it does not take is left aside.
     """
-    takes_classes, label_dropout = bool(getattr(net, "label_dim", 0)), getattr(net, "label_dropout", 0)
+    takes, shows = takes_of(net), Wrapper(net).self_condition
 
     def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> LossOutput:
         augment_labels = None
         if augment is not None and module.training:
             batch, augment_labels = augment(batch, generators)
         x, condition = batch_transform(batch, generators)
-        if not takes_classes:
-            condition = condition._replace(class_labels=None)
-        elif label_dropout and module.training:
-            condition = drop_labels(condition, label_dropout, generators)
-        seen = ToldItsEstimate(module, generators) if getattr(net, "self_condition", False) else module
+        condition = condition.only(takes)
+        if module.training:
+            condition = drop_parts(condition, takes, generators)
+        seen = ToldItsEstimate(module, generators) if shows else module
         out = loss(seen, x, condition, generators, augment_labels)
         per_image = out.loss.flatten(1).mean(1)
         squares = {"data_square": x.square().flatten(1).mean(1).sum()}
@@ -46,46 +44,53 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
                 clean=lambda batch, generators: batch_transform(batch, generators)[0])
 
 
-class ToldItsEstimate:
+class ToldItsEstimate(Wrapper):
     """A network that first makes an estimate without gradients, and sees it then for a share of the images.
 
     The share SHOWN, decided by each image's own generator; the others see zeros (Chen, Zhang and Hinton 2023).
     """
 
-    def __init__(self, module: torch.nn.Module, generators: ImageGenerators):
-        self.module, self.generators = module, generators
-        self.sigma_min, self.sigma_max = module.sigma_min, module.sigma_max
+    self_condition = False  # nobody else needs to tell it
 
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition | None = None,
+    def __init__(self, net: torch.nn.Module, generators: ImageGenerators):
+        super().__init__(net)
+        self.generators = generators
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
         with torch.no_grad():
-            estimate = self.module(x, sigma, condition, augment_labels)
+            estimate = self.net(x, sigma, condition, augment_labels)
         shown = (self.generators.for_purpose("self_condition").rand(()) < SHOWN).to(x.device)
-        return self.module(x, sigma, condition, augment_labels, estimate * shown.reshape(-1, *[1] * (x.ndim - 1)))
+        return self.net(x, sigma, condition, augment_labels, estimate * shown.reshape(-1, *[1] * (x.ndim - 1)))
 
 
-def drop_labels(condition: Condition, probability: float, generators: ImageGenerators) -> Condition:
-    """Hide the class of each image with a probability, decided by the image's own generator."""
-    if condition.class_labels is None:
-        raise ValueError(f"training.network.label_dropout={probability}, but the data has no classes to drop; "
-                         "set it and the network's label_dim to 0, or choose data with classes")
-    dropped = generators.for_purpose("label_dropout").rand(()) < probability
-    return condition.drop("class_labels", dropped.to(condition.class_labels.device))
+def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: ImageGenerators) -> Condition:
+    """Hide each part of each image as often as a network takes it, decided by the image's own generator."""
+    for name, part in takes.items():
+        if part.dropout:
+            kind = PARTS[name]
+            if name not in condition:
+                raise ValueError(f"training.network.{kind.dropout_key}={part.dropout}, but the data has no {kind.many} "
+                                 f"to drop; set it and the network's {kind.width_key} to 0, or choose data with "
+                                 f"{kind.many}")
+            dropped = generators.for_purpose(kind.dropout_key).rand(()) < part.dropout
+            condition = condition.drop(name, dropped.to(condition[name].device), part.width)
+    return condition
 
 
 def usual_choice(precond: type) -> str:
     """How a preconditioner and the loss that goes with it are chosen."""
-    name = PAIRS[precond][0] if precond in PAIRS else None
+    name = getattr(precond, "usual", None)
     return f"precond={name} loss={name}" if name else "as in precond=vp loss=vp"
 
 
 def unusual_pair(precond: type, loss: type) -> str:
     """A line about a loss of ours that usually goes with another preconditioner, '' where there is nothing to say."""
-    known = {usual for _, usual in PAIRS.values()}
-    if precond not in PAIRS or loss not in known or loss is PAIRS[precond][1]:
+    usual = USUAL.get(getattr(precond, "usual", None))
+    if usual in (None, loss) or loss not in USUAL.values():
         return ""
     return (f"Note: {loss.__name__} is not the loss that usually goes with {precond.__name__}, which is "
-            f"{PAIRS[precond][1].__name__} ({usual_choice(precond)})")
+            f"{usual.__name__} ({usual_choice(precond)})")
 
 
 def check_pair(net: torch.nn.Module, loss: Callable) -> None:

@@ -1,0 +1,68 @@
+"""Conditions of items out of files, and of seeds that are to be drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from formats.facts import Facts
+from formats.samples import ARRAYS
+from networks.conditioning import Condition, Part
+from networks.parts import PARTS
+
+
+class StoredConditions:
+    """The conditions of the items of a split: table(name) is a data set of it [N,...] or None.
+
+    Every part that the facts have names for is there, and missing for all items where the split does not hold it.
+    """
+
+    def __init__(self, table: Callable[[str], np.ndarray | None], facts: Facts):
+        self.columns: dict[str, tuple[np.ndarray | None, int]] = {}
+        for name, kind in PARTS.items():
+            rows, names = (table(kind.stored), getattr(facts, kind.names)) if kind.stored else (None, [])
+            width = len(names) if names is not None else 0 if rows is None else rows.shape[-1]
+            if width:
+                self.columns[name] = rows, width
+
+    def __getitem__(self, index: int) -> Condition:
+        return Condition({name: PARTS[name].row(None if rows is None else rows[index], width)
+                          for name, (rows, width) in self.columns.items()})
+
+
+class Conditions(NamedTuple):
+    """What a network is told of seeds: for each part that it takes the values that they go through in turn.
+
+    size [*S]: of what is drawn. A part of which nothing is asked is drawn as its kind says.
+    """
+
+    takes: dict[str, Part]
+    asked: Mapping[str, Sequence[Any]]
+    size: tuple[int, ...]
+
+    def __call__(self, seeds: Sequence[int]) -> Condition:
+        """The condition of a batch of seeds, on the CPU."""
+        rows = {}
+        for name, part in self.takes.items():
+            values = self.asked.get(name) or PARTS[name].unasked(part.width, self.size)
+            rows[name] = np.stack([PARTS[name].row(values[seed % len(values)], part.width) for seed in seeds])
+        return Condition({name: torch.from_numpy(array) for name, array in rows.items()})
+
+
+def drawn_conditions(takes: dict[str, Part], classes: list[str] | None, names: Sequence[str], size: Sequence[int]
+                     ) -> Conditions:
+    """What is told of seeds: the classes asked for by name, all by default; ValueError for what is not known."""
+    if classes and "class_labels" not in takes:
+        raise ValueError(f"sampling.classes={classes}: the network was trained without classes; train one "
+                         f"with training.network.model.label_dim={len(names) or 'K'}")
+    unknown = [name for name in classes or () if name not in names]
+    if unknown:
+        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {', '.join(names)}")
+    return Conditions(takes, {"class_labels": [names.index(name) for name in classes or names]}, tuple(size))
+
+
+def stored_values(condition: Condition) -> dict[str, np.ndarray]:
+    """What samples files hold of a condition: arrays by name, with a value for each image."""
+    return {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
+            for name, kind in PARTS.items() if name in condition and kind.stored in ARRAYS}

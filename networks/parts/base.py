@@ -1,0 +1,48 @@
+"""What a kind of condition is: how it lies in files, how it is stacked, and what stands for its absence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class PartKind:
+    """A kind of condition: an image's row of it has a shape and a dtype, and a null that says nothing.
+
+    one and many name it in messages, width_key is the networks' argument for its width, dropout_key the
+    preconditioners' for the share of images that are trained without it, and the purpose of the random numbers that
+    choose them. stored: the data set of a split, in volumes.h5 and latents.h5, that has a value for each item; names:
+    the list, among what is known of the data, as long as the part is wide; None where no file holds it. grid: "map" or
+    "image" for what lies on the grid of the images and is moved along with them.
+    """
+
+    one: str
+    many: str
+    width_key: str
+    dropout_key: str
+    stored: str | None = None
+    names: str | None = None
+    grid: str | None = None
+    dtype: type = np.float32
+
+    def null(self, width: int | None) -> float:
+        """What says nothing in a part of that width, which all but maps know without."""
+        return 0
+
+    def shape(self, width: int, size: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the row of an image of a size [*S]."""
+        return (width,)
+
+    def row(self, value: Any, width: int) -> np.ndarray:
+        """Row of an image by its stored value; None: it is missing."""
+        if value is None:
+            return np.full(self.shape(width, ()), self.null(width), self.dtype)
+        return np.asarray(value, self.dtype)
+
+    def value(self, row: np.ndarray) -> Any:
+        """The stored value of a row."""
+        return row
+
+    def unasked(self, width: int, size: Sequence[int]) -> Sequence[Any]:
+        """Values that seeds go through in turn where generation is asked for none: the null alone."""
+        return [np.full(self.shape(width, size), self.null(width), self.dtype)]

@@ -1,0 +1,16 @@
+"""Images on the same grid, as a low dose beside the full one."""
+
+from collections.abc import Sequence
+
+from networks.parts.base import PartKind
+
+
+class Images(PartKind):
+    """[N,C,*S] as networks see images, mostly in [-1,1]; null: zeros."""
+
+    one, many = "condition image", "condition channels"
+    width_key, dropout_key = "image_dim", "image_dropout"
+    grid = "image"
+
+    def shape(self, width: int, size: Sequence[int]) -> tuple[int, ...]:
+        return (width, *size)
