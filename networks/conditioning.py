@@ -16,6 +16,13 @@ class Part(NamedTuple):
     dropout: float = 0
 
 
+def check_parts(names: Mapping[str, Any], whose: str) -> None:
+    """ValueError for a name that is no part."""
+    for name in names:
+        if name not in PARTS:
+            raise ValueError(f"{whose}: {name!r} is no part of a condition, wanted some of {', '.join(PARTS)}")
+
+
 class Condition(Mapping):
     """Conditions of a batch by the names of networks.parts, as attributes, None where absent; a mapping of the others.
 
@@ -88,13 +95,6 @@ def stack(items: Sequence[Condition]) -> Condition:
             raise ValueError(f"items of one batch have conditions {', '.join(items[0]) or 'none'} and "
                              f"{', '.join(item) or 'none'}: wanted the same of all, a null where a part is missing")
     return Condition({name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]})
-
-
-def check_parts(names: Mapping[str, Any], whose: str) -> None:
-    """ValueError for a name that is no part."""
-    for name in names:
-        if name not in PARTS:
-            raise ValueError(f"{whose}: {name!r} is no part of a condition, wanted some of {', '.join(PARTS)}")
 
 
 def takes_of(net: object) -> dict[str, Part]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference.batch import Batch
-from networks.conditioning import Condition
+from networks.conditioning import Condition, Part
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
 from training.batch_transforms import Identity
@@ -20,7 +20,7 @@ class Watcher(torch.nn.Module):
 
     def __init__(self, label_dim: int = 3, label_dropout: float = 0):
         super().__init__()
-        self.label_dim, self.label_dropout, self.told = label_dim, label_dropout, []
+        self.takes, self.told = {"class_labels": Part(label_dim, label_dropout)} if label_dim else {}, []
 
     def forward(self, x, sigma, *rest):
         self.told.append(rest)

@@ -13,6 +13,7 @@ import generate
 from formats.facts import Facts
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, VolumesFile
+from inference.conditions import Conditions
 from inference.generation import Drawer, captions, draw, real_pictures
 from inference.snapshot import Snapshot
 from samplers import ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
@@ -137,8 +138,8 @@ def test_as_many_real_volumes_are_shown_as_there_are_held_out_ones_first(at):
 
 def drawn(net: Denoiser, sampler, seeds: list[int]) -> dict[str, np.ndarray]:
     """Latents [N,2,3] of seeds, with their trajectory."""
-    return draw(Drawer(net, True, None, sampler, (2, 3), Intensity(0, 1, True, ""), (), torch.device("cpu"), "fp32",
-                       trajectory=True), seeds)
+    return draw(Drawer(lambda seeds: net, Conditions({}, {}, (3,)), True, None, sampler, (2, 3),
+                       Intensity(0, 1, True, ""), torch.device("cpu"), "fp32", trajectory=True), seeds)
 
 
 @pytest.mark.parametrize("sampler", [

@@ -5,7 +5,7 @@ from math import inf, nan, sqrt
 import pytest
 import torch
 
-from networks.conditioning import Condition
+from networks.conditioning import Condition, Part
 from networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from networks.unet import ADMUNet
 from samplers import Guided, edm_sampler, multistep_sampler
@@ -23,7 +23,7 @@ class Stub:
 
     def __init__(self, formula, label_dim: int = 2, label_dropout: float = 0.1, in_channels: int = 1,
                  sigma_min: float = 0, sigma_max: float = inf):
-        self.formula, self.label_dim, self.label_dropout = formula, label_dim, label_dropout
+        self.formula, self.takes = formula, {"class_labels": Part(label_dim, label_dropout)}
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.model = type("Model", (), {"in_channels": in_channels})
         self.calls: list[Condition] = []
@@ -67,7 +67,7 @@ def test_classifier_free_guidance_moves_from_the_unlabelled_image_through_the_la
 
 def test_other_parts_of_the_condition_are_kept():
     net = sum_of_labels()
-    condition = CONDITION._replace(images=torch.ones(3, 1, 4))
+    condition = CONDITION.replace(images=torch.ones(3, 1, 4))
     Guided(net, 2)(torch.ones(3, 1, 4), torch.tensor(1.0), condition)
     assert all(call.images is condition.images for call in net.calls)
 
@@ -87,7 +87,7 @@ def test_augmentation_labels_reach_both_networks():
         seen.append(augment_labels)
         return x
 
-    network.sigma_min, network.sigma_max, network.label_dim, network.noise_table = 0, inf, 0, None
+    network.sigma_min, network.sigma_max, network.noise_table = 0, inf, None
     network.round_sigma, network.model = torch.as_tensor, sum_of_labels().model
     labels = torch.zeros(3, 9)
     Guided(network, 2, guide=network)(torch.ones(3, 1, 4), torch.tensor(1.0), None, labels)
@@ -165,7 +165,8 @@ def test_guided_network_has_what_samplers_ask_for():
     guided = Guided(network(), 2, guide=network(VPPrecond))
     vp = network(VPPrecond)
     assert (guided.sigma_min, guided.sigma_max) == (vp.sigma_min, vp.sigma_max)
-    assert guided.label_dim == 2 and guided.noise_table is None and float(guided.round_sigma(0.3)) == pytest.approx(0.3)
+    assert guided.takes == {"class_labels": Part(2, 0.1)} and guided.noise_table is None
+    assert float(guided.round_sigma(0.3)) == pytest.approx(0.3)
     assert edm_sampler(guided, LATENTS, condition=CONDITION, num_steps=4).isfinite().all()
 
 

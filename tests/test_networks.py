@@ -13,7 +13,7 @@ from formats.facts import Facts, LatentScaling
 from formats.volumes import Intensity
 from inference.first_stage import FirstStage
 from networks.autoencoder import AutoencoderKL, Posterior
-from networks.conditioning import Condition
+from networks.conditioning import Condition, Part
 from networks.latent_codec import unwhiten, whiten
 from networks.layers import (
     Conv3d,
@@ -223,13 +223,13 @@ def test_noise_levels_may_be_off_by_rounding_and_are_not_looked_at_elsewhere():
 class Labelled(Stub):
     """A stub that says it takes labels."""
 
-    label_dim, augment_dim = 4, 9
+    takes, augment_dim = {"class_labels": Part(4)}, 9
 
 
 def test_precond_parameters_that_make_no_sense_are_refused():
     net = EDMPrecond(Labelled(), label_dropout=0.1)
-    assert (net.label_dropout, net.label_dim, net.augment_dim) == (0.1, 4, 9)
-    assert (EDMPrecond(Stub()).label_dim, EDMPrecond(Stub()).augment_dim) == (0, 0)
+    assert (net.takes, net.augment_dim) == ({"class_labels": Part(4, dropout=0.1)}, 9)
+    assert (EDMPrecond(Stub()).takes, EDMPrecond(Stub()).augment_dim) == ({}, 0)
     for build, message in [
         (lambda: VEPrecond(Labelled(), label_dropout=1.5), "label_dropout=1.5: wanted a probability"),
         (lambda: VEPrecond(Labelled(), label_dropout=1), "label_dropout=1: wanted a probability"),
@@ -426,7 +426,8 @@ def test_unet_in_3d_with_depth_1_is_the_2d_unet():
     x, sigma, labels = torch.randn(2, 3, 8, 6), torch.tensor([0.3, -1.0]), torch.eye(5)[:2]
     wanted = flat(x, sigma, Condition(class_labels=labels))
     assert wanted.shape == (2, 2, 8, 6) and wanted.std() > 0.1
-    torch.testing.assert_close(deep(x[:, :, None], sigma, Condition(class_labels=labels))[:, :, 0], wanted, rtol=1e-5, atol=1e-5)
+    got = deep(x[:, :, None], sigma, Condition(class_labels=labels))[:, :, 0]
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["standard", "residual", "skip"])
@@ -613,7 +614,8 @@ def test_unet_refuses_what_it_was_not_built_for():
         ((torch.zeros(1, 2, 4), noise), "1 spatial axes, spatial_dims is 2"),
         ((torch.zeros(2), noise), "0 spatial axes, spatial_dims is 2"),
         ((x, noise, torch.eye(3)[:1]), r"got a Tensor as condition, wanted a Condition, as in Condition\(class_labels"),
-        ((x.expand(4, -1, -1, -1), noise, Condition(class_labels=torch.ones(2, 3))), r"shape \(2, 3\), wanted \(4, 3\)"),
+        ((x.expand(4, -1, -1, -1), noise, Condition(class_labels=torch.ones(2, 3))),
+         r"shape \(2, 3\), wanted \(4, 3\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             net(*inputs)
@@ -686,25 +688,7 @@ def test_group_norm_takes_at_most_32_groups_of_at_least_4_channels_that_divide()
     assert [group_norm(c).num_groups for c in (2, 16, 18, 128, 192, 144)] == [1, 4, 3, 32, 32, 24]
 
 
-# ---- conditions, posterior, whitening ----
-
-
-def test_drop_puts_each_parts_null_where_the_mask_says():
-    condition = Condition(class_labels=torch.tensor([[0.0, 1.0], [1.0, 0.0]]), attributes=torch.ones(2, 3),
-                          semantic=torch.ones(2, 2, 2, dtype=torch.int64), images=torch.ones(2, 1, 2, 2))
-    assert condition.parts() == ["class_labels", "attributes", "semantic", "images"]
-    mask = torch.tensor([False, True])
-    assert condition.drop("class_labels", mask).class_labels.tolist() == [[0, 1], [0, 0]]
-    attributes = condition.drop("attributes", mask).attributes
-    assert attributes[0].tolist() == [1, 1, 1] and attributes[1].isnan().all()
-    semantic = condition.drop("semantic", mask, num_semantic=4).semantic
-    assert semantic.dtype == torch.int64 and semantic.flatten(1).tolist() == [[1] * 4, [4] * 4]
-    assert condition.drop("images", mask).images.flatten(1).sum(1).tolist() == [4, 0]
-    assert condition.class_labels[1].tolist() == [1, 0]
-    with pytest.raises(ValueError, match="num_semantic"):
-        condition.drop("semantic", mask)
-    with pytest.raises(ValueError, match="attributes"):
-        Condition().drop("attributes", mask)
+# ---- posterior, whitening ----
 
 
 def test_posterior_kl_is_the_closed_form():

@@ -175,9 +175,11 @@ def test_a_unet_that_does_not_fit_is_refused(options, arguments, wanted):
     ((3, 2, 8, 8), (Condition(class_labels=torch.zeros(2, 2)),), r"class labels of shape \(2, 2\), wanted \(3, 2\)"),
     ((3, 2, 8, 8), (Condition(class_labels=torch.zeros(2)),), r"class labels of shape \(2,\), wanted \(3, 2\)"),
     ((3, 2, 8, 8), (Condition(class_labels=torch.zeros(3, 4)),), "4 class labels, label_dim is 2"),
-    ((3, 2, 8, 8), (Condition(class_labels=torch.tensor([[0, 1.0], [0.5, 0.5], [0, 0]])),), r"labels \[0.5, 0.5\], wanted one-hot"),
+    ((3, 2, 8, 8), (Condition(class_labels=torch.tensor([[0, 1.0], [0.5, 0.5], [0, 0]])),),
+     r"labels \[0.5, 0.5\], wanted one-hot"),
     ((3, 2, 8, 8), (Condition(class_labels=torch.ones(1, 2)),), r"class labels \[1.0, 1.0\], wanted one-hot"),
-    ((3, 2, 8, 8), (Condition(class_labels=torch.tensor([[float("nan"), 1]])),), r"class labels \[nan, 1.0\], wanted one-hot"),
+    ((3, 2, 8, 8), (Condition(class_labels=torch.tensor([[float("nan"), 1]])),),
+     r"class labels \[nan, 1.0\], wanted one-hot"),
 ])
 def test_the_unet_refuses_what_it_was_not_built_for(x, arguments, wanted):
     with pytest.raises(ValueError, match=f"MonaiUNet: .*{wanted}"):

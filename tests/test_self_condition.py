@@ -54,7 +54,7 @@ def test_the_estimate_takes_a_second_set_of_input_weights_and_leaves_the_others(
 class Recorder(torch.nn.Module):
     """D = weight * x, which keeps the estimates that it is given."""
 
-    self_condition, sigma_min, sigma_max, label_dim, noise_table = True, 0.0, float("inf"), 0, None
+    self_condition, sigma_min, sigma_max, noise_table = True, 0.0, float("inf"), None
 
     def __init__(self):
         super().__init__()
