@@ -347,6 +347,13 @@ def test_image_labels_and_conditions_move_together(d, size):
     torch.testing.assert_close(moved.condition.images, 2 * moved.images[:, 1:] - 1)
 
 
+def test_parts_that_do_not_lie_on_the_grid_stay():
+    condition = Condition(class_labels=torch.eye(3), attributes=torch.ones(3, 2))
+    moved, _ = AugmentPipe(2, 1, **ALL)(noise_batch(3, 8, 8)._replace(condition=condition), ImageGenerators(range(3)))
+    assert list(moved.condition) == list(condition)
+    assert all(moved.condition[name] is condition[name] for name in condition)
+
+
 def test_background_comes_in_from_outside():
     label = torch.full((4, 16, 16), 3)
     batch = Batch(torch.zeros(4, 2, 16, 16), label, Condition(semantic=label, images=torch.zeros(4, 1, 16, 16)))

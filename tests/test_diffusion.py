@@ -4,13 +4,14 @@ from math import inf, sqrt
 
 import pytest
 import torch
+import yaml
 
 from inference.batch import Batch
 from networks.conditioning import Condition, Part
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from samplers.noise import ImageGenerators
 from training.batch_transforms import Identity
-from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
+from training.loss import USUAL, DenoisingLoss, EDMLoss, VELoss, VPLoss
 from training.noise_laws import Table
 from training.tasks.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
 
@@ -56,6 +57,15 @@ def test_loss_is_a_sum_over_images():
 
 def test_classes_that_the_network_does_not_take_are_not_given_to_it():
     assert take_loss(Watcher(label_dim=0), batch_of(2))[1][0].class_labels is None
+
+
+def test_parts_that_the_network_does_not_take_are_left_aside_and_change_nothing():
+    batch = batch_of(3)
+    more = batch._replace(condition=batch.condition.replace(attributes=torch.ones(3, 2), images=torch.ones(3, 1, 4)))
+    plain, (told,) = take_loss(Watcher(label_dropout=0.5), batch)
+    richer, (told_too,) = take_loss(Watcher(label_dropout=0.5), more)
+    assert list(told_too) == ["class_labels"] and torch.equal(told.class_labels, told_too.class_labels)
+    assert plain.loss.item() == richer.loss.item()
 
 
 # ---- augmentation ----
@@ -127,6 +137,28 @@ def test_dropping_classes_that_the_data_lacks_is_refused():
         take_loss(Watcher(label_dropout=0.1), batch_of(2, class_labels=False))
 
 
+def test_each_part_is_dropped_by_a_stream_of_its_own():
+    net, n = Watcher(label_dropout=0.5), 64
+    net.takes = {"class_labels": Part(3, 0.5), "attributes": Part(2, 0.25), "semantic": Part(4, 0.5), "images": Part(1)}
+    batch = batch_of(n)
+    batch = batch._replace(condition=batch.condition.replace(
+        attributes=torch.ones(n, 2), semantic=torch.ones(n, 4, dtype=torch.long), images=torch.ones(n, 1, 4)))
+    told = take_loss(net, batch)[1][0]
+    noise = ImageGenerators(range(n), seed=7)
+    for name, gone, share in (("label_dropout", (told.class_labels == 0).all(1), 0.5),
+                              ("attribute_dropout", told.attributes.isnan().all(1), 0.25),
+                              ("semantic_dropout", (told.semantic == 4).all(1), 0.5)):
+        assert torch.equal(gone, noise.for_purpose(name).rand(()) < share) and 0 < gone.sum() < n
+    assert torch.equal(told.images, batch.condition.images)  # trained with it always
+
+
+def test_dropping_what_the_data_lacks_is_refused_by_its_own_key():
+    net = Watcher()
+    net.takes = {"attributes": Part(2, 0.1)}
+    with pytest.raises(ValueError, match=r"network\.attribute_dropout=0\.1, but the data has no attributes to drop"):
+        take_loss(net, batch_of(2))
+
+
 # ---- losses and networks that go together ----
 
 
@@ -184,6 +216,21 @@ def test_loss_of_another_target_or_scale_is_refused_by_both_keys(net, loss, word
 ])
 def test_losses_that_agree_with_their_network_pass(net, loss):
     check_pair(net, loss)
+
+
+PRECONDS = [EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond, DDPMPrecond]
+
+
+@pytest.mark.parametrize("precond", PRECONDS)
+def test_preconditioners_name_themselves_and_their_loss_as_the_groups_do(precond, root):
+    for group, kind in (("precond", precond), ("loss", USUAL[precond.usual])):
+        node = yaml.safe_load((root / "configs" / group / f"{precond.usual}.yaml").read_text(encoding="utf-8"))
+        assert node["_target_"] == f"{kind.__module__}.{kind.__name__}"
+
+
+def test_a_network_of_ones_own_made_of_a_preconditioner_goes_with_its_loss():
+    own = type("Own", (VPPrecond,), {})
+    assert unusual_pair(own, VPLoss) == "" and "precond=vp loss=vp" in unusual_pair(own, EDMLoss)
 
 
 def test_only_unusual_pairs_are_spoken_of():

@@ -14,9 +14,17 @@ from formats.facts import Facts
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, VolumesFile
 from inference.conditions import Conditions
-from inference.generation import Drawer, captions, draw, real_pictures
+from inference.generation import Blank, Drawer, around, captions, draw, real_pictures
 from inference.snapshot import Snapshot
-from samplers import ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
+from samplers import (
+    ImageGenerators,
+    ShownItsEstimate,
+    ablation_sampler,
+    ddim_sampler,
+    edm_sampler,
+    multistep_sampler,
+)
+from samplers.denoiser import Wrapper
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
 from utils.config import build
@@ -154,6 +162,34 @@ def test_a_trajectory_goes_from_the_first_guess_to_the_sample(sampler):
     if "S_churn" not in sampler.keywords:  # which adds noise before the first step
         x = 80 * ImageGenerators([3, 8], purpose="sample").randn((2, 3)).numpy()
         np.testing.assert_allclose(steps[:, 0], x * 0.25 / (0.25 + 80 ** 2), rtol=1e-4)  # D = x sd^2 / (sd^2 + sigma^2)
+
+
+def test_what_is_called_may_hold_something_of_every_seed():
+    class OfSeeds(Wrapper):
+        """D = the number of the seed."""
+
+        def __init__(self, net, seeds):
+            super().__init__(net)
+            self.seeds = torch.tensor(seeds, dtype=torch.float64).reshape(-1, 1, 1)
+
+        def __call__(self, x, sigma, condition=None, augment_labels=None):
+            return torch.zeros_like(x) + self.seeds
+
+    drawer = Drawer(lambda seeds: OfSeeds(gaussian(0.5), seeds), Conditions({}, {}, (3,)), True, None,
+                    partial(edm_sampler, num_steps=4), (2, 3), Intensity(0, 1, True, ""), torch.device("cpu"), "fp32")
+    for seeds in ([3, 8], [5]):
+        assert draw(drawer, seeds)["latents"][:, 0, 0].tolist() == pytest.approx(seeds)
+
+
+def test_the_denoiser_of_a_batch_is_made_anew_and_shown_no_estimate_of_another():
+    net = Denoiser(lambda x, sigma: x)
+    net.self_condition = True
+    first, second = (around(net, None, [0]) for _ in range(2))
+    assert isinstance(first, ShownItsEstimate) and first is not second
+    guided = around(net, lambda inner: Blank(inner), [0])
+    assert isinstance(guided, Blank) and isinstance(guided.net, ShownItsEstimate)
+    net.self_condition = False
+    assert around(net, None, [0]) is net
 
 
 def test_a_denoiser_that_always_says_the_same_has_that_at_every_step():

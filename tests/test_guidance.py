@@ -72,6 +72,25 @@ def test_other_parts_of_the_condition_are_kept():
     assert all(call.images is condition.images for call in net.calls)
 
 
+def test_every_part_that_was_dropped_in_training_is_left_out_and_no_other():
+    told = []
+
+    def network(x, sigma, condition=None, augment_labels=None):
+        told.append(condition)
+        return x
+
+    network.sigma_min, network.sigma_max = 0, inf
+    network.takes = {"class_labels": Part(2, 0.1), "semantic": Part(5, 0.1), "images": Part(1)}
+    condition = CONDITION.replace(semantic=torch.ones(3, 4, dtype=torch.int64), images=torch.ones(3, 1, 4))
+    guided = Guided(network, 2)
+    guided(torch.ones(3, 1, 4), torch.tensor(1.0), condition)
+    plain, guide = told
+    assert plain is condition and not guide.class_labels.any() and (guide.semantic == 5).all()
+    assert guide.images is condition.images
+    with pytest.raises(ValueError, match="drops the semantic map, and condition.semantic is None"):
+        guided(torch.ones(3, 1, 4), torch.tensor(1.0), CONDITION)
+
+
 def test_autoguidance_gives_both_networks_the_same_condition():
     net, guide = sum_of_labels(), Stub(lambda x, sigma, labels: 4 * x + labels[:, :1])
     got = Guided(net, 2, guide=guide)(torch.ones(3, 1, 4), torch.tensor(1.0), CONDITION)

@@ -14,7 +14,7 @@ import dataset_tool
 import generate
 from formats.samples import SamplesFile
 from inference.snapshot import Snapshot
-from networks.conditioning import Condition
+from networks.conditioning import Condition, Part
 from networks.edm_import import edm_network_node
 from tests.reference import config_of, group_of, stored, weights_of
 from tests.test_edm_pickle import Asks, official_bytes, official_file, official_module
@@ -88,7 +88,7 @@ def test_snapshot_gives_what_the_official_network_gives(at, net):
     x, sigma = torch.randn(3, 3, 8, 8), torch.tensor([0.1, 1.0, 20.0])
     condition = Condition(class_labels=torch.eye(4)[:3])
     assert torch.equal(found(x, sigma, condition), net(x, sigma, condition))
-    assert found.label_dropout == 0.1 and not found.training
+    assert found.takes == {"class_labels": Part(4, dropout=0.1)} and not found.training
     assert "EDMPrecond of ADMUNet, 3 channels, 4 classes, 0.05 M weights" in printed
     assert f"in {len(net.state_dict())} tensors" in printed and "images of 8x8" in printed
     assert (snapshot.shape, snapshot.first_stage, snapshot.nimg) == ((3, 8, 8), None, 0)

@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 
 import h5py
+import numpy as np
 import psutil
 import pytest
 import torch
 from torch.utils.data import _utils
 
 from inference.batch import Sample
+from networks.conditioning import Condition
 from tests.test_encode import TINY, write_volumes
 from tests.toy import OPTIONS, Points, in_step, make_trainer
 from training.data_sampler import InfiniteSampler
@@ -59,6 +61,24 @@ def test_rounds_are_those_of_the_sampler_until_an_error_that_comes_as_it_is(num_
     assert "in __getitem__" in error.value.__notes__[0]
     rounds.close()
     assert no_workers()
+
+
+class Told(Points):
+    """Points of a class and with an attribute."""
+
+    def __getitem__(self, index: int) -> Sample:
+        condition = Condition(class_labels=np.eye(2, dtype=np.float32)[index % 2], attributes=np.full(1, index / 2))
+        return super().__getitem__(index)._replace(condition=condition)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_conditions_come_along_from_other_processes(num_workers):
+    rounds = Rounds(Told(), [3, 4], 2, num_workers, CPU)
+    _, batch = next(rounds)
+    assert list(batch.condition) == ["class_labels", "attributes"]
+    assert batch.condition.class_labels.tolist() == [[0, 1], [1, 0]]
+    assert batch.condition.attributes.tolist() == [[1.5], [2]]
+    rounds.close()
 
 
 def test_no_process_outlives_a_run_that_fails_though_it_does_not_listen(tmp_path, monkeypatch):

@@ -199,6 +199,15 @@ def test_error_of_the_target_is_what_ddpm_training_computes(objective, norm):
     torch.testing.assert_close(got.sigma, ((1 - abar) / abar).sqrt().flatten(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("objective", ["x0", "epsilon", "v"])
+def test_error_of_the_target_is_that_of_d_over_the_scale_of_its_preconditioner(objective):
+    net, sigma = DDPMPrecond(Raw(), objective=objective), torch.tensor([0.01, 0.7, 30.0], dtype=torch.float64)
+    c_out = net.coefficients(sigma)[1]
+    for norm, power in (("l1", 1), ("l2", 2)):
+        loss = DenoisingLoss(Table(), objective, norm)
+        torch.testing.assert_close(loss.weight(sigma), c_out.abs() ** -power, rtol=1e-12, atol=0)
+
+
 # SNR 1/16, 1 and 16, gamma 4: min(SNR, gamma) is 1/16, 1 and 4
 @pytest.mark.parametrize(("objective", "wanted"), [
     ("x0", [1 / 16, 1, 4]), ("epsilon", [1, 1, 1 / 4]), ("v", [1 / 17, 1 / 2, 4 / 17]),

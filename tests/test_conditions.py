@@ -1,0 +1,139 @@
+"""Conditions out of files reach batches, and those of seeds are what was asked for."""
+
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from formats.latents import EncodedSplit, FirstStageRecord, write_latents
+from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
+from inference.batch import collate
+from inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
+from networks.conditioning import Condition, Part
+from training.build import check_conditions
+from training.datasets.latents import LatentsDataset
+from training.datasets.volumes import VolumesDataset
+
+CLASSES = [1, -1, 0]
+ONE_HOT = [[0, 1], [0, 0], [1, 0]]
+ATTRIBUTES = np.array([[60.5, nan], [nan, nan], [-1, 2]], np.float32)
+
+
+def write_volumes(path: Path, names: tuple[str, ...] = ("age", "ef"), classes: tuple[str, ...] = ("ED", "ES")) -> Path:
+    """Three volumes with classes and attributes, some of them missing."""
+    meta = VolumesMeta(2, ("echo",), ("target",), (), names, tuple("-" for _ in names), classes,
+                       Intensity(0.0, 1.0, True, ""))
+    with VolumesWriter(path, meta, {"kind": "test"}) as writer:
+        for i, index in enumerate(CLASSES):
+            writer.add("train", Item(np.full((1, 4, 4), i / 2, np.float32), None, ATTRIBUTES[i] if names else None,
+                                     index if classes and index >= 0 else None, f"item-{i}", f"item-{i}", np.eye(4),
+                                     np.array([[0, 0, 0], [4, 4, 1]])))
+    return path
+
+
+def write_latents_of(path: Path, **tables: np.ndarray) -> Path:
+    """Latents of three volumes with tables of conditions."""
+    mean = np.zeros((3, 1, 2, 2), np.float32)
+    names = [f"item-{i}" for i in range(3)]
+    split = EncodedSplit(mean, mean + 1, names, names, np.tile(np.eye(4), (3, 1, 1)), **tables)
+    write_latents(path, {"train": split}, FirstStageRecord({}, {}, ""), {"source": "v.h5", "class_names": ["ED", "ES"]},
+                  {"kind": "test"})
+    return path
+
+
+def batch_of(dataset) -> Condition:
+    """The condition of the batch of all items."""
+    return collate([dataset[i] for i in range(len(dataset))]).condition
+
+
+@pytest.mark.parametrize("kind", ["volumes", "latents"])
+def test_classes_and_attributes_pass_from_files_to_batches(tmp_path, kind):
+    if kind == "volumes":
+        dataset = VolumesDataset(write_volumes(tmp_path / "v.h5"))
+    else:
+        dataset = LatentsDataset(write_latents_of(tmp_path / "l.h5", classes=np.array(CLASSES), attributes=ATTRIBUTES))
+    for _ in range(2):  # read, and out of the cache
+        condition = batch_of(dataset)
+        assert list(condition) == ["class_labels", "attributes"]
+        assert condition.class_labels.tolist() == ONE_HOT and condition.class_labels.dtype == torch.float32
+        np.testing.assert_array_equal(condition.attributes.numpy(), ATTRIBUTES)
+        assert condition.attributes.dtype == torch.float32
+
+
+def test_files_without_conditions_give_none(tmp_path):
+    assert batch_of(VolumesDataset(write_volumes(tmp_path / "v.h5", (), ()))) == Condition()
+
+
+def test_a_split_without_the_classes_of_its_data_has_them_missing(tmp_path):
+    assert batch_of(LatentsDataset(write_latents_of(tmp_path / "l.h5"))).class_labels.tolist() == [[0, 0]] * 3
+
+
+def test_a_part_that_no_name_says_the_width_of_is_as_wide_as_it_is_stored():
+    stored = StoredConditions({"attributes": ATTRIBUTES}.get, {"class_names": []})
+    assert list(stored[2]) == ["attributes"] and stored[2].attributes.tolist() == [-1, 2]
+
+
+# ---- seeds ----
+
+
+TAKES = {"class_labels": Part(3), "attributes": Part(2), "semantic": Part(4), "images": Part(1)}
+
+
+def test_seeds_go_through_the_classes_in_turn_or_through_those_asked_for():
+    names = ["a", "b", "c"]
+    everything = drawn_conditions({"class_labels": Part(3)}, None, names, (4, 4))
+    assert everything([4, 5, 6]).class_labels.argmax(1).tolist() == [1, 2, 0]
+    some = drawn_conditions({"class_labels": Part(3)}, ["c", "a"], names, (4, 4))
+    told = some([0, 1, 2, 7])
+    assert told.class_labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert stored_values(told)["classes"].tolist() == [2, 0, 2, 0] and stored_values(told)["classes"].dtype == np.int64
+
+
+def test_a_part_of_which_nothing_is_asked_is_drawn_as_its_kind_says():
+    condition = Conditions(TAKES, {}, (5, 6))([2, 3])
+    assert condition.class_labels.argmax(1).tolist() == [2, 0]
+    assert condition.attributes.shape == (2, 2) and condition.attributes.isnan().all()
+    assert condition.semantic.shape == (2, 5, 6) and (condition.semantic == 4).all()
+    assert condition.images.shape == (2, 1, 5, 6) and not condition.images.any()
+    assert list(stored_values(condition)) == ["classes"]  # what samples files have a place for
+
+
+def test_a_network_that_takes_nothing_is_told_nothing():
+    assert drawn_conditions({}, None, ["a"], (4,))([0, 1]) == Condition()
+    assert stored_values(Condition()) == {}
+
+
+@pytest.mark.parametrize(("takes", "classes", "message"), [
+    ({}, ["a"], r"sampling\.classes=\['a'\]: the network was trained without classes.*label_dim=2"),
+    ({"class_labels": Part(2)}, ["a", "z"], r"sampling\.classes: 'z' is not one of a, b"),
+])
+def test_classes_that_the_network_does_not_know_are_refused(takes, classes, message):
+    with pytest.raises(ValueError, match=message):
+        drawn_conditions(takes, classes, ["a", "b"], (4,))
+
+
+# ---- data and network ----
+
+
+@pytest.mark.parametrize(("takes", "message"), [
+    ({"class_labels": Part(3)}, r"model\.label_dim=3: wanted 2, as v\.h5 has 2 classes \(ED, ES\), or 0 to leave"),
+    ({"attributes": Part(3)}, r"model\.attribute_dim=3: wanted 1, as v\.h5 has 1 attributes \(age\), or 0 to leave"),
+])
+def test_networks_and_data_of_other_widths_do_not_go_together(takes, message):
+    data = {"source": "v.h5", "class_names": ["ED", "ES"], "attribute_names": ["age"]}
+    net = torch.nn.Identity()
+    net.takes = takes
+    with pytest.raises(ValueError, match=message):
+        check_conditions(net, data)
+    with pytest.raises(ValueError, match="wanted 0, as v.h5 has no (classes|attributes)"):
+        check_conditions(net, {"source": "v.h5", "class_names": [], "attribute_names": []})
+
+
+def test_networks_that_take_as_much_as_the_data_have_or_nothing_pass():
+    net = torch.nn.Identity()
+    data = {"source": "v.h5", "class_names": ["ED", "ES"]}
+    check_conditions(net, data)
+    net.takes = {"class_labels": Part(2), "semantic": Part(5), "attributes": Part(7)}  # the data say nothing of these
+    check_conditions(net, data)
