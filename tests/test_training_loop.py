@@ -295,7 +295,7 @@ def test_latents_are_drawn_and_whitened_image_by_image():
     eps = ImageGenerators([5, 6, 7]).for_purpose("posterior").randn((2, 4))
     channel_mean, channel_std = torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [4.0]])
     torch.testing.assert_close(x, (mean + std * eps - channel_mean) / channel_std * 0.5)
-    assert condition.parts() == []
+    assert not condition
 
 
 # ---- numbers of a tick ----
