@@ -211,15 +211,10 @@ class DDPMPrecond(TablePrecond):
         self.objective = objective
 
     def coefficients(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        alpha = 1 / (sigma ** 2 + 1).sqrt()
         c_noise = (len(self.u) - 1 - self.index(sigma)).to(sigma.dtype)
-        return *target_scales(self.objective, sigma), 1 / (sigma ** 2 + 1).sqrt(), c_noise
-
-
-def target_scales(objective: str, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """c_skip and c_out at noise levels sigma of a network of the DDPM family with one of OBJECTIVES for a target."""
-    if objective == "epsilon":
-        return torch.ones_like(sigma), -sigma
-    if objective == "x0":
-        return torch.zeros_like(sigma), torch.ones_like(sigma)
-    alpha = 1 / (sigma ** 2 + 1).sqrt()
-    return alpha ** 2, -sigma * alpha
+        if self.objective == "epsilon":
+            return torch.ones_like(sigma), -sigma, alpha, c_noise
+        if self.objective == "x0":
+            return torch.zeros_like(sigma), torch.ones_like(sigma), alpha, c_noise
+        return alpha ** 2, -sigma * alpha, alpha, c_noise

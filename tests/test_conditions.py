@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from formats.facts import Facts
 from formats.latents import EncodedSplit, FirstStageRecord, write_latents
 from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 from inference.batch import collate
@@ -33,13 +34,17 @@ def write_volumes(path: Path, names: tuple[str, ...] = ("age", "ef"), classes: t
     return path
 
 
+def known(classes: tuple[str, ...] = ("ED", "ES"), attributes: tuple[str, ...] | None = None) -> Facts:
+    """What is known of data with these names."""
+    return Facts("v.h5", "", class_names=classes, attribute_names=attributes)
+
+
 def write_latents_of(path: Path, **tables: np.ndarray) -> Path:
     """Latents of three volumes with tables of conditions."""
     mean = np.zeros((3, 1, 2, 2), np.float32)
     names = [f"item-{i}" for i in range(3)]
     split = EncodedSplit(mean, mean + 1, names, names, np.tile(np.eye(4), (3, 1, 1)), **tables)
-    write_latents(path, {"train": split}, FirstStageRecord({}, {}, ""), {"source": "v.h5", "class_names": ["ED", "ES"]},
-                  {"kind": "test"})
+    write_latents(path, {"train": split}, FirstStageRecord({}, {}, ""), known(), {"kind": "test"})
     return path
 
 
@@ -71,7 +76,7 @@ def test_a_split_without_the_classes_of_its_data_has_them_missing(tmp_path):
 
 
 def test_a_part_that_no_name_says_the_width_of_is_as_wide_as_it_is_stored():
-    stored = StoredConditions({"attributes": ATTRIBUTES}.get, {"class_names": []})
+    stored = StoredConditions({"attributes": ATTRIBUTES}.get, known(()))
     assert list(stored[2]) == ["attributes"] and stored[2].attributes.tolist() == [-1, 2]
 
 
@@ -122,18 +127,16 @@ def test_classes_that_the_network_does_not_know_are_refused(takes, classes, mess
     ({"attributes": Part(3)}, r"model\.attribute_dim=3: wanted 1, as v\.h5 has 1 attributes \(age\), or 0 to leave"),
 ])
 def test_networks_and_data_of_other_widths_do_not_go_together(takes, message):
-    data = {"source": "v.h5", "class_names": ["ED", "ES"], "attribute_names": ["age"]}
     net = torch.nn.Identity()
     net.takes = takes
     with pytest.raises(ValueError, match=message):
-        check_conditions(net, data)
+        check_conditions(net, known(attributes=("age",)))
     with pytest.raises(ValueError, match="wanted 0, as v.h5 has no (classes|attributes)"):
-        check_conditions(net, {"source": "v.h5", "class_names": [], "attribute_names": []})
+        check_conditions(net, known((), ()))
 
 
 def test_networks_that_take_as_much_as_the_data_have_or_nothing_pass():
     net = torch.nn.Identity()
-    data = {"source": "v.h5", "class_names": ["ED", "ES"]}
-    check_conditions(net, data)
+    check_conditions(net, known())
     net.takes = {"class_labels": Part(2), "semantic": Part(5), "attributes": Part(7)}  # the data say nothing of these
-    check_conditions(net, data)
+    check_conditions(net, known())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from networks.conditioning import Condition
-from networks.precond import OBJECTIVES, target_scales
+from networks.precond import OBJECTIVES
 from samplers.noise import GlobalNoise, Noise
 from training.noise_laws import LogNormal, LogUniform, NoiseLaw, VPUniform
 from utils.checks import check_choice, check_least, check_positive
@@ -87,10 +87,9 @@ class EDMLoss(WeightedError):
 class DenoisingLoss(WeightedError):
     """Error of a network's own target, x0, epsilon or v, as the DDPM family counts it, in L1 or L2.
 
-    The target F follows from D_x linearly: |F - target| = |D_x - x0| / |c_out|, where c_out is that of the network's
-    preconditioner (networks.precond.target_scales). weight=min_snr weighs that error by min(SNR, min_snr_gamma), over
-    SNR for epsilon and over SNR + 1 for v (Hang et al. 2023), weight=p2 by (p2_k + SNR)^-p2_gamma (Choi et al. 2022);
-    SNR = 1 / sigma^2.
+    The target F follows from D_x linearly: |F - target| = |D_x - x0| / |c_out|, c_out being 1, sigma and
+    sigma / sqrt(1 + sigma^2). weight=min_snr weighs that error by min(SNR, min_snr_gamma), over SNR for epsilon and
+    over SNR + 1 for v (Hang et al. 2023), weight=p2 by (p2_k + SNR)^-p2_gamma (Choi et al. 2022); SNR = 1 / sigma^2.
     """
 
     def __init__(self, law: NoiseLaw, objective: str = "epsilon", norm: str = "l2", weight: str = "none",
@@ -105,8 +104,13 @@ class DenoisingLoss(WeightedError):
         self.min_snr_gamma, self.p2_gamma, self.p2_k = min_snr_gamma, p2_gamma, p2_k
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        _, c_out = target_scales(self.objective, sigma)
-        return self.target_weight(1 / sigma ** 2) / c_out.abs() ** POWERS[self.norm]
+        return self.target_weight(1 / sigma ** 2) / self.c_out(sigma) ** POWERS[self.norm]
+
+    def c_out(self, sigma: torch.Tensor) -> torch.Tensor:
+        """How far D_x moves when the network's output moves by 1, without its sign."""
+        if self.objective == "x0":
+            return torch.ones_like(sigma)
+        return sigma if self.objective == "epsilon" else sigma / (1 + sigma ** 2).sqrt()
 
     def target_weight(self, snr: torch.Tensor) -> torch.Tensor:
         """Weight of the target's error at signal-to-noise ratios snr."""
