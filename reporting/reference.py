@@ -1,4 +1,4 @@
-"""The real volumes that generated ones are held against."""
+"""Volumes by number, and the real ones that generated ones are held against."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +9,14 @@ import numpy as np
 from formats.geometry import fit_centre
 from formats.volumes import VolumesFile
 from physics.phantoms import Phantom, echo_phantom
-from reporting.features import Case
+from reporting.cases import Case
 
 FRESH_PHANTOMS = 512
 FEWEST_HELD_OUT = 32
 
 
-class Reference(NamedTuple):
-    """Real volumes by number, and a sentence that says where they come from."""
+class Cases(NamedTuple):
+    """Volumes by number, and a sentence that says where they come from."""
 
     description: str
     length: int
@@ -28,7 +28,7 @@ class Reference(NamedTuple):
     def __len__(self) -> int:
         return self.length
 
-    def fitted(self, size: Sequence[int], lo: float) -> "Reference":
+    def fitted(self, size: Sequence[int], lo: float) -> "Cases":
         """The same volumes padded with intensity lo, or cropped, centrally to a size [*S], as networks saw them."""
         if self.case(0).image.shape[1:] == tuple(size):
             return self
@@ -39,11 +39,11 @@ class Reference(NamedTuple):
             image, *label = (fit_centre(array, np.eye(4), size, np.full(len(array), fill))[0] for array, fill in parts)
             return Case(whole.id, image, label[0][0] if label else None)
 
-        return Reference(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
+        return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
                          self.length, case)
 
 
-def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Reference:
+def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Cases:
     """Fresh phantoms if the file holds phantoms, its held-out volumes otherwise.
 
     split: 'auto', 'all', or the name of a split of the file, which is then taken whatever the file holds;
@@ -56,7 +56,7 @@ def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Refe
     return file_volumes(file, split, channels)
 
 
-def fresh_phantoms(provenance: dict[str, Any]) -> Reference:
+def fresh_phantoms(provenance: dict[str, Any]) -> Cases:
     """Phantoms of the next seed: the true distribution, of which no training run has seen an item."""
     seed = provenance["seed"] + 1
 
@@ -64,11 +64,11 @@ def fresh_phantoms(provenance: dict[str, Any]) -> Reference:
         phantom = _phantom(index, seed, provenance)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label)
 
-    return Reference(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
+    return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
 
 
-def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Reference:
+def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
     """Volumes of one split of a file, or of all."""
     rows = [(name, i) for name in file.splits if split in ("all", name) for i in range(file.length(name))]
     if not rows:
@@ -80,7 +80,7 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Referenc
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""
-    return Reference(f"split {split!r} of the file ({counts}){warning}", len(rows), case)
+    return Cases(f"split {split!r} of the file ({counts}){warning}", len(rows), case)
 
 
 def held_out_split(file: VolumesFile) -> str:

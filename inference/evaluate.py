@@ -1,0 +1,177 @@
+"""Samples held against real volumes: what is compared, measured on the device, and the report of it."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from formats.nifti import spacing_of
+from formats.samples import SamplesFile
+from formats.volumes import VolumesFile
+from inference.first_stage import FirstStage, tiles_of
+from inference.snapshot import Snapshot
+from reporting import comparison, sections
+from reporting.cases import Case, DecodedCase, Layout
+from reporting.comparison import Comparison
+from reporting.reference import Cases, choose_reference, file_volumes, held_out_split
+from reporting.report import opening, write_report
+from reporting.section import missing, walk
+from utils.log import progress
+from utils.precision import resolve_precision
+from utils.runs import find_file
+
+DRAWN = 8  # volumes of noise drawn at a time
+FIRST_STAGE_VOLUMES = 64
+
+
+def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
+             snapshot: Path | None = None, seed: int = 0, trust: bool = False, ignore_spacing: bool = False) -> dict:
+    """Write the report of a samples file against a volumes file; returns what report.json holds."""
+    samples, file = SamplesFile(generated), VolumesFile(real)
+    layout = shared_layout(samples, file, ignore_spacing)
+    channels = [file.meta.channels.index(name) for name in layout.channels]
+    size = samples.images(0).shape[1:]
+    against = choose_reference(file, split, channels).fitted(size, layout.lo)
+    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout))
+    held_out = held_out_split(file)
+    sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
+    stage, reason = find_first_stage(samples, snapshot, trust, best_device())
+    absent = {"decoded": reason, "noise": reason or ("" if num_noise else "--num-noise is 0")}
+    if not absent["noise"]:
+        sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout), num_noise
+    if not absent["decoded"]:
+        held = file_volumes(file, held_out, channels).fitted(size, layout.lo)
+        lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
+        sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
+
+    context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
+                         seeds=samples.seeds, held_out=held_out, seed=seed)
+    walked = walk(sections.COMPARISON, context, {name: progress(cases, total=lengths[name], desc=name, unit="volume")
+                                                 for name, cases in sets.items()})
+    remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
+    about = {**opening(str(generated), sections.COMPARISON),
+             "real": {"path": str(real), "content_hash": file.content_hash,
+                      "reference": against.description + remark, "num": len(against)},
+             "generated": describe_samples(samples, snapshot, bool(file.meta.label_classes)),
+             "noise": missing(absent["noise"]) if absent["noise"] else
+             {"available": True, "num": num_noise, "seed": seed}}
+    result = write_report(dest, sections.COMPARISON, comparison.FRAME, walked, about)
+    click.echo(f"{comparison.text(sections.COMPARISON, result)}\nReport    {dest / 'report.html'}")
+    return result
+
+
+# ---- what is compared ----
+
+
+def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool) -> Layout:
+    """What samples and real volumes have in common; ValueError naming where they differ."""
+    facts, meta = samples.meta.facts, file.meta
+    if "images" not in samples.arrays:
+        raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
+    channels, classes = facts.channels, facts.label_classes
+    if unknown := [name for name in channels if name not in meta.channels]:
+        raise ValueError(f"{samples.path}: channels {unknown} are not in {file.path}, which has {list(meta.channels)}; "
+                         "give --real the file that the networks were trained on, or one like it")
+    found = {"label classes": (classes, meta.label_classes),
+             "intensity range": ((facts.intensity.lo, facts.intensity.hi), (meta.intensity.lo, meta.intensity.hi)),
+             "number of axes": (samples.images(0).ndim - 1, file.meta.spatial_dims)}
+    for what, (got, wanted) in found.items():
+        if got != wanted:
+            raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
+    spacing = spacing_of(samples.affine)[: meta.spatial_dims]
+    real_spacing = spacing if ignore_spacing else shared_spacing(file)
+    if not np.allclose(spacing, real_spacing, rtol=1e-3):
+        raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
+                         f"{file.path} (--real)")
+    labelled = classes if "labels" in samples.arrays else ()
+    return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
+                  meta.intensity.unit)
+
+
+def shared_spacing(file: VolumesFile) -> np.ndarray:
+    """Voxel size per axis in mm; ValueError naming the real volumes whose own differs from that of the first."""
+    found = [(name, spacing_of(affine)[: file.meta.spatial_dims])
+             for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))]
+    wanted = found[0][1]
+    if others := [f"{name} {size}" for name, size in found if not np.allclose(size, wanted, rtol=1e-3)]:
+        raise ValueError(f"{file.path}: voxels of {found[0][0]} are {wanted} mm, those of {len(others)} others are "
+                         f"not: {', '.join(others[:20])}; prepare it anew with --spacing, or --ignore-spacing")
+    return wanted
+
+
+def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
+    """A generated volume."""
+    label = samples.labels(index) if layout.label_classes else None
+    return Case(f"seed-{samples.seeds[index]:06d}", samples.images(index), label)
+
+
+def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
+    """What was generated, by what; labels_known: whether the real volumes have label maps."""
+    with open(samples.path, "rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    without = labels_known and "labels" not in samples.arrays
+    return {"path": str(samples.path), "sha256": sha256, "num": len(samples), "seeds": ranges(samples.seeds),
+            "snapshot": str(snapshot or samples.meta.snapshot), "snapshot_hash": samples.meta.snapshot_hash,
+            "sampling": samples.meta.sampling,
+            "labels": missing("the samples hold no label maps: only images are compared") if without else
+            {"available": True}}
+
+
+def ranges(seeds: np.ndarray) -> str:
+    """Increasing numbers as a list of ranges: 0-3,7."""
+    runs = np.split(seeds, np.flatnonzero(np.diff(seeds) != 1) + 1)
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+# ---- the first stage that decoded the samples ----
+
+
+def best_device() -> torch.device:
+    """Where networks run: cuda where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, device: torch.device
+                     ) -> tuple[FirstStage | None, str]:
+    """The first stage as it decoded the samples, tiles and all, or None and the reason why there is none."""
+    path = Path(samples.meta.snapshot)
+    if override is not None:
+        path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
+    elif not path.is_file():
+        return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
+    snapshot = Snapshot.read(path)
+    if snapshot.hash != samples.meta.snapshot_hash:
+        return None, f"{path} is not the snapshot that drew the samples: its hash differs from the one they record"
+    if snapshot.first_stage is None:
+        return None, "the network draws voxels, it has no first stage"
+    settings = samples.meta.sampling
+    precision = resolve_precision(settings.get("precision", "fp32"), device)
+    stage = snapshot.open_first_stage(trust, precision).to(device)
+    tiles = tiles_of(*(settings.get(key) for key in ("tile", "tile_overlap", "tile_mode")))
+    return stage.in_parts(tiles), ""
+
+
+def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:
+    """The yardstick: volumes decoded from normal latents with the standard deviation of true ones."""
+    generator, shape = torch.Generator().manual_seed(seed), stage.net.latent_shape(stage.facts.spatial_shape)
+    for start in range(0, count, DRAWN):
+        noise = torch.randn(min(DRAWN, count - start), *shape, generator=generator)
+        for i, normal in enumerate(noise.to(stage.device).split(1), start):
+            yield decoded_case(stage, f"noise-{i:06d}", stage.noise(normal), layout)
+
+
+def reconstruct(stage: FirstStage, held: Cases, count: int, layout: Layout) -> Iterator[DecodedCase]:
+    """decode(encode(x)) of the first volumes."""
+    for case in map(held.case, range(count)):
+        label = torch.from_numpy(case.label)[None].to(stage.device) if layout.label_classes else None
+        latents = stage.encode(torch.from_numpy(case.image)[None].to(stage.device), label)
+        yield DecodedCase(case, decoded_case(stage, case.id, latents, layout))
+
+
+def decoded_case(stage: FirstStage, name: str, latents: torch.Tensor, layout: Layout) -> Case:
+    """The volume of latents [1,z,*s]."""
+    image, label = stage.decode(latents)
+    return Case(name, image[0].cpu().numpy(), label[0].cpu().numpy() if layout.label_classes else None)

@@ -1,0 +1,46 @@
+"""What is measured: volumes, what they share, and a first stage's version of them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """One volume: image [C, *S] in stored intensity, label [*S] integer or None."""
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray | None
+
+
+class DecodedCase(NamedTuple):
+    """A volume before and after a first stage; where asked for its latents, posterior mean and std [z,*s], and codes.
+    """
+
+    real: Case
+    decoded: Case
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    codes: np.ndarray | None = None
+
+    @property
+    def id(self) -> str:
+        return self.real.id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities."""
+
+    channels: tuple[str, ...]
+    label_classes: tuple[str, ...]
+    spacing: tuple[float, ...]
+    lo: float
+    hi: float
+    unit: str
+
+    @property
+    def data_range(self) -> float:
+        """Span of the stored intensities."""
+        return self.hi - self.lo

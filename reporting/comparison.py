@@ -1,0 +1,68 @@
+"""The report of generated volumes against real ones: what its sections may ask for, and what stands around them.
+
+Keys of its report.json, besides those of reporting.report and of its sections:
+  real.{path, content_hash, reference, num}         what generated volumes are held against
+  generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
+  noise.{available, num, seed}                      the yardstick: decoded N(0, sigma_data^2) latents
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from reporting.html import html_facts
+from reporting.reference import Cases
+from reporting.report import Frame
+from reporting.section import COMPARED, Context, Section
+from reporting.tables import aligned
+
+HEADER = ("", "real", "generated", "KS", "floor p99", "noise")  # of the table on the terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Context):
+    """Real and generated volumes by number, and the seeds of the latter; held_out: split of the set `decoded`; seed:
+    of pairs and resampling.
+    """
+
+    real: Cases
+    generated: Cases
+    seeds: Sequence[int] = ()
+    held_out: str = ""
+    seed: int = 0
+
+
+def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Set, id and seed of the volumes of a set."""
+    return {"set": [name] * len(ids), "id": ids,
+            "seed": [str(seed) for seed in context.seeds] if name == "generated" else [""] * len(ids)}
+
+
+def head(report: dict, facts: list[tuple[str, str]]) -> str:
+    """Top of the page."""
+    real = report["real"]
+    numbers = [(str(report["generated"]["num"]), "generated volumes"), (str(real["num"]), "real volumes")]
+    return (f"<h1>Real against generated</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "
+            f"Held against: {escape(real['reference'])}.</p>\n{html_facts([*numbers, *facts])}")
+
+
+def origin(report: dict) -> list[list[str]]:
+    """What was compared."""
+    real, generated = report["real"], report["generated"]
+    return [["real", f"{real['path']} (content {real['content_hash'][:16]})"],
+            ["held against", real["reference"]],
+            ["generated", f"{generated['path']} (sha256 {generated['sha256'][:16]})"],
+            ["seeds", generated["seeds"]],
+            ["snapshot", f"{generated['snapshot']} ({generated['snapshot_hash'][:16]})"],
+            ["sampling", json.dumps(generated["sampling"])]]
+
+
+def text(sections: Sequence[Section], report: dict) -> str:
+    """What is held against what, and what all sections say, for the terminal."""
+    table = aligned([HEADER, *(row for section in sections for row in section.rows(report))])
+    lines = [line for section in sections for line in section.lines(report)]
+    return "\n".join([f"Real      {report['real']['reference']}\n\n{table}\n", *lines])
+
+
+FRAME = Frame(COMPARED, keys, head, origin)

@@ -1,0 +1,57 @@
+"""Pieces of the page."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+
+def html_frame(title: str, parts: Sequence[str]) -> str:
+    """A page of parts, with its style."""
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), body="\n".join(parts))
+
+
+def html_facts(facts: Sequence[tuple[str, str]]) -> str:
+    """Numbers to see first, each with what it is."""
+    cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+                    for value, text in facts)
+    return f'<div class="facts">{cards}</div>'
+
+
+def html_missing(what: str, part: Mapping) -> str:
+    """Why a part of a report is not there; nothing where it is."""
+    return "" if part["available"] else \
+        f"<p class=missing>{escape(what)}: not available: {escape(part['reason'])}</p>"
+
+
+def html_table(head: Sequence[str] | None, rows: Iterable[Sequence[str]], main: int | None = None, kind: str = ""
+               ) -> str:
+    """An HTML table; column `main` holds the number to look at."""
+    top = "" if head is None else "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"
+    lines = []
+    for row in rows:
+        cells = [f'<td class="main">{escape(cell)}</td>' if i == main else f"<td>{escape(cell)}</td>"
+                 for i, cell in enumerate(row)]
+        lines.append("<tr>" + "".join(cells) + "</tr>")
+    return f'<div class="scroll"><table class="{kind}">{top}{"".join(lines)}</table></div>'
+
+
+def html_figure(name: str, figures: Mapping[str, bytes], caption: str = "") -> str:
+    """A figure with its picture inside it; nothing where there is none of the name."""
+    if name not in figures:
+        return ""
+    data = base64.b64encode(figures[name]).decode()
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/png;base64,{data}">{note}</figure>'
+
+
+def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:
+    """Charts side by side."""
+    return f'<div class="charts">{"".join(html_figure(name, figures) for name in names)}</div>'
+
+
+def html_dark(name: str, figures: Mapping[str, bytes]) -> str:
+    """A picture of volumes, over the whole width."""
+    return f'<div class="dark">{html_figure(name, figures)}</div>' if name in figures else ""

@@ -1,0 +1,66 @@
+"""Pictures of volumes before and after a first stage."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from reporting.cases import DecodedCase, Layout
+from reporting.first_stage import RoundTrip
+from reporting.html import html_dark
+from reporting.montages import montage
+from reporting.section import DECODED, Section
+from reporting.sections.fidelity import psnr
+
+PICTURES, WORST = 6, 3  # volumes shown
+CONTRAST = 0.25  # share of the intensities shown that is white in pictures of differences
+
+
+class DecodedPictures(Section):
+    """The first volumes and those of the lowest PSNR, with what differs.
+
+    worst.[{id, psnr_db}]
+    """
+
+    sets = DECODED
+
+    def measure(self, item: DecodedCase, context: RoundTrip) -> tuple[str, float]:
+        return item.id, psnr(item.decoded.image, item.real.image, context.layout.data_range)
+
+    def gather(self, rows: dict[str, list], context: RoundTrip) -> dict[int, tuple[str, float]]:
+        """The worst volumes by their number."""
+        return dict(sorted(enumerate(rows["decoded"]), key=lambda item: item[1][1])[:WORST])
+
+    def compute(self, found: dict[int, tuple[str, float]], context: RoundTrip) -> dict[str, Any]:
+        return {"worst": [{"id": name, "psnr_db": value} for name, value in found.values()]}
+
+    def figures(self, found: dict[int, tuple[str, float]], context: RoundTrip, report: dict) -> dict[str, Figure]:
+        layout, first, worst = context.layout, context.first["decoded"][:PICTURES], list(context.decoded(list(found)))
+        captions = [f"{name}\n{value:.2f} dB" for name, value in found.values()]
+        return {f"{kind}_{channel}": channel_picture(items, c, layout, text)
+                for kind, items, text in (("pictures", first, ()), ("worst", worst, captions))
+                for c, channel in enumerate(layout.channels)}
+
+    def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
+        body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
+                "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images "
+                f"shown; in differences grey is none, and black and white are {CONTRAST:.0%} of that range.</p>")
+        body += "".join(html_dark(f"pictures_{name}", figures) for name in report["channels"])
+        worst = ", ".join(f"{case['id']} {case['psnr_db']:.2f} dB" for case in report["worst"])
+        body += f"<h2>Worst cases</h2><p class=note>Those of the lowest PSNR: {escape(worst)}.</p>"
+        return body + "".join(html_dark(f"worst_{name}", figures) for name in report["channels"])
+
+
+def channel_picture(items: Sequence[DecodedCase], channel: int, layout: Layout, captions: Sequence[str]) -> Figure:
+    """Real, decoded and their difference in one channel, where grey is none; a column per volume."""
+    real, decoded = ([(case.image[channel], case.label) for case in cases]
+                     for cases in ([item.real for item in items], [item.decoded for item in items]))
+    values = np.concatenate([np.ravel(picture) for picture, _ in real])
+    low, high = float(values.min()), float(np.percentile(values, 99.8))
+    high = high if high > low else low + 1
+    middle, gain = (low + high) / 2, 0.5 / CONTRAST
+    off = [(middle + gain * (b.astype(np.float32) - a), None) for (a, _), (b, _) in zip(real, decoded, strict=True)]
+    return montage([("Real", real), ("Decoded from its latents", decoded), ("Decoded less real", off)], layout.spacing,
+                   window=(low, high), label_classes=layout.label_classes, captions=captions, aligned=True)

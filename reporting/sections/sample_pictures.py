@@ -1,0 +1,27 @@
+"""Pictures of real and generated volumes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from reporting.comparison import Comparison
+from reporting.html import html_dark
+from reporting.montages import montage
+from reporting.section import Section
+
+
+class SamplePictures(Section):
+    """The first real volumes above the first generated ones."""
+
+    sets = ()
+
+    def figures(self, found: Any, context: Comparison, report: dict) -> dict[str, Figure]:
+        blocks = [(name.capitalize(), [(case.image, case.label) for case in context.first[name]])
+                  for name in ("real", "generated")]
+        return {"samples": montage(blocks, context.layout.spacing, label_classes=context.layout.label_classes)}
+
+    def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
+        return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle "
+                "of what is labelled, interpolated for display. Black is the minimum and white the 99.8 % point of the "
+                "real images shown, for all alike.</p>" + html_dark("samples", figures))

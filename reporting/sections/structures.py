@@ -1,0 +1,23 @@
+"""Volumes of the labelled structures: CLASS_volume, and clinical names for the echo anatomy."""
+
+from metrics import clinical
+from reporting.cases import Case, Layout
+from reporting.sections.scalars import Numbers
+
+# The echo anatomy has clinical names; any other class is called by its own.
+VOLUME_NAMES = {"cavity": "lv_volume", "atrium": "la_volume"}
+
+
+class Structures(Numbers):
+    """The volume of every class but the background."""
+
+    words = {"structure volume": "Voxels of the class times the voxel size (mL; in 2D the area)."}
+    titles = {"lv_volume": "LV volume", "la_volume": "LA volume"}
+
+    def units(self, layout: Layout) -> dict[str, str | None]:
+        unit = "mL" if len(layout.spacing) == 3 else "cm2"
+        return {VOLUME_NAMES.get(name, f"{name}_volume"): unit for name in layout.label_classes[1:]}
+
+    def measure(self, case: Case, layout: Layout) -> dict[str, float | bool]:
+        volumes = clinical.structure_volumes(case.label, layout.spacing, len(layout.label_classes))
+        return {name: float(value) for name, value in zip(self.units(layout), volumes[1:], strict=True)}
