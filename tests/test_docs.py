@@ -61,7 +61,8 @@ def test_data_commands_have_the_options_they_are_given(words):
 
 @pytest.mark.parametrize("words", of_all_pages("evaluate.py"))
 def test_evaluation_commands_have_the_options_they_are_given(words):
-    evaluate.main.make_context("evaluate", words)
+    given = evaluate.main.make_context("evaluate", words).params
+    assert given["real"] and given["dest"] and (given["generated"] is None) != (given["autoencoder"] is None)
 
 
 def test_commands_are_found():

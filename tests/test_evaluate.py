@@ -2,24 +2,37 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import h5py
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
-import evaluate
+from evaluate import main
 from formats import h5
 from formats.facts import Facts, LatentScaling, rows_of
-from formats.samples import SampleMeta, write_samples
+from formats.samples import SampleMeta, SamplesFile, write_samples
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from inference import evaluate
 from inference.snapshot import CarriedStage, Snapshot, network_hash
+from networks.tiles import InSlabs
 from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
-from reporting import reference
-from reporting.features import Layout
+from reporting import reference, sections
+from reporting.cases import Case, Layout
+from reporting.comparison import Comparison, text
+from reporting.html import html_figure
+from reporting.section import Section, walk
+from reporting.sections.reconstruction import Reconstruction
+from reporting.sections.scalars import Numbers, Scalars
+from tests.commands import refused
+from utils import checkpoint
 from utils.config import build
 
 SIZE = 28  # the least for three scales of MS-SSIM
@@ -209,7 +222,7 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, changes, arguments, mes
     write(tmp_path / "samples.h5", phantom_arrays(2), data=replace(describe(), **changes))
     given = {"--real": str(folder / "echo.h5"), "--generated": str(tmp_path / "samples.h5"),
              "--dest": str(tmp_path / "out"), **dict([arguments] if arguments else [])}
-    answer = CliRunner().invoke(evaluate.main, [part for pair in given.items() for part in pair])
+    answer = CliRunner().invoke(main, [part for pair in given.items() for part in pair])
     assert answer.exit_code == 1
     assert answer.stderr.startswith("Error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -228,24 +241,29 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
     assert "in voxels of the samples' size" in found["real"]["reference"]
 
 
-def test_class_that_no_held_out_volume_has_is_left_out(tmp_path, capsys):
-    class Exact:
-        """A first stage that gives back what it got, the image brighter by 0.1."""
+class Brighter:
+    """A first stage that gives back what it got, the image brighter by 0.1."""
 
-        def encode(self, images, labels):
-            return images, labels
+    def encode(self, images, labels):
+        return images, labels
 
-        def decode(self, latents):
-            return latents[0] + 0.1, latents[1]
+    def decode(self, latents):
+        return latents[0] + 0.1, latents[1]
 
+
+def test_class_that_no_held_out_volume_has_is_left_out(tmp_path):
     file = VolumesFile(write_phantoms(tmp_path / "echo.h5", kind="prepare", without=3))
+    held = reference.file_volumes(file, "test", [0])
     layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
-    part = evaluate.first_stage_report(Exact(), file, (SIZE,) * 3, layout, [0], {})
+    context = Comparison(layout=layout, provenance=file.provenance, real=held, generated=held, held_out="test")
+    decoded = evaluate.reconstruct(Brighter(), held, 2, layout, torch.device("cpu"))
+    section = Reconstruction()
+    found = section.compute(walk([section], context, {"decoded": decoded}).found[0], context)
+    part = found["first_stage"]
     assert part["dice"] == part["dice_min"] == {"cavity": 1.0, "myocardium": 1.0, "atrium": None}
-    assert part["psnr_db"] == pytest.approx(20, abs=1e-3)
-    summary = {"real": {"reference": "x"}, "noise": {"available": True}, "first_stage": part}
-    evaluate.print_summary(summary, tmp_path, "")
-    assert "Dice cavity 1.000, myocardium 1.000, atrium -; PSNR 20.00 dB" in capsys.readouterr().out
+    assert part["psnr_db"] == pytest.approx(20, abs=1e-3) and part["num"] == 2
+    assert "Dice cavity 1.000, myocardium 1.000, atrium -; PSNR 20.00 dB" in text(
+        [section], {"real": {"reference": "x"}, **found})
 
 
 def test_latents_alone_cannot_be_evaluated(folder, tmp_path):
@@ -254,23 +272,188 @@ def test_latents_alone_cannot_be_evaluated(folder, tmp_path):
         evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out")
 
 
+# ---- the first stage that decoded the samples ----
+
+
+GREY = Layout(("echo",), (), (1.0, 1.0), 0.0, 1.0, "")
+
+
+class Bare:
+    """A first stage that shows its latents, and remembers where they lay."""
+
+    net, facts = SimpleNamespace(latent_shape=lambda size: (1, *size)), Facts("", "", spatial_shape=(20, 20))
+
+    def __init__(self, device="cpu"):
+        self.device, self.devices = torch.device(device), set()
+
+    def noise(self, eps):
+        return eps * 0.5
+
+    def decode(self, latents):
+        self.devices.add(latents.device.type)
+        return torch.empty_like(latents, device="cpu") if latents.is_meta else latents, None
+
+
 def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
-    class Bare:
-        """A first stage that shows its latents."""
+    images = [np.stack([case.image for case in evaluate.noise_cases(Bare(), 11, 3, GREY)])
+              for _ in range(2)]
+    assert images[0].shape == (11, 1, 20, 20)
+    assert images[0].std() == pytest.approx(0.5, rel=0.05) and abs(images[0].mean()) < 0.05
+    np.testing.assert_array_equal(*images)
 
-        net, facts = SimpleNamespace(latent_shape=lambda size: (1, *size)), Facts("", "", spatial_shape=(20, 20))
 
-        def noise(self, normal):
-            return normal * 0.5
+def test_noise_is_decoded_on_the_device_that_was_chosen():
+    stage = Bare("meta")
+    assert len(list(evaluate.noise_cases(stage, 3, 0, GREY))) == 3
+    assert stage.devices == {"meta"}
 
-        def decode(self, latents):
-            return latents, None
 
-    layout = Layout(("echo",), (), (1.0, 1.0), 0.0, 1.0, "")
-    images = np.stack([case.image for case in evaluate.noise_cases(Bare(), 11, 3, layout)])
-    assert images.shape == (11, 1, 20, 20)
-    assert images.std() == pytest.approx(0.5, rel=0.05) and abs(images.mean()) < 0.05
-    np.testing.assert_array_equal(images, [case.image for case in evaluate.noise_cases(Bare(), 11, 3, layout)])
+@pytest.mark.parametrize("tiles", [{}, {"tile": [16, 16, 16], "tile_overlap": 0.5, "tile_mode": "exact"}])
+def test_noise_is_decoded_in_the_tiles_of_the_samples(folder, tmp_path, monkeypatch, tiles):
+    """The parts that decode, and the weights' device, as the search for the first stage leaves them."""
+    monkeypatch.setattr(evaluate, "best_device", lambda: torch.device("meta"))
+    snapshot_hash = SamplesFile(folder / "samples.h5").meta.snapshot_hash
+    meta = SampleMeta(describe(), str(folder / "snapshot.pt"), snapshot_hash, {"num_steps": 18, **tiles})
+    write_samples(tmp_path / "samples.h5", range(2), phantom_arrays(2), phantom_affine(SIZE), meta)
+    stages = []
+    monkeypatch.setattr(evaluate, "noise_cases", lambda stage, *_: stages.append(stage) or iter([]))
+    with pytest.raises(ValueError, match="set of noise ones is empty"):
+        evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+    decoder = stages[0].net.decoder
+    assert isinstance(decoder, InSlabs) is bool(tiles)
+    assert {p.device.type for p in stages[0].net.parameters()} == {"meta"}
+    assert not tiles or decoder.voxels == 16 ** 3
+
+
+def test_snapshot_is_read_once(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "load", lambda *args, whole=checkpoint.load: read.append(args) or whole(*args))
+    samples = SamplesFile(folder / "samples.h5")
+    stage, reason = evaluate.find_first_stage(samples, None, False, torch.device("cpu"))
+    assert stage is not None and not reason and len(read) == 1
+
+
+# ---- the command line ----
+
+
+@pytest.mark.parametrize(("kind", "option"), [
+    *(("--generated", option) for option in (
+        "--num=64", "--tile=8,8,8", "--tile-overlap=0.25", "--tile-mode=blend", "--min-psnr=20", "--run-root=results")),
+    *(("--autoencoder", option) for option in ("--seed=0", "--snapshot=s.pt", "--num-noise=64", "--ignore-spacing")),
+])
+def test_option_of_the_other_report_is_refused_by_name(tmp_path, kind, option):
+    line = refused(tmp_path, main, "--real", "r.h5", kind, "x", "--dest", str(tmp_path / "out"), option)
+    other = {"--generated": "--autoencoder", "--autoencoder": "--generated"}[kind]
+    assert line.startswith(f"Error: {option.partition('=')[0]}: an option of {other}")
+
+
+@pytest.mark.parametrize("missing", ["--real", "--dest"])
+def test_what_is_required_is_asked_for(missing):
+    given = {"--real": "r.h5", "--generated": "s.h5", "--dest": "out"}
+    answer = CliRunner().invoke(main, [part for pair in given.items() if pair[0] != missing for part in pair])
+    assert answer.exit_code == 2 and f"Missing option '{missing}'" in answer.stderr
+
+
+def test_another_report_is_a_subcommand_beside_them(monkeypatch):
+    monkeypatch.setattr(main, "commands", {})
+
+    @main.command()
+    @click.option("--real", required=True)
+    def downstream(real):
+        click.echo(f"downstream of {real}")
+
+    assert CliRunner().invoke(main, ["downstream", "--real", "r.h5"]).output == "downstream of r.h5\n"
+    assert "--generated" in CliRunner().invoke(main, ["--help"]).output
+
+
+# ---- sections of one's own ----
+
+
+class Brightest(Numbers):
+    """The largest intensity of a volume."""
+
+    words = {"brightest": "The largest intensity."}
+
+    def units(self, layout):
+        return {"brightest": layout.unit, "is_bright": None}
+
+    def measure(self, case, layout):
+        return {"brightest": float(case.image.max()), "is_bright": bool(case.image.max() > 0.5)}
+
+
+class Corners(Section):
+    """The intensity of the first voxel of every volume."""
+
+    words = {"corner": "The first voxel."}
+
+    def measure(self, item, context):
+        return float(item.image.flat[0])
+
+    def compute(self, found, context):
+        return {"corners": {name: sum(values) for name, values in found.items()}}
+
+    def figures(self, found, context, report):
+        figure = Figure()
+        figure.subplots().plot(found["real"])
+        return {"corners": figure}
+
+    def columns(self, found, context, name):
+        return {"corner": [f"{value:g}" for value in found[name]]}
+
+    def facts(self, report):
+        return [("many", "corners")]
+
+    def rows(self, report):
+        return [("corners", *(f"{report['corners'][name]:g}" for name in ("real", "generated")), "", "", "")]
+
+    def lines(self, report):
+        return ["Corners were counted"]
+
+    def page(self, report, figures):
+        return f"<h2>Corners</h2>{html_figure('corners', figures)}"
+
+
+def test_new_number_and_new_section_are_seen_everywhere(tmp_path, monkeypatch, capsys):
+    first, *others = sections.COMPARISON
+    monkeypatch.setattr(sections, "COMPARISON", (Scalars((*first.numbers, Brightest())), *others, Corners()))
+    path = write_phantoms(tmp_path / "echo.h5")
+    arrays = phantom_arrays(3)
+    arrays["images"][:, 0, 0, 0, 0] = [0.25, 0.5, 0.75]
+    write(tmp_path / "samples.h5", arrays)
+    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out", split="test")
+    peaks = [image.max() for image in arrays["images"]]
+    assert found["metrics"]["brightest"]["generated_mean"] == pytest.approx(np.mean(peaks), rel=1e-6)
+    assert found["shares"]["is_bright"]["generated"] == np.mean([peak > 0.5 for peak in peaks])
+    assert found["corners"]["generated"] == 1.5 and set(found["corners"]) == {"real", "generated"}
+    assert found["definitions"]["brightest"] == "The largest intensity." and "corner" in found["definitions"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
+    page = (tmp_path / "out" / "report.html").read_text()
+    for said in ("<h2>Corners</h2><figure>", "<b>many</b><span>corners</span>", "<td>brightest [echo]</td>",
+                 "<td>is bright</td>", "<td>The first voxel.</td>"):
+        assert said in page, said
+    assert {"corners.png", "distribution_brightest.png"} <= {p.name for p in (tmp_path / "out" / "figures").iterdir()}
+    out = capsys.readouterr().out
+    for line in (r"^brightest \[echo\] .*±", r"^is_bright .* 50\.0 % .* 66\.7 %", r"^corners .* 1\.5",
+                 r"^Corners were counted$"):
+        assert re.search(line, out, re.MULTILINE), line
+    rows = list(csv.DictReader((tmp_path / "out" / "cases.csv").open()))
+    assert [row["corner"] for row in rows if row["set"] == "generated"] == ["0.25", "0.5", "0.75"]
+    assert [float(row["brightest"]) for row in rows if row["set"] == "generated"] == pytest.approx(peaks, rel=1e-5)
+
+
+def test_every_volume_is_read_once_by_all_sections_together():
+    seen = []
+
+    def volumes():
+        for i in range(12):
+            seen.append(i)
+            yield Case(str(i), np.full((1, 8, 8), i / 16, np.float32), None)
+
+    context = Comparison(layout=GREY, provenance={}, real=None, generated=None)
+    walked = walk([Corners(), Corners()], context, {"real": volumes()})
+    assert seen == list(range(12)) and walked.ids["real"] == [str(i) for i in range(12)]
+    assert [found["real"] for found in walked.found] == [[i / 16 for i in range(12)]] * 2
+    assert len(walked.context.first["real"]) == 8
 
 
 def test_ranges():

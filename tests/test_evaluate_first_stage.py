@@ -10,15 +10,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import evaluate
+from evaluate import main
 from formats.facts import Facts, LatentScaling
 from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from inference import evaluate_first_stage
+from inference.evaluate_first_stage import FirstStageOptions
 from inference.snapshot import CarriedStage, Snapshot
 from metrics import image
 from networks.posteriors import PointPosterior
 from physics.phantoms import phantom_affine
-from reporting import first_stage
-from reporting.features import Case, Layout
+from reporting.cases import Case, DecodedCase, Layout
+from reporting.first_stage import FRAME, RoundTrip
+from reporting.report import cases_csv
+from reporting.section import walk
+from reporting.sections.fidelity import Fidelity
+from reporting.sections.latents import Latents
 from tests.commands import refused
 from tests.test_evaluate import describe, write_phantoms
 from training.build import round_trip_notes
@@ -60,7 +66,7 @@ def bare_data(channels: int, dims: int) -> Facts:
 def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
     """Channel t1 comes back brighter by 0.2, t2 at half its contrast; the latents are the image, and noise."""
     rng = np.random.default_rng(0)
-    rows, latents = [], []
+    items, latents = [], []
     for i in range(3):
         real = rng.random((2, 8, 8)).astype(np.float32)
         label = np.zeros((8, 8), np.uint8)
@@ -70,9 +76,11 @@ def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
         back = np.stack([real[0] + 0.2, real[1] / 2])
         latent = np.stack([-3 * real[0].reshape(4, 2, 4, 2).mean((1, 3)) + 1, rng.random((4, 4))])
         latents.append(latent)
-        rows.append(first_stage.measure(first_stage.Decoded(
-            Case(str(i), real, label), Case(str(i), back, other), latent, np.full((2, 4, 4), 0.5)), LAYOUT))
-    found = first_stage.summary(rows, LAYOUT)
+        items.append(DecodedCase(Case(str(i), real, label), Case(str(i), back, other), latent, np.full((2, 4, 4), 0.5)))
+    context = RoundTrip(layout=LAYOUT, provenance={}, net=torch.nn.Identity(), decoded=iter, min_psnr=None)
+    parts = [Fidelity(), Latents()]
+    walked = walk(parts, context, {"decoded": items})
+    found = {k: v for part, kept in zip(parts, walked.found) for k, v in part.compute(kept, context).items()}
     t1, t2 = found["channels"]["t1"], found["channels"]["t2"]
     assert t1["psnr_db"] == pytest.approx(20, abs=1e-4)  # 20 log10(2 / 0.2)
     assert t1["sharpness"] == pytest.approx(1, abs=1e-5) and t1["spectrum_db"] == pytest.approx(0, abs=1e-4)
@@ -84,7 +92,7 @@ def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
     assert first["correlation"]["t1"] == pytest.approx(-1, abs=1e-5) and abs(second["correlation"]["t1"]) < 0.5
     assert second["std"] == pytest.approx(np.stack(latents)[:, 1].std())
     assert first["posterior_std"] == pytest.approx(0.5) and second["mean"] == pytest.approx(0.5, abs=0.15)
-    lines = list(csv.DictReader(first_stage.cases_csv(rows, LAYOUT).splitlines()))
+    lines = list(csv.DictReader(cases_csv(parts, FRAME, walked).splitlines()))
     assert [line["id"] for line in lines] == ["0", "1", "2"]
     assert float(lines[0]["psnr_db_t1"]) == pytest.approx(20, abs=1e-4) and float(lines[0]["sharpness_t2"]) == 0.25
 
@@ -107,7 +115,7 @@ def test_gradient_energy_of_a_ramp_and_of_stripes():
 def test_report_of_labelled_phantoms_has_all_its_parts(tmp_path):
     file = write_phantoms(tmp_path / "echo.h5")
     path = snapshot(tmp_path / "stage.pt", {**NODE, "num_classes": 4}, describe())
-    answer = CliRunner().invoke(evaluate.main, ["--autoencoder", str(path), "--real", str(file), "--dest",
+    answer = CliRunner().invoke(main, ["--autoencoder", str(path), "--real", str(file), "--dest",
                                                 str(tmp_path / "out"), "--num", "2"])
     assert answer.exit_code == 0, answer.output
     assert "fails: PSNR" in answer.output and "2 volumes of split 'test'" in answer.output
@@ -126,8 +134,9 @@ def test_report_of_labelled_phantoms_has_all_its_parts(tmp_path):
 def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
     file = random_volumes(tmp_path / "r.h5", 2, 2)
     path = snapshot(tmp_path / "s.pt", {**NODE, "in_channels": 2, "spatial_dims": 2}, bare_data(2, 2))
-    found = evaluate.evaluate_first_stage(str(path), file, tmp_path / "out", tile="16,16", min_psnr=0)
-    whole = evaluate.evaluate_first_stage(str(path), file, tmp_path / "whole")
+    found = evaluate_first_stage.evaluate_first_stage(
+        str(path), file, tmp_path / "out", FirstStageOptions(tile=[16, 16], min_psnr=0))
+    whole = evaluate_first_stage.evaluate_first_stage(str(path), file, tmp_path / "whole", FirstStageOptions())
     assert found["verdict"]["passed"] and found["dice"] == {} and found["autoencoder"]["tile"] == [16, 16]
     assert found["psnr_db"] == pytest.approx(whole["psnr_db"], abs=1e-3) and set(found["channels"]) == {"c0", "c1"}
     assert found["autoencoder"]["reduction"] == pytest.approx(2 * 256 / (2 * 64))
@@ -155,7 +164,8 @@ def test_codes_are_counted_over_the_split_and_a_perfect_stage_is_said_to_be(tmp_
     file = random_volumes(tmp_path / "r.h5", 1, 3)
     path = snapshot(tmp_path / "s.pt", NODE, bare_data(1, 3))
     monkeypatch.setattr(Snapshot, "build", lambda *_: Exact())
-    found = evaluate.evaluate_first_stage(str(path), file, tmp_path / "out", split="test")
+    found = evaluate_first_stage.evaluate_first_stage(
+        str(path), file, tmp_path / "out", FirstStageOptions(split="test"))
     assert found["codes"] == {"available": True, "size": 4, "used": 0.5, "perplexity": pytest.approx(2)}
     row = found["channels"]["c0"]
     assert row["psnr_db"] > 120 and row["sharpness"] == pytest.approx(1) and row["ssim"] == pytest.approx(1, abs=1e-4)
@@ -174,9 +184,9 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, arguments, message
     random_volumes(tmp_path / "two.h5", 2, 3)
     snapshot(tmp_path / "s.pt", NODE, bare_data(1, 3))
     if message.startswith("wanted one"):
-        assert message in CliRunner().invoke(evaluate.main, [*arguments, "--dest", "out"]).stderr
+        assert message in CliRunner().invoke(main, [*arguments, "--dest", "out"]).stderr
     else:
-        assert message in refused(tmp_path, evaluate.main, *arguments, "--dest", "out")
+        assert message in refused(tmp_path, main, *arguments, "--dest", "out")
 
 
 # ---- what diffusion asks of its latents ----

@@ -8,8 +8,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from reporting import charts, montages, report, tables
-from reporting.features import Case, Layout, measure, radial_log_power, scalar_units
+from reporting import charts, comparison, distances, montages, report
+from reporting.cases import Case, DecodedCase, Layout
+from reporting.comparison import FRAME, Comparison
+from reporting.distances import radial_log_power
+from reporting.reference import Cases
+from reporting.section import Section, missing, walk
+from reporting.sections import COMPARISON, NUMBERS
+from reporting.sections.reconstruction import Reconstruction
+from reporting.sections.scalars import Scalars
+from reporting.sections.texture import Texture
+from reporting.sections.variety import ms_ssim_row
 
 HEART = ("background", "cavity", "myocardium", "atrium")
 GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -24,39 +33,47 @@ def pixels(figure) -> np.ndarray:
     return matplotlib.image.imread(io.BytesIO(montages.png_bytes(figure)))[..., :3]
 
 
-# ---- features ----
+def compared(section: Section, layout: Layout, **sets: list[Case]) -> dict:
+    """What a section says of sets of cases: real, generated, noise."""
+    context = Comparison(layout=layout, provenance={}, real=None, generated=None)
+    return section.compute(walk([section], context, sets).found[0], context)
+
+
+def measured(case: Case, layout: Layout) -> dict:
+    """The numbers of a volume."""
+    return Scalars(NUMBERS).measure(case, Comparison(layout=layout, provenance={}, real=None, generated=None))
+
+
+# ---- what is measured ----
 
 
 def test_volume_of_a_box_and_its_name():
     label = np.zeros((16, 16, 16), np.uint8)
     label[2:12, 2:12, 2:12] = 1
     layout = Layout(("mr",), ("background", "liver"), (2.0, 2.0, 1.0), 0.0, 1.0, "")
-    measured = measure([Case("a", blank(label.shape), label)], layout)
-    assert measured.scalars["liver_volume"] == pytest.approx([4.0])  # 1000 voxels of 4 mm3
-    assert scalar_units(layout)["liver_volume"] == "mL"
-    assert measured.flags == {}
+    assert measured(Case("a", blank(label.shape), label), layout)["liver_volume"] == pytest.approx(4.0)  # 1000 of 4 mm3
+    assert Scalars(NUMBERS).units(layout) == {"liver_volume": "mL", "intensity_mean": "", "intensity_std": ""}
 
 
 def test_heart_has_its_own_names_and_an_undefined_wall_is_nan():
     layout = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
-    measured = measure([Case("empty", blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8))], layout)
-    assert list(scalar_units(layout)) == list(measured.scalars)
-    assert measured.scalars["lv_volume"] == [0] and measured.scalars["la_volume"] == [0]
-    assert np.isnan(measured.scalars["wall_thickness"]).all()
-    assert not measured.flags["cavity_enclosed"].any()
+    found = measured(Case("empty", blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8)), layout)
+    units = Scalars(NUMBERS).units(layout)
+    assert set(units) == set(found) and [name for name, unit in units.items() if unit is None] == ["cavity_enclosed"]
+    assert found["lv_volume"] == 0 and found["la_volume"] == 0
+    assert np.isnan(found["wall_thickness"]) and found["cavity_enclosed"] is False
 
 
 def test_several_channels_are_told_apart_by_name():
     layout = Layout(("t1", "t2"), (), (1.0, 1.0), 0.0, 4.0, "a.u.")
     image = np.stack([np.full((8, 8), 1.0), np.full((8, 8), 3.0)]).astype(np.float32)
-    scalars = measure([Case("a", image, None)], layout).scalars
-    assert scalars["t1_intensity_mean"] == [1] and scalars["t2_intensity_mean"] == [3]
-    assert scalars["t1_intensity_std"] == [0]
+    assert measured(Case("a", image, None), layout) == {"t1_intensity_mean": 1, "t1_intensity_std": 0,
+                                                        "t2_intensity_mean": 3, "t2_intensity_std": 0}
 
 
 def test_nothing_to_measure_is_an_error():
-    with pytest.raises(ValueError, match="no volumes to measure"):
-        measure([], GREY_3D)
+    with pytest.raises(ValueError, match="no volumes to measure.*generated"):
+        compared(Texture(), GREY_3D, real=[Case("a", blank((8, 8, 8)), None)], generated=[])
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 32, 32), (32, 48)])
@@ -79,38 +96,38 @@ def test_spectrum_of_white_noise_is_flat_and_of_known_height():
 
 def test_undefined_values_count_as_beyond_all_others():
     real = np.arange(10.0)
-    assert tables.ks(real, real) == 0
-    assert tables.ks(real, np.full(10, np.nan)) == 1
-    assert tables.ks(real, np.where(real < 5, real, np.nan)) == pytest.approx(0.5)
-    assert tables.ks(np.full(3, np.nan), np.full(4, np.nan)) == 0
+    assert distances.ks(real, real) == 0
+    assert distances.ks(real, np.full(10, np.nan)) == 1
+    assert distances.ks(real, np.where(real < 5, real, np.nan)) == pytest.approx(0.5)
+    assert distances.ks(np.full(3, np.nan), np.full(4, np.nan)) == 0
 
 
 def test_wilson_interval_of_none_in_ten():
-    low, high = tables.wilson_interval(0, 10)
+    low, high = distances.wilson_interval(0, 10)
     assert low == pytest.approx(0) and high == pytest.approx(3.8415 / 13.8415, abs=1e-4)  # z^2 / (n + z^2)
 
 
 def test_histogram_distance_is_the_shift_as_a_share_of_the_range():
     layout = Layout(("echo",), (), (1.0, 1.0), 0.0, 200.0, "HU")
-    low, high = (measure([Case(str(i), blank((8, 8), v), None) for i in range(4)], layout) for v in (51.0, 151.0))
-    row = tables.compare(low, high, None, layout)["intensity"]["echo"]
+    low, high = ([Case(str(i), blank((8, 8), v), None) for i in range(4)] for v in (51.0, 151.0))
+    row = compared(Texture(), layout, real=low, generated=high)["intensity"]["echo"]
     assert row["distance"] == pytest.approx(0.5)
     assert row["floor_p99"] == 0 and row["noise"] is None
-    assert tables.compare(high, low, high, layout)["intensity"]["echo"]["noise"] == 0
+    assert compared(Texture(), layout, real=high, generated=low, noise=high)["intensity"]["echo"]["noise"] == 0
 
 
 def test_spectrum_distance_is_the_change_of_amplitude_in_db():
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(1, 16, 16)).astype(np.float32) for _ in range(3)]
     layout = Layout(("echo",), (), (1.0, 1.0), -5.0, 5.0, "")
-    real, loud = (measure([Case(str(i), image * gain, None) for i, image in enumerate(images)], layout)
-                  for gain in (1, 10))
-    assert tables.compare(real, loud, None, layout)["spectrum"]["echo"]["distance"] == pytest.approx(20, abs=1e-3)
+    real, loud = ([Case(str(i), image * gain, None) for i, image in enumerate(images)] for gain in (1, 10))
+    assert compared(Texture(), layout, real=real, generated=loud)["spectrum"]["echo"]["distance"] == pytest.approx(
+        20, abs=1e-3)
 
 
 def test_resampled_floor_of_a_mean():
     values = np.random.default_rng(0).normal(size=400)
-    floor = tables.resampled_floor(lambda a, b: abs(values[a].mean() - values[b].mean()), 400, 100, seed=0)
+    floor = distances.resampled_floor(lambda a, b: abs(values[a].mean() - values[b].mean()), 400, 100, seed=0)
     expected = values.std() * np.sqrt(1 / 400 + 1 / 100)
     assert floor["floor_median"] == pytest.approx(0.674 * expected, rel=0.15)  # |normal|: 50 % and 99 % points
     assert floor["floor_p99"] == pytest.approx(2.576 * expected, rel=0.15)
@@ -120,20 +137,22 @@ def test_resampled_floor_of_a_mean():
 def test_ms_ssim_of_copies_is_one_and_of_one_volume_is_not_available():
     rng = np.random.default_rng(0)
     real, copies = rng.uniform(size=(6, 1, 32, 32)), np.repeat(rng.uniform(size=(1, 1, 32, 32)), 6, axis=0)
-    row, values = tables.ms_ssim_row(real.astype(np.float32), copies.astype(np.float32))
+    row, values = ms_ssim_row(real.astype(np.float32), copies.astype(np.float32))
     assert row["available"] and row["generated_mean"] == pytest.approx(1, abs=1e-4)
     assert row["real_mean"] < 0.5 and len(values["generated"]) == row["pairs"]
-    row, values = tables.ms_ssim_row(real[:1], copies)
+    row, values = ms_ssim_row(real[:1], copies)
     assert not row["available"] and "fewer than two" in row["reason"] and not values
 
 
 # ---- tables ----
 
 
+LAYOUT = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
+
+
 @pytest.fixture(scope="module")
 def sets():
     """Real: labelled cubes of 6 to 9 voxels; generated: the same, one without any label; noise: nothing labelled."""
-    layout = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
     rng = np.random.default_rng(0)
 
     def cases(name, sizes):
@@ -143,26 +162,32 @@ def sets():
             label[3:1 + size, 3:1 + size, 3:1 + size] = 1 if size else 0
             yield Case(f"{name}-{i}", rng.uniform(size=(1, 16, 16, 16)).astype(np.float32), label)
 
-    return layout, {name: measure(cases(name, sizes), layout) for name, sizes in
-                    (("real", [6, 7, 8, 9]), ("generated", [6, 7, 8, 0]), ("noise", [0, 0, 0, 0]))}
+    return {name: list(cases(name, sizes)) for name, sizes in
+            (("real", [6, 7, 8, 9]), ("generated", [6, 7, 8, 0]), ("noise", [0, 0, 0, 0]))}
 
 
-def test_compare_counts_undefined_and_shares(sets):
-    layout, measured = sets
-    compared = tables.compare(*measured.values(), layout)
-    wall = compared["metrics"]["wall_thickness"]
+def walked(sets, **more):
+    """All sections' measurements of these sets."""
+    real, generated = (Cases(name, len(sets[name]), sets[name].__getitem__) for name in ("real", "generated"))
+    context = Comparison(layout=LAYOUT, provenance={}, real=real, generated=generated, seeds=[3, 4, 5, 9], **more)
+    return walk(COMPARISON, context, sets)
+
+
+def test_undefined_values_and_shares_are_counted(sets):
+    found = compared(COMPARISON[0], LAYOUT, **sets)
+    wall = found["metrics"]["wall_thickness"]
     assert (wall["real_undefined"], wall["generated_undefined"], wall["noise_undefined"]) == (0, 1, 4)
     assert wall["ks"] >= 0.25 and wall["noise"] == 1 and wall["noise_mean"] is None
-    volume = compared["metrics"]["lv_volume"]
+    volume = found["metrics"]["lv_volume"]
     assert volume["real_mean"] == pytest.approx(np.mean([4**3, 5**3, 6**3, 7**3]) * 0.064)
     assert volume["ks"] == pytest.approx(0.25)
-    share = compared["shares"]["cavity_enclosed"]
+    share = found["shares"]["cavity_enclosed"]
     assert (share["real"], share["generated"], share["noise"]) == (1, 0.75, 0)
-    json.dumps(compared, allow_nan=False)
+    json.dumps(found, allow_nan=False)
 
 
 def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
-    lines = tables.cases_csv(sets[1], seeds=[3, 4, 5, 9]).splitlines()
+    lines = report.cases_csv(COMPARISON, FRAME, walked(sets, missing={"decoded": "x"})).splitlines()
     head = lines[0].split(",")
     assert head[:4] == ["set", "id", "seed", "lv_volume"] and head[-1] == "cavity_enclosed"
     assert len(lines) == 1 + 12
@@ -170,14 +195,16 @@ def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
     assert lines[8].startswith("generated,generated-3,9,0,") and lines[8].endswith(",0")
 
 
-def test_text_table_is_aligned_and_complete(sets):
-    layout, measured = sets
-    text = tables.text_table(tables.compare(*measured.values(), layout))
-    lines = text.splitlines()
+def test_text_is_aligned_and_complete(sets):
+    found = {"real": {"reference": "4 cubes"}, "noise": {"available": True},
+             **compared(COMPARISON[0], LAYOUT, **sets), **compared(Texture(), LAYOUT, **sets)}
+    first, blank_line, *lines = comparison.text([COMPARISON[0], Texture()], found).splitlines()
+    assert first == "Real      4 cubes" and not blank_line
     assert len({len(line) for line in lines}) == 1
     assert [line.split("  ")[0] for line in lines[2:5]] == ["lv_volume [mL]", "myocardium_volume [mL]",
                                                             "la_volume [mL]"]
-    assert "75.0 %" in text and "0.250" in text
+    assert "75.0 %" in lines[-3] and "0.250" in lines[2]
+    assert [line.split("  ")[0] for line in lines[-2:]] == ["histogram distance, echo", "spectrum distance [dB], echo"]
 
 
 # ---- pictures ----
@@ -288,57 +315,68 @@ def test_the_same_picture_is_the_same_file():
 # ---- page ----
 
 
+MISSING = missing("the snapshot <old.pt> is not there")
+ABOUT = {
+    "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
+    "definitions": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
+    "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
+                  "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
+}
+
+
 @pytest.fixture(scope="module")
-def result(sets):
-    """A report as evaluate makes it, first stage and MS-SSIM not available."""
-    layout, measured = sets
-    missing = {"available": False, "reason": "the snapshot <old.pt> is not there"}
-    return {
-        "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
-        "definitions": report.DEFINITIONS,
-        "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
-        "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
-                      "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
-        "noise": missing, "first_stage": missing, "ms_ssim": {"echo": missing},
-        **tables.compare(measured["real"], measured["generated"], None, layout),
-    }
+def page(sets, tmp_path_factory):
+    """The folder of a report without noise, first stage and MS-SSIM, which 16 voxels are too few for at 3 scales."""
+    dest = tmp_path_factory.mktemp("report")
+    found = walked({name: sets[name] for name in ("real", "generated")}, missing={"decoded": MISSING["reason"]})
+    report.write_report(dest, COMPARISON, FRAME, found, {**ABOUT, "noise": MISSING})
+    return dest
 
 
-def test_page_stands_alone_and_says_what_is_missing(result, sets, tmp_path):
-    layout, measured = sets
-    figures = report.figure_pngs(report.comparison_figures(result, {**measured, "noise": None}, layout))
-    report.write_report(tmp_path, result, figures, "set,id\n")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "http" not in page and "@import" not in page
-    assert page.count("data:image/png;base64,") == len(figures)
-    assert page.count("not available: the snapshot &lt;old.pt&gt; is not there") == 3
-    assert "results/&lt;demo&gt;" in page and "<demo>" not in page and "width=device-width" in page and "$" not in page
-    assert json.loads((tmp_path / "report.json").read_text()) == result
-    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(figures)
+def test_page_stands_alone_and_says_what_is_missing(page):
+    text = (page / "report.html").read_text(encoding="utf-8")
+    figures = {path.stem for path in (page / "figures").iterdir()}
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", text) and "http" not in text and "@import" not in text
+    assert text.count("data:image/png;base64,") == len(figures)
+    assert text.count("not available: the snapshot &lt;old.pt&gt; is not there") == 2
+    assert "results/&lt;demo&gt;" in text and "<demo>" not in text and "width=device-width" in text and "$" not in text
+    found = json.loads((page / "report.json").read_text())
+    assert {f"distribution_{name}" for name in found["metrics"]} < figures
+    assert {"overview", "histogram_echo", "spectrum_echo", "samples"} < figures
 
 
-def test_number_that_does_not_exist_is_refused_before_anything_is_written(result, tmp_path):
+def test_number_that_does_not_exist_is_refused_before_anything_is_written(sets, tmp_path):
+    about = {**ABOUT, "title": float("nan"), "noise": {"available": True}}
     with pytest.raises(ValueError, match="JSON"):
-        report.write_report(tmp_path / "out", {**result, "title": float("nan")}, {"overview": b""}, "set,id\n")
+        report.write_report(tmp_path / "out", COMPARISON, FRAME, walked(sets, missing={"decoded": "x"}), about)
     assert not (tmp_path / "out").exists()
 
 
+def test_two_sections_cannot_give_one_key():
+    with pytest.raises(AssertionError, match="'b'"):
+        report.add({"a": 1, "b": 2}, {"b": 3})
+
+
 @pytest.mark.parametrize(("atrium", "least"), [(None, "0.750"), (0.5, "0.500")])
-def test_class_without_a_dice_has_a_dash(result, atrium, least):
+def test_class_without_a_dice_has_a_dash(atrium, least):
     dice = {"cavity": 0.75, "atrium": atrium}
     part = {"available": True, "split": "test", "num": 2, "psnr_db": 20.0, "dice": dice, "dice_min": dice,
-            "ceiling": {"available": False, "reason": "no phantoms"}}
-    page = report.html_page({**result, "first_stage": part}, {})
-    assert f"<b>{least}</b><span>least Dice" in page
-    assert ("<td>atrium</td><td class=\"main\">-</td><td>-</td>" in page) is (atrium is None)
+            "ceiling": missing("no phantoms")}
+    text = report.html_page([Reconstruction()], FRAME, {**ABOUT, "first_stage": part}, {})
+    assert f"<b>{least}</b><span>least Dice" in text
+    assert ("<td>atrium</td><td class=\"main\">-</td><td>-</td>" in text) is (atrium is None)
 
 
-def test_every_scalar_has_its_chart(result, sets):
-    layout, measured = sets
-    figures = report.comparison_figures(result, measured, layout)
-    assert {f"distribution_{name}" for name in result["metrics"]} < set(figures)
-    assert {"overview", "histogram_echo", "spectrum_echo"} < set(figures)
+def test_first_stage_that_loses_nothing_has_a_number():
+    case = Case("a", blank((8, 8, 8), 0.5), None)
+    part = compared(Reconstruction(), GREY_3D, decoded=[DecodedCase(case, case)])["first_stage"]
+    assert part["psnr_db"] == 200 and part["num"] == 1
 
 
-def test_pairs_chart_of_equal_values():
-    charts.pairs_chart({"real": np.ones(5), "generated": np.ones(5)})
+def test_pairs_chart_of_equal_values_shows_them_all_in_one_bin():
+    axes, = charts.pairs_chart({"real": np.ones(5), "generated": np.ones(4)}).axes
+    for patch in axes.patches:
+        values, edges, _ = patch.get_data()
+        assert np.all(np.diff(edges) > 0) and edges[0] <= 1 <= edges[-1]
+        assert sorted(values) == [0] * 23 + [1]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["real (n = 5)", "generated (n = 4)"]
