@@ -147,6 +147,8 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
         return None, f"{path} is not the snapshot that drew the samples: its hash differs from the one they record"
     if snapshot.first_stage is None:
         return None, "the network draws voxels, it has no first stage"
+    if snapshot.first_stage.network is None:
+        return None, f"{path} does not carry the first stage of its latents"
     settings = samples.meta.sampling
     precision = resolve_precision(settings.get("precision", "fp32"), device)
     stage = snapshot.open_first_stage(trust, precision).to(device)

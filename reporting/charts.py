@@ -37,7 +37,7 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
 
 def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: str) -> Figure:
     """Cumulative shares of one scalar in every set; the KS distance is the largest gap between two of the curves."""
-    figure, axes = _chart(f"{title} [{unit}]" if unit else title, "share of cases at most")
+    figure, axes = chart(f"{title} [{unit}]" if unit else title, "share of cases at most")
     for key, sample in values.items():
         if sample is None or not np.isfinite(sample).any():
             continue
@@ -52,7 +52,7 @@ def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: s
 
 def histogram_chart(row: dict, title: str, unit: str) -> Figure:
     """Share of voxels per intensity bin, on a logarithmic scale since most voxels of a volume are background."""
-    figure, axes = _chart(f"{title} [{unit}]" if unit else title, "share of voxels")
+    figure, axes = chart(f"{title} [{unit}]" if unit else title, "share of voxels")
     for key in COLOURS:
         if row.get(f"{key}_curve") is not None:
             axes.stairs(np.maximum(row[f"{key}_curve"], 1e-6), row["bins"], color=COLOURS[key], ls=STYLES[key], lw=1.6,
@@ -65,7 +65,7 @@ def histogram_chart(row: dict, title: str, unit: str) -> Figure:
 
 def spectrum_chart(row: dict) -> Figure:
     """Mean radial power in dB over cycles per shortest side."""
-    figure, axes = _chart("frequency [cycles per side]", "power [dB]")
+    figure, axes = chart("frequency [cycles per side]", "power [dB]")
     for key in COLOURS:
         curve = row.get(f"{key}_curve")
         if curve is not None:
@@ -79,7 +79,7 @@ def spectrum_chart(row: dict) -> Figure:
 
 def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
     """Distribution of MS-SSIM over random pairs: to the right of real = samples resemble each other too much."""
-    figure, axes = _chart("MS-SSIM of two volumes", "share of pairs")
+    figure, axes = chart("MS-SSIM of two volumes", "share of pairs")
     everything = np.concatenate(list(values.values()))
     edges = np.linspace(everything.min(), everything.max() + 1e-6, 25)
     for key, sample in values.items():
@@ -90,7 +90,8 @@ def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """An empty chart in the style of all."""
     figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="constrained")
     return figure, _styled(figure.subplots(), xlabel, ylabel)
 

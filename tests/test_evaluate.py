@@ -29,7 +29,7 @@ from reporting.cases import Case, Layout
 from reporting.comparison import Comparison, text
 from reporting.html import html_figure
 from reporting.section import Section, walk
-from reporting.sections.reconstruction import Reconstruction
+from reporting.sections.held_out import HeldOut
 from reporting.sections.scalars import Numbers, Scalars
 from tests.commands import refused
 from utils import checkpoint
@@ -257,7 +257,7 @@ def test_class_that_no_held_out_volume_has_is_left_out(tmp_path):
     layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
     context = Comparison(layout=layout, provenance=file.provenance, real=held, generated=held, held_out="test")
     decoded = evaluate.reconstruct(Brighter(), held, 2, layout, torch.device("cpu"))
-    section = Reconstruction()
+    section = HeldOut()
     found = section.compute(walk([section], context, {"decoded": decoded}).found[0], context)
     part = found["first_stage"]
     assert part["dice"] == part["dice_min"] == {"cavity": 1.0, "myocardium": 1.0, "atrium": None}
@@ -323,6 +323,16 @@ def test_noise_is_decoded_in_the_tiles_of_the_samples(folder, tmp_path, monkeypa
     assert isinstance(decoder, InSlabs) is bool(tiles)
     assert {p.device.type for p in stages[0].net.parameters()} == {"meta"}
     assert not tiles or decoder.voxels == 16 ** 3
+
+
+def test_snapshot_that_does_not_carry_its_first_stage_is_a_reason(folder, tmp_path):
+    payload = checkpoint.load(folder / "snapshot.pt", "snapshot")
+    payload["first_stage"] |= {"network": None, "weights": {}, "hash": None}
+    checkpoint.save(tmp_path / "bare.pt", "snapshot", payload)
+    snapshot_hash = checkpoint.checksum(checkpoint.load(tmp_path / "bare.pt", "snapshot"))
+    samples = SamplesFile(write(tmp_path / "s.h5", phantom_arrays(2), str(tmp_path / "bare.pt"), snapshot_hash))
+    stage, reason = evaluate.find_first_stage(samples, None, False, torch.device("cpu"))
+    assert stage is None and "does not carry" in reason
 
 
 def test_snapshot_is_read_once(folder, monkeypatch):

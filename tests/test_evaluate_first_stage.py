@@ -1,4 +1,4 @@
-"""The report of a first stage: every figure against its answer known by hand, on stages that lose a known part."""
+"""The report of a first stage: every number against its answer known by hand, on stages that lose a known part."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def bare_data(channels: int, dims: int) -> Facts:
                  intensity=Intensity(0.0, 1.0, False, ""))
 
 
-def test_a_blur_of_two_dims_and_channels_has_the_figures_known_by_hand():
+def test_a_blur_of_two_dims_and_channels_has_the_numbers_known_by_hand():
     """Channel t1 comes back brighter by 0.2, t2 at half its contrast; the latents are the image, and noise."""
     rng = np.random.default_rng(0)
     items, latents = [], []

@@ -15,7 +15,7 @@ from reporting.distances import radial_log_power
 from reporting.reference import Cases
 from reporting.section import Section, missing, walk
 from reporting.sections import COMPARISON, NUMBERS
-from reporting.sections.reconstruction import Reconstruction
+from reporting.sections.held_out import HeldOut
 from reporting.sections.scalars import Scalars
 from reporting.sections.texture import Texture
 from reporting.sections.variety import ms_ssim_row
@@ -362,14 +362,14 @@ def test_class_without_a_dice_has_a_dash(atrium, least):
     dice = {"cavity": 0.75, "atrium": atrium}
     part = {"available": True, "split": "test", "num": 2, "psnr_db": 20.0, "dice": dice, "dice_min": dice,
             "ceiling": missing("no phantoms")}
-    text = report.html_page([Reconstruction()], FRAME, {**ABOUT, "first_stage": part}, {})
+    text = report.html_page([HeldOut()], FRAME, {**ABOUT, "first_stage": part}, {})
     assert f"<b>{least}</b><span>least Dice" in text
     assert ("<td>atrium</td><td class=\"main\">-</td><td>-</td>" in text) is (atrium is None)
 
 
 def test_first_stage_that_loses_nothing_has_a_number():
     case = Case("a", blank((8, 8, 8), 0.5), None)
-    part = compared(Reconstruction(), GREY_3D, decoded=[DecodedCase(case, case)])["first_stage"]
+    part = compared(HeldOut(), GREY_3D, decoded=[DecodedCase(case, case)])["first_stage"]
     assert part["psnr_db"] == 200 and part["num"] == 1
 
 

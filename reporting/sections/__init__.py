@@ -2,10 +2,10 @@
 
 from reporting.sections.decoded_pictures import DecodedPictures
 from reporting.sections.fidelity import Fidelity
-from reporting.sections.heart import Heart
+from reporting.sections.heart import HeartWall
+from reporting.sections.held_out import HeldOut
 from reporting.sections.intensities import Intensities
 from reporting.sections.latents import Latents
-from reporting.sections.reconstruction import Reconstruction
 from reporting.sections.sample_pictures import SamplePictures
 from reporting.sections.scalars import Scalars
 from reporting.sections.structures import Structures
@@ -15,7 +15,7 @@ from reporting.sections.variety import Variety
 # Numbers of one volume, which the section Scalars compares.
 NUMBERS = (
     Structures(),
-    Heart(),
+    HeartWall(),
     Intensities(),
 )
 # Sections of the report of generated volumes against real ones.
@@ -24,7 +24,7 @@ COMPARISON = (
     SamplePictures(),
     Texture(),
     Variety(),
-    Reconstruction(),
+    HeldOut(),
 )
 # Sections of the report of a first stage.
 FIRST_STAGE = (

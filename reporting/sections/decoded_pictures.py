@@ -47,10 +47,10 @@ class DecodedPictures(Section):
         body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
                 "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images "
                 f"shown; in differences grey is none, and black and white are {CONTRAST:.0%} of that range.</p>")
-        body += "".join(html_dark(f"pictures_{name}", figures) for name in report["channels"])
+        body += "".join(html_dark(name, figures) for name in figures if name.startswith("pictures_"))
         worst = ", ".join(f"{case['id']} {case['psnr_db']:.2f} dB" for case in report["worst"])
         body += f"<h2>Worst cases</h2><p class=note>Those of the lowest PSNR: {escape(worst)}.</p>"
-        return body + "".join(html_dark(f"worst_{name}", figures) for name in report["channels"])
+        return body + "".join(html_dark(name, figures) for name in figures if name.startswith("worst_"))
 
 
 def channel_picture(items: Sequence[DecodedCase], channel: int, layout: Layout, captions: Sequence[str]) -> Figure:

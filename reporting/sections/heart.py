@@ -7,7 +7,7 @@ from reporting.sections.scalars import Numbers
 HEART = ("cavity", "myocardium", "atrium")
 
 
-class Heart(Numbers):
+class HeartWall(Numbers):
     """What can be asked where there are all classes of the heart."""
 
     words = {

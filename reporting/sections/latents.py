@@ -60,7 +60,7 @@ class Latents(Section):
             if codes["available"] else []
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
-        names, stage, codes = list(report["channels"]), report["autoencoder"], report["codes"]
+        names, stage, codes = list(report["latents"][0]["correlation"]), report["autoencoder"], report["codes"]
         rows = [[str(i), number(row["mean"]), number(row["std"]), number(row["posterior_std"]),
                  *(number(row["correlation"][name]) for name in names)] for i, row in enumerate(report["latents"])]
         body = (f"<h2>Latents</h2><p>{escape(' x '.join(map(str, stage['latent_shape'])))}, {stage['reduction']:.1f} "

@@ -15,7 +15,7 @@ from reporting.section import DECODED, Section, missing
 from reporting.sections import fidelity
 
 
-class ReconstructionRow(NamedTuple):
+class HeldOutRow(NamedTuple):
     """What is kept of one volume: PSNR in dB, Dice [K], and see fidelity.speckle_psnr."""
 
     psnr: float
@@ -23,7 +23,7 @@ class ReconstructionRow(NamedTuple):
     ceiling: float | str
 
 
-class Reconstruction(Section):
+class HeldOut(Section):
     """PSNR and Dice of decode(encode(x)); the report of a first stage says more.
 
     first_stage.{available, split, num, dice.CLASS, dice_min.CLASS, psnr_db, ceiling.{available, psnr_db, gap_db}}
@@ -32,10 +32,10 @@ class Reconstruction(Section):
     words = fidelity.WORDS
     sets = DECODED
 
-    def measure(self, item: DecodedCase, context: Comparison) -> ReconstructionRow:
+    def measure(self, item: DecodedCase, context: Comparison) -> HeldOutRow:
         layout = context.layout
-        return ReconstructionRow(fidelity.psnr(item.decoded.image, item.real.image, layout.data_range),
-                        fidelity.case_dice(item, layout), fidelity.speckle_psnr(item.real, context))
+        return HeldOutRow(fidelity.psnr(item.decoded.image, item.real.image, layout.data_range),
+                          fidelity.case_dice(item, layout), fidelity.speckle_psnr(item.real, context))
 
     def compute(self, found: dict[str, list], context: Comparison) -> dict[str, Any]:
         if "decoded" not in found:
