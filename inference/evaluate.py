@@ -1,7 +1,7 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -49,7 +49,7 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
 
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
                          seeds=samples.seeds, held_out=held_out, seed=seed)
-    walked = walk(sections.COMPARISON, context, {name: progress(cases, total=lengths[name], desc=name, unit="volume")
+    walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
     about = {**opening(str(generated), sections.COMPARISON),
@@ -61,6 +61,11 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     result = write_report(dest, sections.COMPARISON, comparison.FRAME, walked, about)
     click.echo(f"{comparison.text(sections.COMPARISON, result)}\nReport    {dest / 'report.html'}")
     return result
+
+
+def shown(name: str, cases: Iterable, length: int) -> Iterator:
+    """The same, with a progress bar that is there from the first to the last of them."""
+    yield from progress(cases, total=length, desc=name, unit="volume")
 
 
 # ---- what is compared ----
