@@ -244,6 +244,8 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
 class Brighter:
     """A first stage that gives back what it got, the image brighter by 0.1."""
 
+    device = torch.device("cpu")
+
     def encode(self, images, labels):
         return images, labels
 
@@ -256,7 +258,7 @@ def test_class_that_no_held_out_volume_has_is_left_out(tmp_path):
     held = reference.file_volumes(file, "test", [0])
     layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
     context = Comparison(layout=layout, provenance=file.provenance, real=held, generated=held, held_out="test")
-    decoded = evaluate.reconstruct(Brighter(), held, 2, layout, torch.device("cpu"))
+    decoded = evaluate.reconstruct(Brighter(), held, 2, layout)
     section = HeldOut()
     found = section.compute(walk([section], context, {"decoded": decoded}).found[0], context)
     part = found["first_stage"]
@@ -326,10 +328,9 @@ def test_noise_is_decoded_in_the_tiles_of_the_samples(folder, tmp_path, monkeypa
 
 
 def test_snapshot_that_does_not_carry_its_first_stage_is_a_reason(folder, tmp_path):
-    payload = checkpoint.load(folder / "snapshot.pt", "snapshot")
-    payload["first_stage"] |= {"network": None, "weights": {}, "hash": None}
-    checkpoint.save(tmp_path / "bare.pt", "snapshot", payload)
-    snapshot_hash = checkpoint.checksum(checkpoint.load(tmp_path / "bare.pt", "snapshot"))
+    whole = Snapshot.read(folder / "snapshot.pt")
+    replace(whole, first_stage=CarriedStage(whole.first_stage.scaling)).save(tmp_path / "bare.pt")
+    snapshot_hash = Snapshot.read(tmp_path / "bare.pt").hash
     samples = SamplesFile(write(tmp_path / "s.h5", phantom_arrays(2), str(tmp_path / "bare.pt"), snapshot_hash))
     stage, reason = evaluate.find_first_stage(samples, None, False, torch.device("cpu"))
     assert stage is None and "does not carry" in reason
