@@ -1,6 +1,7 @@
 """Claim: at 35 denoiser calls our best solver is ten times as exact as the best peer, at 17 about as the peer at 35.
 
 Run from the top of the checkout: python -m benchmarks.solver_error [--network SNAPSHOT ...]
+What it found stands in benchmarks/solver_error.md.
 One JSON line per problem: mixtures of Gaussians, whose perfect denoiser is known, then trained networks. The peers are
 Heun's method on EDM's grid and the EDM schedulers of diffusers (pip install diffusers), each with its own defaults.
 
