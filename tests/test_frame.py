@@ -15,6 +15,8 @@ DIRECT = {
 DEMO_SCRIPTS = ["dataset_tool.py", "train.py", "dataset_tool.py", "train.py", "generate.py", "evaluate.py"]
 MACHINE_PATH = re.compile(rb"(^|[^A-Za-z0-9_.])/(work|farm|root|tmp/lab)/")
 NO_MAP_NEEDED = {"data", "results"}  # made by the commands, in no fresh clone
+README_LINES = 115  # two screens of text
+CASES = {"echo", "BraTS", "semantic", "private", "PET", "EDM weights", "several GPUs", "resume"}
 
 
 def lines_of(text: str) -> list[str]:
@@ -44,12 +46,35 @@ def fenced_blocks(markdown: str) -> list[list[str]]:
     return [[re.sub(r"\s+#.*$|^#.*$|^\$ ", "", line).strip() for line in block.splitlines()] for block in blocks]
 
 
-def relative_links(markdown: str) -> list[str]:
-    """Files and folders that links and images lead to, outside of code; anchors and web addresses left out."""
+def pages(root: Path) -> list[Path]:
+    """All pages of text."""
+    return [root / name for name in ("README.md", "CONTRIBUTING.md")] + sorted(
+        path for folder in ("docs", "benchmarks") for path in (root / folder).glob("*.md"))
+
+
+def link_targets(markdown: str) -> list[str]:
+    """What links and images outside of code lead to, anchors included; web addresses left out."""
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", markdown, flags=re.MULTILINE | re.DOTALL)
     targets = re.findall(r"""\]\(<?([^)\s>]+)|(?:src|href)=["']([^"']+)|^\[[^\]]+\]:\s*(\S+)""", prose, re.MULTILINE)
-    links = ("".join(found).split("#")[0] for found in targets)
-    return [link for link in links if link and not re.match(r"[a-z]+:", link)]
+    return [target for target in map("".join, targets) if not re.match(r"[a-z]+:", target)]
+
+
+def relative_links(markdown: str) -> list[str]:
+    """Files and folders that links and images lead to, without their anchors."""
+    return [link for link in (target.split("#")[0] for target in link_targets(markdown)) if link]
+
+
+def anchors(markdown: str) -> set[str]:
+    """The headings of a page as links name them: lower case, hyphens for blanks, no punctuation."""
+    text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+def cases(readme: str) -> dict[str, tuple[str, str]]:
+    """Case -> page and what is said of it, of the rows `| [case: more](page) | command |`."""
+    rows = re.findall(r"^\| \[([^\]:]+)[^\]]*\]\((\S+)\) \| (.+) \|$", readme, re.MULTILINE)
+    return {case: (page, said) for case, page, said in rows}
 
 
 def places_named(architecture: str) -> set[str]:
@@ -145,10 +170,38 @@ def test_map_faults_are_named_both_ways():
 
 
 def test_links_lead_somewhere(root):
-    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-    links = [(page.relative_to(root), link) for page in pages for link in relative_links(page.read_text())]
+    links = [(page.relative_to(root), link) for page in pages(root) for link in relative_links(page.read_text())]
     assert any(page.name == "README.md" for page, _ in links), "the search found no link in README.md"
     assert [f"{page}: {link}" for page, link in links if not (root / page.parent / link).exists()] == []
+
+
+def test_anchors_are_headings(root):
+    targets = [(page, *target.split("#")) for page in pages(root) for target in link_targets(page.read_text())
+               if "#" in target]
+    assert len(targets) > 10, "the search found next to no anchor"
+    assert [f"{page.name}: {link}#{anchor}" for page, link, anchor in targets
+            if anchor not in anchors((page.parent / link if link else page).read_text())] == []
+
+
+def test_anchors_are_made_as_links_name_them():
+    text = "# DIFF-3: echo `volumes`\n```\n# no\n```\n### MONAI's way, a_b\n"
+    assert anchors(text) == {"diff-3-echo-volumes", "monais-way-a_b"}
+
+
+def test_readme_is_two_screens(root):
+    lines = (root / "README.md").read_text().splitlines()
+    assert len(lines) <= README_LINES, "what a stranger does not need at first goes to docs/"
+    assert [number for number, line in enumerate(lines, start=1) if len(line) > 120] == []
+
+
+def test_every_case_has_one_command_and_one_page(root):
+    readme = (root / "README.md").read_text()
+    found = cases(readme)
+    assert sorted(CASES - set(found)) == []
+    assert [case for case, (_, said) in found.items()
+            if not re.fullmatch(r"`(python|torchrun) [^`]+`", said) and "planned, not there yet" not in said] == []
+    own, = re.findall(r"^## Your own data\n(.*?)^## ", readme, re.MULTILINE | re.DOTALL)
+    assert "docs/own_data.md" in relative_links(own)
 
 
 def test_links_are_recognised():
