@@ -393,7 +393,7 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
         raise ValueError(f"--split {split}: samples have no splits; leave it out")
     file = VolumesFile(path) if form == "volumes" else SamplesFile(path)
     keys = _volume_keys(file, split, indices) if form == "volumes" else _sample_keys(file, indices)
-    dims = file.meta.spatial_dims if form == "volumes" else file.images(0).ndim - 1
+    dims = file.meta.spatial_dims if form == "volumes" else len(file.shape("images")) - 2
     unit = file.meta.intensity.unit if form == "volumes" else file.meta.facts.intensity.unit
     for key in progress(keys, desc="export", unit="volume"):
         _write_out(_exported(file, key), kind, dest, dims, unit)
@@ -410,7 +410,7 @@ def _volume_keys(file: VolumesFile, split: str | None, indices: str | None) -> l
 
 
 def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]]:
-    if "images" not in file.arrays:
+    if "images" not in file.names:
         raise ValueError(f"{file.path}: holds latents only; decode them first")
     wanted = list(file.rows) if indices is None else _indices(indices)
     if absent := [seed for seed in wanted if seed not in file.rows]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -169,6 +170,32 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
     return file
 
 
+class LazyFile:
+    """A file of a format for reading, opened when first needed in each process, so that it can be pickled and forked.
+    """
+
+    def __init__(self, path: str | Path, format: str):
+        self.path, self.format = Path(path), format
+        self._file: h5py.File | None = None
+        self._pid = 0
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._pid != os.getpid():  # a handle does not survive a fork
+            self._file = None
+            self._file = open_h5(self.path, self.format)
+            self._pid = os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def close(self) -> None:
+        """Close the handle of this process; the next access opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._file = None
+
+
 def check_format(file: h5py.File, format: str) -> None:
     """Raise ValueError unless the file is of this format and not newer than this code."""
     got = get_text(file, "format") if "format" in file.attrs else "none"
@@ -237,6 +264,14 @@ def read(dataset: h5py.Dataset) -> np.ndarray:
         if _digest(dataset, [values]) != get_text(dataset, "sha256"):
             raise ValueError(f"{path}: damaged, {dataset.name} differs from its stored hash")
     return values
+
+
+def check(dataset: h5py.Dataset) -> None:
+    """ValueError unless the values of a data set, read block by block, are those of its stored hash."""
+    path = dataset.file.filename
+    with damage_named(path):
+        if dataset_hash(dataset) != get_text(dataset, "sha256"):
+            raise ValueError(f"{path}: damaged, {dataset.name} differs from its stored hash")
 
 
 def row_hashes(dataset: h5py.Dataset) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Single volumes in files of their own: NIfTI, npy, npz, with the geometry in mm and RAS+ as nibabel has it."""
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -121,6 +122,17 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, *, spatial_di
     image.header["descrip"] = unit[:79]
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a .nii.gz is there and its checksum agrees."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def is_same_grid(first: tuple[Sequence[int], np.ndarray], second: tuple[Sequence[int], np.ndarray]) -> bool:

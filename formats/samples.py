@@ -8,8 +8,8 @@ Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,
 import itertools
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ import numpy as np
 
 from formats import h5
 from formats.facts import Facts, LatentScaling
-from utils.files import arrays_hash, atomic_path, read_npz
+from formats.npz import HASH, NpzFile, Rows, write_npz
+from utils.log import progress
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64", "trajectory": "float32"}
+TABLES = ("seeds", "affine", "classes")  # small: kept in memory
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,113 +110,166 @@ class SampleMeta(NamedTuple):
 
 
 class SamplesFile:
-    """A samples file for reading, .h5 or .npz."""
+    """A samples file for reading, .h5 or .npz.
+
+    names: of the arrays of ARRAYS that it holds; rows: by seed. Seeds, affine and classes are read when it is opened,
+    all else row by row: from .h5 held against hashes when it is read, from .npz, whose content hash is checked when it
+    is opened, as it is.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if self.path.suffix == ".npz":
-            self._read_npz()
-        else:
-            self._read_h5()
-        _check_arrays(self.path, self.seeds, self.affine, self.arrays)
+        self._file = (_NpzArrays if self.path.suffix == ".npz" else _H5Arrays)(self.path)
+        self.meta = SampleMeta.from_plain(self._file.meta, self.path)
+        _check_layout(self.path, self._file.layout)
+        self.names = tuple(name for name in ARRAYS if name in self._file.layout)
+        self._tables = {name: self._file.array(name) for name in TABLES if name in self._file.layout}
+        self.seeds, self.affine = self._tables["seeds"], self._tables["affine"]
+        if (np.diff(self.seeds) <= 0).any():
+            raise ValueError(f"{self.path}: seeds do not rise from row to row")
         self.rows = {int(s): i for i, s in enumerate(self.seeds)}
-
-    def _read_h5(self) -> None:
-        with h5.open_h5(self.path, "samples") as file:
-            self.seeds = h5.read(h5.need(file, "seeds"))
-            self.affine = h5.read(h5.need(file, "affine"))
-            self.arrays = {name: h5.read(h5.need(file, name)) for name in ARRAYS if name in file}
-            found = {name: h5.get_json(file, name) for name in META}
-            self.meta = SampleMeta.from_plain(found, self.path)
-
-    def _read_npz(self) -> None:
-        archive = read_npz(self.path)
-        if "content_hash" not in archive:
-            raise ValueError(f"{self.path}: not a samples file: there is no content_hash in it")
-        if str(archive.pop("content_hash")) != arrays_hash(archive):
-            raise ValueError(f"{self.path}: damaged, its arrays differ from the stored content hash")
-        self.arrays = {name: archive[name] for name in ARRAYS if name in archive}
-        try:
-            self.seeds, self.affine = archive["seeds"], archive["affine"]
-            self.meta = SampleMeta.from_plain(json.loads(str(archive["meta"])), self.path)
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{self.path}: not a samples file: {e}") from e
 
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def close(self) -> None:
+        """Close what this process has open; the next access opens it again."""
+        self._file.close()
+
     def images(self, index: int) -> np.ndarray | None:
         """Image [C,*S] float32 of a row, in the units of the intensity contract."""
-        return self._row("images", index)
+        return self.row("images", index)
 
     def labels(self, index: int) -> np.ndarray | None:
         """Label map [*S] uint8 of a row."""
-        return self._row("labels", index)
+        return self.row("labels", index)
 
     def latents(self, index: int) -> np.ndarray | None:
         """Whitened latents [C,*s] float32 of a row."""
-        return self._row("latents", index)
+        return self.row("latents", index)
 
-    def _row(self, name: str, index: int) -> np.ndarray | None:
-        return self.arrays[name][index] if name in self.arrays else None
+    def row(self, name: str, index: int) -> np.ndarray | None:
+        """A row of an array, None where there is none of that name; ValueError when it is damaged."""
+        index = range(len(self))[index]
+        if name in self._tables:
+            return self._tables[name][index]
+        return self._file.row(name, index) if name in self.names else None
+
+    def array(self, name: str) -> np.ndarray | None:
+        """A whole array in memory, None where there is none of that name; ValueError when it is damaged."""
+        if name in self._tables:
+            return self._tables[name].copy()
+        return self._file.array(name) if name in self.names else None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of an array [N,...], None where there is none of that name."""
+        return self._file.layout[name][1] if name in self.names else None
 
 
-def _check_arrays(path: Path, seeds: np.ndarray, affine: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless seeds rise, and all arrays have a row for each and the types of ARRAYS."""
-    if seeds.dtype != np.int64 or seeds.ndim != 1 or (np.diff(seeds) <= 0).any():
-        raise ValueError(f"{path}: seeds are {seeds.dtype} {seeds.shape}, wanted int64 [N] that rise from row to row")
-    if affine.dtype != np.float64 or affine.shape != (4, 4):
-        raise ValueError(f"{path}: affine is {affine.dtype} {affine.shape}, wanted float64 (4, 4)")
-    for name, array in arrays.items():
-        if array.dtype != ARRAYS[name] or array.shape[:1] != seeds.shape:
-            raise ValueError(f"{path}: {name} are {array.dtype} {array.shape}, wanted {ARRAYS[name]} with "
-                             f"{len(seeds)} rows")
+class _H5Arrays(h5.LazyFile):
+    """The arrays of an H5 file. Those of older files have one hash for all rows: it is checked before the first."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "samples")
+        file = self._open()
+        found = {name: h5.need(file, name) for name in (*ARRAYS, *TABLES) if name in file}
+        self.meta = {name: h5.get_json(file, name) for name in META}
+        self.layout = {name: (dataset.dtype, dataset.shape) for name, dataset in found.items()}
+        self._hashes = {name: h5.row_hashes(dataset) for name, dataset in found.items()}
+
+    def array(self, name: str) -> np.ndarray:
+        return h5.read(self._open()[name])
+
+    def row(self, name: str, index: int) -> np.ndarray:
+        dataset = self._open()[name]
+        if name in self._hashes and self._hashes[name] is None:
+            h5.check(dataset)
+            del self._hashes[name]
+        return h5.read_row(dataset, index, self._hashes.get(name))
 
 
-def write_samples(path: str | Path, seeds: Sequence[int], arrays: dict[str, np.ndarray], affine: np.ndarray,
+class _NpzArrays(NpzFile):
+    """The arrays of an npz file."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        if HASH not in self.members:
+            raise ValueError(f"{path}: not a samples file: there is no content_hash in it")
+        self.check_content()
+        self.layout = {name: member[:2] for name, member in self.members.items()}
+        try:
+            self.meta = json.loads(str(self.array("meta")))
+        except ValueError as e:
+            raise ValueError(f"{path}: not a samples file: {e}") from e
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _check_layout(path: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
+    """ValueError unless seeds and affine are there, and all arrays have a row for each seed and the right types."""
+    if missing := {"seeds", "affine"} - layout.keys():
+        raise ValueError(f"{path}: not a samples file: {', '.join(sorted(missing))} missing")
+    (_, seeds), (kind, affine) = layout["seeds"], layout["affine"]
+    if layout["seeds"][0] != np.int64 or len(seeds) != 1:
+        raise ValueError(f"{path}: seeds are {layout['seeds'][0]} {seeds}, wanted int64 [N]")
+    if kind != np.float64 or affine != (4, 4):
+        raise ValueError(f"{path}: affine is {kind} {affine}, wanted float64 (4, 4)")
+    for name in ARRAYS.keys() & layout.keys():
+        dtype, shape = layout[name]
+        if dtype != ARRAYS[name] or shape[:1] != seeds:
+            raise ValueError(f"{path}: {name} are {dtype} {shape}, wanted {ARRAYS[name]} with {seeds[0]} rows")
+
+
+# ---- writing ----
+
+
+def write_samples(path: str | Path, seeds: Sequence[int], arrays: Mapping[str, np.ndarray], affine: np.ndarray,
                   meta: SampleMeta) -> None:
-    """Write a samples file by its suffix (.h5, .npz), whole or not at all."""
-    path, seeds, affine = Path(path), np.asarray(seeds, np.int64), np.asarray(affine, np.float64)
-    assert set(arrays) <= set(ARRAYS) and (np.diff(seeds) > 0).all()
-    needed = sum(a.nbytes for a in arrays.values()) + 2 ** 20
+    """Write a samples file of arrays in memory (see write_rows)."""
+    write_rows(path, seeds, list(arrays), lambda name, index: arrays[name][index], affine, meta)
+
+
+def write_rows(path: str | Path, seeds: Sequence[int], names: Sequence[str], row: Callable[[str, int], np.ndarray],
+               affine: np.ndarray, meta: SampleMeta) -> None:
+    """Write a samples file by its suffix (.h5, .npz), whole or not at all, with one row in memory at a time.
+
+    row: gives a row of an array by its name and index; called array by array.
+    """
+    path = Path(path)
+    tables = {"seeds": np.asarray(seeds, np.int64), "affine": np.asarray(affine, np.float64)}
+    assert set(names) <= set(ARRAYS) and len(seeds) and (np.diff(tables["seeds"]) > 0).all()
+
+    def rows(name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        for index, seed in enumerate(progress(seeds, desc=f"write {name}", unit="sample")):
+            array = np.asarray(row(name, index), ARRAYS[name])
+            if array.shape != shape:
+                raise ValueError(f"{path}: {name} of seed {seed} are {array.shape}, those of seed {seeds[0]} {shape}")
+            yield array
+
+    first = {name: np.shape(row(name, 0)) for name in names}
+    arrays = {name: Rows(np.dtype(ARRAYS[name]), (len(seeds), *shape), rows(name, shape))
+              for name, shape in first.items()}
+    needed = sum(prod(a.shape) * a.dtype.itemsize for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
-        everything = {"seeds": seeds, "affine": affine, "meta": np.array(json.dumps(meta.plain())), **arrays}
-        with atomic_path(path, needed) as temporary:
-            np.savez_compressed(temporary, content_hash=arrays_hash(everything), **everything)
-        return
+        tables["meta"] = np.array(json.dumps(meta.plain()))
+        write_npz(path, arrays | {name: Rows(t.dtype, t.shape, [t]) for name, t in tables.items()}, needed)
+    else:
+        _write_h5(path, arrays, tables, meta, needed)
+
+
+def _write_h5(path: Path, arrays: Mapping[str, Rows], tables: Mapping[str, np.ndarray], meta: SampleMeta, needed: int
+              ) -> None:
     with h5.atomic_h5(path, needed) as file:
         h5.set_format(file, "samples", {"kind": "generate", "snapshot": meta.snapshot})
         for name, value in meta.plain().items():
             h5.put_json(file, name, value)
-        h5.write_array(file, "seeds", seeds)
-        h5.write_array(file, "affine", affine)
-        for name, array in arrays.items():
-            h5.write_array(file, name, array)
-
-
-class Parts:
-    """Finished samples of a run that is still under way: one small file per seed, so that a stop loses nothing."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def path(self, seed: int) -> Path:
-        """File of a seed."""
-        return self.folder / f"{seed:010d}.npz"
-
-    def write(self, seed: int, arrays: dict[str, np.ndarray]) -> None:
-        """Store the arrays of one seed."""
-        with atomic_path(self.path(seed), sum(a.nbytes for a in arrays.values())) as temporary:
-            np.savez(temporary, **arrays)
-
-    def read(self, seed: int) -> dict[str, np.ndarray]:
-        """Arrays of one seed; ValueError when its file is damaged."""
-        return read_npz(self.path(seed))
-
-    def remove(self) -> None:
-        """Delete all parts."""
-        for path in self.folder.glob("*.npz"):
-            path.unlink()
-        self.folder.rmdir()
-        with suppress(OSError):  # parts of other settings may still be there
-            self.folder.parent.rmdir()
+        for name, table in tables.items():
+            h5.write_array(file, name, table)
+        for name, (dtype, shape, rows) in arrays.items():
+            if name in TABLES:
+                h5.write_array(file, name, np.array(list(rows)))
+                continue
+            dataset = h5.create(file, name, (0, *shape[1:]), dtype, hash_rows=True)
+            for row in rows:
+                h5.append_row(dataset, row)

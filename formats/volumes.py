@@ -6,7 +6,6 @@ intensity_ranges [N,C,2]. All but images and labels are read once and held again
 is whenever it is read.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -240,13 +239,11 @@ def _check_conditions(item: Item, meta: VolumesMeta) -> None:
 # ---- reading ----
 
 
-class VolumesFile:
-    """A volumes file for reading, opened when first needed in each process, so that it can be pickled and forked."""
+class VolumesFile(h5.LazyFile):
+    """A volumes file for reading."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._file: h5py.File | None = None
-        self._pid = 0
+        super().__init__(path, "volumes")
         self.meta = _read_meta(self._open())
         self.provenance: dict[str, Any] = h5.get_json(self._open(), "provenance")
         self.content_hash = h5.get_text(self._open(), "content_hash")
@@ -259,22 +256,6 @@ class VolumesFile:
         self._strings = {split: _read_names(self._open()[split]) for split in self.splits}
         self._tables = {split: _read_tables(self._open()[split]) for split in self.splits}
         self._row_hashes = {split: _read_row_hashes(self._open()[split]) for split in self.splits}
-
-    def _open(self) -> h5py.File:
-        if self._file is None or self._pid != os.getpid():  # a handle does not survive a fork
-            self._file = None
-            self._file = h5.open_h5(self.path, "volumes")
-            self._pid = os.getpid()
-        return self._file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
-    def close(self) -> None:
-        """Close the handle of this process; the next access opens it again."""
-        if self._file is not None and self._pid == os.getpid():
-            self._file.close()
-        self._file = None
 
     def _group(self, split: str) -> h5py.Group:
         if split not in self.splits:

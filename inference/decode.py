@@ -1,8 +1,13 @@
-"""Decode latents that were made earlier or elsewhere, into a volumes file or a folder of NIfTI."""
+"""Decode latents that were made earlier or elsewhere, into a volumes file or a folder of NIfTI.
+
+Split over ranks, restartable: finished volumes lie as parts beside the file to be, or as NIfTI in the folder.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,20 +17,22 @@ import torch
 from formats import diff3, h5
 from formats.facts import Facts, LatentScaling
 from formats.latents import FirstStageRecord, LatentsFile
-from formats.nifti import spacing_of, write_nifti
-from formats.samples import SamplesFile
+from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
+from formats.samples import ARRAYS, SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from inference.first_stage import FirstStage, tile_note, tiles_of
+from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of
 from inference.snapshot import CarriedStage, Snapshot
 from networks.tiles import Tiles
 from utils import distributed
-from utils.files import arrays_hash, write_text
+from utils.files import ArraysHash, arrays_hash, check_free_disk, write_text
 from utils.log import RunLog, progress
 from utils.precision import resolve_precision
 from utils.runs import find_file
 
 GENERATED = "generated"  # split of volumes that were drawn
 RECORD = "decode.json"
+UNLIKE = ("latents_hash", "first_stage", "settings")  # what volumes depend on
 
 
 class DecodeOptions(NamedTuple):
@@ -60,10 +67,6 @@ class LatentRow(NamedTuple):
     latents: Callable[[], np.ndarray]
 
 
-DecodedRow = tuple[LatentRow, np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
-Picture = tuple[np.ndarray, np.ndarray | None]
-
-
 class LatentSource(NamedTuple):
     """Latents to decode: what is known of their volumes, the hash of the latents, and their first stage.
 
@@ -78,44 +81,77 @@ class LatentSource(NamedTuple):
     snapshot: str | None = None
 
 
+class Job(NamedTuple):
+    """What turns latents into volumes on grids [*S]. whole: what to hold the first of them against, decoded in tiles.
+
+    facts: of the volumes as they are written.
+    """
+
+    source: LatentSource
+    stage: FirstStage
+    whole: FirstStage | None
+    facts: Facts
+    shape: tuple[int, ...]
+    options: DecodeOptions
+
+
 def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: str | None = None,
            network: str | None = None, run_root: Path = Path("results")) -> None:
-    """Decode all rows of a samples or latents file, ours or DIFF-3's; ValueError for those of another first stage."""
+    """Decode all rows of a samples or latents file, ours or DIFF-3's; ValueError for those of another first stage.
+
+    Every rank calls this; each decodes its share.
+    """
     if dest.resolve() == latents.resolve():
         raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
     if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
         raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
-    device, log = distributed.init("auto"), RunLog()
-    if distributed.world_size() > 1:
-        raise ValueError(f"decode runs as one process, torchrun started {distributed.world_size()}; call it by python, "
-                         "or draw and decode on all ranks by generate.py")
-    distributed.set_threads(options.num_threads)
-    source = open_source(latents)
-    carried, facts, chosen = find_stage(source, latents, autoencoder, network, run_root)
-    log(f"First stage {chosen}")
-    if autoencoder is not None and source.stage is not None and source.stage.hash is None:
-        log(f"Note: {latents} does not say which first stage its latents are of; that it is this one cannot be checked")
-    net = build_net(carried, source, str(chosen), options.trust)
-    stage = FirstStage(net, facts, carried.scaling, resolve_precision(options.precision, device)).to(device)
-    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
-    provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
-                  "first_stage": carried.hash, "settings": settings(options)}
-    if is_there(dest, provenance, len(source.rows), options.overwrite):
-        log(f"{dest}: all {len(source.rows)} there already")
+    device = distributed.init("auto")
+    try:
+        distributed.set_threads(options.num_threads)
+        log = RunLog(distributed.rank() == 0)
+        source = open_source(latents)
+        carried, facts, chosen = find_stage(source, latents, autoencoder, network, run_root)
+        log(f"First stage {chosen}")
+        if autoencoder is not None and source.stage is not None and source.stage.hash is None:
+            log(f"Note: {latents} does not say which first stage its latents are of; that it is this one cannot be "
+                "checked")
+        net = build_net(carried, source, str(chosen), options.trust)
+        stage = FirstStage(net, facts, carried.scaling, resolve_precision(options.precision, device)).to(device)
+        job = make_job(source, stage, options)
+        provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
+                      "first_stage": carried.hash, "settings": settings(options)}
+        decode_to(dest, job, provenance, log)
+    finally:
+        distributed.shutdown()
+
+
+def decode_to(dest: Path, job: Job, provenance: dict, log: RunLog) -> None:
+    """A volumes file, made of parts that lie beside it until all are there, or a folder of NIfTI."""
+    rows, to_file = job.source.rows, bool(dest.suffix)
+    there = distributed.from_rank_0(lambda: is_there(dest, provenance, job.options.overwrite))
+    pieces = Parts(Path(f"{dest}.parts"), [provenance[name] for name in UNLIKE]) if to_file else NiftiFolder(dest, job)
+    if not there:
+        distributed.from_rank_0(lambda: check_space(dest, job) if to_file else pieces.begin(provenance))
+    missing = [] if there and to_file else missing_of(pieces, range(len(rows)))
+    if there and not missing:
+        log(f"{dest}: all {len(rows)} there already")
         return
-    blended = tiles and tiles.mode == "blend" and options.compare
-    items = decoded(source, stage.in_parts(tiles), options.batch_size,
-                    stage.in_parts(Tiles(tiles.size, 0, "exact")) if blended else None, log)
-    if options.uint8:
-        facts, items = in_bytes(facts, items)
-    pictures: list[Picture] = []
-    write = write_volumes if dest.suffix else write_folder
-    write(dest, seen(items, pictures, options.montage), source, facts, provenance)
-    log(f"{dest}: {len(source.rows)} volumes")
-    if pictures:
-        path = Path(f"{dest}.png") if dest.suffix else dest / "volumes.png"
-        write_montage(path, pictures, source.rows, facts)
-        log(f"Montage     {path}")
+    decode_missing(job, pieces, missing, log)
+    if distributed.rank() == 0:
+        if to_file:
+            write_volumes(dest, pieces, job, provenance)
+        log(f"{dest}: {len(rows)} volumes"
+            + (f" ({len(rows) - len(missing)} there already)" if len(missing) < len(rows) else ""))
+        write_montage(Path(f"{dest}.png") if to_file else dest / "volumes.png", pieces, job, log)
+        if to_file:
+            pieces.remove()
+
+
+def check_space(dest: Path, job: Job) -> None:
+    """ValueError when the disk has no room for parts and file; what will be compressed is not foreseen."""
+    facts, uint8 = job.facts, job.options.uint8
+    volume = prod(job.shape) * (len(facts.channels) * (1 if uint8 else 4) + bool(facts.label_classes))
+    check_free_disk(dest.parent, len(job.source.rows) * volume * (1 if uint8 else 2))
 
 
 def settings(options: DecodeOptions) -> dict:
@@ -132,7 +168,8 @@ def open_source(path: Path) -> LatentSource:
     """The latents of a file, whatever its kind."""
     if path.suffix != ".npz" and diff3.is_samples(path):
         found = diff3.read_samples(path)
-        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, z) for i, z in enumerate(found.latents)]
+        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])
+                for i in range(len(found.latents))]
         return LatentSource(rows, Facts("", ""), arrays_hash({"latents": found.latents}),
                             plain_stage(found.latents.shape[1]))
     if path.suffix != ".npz" and diff3.is_latents(path):
@@ -140,14 +177,14 @@ def open_source(path: Path) -> LatentSource:
     if path.suffix != ".npz" and is_latents_file(path):
         return encoded(LatentsFile(path))
     samples = SamplesFile(path)
-    if "latents" not in samples.arrays:
+    if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    classes = samples.arrays.get("classes", [None] * len(samples))
-    rows = [generated_row(f"seed{seed:06d}", samples.affine, index, samples.latents(i))
-            for i, (seed, index) in enumerate(zip(samples.seeds, classes, strict=True))]
-    stage = samples.meta.stage
-    return LatentSource(rows, samples.meta.facts,
-                        arrays_hash({"seeds": samples.seeds, "latents": samples.arrays["latents"]}),
+    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i), partial(samples.latents, i))
+            for i, seed in enumerate(samples.seeds)]
+    digest, stage = ArraysHash(), samples.meta.stage
+    digest.add("latents", np.dtype(ARRAYS["latents"]), samples.shape("latents"), (r.latents().tobytes() for r in rows))
+    digest.add("seeds", samples.seeds.dtype, samples.seeds.shape, [samples.seeds.tobytes()])
+    return LatentSource(rows, samples.meta.facts, digest.hexdigest(),
                         stage and CarriedStage(stage.scaling, hash=stage.hash), samples.meta.snapshot)
 
 
@@ -162,10 +199,10 @@ def is_latents_file(path: Path) -> bool:
         return "format" in file.attrs and h5.get_text(file, "format") == "latents"
 
 
-def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: np.ndarray) -> LatentRow:
+def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray]
+                  ) -> LatentRow:
     """A row of drawn latents."""
-    index = None if class_index is None else int(class_index)
-    return LatentRow(GENERATED, name, name, affine, None, index, lambda: latents)
+    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents)
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
@@ -232,97 +269,131 @@ def build_net(stage: CarriedStage, source: LatentSource, where: str, trust: bool
     return net
 
 
-def decoded(source: LatentSource, stage: FirstStage, batch_size: int, whole: FirstStage | None, log: RunLog
-            ) -> Iterator[DecodedRow]:
-    """Every row with its image [C,*S] in stored units and its label map; tells by how much tiles differ."""
-    for start in progress(range(0, len(source.rows), batch_size), desc="decode", unit="batch"):
-        rows = source.rows[start:start + batch_size]
-        z = torch.from_numpy(np.stack([row.latents() for row in rows])).to(stage.device)
+# ---- the work ----
+
+
+def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> Job:
+    """All that decoding takes, checked before anything is decoded."""
+    shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
+    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
+    compared = tiles and tiles.mode == "blend" and options.compare
+    return Job(source, stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None,
+               in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)
+
+
+def decode_missing(job: Job, pieces: Pieces, missing: Sequence[int], log: RunLog) -> None:
+    """Decode this rank's share: an image [C,*S] and, where there are label classes, a label map [*S] of each row."""
+    rows = job.source.rows
+
+    def made(numbers: list[int], latents: np.ndarray) -> list[dict[str, np.ndarray]]:
+        z = torch.from_numpy(latents).to(job.stage.device)
         if not z.isfinite().all():
-            raise ValueError(f"latents of {rows[0].id} to {rows[-1].id} are not finite: they cannot be decoded")
-        images, labels = stage.decode(z)
-        if start == 0 and whole is not None:
-            log(tile_note(whole, z[:1], images[:1], None if labels is None else labels[:1]))
-        images = images.cpu().numpy()
-        labels = None if labels is None else labels.cpu().numpy()
-        for i, row in enumerate(rows):
-            yield row, images[i], None if labels is None else labels[i]
+            raise ValueError(f"latents of {rows[numbers[0]].id} to {rows[numbers[-1]].id} are not finite: they cannot "
+                             "be decoded")
+        image, label = job.stage.decode(z)
+        if job.whole is not None and numbers[0] == missing[0]:
+            log(tile_note(job.whole, z[:1], image[:1], None if label is None else label[:1]))
+        image, had = image.cpu().numpy(), job.stage.facts.intensity
+        if job.options.uint8:
+            image = np.rint(np.clip((image - had.lo) * (255 / (had.hi - had.lo)), 0, 255)).astype(np.uint8)
+        arrays = {"image": image} if label is None else {"image": image, "label": label.cpu().numpy()}
+        return [{name: array[i] for name, array in arrays.items()} for i in range(len(numbers))]
+
+    make_missing(pieces, missing, job.options.batch_size, made, desc="decode", unit="volume",
+                 read=lambda numbers: np.stack([rows[n].latents() for n in numbers]))
 
 
 # ---- what comes out ----
 
 
-def in_bytes(facts: Facts, items: Iterator[DecodedRow]) -> tuple[Facts, Iterator[DecodedRow]]:
-    """What is known of volumes, and volumes, whose intensity range is 0 to 255 in whole numbers, uint8."""
+def in_bytes(facts: Facts) -> Facts:
+    """What is known of the volumes when their intensity range is 0 to 255 in whole numbers, uint8."""
     had = facts.intensity
     is_bytes = (had.lo, had.hi) == (0, 255)
     unit = had.unit if is_bytes else f"255ths of {had.lo:g} to {had.hi:g} {had.unit}"
-    scaled = ((row, np.rint(np.clip((image - had.lo) * (255 / (had.hi - had.lo)), 0, 255)).astype(np.uint8), label)
-              for row, image, label in items)
-    return replace(facts, intensity=Intensity(0.0, 255.0, True, unit)), scaled
+    return replace(facts, intensity=Intensity(0.0, 255.0, True, unit))
 
 
-def seen(items: Iterator[DecodedRow], pictures: list[Picture], count: int) -> Iterator[DecodedRow]:
-    """The same items, of which the first `count` are kept as pictures."""
-    for item in items:
-        if len(pictures) < count:
-            pictures.append(item[1:])
-        yield item
-
-
-def write_montage(path: Path, pictures: list[Picture], rows: list[LatentRow], facts: Facts) -> None:
-    """A PNG of volumes, with their ids."""
+def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: Job, log: RunLog) -> None:
+    """A PNG of the first volumes with their ids, where one is asked for."""
+    rows = job.source.rows[:job.options.montage]
+    if not rows:
+        return
     from reporting.montages import montage, save_png
-    spacing = spacing_of(affine_of(rows[0], facts))[:pictures[0][0].ndim - 1]
-    save_png(montage([("Decoded", pictures)], spacing, label_classes=facts.label_classes, channels=facts.channels,
-                     captions=[row.id for row in rows[:len(pictures)]]), path)
+    found = [pieces.read(number) for number in range(len(rows))]
+    spacing = spacing_of(affine_of(rows[0], job.facts))[:len(job.shape)]
+    save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,
+                     label_classes=job.facts.label_classes, channels=job.facts.channels,
+                     captions=[row.id for row in rows]), path)
+    log(f"Montage     {path}")
 
 
-def is_there(dest: Path, provenance: dict, count: int, overwrite: bool) -> bool:
-    """Whether all of it is there; ValueError when something else is and may not be overwritten."""
+def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
+    """Whether dest is what it is to be (a folder: as far as it is filled); ValueError when it holds something else.
+
+    False for what may be overwritten.
+    """
     record = dest / RECORD
-    if dest.suffix:
-        found = VolumesFile(dest).provenance if dest.is_file() and not overwrite else None
-    elif record.is_file() and not overwrite:
-        found = json.loads(record.read_text(encoding="utf-8"))
-    elif not overwrite and dest.is_dir() and any(dest.iterdir()):
+    if overwrite:
+        return False
+    if dest.is_dir() and not record.is_file() and any(dest.iterdir()):
         raise ValueError(f"--dest {dest}: the folder is not empty, and nothing says that decode filled it; choose "
                          "another, or --overwrite what has the same names")
-    else:
-        found = None
-    if found is None:
+    if not (dest if dest.suffix else record).is_file():
         return False
-    for name in ("kind", "latents_hash", "first_stage", "settings"):
-        if found.get(name) != provenance[name]:
-            raise ValueError(f"{dest}: holds volumes of another {name} ({json.dumps(found.get(name))[:100]}); choose "
-                             "another --dest, or --overwrite it")
-    return bool(dest.suffix) or len(list((dest / "images").glob("*.nii.gz"))) == count
+    found = VolumesFile(dest).provenance if dest.suffix else json.loads(record.read_text(encoding="utf-8"))
+    check_alike(f"{dest}: holds volumes of", found, {name: provenance[name] for name in ("kind", *UNLIKE)},
+                "choose another --dest, or --overwrite it")
+    return True
 
 
-def write_volumes(dest: Path, items: Iterator[DecodedRow], source: LatentSource, facts: Facts,
-                  provenance: dict) -> None:
-    """A volumes file, one row per latent."""
-    dims = len(source.rows[0].latents().shape) - 1
-    classes = facts.class_names
-    meta = VolumesMeta(dims, facts.channels, ("target",) * len(facts.channels), facts.label_classes, (), (), classes,
-                       facts.intensity)
-    kind = "uint8" if provenance["settings"].get("uint8") else "float32"
-    with VolumesWriter(dest, meta, provenance, image_dtype=kind) as writer:
-        for row, image, label in items:
-            box = full_box(image.shape[1:]) if row.box is None else row.box
-            writer.add(row.split, Item(image.astype(np.float32), label, None, row.class_index if classes else None,
-                                       row.id, row.group, affine_of(row, facts), box))
+def write_volumes(dest: Path, parts: Parts, job: Job, provenance: dict) -> None:
+    """A volumes file of all parts, read one by one."""
+    facts, classes = job.facts, job.facts.class_names
+    meta = VolumesMeta(len(job.shape), facts.channels, ("target",) * len(facts.channels), facts.label_classes, (), (),
+                       classes, facts.intensity)
+    with VolumesWriter(dest, meta, provenance, image_dtype="uint8" if job.options.uint8 else "float32") as writer:
+        for number, row in enumerate(progress(job.source.rows, desc="write", unit="volume")):
+            part, box = parts.read(number), full_box(job.shape) if row.box is None else row.box
+            writer.add(row.split, Item(part["image"].astype(np.float32), part.get("label"), None,
+                                       row.class_index if classes else None, row.id, row.group, affine_of(row, facts),
+                                       box))
 
 
-def write_folder(dest: Path, items: Iterator[DecodedRow], source: LatentSource, facts: Facts,
-                 provenance: dict) -> None:
-    """NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
-    write_text(dest / RECORD, json.dumps(provenance, indent=2) + "\n")
-    dims, unit = len(source.rows[0].latents().shape) - 1, facts.intensity.unit
-    for row, image, label in items:
-        if label is not None:
-            write_nifti(dest / "labels" / f"{row.id}.nii.gz", label, affine_of(row, facts), spatial_dims=dims)
-        write_nifti(dest / "images" / f"{row.id}.nii.gz", image, affine_of(row, facts), spatial_dims=dims, unit=unit)
+class NiftiFolder:
+    """Decoded volumes as NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
+
+    def __init__(self, dest: Path, job: Job):
+        self.dest, self.job = dest, job
+        self.kinds = ("image", "label") if job.facts.label_classes else ("image",)
+
+    def path(self, number: int, kind: str) -> Path:
+        """The image or label map of a row."""
+        return self.dest / f"{kind}s" / f"{self.job.source.rows[number].id}.nii.gz"
+
+    def begin(self, provenance: dict) -> None:
+        """Write the record; what had the names of these volumes goes first, for it would be taken for them."""
+        for number in range(len(self.job.source.rows)):
+            for kind in self.kinds:
+                self.path(number, kind).unlink(missing_ok=True)
+        write_text(self.dest / RECORD, json.dumps(provenance, indent=2) + "\n")
+
+    def is_whole(self, number: int) -> bool:
+        """Whether image and label map of a row are there and whole."""
+        return all(is_whole(self.path(number, kind)) for kind in self.kinds)
+
+    def write(self, number: int, arrays: Arrays) -> None:
+        """Write image and label map of a row."""
+        affine = affine_of(self.job.source.rows[number], self.job.facts)
+        for kind, array in arrays.items():
+            write_nifti(self.path(number, kind), array, affine, spatial_dims=len(self.job.shape),
+                        unit=self.job.facts.intensity.unit if kind == "image" else "")
+
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """Image [C,*S] and label map [*S] of a row."""
+        image, *label = (read_volume(self.path(number, kind)).data for kind in self.kinds)
+        shape = self.job.shape
+        return {"image": image.reshape(-1, *shape)} | {"label": array.reshape(shape) for array in label}
 
 
 def affine_of(row: LatentRow, facts: Facts) -> np.ndarray:

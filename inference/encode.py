@@ -3,13 +3,11 @@
 Split over ranks, restartable: finished items lie as parts beside the file to be, until all are there.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +15,19 @@ import torch
 from formats.facts import rows_of, volume_facts
 from formats.geometry import fit_centre
 from formats.latents import LatentsFile, write_latents
-from formats.samples import Parts
 from formats.volumes import Item, VolumesFile
 from inference.first_stage import FirstStage, tiles_of
+from inference.parts import Parts, check_alike, make_missing, missing_of
 from inference.snapshot import Snapshot, check_contract
 from metrics.image import psnr
 from metrics.overlap import dice
 from networks.latent_codec import SCALINGS
 from utils import distributed
 from utils.checks import check_choice
-from utils.files import check_free_disk, plain_hash
-from utils.log import RunLog, progress
+from utils.files import check_free_disk
+from utils.log import RunLog
 from utils.precision import resolve_precision
 from utils.runs import find_file
-
-Key, Read = TypeVar("Key"), TypeVar("Read")
 
 
 class EncodeOptions(NamedTuple):
@@ -106,10 +102,11 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
             return
         space = 16 * len(places) * prod(stage.net.latent_shape(job.size))  # parts and file, float32 mean and std each
         distributed.from_rank_0(lambda: check_free_disk(dest.parent, space))
-        parts = Parts(Path(f"{dest}.parts") / plain_hash([*(provenance[k] for k in UNLIKE), sorted(job.measured)])[:16])
-        missing = distributed.broadcast_object([p.number for p in places if not parts.path(p.number).is_file()])
-        encode_items(job, [places[number] for number in missing], parts)
-        distributed.barrier()
+        parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)])
+        missing = missing_of(parts, range(len(places)))
+        make_missing(parts, missing, job.batch_size,
+                     lambda numbers, inputs: encode_batch(job, [places[n] for n in numbers], inputs),
+                     read=lambda numbers: read_batch(job, [places[n] for n in numbers]), desc="encode", unit="volume")
         if distributed.rank() == 0:
             splits = {split: PartRows(volumes, split, parts, [p for p in places if p.split == split])
                       for split in volumes.splits}
@@ -138,12 +135,9 @@ def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
     if not dest.is_file() or options.overwrite:
         return False
     old = LatentsFile(dest)
-    for name, what in {**UNLIKE, "scaling": "scaling"}.items():
-        had = old.facts.latents.scaling if name == "scaling" else old.provenance.get(name)
-        wanted = options.scaling if name == "scaling" else provenance[name]
-        if had != wanted:
-            raise ValueError(f"{dest}: holds latents of another {what} ({json.dumps(had)[:100]}, asked for is "
-                             f"{json.dumps(wanted)[:100]}); choose another --dest, or --overwrite it")
+    had, wanted = ({what: source.get(name) for name, what in UNLIKE.items()} for source in (old.provenance, provenance))
+    check_alike(f"{dest}: holds latents of", had | {"scaling": old.facts.latents.scaling},
+                wanted | {"scaling": options.scaling}, "choose another --dest, or --overwrite it")
     return True
 
 
@@ -170,37 +164,6 @@ def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: Encod
 
 
 # ---- the work ----
-
-
-def encode_items(job: Job, places: Sequence[Place], parts: Parts) -> None:
-    """Encode this rank's share; the next batch is read, and the last one written, while the network works."""
-    rank, ranks = distributed.rank(), distributed.world_size()
-    mine = places[rank::ranks]
-    batches = [mine[i:i + job.batch_size] for i in range(0, len(mine), job.batch_size)]
-    with (progress(total=len(mine), desc="encode", unit="volume", is_main=rank == 0) as bar,
-          ThreadPoolExecutor(1) as writer):
-        writing: list[Future] = []
-        for batch, inputs in ahead(batches, lambda batch: read_batch(job, batch)):
-            rows = encode_batch(job, batch, inputs)
-            for done in writing:
-                done.result()
-            writing = [writer.submit(parts.write, place.number, row) for place, row in zip(batch, rows, strict=True)]
-            bar.update(len(batch))
-        for done in writing:
-            done.result()
-
-
-def ahead(keys: Iterable[Key], read: Callable[[Key], Read]) -> Iterator[tuple[Key, Read]]:
-    """Every key with what `read` gives of it, one read ahead by a thread."""
-    with ThreadPoolExecutor(1) as reader:
-        waiting: tuple[Key, Future] | None = None
-        for key in keys:
-            following = key, reader.submit(read, key)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
 
 
 def read_batch(job: Job, batch: Sequence[Place]) -> Inputs:
@@ -261,13 +224,13 @@ class PartRows:
         self.ids, self.groups = volumes.ids(split), volumes.groups(split)
         self.classes, self.attributes = volumes.classes(split), volumes.attributes(split)
         self.parts, self.places = parts, places
-        where = [(part["affine"], part["box"]) for part in (parts.read(place.number) for place in places)]
-        self.affines, self.boxes = map(np.stack, zip(*where, strict=True))
+        where = [parts.read(place.number, "affine", "box") for place in places]
+        self.affines, self.boxes = (np.stack([each[name] for each in where]) for name in ("affine", "box"))
         self.shape = (len(places), *self.row(0)[0].shape)
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std [C,*s] of an item."""
-        part = self.parts.read(self.places[index].number)
+        part = self.parts.read(self.places[index].number, "mean", "std")
         return part["mean"], part["std"]
 
 

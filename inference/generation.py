@@ -1,6 +1,5 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -10,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from formats.facts import Facts
 from formats.nifti import spacing_of, write_nifti
-from formats.samples import FORMATS, Parts, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_samples
+from formats.samples import FORMATS, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_rows
 from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
 from inference.conditions import drawn_conditions, stored_values
 from inference.first_stage import FirstStage, tile_note, tiles_of
+from inference.parts import Parts, check_alike, make_missing, missing_of
 from inference.snapshot import Snapshot
 from networks.conditioning import Condition, takes_of
 from networks.tiles import Tiles
@@ -23,7 +24,6 @@ from samplers import Guided, ImageGenerators, ShownItsEstimate
 from samplers.denoiser import Denoiser, Wrapper
 from utils import distributed
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
-from utils.files import plain_hash
 from utils.log import RunLog, progress
 from utils.precision import autocast, resolve_precision
 from utils.runs import find_file
@@ -77,15 +77,14 @@ def generate(experiment: str, config: dict) -> None:
         meta = sample_meta(snapshot, whole, options, guidance)
         outdir = Path(options.outdir)
         target = outdir / f"samples.{options.format}"
-        parts = Parts(outdir / "parts" / plain_hash([meta.snapshot_hash, meta.sampling])[:16])
-        old = existing(target, meta, options.overwrite) if distributed.rank() == 0 else None
-        missing = distributed.broadcast_object(
-            [s for s in seeds if not (old and s in old.rows) and not parts.path(s).is_file()])
+        parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling])
+        old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
+        new = [s for s in seeds if not (old and s in old.rows)]
+        missing = missing_of(parts, new)
         log(f"Seeds     {len(seeds)} asked for, {len(seeds) - len(missing)} there already")
         draw_missing(drawer, missing, parts, options.batch_size, log)
-        distributed.barrier()
         if distributed.rank() == 0:
-            merged = merge(target, old, parts, seeds, meta)
+            merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
             for line in write_pictures(outdir, merged, set(missing), whole, options):
                 log(line)
@@ -251,29 +250,24 @@ def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | Non
     if not path.is_file():
         return None
     old = SamplesFile(path)
-    for name in ("snapshot_hash", "sampling"):
-        if getattr(old.meta, name) != getattr(meta, name):
-            if overwrite:
-                return None
-            raise ValueError(f"{path} was drawn with another {name} ({json.dumps(getattr(old.meta, name))[:200]}); "
-                             "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
+    had, wanted = ({"snapshot_hash": each.snapshot_hash, "sampling": each.sampling} for each in (old.meta, meta))
+    if overwrite and had != wanted:
+        return None
+    check_alike(f"{path} was drawn with", had, wanted,
+                "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
     return old
 
 
 def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int, log: RunLog) -> None:
     """Draw this rank's share of the seeds, batch by batch; say by how much tiles differ in the first."""
-    rank, ranks = distributed.rank(), distributed.world_size()
-    mine = missing[rank::ranks]
-    with progress(total=len(mine), desc="generate", unit="sample", is_main=rank == 0) as bar:
-        for start in range(0, len(mine), batch_size):
-            batch = mine[start:start + batch_size]
-            arrays = draw(drawer, batch)
-            if drawer.whole is not None and start == 0 and rank == 0:
-                log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
-                                              for k in ("latents", "images", "labels"))))
-            for i, seed in enumerate(batch):
-                parts.write(seed, {name: array[i] for name, array in arrays.items()})
-            bar.update(len(batch))
+    def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
+        arrays = draw(drawer, batch)
+        if drawer.whole is not None and batch[0] == missing[0]:
+            log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
+                                          for k in ("latents", "images", "labels"))))
+        return [{name: array[i] for name, array in arrays.items()} for i in range(len(batch))]
+
+    make_missing(parts, missing, batch_size, drawn, read=lambda batch: None, desc="generate", unit="sample")
 
 
 def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
@@ -303,27 +297,26 @@ def keep(steps: list[torch.Tensor]) -> Callable[[int, torch.Tensor, torch.Tensor
     return lambda step, x, denoised: steps.append(denoised.to("cpu", torch.float32))
 
 
-def merge(target: Path, old: SamplesFile | None, parts: Parts, seeds: list[int], meta: SampleMeta) -> SamplesFile:
-    """One file in seed order from the samples that were there and the new parts."""
-    new = [s for s in seeds if not (old and s in old.rows)]
+def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], meta: SampleMeta) -> SamplesFile:
+    """One file in seed order from the samples that were there and the new seeds' parts, with one row in memory."""
     if new:
-        fresh = {s: parts.read(s) for s in new}
-        everything = sorted({*fresh, *(old.rows if old else ())})
-        names = list(next(iter(fresh.values())))
-        arrays = {name: np.stack([fresh[s][name] if s in fresh else old.arrays[name][old.rows[s]]
-                                  for s in everything]) for name in names}
-        write_samples(target, everything, arrays, np.asarray(meta.facts.affine), meta)
-    if parts.folder.is_dir():
-        parts.remove()
-    return SamplesFile(target)
+        fresh, seeds = set(new), sorted({*new, *(old.rows if old else ())})
+
+        def row(name: str, index: int) -> np.ndarray:
+            seed = seeds[index]
+            return parts.read(seed, name)[name] if seed in fresh else old.row(name, old.rows[seed])
+
+        write_rows(target, seeds, list(parts.read(new[0])), row, np.asarray(meta.facts.affine), meta)
+    parts.remove()
+    return SamplesFile(target) if new else old
 
 
 def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: Snapshot, options: Sampling
                    ) -> Iterator[str]:
     """NIfTI of every seed, and the montage of real above generated, as far as there are images; a line on each."""
-    if "images" not in samples.arrays:
+    if "images" not in samples.names:
         return
-    dims = samples.images(0).ndim - 1
+    dims = len(samples.shape("images")) - 2
     if options.nifti and dims > 1:
         write_niftis(outdir / "nifti", samples, new)
         yield f"NIfTI     {outdir / 'nifti'}"
@@ -336,27 +329,27 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
         real = real_pictures(snapshot, options.real, count, options.trust)
         samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
                         label_classes=facts.label_classes, channels=facts.channels,
-                        captions=captions(samples, count))
+                        captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes")))
         yield f"Montage   {outdir / 'samples.png'}"
 
 
 def write_niftis(folder: Path, samples: SamplesFile, new: set[int]) -> None:
     """NIfTI of every seed that is new or has none that is up to date."""
     written = samples.path.stat().st_mtime
-    dims, unit = samples.images(0).ndim - 1, samples.meta.facts.intensity.unit
+    dims, unit = len(samples.shape("images")) - 2, samples.meta.facts.intensity.unit
+    kinds = {name: kind for name, kind in (("images", "image"), ("labels", "label")) if name in samples.names}
     for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
-        for kind, array in (("image", samples.images(i)), ("label", samples.labels(i))):
+        for name, kind in kinds.items():
             path = folder / f"seed{seed:06d}_{kind}.nii.gz"
             fresh = path.is_file() and path.stat().st_mtime >= written
-            if array is not None and (seed in new or not fresh):
-                write_nifti(path, array, samples.affine, spatial_dims=dims, unit=unit)
+            if seed in new or not fresh:
+                write_nifti(path, samples.row(name, i), samples.affine, spatial_dims=dims, unit=unit)
 
 
-def captions(samples: SamplesFile, count: int) -> list[str]:
+def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:
     """Class (where there are some) and seed of the first samples."""
-    names, classes = samples.meta.facts.class_names, samples.arrays.get("classes")
-    seeds = [f"seed {seed}" for seed in samples.seeds[:count]]
-    return seeds if classes is None else [f"class {names[i]}\n{seed}" for i, seed in zip(classes, seeds)]
+    texts = [f"seed {seed}" for seed in seeds]
+    return texts if classes is None else [f"class {facts.class_names[i]}\n{text}" for i, text in zip(classes, texts)]
 
 
 def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> list[Picture]:

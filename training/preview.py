@@ -108,7 +108,7 @@ class Drawn:
         parts = [draw(drawer, self.seeds[i:i + self.batch_size]) for i in range(0, len(self.seeds), self.batch_size)]
         samples = DrawnSamples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
                           self.meta)
-        look = {**self.look, "captions": captions(samples, len(self.seeds))}
+        look = {**self.look, "captions": captions(self.meta.facts, self.seeds, samples.arrays.get("classes"))}
         if "images" not in samples.arrays:
             return Shown(latent_blocks(samples.arrays["latents"], self.real_latents),
                          {**look, "window": shades(samples.arrays["latents"], self.real_latents)}, samples)

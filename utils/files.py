@@ -8,7 +8,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,13 +91,19 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of an npz file by name; ValueError names the file if it is missing, damaged or something else."""
+def read_npz(path: str | Path, *names: str) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name, these or all; ValueError names the file if it is missing or damaged."""
+    with npz_damage_named(path), np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in names or archive.files}
+
+
+@contextmanager
+def npz_damage_named(path: str | Path) -> Iterator[None]:
+    """Turn what is raised on an npz file that is missing or damaged, or is none, into a ValueError that names it."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        yield
     except NPZ_DAMAGE as error:
         raise ValueError(f"{path}: not an npz file, or damaged ({error})") from error
 
@@ -120,12 +126,28 @@ def overwrite_text(path: str | Path, text: str) -> None:
         file.truncate()
 
 
-def arrays_hash(arrays: dict[str, np.ndarray]) -> str:
-    """sha256 over named arrays: names, types, shapes and values."""
-    digest = hashlib.sha256()
+class ArraysHash:
+    """sha256 over named arrays, added in the order of their names: names, types, shapes and values."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, dtype: np.dtype, shape: tuple[int, ...], blocks: Iterable[bytes]) -> None:
+        """Add an array whose values come block by block, in C order."""
+        self._digest.update(f"{name}{dtype.str}{shape}".encode())
+        for block in blocks:
+            self._digest.update(block)
+
+    def hexdigest(self) -> str:
+        """Of all that was added."""
+        return self._digest.hexdigest()
+
+
+def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """The same of arrays in memory."""
+    digest = ArraysHash()
     for name, array in sorted(arrays.items()):
-        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.add(name, array.dtype, array.shape, [array.tobytes()])
     return digest.hexdigest()
 
 

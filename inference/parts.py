@@ -1,0 +1,113 @@
+"""Work that is shared over ranks and loses nothing by a stop: what is there already, and is it whole, and the rest."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from utils import distributed
+from utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
+from utils.log import progress
+
+Read = TypeVar("Read")
+Arrays = Mapping[str, np.ndarray]
+
+
+class Pieces(Protocol):
+    """Where finished pieces of a job lie, by number."""
+
+    def is_whole(self, number: int) -> bool: ...
+    def write(self, number: int, arrays: Arrays) -> None: ...
+
+
+class Parts:
+    """Pieces that are to become one file: small npz files, in a folder under a hash of all that they depend on."""
+
+    def __init__(self, folder: Path, depends_on: object):
+        self.folder = folder / plain_hash(depends_on)[:16]
+
+    def path(self, number: int) -> Path:
+        """File of a piece."""
+        return self.folder / f"{number:010d}.npz"
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a piece is there and its checksums agree."""
+        try:
+            with zipfile.ZipFile(self.path(number)) as archive:
+                return archive.testzip() is None
+        except NPZ_DAMAGE:
+            return False
+
+    def write(self, number: int, arrays: Arrays) -> None:
+        """Store the arrays of a piece."""
+        with atomic_path(self.path(number), sum(a.nbytes for a in arrays.values())) as temporary:
+            np.savez(temporary, **arrays)
+
+    def read(self, number: int, *names: str) -> dict[str, np.ndarray]:
+        """Arrays of a piece, these or all; ValueError when its file is damaged."""
+        return read_npz(self.path(number), *names)
+
+    def remove(self) -> None:
+        """Delete all pieces."""
+        for path in self.folder.glob("*.npz"):
+            path.unlink()
+        for folder in (self.folder, self.folder.parent):
+            with suppress(OSError):  # there never was one, or there still are pieces of other settings
+                folder.rmdir()
+
+
+def missing_of(pieces: Pieces, numbers: Sequence[int]) -> list[int]:
+    """Those of these numbers that are not there, or not whole. Every rank looks at its share, and all know all."""
+    mine = [n for n in numbers[distributed.rank()::distributed.world_size()] if not pieces.is_whole(n)]
+    return sorted(chain(*distributed.gather_objects(mine)))
+
+
+def make_missing(pieces: Pieces, missing: Sequence[int], batch_size: int,
+                 make: Callable[[list[int], Read], list[Arrays]], *, read: Callable[[list[int]], Read], desc: str,
+                 unit: str) -> None:
+    """Make this rank's share of what is missing, and wait for the others.
+
+    read gives what a batch of numbers is made of, make its pieces; the next batch is read, and the last one written,
+    while `make` works.
+    """
+    rank, ranks = distributed.rank(), distributed.world_size()
+    mine = missing[rank::ranks]
+    batches = [list(mine[i:i + batch_size]) for i in range(0, len(mine), batch_size)]
+    with (progress(total=len(mine), desc=desc, unit=unit, is_main=rank == 0) as bar, ThreadPoolExecutor(1) as writer):
+        writing: list[Future] = []
+        for batch, found in ahead(batches, read):
+            made = make(batch, found)
+            for done in writing:
+                done.result()
+            writing = [writer.submit(pieces.write, *piece) for piece in zip(batch, made, strict=True)]
+            bar.update(len(batch))
+        for done in writing:
+            done.result()
+    distributed.barrier()
+
+
+def ahead(batches: Iterable[list[int]], read: Callable[[list[int]], Read]) -> Iterator[tuple[list[int], Read]]:
+    """Every batch with what `read` gives of it, one read ahead by a thread."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: tuple[list[int], Future] | None = None
+        for batch in batches:
+            following = batch, reader.submit(read, batch)
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
+def check_alike(what: str, had: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:
+    """ValueError unless what is there is of all that is wanted; `what` says what it is, up to 'another NAME'."""
+    for name, value in wanted.items():
+        if had.get(name) != value:
+            was, now = (json.dumps(each)[:100] for each in (had.get(name), value))
+            raise ValueError(f"{what} another {name} ({was}, asked for is {now}); {advice}")
