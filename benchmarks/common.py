@@ -1,11 +1,16 @@
-"""What every benchmark shares: one JSON line per claim, with the machine it was measured on."""
+"""What every benchmark shares: one JSON line per claim, with the machine it was measured on, and peaks of memory."""
 
 import datetime
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
+
+FREEING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # environment in which what is freed goes back to the system
+Result = TypeVar("Result")
 
 
 def cpu_name() -> str:
@@ -26,3 +31,16 @@ def json_line(claim: str, **figures: float | int | str | bool | None) -> str:
     machine = {"cpu": cpu_name(), "cores": usable_cores()}
     versions = {"python": platform.python_version(), "torch": version("torch")}
     return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **figures})
+
+
+def with_peak(work: Callable[[], Result]) -> tuple[Result, int]:
+    """What `work` gives, and the bytes to which resident memory rose meanwhile above the level before (on Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak since now
+    before = _resident("VmRSS")
+    result = work()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import json_line
+from benchmarks.common import FREEING, json_line, with_peak
 from formats.facts import Facts
 from inference.snapshot import Snapshot
 from networks.autoencoder import AutoencoderKL
@@ -73,12 +73,6 @@ def stage_of(path: Path) -> torch.nn.Module:
     return Snapshot.read(path).build()
 
 
-def resident(name: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 @torch.no_grad()
 def measure(mode: str, folder: Path, snapshot: Path, tile: list[int]) -> None:
     """Decode the latents of the folder, write the result beside them, and print peak and seconds."""
@@ -88,10 +82,9 @@ def measure(mode: str, folder: Path, snapshot: Path, tile: list[int]) -> None:
     net.decode(z[..., :net.factor[0], :net.factor[1], :2 * net.factor[2]].clone())  # what is loaded at the first call
     if mode == "blend":
         import monai.inferers  # noqa: F401
-    Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the peak since now
-    before, start = resident("VmRSS"), time.perf_counter()
-    image, logits = net.decode(z)
-    seconds, peak = time.perf_counter() - start, resident("VmHWM") - before
+    start = time.perf_counter()
+    (image, logits), peak = with_peak(lambda: net.decode(z))
+    seconds = time.perf_counter() - start
     np.savez(folder / f"{mode}.npz", image=image.numpy(), label=logits.argmax(1).numpy().astype(np.uint8),
              logits=logits.numpy())
     print(json.dumps({"peak": peak, "seconds": seconds}))
@@ -133,8 +126,8 @@ def main() -> None:
             tile = given.slab if mode == "exact" else given.tile
             command = [sys.executable, "-m", "benchmarks.decode_memory", "--mode", mode, "--folder", name,
                        "--snapshot", str(snapshot), "--tile", *map(str, tile)]
-            freeing = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system
-            out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=freeing).stdout
+            out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True,
+                                 env={**os.environ, **FREEING}).stdout
             found[mode] = json.loads(out.splitlines()[-1])
         truth = float((np.load(folder / "whole.npz")["label"] == label.numpy()).mean())
         tiles, slabs = compare(folder, "blend"), compare(folder, "exact")

@@ -21,7 +21,7 @@ VERSIONS = {"volumes": 1, "latents": 1, "samples": 1}  # what this code writes; 
 # what h5py raises on a damaged file, by place of the damage
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError)
 CHUNK_BYTES = 4 << 20
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 4 << 20
 _OWN_ATTRIBUTES = ("sha256", "content_hash")
 
 

@@ -391,9 +391,8 @@ class NiftiFolder:
 
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Image [C,*S] and label map [*S] of a row."""
-        image, *label = (read_volume(self.path(number, kind)).data for kind in self.kinds)
-        shape = self.job.shape
-        return {"image": image.reshape(-1, *shape)} | {"label": array.reshape(shape) for array in label}
+        shapes = {"image": (-1, *self.job.shape), "label": self.job.shape}
+        return {kind: read_volume(self.path(number, kind)).data.reshape(shapes[kind]) for kind in self.kinds}
 
 
 def affine_of(row: LatentRow, facts: Facts) -> np.ndarray:

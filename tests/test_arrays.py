@@ -162,7 +162,7 @@ def test_signals_are_trained_on_and_drawn(here, kind):
     assert "NIfTI     none" in said and "Montage   out/samples.png" in said
     assert {p.name for p in Path("out").iterdir()} == {"samples.png", f"samples.{kind}"}
     assert Path("out/samples.png").stat().st_size > 1000
-    images = SamplesFile(f"out/samples.{kind}").arrays["images"]
+    images = SamplesFile(f"out/samples.{kind}").array("images")
     assert images.shape == (2, 1, 16) and images.dtype == np.float32 and not np.array_equal(images[0], images[1])
     low, high = waves(12)[:11].min(), waves(12)[:11].max()
     assert images.min() >= low - 1e-3 and images.max() <= high + 1e-3 and images.std() > 1
@@ -173,7 +173,7 @@ def test_images_and_volumes_too(here, shape, pictures):
     np.savez("x.npz", some=np.random.default_rng(0).integers(0, 200, (6, *shape), dtype=np.uint8))
     succeed(train.main, *TRAIN, "training.dataset.path=x.npz", "training.dataset.key=some")
     succeed(generate.main, *DRAW, "sampling.outdir=out")
-    assert SamplesFile("out/samples.h5").arrays["images"].shape == (2, *shape)
+    assert SamplesFile("out/samples.h5").array("images").shape == (2, *shape)
     assert len(list(Path("out/nifti").iterdir())) == pictures and Path("out/samples.png").is_file()
 
 

@@ -38,7 +38,7 @@ def fit(root: str, *overrides: str) -> str:
 def drawn(root: str, outdir: str, *overrides: str) -> np.ndarray:
     """Images [N,1,*S] of two seeds by the newest run below `root`."""
     succeed(generate.main, *DRAW, f"training.options.run_root={root}", f"sampling.outdir={outdir}", *overrides)
-    return np.stack(SamplesFile(f"{outdir}/samples.h5").arrays["images"])
+    return np.stack(SamplesFile(f"{outdir}/samples.h5").array("images"))
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,9 @@ def read_latents(path: Path) -> object:
 
 def read_samples(path: Path) -> object:
     file = SamplesFile(path)
-    return [file.seeds, file.affine, file.arrays, file.meta.plain(), file.rows]
+    rows = {name: [file.row(name, i) for i in range(len(file))] for name in file.names}
+    return [file.seeds, file.affine, rows, {name: file.array(name) for name in file.names}, file.meta.plain(),
+            file.rows]
 
 
 READERS = {"state": read_state, "volumes": read_volumes, "latents": read_latents, "samples": read_samples,

@@ -385,13 +385,13 @@ def test_diffusion_learns_from_volumes_and_its_snapshot_decodes_in_tiles(at):
     assert "differ" not in succeed(generate.main, *TINY, *where, "sampling.outdir=fly/silent", "sampling.tile=[4,4,4]",
                                    "sampling.tile_compare=false")
     drawn = SamplesFile("fly/tiles/samples.h5")
-    assert drawn.arrays["latents"].shape == (2, 2, 4, 6, 2) and drawn.arrays["images"].shape == (2, 1, *SIZE)
+    assert drawn.array("latents").shape == (2, 2, 4, 6, 2) and drawn.array("images").shape == (2, 1, *SIZE)
     said = succeed(generate.main, *TINY, *where, "sampling.outdir=fly/slabs", "sampling.tile=[4,4,4]",
                    "sampling.tile_mode=exact")
     assert "differ" not in said
     succeed(generate.main, *TINY, *where, "sampling.outdir=fly/whole")
     whole, slabs = SamplesFile("fly/whole/samples.h5"), SamplesFile("fly/slabs/samples.h5")
-    np.testing.assert_allclose(slabs.arrays["images"], whole.arrays["images"], atol=1e-4)
+    np.testing.assert_allclose(slabs.array("images"), whole.array("images"), atol=1e-4)
     said = refused(at, generate.main, *TINY, *where, "sampling.outdir=fly/bad", "sampling.tile=[3,4,4]")
     assert "sampling.tile=[3, 4, 4]" in said and "multiples of [2, 2, 2]" in said
 

@@ -115,7 +115,7 @@ def of_samples(path: Path) -> dict:
     """What the reader gives of a samples file."""
     samples = SamplesFile(path)
     return {"seeds": samples.seeds.tolist(), "affine": samples.affine.tolist(), "meta": samples.meta.plain(),
-            "arrays": {name: digest(array) for name, array in sorted(samples.arrays.items())}}
+            "arrays": {name: digest(samples.array(name)) for name in sorted(samples.names)}}
 
 
 def of_snapshot(path: Path, task: str) -> dict:
@@ -160,11 +160,11 @@ def assert_close(now: object, frozen: object, path: str = "") -> None:
 def same_drawn(now: SamplesFile, then: SamplesFile) -> None:
     """Two samples files hold the same samples, up to rounding."""
     assert now.seeds.tolist() == then.seeds.tolist() == [0, 1, 2]
-    assert now.arrays["classes"].tolist() == then.arrays["classes"].tolist() == [0, 1, 0]
-    np.testing.assert_allclose(now.arrays["latents"], then.arrays["latents"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(now.arrays["images"], then.arrays["images"], rtol=0, atol=1e-5)
-    assert (now.arrays["labels"] == then.arrays["labels"]).mean() > 0.998
-    assert now.arrays.keys() == then.arrays.keys()
+    assert now.array("classes").tolist() == then.array("classes").tolist() == [0, 1, 0]
+    np.testing.assert_allclose(now.array("latents"), then.array("latents"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(now.array("images"), then.array("images"), rtol=0, atol=1e-5)
+    assert (now.array("labels") == then.array("labels")).mean() > 0.998
+    assert now.names == then.names
 
 
 def same_volumes(now: VolumesFile, then: VolumesFile) -> None:
@@ -199,7 +199,7 @@ def test_values_of_the_files_are_those_seen_then(folder):
     for name in ("h5", "npz"):
         samples = SamplesFile(f"results/{name}/samples.{name}")
         assert samples.images(2).shape == (1, 16, 16) and samples.labels(2).shape == (16, 16)
-        assert samples.arrays["images"].dtype == np.float32 and samples.arrays["labels"].dtype == np.uint8
+        assert samples.array("images").dtype == np.float32 and samples.array("labels").dtype == np.uint8
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -263,9 +263,9 @@ def test_samples_of_then_are_there_already(folder, form):
 
 def test_first_stage_in_the_snapshot_decodes_the_samples_to_their_images(folder):
     samples = SamplesFile("results/h5/samples.h5")
-    image, label = Snapshot.read(EDM_SNAPSHOT).open_first_stage().decode(torch.from_numpy(samples.arrays["latents"]))
-    np.testing.assert_allclose(image.numpy(), samples.arrays["images"], rtol=0, atol=1e-5)
-    assert (label.numpy() == samples.arrays["labels"]).mean() > 0.998
+    image, label = Snapshot.read(EDM_SNAPSHOT).open_first_stage().decode(torch.from_numpy(samples.array("latents")))
+    np.testing.assert_allclose(image.numpy(), samples.array("images"), rtol=0, atol=1e-5)
+    assert (label.numpy() == samples.array("labels")).mean() > 0.998
 
 
 def test_samples_decode_to_their_images(folder):
@@ -274,8 +274,8 @@ def test_samples_decode_to_their_images(folder):
     drawn, samples = VolumesFile("drawn.h5"), SamplesFile("results/npz/samples.npz")
     split, = drawn.splits
     items = [drawn.read(split, i) for i in range(3)]
-    np.testing.assert_allclose(np.stack([i.image for i in items]), samples.arrays["images"], rtol=0, atol=1e-5)
-    assert (np.stack([i.label for i in items]) == samples.arrays["labels"]).mean() > 0.998
+    np.testing.assert_allclose(np.stack([i.image for i in items]), samples.array("images"), rtol=0, atol=1e-5)
+    assert (np.stack([i.label for i in items]) == samples.array("labels")).mean() > 0.998
     assert [i.class_index for i in items] == [0, 1, 0]
 
 

@@ -101,7 +101,9 @@ def test_what_draws_is_said(at):
     assert line.startswith("Drawing   [1, 8, 8] voxels by EDMPrecond(ADMUNet, 0.01 M weights), multistep_sampler num_s")
     assert "num_steps=2 order=4 grid=exponential" in line
     assert line.endswith(", guidance 2 in [0.2, 5.0] by ddpm.pt")
-    assert captions(SamplesFile("said/samples.npz"), 2) == ["class ED\nseed 0", "class ES\nseed 1"]
+    samples = SamplesFile("said/samples.npz")
+    found = captions(samples.meta.facts, samples.seeds[:2], samples.array("classes"))
+    assert found == ["class ED\nseed 0", "class ES\nseed 1"]
     assert Path("said/samples.png").is_file() and "never trained" not in said
 
 
@@ -203,19 +205,19 @@ def test_trajectories_are_filed_by_seed_whatever_the_batch(at, kind):
     for size in (1, 3):
         succeed(generate.main, *DRAW, *keys, f"sampling.batch_size={size}", f"sampling.outdir=by{size}{kind}")
     one, three = (SamplesFile(f"by{size}{kind}/samples.{kind}") for size in (1, 3))
-    steps = three.arrays["trajectory"]
+    steps = three.array("trajectory")
     assert steps.shape == (3, 2, 1, 8, 8) and steps.dtype == np.float32 and steps.std((0, 1)).min() > 0
-    np.testing.assert_allclose(one.arrays["trajectory"], steps, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.clip((steps[:, -1] + 1) / 2, 0, 1), three.arrays["images"], atol=1e-5)
+    np.testing.assert_allclose(one.array("trajectory"), steps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.clip((steps[:, -1] + 1) / 2, 0, 1), three.array("images"), atol=1e-5)
     said = refused(at, generate.main, *DRAW, *keys[1:], f"sampling.outdir=by3{kind}")
     assert "was drawn with another sampling" in said
     succeed(generate.main, *DRAW, *keys, "sampling.seeds=0-3", f"sampling.outdir=by3{kind}")
     more = SamplesFile(f"by3{kind}/samples.{kind}")
-    assert len(more) == 4 and np.array_equal(more.arrays["trajectory"][:3], steps)
+    assert len(more) == 4 and np.array_equal(more.array("trajectory")[:3], steps)
     assert "trajectory" not in three.meta.sampling["sampler"] and three.meta.sampling["trajectory"] is True
 
 
 def test_without_trajectory_there_is_none(at):
     succeed(generate.main, *DRAW, "sampling.outdir=plain")
     samples = SamplesFile("plain/samples.npz")
-    assert "trajectory" not in samples.arrays and "trajectory" not in samples.meta.sampling
+    assert "trajectory" not in samples.names and "trajectory" not in samples.meta.sampling

@@ -39,5 +39,5 @@ def test_road_on_a_gpu(tmp_path, switches):
         for device in ("cuda", "cpu"):
             succeed(generate.main, "-cn=echo_edm", "sampling.seeds=0-1", f"sampling.device={device}",
                     f"sampling.outdir=results/{device}", "sampling.montage=0", "sampling.nifti=false")
-        gpu, cpu = (SamplesFile(f"results/{device}/samples.h5").arrays["latents"] for device in ("cuda", "cpu"))
+        gpu, cpu = (SamplesFile(f"results/{device}/samples.h5").array("latents") for device in ("cuda", "cpu"))
         np.testing.assert_allclose(gpu, cpu, atol=1e-2)

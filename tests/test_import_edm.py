@@ -134,9 +134,9 @@ def test_imported_networks_draw(at):
             "sampling.sampler.num_steps=2", "sampling.num_threads=1", "sampling.device=cpu", "sampling.nifti=true"]
     call(generate.main, *draw)
     samples = SamplesFile("drawn/samples.npz")
-    images = samples.arrays["images"]
+    images = samples.array("images")
     assert images.shape == (5, 3, 8, 8) and images.min() >= 0 and 100 < images.max() <= 255
-    assert samples.arrays["classes"].tolist() == [0, 1, 2, 3, 0]
+    assert samples.array("classes").tolist() == [0, 1, 2, 3, 0]
     assert samples.meta.facts.channels == ("red", "green", "blue")
     assert Path("drawn/samples.png").is_file() and len(list(Path("drawn/nifti").iterdir())) == 5
 

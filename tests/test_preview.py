@@ -160,12 +160,12 @@ def test_latents_are_drawn_as_generate_draws_them_and_keep_their_seeds(at):
             "sampling.sampler.num_steps=2", "sampling.batch_size=1", "sampling.num_threads=1", "sampling.device=cpu",
             "sampling.montage=0", "sampling.nifti=false")
     ours, theirs = SamplesFile(run_dir / f"previews/{NAMES[1]}.npz"), SamplesFile("drawn/samples.h5")
-    assert ours.seeds.tolist() == [0, 1] and set(ours.arrays) == {"latents", "labels"}
-    np.testing.assert_array_equal(ours.arrays["latents"], theirs.arrays["latents"])
-    np.testing.assert_array_equal(ours.arrays["labels"], theirs.arrays["labels"])
-    before = SamplesFile(run_dir / f"previews/{NAMES[0]}.npz").arrays["latents"]
-    np.testing.assert_allclose(before, ours.arrays["latents"], atol=0.5)  # the same noise, weights of one step before
-    assert (before != ours.arrays["latents"]).any()
+    assert ours.seeds.tolist() == [0, 1] and set(ours.names) == {"latents", "labels"}
+    np.testing.assert_array_equal(ours.array("latents"), theirs.array("latents"))
+    np.testing.assert_array_equal(ours.array("labels"), theirs.array("labels"))
+    before = SamplesFile(run_dir / f"previews/{NAMES[0]}.npz").array("latents")
+    np.testing.assert_allclose(before, ours.array("latents"), atol=0.5)  # the same noise, weights of one step before
+    assert (before != ours.array("latents")).any()
 
 
 def test_the_arrays_of_a_preview_can_be_decoded(at):
@@ -188,13 +188,13 @@ def test_a_resumed_run_may_begin_to_show_and_ends_the_same(at):
     assert [p.name for p in Path("halves").iterdir()] == [run_dir.name] and previews(run_dir, ".npz") == NAMES
     assert weights_of(run_dir) == weights_of(run_in("edm"))
     for name in NAMES:
-        np.testing.assert_array_equal(*(SamplesFile(run / f"previews/{name}.npz").arrays["latents"]
+        np.testing.assert_array_equal(*(SamplesFile(run / f"previews/{name}.npz").array("latents")
                                         for run in (run_dir, run_in("edm"))))
 
 
 def test_latents_are_shown_as_they_are_where_nothing_is_to_be_decoded(at):
     run_dir = fit("bare", *EDM, *SHOWN, "sampling.decode=false")
-    assert set(SamplesFile(run_dir / f"previews/{NAMES[1]}.npz").arrays) == {"latents"}
+    assert set(SamplesFile(run_dir / f"previews/{NAMES[1]}.npz").names) == {"latents"}
     height, width = imread(run_dir / f"previews/{NAMES[1]}.png").shape[:2]
     assert height > 8 * 168 and width < 3 * 168  # four channels, real and drawn, of two items
 
@@ -203,7 +203,7 @@ def test_slices_are_shown_with_real_ones_above(at):
     run_dir = fit("flat", "-cn=voxels_edm", "training.dataset.path=data/flat.h5", *MODEL, *PLAIN, *SHOWN,
                   "sampling.sampler.num_steps=2")
     samples = SamplesFile(run_dir / f"previews/{NAMES[1]}.npz")
-    assert samples.arrays["images"].shape == (2, 1, 8, 8) and set(samples.arrays) == {"images"}
+    assert samples.array("images").shape == (2, 1, 8, 8) and set(samples.names) == {"images"}
     shown = imread(run_dir / f"previews/{NAMES[1]}.png")
     assert shown.shape[0] > 3 * 168  # twice a real slice, bare and with its labels, above one without any
 
@@ -326,7 +326,7 @@ def test_files_hold_what_was_drawn_and_nothing_half_written(tmp_path):
     write_preview(tmp_path, "000002", MadePreview(b"png", DrawnSamples([0, 1], arrays, meta)))
     assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["preview-000002.npz", "preview-000002.png"]
     file = SamplesFile(tmp_path / "previews/preview-000002.npz")
-    assert set(file.arrays) == {"latents"} and file.seeds.tolist() == [0, 1]
+    assert set(file.names) == {"latents"} and file.seeds.tolist() == [0, 1]
     assert file.meta.snapshot == str(tmp_path / "network-snapshot-000002.pt")
 
 

@@ -83,7 +83,7 @@ def test_networks_of_one_and_two_ranks_draw_the_same_volumes(at):
         succeed(generate.main, "-cn=echo_edm", f"sampling.network={run_dir}", "sampling.seeds=0-3",
                 f"sampling.outdir=drawn-{ranks}", "sampling.num_threads=1", "sampling.device=cpu",
                 "sampling.montage=0", "sampling.nifti=false")
-        drawn.append(SamplesFile(f"drawn-{ranks}/samples.h5").arrays["images"])
+        drawn.append(SamplesFile(f"drawn-{ranks}/samples.h5").array("images"))
     np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-4)
     assert drawn[0].std() > 0.05  # and not for being clipped to one value
 

@@ -309,8 +309,8 @@ def test_brats_diffusion_draws_volumes_that_lie_where_the_crops_do(road, name, s
     assert latents.read("train").mean.shape == (6, 8, 4, 4, 4)
     fit(name, *UNET)
     samples = drawn(name, f"out/{name}")
-    assert samples.arrays["images"].shape == (2, 1, 16, 16, 16) and np.isfinite(samples.arrays["images"][:]).all()
-    assert samples.arrays["latents"].shape == (2, 8, 4, 4, 4) and "labels" not in samples.arrays
+    assert samples.array("images").shape == (2, 1, 16, 16, 16) and np.isfinite(samples.array("images")[:]).all()
+    assert samples.array("latents").shape == (2, 8, 4, 4, 4) and "labels" not in samples.names
     np.testing.assert_allclose(np.abs(np.diag(samples.affine)[:3]), 1.1, rtol=1e-5)
     tool("export", f"out/{name}/samples.h5", "--format", "nifti", "--dest", f"out/{name}/nii")
     assert nibabel.load(f"out/{name}/nii/images/seed000001.nii.gz").shape == (16, 16, 16)
@@ -333,15 +333,14 @@ def test_diff3_draws_pairs_by_its_own_diffusion_and_by_edm(road, name):
     if name == "diff3_edm":
         fit(name, *ADM)
     out = f"out/{name}"
-    arrays = drawn(name, out, "sampling.nifti=false").arrays
-    images, labels, latents = (np.stack(arrays[part]) for part in ("images", "labels", "latents"))
+    samples = drawn(name, out, "sampling.nifti=false")
+    images, labels, latents = map(samples.array, ("images", "labels", "latents"))
     assert latents.shape == (2, 4, 2, 2, 2) and images.shape == (2, 1, 16, 16, 16) and labels.shape == (2, 16, 16, 16)
     assert labels.max() < 3 and images.min() >= 0 and images.max() <= 255 and not np.array_equal(images[0], images[1])
     if name == "diff3_ldm":  # clipped to what minmax calls -1 and 1
         assert np.abs(latents).max() <= 1 + 1e-6
     # bugs of old: a second run doubled the rows, and the folder that was asked for was ignored
-    again = drawn(name, out, "sampling.nifti=false").arrays
-    np.testing.assert_array_equal(np.stack(again["images"]), images)
+    np.testing.assert_array_equal(drawn(name, out, "sampling.nifti=false").array("images"), images)
     assert not Path(f"results/{name}").exists()
     succeed(evaluate.main, "--real", "data/mitea.h5", "--generated", f"{out}/samples.h5", "--dest", out, "--num-noise",
             "2", "--ignore-spacing")

@@ -22,7 +22,7 @@ def samples(tmp_path) -> Path:
 def test_what_is_written_comes_back(samples):
     file = SamplesFile(samples)
     assert file.meta == META and file.rows == {3: 0, 8: 1} and file.labels(0) is None
-    np.testing.assert_array_equal(file.arrays["images"], IMAGES)
+    np.testing.assert_array_equal(file.array("images"), IMAGES)
 
 
 def test_every_truncated_file_is_named(samples):

@@ -97,9 +97,9 @@ def test_samples_carry_geometry_and_pictures(at):
     samples, real = SamplesFile("results/demo/samples.h5"), VolumesFile("data/echo.h5")
     assert samples.seeds.tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(samples.affine, real.read("train", 0).affine)
-    assert samples.arrays["images"].shape == (4, 1, 16, 16, 16) and samples.arrays["labels"].dtype == np.uint8
-    assert samples.arrays["images"].min() >= 0 and samples.arrays["images"].max() <= 1
-    assert len(np.unique(samples.arrays["images"][:, 0, 8, 8, 8])) == 4
+    assert samples.array("images").shape == (4, 1, 16, 16, 16) and samples.array("labels").dtype == np.uint8
+    assert samples.array("images").min() >= 0 and samples.array("images").max() <= 1
+    assert len(np.unique(samples.array("images")[:, 0, 8, 8, 8])) == 4
     nifti = sorted(p.name for p in Path("results/demo/nifti").iterdir())
     assert nifti == sorted(f"seed{s:06d}_{kind}.nii.gz" for s in range(4) for kind in ("image", "label"))
     assert Path("results/demo/samples.png").stat().st_size > 1000
@@ -120,11 +120,11 @@ def test_a_seed_alone_gives_its_row(at):
     whole, two = SamplesFile("results/demo/samples.h5"), SamplesFile("results/two/samples.h5")
     assert two.seeds.tolist() == [2, 3]
     for name in ("latents", "images"):
-        np.testing.assert_allclose(two.arrays[name], whole.arrays[name][2:], atol=1e-4)
+        np.testing.assert_allclose(two.array(name), whole.array(name)[2:], atol=1e-4)
 
 
 def test_rerun_draws_nothing_new_and_more_seeds_draw_only_themselves(at):
-    before = SamplesFile("results/demo/samples.h5").arrays["latents"]
+    before = SamplesFile("results/demo/samples.h5").array("latents")
     time = Path("results/demo/samples.h5").stat().st_mtime_ns
     assert "4 asked for, 4 there already" in draw("results/demo", "0-3")
     assert Path("results/demo/samples.h5").stat().st_mtime_ns == time
@@ -132,13 +132,13 @@ def test_rerun_draws_nothing_new_and_more_seeds_draw_only_themselves(at):
     assert "3 asked for, 2 there already" in draw("results/more", "2-4")
     more = SamplesFile("results/more/samples.h5")
     assert more.seeds.tolist() == [0, 1, 2, 3, 4]
-    np.testing.assert_array_equal(more.arrays["latents"][:4], before)
+    np.testing.assert_array_equal(more.array("latents")[:4], before)
 
 
 def test_best_snapshot_draws_like_any_other(at):
     draw("results/best", "0-1", "sampling.network=results/00001-echo_edm/network-best.pt", "sampling.montage=0")
-    np.testing.assert_allclose(SamplesFile("results/best/samples.h5").arrays["latents"],  # one tick, the last, measured
-                               SamplesFile("results/demo/samples.h5").arrays["latents"][:2], atol=1e-4)
+    np.testing.assert_allclose(SamplesFile("results/best/samples.h5").array("latents"),  # one tick, the last, measured
+                               SamplesFile("results/demo/samples.h5").array("latents")[:2], atol=1e-4)
 
 
 def test_start_says_what_the_data_looks_like(at):
@@ -150,8 +150,8 @@ def test_start_says_what_the_data_looks_like(at):
 def test_npz_holds_the_same(at):
     draw("results/npz", "0-1", "sampling.format=npz", "sampling.nifti=false", "sampling.montage=0")
     assert os.listdir("results/npz") == ["samples.npz"]
-    np.testing.assert_allclose(SamplesFile("results/npz/samples.npz").arrays["latents"],
-                               SamplesFile("results/demo/samples.h5").arrays["latents"][:2], atol=1e-4)
+    np.testing.assert_allclose(SamplesFile("results/npz/samples.npz").array("latents"),
+                               SamplesFile("results/demo/samples.h5").array("latents")[:2], atol=1e-4)
 
 
 def test_two_ranks_draw_what_one_process_draws(at):
@@ -164,7 +164,7 @@ def test_two_ranks_draw_what_one_process_draws(at):
     one, two = SamplesFile("results/demo/samples.h5"), SamplesFile("results/ranks/samples.h5")
     assert two.seeds.tolist() == [0, 1, 2, 3]
     for name in ("latents", "images"):
-        np.testing.assert_allclose(two.arrays[name], one.arrays[name], atol=1e-4)
+        np.testing.assert_allclose(two.array(name), one.array(name), atol=1e-4)
 
 
 def test_resume_latest_goes_on_in_the_same_folder(at):
@@ -200,11 +200,11 @@ def test_classes_reach_training_and_samples(at):
                                                 "sampling.outdir=results/classless")
     succeed(train.main, *voxels, "training.network.model.label_dim=2")
     draw("results/classes", "0-3", *where)
-    assert SamplesFile("results/classes/samples.h5").arrays["classes"].tolist() == [0, 1, 0, 1]
+    assert SamplesFile("results/classes/samples.h5").array("classes").tolist() == [0, 1, 0, 1]
     draw("results/systole", "0-1", *where, "sampling.classes=[ES]")
-    systole = SamplesFile("results/systole/samples.h5").arrays
-    assert systole["classes"].tolist() == [1, 1]
-    np.testing.assert_allclose(systole["images"][1], SamplesFile("results/classes/samples.h5").images(1), atol=1e-4)
+    systole = SamplesFile("results/systole/samples.h5")
+    assert systole.array("classes").tolist() == [1, 1]
+    np.testing.assert_allclose(systole.images(1), SamplesFile("results/classes/samples.h5").images(1), atol=1e-4)
     assert "not one of ED, ES" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[XX]",
                                           "sampling.outdir=results/classless")
 
@@ -279,7 +279,7 @@ def test_brainweb_walks_the_road_in_voxel_space(tmp_path):
         succeed(generate.main, "-cn=brainweb2d_edm", "sampling.seeds=0-1", "sampling.outdir=out",
                 "sampling.sampler.num_steps=2", "sampling.num_threads=1")
         assert sorted(os.listdir("out")) == ["samples.npz", "samples.png"]
-        images = SamplesFile("out/samples.npz").arrays["images"]
+        images = SamplesFile("out/samples.npz").array("images")
     assert images.shape == (2, 1, 64, 64) and images.min() >= 0 and images.max() <= 1
 
 

@@ -114,7 +114,7 @@ def test_networks_train_and_draw_by_their_estimates(tmp_path, road):
         succeed(train.main, *TINY, *road)
         succeed(generate.main, *TINY, *road, "sampling.outdir=two", "sampling.nifti=false")
         succeed(generate.main, *TINY, *road, "sampling.outdir=one", "sampling.nifti=false", "sampling.batch_size=1")
-        two, one = (np.stack(SamplesFile(f"{name}/samples.h5").arrays["images"]) for name in ("two", "one"))
+        two, one = (np.stack(SamplesFile(f"{name}/samples.h5").array("images")) for name in ("two", "one"))
         np.testing.assert_allclose(one, two, atol=1e-4)  # no image sees another's estimate
         said = refused(tmp_path, generate.main, *TINY, *road, "sampling.outdir=no", "sampling.guidance.strength=2")
         assert "self_condition" in said
