@@ -244,13 +244,16 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
               help="Volumes in the picture beside them; 0: none.")
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: all cores.")
+@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: share the cores.")
 @click.option("--overwrite", is_flag=True, help="Decode anew over volumes of other latents, stages or settings.")
 @click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
 @click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
 def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
            ) -> None:
-    """Decode latents that were made earlier or elsewhere; those of another first stage are refused."""
+    """Decode latents that were made earlier or elsewhere; those of another first stage are refused.
+
+    Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
+    """
     from inference.decode import DecodeOptions
     from inference.decode import decode as run
 

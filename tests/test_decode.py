@@ -1,6 +1,11 @@
 """Decoding latents made earlier or elsewhere: ours and DIFF-3's, once, and by no other first stage than their own."""
 
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from contextlib import chdir
 from pathlib import Path
 
@@ -19,12 +24,16 @@ from formats.facts import LatentScaling
 from formats.latents import LatentsFile
 from formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
 from formats.volumes import Intensity, VolumesFile
+from inference import decode
+from inference.first_stage import FirstStage
 from inference.snapshot import CarriedStage, Snapshot
 from networks.latent_codec import shift_and_gain
-from tests.commands import refused, succeed
+from tests.commands import call, refused, succeed
 from tests.test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
+from tests.test_samples import zero_row
 from training.datasets.latents import LatentsDataset
 
+ROOT = Path(__file__).resolve().parents[1]
 SCALING = LatentScaling([1.0, -1.0], [2.0, 0.5], [-4.0, 6.0], "minmax", 0.5)
 LATENT = (2, 4, 6, 2)
 
@@ -164,6 +173,136 @@ def test_a_second_run_never_doubles_rows(at):
     assert "another latents_hash" in said and "--overwrite" in said
     decoded("lat.h5", "twice.h5", "--overwrite")
     assert VolumesFile("twice.h5").splits == ["train", "val"]
+
+
+# ---- shared and stopped ----
+
+
+def volumes_at(dest: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and label maps by id, of a volumes file or a folder."""
+    if dest.endswith(".h5"):
+        file = VolumesFile(dest)
+        items = [file.read(split, i) for split in file.splits for i in range(file.length(split))]
+        return {item.id: (item.image[0], item.label) for item in items}
+    return {path.name.partition(".")[0]: tuple(np.asanyarray(nibabel.load(f"{dest}/{kind}/{path.name}").dataobj)
+                                               for kind in ("images", "labels"))
+            for path in Path(dest, "images").glob("*.nii.gz")}
+
+
+def assert_same_volumes(dest: str, wanted: str) -> None:
+    """Both hold the same volumes."""
+    found, others = volumes_at(dest), volumes_at(wanted)
+    assert found.keys() == others.keys()
+    for name, (image, label) in found.items():
+        np.testing.assert_allclose(image, others[name][0], atol=1e-5)
+        assert (label == others[name][1]).mean() > 0.99
+
+
+def count_decoded(monkeypatch) -> list[int]:
+    """A list that grows by the number of volumes whenever some are decoded."""
+    real, counts = FirstStage.decode, []
+    monkeypatch.setattr(FirstStage, "decode", lambda self, z: (counts.append(len(z)), real(self, z))[1])
+    return counts
+
+
+def decode_until_killed(dest: str, batches: int) -> None:
+    """Decode in a process that is killed in the work on a batch."""
+    real, done = FirstStage.decode, []
+
+    def dying(self: FirstStage, z: torch.Tensor):
+        done.append(len(z))
+        if len(done) == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, z)
+
+    FirstStage.decode = dying
+    decoded("lat.h5", dest)
+
+
+@pytest.mark.parametrize("dest", ["killed.h5", "killed"])
+def test_a_run_that_was_killed_goes_on_and_does_nothing_twice(at, monkeypatch, dest):
+    process = multiprocessing.get_context("fork").Process(target=decode_until_killed, args=(dest, 5))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and not Path(dest).is_file()
+    if dest.endswith(".h5"):
+        done = len(list(Path(f"{dest}.parts").glob("*/[0-9]*.npz")))
+    else:
+        images, labels = ({p.name for p in Path(dest, kind).glob("item*")} for kind in ("images", "labels"))
+        done = len(images & labels)
+    assert 3 <= done <= 4  # the last one may have been on its way to the disk
+    counts = count_decoded(monkeypatch)
+    assert f"{dest}: 8 volumes ({done} there already)" in decoded("lat.h5", dest)
+    assert sum(counts) == 8 - done and not Path("killed.h5.parts").exists()
+    monkeypatch.undo()
+    decoded("lat.h5", f"whole-{dest}")
+    assert_same_volumes(dest, f"whole-{dest}")
+    assert Path(f"{dest}.png" if dest.endswith(".h5") else f"{dest}/volumes.png").is_file()
+
+
+@pytest.mark.parametrize("dest", ["ranks.h5", "ranks"])
+def test_two_ranks_decode_what_one_does(at, dest):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "dataset_tool.py"), "decode", "--latents", "lat.h5", "--dest", dest, "--num-threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{dest}: 8 volumes") == done.stdout.count("Montage") == 1
+    decoded("lat.h5", f"one-{dest}")
+    assert_same_volumes(dest, f"one-{dest}")
+
+
+def test_a_part_that_is_damaged_is_decoded_anew(at, monkeypatch):
+    decode_some = count_decoded(monkeypatch)
+    monkeypatch.setattr(decode, "write_volumes", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+    assert call(dataset_tool.main, "decode", "--latents", "lat.h5", "--dest", "parts.h5", "--num-threads",
+                "1").exit_code == 1
+    monkeypatch.undo()
+    assert sum(decode_some) == 8
+    parts = sorted(Path("parts.h5.parts").rglob("*.npz"))
+    content = bytearray(parts[3].read_bytes())
+    content[len(content) // 2] ^= 1
+    parts[3].write_bytes(content)
+    parts[5].write_bytes(parts[5].read_bytes()[:-1])
+    counts = count_decoded(monkeypatch)
+    assert "8 volumes (6 there already)" in decoded("lat.h5", "parts.h5") and sum(counts) == 2
+    monkeypatch.undo()
+    decoded("lat.h5", "undamaged.h5")
+    assert_same_volumes("parts.h5", "undamaged.h5")
+
+
+def test_files_of_a_folder_that_are_damaged_lost_or_foreign_are_decoded_anew(at, monkeypatch):
+    decoded("lat.h5", "mended")
+    first, second, *_ = sorted(Path("mended/images").iterdir())
+    first.write_bytes(first.read_bytes()[:-10])
+    Path("mended/labels", second.name).unlink()
+    counts = count_decoded(monkeypatch)
+    assert "8 volumes (6 there already)" in decoded("lat.h5", "mended") and sum(counts) == 2
+    assert "all 8 there already" in decoded("lat.h5", "mended")
+    first.write_bytes(b"of something else")
+    said = decoded("lat.h5", "mended", "--precision", "auto", "--overwrite")  # the same names, other settings
+    assert "there already" not in said and sum(counts) == 10
+    decoded("lat.h5", "whole-mended")
+    assert_same_volumes("mended", "whole-mended")
+
+
+def test_a_folder_that_nothing_is_known_of_is_not_touched(at):
+    Path("mine/images").mkdir(parents=True)
+    Path("mine/images/seed000003.nii.gz").write_bytes(b"mine")
+    said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "mine")
+    assert "not empty" in said and "--overwrite" in said
+    decoded("drawn.h5", "mine", "--overwrite")
+    assert len(volumes_at("mine")) == 2
+
+
+def test_latents_that_are_damaged_are_named(at, tmp_path):
+    path = tmp_path / "drawn.h5"
+    path.write_bytes(Path("drawn.h5").read_bytes())
+    zero_row(path, "latents", 1)
+    said = refused(at, dataset_tool.main, "decode", "--latents", str(path), "--dest", "x.h5")
+    assert "/latents, row 1, is damaged" in said and str(path) in said
+
+
+# ---- tiles ----
 
 
 def test_tiles_say_by_how_much_they_differ_and_slabs_do_not_differ(at):

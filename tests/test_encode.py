@@ -201,7 +201,7 @@ def test_a_second_run_encodes_nothing_and_says_so(at, monkeypatch):
     assert "all 8 there already" in encoded("lat.h5") and Path("lat.h5").stat().st_mtime_ns == before
 
 
-def test_a_run_that_was_stopped_goes_on(at, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_and_makes_a_damaged_part_anew(at, monkeypatch):
     done, real = [], encode.encode_batch
 
     def stop_after_two(job, batch, inputs):
@@ -215,8 +215,10 @@ def test_a_run_that_was_stopped_goes_on(at, monkeypatch):
     assert not Path("stopped.h5").exists() and len(list(Path("stopped.h5.parts").rglob("*.npz"))) == 4
     monkeypatch.setattr(encode, "encode_batch", lambda job, batch, inputs: (
         done.append([place.number for place in batch]), real(job, batch, inputs))[1])
-    assert "(4 there already)" in encoded("stopped.h5", "--batch-size", "2")
-    assert done == [[0, 1], [2, 3], [4, 5], [6, 7]] and not Path("stopped.h5.parts").exists()
+    damaged = sorted(Path("stopped.h5.parts").rglob("*.npz"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert "(3 there already)" in encoded("stopped.h5", "--batch-size", "2")
+    assert done == [[0, 1], [2, 3], [1, 4], [5, 6], [7]] and not Path("stopped.h5.parts").exists()
     for name, wanted in rows("lat.h5").items():
         np.testing.assert_allclose(rows("stopped.h5")[name], wanted, atol=1e-6)
 

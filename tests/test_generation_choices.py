@@ -1,5 +1,6 @@
 """What generate.py says before it draws: arguments, guides and files that cannot be, and what will draw."""
 
+import os
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import generate
 from formats.facts import Facts
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, VolumesFile
+from inference import generation
 from inference.conditions import Conditions
 from inference.generation import Blank, Drawer, around, captions, draw, real_pictures
 from inference.snapshot import Snapshot
@@ -141,6 +143,30 @@ def test_as_many_real_volumes_are_shown_as_there_are_held_out_ones_first(at):
         item = file.read(*place)
         assert np.array_equal(image, item.image) and np.array_equal(label, item.label)
     assert len(real_pictures({}, "echo.h5", 100, False)) == 10
+
+
+def test_a_run_that_was_stopped_goes_on_and_draws_a_damaged_part_anew(at, monkeypatch):
+    real, seeds = generation.draw, []
+
+    def drawing(drawer: Drawer, batch: list[int]) -> dict[str, np.ndarray]:
+        if batch[0] == 4 and len(seeds) == 4:
+            raise OSError("pulled the plug")
+        seeds.extend(batch)
+        return real(drawer, batch)
+
+    monkeypatch.setattr(generation, "draw", drawing)
+    arguments = [*DRAW, "sampling.seeds=0-5", "sampling.batch_size=2", "sampling.montage=0", "sampling.nifti=false"]
+    assert call(generate.main, *arguments, "sampling.outdir=stopped").exit_code == 1 and seeds == [0, 1, 2, 3]
+    parts = sorted(Path("stopped/parts").rglob("*.npz"))
+    content = bytearray(parts[2].read_bytes())
+    content[-300] ^= 1
+    parts[2].write_bytes(content)
+    assert "6 asked for, 3 there already" in succeed(generate.main, *arguments, "sampling.outdir=stopped")
+    assert seeds[4:] == [2, 4, 5] and os.listdir("stopped") == ["samples.npz"]
+    succeed(generate.main, *arguments, "sampling.outdir=unstopped")
+    found, wanted = (SamplesFile(f"{name}/samples.npz") for name in ("stopped", "unstopped"))
+    np.testing.assert_allclose(found.array("images"), wanted.array("images"), atol=1e-5)
+    assert found.array("classes").tolist() == [0, 1, 0, 1, 0, 1]
 
 
 # ---- trajectories ----
