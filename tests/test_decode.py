@@ -186,7 +186,7 @@ def volumes_at(dest: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {item.id: (item.image[0], item.label) for item in items}
     return {path.name.partition(".")[0]: tuple(np.asanyarray(nibabel.load(f"{dest}/{kind}/{path.name}").dataobj)
                                                for kind in ("images", "labels"))
-            for path in Path(dest, "images").glob("*.nii.gz")}
+            for path in Path(dest, "images").glob("[!.]*.nii.gz")}
 
 
 def assert_same_volumes(dest: str, wanted: str) -> None:
