@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from utils.files import ArraysHash, atomic_path, npz_damage_named, read_npz
+from utils.files import atomic_path, blocks_hash, npz_damage_named, read_npz
 
 HASH = "content_hash"
 _BLOCK_BYTES = 1 << 20
@@ -48,14 +48,10 @@ class NpzFile:
 
     def check_content(self) -> None:
         """ValueError unless the arrays are those of the content hash among them (see utils.files.arrays_hash)."""
-        digest = ArraysHash()
         with npz_damage_named(self.path), zipfile.ZipFile(self.path) as archive:
-            for name in sorted(self.members.keys() - {HASH}):
-                dtype, shape, header, _ = self.members[name]
-                with archive.open(f"{name}.npy") as stream:
-                    stream.read(header)
-                    digest.add(name, dtype, shape, iter(lambda: stream.read(_BLOCK_BYTES), b""))
-        if str(self.array(HASH)) != digest.hexdigest():
+            found = blocks_hash((name, member.dtype, member.shape, _values(archive, name, member.header))
+                                for name, member in sorted(self.members.items()) if name != HASH)
+        if str(self.array(HASH)) != found:
             raise ValueError(f"{self.path}: damaged, its arrays differ from the stored content hash")
 
     def array(self, name: str) -> np.ndarray:
@@ -88,24 +84,27 @@ def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     return Member(dtype, shape, header, info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + header)
 
 
+def _values(archive: zipfile.ZipFile, name: str, header: int) -> Iterator[bytes]:
+    """The values of a member, behind its header, block by block."""
+    with archive.open(f"{name}.npy") as stream:
+        stream.read(header)
+        yield from iter(lambda: stream.read(_BLOCK_BYTES), b"")
+
+
 def write_npz(path: Path, arrays: Mapping[str, Rows], needed_bytes: int) -> None:
     """Write arrays and their content hash, whole or not at all, with one row in memory at a time."""
-    digest = ArraysHash()
     with atomic_path(path, needed_bytes) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, (dtype, shape, rows) in sorted(arrays.items()):
-            digest.add(name, dtype, shape, _written(archive, name, dtype, shape, rows))
-        text = np.array(digest.hexdigest())
-        for _ in _written(archive, HASH, text.dtype, (), [text]):
-            pass
+        text = np.array(blocks_hash((name, array.dtype, array.shape, _written(archive, name, array))
+                                    for name, array in sorted(arrays.items())))
+        list(_written(archive, HASH, Rows(text.dtype, (), [text])))
 
 
-def _written(archive: zipfile.ZipFile, name: str, dtype: np.dtype, shape: tuple[int, ...], rows: Iterable[np.ndarray]
-             ) -> Iterator[bytes]:
+def _written(archive: zipfile.ZipFile, name: str, array: Rows) -> Iterator[bytes]:
     """Add a member row by row, yielding what was written of each."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
         np.lib.format.write_array_header_1_0(stream, {
-            "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-        for row in rows:
+            "descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape})
+        for row in array.rows:
             block = row.tobytes()
             stream.write(block)
             yield block

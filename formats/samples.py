@@ -132,10 +132,6 @@ class SamplesFile:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def close(self) -> None:
-        """Close what this process has open; the next access opens it again."""
-        self._file.close()
-
     def images(self, index: int) -> np.ndarray | None:
         """Image [C,*S] float32 of a row, in the units of the intensity contract."""
         return self.row("images", index)
@@ -201,9 +197,6 @@ class _NpzArrays(NpzFile):
             self.meta = json.loads(str(self.array("meta")))
         except ValueError as e:
             raise ValueError(f"{path}: not a samples file: {e}") from e
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _check_layout(path: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:

@@ -18,14 +18,14 @@ from formats import diff3, h5
 from formats.facts import Facts, LatentScaling
 from formats.latents import FirstStageRecord, LatentsFile
 from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
-from formats.samples import ARRAYS, SamplesFile
+from formats.samples import SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from inference.first_stage import FirstStage, tile_note, tiles_of
 from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of
 from inference.snapshot import CarriedStage, Snapshot
 from networks.tiles import Tiles
 from utils import distributed
-from utils.files import ArraysHash, arrays_hash, check_free_disk, write_text
+from utils.files import arrays_hash, blocks_hash, check_free_disk, write_text
 from utils.log import RunLog, progress
 from utils.precision import resolve_precision
 from utils.runs import find_file
@@ -181,10 +181,10 @@ def open_source(path: Path) -> LatentSource:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
     rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i), partial(samples.latents, i))
             for i, seed in enumerate(samples.seeds)]
-    digest, stage = ArraysHash(), samples.meta.stage
-    digest.add("latents", np.dtype(ARRAYS["latents"]), samples.shape("latents"), (r.latents().tobytes() for r in rows))
-    digest.add("seeds", samples.seeds.dtype, samples.seeds.shape, [samples.seeds.tobytes()])
-    return LatentSource(rows, samples.meta.facts, digest.hexdigest(),
+    stage, seeds = samples.meta.stage, samples.seeds
+    found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
+                         ("seeds", seeds.dtype, seeds.shape, [seeds])])
+    return LatentSource(rows, samples.meta.facts, found,
                         stage and CarriedStage(stage.scaling, hash=stage.hash), samples.meta.snapshot)
 
 

@@ -126,29 +126,19 @@ def overwrite_text(path: str | Path, text: str) -> None:
         file.truncate()
 
 
-class ArraysHash:
-    """sha256 over named arrays, added in the order of their names: names, types, shapes and values."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def add(self, name: str, dtype: np.dtype, shape: tuple[int, ...], blocks: Iterable[bytes]) -> None:
-        """Add an array whose values come block by block, in C order."""
-        self._digest.update(f"{name}{dtype.str}{shape}".encode())
+def blocks_hash(arrays: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterable[bytes]]]) -> str:
+    """sha256 over arrays in the order of their names: name, type, shape and values, in C order, block by block."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, blocks in arrays:
+        digest.update(f"{name}{dtype.str}{shape}".encode())
         for block in blocks:
-            self._digest.update(block)
-
-    def hexdigest(self) -> str:
-        """Of all that was added."""
-        return self._digest.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
     """The same of arrays in memory."""
-    digest = ArraysHash()
-    for name, array in sorted(arrays.items()):
-        digest.add(name, array.dtype, array.shape, [array.tobytes()])
-    return digest.hexdigest()
+    return blocks_hash((name, array.dtype, array.shape, [array.tobytes()]) for name, array in sorted(arrays.items()))
 
 
 def plain_hash(value: object) -> str:
