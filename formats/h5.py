@@ -266,12 +266,13 @@ def read(dataset: h5py.Dataset) -> np.ndarray:
     return values
 
 
-def check(dataset: h5py.Dataset) -> None:
-    """ValueError unless the values of a data set, read block by block, are those of its stored hash."""
-    path = dataset.file.filename
-    with damage_named(path):
-        if dataset_hash(dataset) != get_text(dataset, "sha256"):
-            raise ValueError(f"{path}: damaged, {dataset.name} differs from its stored hash")
+def problem_of(dataset: h5py.Dataset) -> str:
+    """What is wrong with the values of a data set, read block by block and held against its hash; "" for nothing."""
+    where = f"{dataset.file.filename}: damaged, {dataset.name}"
+    try:
+        return "" if dataset_hash(dataset) == get_text(dataset, "sha256") else f"{where} differs from its stored hash"
+    except DAMAGE as error:
+        return f"{where} cannot be read ({error})"
 
 
 def row_hashes(dataset: h5py.Dataset) -> np.ndarray | None:
@@ -386,18 +387,9 @@ def verify(path: str | Path) -> list[str]:
             nodes = list(_walk(file))
             if "content_hash" not in file.attrs:
                 return [f"{path}: carries no content hash, so damage would not be seen"]
-            problems = [p for node in nodes if isinstance(node, h5py.Dataset) for p in _dataset_problems(path, node)]
+            problems = [p for node in nodes if isinstance(node, h5py.Dataset) and (p := problem_of(node))]
             if not problems and _content_hash(file) != get_text(file, "content_hash"):
                 problems = [f"{path}: metadata differs from the stored content hash"]
             return problems
         except DAMAGE as error:
             return [f"{path}: damaged ({error})"]
-
-
-def _dataset_problems(path: str | Path, dataset: h5py.Dataset) -> list[str]:
-    try:
-        if dataset_hash(dataset) != get_text(dataset, "sha256"):
-            return [f"{path}: {dataset.name} differs from its stored hash"]
-    except DAMAGE as error:
-        return [f"{path}: {dataset.name} cannot be read ({error})"]
-    return []

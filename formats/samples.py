@@ -179,7 +179,8 @@ class _H5Arrays(h5.LazyFile):
     def row(self, name: str, index: int) -> np.ndarray:
         dataset = self._open()[name]
         if name in self._hashes and self._hashes[name] is None:
-            h5.check(dataset)
+            if problem := h5.problem_of(dataset):
+                raise ValueError(problem)
             del self._hashes[name]
         return h5.read_row(dataset, index, self._hashes.get(name))
 

@@ -373,9 +373,8 @@ class NiftiFolder:
 
     def begin(self, provenance: dict) -> None:
         """Write the record; what had the names of these volumes goes first, for it would be taken for them."""
-        for number in range(len(self.job.source.rows)):
-            for kind in self.kinds:
-                self.path(number, kind).unlink(missing_ok=True)
+        for path in [self.path(n, kind) for n in range(len(self.job.source.rows)) for kind in self.kinds]:
+            path.unlink(missing_ok=True)
         write_text(self.dest / RECORD, json.dumps(provenance, indent=2) + "\n")
 
     def is_whole(self, number: int) -> bool:
