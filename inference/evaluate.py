@@ -74,7 +74,7 @@ def shown(name: str, cases: Iterable, length: int) -> Iterator:
 def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool) -> Layout:
     """What samples and real volumes have in common; ValueError naming where they differ."""
     facts, meta = samples.meta.facts, file.meta
-    if "images" not in samples.arrays:
+    if "images" not in samples.names:
         raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
     channels, classes = facts.channels, facts.label_classes
     if unknown := [name for name in channels if name not in meta.channels]:
@@ -91,7 +91,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
         raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
                          f"{file.path} (--real)")
-    labelled = classes if "labels" in samples.arrays else ()
+    labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit)
 
@@ -117,7 +117,7 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
     """What was generated, by what; labels_known: whether the real volumes have label maps."""
     with open(samples.path, "rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    without = labels_known and "labels" not in samples.arrays
+    without = labels_known and "labels" not in samples.names
     return {"path": str(samples.path), "sha256": sha256, "num": len(samples), "seeds": ranges(samples.seeds),
             "snapshot": str(snapshot or samples.meta.snapshot), "snapshot_hash": samples.meta.snapshot_hash,
             "sampling": samples.meta.sampling,
