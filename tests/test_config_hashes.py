@@ -6,12 +6,16 @@ no code writes it. Keys may come in beside those of the file, but only such as l
 """
 
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 import pytest
 
-from utils.config import compose, config_hash
+from training.noise_laws import Table
+from utils.config import Options, Training, compose
+from utils.config_hash import FIRST_KEYS, config_hash
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FROZEN = json.loads((Path(__file__).parent / "data/hashes.json").read_text(encoding="utf-8"))
@@ -61,3 +65,61 @@ def test_changes_are_seen():
     assert list(changed(frozen, {**frozen, "new": 3})) == []
     assert list(changed(frozen, {"a": True, "b": {"c": [1, 3]}})) == [
         "training.a: 1 -> True", "training.b.c[1]: 2 -> 3", "training.d: is gone"]
+
+
+# ---- keys that come later ----
+
+
+def loss(**keys: object) -> dict:
+    """A small training half, with more keys of an inner target of ours."""
+    return {"task": "t", "options": {"seed": 0}, "loss": {"_target_": "training.loss.DenoisingLoss", "law": {
+        "_target_": "training.noise_laws.Table", **keys}}}
+
+
+def test_parameters_that_came_later_count_from_their_default_on(monkeypatch):
+    class Later(Table):
+        def __init__(self, table=None, extra: int = 3, pair: tuple[int, int] = (1, 2), needed: bool = True):
+            pass
+
+    bare = config_hash(loss())
+    assert len({bare, config_hash(loss(extra=3)), config_hash(loss(extra=4))}) == 3  # unknown keys are hashed
+    monkeypatch.setattr("training.noise_laws.Table", Later)
+    assert bare == config_hash(loss()) == config_hash(loss(extra=3, pair=[1, 2], needed=True)) == config_hash(
+        loss(extra=3.0))
+    changed = [{"extra": 4}, {"extra": None}, {"pair": [1, 3]}, {"needed": 1}, {"extra": True}]
+    assert len({bare, *(config_hash(loss(**keys)) for keys in changed)}) == 6
+
+
+def test_parameters_that_were_there_at_first_always_count():
+    for name, keys in FIRST_KEYS["targets"].items():
+        assert keys, name
+    assert FIRST_KEYS["targets"]["training.loss.EDMLoss"] == "P_mean P_std sigma_data strata"
+    half = {"options": {"seed": 0}, "loss": {"_target_": "training.loss.EDMLoss"}}
+    assert config_hash(half) != config_hash({**half, "loss": {**half["loss"], "P_mean": -1.2}})
+
+
+def test_options_and_parts_that_came_later_count_from_their_default_on(monkeypatch):
+    @dataclass
+    class Privacy:
+        epsilon: float = 8
+
+    bare = loss()
+    more = {**bare, "options": {"seed": 0, "shade": 0.5}, "privacy": {"epsilon": 8}, "physics": {}}
+    assert config_hash(more) != config_hash(bare)
+    monkeypatch.setattr("utils.config_hash.Options", make_dataclass("Later", [("shade", float, 0.5)], bases=(Options,)))
+    monkeypatch.setattr("utils.config_hash.Training", make_dataclass("Later", [
+        ("privacy", Privacy, field(default_factory=Privacy)), ("physics", dict, field(default_factory=dict))],
+        bases=(Training,)))
+    assert config_hash(more) == config_hash({**bare, "physics": None}) == config_hash(bare)
+    others = [{**more, "options": {"seed": 0, "shade": 0.6}}, {**more, "privacy": {"epsilon": 1}},
+              {**more, "physics": {"_target_": "physics.x"}}, {**more, "options": {"seed": 1}}]
+    assert len({config_hash(bare), *map(config_hash, others)}) == 5
+
+
+def test_targets_of_others_and_such_as_are_gone_are_hashed_as_they_stand(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("evil.Net", "networks.gone.Net", "networks.unet.Gone", "training", ["networks.unet.ADMUNet"]):
+        nodes = [{"_target_": target, **keys} for keys in ({}, {"a": None}, {"a": 1})]
+        assert len({config_hash({"options": {"seed": 0}, "network": node}) for node in nodes}) == 3
+    assert "evil" not in sys.modules

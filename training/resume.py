@@ -10,7 +10,8 @@ import torch
 from formats.facts import Facts
 from formats.training_state import TrainingState
 from utils.checks import listed
-from utils.config import Options, config_hash, differences, hashed_part, read_yaml
+from utils.config import Options, differences, read_yaml
+from utils.config_hash import config_hash, hashed_part
 from utils.log import read_status
 from utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
 

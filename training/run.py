@@ -29,7 +29,8 @@ from training.tasks.diffusion import unusual_pair
 from training.training_loop import Trainer, split_batch
 from training.validation import Held
 from utils import distributed
-from utils.config import Options, build, check_targets, config_hash, find_target, to_yaml
+from utils.config import Options, build, check_targets, find_target, to_yaml
+from utils.config_hash import config_hash
 from utils.files import plain_hash, remove_temporary, write_text
 from utils.log import RunLog, append_log, error_text, read_status, write_status
 from utils.precision import resolve_precision

@@ -20,18 +20,13 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from utils.files import first_line, plain_hash
+from utils.files import first_line
 
 # homes of the classes that a file may name
 TRUSTED = ("networks.", "training.datasets.", "torch.nn.", "monai.networks.nets.", "monai.networks.blocks.",
            "monai.networks.layers.")
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
-# options that leave what is computed alone, the last digits aside
-NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
-               "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
-               "precision", "compile", "channels_last", "checkpointing", "parallel", "min_psnr",
-               "timeout_s", "max_bad_steps", "wandb", "trust")
 # arguments that the program itself gives a target, by the target's place in the config, which must not
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
@@ -486,25 +481,3 @@ def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str,
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
-
-
-def hashed_part(training: dict) -> dict:
-    """What of a training half decides on what is computed: length, logging, resuming and use of the machine aside."""
-    options = {k: v for k, v in training["options"].items() if k not in NOT_IN_HASH}
-    if isinstance(options.get("ema_halflife_kimg"), int):  # 500 on the command line is 500.0
-        options["ema_halflife_kimg"] = float(options["ema_halflife_kimg"])
-    training = {**training, "options": options}
-    training.pop("validation", None)
-    for part in ("augment", "discriminator"):
-        if not training.get(part):
-            training.pop(part, None)
-    return training
-
-
-def config_hash(training: dict) -> str:
-    """Hash of what a training run computes.
-
-    How the machine is used (device, threads, precision, ...) is no part of it: it changes no more than the last
-    digits; the state records it, and a change is warned of on resuming.
-    """
-    return plain_hash(hashed_part(training))[:16]
