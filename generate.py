@@ -23,6 +23,10 @@ def run(config_name: str, overrides: tuple[str, ...]) -> None:
     from utils.config import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
     from inference.generation import generate
+    from training.tasks import TASKS
+    name = config["training"]["task"]
+    if name not in TASKS or not TASKS[name].draws:
+        raise ValueError(f"-cn={config_name}: task {name} draws nothing; choose a diffusion experiment")
     generate(config_name, config)
 
 

@@ -56,9 +56,6 @@ class Drawer(NamedTuple):
 def generate(experiment: str, config: dict) -> None:
     """Draw the seeds that are asked for and not there yet. Every rank calls this; rank 0 writes the files."""
     options, run_root = sampling_options(config), config["training"]["options"]["run_root"]
-    if config["training"]["task"] != "diffusion":
-        raise ValueError(f"-cn={experiment}: task {config['training']['task']} draws nothing; choose a diffusion "
-                         "experiment")
     seeds = requested_seeds(options.seeds)
     check_options(options)
     device = distributed.init(options.device)

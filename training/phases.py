@@ -1,8 +1,8 @@
 """What tasks are made of, as the loop sees it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,37 +11,90 @@ from inference.snapshot import Snapshot
 from samplers.noise import ImageGenerators
 
 
-class LossOutput(NamedTuple):
-    """loss: sum over the images of a batch, count: how many, parts: further sums over the images, for the log, where
-    a name with a / stands as it is and those named data_... are figures of the data and no losses.
+class Sum(NamedTuple):
+    """A sum over `count` values, whose mean goes into the log: of images, or of the classes that some images have."""
 
-    Where a task has noise levels, losses [N] are those of the images and sigma [N] the levels they were taken at.
-    totals: further sums over the images that the phase's `absorb` asks for, alike in shape in every call.
+    total: torch.Tensor
+    count: int | torch.Tensor
+
+
+class ByLevel(NamedTuple):
+    """Values [N] of the images of a batch, and the noise levels sigma [N] that they go by in the log."""
+
+    values: torch.Tensor
+    sigma: torch.Tensor
+
+
+Numbers = dict[str, Sum | ByLevel]
+
+
+class LossOutput(NamedTuple):
+    """loss: sum over the images of a batch, and count: how many. Further sums over the images are for the log: the
+    parts of the loss, the share of each part in the sizes of all, and what is said of the data.
+
+    levels: the losses of the images where a task has noise levels. totals: sums over the images that the phase's
+    `absorb` asks for, alike in shape in every call. handed: what the next phase gets for the same images.
     """
 
     loss: torch.Tensor
     count: int
-    parts: dict[str, torch.Tensor]
-    losses: torch.Tensor | None = None
-    sigma: torch.Tensor | None = None
+    parts: Mapping[str, torch.Tensor]
+    shares: Mapping[str, torch.Tensor] = {}
+    data: Mapping[str, torch.Tensor] = {}
+    levels: ByLevel | None = None
     totals: dict[str, torch.Tensor] | None = None
+    handed: Any = None
+
+    def numbers(self, name: str) -> Numbers:
+        """The loss under a name, its parts, what is said of the data, and the losses by noise level."""
+        sums = {name: self.loss, **self.parts, **{f"data_{key}": value for key, value in self.data.items()}}
+        found: Numbers = {key: Sum(value, self.count) for key, value in sums.items()}
+        return found if self.levels is None else {**found, "sigma": self.levels}
+
+
+class StepStatistics(NamedTuple):
+    """Numbers of one step for the log, which has them as GROUP/NAME."""
+
+    group: str
+    values: Mapping[str, float | torch.Tensor]
+
+
+class PhaseStep(NamedTuple):
+    """What a phase made of a step: a number that is finite where all is well, totals, what it hands on for each round.
+    """
+
+    check: float
+    totals: dict[str, torch.Tensor]
+    handed: list[Any]
 
 
 @dataclass
 class Phase:
     """One optimiser's part of a task: loss(module, batch, generators) is minimised over the module's parameters.
 
-    Until start_kimg the phase rests. absorb(totals, key) gets the totals of the whole step, summed over rounds and
-    ranks, once all weights have moved, for what moves by other means than gradients; key is the number of images seen.
-    What it returns are figures of the step for the log, by name.
+    Where the phase before, of those that are active, handed something for the same images, loss gets it as a fourth
+    argument. Until start_kimg the phase rests. absorb(totals, nimg) gets the totals of the whole step, summed over
+    rounds and ranks, once all weights have moved, for what moves by other means than gradients; nimg is the number of
+    images seen.
     """
 
     name: str
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    loss: Callable[[torch.nn.Module, Batch, ImageGenerators], LossOutput]
+    loss: Callable[..., LossOutput]
     start_kimg: float = 0
-    absorb: Callable[[dict[str, torch.Tensor], int], dict[str, float] | None] | None = None
+    absorb: Callable[[dict[str, torch.Tensor], int], StepStatistics | None] | None = None
+
+
+class Best(NamedTuple):
+    """What network-best.pt goes by: a name among the numbers that a task measures, and which way is better."""
+
+    name: str = "loss"
+    higher: bool = False
+
+    def score(self, value: float) -> float:
+        """A number that is lower for what is better."""
+        return -value if self.higher else value
 
 
 @dataclass
@@ -50,7 +103,9 @@ class Task:
 
     A phase's loss must reach no weights of another phase: all gradients of a step are taken before any weight moves.
     clean(batch, generators) gives what the network is to learn the distribution of, where there is such a thing.
-    warn(tick) gives lines for the log at the end of a tick.
+    warn(tick) gives lines for the log at the end of a tick. measured(net, batch, generators) gives the numbers of
+    held-out images, None: those of the first phase's loss. trained_shape: [C,*S] of images that augmentation has cut.
+    notes: lines for the log at the start.
     """
 
     phases: list[Phase]
@@ -58,3 +113,13 @@ class Task:
     snapshot: Snapshot
     clean: Callable[[Batch, ImageGenerators], torch.Tensor] | None = None
     warn: Callable[[int], list[str]] | None = None
+    measured: Callable[[torch.nn.Module, Batch, ImageGenerators], Numbers] | None = None
+    best: Best = field(default_factory=Best)
+    trained_shape: tuple[int, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, net: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> Numbers:
+        """Sums over held-out images by name, each with its own count."""
+        if self.measured is not None:
+            return self.measured(net, batch, generators)
+        return self.phases[0].loss(net, batch, generators).numbers("loss")

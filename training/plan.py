@@ -5,24 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from formats.facts import Facts
 from inference.batch import Batch
 from inference.first_stage import FirstStage, tiles_of
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from training.batch_transforms import Identity
-from training.build import fill_network, trained_shape
+from networks.conditioning import Condition, takes_of
+from networks.parts import PARTS
 from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
-from training.patches import PatchAugment
-from training.phases import LossOutput, Task
+from training.phases import LossOutput
 from training.resume import Record
-from training.tasks.autoencoder import autoencoder_task
-from training.tasks.diffusion import diffusion_task
+from training.tasks import TASKS
+from training.tasks.base import PlannedData
 from training.training_loop import Trainer, split_batch
-from utils.config import Options, build, build_from_file, fill
+from utils.config import Options, build
 from utils.log import RunLog
 from utils.precision import resolve_precision
 
@@ -30,17 +28,6 @@ ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),
              torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
              lambda grad, q, k, v, *rest, **more: sdpa_backward_flop_count(grad, q, k, v)}
-
-
-class PlannedData(NamedTuple):
-    """What a plan must know of the data: shape [C,*S] of an item as networks see it, and what is known of it.
-
-    first_stage: the config of the autoencoder of latents, {} where there is none or it is not known.
-    """
-
-    shape: tuple[int, ...]
-    facts: Facts
-    first_stage: dict
 
 
 class StepPlan(NamedTuple):
@@ -97,7 +84,7 @@ def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> 
     """
     if shape:
         names = tuple(f"class{i}" for i in range(classes))
-        return PlannedData(tuple(shape), Facts("", "", label_classes=names, class_names=imagined_classes(training)), {})
+        return PlannedData(tuple(shape), Facts("", "", label_classes=names), {})
     path = training["dataset"].get("path")
     if path and not Path(path).exists():
         raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape C D H W (and "
@@ -105,12 +92,6 @@ def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> 
     dataset = build(training["dataset"], path="training.dataset")
     record = dataset.first_stage() if dataset.facts.latents else None
     return PlannedData(tuple(dataset.shape), dataset.facts, record.network if record else {})
-
-
-def imagined_classes(training: dict) -> tuple[str, ...]:
-    """As many class names as the network has."""
-    model = training["network"].get("model")
-    return tuple(str(i) for i in range((model or training["network"]).get("label_dim") or 0))
 
 
 # ---- one step ----
@@ -122,14 +103,16 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
     options = replace(options, precision=resolve_precision(options.precision, torch.device("cpu")), compile=False)
     batch_gpu, rounds = split_batch(options.batch_size, options.batch_gpu, 1)
     options = replace(options, batch_gpu=batch_gpu, batch_size=batch_gpu * min(rounds, 2))
+    training = {**training, "options": vars(options)}
     with fake_tensors(), LiveMemory() as memory:
-        task, shape = imagined_task(training, source, options.batch_size)
+        task = TASKS[training["task"]].assemble(training, source, imagined=True)
+        shape = task.trained_shape or task.snapshot.shape
         kept: list[int] = []
         for phase in task.phases:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
                                   record=Record({}, source.facts, len(shape) - 1))
-        batches = [imagined_batch(shape, source, batch_gpu)] * trainer.rounds
+        batches = [imagined_batch(task, shape, batch_gpu)] * trainer.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
             one_step(trainer, batches)
@@ -147,8 +130,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
 
 def one_step(trainer: Trainer, batches: list[Batch]) -> None:
     """What a trainer does with the batches of a step, its statistics and meetings aside."""
-    steps = {i: trainer.gradients(i, batches, Silent())[1] for i in range(len(trainer.task.phases))}
-    trainer.apply(steps)
+    trainer.apply(trainer.all_gradients(batches, Silent()))
 
 
 def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]) -> Callable[..., LossOutput]:
@@ -161,41 +143,13 @@ def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]
     return watch
 
 
-def imagined_task(training: dict, source: PlannedData, batch_size: int) -> tuple[Task, tuple[int, ...]]:
-    """The task of an experiment without its data, and the shape [C,*S] that it is trained on.
-
-    Augmentations, perceptual terms and what makes a batch of its data are left out.
-    """
-    augment_node, loss_node = training["augment"], dict(training["loss"])
-    augment = build(fill(augment_node, spatial_dims=len(source.shape) - 1)) if augment_node else None
-    node = fill_network(training, source, getattr(augment, "label_dim", 0))
-    net = imagine(lambda: build(node, path="training.network"))
-    optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
-    if loss_node.get("perceptual_weight"):
-        loss_node["perceptual_weight"] = 0
-    loss = build(loss_node, path="training.loss")
-    blank = Snapshot(training["task"], node, source.facts, source.shape)
-    if training["task"] == "diffusion":
-        return diffusion_task(net, loss, optimizer, Identity(), blank), source.shape
-    net.latent_shape(source.shape[1:])
-    shape = trained_shape(net, augment if isinstance(augment, PatchAugment) else None, source)
-    return autoencoder_task(net, loss, optimizer, blank, None, imagined_adversary(training["discriminator"], shape),
-                            batch_size=batch_size), shape
-
-
-def imagined_adversary(node: dict, shape: tuple[int, ...]) -> object | None:
-    """The adversary of a first stage that sees images [C,*S], where there is one."""
-    if not node:
-        return None
-    dims = 2 if node.get("per_slice") else len(shape) - 1
-    return build(fill(node, in_channels=shape[0], spatial_dims=dims), path="training.discriminator")
-
-
-def imagined_batch(shape: tuple[int, ...], source: PlannedData, images: int) -> Batch:
-    """A batch of items of a shape [C,*S], with label maps and classes where the data have them."""
-    labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if source.facts.label_classes else None
-    classes = torch.zeros(images, len(source.facts.class_names)) if source.facts.class_names else None
-    return Batch(torch.empty(images, *shape), labels, Condition(class_labels=classes))
+def imagined_batch(task: Task, shape: tuple[int, ...], images: int) -> Batch:
+    """A batch of items of a shape [C,*S], with label maps where the data have them and what the network takes."""
+    labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if task.snapshot.facts.label_classes else None
+    told = {name: torch.zeros(images, *PARTS[name].shape(part.width, shape[1:]),
+                              dtype=getattr(torch, np.dtype(PARTS[name].dtype).name))
+            for name, part in takes_of(task.net).items()}
+    return Batch(torch.empty(images, *shape), labels, Condition(told))
 
 
 def module_bytes(modules: list[torch.nn.Module]) -> int:
@@ -207,22 +161,20 @@ def module_bytes(modules: list[torch.nn.Module]) -> int:
 
 
 def plan_decode(config: dict, source: PlannedData) -> DecodePlan | None:
-    """Numbers of decoding latents as generate.py does, or, of an autoencoder, one volume; None without a first stage.
-    """
-    training, sampling = config["training"], config["sampling"]
-    own = training["task"] == "autoencoder"
-    if not own and not source.first_stage:
+    """Numbers of decoding what the task decodes, None for nothing."""
+    sampling, cpu = config["sampling"], torch.device("cpu")
+    decoding = TASKS[config["training"]["task"]].decoding(config, source)
+    if decoding is None:
         return None
-    cpu, batch = torch.device("cpu"), 1 if own else sampling["batch_size"]
     with fake_tensors(), LiveMemory() as memory, torch.no_grad():
-        net = imagine(lambda: build(fill_network(training, source)) if own else
-                      build_from_file(source.first_stage, "the latents", training["options"]["trust"])).eval()
-        size = source.shape[1:] if own else tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
+        net = imagine(decoding.make).eval()
+        size = decoding.size or tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
         tiles = tiles_of(*(sampling[key] for key in ("tile", "tile_overlap", "tile_mode")))
         stage = FirstStage(net, source.facts, precision=resolve_precision(sampling["precision"], cpu)).in_parts(tiles)
-        z = torch.empty(batch, *net.latent_shape(size))
+        z = torch.empty(decoding.batch, *net.latent_shape(size))
         memory.restart()
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
             image, label = stage.decode(z)
         assert image.shape[2:] == size and (label is None or label.shape[1:] == size)
-        return DecodePlan(size, batch, tiles and tiles.size, flops.get_total_flops(), module_bytes([net]), memory.peak)
+        return DecodePlan(size, decoding.batch, tiles and tiles.size, flops.get_total_flops(), module_bytes([net]),
+                          memory.peak)

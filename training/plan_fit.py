@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
-from math import ceil
 from typing import NamedTuple
 
 import torch
 
-from training.build import check_training, fill_network
-from training.plan import DecodePlan, PlannedData, StepPlan, plan_decode, plan_step
+from training.build import check_training
+from training.plan import DecodePlan, StepPlan, plan_decode, plan_step
+from training.tasks import TASKS
+from training.tasks.base import Lever, PlannedData, halved
 from training.training_loop import split_batch
-from utils.config import build
 from utils.precision import resolve_precision
 
 GIB = 2 ** 30
 FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors
-PATCHES, SIZE = "training.patches.PatchAugment", "training.augment.size"
 
 
 class Proposal(NamedTuple):
@@ -55,44 +54,28 @@ def propose_steps(config: dict, source: PlannedData, room: float) -> Iterator[Pr
     """What makes a step smaller, one thing more at a time and the cheapest first, up to the first that fits."""
     made: dict[str, str] = {}
     config = deepcopy(config)
-    has_patches = config["training"]["augment"].get("_target_") == PATCHES
-    for key, value in step_levers(config, source):
-        made[key] = apply_override(config, key, value)
-        if key == SIZE and not has_patches:
-            made[key] = f"augment=patches {made[key]}"
+    for lever in step_levers(config, source):
+        for key, value in lever.sets.items():
+            apply_override(config, key, value)
+        made[lever.key] = f"{lever.group} {apply_override(config, lever.key, lever.value)}".lstrip()
         peak = plan_step(config["training"], source).peak
         yield Proposal(list(made.values()), peak)
         if peak <= room:
             return
 
 
-def step_levers(config: dict, source: PlannedData) -> Iterator[tuple[str, object]]:
-    """Keys and values that make a step smaller: fewer images at a time, bf16, checkpointing, and smaller patches."""
+def step_levers(config: dict, source: PlannedData) -> Iterator[Lever]:
+    """What makes a step smaller: fewer images at a time, bf16, checkpointing, and what the task knows."""
     options = config["training"]["options"]
     batch = split_batch(options["batch_size"], options["batch_gpu"], 1)[0]
     while batch > 1:
         batch = max(b for b in range(1, batch // 2 + 1) if options["batch_size"] % b == 0)
-        yield "training.options.batch_gpu", batch
+        yield Lever("training.options.batch_gpu", batch)
     if resolve_precision(options["precision"], torch.device("cpu")) == "fp32":
-        yield "training.options.precision", "bf16"
+        yield Lever("training.options.precision", "bf16")
     if not options["checkpointing"]:
-        yield "training.options.checkpointing", True
-    if config["training"]["task"] == "autoencoder":
-        yield from ((SIZE, size) for size in smaller_sizes(config["training"], source))
-
-
-def smaller_sizes(training: dict, source: PlannedData) -> Iterator[list[int]]:
-    """Sizes of patches, each half of the one before along its longest axis, that the first stage can divide."""
-    with torch.device("meta"):
-        factor = build(fill_network(training, source)).factor
-    given = training["augment"].get("size", source.shape[1:])
-    size = [given] * len(factor) if isinstance(given, int) else list(given)
-    while True:
-        axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
-        if size[axis] <= 4 * factor[axis]:
-            return
-        size[axis] = ceil(size[axis] / 2 / factor[axis]) * factor[axis]
-        yield list(size)
+        yield Lever("training.options.checkpointing", True)
+    yield from TASKS[config["training"]["task"]].levers(config["training"], source)
 
 
 def propose_decodes(config: dict, source: PlannedData, room: float) -> Iterator[Proposal]:
@@ -106,14 +89,10 @@ def propose_decodes(config: dict, source: PlannedData, room: float) -> Iterator[
         yield Proposal(made, peak)
         if peak <= room:
             return
-    size = list(first.tile or first.size)
-    node = source.first_stage or fill_network(config["training"], source)
     with torch.device("meta"):
-        factor = build(node).factor
-    while max(s / f for s, f in zip(size, factor)) > 4:
-        axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
-        size[axis] = ceil(size[axis] / 2 / factor[axis]) * factor[axis]
-        sampling["tile"] = list(size)
+        factor = TASKS[config["training"]["task"]].decoding(config, source).make().factor
+    for size in halved(first.tile or first.size, factor):
+        sampling["tile"] = size
         peak = plan_decode(config, source).peak
         yield Proposal([*made, f"sampling.tile={words(size)}"], peak)
         if peak <= room:
@@ -126,8 +105,6 @@ def apply_override(config: dict, key: str, value: object) -> str:
     node = config[half]
     for part in path:
         node = node[part]
-    if key == SIZE:
-        node["_target_"] = PATCHES
     node[last] = value
     return f"{key}={words(value) if isinstance(value, list) else str(value).lower()}"
 

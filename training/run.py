@@ -11,13 +11,7 @@ import torch
 
 from formats.facts import Facts
 from networks.unet_blocks import UNetBlock
-from training.build import (
-    build_task,
-    check_training,
-    check_without_data,
-    held_out,
-    round_trip_notes,
-)
+from training.build import check_training, check_without_data, held_out, round_trip_notes
 from training.ema import halflives
 from training.init_from import init_from
 from training.phases import Task
@@ -25,11 +19,11 @@ from training.preview import build_preview, check_preview
 from training.resume import Record, Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
-from training.tasks.diffusion import unusual_pair
+from training.tasks import TASKS
 from training.training_loop import Trainer, split_batch
 from training.validation import Held
 from utils import distributed
-from utils.config import Options, build, check_targets, find_target, to_yaml
+from utils.config import Options, build, check_targets, to_yaml
 from utils.config_hash import config_hash
 from utils.files import plain_hash, remove_temporary, write_text
 from utils.log import RunLog, append_log, error_text, read_status, write_status
@@ -90,7 +84,7 @@ def train(experiment: str, config: dict) -> None:
         dataset = build(training["dataset"], path="training.dataset")
         torch.manual_seed(options.seed)
         held = held_out(training)
-        task = build_task(training, dataset, held)
+        task = TASKS[training["task"]].assemble(training, dataset, held)
         reason = train_task(experiment, config, task, dataset, held, options, device)
     finally:
         distributed.shutdown()
@@ -110,7 +104,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
     training, main = config["training"], distributed.rank() == 0
     record = Record(config, known_facts(task, dataset), len(dataset.shape) - 1)
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
-    preview, preview_notes = build_preview(config, task, held, device)
+    preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
+        config, task, held, count, device))
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
@@ -196,11 +191,7 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
-    loss = find_target(trainer.record.config["training"]["loss"]["_target_"], "training.loss")
-    note = unusual_pair(type(trainer.task.net), loss)
-    if note:
-        log(note)
-    for line in spread_lines(trainer.task, dataset, options.seed, trainer.device):
+    for line in (*trainer.task.notes, *spread_lines(trainer.task, dataset, options.seed, trainer.device)):
         log(line)
     if start.state:
         log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")

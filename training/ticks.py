@@ -1,23 +1,45 @@
-"""The numbers of a tick and the line that people read."""
+"""How far a run is, the numbers of a tick, and the line that people read."""
 
-from math import nan
+from dataclasses import dataclass
+from math import inf, nan
 
 import psutil
 import torch
 
-from training.phases import LossOutput
+from training.phases import ByLevel, LossOutput, Numbers, Sum
 from utils.stats import Collector
 
-SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that the loss is logged by
+SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that losses are logged by
 
 
-def report_loss(stats: Collector, group: str, name: str, out: LossOutput) -> None:
-    """Add a loss, its parts, and its values by noise level where there are such, as GROUP/..., or by a part's path."""
-    stats.report(f"{group}/{name}", out.loss, out.count)
-    for part, value in out.parts.items():
-        stats.report(part if "/" in part else f"{group}/{part}", value, out.count)
-    if out.sigma is not None:
-        stats.report_bins(f"{group}/sigma", out.losses, out.sigma, SIGMA_EDGES)
+@dataclass
+class Progress:
+    """What changes from step to step besides weights; all of it is in the training state."""
+
+    nimg: int = 0
+    tick: int = 0
+    tick_nimg: int = 0          # at the start of the tick
+    tick_seconds: float = 0
+    seconds: float = 0          # of the ticks that are over
+    bad_steps: int = 0          # in a row
+    best: float = inf           # score of the best validation, lower is better
+    measured: str = ""          # what it was measured on, as `Held.fingerprint`
+
+
+def report(stats: Collector, group: str, numbers: Numbers) -> None:
+    """Add numbers as GROUP/NAME."""
+    for name, value in numbers.items():
+        if isinstance(value, ByLevel):
+            stats.report_bins(f"{group}/{name}", *value, SIGMA_EDGES)
+        else:
+            stats.report(f"{group}/{name}", *value)
+
+
+def report_loss(stats: Collector, phase: str, out: LossOutput) -> dict[str, str]:
+    """Add what a phase's loss gave; the names of losses among it, each with what people call it."""
+    report(stats, "loss", out.numbers(phase))
+    report(stats, "share", {part: Sum(value, out.count) for part, value in out.shares.items()})
+    return {f"loss/{part}": part for part in (phase, *out.parts)}
 
 
 def tick_fields(means: dict[str, float], *, tick: int, nimg: int, total: int, images: int, steps: float,
@@ -33,13 +55,9 @@ def tick_fields(means: dict[str, float], *, tick: int, nimg: int, total: int, im
             "bad_steps": round(bad), **means}
 
 
-def tick_line(fields: dict[str, float]) -> str:
-    """One line of progress for people; losses by noise level, the parts of a validation and more are in the files."""
-    losses = {name.removeprefix("loss/"): value for name, value in fields.items()
-              if name.startswith("loss/") and not name.startswith(("loss/sigma_", "loss/data_"))}
-    if "val/loss" in fields:
-        losses["validation"] = fields["val/loss"]
-    loss = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+def tick_line(fields: dict[str, float], losses: dict[str, str]) -> str:
+    """One line of progress for people; more than the `losses`, by name with what people call them, is in the files."""
+    loss = ", ".join(f"{losses[name]} {value:.4g}" for name, value in fields.items() if name in losses)
     return (f"tick {fields['tick']:<4d} kimg {fields['kimg']:<8.3f} time {clock(fields['time/total_sec']):<6s} "
             f"sec/tick {fields['time/sec_per_tick']:<6.1f} sec/kimg {fields['time/sec_per_kimg']:<7.2f} "
             f"ETA {clock(fields['time/eta_sec']):<6s} data wait {fields['time/data_share']:<4.0%} "

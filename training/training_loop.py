@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator, Sized
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,11 +19,11 @@ from training.buffers import Buffers
 from training.data_sampler import InfiniteSampler
 from training.ema import ema_beta, halflives, update_ema
 from training.loader import Round, Rounds
-from training.phases import Task
+from training.phases import PhaseStep, Task
 from training.preview import Preview, make, pixels, write_preview
 from training.resume import Record, changes, processor
 from training.schedule import lr_factor
-from training.ticks import report_loss, tick_fields, tick_line
+from training.ticks import Progress, report_loss, tick_fields, tick_line
 from training.validation import Held, validate
 from utils import checkpoint, distributed, sharding
 from utils.config import Options
@@ -34,20 +35,6 @@ from utils.stats import Collector, StatsFiles, start_wandb
 from utils.stop import Reason, Stop, reason_of
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
-
-
-@dataclass
-class Progress:
-    """What changes from step to step besides weights; all of it is in the training state."""
-
-    nimg: int = 0
-    tick: int = 0
-    tick_nimg: int = 0          # at the start of the tick
-    tick_seconds: float = 0
-    seconds: float = 0          # of the ticks that are over
-    bad_steps: int = 0          # in a row
-    best: float = inf           # lowest validation loss
-    measured: str = ""          # what it was measured on, as `Held.fingerprint`
 
 
 class Trainer:
@@ -79,6 +66,7 @@ class Trainer:
         self.measure_anew()
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
+        self.losses = {f"val/{task.best.name}": "validation"}  # numbers of a tick that its line shows, and as what
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
@@ -136,7 +124,7 @@ class Trainer:
         self.stats.load_state(state.stats)
 
     def measure_anew(self) -> None:
-        """Forget the lowest validation loss where it was measured on something else than is held out now."""
+        """Forget the best validation where it was measured on something else than is held out now."""
         p = self.progress
         if self.held is None or p.measured == self.held.fingerprint:
             return
@@ -209,10 +197,9 @@ class Trainer:
         self.stats.report("time/data_wait", time.perf_counter() - start)
         batches, stats = [batch for _, batch in rounds], Collector()
         self.buffers.remember()
-        active = [i for i, phase in enumerate(self.task.phases) if p.nimg >= phase.start_kimg * 1000]
-        steps = {i: self.gradients(i, batches, stats) for i in active}
-        figure = sum(figure for figure, _ in steps.values())
-        bad, wish, *moved = distributed.max_over_ranks([not isfinite(figure), stop.wish() if stop else 0,
+        steps = self.all_gradients(batches, stats)
+        check = sum(step.check for step in steps.values())
+        bad, wish, *moved = distributed.max_over_ranks([not isfinite(check), stop.wish() if stop else 0,
                                                         *self.buffers.moved()])
         self.stats.report("bad_steps", bad)
         if bad:
@@ -223,42 +210,57 @@ class Trainer:
             p.bad_steps = 0
             self.buffers.average(moved)
             self.stats.add_all(stats)
-            self.apply({i: totals for i, (_, totals) in steps.items()})
+            self.apply(steps)
         p.nimg += options.batch_size
         p.tick_seconds = time.perf_counter() - self.tick_start
         return reason_of(wish)
 
-    def gradients(self, index: int, batches: list[Batch], stats: Collector) -> tuple[float, dict[str, torch.Tensor]]:
-        """Accumulate a phase's gradients and totals over rounds and ranks; the norm plus this rank's loss, and totals.
+    def all_gradients(self, batches: list[Batch], stats: Collector) -> dict[int, PhaseStep]:
+        """What the phases that have begun make of the rounds of a step, by their places."""
+        steps, handed = {}, [None] * len(batches)
+        for i, phase in enumerate(self.task.phases):
+            if self.progress.nimg >= phase.start_kimg * 1000:
+                steps[i] = self.gradients(i, batches, stats, handed)
+                handed = steps[i].handed
+        return steps
+
+    def gradients(self, index: int, batches: list[Batch], stats: Collector, handed: list[Any]) -> PhaseStep:
+        """Accumulate a phase's gradients and totals over rounds and ranks.
+
+        handed: by the phase before, for each round; let go of as it is used. The check is the norm of the gradients
+        plus this rank's loss and the totals.
         """
-        phase, total, totals = self.task.phases[index], 0.0, {}
+        phase, total, totals, hands = self.task.phases[index], 0.0, {}, []
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
+            given, handed[round_] = [handed[round_]] if handed[round_] is not None else [], None
             with autocast(self.precision, self.device):
-                out = phase.loss(self.modules[index], batch.to(self.device), self.generators(round_))
+                out = phase.loss(self.modules[index], batch.to(self.device), self.generators(round_), *given)
             (out.loss / self.options.batch_size).backward()
-            report_loss(stats, "loss", phase.name, out)
+            self.losses.update(report_loss(stats, phase.name, out))
             total += out.loss.detach()
             totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
+            hands.append(out.handed)
         totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
         total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
         parameters = [p for p in phase.module.parameters() if p.requires_grad]
         sharding.sum_gradients(parameters)
         norm = sharding.clip_gradients(parameters, self.options.grad_clip)
         stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
-        return float(norm + total), totals
+        return PhaseStep(float(norm + total), totals, hands)
 
-    def apply(self, totals: dict[int, dict[str, torch.Tensor]]) -> None:
-        """Step the optimisers of the phases that have totals by their gradients, and then the averages."""
+    def apply(self, steps: dict[int, PhaseStep]) -> None:
+        """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
         p, options = self.progress, self.options
         factor = lr_factor(p.nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
-        for i in totals:
+        for i, step in steps.items():
             phase = self.task.phases[i]
             for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
                 group["lr"] = lr * factor
             phase.optimizer.step()
-            for name, figure in (phase.absorb(totals[i], p.nimg) or {} if phase.absorb else {}).items():
-                self.stats.report(name, figure)
+            if phase.absorb and (found := phase.absorb(step.totals, p.nimg)):
+                for name, value in found.values.items():
+                    self.stats.report(f"{found.group}/{name}", value)
         for halflife, ema in zip(self.halflives, self.emas, strict=True):
             update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
 
@@ -328,8 +330,8 @@ class Trainer:
         p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
         if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
             fields.update(self.validate())
-            self.keep_best(fields["val/loss"])
-        self.log(tick_line(fields))
+            self.keep_best(fields)
+        self.log(tick_line(fields, self.losses))
         for line in self.task.warn(p.tick) if self.task.warn else ():
             self.log(line)
         if self.files:
@@ -342,8 +344,8 @@ class Trainer:
             self.show()
 
     def validate(self) -> dict[str, float]:
-        """Losses of the main average on the held-out items."""
-        return validate(self.held, self.task.phases[0], self.ema, seed=self.options.seed, batch_size=self.batch_gpu,
+        """What the task measures of the main average on the held-out items."""
+        return validate(self.held, self.task, self.ema, seed=self.options.seed, batch_size=self.batch_gpu,
                         precision=self.precision, device=self.device)
 
     def show(self) -> None:
@@ -369,11 +371,13 @@ class Trainer:
 
         distributed.from_rank_0(keep)
 
-    def keep_best(self, loss: float) -> None:
-        """Write network-best.pt when a validation loss is the lowest so far."""
-        if loss < self.progress.best:
-            self.progress.best = loss
-            self.save_average("network-best", self.halflives[0], self.ema, val_loss=loss)
+    def keep_best(self, fields: dict[str, float]) -> None:
+        """Write network-best.pt when what it goes by, where it could be measured, is the best so far."""
+        best = self.task.best
+        value = fields.get(f"val/{best.name}")
+        if value is not None and best.score(value) < self.progress.best:
+            self.progress.best = best.score(value)
+            self.save_average("network-best", self.halflives[0], self.ema, **{f"val_{best.name}": value})
 
 
 def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int, int]:

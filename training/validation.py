@@ -7,8 +7,8 @@ import torch
 
 from inference.batch import collate
 from samplers.noise import ImageGenerators, mix_seed
-from training.phases import Phase
-from training.ticks import report_loss
+from training.phases import Task
+from training.ticks import report
 from utils import distributed
 from utils.precision import autocast
 from utils.stats import Collector
@@ -20,13 +20,13 @@ class Held:
 
     dataset: Sized
     every_ticks: int
-    fingerprint: str = ""  # of what is measured: losses of one fingerprint compare
+    fingerprint: str = ""  # of what is measured: numbers of one fingerprint compare
 
 
 @torch.no_grad()
-def validate(held: Held, phase: Phase, net: torch.nn.Module, *, seed: int, batch_size: int, precision: str,
+def validate(held: Held, task: Task, net: torch.nn.Module, *, seed: int, batch_size: int, precision: str,
              device: torch.device) -> dict[str, float]:
-    """Means of a phase's losses over the held-out items of all ranks.
+    """Means of what a task measures over the held-out items of all ranks.
 
     The noise of an item, its level included, is a function of the seed and the item's place. All ranks call the network
     equally often, as shared weights ask: where one has run out of items it takes the first again, and reports nothing.
@@ -38,8 +38,9 @@ def validate(held: Held, phase: Phase, net: torch.nn.Module, *, seed: int, batch
         batch = collate([held.dataset[i] for i in keys or items[:1]])
         generators = ImageGenerators(keys or items[:1], seed=mix_seed("validation", seed), device=device)
         with autocast(precision, device):
-            out = phase.loss(net, batch.to(device), generators)
+            numbers = task.measure(net, batch.to(device), generators)
+        assert task.best.name in numbers, f"network-best goes by {task.best.name}, measured are {', '.join(numbers)}"
         seen = Collector()
-        report_loss(seen, "val", "loss", out)
+        report(seen, "val", numbers)
         stats.add_all(seen) if keys else stats.add_names(seen)
     return stats.means()

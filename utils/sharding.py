@@ -108,14 +108,14 @@ def load_full_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     module.load_state_dict({key: share(value, here.get(key)) for key, value in state.items()})
 
 
-def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
+def load_full_optimizer_state(optimizer: torch.optim.Optimizer, full: dict) -> None:
     """Take over what `full_state` gave of such an optimiser; every rank brings the whole state and keeps its share."""
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    numbers = [number for group in full["param_groups"] for number in group["params"]]
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     weight = dict(zip(numbers, weights))  # a wrong count is for load_state_dict to refuse
-    optimizer.load_state_dict({**state, "state": {
+    optimizer.load_state_dict({**full, "state": {
         number: {key: share(value, weight.get(number)) for key, value in entries.items()}
-        for number, entries in state["state"].items()}})
+        for number, entries in full["state"].items()}})
 
 
 def share(value: Any, like: torch.Tensor | None) -> Any:

@@ -23,10 +23,11 @@ class Collector:
     def __init__(self):
         self.sums: dict[tuple[str, ...], torch.Tensor] = {}  # tables [names, 2], float64
 
-    def report(self, name: str, total: torch.Tensor | float, count: float = 1) -> None:
+    def report(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float = 1) -> None:
         """Add a sum over `count` values; stays on the device, so that no step waits for it."""
         total = torch.as_tensor(total).detach().double()
-        self.add((name,), torch.stack([total, torch.full_like(total, count)])[None])
+        count = count.to(total) if isinstance(count, torch.Tensor) else torch.full_like(total, count)
+        self.add((name,), torch.stack([total, count])[None])
 
     def report_bins(self, name: str, values: torch.Tensor, places: torch.Tensor, edges: Sequence[float]) -> None:
         """Add values [N] as NAME_LOW-HIGH, by the pair of `edges` that places [N] lie between."""
@@ -79,11 +80,12 @@ class Collector:
         groups, table = self.table()
         return {"groups": [list(names) for names in groups], "ranks": distributed.gather(table).cpu()}
 
-    def load_state(self, state: dict) -> None:
-        """Go on from a state: each rank takes its own part, or, at another number of ranks, its share of the parts."""
-        mine = state["ranks"][distributed.rank()::distributed.world_size()].sum(0)
-        parts = mine.split([len(names) for names in state["groups"]])
-        self.sums = {tuple(names): part for names, part in zip(state["groups"], parts, strict=True)}
+    def load_state(self, collected: dict) -> None:
+        """Go on from what `state` gave: each rank takes its own part, or, at another number of them, its share of all.
+        """
+        mine = collected["ranks"][distributed.rank()::distributed.world_size()].sum(0)
+        parts = mine.split([len(names) for names in collected["groups"]])
+        self.sums = {tuple(names): part for names, part in zip(collected["groups"], parts, strict=True)}
 
 
 class StatsFiles:

@@ -1,6 +1,6 @@
 """The autoencoder task: reconstruct images and label maps through a bottleneck, against an adversary if asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
 import torch
@@ -10,10 +10,72 @@ from inference.snapshot import Snapshot
 from networks.autoencoder import Reconstruction
 from samplers.noise import ImageGenerators
 from training.adversarial import Adversary
+from training.autoencoder_loss import AutoencoderLoss
+from training.patches import PatchAugment
 from training.phases import LossOutput, Phase, Task
+from training.tasks.base import (
+    Data,
+    Decoding,
+    Lever,
+    PlannedData,
+    TaskType,
+    build_augment,
+    build_parts,
+    fill_network,
+    halved,
+)
 from training.tasks.codes import CodeWatch, code_totals
+from training.tasks.previews import GivenBack, build_given_back
+from training.validation import Held
+from utils.config import build, fill
 
-Rounds = dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]]
+SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
+
+
+class AutoencoderTask(TaskType):
+    """Training a first stage."""
+
+    has_adversary = True
+
+    def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
+        """The task on whole volumes, or on the patches that the augmentation cuts."""
+        augment = build_augment(training, data)
+        if isinstance(augment, PatchAugment):
+            augment.check(data.shape[1:])
+        if imagined and training["loss"].get("perceptual_weight"):  # its network lies in a file
+            training = {**training, "loss": {**training["loss"], "perceptual_weight": 0}}
+        net, loss, optimizer, snapshot = build_parts(training, data, augment, imagined=imagined)
+        net.latent_shape(data.shape[1:])
+        shape = trained_shape(net, augment, data)
+        adversary = build_adversary(training["discriminator"], shape)
+        if not imagined:
+            if adversary is not None:
+                adversary.check(shape)
+            if isinstance(loss, AutoencoderLoss):
+                for size in {shape[1:], *([tuple(data.shape[1:])] if held else [])}:  # patches, and whole volumes
+                    loss.open(size)
+        task = autoencoder_task(net, loss, optimizer, snapshot, None if imagined else augment, adversary,
+                                batch_size=training["options"]["batch_size"])
+        task.trained_shape = shape
+        return task
+
+    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> GivenBack:
+        """Held-out volumes and what comes back of them."""
+        return build_given_back(config, task, held, count, device)
+
+    def decoding(self, config: dict, data: PlannedData) -> Decoding:
+        """One volume by the network itself."""
+        return Decoding(lambda: build(fill_network(config["training"], data)), 1, data.shape[1:])
+
+    def levers(self, training: dict, data: PlannedData) -> Iterator[Lever]:
+        """Patches, each half of the one before along its longest axis, that the first stage can divide."""
+        with torch.device("meta"):
+            factor = build(fill_network(training, data)).factor
+        chosen = training["augment"].get("_target_") == PATCHES
+        size = training["augment"].get("size", data.shape[1:])
+        size = [size] * len(factor) if isinstance(size, int) else list(size)
+        for smaller in halved(size, factor):
+            yield Lever(SIZE, smaller, "" if chosen else "augment=patches", {"training.augment._target_": PATCHES})
 
 
 def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.Tensor]],
@@ -24,36 +86,36 @@ def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.T
     batch_size: images per step. Weights that change are those of the step's first image; held-out data is measured
     with the last ones and without the adversary.
     """
-    rounds: Rounds = {}  # images and reconstructions of this step that the discriminator is yet to see
-
     def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> LossOutput:
         training = module.training
         if augment is not None and training:
             batch, _ = augment(batch, generators)
         nimg = step_start(generators.keys, batch_size) if training else inf
         out: Reconstruction = module(batch.images, batch.labels, generators.for_purpose("posterior"))
-        terms = loss(out, batch.images, batch.labels, nimg / 1000, generators)
+        terms, handed = loss(out, batch.images, batch.labels, nimg / 1000, generators), None
         if adversary is not None and training:
             weight = adversary.weight_at(nimg)
             terms["adversarial"] = weight * adversary.reconstruction_loss(out.image, generators) if weight \
                 else out.image.new_zeros(len(out.image))
             if adversary.is_on(nimg):
-                rounds[tuple(generators.keys)] = batch.images, out.image.detach()
+                handed = batch.images, out.image.detach()
         totals = code_totals(net, out.codes, generators, batch_size) if out.codes is not None and training else None
-        return weighed({name: value.sum() for name, value in terms.items()}, len(batch.images), training, totals)
+        found = weighed({name: value.sum() for name, value in terms.items()}, len(batch.images), training)
+        return found._replace(totals=totals, handed=handed)
 
     watch = CodeWatch(net) if hasattr(net, "absorb") else None
     phases = [Phase("autoencoder", net, optimizer, phase_loss, absorb=watch.absorb if watch else None)]
     if adversary is not None:
-        phases.append(discriminator_phase(adversary, rounds))
+        phases.append(discriminator_phase(adversary))
     return Task(phases, net, snapshot, warn=watch.warn if watch else None)
 
 
-def discriminator_phase(adversary: Adversary, rounds: Rounds) -> Phase:
-    """What the discriminator learns from: the images and reconstructions that the phase before it left in `rounds`."""
+def discriminator_phase(adversary: Adversary) -> Phase:
+    """What the discriminator learns from: the images and reconstructions that the phase before it hands on."""
 
-    def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators) -> LossOutput:
-        terms = adversary.discriminator_loss(module, *rounds.pop(tuple(generators.keys)), generators)
+    def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators,
+                   handed: tuple[torch.Tensor, torch.Tensor]) -> LossOutput:
+        terms = adversary.discriminator_loss(module, *handed, generators)
         terms = {name: value.sum() for name, value in terms.items()}
         return LossOutput(sum(terms.values()), len(batch.images), terms)
 
@@ -65,18 +127,36 @@ def step_start(keys: Sequence[int], batch_size: int) -> int:
     return keys[0] // batch_size * batch_size
 
 
-def weighed(terms: dict[str, torch.Tensor], count: int, with_shares: bool, totals: dict[str, torch.Tensor] | None
-            ) -> LossOutput:
-    """The sum of terms, with each of them, and its share of the sum of their sizes, as parts for the log.
+def weighed(terms: dict[str, torch.Tensor], count: int, with_shares: bool) -> LossOutput:
+    """The sum of terms, with each of them as a part for the log and, if asked, its share of the sum of their sizes.
 
     ValueError for no terms.
     """
     if not terms:
         raise ValueError("training.loss: every term that this first stage has is of weight 0; wanted one above, as "
                          "training.loss.l1_weight=1")
-    parts = dict(terms)
+    shares = {}
     if with_shares:
         sizes = {name: value.detach().abs() for name, value in terms.items()}
         total = sum(sizes.values()).clamp_min(1e-30)
-        parts.update({f"share/{name}": count * size / total for name, size in sizes.items()})
-    return LossOutput(sum(terms.values()), count, parts, totals=totals)
+        shares = {name: count * size / total for name, size in sizes.items()}
+    return LossOutput(sum(terms.values()), count, terms, shares)
+
+
+def trained_shape(net: torch.nn.Module, augment: Callable | None, data: Data) -> tuple[int, ...]:
+    """Shape [C,*S] of what a first stage sees in training; ValueError for a patch that it cannot divide."""
+    if not isinstance(augment, PatchAugment):
+        return tuple(data.shape)
+    try:
+        net.latent_shape(augment.size)
+    except ValueError as e:
+        raise ValueError(f"training.augment.size={list(augment.size)}: {e}") from e
+    return (data.shape[0], *augment.size)
+
+
+def build_adversary(node: dict, shape: Sequence[int]) -> Adversary | None:
+    """The adversary of a first stage that sees images [C,*S], where there is one."""
+    if not node:
+        return None
+    dims = 2 if node.get("per_slice") else len(shape) - 1
+    return build(fill(node, in_channels=shape[0], spatial_dims=dims), path="training.discriminator")

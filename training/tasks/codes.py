@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from samplers.noise import Noise
+from training.phases import StepStatistics
 
 FEW, ALIKE = 0.05, 2  # share of the codes in use, and perplexity, below which a codebook counts as collapsed
 
@@ -34,12 +35,12 @@ class CodeWatch:
     def __init__(self, net: torch.nn.Module):
         self.net, self.seen = net, None  # counts [K] since the last tick
 
-    def absorb(self, totals: dict[str, torch.Tensor], nimg: int) -> dict[str, float]:
+    def absorb(self, totals: dict[str, torch.Tensor], nimg: int) -> StepStatistics:
         """Move the codebook; the used share and the perplexity of the codes of the step."""
         self.net.absorb(totals["counts"], totals["sums"], totals["candidates"], nimg)
         self.seen = totals["counts"] + (0 if self.seen is None else self.seen)
         used, perplexity = self.net.codebook_usage(totals["counts"])
-        return {"codes/used": used, "codes/perplexity": perplexity}
+        return StepStatistics("codes", {"used": used, "perplexity": perplexity})
 
     def warn(self, tick: int) -> list[str]:
         """What is wrong with the use of codes over the tick that ends; the first has them still finding their place."""

@@ -1,20 +1,73 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from inference.batch import Batch
-from inference.snapshot import Snapshot
+from formats.facts import Facts
+from inference.batch import Batch, collate
+from inference.snapshot import CarriedStage, Snapshot
 from networks.conditioning import Condition, Part, takes_of
 from networks.parts import PARTS
 from networks.precond import SLACK
 from samplers.denoiser import Wrapper
 from samplers.noise import ImageGenerators
+from training.batch_transforms import Identity
 from training.loss import USUAL
-from training.phases import LossOutput, Phase, Task
+from training.patches import PatchAugment
+from training.phases import ByLevel, LossOutput, Phase, Task
+from training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
+from training.tasks.previews import Drawn, build_drawn
+from training.validation import Held
+from utils.checks import listed
+from utils.config import build, build_from_file, check_targets, fill
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
+
+
+class DiffusionTask(TaskType):
+    """Training a denoiser of voxels or latents."""
+
+    needs = (*TaskType.needs, "batch_transform")
+    draws = True
+
+    def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
+        """The task on what the batch transform makes of the data; a plan takes data as networks see them."""
+        augment = build_augment(training, data)
+        if isinstance(augment, PatchAugment):
+            raise ValueError(f"training.augment._target_={training['augment']['_target_']}: patches are for first "
+                             "stages (training.task=autoencoder); choose augment=none or augment=edm")
+        transform = Identity() if imagined else build_transform(training, data, held)
+        shape = getattr(transform, "shape", data.shape)
+        net, loss, optimizer, snapshot = build_parts(training, data, augment, shape, imagined)
+        if imagined:
+            return diffusion_task(net, loss, optimizer, transform, snapshot)
+        self.check(training, loss, net)
+        check_conditions(net, data.facts)
+        snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform))
+        task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
+        check_forward(task, data)
+        task.notes = [note] if (note := unusual_pair(type(net), type(loss))) else []
+        return task
+
+    def check(self, training: dict, loss: Callable, net: torch.nn.Module | None = None) -> None:
+        """ValueError for a loss of another batch size, or of another network."""
+        check_strata(loss, training["options"]["batch_size"])
+        if net is not None:
+            check_pair(net, loss)
+
+    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Drawn:
+        """Samples of the same seeds every time."""
+        return build_drawn(config, task, held, count, device)
+
+    def decoding(self, config: dict, data: PlannedData) -> Decoding | None:
+        """What generate.py decodes at a time, where the first stage is known."""
+        trust = config["training"]["options"]["trust"]
+        make = partial(build_from_file, data.first_stage, "the latents", trust)
+        return Decoding(make, config["sampling"]["batch_size"]) if data.first_stage else None
 
 
 def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.Optimizer, batch_transform: Callable,
@@ -37,8 +90,8 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
         seen = ToldItsEstimate(module, generators) if shows else module
         out = loss(seen, x, condition, generators, augment_labels)
         per_image = out.loss.flatten(1).mean(1)
-        squares = {"data_square": x.square().flatten(1).mean(1).sum()}
-        return LossOutput(per_image.sum(), len(x), squares, per_image, out.sigma)
+        squares = {"square": x.square().flatten(1).mean(1).sum()}
+        return LossOutput(per_image.sum(), len(x), {}, data=squares, levels=ByLevel(per_image, out.sigma))
 
     return Task([Phase("diffusion", net, optimizer, phase_loss)], net, snapshot,
                 clean=lambda batch, generators: batch_transform(batch, generators)[0])
@@ -113,3 +166,65 @@ def check_noise_range(net: torch.nn.Module, loss: Callable) -> None:
         raise ValueError(f"training.loss draws noise levels {low:.4g} .. {high:.4g}, training.network knows "
                          f"{sigma_min:.4g} .. {sigma_max:.4g}; choose the loss that goes with the preconditioning, "
                          f"{usual_choice(type(net))}")
+
+
+def build_transform(training: dict, dataset: Data, held: Held | None) -> Callable:
+    """The batch transform, told what is known of latents; ValueError when the data are not what it is for."""
+    node, path = training["batch_transform"], "training.batch_transform"
+    latents, source = dataset.facts.latents, dataset.facts.file
+    filled = fill(node, trust=training["options"]["trust"], **(latents.statistics if latents else {}))
+    try:
+        check_targets(filled, path)
+    except ValueError as e:
+        raise ValueError(f"{e}; {source} holds images: choose batch_transform=voxels") from e
+    transform = build(filled, path=path)
+    opens, scales = hasattr(transform, "open"), hasattr(transform, "scaling")
+    if latents and (opens or not scales):
+        raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this "
+                         + ("encodes images" if opens else "has no scaling that decoding could undo")
+                         + "; choose batch_transform=latents")
+    if opens:
+        on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
+        split, measured = ("train", dataset) if held is None else (training["validation"]["split"], held.dataset)
+        transform.open(dataset, measured, split, torch.device("cpu" if on_cpu else "cuda"))
+    return transform
+
+
+def carried_stage(training: dict, data: Data, transform: Callable) -> CarriedStage | None:
+    """The first stage for the snapshots, whole and buildable before anything is trained on it; None for voxels."""
+    if not hasattr(transform, "scaling"):
+        return None
+    holder = data if data.facts.latents else transform
+    stage = CarriedStage.from_record(holder.first_stage(), transform.scaling, holder.round_trip)
+    if stage.network:
+        stage.build(data.facts.file, training["options"]["trust"])
+    return stage
+
+
+def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
+    """ValueError when a network is made for another number of classes, or the like, than the data have."""
+    for name, part in takes_of(net).items():
+        kind = PARTS[name]
+        names = getattr(facts, kind.names) if kind.names else None
+        if names is not None and part.width != len(names):
+            there = f"{len(names)} {kind.many} ({listed(names)}), or 0 to leave them aside"
+            raise ValueError(f"training.network.model.{kind.width_key}={part.width}: wanted {len(names)}, as "
+                             f"{facts.source} has {there if names else f'no {kind.many}'}")
+
+
+def check_strata(loss: Callable, batch_size: int) -> None:
+    """ValueError when a loss spreads noise levels over another number of images than a batch has."""
+    strata = getattr(loss, "strata", None)
+    if strata not in (None, batch_size):
+        raise ValueError(f"training.loss.strata={strata}: wanted training.options.batch_size={batch_size} "
+                         "(${training.options.batch_size}), or null")
+
+
+@torch.no_grad()
+def check_forward(task: Task, dataset: object) -> None:
+    """Take the loss of one item on the meta device (shapes only): what does not fit is said before there is a run."""
+    batch = collate([dataset[0]]).to(torch.device("meta"))
+    if batch.images.shape[1] != dataset.shape[0] * (2 if dataset.facts.latents else 1):
+        raise ValueError(f"training.batch_transform: the data set yields {batch.images.shape[1]} channels, "
+                         f"the networks see {dataset.shape[0]}")
+    task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))

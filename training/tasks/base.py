@@ -1,0 +1,136 @@
+"""What the program asks of a task, and what tasks are assembled from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from math import ceil
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from formats.facts import Facts
+from inference.snapshot import Snapshot
+from training.live_memory import imagine
+from training.phases import Task
+from training.preview import Shown
+from training.validation import Held
+from utils.config import build, fill
+
+
+class Data(Protocol):
+    """What is known of data before an item is read: its shape [C,*S], and where it comes from."""
+
+    shape: tuple[int, ...]
+    facts: Facts
+
+
+class PlannedData(NamedTuple):
+    """What a plan must know of the data: shape [C,*S] of an item as networks see it, and what is known of it.
+
+    first_stage: the config of the autoencoder of latents, {} where there is none or it is not known.
+    """
+
+    shape: tuple[int, ...]
+    facts: Facts
+    first_stage: dict
+
+
+class Lever(NamedTuple):
+    """A key and a value of it that make a training step smaller.
+
+    group: a choice that it asks for, as the command line says it, and the keys that this sets.
+    """
+
+    key: str
+    value: object
+    group: str = ""
+    sets: Mapping[str, object] = {}
+
+
+class Decoding(NamedTuple):
+    """What a plan decodes: `batch` volumes at a time by the network that `make` gives.
+
+    size: of a volume [*S], None: the one that latents of the data's shape stand for.
+    """
+
+    make: Callable[[], torch.nn.Module]
+    batch: int
+    size: tuple[int, ...] | None = None
+
+
+class TaskType:
+    """A task by its config: one subclass in a file here and one line in TASKS. `assemble` is all that it must give."""
+
+    needs: tuple[str, ...] = ("dataset", "network", "loss", "optimizer")  # parts of `training` that must be chosen
+    has_adversary = False  # whether training.discriminator means anything to it
+    draws = False  # whether generate.py can draw by its networks
+
+    def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
+        """The task of a training half on a data set; ValueError where its parts do not fit each other or the data.
+
+        imagined: for a plan, on `PlannedData` among fake tensors; no item is read and no file.
+        """
+        raise NotImplementedError
+
+    def check(self, training: dict, loss: Any, net: torch.nn.Module | None = None) -> None:
+        """ValueError for what can be told without data of a loss and, where it could be built, a network on meta."""
+
+    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device
+                ) -> Callable[[torch.nn.Module], Shown]:
+        """What shows `count` pictures of an averaged network; ValueError where nothing can be shown."""
+        raise ValueError(f"training.task={config['training']['task']} shows none")
+
+    def decoding(self, config: dict, data: PlannedData) -> Decoding | None:
+        """What a plan is to decode, None for nothing."""
+        return None
+
+    def levers(self, training: dict, data: PlannedData) -> Iterator[Lever]:
+        """What makes a step smaller besides what helps all tasks, the cheapest first."""
+        return iter(())
+
+
+class Parts(NamedTuple):
+    """What every task has: a network with its loss and optimiser, and what snapshots will say of it."""
+
+    net: torch.nn.Module
+    loss: Any
+    optimizer: torch.optim.Optimizer
+    snapshot: Snapshot
+
+
+def build_parts(training: dict, data: Data, augment: Callable | None = None, shape: Sequence[int] | None = None,
+                imagined: bool = False) -> Parts:
+    """The parts of a task; shape [C,*S] of what the network sees, where that is not what the data set holds."""
+    node = fill_network(training, data, getattr(augment, "label_dim", 0), shape)
+    make = partial(build, node, path="training.network")
+    net = imagine(make) if imagined else make()
+    optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
+    loss = build(training["loss"], path="training.loss")
+    return Parts(net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape)))
+
+
+def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequence[int] | None = None) -> dict:
+    """The network node with what the data and the augmentation say where the YAML says nothing.
+
+    shape: of what the network sees, where that is not what the data set holds.
+    """
+    channels, *size = shape or data.shape
+    return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
+                image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
+
+
+def build_augment(training: dict, data: Data) -> Callable | None:
+    """The augmentation, where there is one; ValueError for latents."""
+    node = training["augment"]
+    if node and data.facts.latents:
+        raise ValueError(f"training.augment._target_={node['_target_']}: an augmentation moves images, and latents do "
+                         "not turn with their image; choose augment=none")
+    return build(fill(node, spatial_dims=len(data.shape) - 1), path="training.augment") if node else None
+
+
+def halved(size: Sequence[int], factor: Sequence[int]) -> Iterator[list[int]]:
+    """Sizes [*S] that the factors [*S] divide, each half of the one before along its longest axis, to four of these."""
+    size = list(size)
+    while max(s / f for s, f in zip(size, factor)) > 4:
+        axis = max(range(len(size)), key=lambda i: size[i] / factor[i])
+        size[axis] = ceil(size[axis] / 2 / factor[axis]) * factor[axis]
+        yield list(size)
