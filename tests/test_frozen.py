@@ -42,7 +42,8 @@ from inference.snapshot import Snapshot
 from tests.commands import succeed
 from tests.toy import learned, ticks
 from utils import checkpoint
-from utils.config import config_hash, read_yaml
+from utils.config import read_yaml
+from utils.config_hash import config_hash
 
 FROZEN = Path(__file__).parent / "data/frozen"
 EXPECTED = json.loads((FROZEN / "expected.json").read_text(encoding="utf-8"))
