@@ -153,11 +153,15 @@ def make_task(dims: int = 3, **settings) -> Task:
 
 def gradients(task: Task, images: torch.Tensor, rounds: list[list[int]]) -> list[torch.Tensor]:
     """Gradients of both phases, summed over rounds that take such rows of the images."""
+    handed = []
     for phase in task.phases:
         phase.optimizer.zero_grad()
-        for rows in rounds:
+        for i, rows in enumerate(rounds):
             batch = Batch(images[rows], None, Condition())
-            phase.loss(phase.module, batch, ImageGenerators(rows)).loss.backward()
+            given = [handed[i]] if phase is not task.phases[0] else []
+            out = phase.loss(phase.module, batch, ImageGenerators(rows), *given)
+            out.loss.backward()
+            handed.append(out.handed)
     return [torch.cat([p.grad.flatten() for p in phase.module.parameters()]) for phase in task.phases]
 
 
@@ -177,13 +181,14 @@ def test_each_phase_moves_its_own_weights_and_reconstructs_once():
     net.register_forward_hook(lambda *_: calls.append(0))
     batch, first, second = Batch(images, None, Condition()), ImageGenerators(range(4)), ImageGenerators(range(4, 8))
     before = task.phases[0].loss(net, batch, first)
-    assert before.parts["adversarial"].item() == 0 and before.parts["share/adversarial"].item() == 0
+    assert before.parts["adversarial"].item() == 0 and before.shares["adversarial"].item() == 0
+    assert before.handed is None
     after = task.phases[0].loss(net, batch, second)
     assert after.parts["adversarial"].item() > 0
     after.loss.backward()
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     grads = [p.grad.clone() for p in net.parameters()]
-    out = task.phases[1].loss(network, batch, second)
+    out = task.phases[1].loss(network, batch, second, after.handed)
     out.loss.backward()
     assert len(calls) == 2 and set(out.parts) == {"real", "fake"} and all(p.grad.any() for p in network.parameters())
     assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), grads, strict=True))

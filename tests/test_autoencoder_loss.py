@@ -145,7 +145,7 @@ def test_perceptual_without_a_network_is_refused():
 
 def test_a_first_stage_without_terms_is_refused():
     with pytest.raises(ValueError, match=r"training\.loss: every term .* weight 0"):
-        weighed({}, 2, True, None)
+        weighed({}, 2, True)
 
 
 # ---- in the task ----
@@ -199,8 +199,8 @@ def test_each_term_is_told_with_its_share_in_training_only():
     task, net = task_of(AutoencoderLoss(**OFF | {"l1_weight": 1}, commitment_weight=0.5))
     out = task.phases[0].loss(net, batch_of([[2.0, 2.0], [0.0, 0.0]]), ImageGenerators([0, 1]))
     assert out.loss.item() == 2 and out.count == 2  # 1 + 0 of the image, 1 + 0 of the codes
-    assert {k: v.item() for k, v in out.parts.items()} == {"l1": 1, "commitment": 1, "share/l1": 1,
-                                                           "share/commitment": 1}  # sums over 2 images: a half each
+    assert {k: v.item() for k, v in out.parts.items()} == {"l1": 1, "commitment": 1}
+    assert {k: v.item() for k, v in out.shares.items()} == {"l1": 1, "commitment": 1}  # sums over 2 images: a half each
     net.eval()
     held = task.phases[0].loss(net, batch_of([[2.0, 2.0]]), ImageGenerators([0]))
     assert set(held.parts) == {"l1", "commitment"} and held.totals is None
@@ -233,9 +233,10 @@ def test_totals_are_those_of_the_step_however_it_is_split():
 def test_the_network_absorbs_and_the_log_is_told():
     task, net = task_of(AutoencoderLoss())
     totals = {"counts": torch.tensor([4.0, 4, 0, 0]), "sums": torch.ones(4, 2), "candidates": torch.ones(4, 2)}
-    figures = task.phases[0].absorb(totals, 400)
+    statistics = task.phases[0].absorb(totals, 400)
     assert net.absorbed == (*totals.values(), 400)
-    assert {k: float(v) for k, v in figures.items()} == {"codes/used": 0.5, "codes/perplexity": pytest.approx(2)}
+    assert statistics.group == "codes"
+    assert {k: float(v) for k, v in statistics.values.items()} == {"used": 0.5, "perplexity": pytest.approx(2)}
 
 
 @pytest.mark.parametrize(("counts", "warned"), [

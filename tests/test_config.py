@@ -13,19 +13,20 @@ from formats.facts import Facts
 from formats.samples import requested_seeds
 from inference.generation import check_options
 from networks.unet import ADMUNet
-from training.build import check_training, fill_network
+from training.build import check_training
+from training.tasks.base import fill_network
 from utils.config import (
     build,
     build_from_file,
     check_targets,
     compose,
-    config_hash,
     describe,
     differences,
     fits,
     quote_seeds,
     sampling_options,
 )
+from utils.config_hash import config_hash
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}

@@ -51,7 +51,7 @@ def test_loss_is_a_sum_over_images():
     out, told = take_loss(net, batch_of(2))
     wanted = EDMLoss()(net, torch.ones(2, 1, 4), None, ImageGenerators([0, 1], seed=7)).loss.mean((1, 2)).sum()
     assert out.count == 2 and out.loss.item() == pytest.approx(wanted.item())
-    assert out.parts["data_square"].item() == 2
+    assert out.data["square"].item() == 2
     assert told == (Condition(class_labels=told[0].class_labels),)  # no augmentation, none spoken of
 
 
@@ -73,12 +73,12 @@ def test_parts_that_the_network_does_not_take_are_left_aside_and_change_nothing(
 
 def test_images_are_augmented_in_training_and_the_network_told_so():
     out, (_, labels) = take_loss(Watcher(), batch_of(2), augment=augment)
-    assert out.parts["data_square"].item() == 200 and labels.tolist() == [[1], [1]]
+    assert out.data["square"].item() == 200 and labels.tolist() == [[1], [1]]
 
 
 def test_held_out_images_are_not_augmented():
     out, told = take_loss(Watcher().eval(), batch_of(2), augment=augment)
-    assert out.parts["data_square"].item() == 2 and len(told) == 1
+    assert out.data["square"].item() == 2 and len(told) == 1
 
 
 def test_augmentation_comes_before_the_batch_transform():

@@ -25,7 +25,7 @@ from networks.precond import EDMPrecond
 from samplers import ddim_sampler
 from tests.denoisers import gaussian
 from tests.test_config import checked, dataset_like
-from training.build import fill_network
+from training.tasks.base import fill_network
 from utils.config import build
 
 ROOT = Path(__file__).resolve().parents[1]

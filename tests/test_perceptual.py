@@ -12,9 +12,9 @@ from benchmarks.plan_memory import Noise
 from formats.facts import Facts
 from samplers.noise import ImageGenerators
 from training.autoencoder_loss import AutoencoderLoss
-from training.build import build_task
 from training.perceptual import PerceptualDistance, unit
-from training.plan import PlannedData
+from training.tasks import TASKS
+from training.tasks.base import PlannedData
 from training.validation import Held
 from utils.config import compose
 
@@ -186,9 +186,10 @@ def test_a_network_of_patches_must_take_the_whole_volumes_of_validation_too(tmp_
         "augment=patches", "training.augment.size=8", "training.loss.perceptual_weight=1",
         f"training.loss.perceptual.path={saved(tmp_path, FixedSize())}", "training.network.channels=[4,4]"])["training"]
     data = Noise(PlannedData((1, 16, 16, 16), Facts("", "", label_classes=("a", "b")), {}))
-    build_task(training, data)
+    task = TASKS["autoencoder"]
+    task.assemble(training, data)
     with pytest.raises(ValueError, match=r"does not take an image \[1,3,16,16\]"):
-        build_task(training, data, Held(data, 1))
+        task.assemble(training, data, Held(data, 1))
 
 
 def test_a_file_that_is_no_script_is_refused(tmp_path):

@@ -15,9 +15,11 @@ from formats.facts import Facts
 from networks.conditioning import Condition
 from tests.commands import call, refused, succeed
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
-from training.plan import PlannedData, find_source, plan_decode, plan_step
+from training.plan import find_source, plan_decode, plan_step
 from training.plan_fit import FREE, GIB, plan, propose_decodes
-from utils.config import build, compose, config_hash
+from training.tasks.base import PlannedData
+from utils.config import build, compose
+from utils.config_hash import config_hash
 from utils.sharding import checkpoint_blocks
 
 CONFIGS = Path(dataset_tool.__file__).parent / "configs"

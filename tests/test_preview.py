@@ -27,18 +27,16 @@ from tests.commands import refused, succeed
 from tests.toy import OPTIONS, learned, make_trainer, stopped
 from training.preview import (
     DrawnSamples,
-    GivenBack,
     MadePreview,
     Preview,
     Shown,
     drawn_png,
     is_lack_of_memory,
-    latent_blocks,
     pixels,
-    shades,
     write_preview,
 )
 from training.resume import read_state
+from training.tasks.previews import GivenBack, latent_blocks, shades
 from utils import distributed
 from utils.config import Validation, config_hash
 from utils.runs import list_files

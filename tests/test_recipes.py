@@ -27,7 +27,7 @@ from networks.monai_unet import MonaiUNet
 from networks.precond import DDPMPrecond
 from tests.commands import succeed
 from tests.test_config import checked
-from training.build import fill_network
+from training.tasks.base import fill_network
 from utils.config import build
 
 BRATS_VAE, BRATS_LATENTS = (1, 168, 192, 144), (8, 36, 44, 28)

@@ -36,8 +36,8 @@ from training.loss import EDMLoss
 from training.phases import LossOutput, Phase, Task
 from training.resume import is_newest, read_state
 from training.tasks.diffusion import diffusion_task
-from training.ticks import SIGMA_EDGES
-from training.training_loop import Progress, split_batch
+from training.ticks import SIGMA_EDGES, Progress
+from training.training_loop import split_batch
 from training.validation import Held
 from utils import checkpoint, distributed
 from utils.log import read_status, write_status
@@ -324,7 +324,7 @@ def test_tick_counts_bad_steps_and_its_line_says_all(tmp_path):
         assert word in line
 
 
-def test_tick_line_tells_losses_apart_and_leaves_figures_of_the_data_to_the_files(tmp_path):
+def test_tick_line_tells_losses_apart_and_leaves_statistics_of_the_data_to_the_files(tmp_path):
     trainer, lines = make_trainer(tmp_path, held=Held(Points(), 1)), []
     trainer.log = lines.append
     trainer.run(Stop(tmp_path))
@@ -523,7 +523,7 @@ def test_validation_takes_the_same_items_at_the_same_noise_levels(tmp_path):
 
     def watch(module, batch, generators):
         out = loss(module, batch, generators)
-        seen.append((out.sigma, generators.for_purpose("noise").randn((4,)), batch.images))
+        seen.append((out.levels.sigma, generators.for_purpose("noise").randn((4,)), batch.images))
         return out
 
     trainer.task.phases[0].loss = watch
