@@ -37,11 +37,11 @@ def main() -> None:
         subprocess.run(command.split(), cwd=folder, env=environment, check=True, stdout=sys.stderr)
         seconds[command] = round(time.perf_counter() - start, 1)
     report = json.loads((folder / "results/demo/report.json").read_text())
-    stage, metrics = report["first_stage"], report["metrics"]
+    first, metrics = report["first_stage"], report["metrics"]
     print(json_line(
         "demo: six commands", seconds=round(sum(seconds.values()), 1), limit_seconds=600,
         max_process_gib=round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2), limit_gib=6,
-        dice=stage["dice"], psnr_gap_db=stage["ceiling"].get("gap_db"),
+        dice=first["dice"], psnr_gap_db=first["ceiling"].get("gap_db"),
         ks={name: {k: metrics[name][k] for k in ("ks", "floor_p99", "noise")}
             for name in ("lv_volume", "wall_thickness")},
         enclosed=report["shares"]["cavity_enclosed"]["generated"], commands=seconds))

@@ -27,6 +27,7 @@ import train
 import training.run  # noqa: F401
 from benchmarks.common import json_line
 from formats.training_state import TrainingState
+from inference.snapshot import Snapshot
 from utils import checkpoint
 from utils.files import TEMPORARY
 from utils.runs import list_files
@@ -193,7 +194,7 @@ def snapshots(root: Path) -> str:
     folder = sorted(root.glob("0*"))[-1]
     last = list_files(folder, "network-snapshot")[-1]
     files = sorted([*folder.glob(f"{last.stem}*.pt"), folder / "network-best.pt"])
-    return checkpoint.checksum([checkpoint.load(path, "snapshot").content["ema"] for path in files])
+    return checkpoint.checksum([Snapshot.read(path).weights for path in files])
 
 
 @dataclass

@@ -24,15 +24,13 @@ from torch._C._profiler import _EventType
 from benchmarks.common import json_line
 from formats.facts import Facts
 from inference.batch import Sample
-from inference.snapshot import Snapshot
-from training.batch_transforms import Identity
-from training.build import build_task, fill_network
-from training.plan import PlannedData, plan_step
-from training.resume import Record
-from training.tasks.diffusion import diffusion_task
+from training.plan import plan_step
+from training.resume import RunRecord
+from training.tasks import TASKS
+from training.tasks.base import PlannedData
 from training.training_loop import Trainer
 from utils import distributed
-from utils.config import Options, build, compose
+from utils.config import Options, compose
 from utils.log import RunLog
 
 LIMIT = 0.1
@@ -78,14 +76,10 @@ def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
     device = distributed.init(options.device)
     distributed.set_threads(options.num_threads)
     dataset = Noise(source)
-    if training["task"] == "autoencoder":
-        task = build_task(training, dataset)
-    else:
-        net = build(fill_network(training, dataset))
-        task = diffusion_task(net, build(training["loss"]), build(training["optimizer"], net.parameters()),
-                              Identity(), Snapshot("diffusion", {}, source.facts, source.shape))
+    training = {**training, "batch_transform": {"_target_": "training.batch_transforms.Identity"}}
+    task = TASKS[training["task"]].assemble(training, dataset)
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
-                   record=Record({"training": training}, source.facts, len(source.shape) - 1))
+                   record=RunRecord({"training": training}, source.facts, len(source.shape) - 1))
 
 
 def measured(name: str) -> dict[str, float | str]:

@@ -17,7 +17,7 @@ from benchmarks.common import json_line
 from formats.facts import Facts
 from inference.batch import Sample
 from inference.snapshot import Snapshot
-from training.resume import Record
+from training.resume import RunRecord
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from utils import distributed
@@ -61,7 +61,7 @@ def demo_trainer(folder: Path) -> Trainer:
     draw = fill(training["batch_transform"], channel_mean=[0.0] * CHANNELS, channel_std=[1.0] * CHANNELS)
     task = diffusion_task(net, build(training["loss"]), optimizer, build(draw), Snapshot("diffusion", {}, FACTS, ()))
     return Trainer(task, Latents(), options, run_dir=folder, device=device, log=RunLog(False),
-                   record=Record(config, FACTS, 3))
+                   record=RunRecord(config, FACTS, 3))
 
 
 def write_seconds(trainer: Trainer) -> float:

@@ -111,10 +111,19 @@ def test_what_cannot_be_is_refused_by_name(make, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_group_norm_passes_and_a_large_image_fits():
-    Adversary(patch_network(norm=["GROUP", {"num_groups": 2}]), SGD).check((1, 32, 32, 32))
-    Adversary(patch_network(2), SGD, per_slice=True, slice_axes=[2]).check((1, 64, 64, 8))
-    Adversary(patch_network(2), SGD, per_slice=True).check((1, 64, 64))
+@pytest.mark.parametrize(("settings", "fits", "small"), [
+    ({}, (12, 12, 12), (12, 11, 12)),  # two layers of stride 2 leave a quarter, two of kernel 4 take 1 each off it
+    ({"per_slice": True, "slice_axes": [2]}, (12, 12, 2), (12, 11, 64)),
+    ({"per_slice": True}, (12, 12), (64, 11)),
+])
+def test_group_norm_passes_and_what_is_large_enough_fits(settings, fits, small):
+    network = patch_network(2 if settings else 3, norm=["GROUP", {"num_groups": 2}])
+    adversary = Adversary(network, SGD, **settings)
+    adversary.check((1, *fits))
+    with pytest.raises(ValueError, match=r"training\.discriminator\.network.*num_layers_d"):
+        adversary.check((1, *small))
+    scores = adversary.scores(network, torch.zeros(1, 1, *fits), ImageGenerators([0]))
+    assert [s.shape for s in scores] == [(1, 1)]
 
 
 # ---- slices ----

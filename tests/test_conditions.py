@@ -13,9 +13,9 @@ from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 from inference.batch import collate
 from inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
 from networks.conditioning import Condition, Part
-from training.build import check_conditions
 from training.datasets.latents import LatentsDataset
 from training.datasets.volumes import VolumesDataset
+from training.tasks.diffusion import check_conditions
 
 CLASSES = [1, -1, 0]
 ONE_HOT = [[0, 1], [0, 0], [1, 0]]

@@ -1,4 +1,4 @@
-"""The planner: live bytes counted by hand, figures against a real trainer, checkpointing, and what it proposes."""
+"""The planner: live bytes counted by hand, plans against a real trainer, checkpointing, and what it proposes."""
 
 import gc
 import json

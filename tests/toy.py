@@ -15,7 +15,7 @@ from inference.snapshot import Snapshot
 from training.batch_transforms import Identity
 from training.loss import EDMLoss
 from training.phases import LossOutput, Phase, Task
-from training.resume import Record, read_state
+from training.resume import RunRecord, read_state
 from training.tasks.diffusion import diffusion_task
 from training.training_loop import Trainer
 from training.validation import Held
@@ -113,7 +113,7 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
         task = diffusion_task(net, EDMLoss(), optimizer, Identity(), BLANK)
     config = config or {"training": {"options": {"seed": 0}}}
-    record = Record(config, Facts("points", data_hash), spatial_dims=1)
+    record = RunRecord(config, Facts("points", data_hash), spatial_dims=1)
     return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
                    record=record, held=held)
 

@@ -35,7 +35,7 @@ class Adversary:
         for name, layer in network.named_modules():
             if isinstance(layer, _BatchNorm):
                 raise ValueError(f"network.{name} is a {type(layer).__name__}: it mixes the images of a batch, and its "
-                                 "figures differ from rank to rank; choose network.norm=INSTANCE or GROUP")
+                                 "statistics differ from rank to rank; choose network.norm=INSTANCE or GROUP")
         self.network, self.optimizer, self.criterion = network, optimizer(network.parameters()), CRITERIA[criterion]
         self.weight, self.start_kimg, self.warmup_kimg = weight, start_kimg, warmup_kimg
         self.slices = SliceDraw(slice_share, slice_axes) if per_slice else None

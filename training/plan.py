@@ -15,8 +15,8 @@ from inference.first_stage import FirstStage, tiles_of
 from networks.conditioning import Condition, takes_of
 from networks.parts import PARTS
 from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
-from training.phases import LossOutput
-from training.resume import Record
+from training.phases import LossOutput, Task
+from training.resume import RunRecord
 from training.tasks import TASKS
 from training.tasks.base import PlannedData
 from training.training_loop import Trainer, split_batch
@@ -111,7 +111,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
         for phase in task.phases:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
-                                  record=Record({}, source.facts, len(shape) - 1))
+                                  record=RunRecord({}, source.facts, len(shape) - 1))
         batches = [imagined_batch(task, shape, batch_gpu)] * trainer.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:

@@ -21,7 +21,7 @@ SHOWN = 12   # settings that differ
 LENGTH = 40  # characters of a value
 
 
-class Record(NamedTuple):
+class RunRecord(NamedTuple):
     """What states and snapshots say of a run: its whole config, what is known of its data, and their dimensions."""
 
     config: dict
@@ -90,7 +90,7 @@ def keys_of(folder: Path, training: dict) -> str:
     return f" ({keys})" if keys else ""
 
 
-def read_state(path: Path, record: Record) -> TrainingState:
+def read_state(path: Path, record: RunRecord) -> TrainingState:
     """A training state; ValueError when it is damaged or of another network, data set or loss, with keys and values."""
     try:
         state = TrainingState.read(path)

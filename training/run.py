@@ -16,7 +16,7 @@ from training.ema import halflives
 from training.init_from import init_from
 from training.phases import Task
 from training.preview import build_preview, check_preview
-from training.resume import Record, Start, choose_start, is_newest, read_state, restarted
+from training.resume import RunRecord, Start, choose_start, is_newest, read_state, restarted
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
 from training.tasks import TASKS
@@ -102,7 +102,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
                device: torch.device) -> Reason | None:
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
-    record = Record(config, known_facts(task, dataset), len(dataset.shape) - 1)
+    record = RunRecord(config, known_facts(task, dataset), len(dataset.shape) - 1)
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
         config, task, held, count, device))

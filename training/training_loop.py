@@ -21,7 +21,7 @@ from training.ema import ema_beta, halflives, update_ema
 from training.loader import Round, Rounds
 from training.phases import PhaseStep, Task
 from training.preview import Preview, make, pixels, write_preview
-from training.resume import Record, changes, processor
+from training.resume import RunRecord, changes, processor
 from training.schedule import lr_factor
 from training.ticks import Progress, report_loss, tick_fields, tick_line
 from training.validation import Held, validate
@@ -41,7 +41,7 @@ class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
-                 log: RunLog, record: Record, held: Held | None = None, preview: Preview | None = None):
+                 log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None):
         self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
         self.run_dir, self.device, self.log, self.record = run_dir, device, log, record
         self.rank, self.ranks = distributed.rank(), distributed.world_size()

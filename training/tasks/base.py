@@ -88,7 +88,7 @@ class TaskType:
         return iter(())
 
 
-class Parts(NamedTuple):
+class TaskParts(NamedTuple):
     """What every task has: a network with its loss and optimiser, and what snapshots will say of it."""
 
     net: torch.nn.Module
@@ -98,14 +98,14 @@ class Parts(NamedTuple):
 
 
 def build_parts(training: dict, data: Data, augment: Callable | None = None, shape: Sequence[int] | None = None,
-                imagined: bool = False) -> Parts:
+                imagined: bool = False) -> TaskParts:
     """The parts of a task; shape [C,*S] of what the network sees, where that is not what the data set holds."""
     node = fill_network(training, data, getattr(augment, "label_dim", 0), shape)
     make = partial(build, node, path="training.network")
     net = imagine(make) if imagined else make()
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
     loss = build(training["loss"], path="training.loss")
-    return Parts(net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape)))
+    return TaskParts(net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape)))
 
 
 def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequence[int] | None = None) -> dict:
