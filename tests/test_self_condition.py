@@ -72,7 +72,7 @@ def losses(net: Recorder, keys: list[int]) -> torch.Tensor:
     """Losses of images that are their keys in every pixel."""
     images = torch.tensor(keys, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     task = diffusion_task(net, EDMLoss(), torch.optim.SGD(net.parameters()), Identity(), {})
-    return task.phases[0].loss(net, Batch(images, None, Condition()), ImageGenerators(keys, seed=3)).losses
+    return task.phases[0].loss(net, Batch(images, None, Condition()), ImageGenerators(keys, seed=3)).levels.values
 
 
 def test_in_training_a_share_of_the_images_sees_the_first_estimate():

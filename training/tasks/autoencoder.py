@@ -25,7 +25,7 @@ from training.tasks.base import (
     halved,
 )
 from training.tasks.codes import CodeWatch, code_totals
-from training.tasks.previews import GivenBack, build_given_back
+from training.tasks.previews import build_given_back
 from training.validation import Held
 from utils.config import build, fill
 
@@ -35,7 +35,7 @@ SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
 class AutoencoderTask(TaskType):
     """Training a first stage."""
 
-    has_adversary = True
+    has_adversary, preview = True, staticmethod(build_given_back)
 
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on whole volumes, or on the patches that the augmentation cuts."""
@@ -58,10 +58,6 @@ class AutoencoderTask(TaskType):
                                 batch_size=training["options"]["batch_size"])
         task.trained_shape = shape
         return task
-
-    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> GivenBack:
-        """Held-out volumes and what comes back of them."""
-        return build_given_back(config, task, held, count, device)
 
     def decoding(self, config: dict, data: PlannedData) -> Decoding:
         """One volume by the network itself."""

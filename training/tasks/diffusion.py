@@ -20,7 +20,7 @@ from training.loss import USUAL
 from training.patches import PatchAugment
 from training.phases import ByLevel, LossOutput, Phase, Task
 from training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
-from training.tasks.previews import Drawn, build_drawn
+from training.tasks.previews import build_drawn
 from training.validation import Held
 from utils.checks import listed
 from utils.config import build, build_from_file, check_targets, fill
@@ -32,7 +32,7 @@ class DiffusionTask(TaskType):
     """Training a denoiser of voxels or latents."""
 
     needs = (*TaskType.needs, "batch_transform")
-    draws = True
+    draws, preview = True, staticmethod(build_drawn)
 
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on what the batch transform makes of the data; a plan takes data as networks see them."""
@@ -58,10 +58,6 @@ class DiffusionTask(TaskType):
         check_strata(loss, training["options"]["batch_size"])
         if net is not None:
             check_pair(net, loss)
-
-    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Drawn:
-        """Samples of the same seeds every time."""
-        return build_drawn(config, task, held, count, device)
 
     def decoding(self, config: dict, data: PlannedData) -> Decoding | None:
         """What generate.py decodes at a time, where the first stage is known."""
