@@ -115,20 +115,20 @@ def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, ru
     if Wrapper(net).self_condition:
         raise ValueError(f"sampling.guidance.strength={strength}: the network is shown its own last estimate "
                          "(self_condition), which guidance would mix with the guide's; wanted strength 1")
-    record, guide = {"strength": strength, "interval": interval}, None
+    settings, guide = {"strength": strength, "interval": interval}, None
     if name is not None:
         path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
         other = Snapshot.read(path, "diffusion")
         if drawn_space(other) != drawn_space(snapshot):
             raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
                              f"{drawn_space(snapshot)}; choose a snapshot of the same data")
-        record["guide"], guide = other.hash, other.build(options.trust).to(device)
+        settings["guide"], guide = other.hash, other.build(options.trust).to(device)
         if other.hash == snapshot.hash:
             raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
                              "wanted an earlier or worse snapshot")
     guided = partial(Guided, strength=strength, interval=interval, guide=guide)
     guided(net)  # refuses what it cannot guide before anything is drawn
-    return guided, record
+    return guided, settings
 
 
 def drawn_space(snapshot: Snapshot) -> str:

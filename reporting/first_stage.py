@@ -44,10 +44,10 @@ def head(report: dict, facts: list[tuple[str, str]]) -> str:
 
 def origin(report: dict) -> list[list[str]]:
     """What was measured."""
-    real, stage = report["real"], report["autoencoder"]
+    real, coder = report["real"], report["autoencoder"]
     return [["real", f"{real['path']} (content {real['content_hash'][:16]}), split {real['split']}"],
-            ["autoencoder", f"{stage['path']} ({stage['hash'][:16]}), {stage['network']}"],
-            ["decoded", f"in tiles of {stage['tile']}" if stage["tile"] else "whole"]]
+            ["autoencoder", f"{coder['path']} ({coder['hash'][:16]}), {coder['network']}"],
+            ["decoded", f"in tiles of {coder['tile']}" if coder["tile"] else "whole"]]
 
 
 def text(sections: Sequence[Section], report: dict) -> str:

@@ -38,7 +38,8 @@ from training.preview import (
 from training.resume import read_state
 from training.tasks.previews import GivenBack, latent_blocks, shades
 from utils import distributed
-from utils.config import Validation, config_hash
+from utils.config import Validation
+from utils.config_hash import config_hash
 from utils.runs import list_files
 from utils.stats import StatsFiles
 from utils.stop import Stop

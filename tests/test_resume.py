@@ -30,7 +30,7 @@ from training.resume import changes, choose_start, latest, listed_differences, r
 from training.run import asked_in_this_launch, common_part
 from training.training_loop import Trainer
 from utils import checkpoint
-from utils.config import config_hash
+from utils.config_hash import config_hash
 from utils.log import read_status, write_status
 from utils.runs import list_files, locked, runs_of
 

@@ -13,7 +13,8 @@ from inference.snapshot import network_hash
 from tests.commands import call, refused, succeed
 from tests.test_encode import TINY, encoded, write_snapshot, write_volumes
 from utils import checkpoint
-from utils.config import build_from_file, config_hash
+from utils.config import build_from_file
+from utils.config_hash import config_hash
 
 PROOF = "code-has-run"
 EVIL = {"_target_": "os.mkdir", "path": PROOF}
