@@ -60,11 +60,11 @@ class Latents(Section):
             if codes["available"] else []
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
-        names, stage, codes = list(report["latents"][0]["correlation"]), report["autoencoder"], report["codes"]
+        names, coder, codes = list(report["latents"][0]["correlation"]), report["autoencoder"], report["codes"]
         rows = [[str(i), number(row["mean"]), number(row["std"]), number(row["posterior_std"]),
                  *(number(row["correlation"][name]) for name in names)] for i, row in enumerate(report["latents"])]
-        body = (f"<h2>Latents</h2><p>{escape(' x '.join(map(str, stage['latent_shape'])))}, {stage['reduction']:.1f} "
-                f"times fewer numbers than the image; posterior: {escape(stage['posterior'])}.</p>")
+        body = (f"<h2>Latents</h2><p>{escape(' x '.join(map(str, coder['latent_shape'])))}, {coder['reduction']:.1f} "
+                f"times fewer numbers than the image; posterior: {escape(coder['posterior'])}.</p>")
         body += html_table(["channel", "mean", "standard deviation", "posterior std",
                             *(f"correlation with {name}" for name in names)], rows)
         if codes["available"]:
