@@ -44,6 +44,11 @@ class Wrapper:
         """Whether an estimate of the image is taken, as a fifth argument."""
         return getattr(self.net, "self_condition", False)
 
+    @cached_property
+    def objective(self) -> str | None:
+        """What the network predicts, where it says so."""
+        return getattr(self.net, "objective", None)
+
     def round_sigma(self, sigma: torch.Tensor | float) -> torch.Tensor:
         """Nearest noise level that is known."""
         return self.net.round_sigma(sigma)

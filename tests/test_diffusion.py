@@ -12,7 +12,7 @@ from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDP
 from samplers.noise import ImageGenerators
 from training.batch_transforms import Identity
 from training.loss import USUAL, DenoisingLoss, EDMLoss, VELoss, VPLoss
-from training.noise_laws import Table
+from training.noise_laws import IDDPMTable, Table
 from training.tasks.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
 
 
@@ -197,8 +197,12 @@ def test_the_remedy_is_the_pair_of_the_preconditioner_in_use():
 
 
 @pytest.mark.parametrize(("net", "loss", "words"), [
-    (DDPMPrecond(torch.nn.Identity(), objective="v"), DenoisingLoss(Table()),
+    (DDPMPrecond(torch.nn.Identity(), objective="v"), DenoisingLoss(Table(), "epsilon"),
      ["training.loss.objective=epsilon, training.network.objective=v", "precond=ddpm loss=ddpm"]),
+    (DDPMPrecond(torch.nn.Identity()), DenoisingLoss(Table("cosine")),
+     ["training.loss", "noise levels", "precond=ddpm loss=ddpm"]),
+    (DDPMPrecond(torch.nn.Identity(), beta_end=0.0201), DenoisingLoss(Table()),
+     ["training.loss.law: its 1000 noise levels are not the 1000 that training.network knows"]),
     (EDMPrecond(torch.nn.Identity(), sigma_data=1), EDMLoss(),
      ["training.loss.sigma_data=0.5, training.network.sigma_data=1", "precond=edm loss=edm"]),
 ])
@@ -210,6 +214,8 @@ def test_loss_of_another_target_or_scale_is_refused_by_both_keys(net, loss, word
 
 @pytest.mark.parametrize(("net", "loss"), [
     (DDPMPrecond(torch.nn.Identity(), objective="v"), DenoisingLoss(Table(), "v")),
+    (DDPMPrecond(torch.nn.Identity(), objective="v"), DenoisingLoss(Table())),
+    (iDDPMPrecond(torch.nn.Identity()), DenoisingLoss(IDDPMTable())),
     (EDMPrecond(torch.nn.Identity(), sigma_data=1), EDMLoss(sigma_data=1)),
     (VPPrecond(torch.nn.Identity()), EDMLoss()), (EDMPrecond(torch.nn.Identity()), DenoisingLoss(Table(), "v")),
     (torch.nn.Identity(), EDMLoss()),

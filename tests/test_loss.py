@@ -10,6 +10,7 @@ import torch
 
 from networks.conditioning import Condition
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from samplers.estimate import ShownItsEstimate
 from samplers.noise import ImageGenerators
 from tests.reference import FULL, stored
 from training import loss as losses
@@ -208,6 +209,16 @@ def test_error_of_the_target_is_that_of_d_over_the_scale_of_its_preconditioner(o
         torch.testing.assert_close(loss.weight(sigma), c_out.abs() ** -power, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("objective", ["x0", "epsilon", "v"])
+def test_a_loss_that_names_no_target_asks_the_network_through_what_is_around_it(objective):
+    net, images = DDPMPrecond(Raw(), num_steps=20, objective=objective), torch.rand(3, 1, 4)
+    law, noise = Table(num_steps=20), GivenNoise(sigma=torch.tensor([0.1, 0.5, 0.9]), noise=torch.ones(3, 1, 4))
+    wanted = DenoisingLoss(law, objective, weight="min_snr")(net, images, None, noise).loss
+    asked = DenoisingLoss(law, weight="min_snr")
+    assert torch.equal(asked(net, images, None, noise).loss, wanted)
+    assert torch.equal(asked(ShownItsEstimate(net), images, None, noise).loss, wanted)
+
+
 # SNR 1/16, 1 and 16, gamma 4: min(SNR, gamma) is 1/16, 1 and 4
 @pytest.mark.parametrize(("objective", "wanted"), [
     ("x0", [1 / 16, 1, 4]), ("epsilon", [1, 1, 1 / 4]), ("v", [1 / 17, 1 / 2, 4 / 17]),
@@ -215,14 +226,14 @@ def test_error_of_the_target_is_that_of_d_over_the_scale_of_its_preconditioner(o
 def test_min_snr_weights_by_hand(objective, wanted):
     loss = DenoisingLoss(LogUniform(), objective, weight="min_snr", min_snr_gamma=4)
     sigma = torch.tensor([4, 1, 0.25])
-    assert loss.target_weight(sigma ** -2).tolist() == pytest.approx(wanted)
+    assert loss.target_weight(sigma ** -2, objective).tolist() == pytest.approx(wanted)
     assert loss.weight(sigma).tolist() == pytest.approx([1 / 16, 1, 4])  # on D the three are one (Hang et al., eq. 9)
 
 
 def test_p2_weights_by_hand():
     loss = DenoisingLoss(LogUniform(), weight="p2", p2_gamma=2, p2_k=3)
     sigma = torch.tensor([1.0, 0.5])
-    assert loss.target_weight(sigma ** -2).tolist() == pytest.approx([1 / 16, 1 / 49])
+    assert loss.target_weight(sigma ** -2, "epsilon").tolist() == pytest.approx([1 / 16, 1 / 49])
     assert loss.weight(sigma).tolist() == pytest.approx([1 / 16, 4 / 49])  # epsilon: over sigma^2
     plain = DenoisingLoss(LogUniform(), weight="p2", p2_gamma=0)
     assert plain.weight(sigma).tolist() == DenoisingLoss(LogUniform()).weight(sigma).tolist() == [1, 4]

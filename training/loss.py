@@ -36,8 +36,8 @@ class WeightedError:
             raise ValueError(f"strata={strata}: wanted 1 or more (the global batch size), or none")
         self.law, self.strata = law, strata
 
-    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Weight of the error of D at noise levels sigma."""
+    def weight(self, sigma: torch.Tensor, net: object = None) -> torch.Tensor:
+        """Weight of the error of D at noise levels sigma; net is asked for what it knows of it."""
         raise NotImplementedError
 
     def __call__(self, net: torch.nn.Module, images: torch.Tensor, condition: Condition | None = None,
@@ -54,7 +54,7 @@ class WeightedError:
         D_x = net(images + n, sigma.flatten(), condition, *told)
         error = D_x - images
         error = error.abs() if self.norm == "l1" else error.square()
-        return DiffusionLoss(self.weight(sigma) * error, sigma.flatten())
+        return DiffusionLoss(self.weight(sigma, net) * error, sigma.flatten())
 
     def draw_sigma(self, noise: Noise, images: torch.Tensor) -> torch.Tensor:
         """Noise levels [N,1,..] for images [N,C,*S]."""
@@ -80,21 +80,23 @@ class EDMLoss(WeightedError):
         super().__init__(LogNormal(P_mean, P_std), strata)
         self.sigma_data = sigma_data
 
-    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
+    def weight(self, sigma: torch.Tensor, net: object = None) -> torch.Tensor:
         return (sigma ** 2 + self.sigma_data ** 2) / (sigma * self.sigma_data) ** 2
 
 
 class DenoisingLoss(WeightedError):
     """Error of a network's own target, x0, epsilon or v, as the DDPM family counts it, in L1 or L2.
 
-    The target F follows from D_x linearly: |F - target| = |D_x - x0| / |c_out|, c_out being 1, sigma and
-    sigma / sqrt(1 + sigma^2). weight=min_snr weighs that error by min(SNR, min_snr_gamma), over SNR for epsilon and
-    over SNR + 1 for v (Hang et al. 2023), weight=p2 by (p2_k + SNR)^-p2_gamma (Choi et al. 2022); SNR = 1 / sigma^2.
+    objective None: the one that the network names, epsilon where it names none. The target F follows from D_x
+    linearly: |F - target| = |D_x - x0| / |c_out|, c_out being 1, sigma and sigma / sqrt(1 + sigma^2). weight=min_snr
+    weighs that error by min(SNR, min_snr_gamma), over SNR for epsilon and over SNR + 1 for v (Hang et al. 2023),
+    weight=p2 by (p2_k + SNR)^-p2_gamma (Choi et al. 2022); SNR = 1 / sigma^2.
     """
 
-    def __init__(self, law: NoiseLaw, objective: str = "epsilon", norm: str = "l2", weight: str = "none",
+    def __init__(self, law: NoiseLaw, objective: str | None = None, norm: str = "l2", weight: str = "none",
                  min_snr_gamma: float = 5, p2_gamma: float = 1, p2_k: float = 1, strata: int | None = None):
-        check_choice("objective", objective, OBJECTIVES)
+        if objective is not None:
+            check_choice("objective", objective, OBJECTIVES)
         check_choice("norm", norm, POWERS)
         check_choice("weight", weight, WEIGHTS)
         check_positive({"min_snr_gamma": min_snr_gamma, "p2_k": p2_k})
@@ -103,22 +105,24 @@ class DenoisingLoss(WeightedError):
         self.objective, self.norm, self.weighting = objective, norm, weight
         self.min_snr_gamma, self.p2_gamma, self.p2_k = min_snr_gamma, p2_gamma, p2_k
 
-    def weight(self, sigma: torch.Tensor) -> torch.Tensor:
-        return self.target_weight(1 / sigma ** 2) / self.c_out(sigma) ** POWERS[self.norm]
+    def weight(self, sigma: torch.Tensor, net: object = None) -> torch.Tensor:
+        objective = self.objective or getattr(net, "objective", None) or "epsilon"
+        return self.target_weight(1 / sigma ** 2, objective) / scale_of(objective, sigma) ** POWERS[self.norm]
 
-    def c_out(self, sigma: torch.Tensor) -> torch.Tensor:
-        """How far D_x moves when the network's output moves by 1, without its sign."""
-        if self.objective == "x0":
-            return torch.ones_like(sigma)
-        return sigma if self.objective == "epsilon" else sigma / (1 + sigma ** 2).sqrt()
-
-    def target_weight(self, snr: torch.Tensor) -> torch.Tensor:
-        """Weight of the target's error at signal-to-noise ratios snr."""
+    def target_weight(self, snr: torch.Tensor, objective: str) -> torch.Tensor:
+        """Weight of the error of the target `objective` at signal-to-noise ratios snr."""
         if self.weighting == "p2":
             return (self.p2_k + snr) ** -self.p2_gamma
         if self.weighting == "min_snr":
-            return snr.clamp(max=self.min_snr_gamma) / {"x0": 1, "epsilon": snr, "v": snr + 1}[self.objective]
+            return snr.clamp(max=self.min_snr_gamma) / {"x0": 1, "epsilon": snr, "v": snr + 1}[objective]
         return torch.ones_like(snr)
+
+
+def scale_of(objective: str, sigma: torch.Tensor) -> torch.Tensor:
+    """|c_out|: how far D_x moves when the output of a network with this target moves by 1."""
+    if objective == "x0":
+        return torch.ones_like(sigma)
+    return sigma if objective == "epsilon" else sigma / (1 + sigma ** 2).sqrt()
 
 
 class VPLoss(DenoisingLoss):
@@ -126,14 +130,14 @@ class VPLoss(DenoisingLoss):
 
     def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5,
                  strata: int | None = None):
-        super().__init__(VPUniform(beta_d, beta_min, epsilon_t), strata=strata)
+        super().__init__(VPUniform(beta_d, beta_min, epsilon_t), "epsilon", strata=strata)
 
 
 class VELoss(DenoisingLoss):
     """Error of epsilon at log-uniform noise levels (Table 1, "VE"): the weight is 1 / sigma^2."""
 
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100, strata: int | None = None):
-        super().__init__(LogUniform(sigma_min, sigma_max), strata=strata)
+        super().__init__(LogUniform(sigma_min, sigma_max), "epsilon", strata=strata)
 
 
 # the losses that usually go with a preconditioner, by the name that it has in configs/precond and they in configs/loss

@@ -150,6 +150,16 @@ def check_pair(net: torch.nn.Module, loss: Callable) -> None:
         if None not in (ours, theirs) and ours != theirs:
             raise ValueError(f"training.loss.{key}={ours}, training.network.{key}={theirs}: wanted the same; leave "
                              f"the loss's away or choose a pair that goes together, {usual_choice(type(net))}")
+    table, levels = getattr(net, "noise_table", None), getattr(getattr(loss, "law", None), "levels", None)
+    if None not in (table, levels) and not same_levels(table, levels):
+        raise ValueError(f"training.loss.law: its {len(levels)} noise levels are not the {len(table)} that "
+                         f"training.network knows; wanted the same schedule, {usual_choice(type(net))}")
+
+
+def same_levels(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tables of noise levels [M] have the same in any order, as rounded to float32."""
+    one, other = (table.double().sort().values for table in (one, other))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-6, atol=0)
 
 
 def check_noise_range(net: torch.nn.Module, loss: Callable) -> None:
