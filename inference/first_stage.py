@@ -78,7 +78,8 @@ class FirstStage:
     def decode_soft(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images [N,C,*S], not clipped, and probabilities of the label classes [N,K,*S], with gradients to the latents.
 
-        ValueError for a first stage in parts, through which no gradient goes.
+        Those through a codebook are as if nothing had been quantised. ValueError for a first stage in parts, through
+        which no gradient goes.
         """
         if not self.whole:
             raise ValueError("gradients go through a first stage as a whole only; leave the tiles away")

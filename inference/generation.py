@@ -64,7 +64,7 @@ def generate(experiment: str, config: dict) -> None:
         log = RunLog(distributed.rank() == 0)
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
-        snapshot = Snapshot.read(path, "diffusion")
+        snapshot = Snapshot.read(path, config["training"]["task"])
         net = snapshot.build(options.trust)
         guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
         whole = complete(snapshot, options, run_root)
@@ -118,7 +118,7 @@ def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, ru
     settings, guide = {"strength": strength, "interval": interval}, None
     if name is not None:
         path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
-        other = Snapshot.read(path, "diffusion")
+        other = Snapshot.read(path, snapshot.task)
         if drawn_space(other) != drawn_space(snapshot):
             raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
                              f"{drawn_space(snapshot)}; choose a snapshot of the same data")

@@ -109,5 +109,13 @@ def check_alike(what: str, had: Mapping[str, Any], wanted: Mapping[str, Any], ad
     """ValueError unless what is there is of all that is wanted; `what` says what it is, up to 'another NAME'."""
     for name, value in wanted.items():
         if had.get(name) != value:
-            was, now = (json.dumps(each)[:100] for each in (had.get(name), value))
+            was, now = (json.dumps(each)[:100] for each in unlike(had.get(name), value))
             raise ValueError(f"{what} another {name} ({was}, asked for is {now}); {advice}")
+
+
+def unlike(one: object, other: object) -> tuple[object, object]:
+    """Two values; of dicts only the entries that differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: one[key] for key in keys if key in one}, {key: other[key] for key in keys if key in other}
