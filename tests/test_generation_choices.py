@@ -2,6 +2,7 @@
 
 import os
 from contextlib import chdir
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from samplers import (
 from samplers.denoiser import Wrapper
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
+from training.tasks import TASKS
 from utils.config import build
 from utils.runs import find_file
 
@@ -223,6 +225,16 @@ def test_the_denoiser_of_a_batch_is_made_anew_and_shown_no_estimate_of_another()
 def test_a_denoiser_that_always_says_the_same_has_that_at_every_step():
     net = Denoiser(lambda x, sigma: torch.full_like(x, 0.25))
     assert (drawn(net, partial(edm_sampler, num_steps=4), [0])["trajectory"] == 0.25).all()
+
+
+def test_a_further_task_that_draws_is_drawn_from(at, monkeypatch):
+    monkeypatch.setitem(TASKS, "mine", TASKS["diffusion"])
+    replace(Snapshot.read(Path("edm.pt")), task="mine").save(Path("mine.pt"))
+    keys = ["training.task=mine", "sampling.network=mine.pt", "sampling.outdir=mine", "sampling.guidance.strength=2"]
+    succeed(generate.main, *DRAW, *keys, "sampling.montage=0", "sampling.nifti=false")
+    assert len(SamplesFile("mine/samples.npz")) == 3
+    assert "wanted a snapshot of task mine, this is one of diffusion" in refused(
+        at, generate.main, *DRAW, *keys, "sampling.guidance.network=edm.pt")
 
 
 @pytest.mark.parametrize("kind", ["h5", "npz"])
