@@ -21,8 +21,9 @@ class StoredConditions:
     def __init__(self, table: Callable[[str], np.ndarray | None], facts: Facts):
         self.columns: dict[str, tuple[np.ndarray | None, int]] = {}
         for name, kind in PARTS.items():
-            rows, names = (table(kind.stored), getattr(facts, kind.names)) if kind.stored else (None, [])
-            width = len(names) if names is not None else 0 if rows is None else rows.shape[-1]
+            rows = table(kind.stored) if kind.stored else None
+            names = getattr(facts, kind.names) if kind.names else None
+            width = len(names) if names is not None else 0 if rows is None else (*rows.shape, 1)[1]
             if width:
                 self.columns[name] = rows, width
 

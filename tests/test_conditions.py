@@ -13,6 +13,8 @@ from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
 from inference.batch import collate
 from inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
 from networks.conditioning import Condition, Part
+from networks.parts import PARTS
+from networks.parts.images import Images
 from training.datasets.latents import LatentsDataset
 from training.datasets.volumes import VolumesDataset
 from training.tasks.diffusion import check_conditions
@@ -78,6 +80,15 @@ def test_a_split_without_the_classes_of_its_data_has_them_missing(tmp_path):
 def test_a_part_that_no_name_says_the_width_of_is_as_wide_as_it_is_stored():
     stored = StoredConditions({"attributes": ATTRIBUTES}.get, known(()))
     assert list(stored[2]) == ["attributes"] and stored[2].attributes.tolist() == [-1, 2]
+
+
+@pytest.mark.parametrize(("shape", "width"), [((3, 5), 5), ((3, 2, 4, 6), 2), ((3,), 1)])
+def test_a_part_without_names_is_as_wide_as_its_first_axis(monkeypatch, shape, width):
+    """Of a further kind, as CONTRIBUTING.md says to add one: numbers, images on a grid, a single number."""
+    kind = type("Doses", (Images,), {"stored": "doses", "names": None})()
+    monkeypatch.setitem(PARTS, "images", kind)
+    stored = StoredConditions({"doses": np.ones(shape, np.float32)}.get, known(()))
+    assert stored.columns["images"][1] == width and stored[1].images.shape == shape[1:]
 
 
 # ---- seeds ----
