@@ -32,6 +32,7 @@ from networks.layers import (
 from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from networks.schedules import ddpm_table
 from networks.unet import ADMUNet, SongUNet
+from networks.vq import AutoencoderVQ
 
 TINY = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 SMALL = {**TINY, "attention_levels": [1], "channels_per_head": 8}
@@ -738,6 +739,17 @@ def test_first_stage_decodes_what_it_encodes():
     torch.testing.assert_close(shares, logits.softmax(1))
     (soft.sum() + shares[:, 0].sum()).backward()
     assert x.grad.abs().min() > 0
+
+
+def test_soft_decoding_hands_gradients_through_a_codebook_as_if_there_were_none():
+    net = randomise(AutoencoderVQ(1, spatial_dims=2, channels=(4, 4), num_blocks=1, latent_channels=2,
+                                  codebook_size=8))
+    codec, z = FirstStage(net, Facts("", "")), torch.randn(2, 2, 4, 4, requires_grad=True)
+    codes = net.quantise(z)[0].detach().requires_grad_()
+    codec.decode_soft(z)[0].sum().backward()
+    net.split(net.decoder(codes), codes)[0].sum().div(2).backward()  # stored units, half of the networks'
+    torch.testing.assert_close(z.grad, codes.grad)
+    assert z.grad.abs().min() > 0
 
 
 def test_a_single_volume_is_convolved_as_one_of_several():
