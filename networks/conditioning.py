@@ -105,7 +105,7 @@ def takes_of(net: object) -> dict[str, Part]:
 
 
 def with_dropout(takes: Mapping[str, Part], **shares: float) -> dict[str, Part]:
-    """What a network takes, with the share of images that it is trained without a part for, by part; 0 of others.
+    """What a network takes, with the share of images that it is trained without a part for, by part; others as it says.
 
     ValueError for shares that are none, or of what it does not take.
     """
@@ -117,4 +117,4 @@ def with_dropout(takes: Mapping[str, Part], **shares: float) -> dict[str, Part]:
         if share and name not in takes:
             raise ValueError(f"{kind.dropout_key}={share}: there is no {kind.one} to drop, {kind.width_key} of the "
                              "model is 0")
-    return {name: part._replace(dropout=shares.get(name, 0)) for name, part in takes.items()}
+    return {name: part._replace(dropout=shares.get(name, part.dropout)) for name, part in takes.items()}

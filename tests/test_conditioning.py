@@ -131,6 +131,8 @@ def test_a_network_takes_what_it_says_and_nothing_where_it_does_not():
     assert takes_of(net) == {} and EDMPrecond(net).takes == {}
     net.takes = {"attributes": Part(3)}
     assert EDMPrecond(net).takes == {"attributes": Part(3, dropout=0)}
+    net.takes = {"class_labels": Part(2), "attributes": Part(3, dropout=0.2)}
+    assert EDMPrecond(net, label_dropout=0.1).takes == {"class_labels": Part(2, 0.1), "attributes": Part(3, 0.2)}
     net.takes = {"atributes": Part(3)}
     with pytest.raises(ValueError, match=r"Linear\.takes: 'atributes' is no part"):
         EDMPrecond(net)
