@@ -186,7 +186,7 @@ def damaged(root: Path) -> list[str]:
 def learned(state: TrainingState) -> str:
     """Hash of all that was learned, and how far."""
     parts = {name: getattr(state, name) for name in ("modules", "ema", "more_emas", "optimizers")}
-    return checkpoint.checksum({**parts, "nimg": state.progress["nimg"]})
+    return checkpoint.checksum({**parts, "nimg": state.nimg})
 
 
 def snapshots(root: Path) -> str:

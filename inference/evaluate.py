@@ -154,11 +154,8 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
         return None, "the network draws voxels, it has no first stage"
     if snapshot.first_stage.network is None:
         return None, f"{path} does not carry the first stage of its latents"
-    settings = samples.meta.sampling
-    precision = resolve_precision(settings.get("precision", "fp32"), device)
-    stage = snapshot.open_first_stage(trust, precision).to(device)
-    tiles = tiles_of(*(settings.get(key) for key in ("tile", "tile_overlap", "tile_mode")))
-    return stage.in_parts(tiles), ""
+    stage = snapshot.open_first_stage(trust, resolve_precision(samples.meta.precision, device)).to(device)
+    return stage.in_parts(tiles_of(*samples.meta.tiles)), ""
 
 
 def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:

@@ -60,7 +60,7 @@ def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: Firs
         "real": {"path": str(real), "content_hash": file.content_hash, "split": split,
                  "num": len(walked.ids["decoded"])},
         "autoencoder": {"path": str(path), "hash": snapshot.network_hash,
-                        "network": snapshot.network["_target_"], "posterior": stage.net.posterior,
+                        "network": snapshot.target, "posterior": stage.net.posterior,
                         "latent_shape": list(first.mean.shape), "tile": tiles and list(tiles.size),
                         "reduction": first.real.image.size / first.mean.size},
     }

@@ -213,7 +213,7 @@ def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling
     yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else 'voxels'} by "
            f"{type(net).__name__}({inner}{weights}), {options.sampler['_target_'].rpartition('.')[2]} "
            f"{arguments}{guided}")
-    if snapshot.config.get("imported", {}).get("inflate_mode"):
+    if snapshot.inflated:
         yield ("Note      this network was made 3D by import-edm --inflate and never trained since: a start for "
                "training (training.options.init_from), not for drawing")
 
@@ -364,7 +364,7 @@ def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: boo
         places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
         items = [file.read(*place) for place in places]
         return [(item.image, item.label) for item in items]
-    training = snapshot.config["training"]
+    training = snapshot.training
     node = dict(training["dataset"])
     if "split" in node:
         node["split"] = training["validation"]["split"]

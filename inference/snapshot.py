@@ -127,6 +127,21 @@ class Snapshot:
         return FirstStageRecord(self.network, {k: v.numpy() for k, v in self.weights.items()}, self.network_hash)
 
     @property
+    def target(self) -> str:
+        """The class of the network."""
+        return self.network["_target_"]
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The training half of the configuration that it was trained by."""
+        return self.config["training"]
+
+    @property
+    def inflated(self) -> bool:
+        """Whether it was imported and made 3D on the way, and never trained since."""
+        return bool(self.config.get("imported", {}).get("inflate_mode"))
+
+    @property
     def space(self) -> str:
         """What the network works on."""
         return f"latents of first stage {self.first_stage.hash or '?':.12}" if self.first_stage else "voxels"
