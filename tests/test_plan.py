@@ -209,6 +209,16 @@ def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
     assert found[-1].peak <= 0.4 * whole.peak < found[0].peak
 
 
+def test_auto_is_bf16_on_a_card_in_training_and_in_decoding(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    auto, bf16, fp32 = (vae(f"training.options.precision={each}", f"sampling.precision={each}")
+                        for each in ("auto", "bf16", "fp32"))
+    peaks = [(made.step.peak, made.decode.peak) for made in (plan(auto, LABELLED, 80), plan(bf16, LABELLED, 80),
+                                                             plan(auto, LABELLED), plan(fp32, LABELLED))]
+    assert peaks[0] == peaks[1] and peaks[2] == peaks[3]
+    assert peaks[0][0] != peaks[2][0] and peaks[0][1] != peaks[2][1]
+
+
 # ---- the command ----
 
 

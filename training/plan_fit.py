@@ -41,8 +41,9 @@ def plan(config: dict, source: PlannedData, card: float | None = None, ranks: in
     if options["batch_size"] % ranks:
         raise ValueError(f"training.options.batch_size={options['batch_size']} does not divide over --ranks {ranks}")
     options["batch_size"] //= ranks
-    if card and options["precision"] == "auto":
-        options["precision"] = "bf16"
+    for half in (options, config["sampling"]):
+        if card and half["precision"] == "auto":
+            half["precision"] = "bf16"
     step, decode = plan_step(config["training"], source), plan_decode(config, source)
     room = card * GIB * (1 - FREE) if card else float("inf")
     steps = list(propose_steps(config, source, room)) if step.peak > room else []
