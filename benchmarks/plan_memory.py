@@ -48,7 +48,7 @@ CONFIGS = {  # name: experiment, overrides, shape [C,*S], label classes
 }
 
 
-class Noise:
+class NoiseItems:
     """32 items of noise with label maps where there are classes."""
 
     def __init__(self, source: PlannedData):
@@ -75,7 +75,7 @@ def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
     options = Options(**training["options"])
     device = distributed.init(options.device)
     distributed.set_threads(options.num_threads)
-    dataset = Noise(source)
+    dataset = NoiseItems(source)
     training = {**training, "batch_transform": {"_target_": "training.batch_transforms.Identity"}}
     task = TASKS[training["task"]].assemble(training, dataset)
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),

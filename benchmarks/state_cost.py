@@ -35,7 +35,7 @@ REPEATS = 7
 FACTS = Facts("noise", "")
 
 
-class Latents:
+class RandomLatents:
     """64 items of random means and standard deviations [2C,*s]."""
 
     shape = (CHANNELS, SIZE, SIZE, SIZE)
@@ -60,7 +60,7 @@ def demo_trainer(folder: Path) -> Trainer:
     optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
     draw = fill(training["batch_transform"], channel_mean=[0.0] * CHANNELS, channel_std=[1.0] * CHANNELS)
     task = diffusion_task(net, build(training["loss"]), optimizer, build(draw), Snapshot("diffusion", {}, FACTS, ()))
-    return Trainer(task, Latents(), options, run_dir=folder, device=device, log=RunLog(False),
+    return Trainer(task, RandomLatents(), options, run_dir=folder, device=device, log=RunLog(False),
                    record=RunRecord(config, FACTS, 3))
 
 

@@ -16,7 +16,7 @@ from formats.volumes import SPLITS
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-class Case(NamedTuple):
+class CaseFiles(NamedTuple):
     """The files of one volume."""
 
     id: str
@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 def find_cases(
     images: Path, labels: Path | None, *, table_ids: Collection[str] = (), channels: int | None = None
-) -> list[Case]:
+) -> list[CaseFiles]:
     """Pair images and label maps by name, sorted by id; ValueError names everything that has no partner.
 
     A name is the file name without its suffix, and for images also without nnU-Net's channel number `_0000`, unless a
@@ -44,12 +44,13 @@ def find_cases(
         has_label = {case: _has_label(files[0]) for case, files in grouped.items()}
         if any(has_label.values()):
             _refuse_lonely({case: grouped[case][0] for case, has in has_label.items() if has is False}, {})
-        return [Case(case, files, files[0] if has_label[case] else None) for case, files in sorted(grouped.items())]
+        return [CaseFiles(case, files, files[0] if has_label[case] else None)
+                for case, files in sorted(grouped.items())]
     _refuse_lonely(
         {case: files[0] for case, files in grouped.items() if case not in label_files},
         {case: path for case, path in label_files.items() if case not in grouped},
     )
-    return [Case(case, files, label_files[case]) for case, files in sorted(grouped.items())]
+    return [CaseFiles(case, files, label_files[case]) for case, files in sorted(grouped.items())]
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -134,7 +135,7 @@ class Record(NamedTuple):
     attributes: np.ndarray  # [A] float32, NaN = missing
 
 
-class Table(NamedTuple):
+class CohortTable(NamedTuple):
     """A cohort table."""
 
     rows: dict[str, Record]
@@ -144,7 +145,7 @@ class Table(NamedTuple):
     ignored: tuple[str, ...]  # columns without a single number
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> CohortTable:
     """Read a CSV with columns id, and where wanted group, class, split; further columns of numbers are attributes.
 
     A unit stands in brackets in the header, `lv_volume [mL]`; an empty cell is a missing value, an empty group the id.
@@ -177,7 +178,7 @@ def read_table(path: Path) -> Table:
     }
     classes = {record.class_name for record in records.values() if record.class_name}
     names, units = tuple(h[1] for h in headers), tuple(h[2] or "" for h in headers)
-    return Table(records, names, units, tuple(sorted(classes, key=_class_order)), ignored)
+    return CohortTable(records, names, units, tuple(sorted(classes, key=_class_order)), ignored)
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

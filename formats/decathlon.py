@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from formats.cohort import Case
+from formats.cohort import CaseFiles
 from formats.nifti import suffix_of
 
 KEYS = ("modality", "labels", "training")
@@ -14,7 +14,7 @@ KEYS = ("modality", "labels", "training")
 class DecathlonTask(NamedTuple):
     """The cases of a task's training list, sorted by id, and what their numbers mean."""
 
-    cases: list[Case]
+    cases: list[CaseFiles]
     channels: tuple[str, ...]  # of the images' fourth axis
     classes: tuple[str, ...]  # of the label values, background first
     unlisted: int  # images of the test list, which have no label map
@@ -52,11 +52,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return task
 
 
-def _case(path: Path, entry: Any, images_only: bool) -> Case:
+def _case(path: Path, entry: Any, images_only: bool) -> CaseFiles:
     if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
         raise ValueError(f"{path}: training entry {entry!r}; wanted image and label of each")
     image, label = (_inside(path, str(entry[role])) for role in ("image", "label"))
-    return Case(image.name.removesuffix(suffix_of(image) or ""), (image,), None if images_only else label)
+    return CaseFiles(image.name.removesuffix(suffix_of(image) or ""), (image,), None if images_only else label)
 
 
 def _inside(path: Path, name: str) -> Path:

@@ -28,7 +28,7 @@ class Member(NamedTuple):
     place: int | None
 
 
-class Rows(NamedTuple):
+class ArrayRows(NamedTuple):
     """An array that is to be written, row by row; one of no axes is a single row."""
 
     dtype: np.dtype
@@ -91,15 +91,15 @@ def _values(archive: zipfile.ZipFile, name: str, header: int) -> Iterator[bytes]
         yield from iter(lambda: stream.read(_BLOCK_BYTES), b"")
 
 
-def write_npz(path: Path, arrays: Mapping[str, Rows], needed_bytes: int) -> None:
+def write_npz(path: Path, arrays: Mapping[str, ArrayRows], needed_bytes: int) -> None:
     """Write arrays and their content hash, whole or not at all, with one row in memory at a time."""
     with atomic_path(path, needed_bytes) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         text = np.array(blocks_hash((name, array.dtype, array.shape, _written(archive, name, array))
                                     for name, array in sorted(arrays.items())))
-        list(_written(archive, HASH, Rows(text.dtype, (), [text])))
+        list(_written(archive, HASH, ArrayRows(text.dtype, (), [text])))
 
 
-def _written(archive: zipfile.ZipFile, name: str, array: Rows) -> Iterator[bytes]:
+def _written(archive: zipfile.ZipFile, name: str, array: ArrayRows) -> Iterator[bytes]:
     """Add a member row by row, yielding what was written of each."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
         np.lib.format.write_array_header_1_0(stream, {

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from formats import geometry
-from formats.cohort import Case, Record, Table, assign_splits, find_cases, parse_fractions, read_table
+from formats.cohort import CaseFiles, CohortTable, Record, assign_splits, find_cases, parse_fractions, read_table
 from formats.decathlon import read_task
 from formats.nifti import is_same_grid, read_volume, spacing_of
 from formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
     """What came of it."""
 
     counts: dict[str, int]  # volumes per split
-    table: Table | None  # as understood
+    table: CohortTable | None  # as understood
     notes: list[str]  # what was done that a user may want to know
 
 
@@ -93,8 +93,9 @@ def prepare(
 
 
 def _sources(
-    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions, cohort: Table | None
-) -> tuple[list[Case], PrepareOptions, list[str]]:
+    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions,
+    cohort: CohortTable | None,
+) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
     """The cases, the options with the names that a dataset.json gives, and notes."""
     if (images is None) == (decathlon is None) or (decathlon and labels):
         raise ValueError("give --images, with --labels where there are any, or --decathlon")
@@ -123,7 +124,7 @@ def _notes(facts: list[_Facts], options: PrepareOptions) -> list[str]:
     return notes
 
 
-def _each(cases: list[Case], work: Callable[[Case], _Result], what: str) -> list[_Result]:
+def _each(cases: list[CaseFiles], work: Callable[[CaseFiles], _Result], what: str) -> list[_Result]:
     """Do the work for every case, and then raise one error with everything that went wrong."""
     results, problems = [], []
     for case in progress(cases, desc=what, unit="volume"):
@@ -144,7 +145,7 @@ def _raise_all(problems: Iterable[str], total: int) -> None:
 # ---- what is asked ----
 
 
-def _guess_dims(cases: list[Case]) -> int:
+def _guess_dims(cases: list[CaseFiles]) -> int:
     for case in cases:
         try:
             return 2 if read_volume(case.images[0]).data.shape[3] == 1 else 3
@@ -153,7 +154,7 @@ def _guess_dims(cases: list[Case]) -> int:
     return 3
 
 
-def _records(cases: list[Case], cohort: Table | None, path: Path | None) -> dict[str, Record]:
+def _records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None) -> dict[str, Record]:
     if cohort is None:
         return {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}
     if absent := [case.id for case in cases if case.id not in cohort.rows]:
@@ -174,7 +175,7 @@ def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) 
 # ---- first pass ----
 
 
-def _load(case: Case, dims: int, options: PrepareOptions) -> _Loaded:
+def _load(case: CaseFiles, dims: int, options: PrepareOptions) -> _Loaded:
     volumes = [read_volume(path, dims) for path in case.images]
     first = volumes[0]
     affine = np.eye(4) if first.affine is None else first.affine
@@ -195,7 +196,7 @@ def _load(case: Case, dims: int, options: PrepareOptions) -> _Loaded:
     return _Loaded(image, label, affine, first.affine is not None, moved)
 
 
-def _keep(image: np.ndarray, case: Case, options: PrepareOptions) -> np.ndarray:
+def _keep(image: np.ndarray, case: CaseFiles, options: PrepareOptions) -> np.ndarray:
     """The channels that were asked for; ValueError when the files have others than were named."""
     count, indices = len(image), picked(options)
     if options.channels and len(options.channels) != count:
@@ -243,7 +244,7 @@ def _load_label(
     return moved, True
 
 
-def _judge(case: Case, options: PrepareOptions, dims: int) -> _Facts:
+def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> _Facts:
     loaded = _load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
@@ -268,7 +269,8 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _target_grid(case: Case, loaded: _Loaded, options: PrepareOptions, dims: int) -> tuple[tuple[int, ...], np.ndarray]:
+def _target_grid(case: CaseFiles, loaded: _Loaded, options: PrepareOptions, dims: int
+                 ) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine after orientation and spacing, or after shrinking to fit."""
     shape, affine = loaded.image.shape[1:], loaded.affine
     if options.orientation:
@@ -287,7 +289,7 @@ def _target_grid(case: Case, loaded: _Loaded, options: PrepareOptions, dims: int
     return shape, affine
 
 
-def _check_together(cases: list[Case], facts: list[_Facts], options: PrepareOptions) -> None:
+def _check_together(cases: list[CaseFiles], facts: list[_Facts], options: PrepareOptions) -> None:
     """Refuse cases that are well by themselves but do not fit into one file."""
     first = facts[0]
     pairs = list(zip(cases, facts))
@@ -313,7 +315,7 @@ def _check_together(cases: list[Case], facts: list[_Facts], options: PrepareOpti
                          "volumes lack one, or correct the files")
 
 
-def _one_per_set(pairs: list[tuple[Case, _Facts]]) -> list[tuple[Case, _Facts]]:
+def _one_per_set(pairs: list[tuple[CaseFiles, _Facts]]) -> list[tuple[CaseFiles, _Facts]]:
     """The first case of each set of label values, the rarest set first."""
     sets = Counter(fact.labels for _, fact in pairs)
     firsts = {fact.labels: (case, fact) for case, fact in reversed(pairs)}
@@ -321,11 +323,11 @@ def _one_per_set(pairs: list[tuple[Case, _Facts]]) -> list[tuple[Case, _Facts]]:
 
 
 def _meta(
-    cases: list[Case],
+    cases: list[CaseFiles],
     facts: list[_Facts],
     options: PrepareOptions,
     dims: int,
-    cohort: Table | None,
+    cohort: CohortTable | None,
     split_of: dict[str, str],
 ) -> VolumesMeta:
     count = len(facts[0].span)
@@ -365,7 +367,7 @@ def _provenance(
 # ---- second pass ----
 
 
-def _make(case: Case, fact: _Facts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
+def _make(case: CaseFiles, fact: _Facts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
     loaded = _load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
     arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})

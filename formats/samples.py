@@ -17,7 +17,7 @@ import numpy as np
 
 from formats import h5
 from formats.facts import Facts, LatentScaling
-from formats.npz import HASH, NpzFile, Rows, write_npz
+from formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from utils.log import progress
 
 FORMATS = ("h5", "npz")
@@ -252,18 +252,18 @@ def write_rows(path: str | Path, seeds: Sequence[int], names: Sequence[str], row
             yield array
 
     first = {name: np.shape(row(name, 0)) for name in names}
-    arrays = {name: Rows(np.dtype(ARRAYS[name]), (len(seeds), *shape), rows(name, shape))
+    arrays = {name: ArrayRows(np.dtype(ARRAYS[name]), (len(seeds), *shape), rows(name, shape))
               for name, shape in first.items()}
     needed = sum(prod(a.shape) * a.dtype.itemsize for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
         tables["meta"] = np.array(json.dumps(meta.plain()))
-        write_npz(path, arrays | {name: Rows(t.dtype, t.shape, [t]) for name, t in tables.items()}, needed)
+        write_npz(path, arrays | {name: ArrayRows(t.dtype, t.shape, [t]) for name, t in tables.items()}, needed)
     else:
         _write_h5(path, arrays, tables, meta, needed)
 
 
-def _write_h5(path: Path, arrays: Mapping[str, Rows], tables: Mapping[str, np.ndarray], meta: SampleMeta, needed: int
-              ) -> None:
+def _write_h5(path: Path, arrays: Mapping[str, ArrayRows], tables: Mapping[str, np.ndarray], meta: SampleMeta,
+              needed: int) -> None:
     with h5.atomic_h5(path, needed) as file:
         h5.set_format(file, "samples", {"kind": "generate", "snapshot": meta.snapshot})
         for name, value in meta.plain().items():

@@ -81,7 +81,7 @@ class LatentSource(NamedTuple):
     snapshot: str | None = None
 
 
-class Job(NamedTuple):
+class DecodeJob(NamedTuple):
     """What turns latents into volumes on grids [*S]. whole: what to hold the first of them against, decoded in tiles.
 
     facts: of the volumes as they are written.
@@ -125,7 +125,7 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         distributed.shutdown()
 
 
-def decode_to(dest: Path, job: Job, provenance: dict, log: RunLog) -> None:
+def decode_to(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
     """A volumes file, made of parts that lie beside it until all are there, or a folder of NIfTI."""
     rows, to_file = job.source.rows, bool(dest.suffix)
     there = distributed.from_rank_0(lambda: is_there(dest, provenance, job.options.overwrite))
@@ -147,7 +147,7 @@ def decode_to(dest: Path, job: Job, provenance: dict, log: RunLog) -> None:
             pieces.remove()
 
 
-def check_space(dest: Path, job: Job) -> None:
+def check_space(dest: Path, job: DecodeJob) -> None:
     """ValueError when the disk has no room for parts and file; what will be compressed is not foreseen."""
     facts, uint8 = job.facts, job.options.uint8
     volume = prod(job.shape) * (len(facts.channels) * (1 if uint8 else 4) + bool(facts.label_classes))
@@ -272,16 +272,16 @@ def build_net(stage: CarriedStage, source: LatentSource, where: str, trust: bool
 # ---- the work ----
 
 
-def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> Job:
+def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> DecodeJob:
     """All that decoding takes, checked before anything is decoded."""
     shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
     tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
     compared = tiles and tiles.mode == "blend" and options.compare
-    return Job(source, stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None,
+    return DecodeJob(source, stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None,
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)
 
 
-def decode_missing(job: Job, pieces: Pieces, missing: Sequence[int], log: RunLog) -> None:
+def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: RunLog) -> None:
     """Decode this rank's share: an image [C,*S] and, where there are label classes, a label map [*S] of each row."""
     rows = job.source.rows
 
@@ -314,7 +314,7 @@ def in_bytes(facts: Facts) -> Facts:
     return replace(facts, intensity=Intensity(0.0, 255.0, True, unit))
 
 
-def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: Job, log: RunLog) -> None:
+def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: DecodeJob, log: RunLog) -> None:
     """A PNG of the first volumes with their ids, where one is asked for."""
     rows = job.source.rows[:job.options.montage]
     if not rows:
@@ -347,7 +347,7 @@ def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
     return True
 
 
-def write_volumes(dest: Path, parts: Parts, job: Job, provenance: dict) -> None:
+def write_volumes(dest: Path, parts: Parts, job: DecodeJob, provenance: dict) -> None:
     """A volumes file of all parts, read one by one."""
     facts, classes = job.facts, job.facts.class_names
     meta = VolumesMeta(len(job.shape), facts.channels, ("target",) * len(facts.channels), facts.label_classes, (), (),
@@ -363,7 +363,7 @@ def write_volumes(dest: Path, parts: Parts, job: Job, provenance: dict) -> None:
 class NiftiFolder:
     """Decoded volumes as NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
 
-    def __init__(self, dest: Path, job: Job):
+    def __init__(self, dest: Path, job: DecodeJob):
         self.dest, self.job = dest, job
         self.kinds = ("image", "label") if job.facts.label_classes else ("image",)
 

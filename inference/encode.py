@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
     items: list[Item]
 
 
-class Job(NamedTuple):
+class EncodeJob(NamedTuple):
     """What turns items into parts. measured: numbers of the items that are decoded again."""
 
     stage: FirstStage
@@ -147,7 +147,7 @@ def all_places(volumes: VolumesFile) -> list[Place]:
     return [Place(number, *place) for number, place in enumerate(places)]
 
 
-def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: EncodeOptions) -> Job:
+def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: EncodeOptions) -> EncodeJob:
     """Everything checked before the first item is read."""
     check_contract(volume_facts(volumes, volumes.splits[0]), stage.facts, volumes.path, path)
     shapes = {split: volumes.spatial_shape(split) for split in volumes.splits}
@@ -160,13 +160,13 @@ def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: Encod
     stage = stage.in_parts(tiles_of(options.tile, options.tile_overlap, options.tile_mode))
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
     measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]
-    return Job(stage, volumes, size, frozenset(measured), options.batch_size)
+    return EncodeJob(stage, volumes, size, frozenset(measured), options.batch_size)
 
 
 # ---- the work ----
 
 
-def read_batch(job: Job, batch: Sequence[Place]) -> Inputs:
+def read_batch(job: EncodeJob, batch: Sequence[Place]) -> Inputs:
     """The items of a batch."""
     items = [fitted(job.volumes, place.split, place.index, job.size) for place in batch]
     images = job.volumes.meta.intensity.to_network(np.stack([item.image for item in items])).astype(np.float32)
@@ -187,7 +187,7 @@ def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) 
     return item._replace(image=image, label=label, affine=affine, box=box)
 
 
-def encode_batch(job: Job, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
+def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
     """Mean and std of every item [C,*s], where it lies, and what those to be measured lose, as arrays by name."""
     images, labels, items = inputs
     device = job.stage.device
@@ -204,7 +204,7 @@ def encode_batch(job: Job, batch: Sequence[Place], inputs: Inputs) -> list[dict[
     return rows
 
 
-def losses(job: Job, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
+def losses(job: EncodeJob, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
     """PSNR in dB of the decoded mean z [1,C,*s], clipped like the volumes, and the Dice [K] of its label map."""
     meta, (decoded, map_) = job.volumes.meta, job.stage.decode(z)
     real = meta.intensity.from_network(image.numpy())
@@ -234,7 +234,7 @@ class PartRows:
         return part["mean"], part["std"]
 
 
-def round_trip(job: Job, places: Sequence[Place], parts: Parts) -> dict | None:
+def round_trip(job: EncodeJob, places: Sequence[Place], parts: Parts) -> dict | None:
     """Means over the measured items: psnr_db, dice by class (None where no item has it), their number and split."""
     found = [parts.read(number) for number in sorted(job.measured)]
     if not found:

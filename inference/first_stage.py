@@ -14,7 +14,7 @@ from networks.tiles import Tiles, by_parts
 from utils.precision import autocast
 
 
-class RoundTrip(NamedTuple):
+class GoneThrough(NamedTuple):
     """What comes back: image [N,C,*S] float32 in stored units, label map [N,*S] uint8, and what lies between.
 
     finite: whether all of the image was finite before it was clipped.
@@ -88,13 +88,13 @@ class FirstStage:
         return (x + 1) * ((hi - lo) / 2) + lo, None if logits is None else logits.softmax(1)
 
     @torch.no_grad()
-    def round_trip(self, image: torch.Tensor, label: torch.Tensor | None = None) -> RoundTrip:
+    def round_trip(self, image: torch.Tensor, label: torch.Tensor | None = None) -> GoneThrough:
         """What comes back of images [N,C,*S] and label maps [N,*S] by way of the posteriors' means."""
         x = self.facts.intensity.to_network(image)
         with autocast(self.precision, x.device):
             out = self.net(x, label)
         finite = bool(out.image.isfinite().all())
-        return RoundTrip(*self.stored(out.image, out.logits), out.posterior, out.codes, finite)
+        return GoneThrough(*self.stored(out.image, out.logits), out.posterior, out.codes, finite)
 
     def noise(self, eps: torch.Tensor) -> torch.Tensor:
         """Unit normal eps [N,z,*s] with the mean and standard deviation per channel of scaled latents."""

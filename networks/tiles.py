@@ -96,7 +96,7 @@ class InSlabs(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, norm = Rows(x, (1,) * (x.ndim - 2)), None
+        rows, norm = Repeated(x, (1,) * (x.ndim - 2)), None
         for layer in self.inner:
             if isinstance(layer, nn.GroupNorm):
                 norm = layer
@@ -126,7 +126,7 @@ class Source(Protocol):
     def take(self, first: int, last: int) -> torch.Tensor: ...
 
 
-class Rows(NamedTuple):
+class Repeated(NamedTuple):
     """A tensor in memory whose values are repeated along the axes."""
 
     x: torch.Tensor
@@ -144,9 +144,9 @@ class Rows(NamedTuple):
         skipped = start * self.repeat[0]
         return part[:, :, first - skipped:last - skipped]
 
-    def of(self, x: torch.Tensor) -> "Rows":
+    def of(self, x: torch.Tensor) -> "Repeated":
         """Another tensor as it is."""
-        return Rows(x, (1,) * len(self.repeat))
+        return Repeated(x, (1,) * len(self.repeat))
 
 
 class Activated(NamedTuple):
@@ -205,7 +205,7 @@ def slabs(size: Sequence[int], voxels: int, least: int = 1) -> Iterator[tuple[in
 
 def activated(norm: nn.GroupNorm, source: Source, voxels: int) -> Activated:
     """The source behind a norm and SiLU; the statistics are gathered slab by slab (Chan et al. 1983)."""
-    counted = source.of(source.x) if isinstance(source, Rows) else source  # repetition changes no statistics
+    counted = source.of(source.x) if isinstance(source, Repeated) else source  # repetition changes no statistics
     count, mean, squares = 0, 0, 0
     for first, last in slabs(counted.size, voxels):
         part = counted.take(first, last)
@@ -245,12 +245,12 @@ def written(source: Source, voxels: int, onto: torch.Tensor | None = None,
     return onto
 
 
-def room(rows: Rows, channels: int) -> torch.Tensor | None:
+def room(rows: Repeated, channels: int) -> torch.Tensor | None:
     """The first channels of a tensor that is not needed any more, None where there are too few or they are repeated."""
     return rows.x[:, :channels] if max(rows.repeat) == 1 and channels <= rows.x.shape[1] else None
 
 
-def res_block(block: ResBlock, rows: Rows, voxels: int) -> torch.Tensor:
+def res_block(block: ResBlock, rows: Repeated, voxels: int) -> torch.Tensor:
     """A residual block, written over what it is given where there is room."""
     inner = Convolved(activated(block.norm0, rows, voxels), block.conv0)
     outer = Convolved(activated(block.norm1, inner, voxels), block.conv1)
@@ -263,8 +263,8 @@ def res_block(block: ResBlock, rows: Rows, voxels: int) -> torch.Tensor:
     return written(outer, voxels, room(rows, block.conv1.out_channels), skip, max(beside, 1))
 
 
-def upsample(layer: Upsample, rows: Rows, voxels: int) -> Rows:
+def upsample(layer: Upsample, rows: Repeated, voxels: int) -> Repeated:
     """Up-sampling, with the repetition before or behind the convolution."""
     if layer.repeat_first:
-        return rows.of(written(Convolved(Rows(rows.x, layer.stride), layer.conv), voxels))
-    return Rows(written(Convolved(rows, layer.conv), voxels), layer.stride)
+        return rows.of(written(Convolved(Repeated(rows.x, layer.stride), layer.conv), voxels))
+    return Repeated(written(Convolved(rows, layer.conv), voxels), layer.stride)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from networks.autoencoder import AutoencoderKL
-from networks.tiles import Convolved, InTiles, Rows, Tiles, activated, by_parts, written
+from networks.tiles import Convolved, InTiles, Repeated, Tiles, activated, by_parts, written
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -60,7 +60,8 @@ def test_the_network_itself_stays_whole():
 def test_norm_of_slabs_is_that_of_the_whole():
     norm, x = nn.GroupNorm(2, 6), torch.randn(3, 6, 7, 5) * 3 + 40
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-    for rows, wanted in ((Rows(x, (1, 1)), x), (Rows(x, (2, 3)), x.repeat_interleave(2, 2).repeat_interleave(3, 3))):
+    for rows, wanted in ((Repeated(x, (1, 1)), x),
+                         (Repeated(x, (2, 3)), x.repeat_interleave(2, 2).repeat_interleave(3, 3))):
         parts = [activated(norm, rows, voxels=10).take(i, i + 1) for i in range(rows.size[0])]
         torch.testing.assert_close(torch.cat(parts, 2), nn.functional.silu(norm(wanted)), atol=1e-4, rtol=0)
 
@@ -69,7 +70,8 @@ def test_a_convolution_may_write_over_what_it_reads():
     conv, x = nn.Conv2d(3, 3, 5, padding=2), torch.randn(1, 3, 23, 6)
     with torch.no_grad():
         wanted = conv(x) + 1
-        out = written(Convolved(Rows(x, (1, 1)), conv), 1, x, lambda first, last: torch.ones(last - first, 1), least=2)
+        out = written(Convolved(Repeated(x, (1, 1)), conv), 1, x, lambda first, last: torch.ones(last - first, 1),
+                      least=2)
     assert out is x
     torch.testing.assert_close(x, wanted, atol=1e-5, rtol=0)
 

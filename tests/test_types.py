@@ -82,6 +82,17 @@ def test_what_loaders_return_has_no_string_keys_and_tasks_are_asked(root, own_fi
     assert type_faults(root, own_files) == []
 
 
+def test_no_two_classes_are_named_alike(root, own_files):
+    homes: dict[str, list[str]] = {}
+    for path in own_files:
+        if path.suffix == ".py" and path.parts[0] != "tests":
+            for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(path.as_posix())
+    assert len(homes) > 100, "the walk missed the house"
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 @pytest.mark.parametrize(("name", "source", "wanted"), [
     ("training/a.py", "x = 1\ny = snapshot['task']\n", ["training/a.py:2: a string key of what a loader returns: s"]),
     ("training/a.py", "self.state['ema']", ["training/a.py:1"]),

@@ -17,7 +17,7 @@ from reporting.tables import number, percent
 POOLS = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 
 
-class LatentRow(NamedTuple):
+class Kept(NamedTuple):
     """What is kept of one volume: posterior mean [z,*s], mean of the posterior's std^2 [z], the image at the size of
     the latents [C,*s], and how often each code was chosen [K].
     """
@@ -43,9 +43,9 @@ class Latents(Section):
     }
     sets = DECODED
 
-    def measure(self, item: DecodedCase, context: RoundTrip) -> LatentRow:
+    def measure(self, item: DecodedCase, context: RoundTrip) -> Kept:
         codes = np.zeros(0, np.int64) if item.codes is None else item.codes.ravel()
-        return LatentRow(item.mean, np.square(item.std, dtype=np.float64).reshape(len(item.std), -1).mean(1),
+        return Kept(item.mean, np.square(item.std, dtype=np.float64).reshape(len(item.std), -1).mean(1),
                          shrunk(item.real.image, item.mean.shape[1:]),
                          np.bincount(codes, minlength=getattr(context.net, "codebook_size", 0)))
 
@@ -79,7 +79,7 @@ def shrunk(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return POOLS[len(size)](tensor[None], tuple(size))[0].numpy()
 
 
-def latent_measures(rows: Sequence[LatentRow], channels: Sequence[str]) -> list[dict[str, Any]]:
+def latent_measures(rows: Sequence[Kept], channels: Sequence[str]) -> list[dict[str, Any]]:
     """Measures of every latent channel."""
     means, small = (np.stack(parts).swapaxes(0, 1).reshape(len(parts[0]), -1).astype(np.float64)
                     for parts in ([row.mean for row in rows], [row.small for row in rows]))
