@@ -26,11 +26,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def json_line(claim: str, **figures: float | int | str | bool | None) -> str:
-    """One line of JSON: the claim, date, machine and versions, then the figures (ours, peer, ratio, limit, ...)."""
+def json_line(claim: str, **numbers: float | int | str | bool | None) -> str:
+    """One line of JSON: the claim, date, machine and versions, then the numbers (ours, peer, ratio, limit, ...)."""
     machine = {"cpu": cpu_name(), "cores": usable_cores()}
     versions = {"python": platform.python_version(), "torch": version("torch")}
-    return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **figures})
+    return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **numbers})
 
 
 def with_peak(work: Callable[[], Result]) -> tuple[Result, int]:

@@ -1,4 +1,4 @@
-"""Claim: the six commands of the demo take at most 10 minutes and 6 GiB on 2 CPU cores, and the report's figures hold.
+"""Claim: the six commands of the demo take at most 10 minutes and 6 GiB on 2 CPU cores, and the report's numbers hold.
 
 Run from the top of a checkout whose .venv is made: .venv/bin/python -m benchmarks.demo [FOLDER]
 The commands are those that `make demo` shows; they run in a copy of the checkout (FOLDER, default: a temporary one).

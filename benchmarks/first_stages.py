@@ -2,7 +2,7 @@
 
 KL: PSNR within 3 dB of the image without speckle, every Dice 0.95 or more. VQ: within 1 dB of KL, perplexity of the
 codes a quarter of the codebook or more. Adversary: after 2,000 steps with it sharper than KL (gradient energy nearer
-to that of real volumes), at most 1 dB lower. Each training at most 60 minutes of CPU time. Figures are those of
+to that of real volumes), at most 1 dB lower. Each training at most 60 minutes of CPU time. Numbers are those of
 evaluate.py --autoencoder on the test split.
 
 Run from the top of the checkout: python -m benchmarks.first_stages [--only kl vq adversary] [--folder FOLDER]
@@ -46,7 +46,7 @@ def measured(folder: Path, name: str) -> dict:
     return {**json.loads((folder / name / "report/report.json").read_text()), "minutes": minutes}
 
 
-def figures(found: dict) -> dict:
+def numbers(found: dict) -> dict:
     """What every line says of a first stage."""
     row = found["channels"]["echo"]
     return {"psnr_db": round(row["psnr_db"], 2), "ssim": round(row["ssim"], 4), "sharpness": round(row["sharpness"], 3),
@@ -68,19 +68,19 @@ def main() -> None:
         kl = measured(folder, "kl")
         gap, psnr = kl["ceiling"]["gap_db"], kl["channels"]["echo"]["psnr_db"]
         print(json_line("KL first stage of 64^3 phantoms: dB below the image without speckle", ours=round(gap, 2),
-                        limit=GAP_DB, limit_dice=DICE, **figures(kl)), flush=True)
+                        limit=GAP_DB, limit_dice=DICE, **numbers(kl)), flush=True)
         if "vq" in given.only:
             vq = measured(folder, "vq")
             codes = vq["codes"]
             print(json_line("VQ first stage: dB below KL", ours=round(psnr - vq["channels"]["echo"]["psnr_db"], 2),
                             limit=VQ_DB, codebook=codes["size"], perplexity=round(codes["perplexity"], 1),
-                            least_perplexity=PERPLEXITY * codes["size"], used=round(codes["used"], 3), **figures(vq)),
+                            least_perplexity=PERPLEXITY * codes["size"], used=round(codes["used"], 3), **numbers(vq)),
                   flush=True)
         if "adversary" in given.only:
             sharp = measured(folder, "adversary")
             print(json_line("KL with an adversary for 2,000 steps: dB below KL",
                             ours=round(psnr - sharp["channels"]["echo"]["psnr_db"], 2), limit=ADVERSARY_DB,
-                            sharpness_without=round(kl["channels"]["echo"]["sharpness"], 3), **figures(sharp)))
+                            sharpness_without=round(kl["channels"]["echo"]["sharpness"], 3), **numbers(sharp)))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main() -> None:
     if given.measure:
         measure(Path(given.measure[0]), int(given.measure[1]))
         return
-    figures = {}
+    numbers = {}
     for kind in FORMATS:
         for count in (given.few, given.many):
             with tempfile.TemporaryDirectory() as folder:
@@ -77,13 +77,13 @@ def main() -> None:
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True,
                                       env={**os.environ, **FREEING})
             found = json.loads(done.stdout.splitlines()[-1])
-            figures |= {f"{kind}_{count}_mib": round(found["peak"] / 2 ** 20, 1),
+            numbers |= {f"{kind}_{count}_mib": round(found["peak"] / 2 ** 20, 1),
                         f"{kind}_{count}_seconds": round(found["seconds"], 1)}
-        rise = (figures[f"{kind}_{given.many}_mib"] - figures[f"{kind}_{given.few}_mib"]) * 2 ** 20
-        figures[f"{kind}_rise"] = round(rise / ((given.many - given.few) * BYTES), 4)
+        rise = (numbers[f"{kind}_{given.many}_mib"] - numbers[f"{kind}_{given.few}_mib"]) * 2 ** 20
+        numbers[f"{kind}_rise"] = round(rise / ((given.many - given.few) * BYTES), 4)
     print(json_line("merging samples, rise of peak memory with their number as a share of what they hold",
-                    ours=max(figures[f"{kind}_rise"] for kind in FORMATS), limit=LIMIT,
-                    samples_mib=round(given.many * BYTES / 2 ** 20), few=given.few, many=given.many, **figures))
+                    ours=max(numbers[f"{kind}_rise"] for kind in FORMATS), limit=LIMIT,
+                    samples_mib=round(given.many * BYTES / 2 ** 20), few=given.few, many=given.many, **numbers))
 
 
 if __name__ == "__main__":
