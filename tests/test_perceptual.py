@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.plan_memory import Noise
+from benchmarks.plan_memory import NoiseItems
 from formats.facts import Facts
 from samplers.noise import ImageGenerators
 from training.autoencoder_loss import AutoencoderLoss
@@ -185,7 +185,7 @@ def test_a_network_of_patches_must_take_the_whole_volumes_of_validation_too(tmp_
     training = compose(Path(__file__).resolve().parents[1] / "configs", "echo_vae", [
         "augment=patches", "training.augment.size=8", "training.loss.perceptual_weight=1",
         f"training.loss.perceptual.path={saved(tmp_path, FixedSize())}", "training.network.channels=[4,4]"])["training"]
-    data = Noise(PlannedData((1, 16, 16, 16), Facts("", "", label_classes=("a", "b")), {}))
+    data = NoiseItems(PlannedData((1, 16, 16, 16), Facts("", "", label_classes=("a", "b")), {}))
     task = TASKS["autoencoder"]
     task.assemble(training, data)
     with pytest.raises(ValueError, match=r"does not take an image \[1,3,16,16\]"):
