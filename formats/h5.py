@@ -246,11 +246,14 @@ def need(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def check_columns(group: h5py.Group, rows: int, columns: Columns, needed: Collection[str]) -> None:
-    """Raise ValueError unless the data sets of a group have these types and row shapes; those not needed may lack."""
-    for name in [name for name in columns if name in needed or name in group]:
+    """Raise ValueError unless the data sets of a group have these types and row shapes; those not needed may lack.
+
+    Further ones only need as many rows.
+    """
+    for name in dict.fromkeys((*needed, *group)):
         dataset = need(group, name)
         dtype = "strings" if h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype)
-        wanted_dtype, row = columns[name]
+        wanted_dtype, row = columns.get(name, (dtype, dataset.shape[1:]))
         if (dtype, dataset.shape) != (wanted_dtype, (rows, *row)):
             raise ValueError(f"{group.file.filename}: {dataset.name} is {dtype} {dataset.shape}, "
                              f"wanted {wanted_dtype} {(rows, *row)}")

@@ -1,15 +1,16 @@
 """latents.h5: posterior means and standard deviations of a cohort, with the first stage that made them.
 
 Layout, per split: mean and std [N,C,*s] float32 (contiguous), min and max [N] (mean -/+ 3 std over the item), ids,
-groups, affines, and boxes, classes and attributes where there are any. Root: posterior, scaling (how diffusion is to
-scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its highest max),
-round_trip (what held-out items lose, see inference/encode.py), data (what is known of the volumes) and /first_stage
-(its config as JSON, its weights, its hash). Files of DIFF-3 are read by formats/diff3.py.
+groups, affines, and boxes, classes, attributes and further columns where there are any. Root: posterior, scaling (how
+diffusion is to scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its
+highest max), round_trip (what held-out items lose, see inference/encode.py), data (what is known of the volumes) and
+/first_stage (its config as JSON, its weights, its hash). Files of DIFF-3 are read by formats/diff3.py.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import h5py
@@ -20,19 +21,20 @@ from formats.facts import Facts, LatentFacts
 from utils.log import progress
 
 POSTERIORS = ("gaussian", "gamma", "point")
-PARTS = ("affines", "boxes", "classes", "attributes")
 
 
 class EncodedSplit(NamedTuple):
-    """The latents of one split: mean and std [N,C,*s] float32, and what the volumes have besides images and labels."""
+    """The latents of one split: mean and std [N,C,*s] float32, and what the volumes have besides images and labels.
+
+    tables: data sets [N,...] of conditions by name, as the volumes hold them.
+    """
 
     mean: np.ndarray
     std: np.ndarray
     ids: list[str]
     groups: list[str]
     affines: np.ndarray
-    classes: np.ndarray | None = None
-    attributes: np.ndarray | None = None
+    tables: Mapping[str, np.ndarray] = MappingProxyType({})
     boxes: np.ndarray | None = None
 
     @property
@@ -53,8 +55,7 @@ class Rows(Protocol):
     groups: Sequence[str]
     affines: np.ndarray
     boxes: np.ndarray | None
-    classes: np.ndarray | None
-    attributes: np.ndarray | None
+    tables: Mapping[str, np.ndarray]
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -133,9 +134,9 @@ def _write_split(group: h5py.Group, split: Rows) -> Statistics:
         h5.write_array(group, name, column)
     h5.write_strings(group, "ids", split.ids)
     h5.write_strings(group, "groups", split.groups)
-    for part in PARTS:
-        if getattr(split, part) is not None:
-            h5.write_array(group, part, getattr(split, part))
+    for name, table in {"affines": split.affines, "boxes": split.boxes, **split.tables}.items():
+        if table is not None:
+            h5.write_array(group, name, table)
     return moments.statistics()
 
 
@@ -167,9 +168,10 @@ class LatentsFile:
             raise ValueError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits)}")
         with h5.open_h5(self.path, "latents") as file:
             group = file[split]
-            return EncodedSplit(h5.read(group["mean"]), h5.read(group["std"]), h5.read_strings(group["ids"]),
-                                h5.read_strings(group["groups"]),
-                                **{part: h5.read(group[part]) for part in PARTS if part in group})
+            found = {name: h5.read(group[name]) for name in group if name not in ("ids", "groups", "min", "max")}
+            names = [h5.read_strings(group[name]) for name in ("ids", "groups")]
+            mean, std, affines, boxes = (found.pop(name, None) for name in ("mean", "std", "affines", "boxes"))
+            return EncodedSplit(mean, std, *names, affines, found, boxes)
 
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder that made the latents."""

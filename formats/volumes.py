@@ -2,8 +2,8 @@
 
 Layout, per split: images [N,C,*S] float32 (or uint8, for intensities 0 to 255), ids; if present labels [N,*S] uint8,
 attributes [N,A] float32 (NaN = missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3],
-intensity_ranges [N,C,2]. All but images and labels are read once and held against their hashes; an image or label map
-is whenever it is read.
+intensity_ranges [N,C,2], and further columns [N,...] that others have added. All but images and labels are read once
+and held against their hashes; an image or label map is whenever it is read.
 """
 
 from collections.abc import Sequence
@@ -300,10 +300,13 @@ class VolumesFile(h5.LazyFile):
         return np.tile(np.eye(4), (self.length(split), 1, 1)) if affines is None else affines
 
     def table(self, split: str, name: str) -> np.ndarray | None:
-        """Return the rows [N,...] of a small data set of DTYPES, or None if the split has none of that name."""
+        """Return the rows [N,...] of a small data set, or None if the split has none of that name."""
+        return self.tables(split).get(name)
+
+    def tables(self, split: str) -> dict[str, np.ndarray]:
+        """Return the rows [N,...] of all small data sets by name."""
         self._group(split)
-        table = self._tables[split].get(name)
-        return None if table is None else table.copy()
+        return {name: table.copy() for name, table in self._tables[split].items()}
 
     def read(self, split: str, index: int) -> Item:
         """Read one volume; ValueError when the file is damaged there."""
@@ -360,7 +363,7 @@ def _read_names(group: h5py.Group) -> tuple[list[str], list[str]]:
 
 
 def _read_tables(group: h5py.Group) -> dict[str, np.ndarray]:
-    return {name: h5.read(group[name]) for name in DTYPES if name not in ARRAYS and name in group}
+    return {name: h5.read(group[name]) for name in group if name not in (*ARRAYS, "ids", "groups")}
 
 
 def _read_row_hashes(group: h5py.Group) -> dict[str, np.ndarray | None]:

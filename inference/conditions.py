@@ -23,7 +23,9 @@ class StoredConditions:
         for name, kind in PARTS.items():
             rows = table(kind.stored) if kind.stored else None
             names = getattr(facts, kind.names) if kind.names else None
-            width = len(names) if names is not None else 0 if rows is None else (*rows.shape, 1)[1]
+            if names is None and np.ndim(rows) == 1:
+                rows = rows[:, None]
+            width = len(names) if names is not None else 0 if rows is None else rows.shape[1]
             if width:
                 self.columns[name] = rows, width
 

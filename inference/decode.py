@@ -210,8 +210,9 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
     rows = []
     for split in file.splits:
         part = file.read(split)
+        classes = part.tables.get("classes")
         for i, name in enumerate(part.ids):
-            index = None if part.classes is None or part.classes[i] < 0 else int(part.classes[i])
+            index = None if classes is None or classes[i] < 0 else int(classes[i])
             box = None if part.boxes is None else part.boxes[i]
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
                                   lambda part=part, i=i: part.mean[i]))

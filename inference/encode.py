@@ -29,6 +29,8 @@ from utils.log import RunLog
 from utils.precision import resolve_precision
 from utils.runs import find_file
 
+OF_IMAGES = ("affines", "boxes", "intensity_ranges")  # tables of volumes that latents have otherwise, or not
+
 
 class EncodeOptions(NamedTuple):
     """How to encode.
@@ -222,7 +224,7 @@ class PartRows:
 
     def __init__(self, volumes: VolumesFile, split: str, parts: Parts, places: list[Place]):
         self.ids, self.groups = volumes.ids(split), volumes.groups(split)
-        self.classes, self.attributes = volumes.classes(split), volumes.attributes(split)
+        self.tables = {name: t for name, t in volumes.tables(split).items() if name not in OF_IMAGES}
         self.parts, self.places = parts, places
         where = [parts.read(place.number, "affine", "box") for place in places]
         self.affines, self.boxes = (np.stack([each[name] for each in where]) for name in ("affine", "box"))

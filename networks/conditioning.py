@@ -1,19 +1,13 @@
 """What a network can be told besides the noisy image, which of it a network takes, and how each part is left out."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from networks.parts import PARTS
-
-
-class Part(NamedTuple):
-    """What a network takes of a part: its width, and the share of images that it was trained without it for."""
-
-    width: int
-    dropout: float = 0
+from networks.parts.base import Part
 
 
 def check_parts(names: Mapping[str, Any], whose: str) -> None:
@@ -105,10 +99,11 @@ def takes_of(net: object) -> dict[str, Part]:
 
 
 def with_dropout(takes: Mapping[str, Part], **shares: float) -> dict[str, Part]:
-    """What a network takes, with the share of images that it is trained without a part for, by part; others as it says.
+    """What a network takes, with the share of images that it is trained without a part for, by part; else its own.
 
     ValueError for shares that are none, or of what it does not take.
     """
+    shares = {name: part.dropout for name, part in takes.items()} | shares
     for name, share in shares.items():
         kind = PARTS[name]
         if not 0 <= share < 1:
@@ -117,4 +112,4 @@ def with_dropout(takes: Mapping[str, Part], **shares: float) -> dict[str, Part]:
         if share and name not in takes:
             raise ValueError(f"{kind.dropout_key}={share}: there is no {kind.one} to drop, {kind.width_key} of the "
                              "model is 0")
-    return {name: part._replace(dropout=shares.get(name, part.dropout)) for name, part in takes.items()}
+    return {name: part._replace(dropout=shares[name]) for name, part in takes.items()}

@@ -45,7 +45,7 @@ def write_latents_of(path: Path, **tables: np.ndarray) -> Path:
     """Latents of three volumes with tables of conditions."""
     mean = np.zeros((3, 1, 2, 2), np.float32)
     names = [f"item-{i}" for i in range(3)]
-    split = EncodedSplit(mean, mean + 1, names, names, np.tile(np.eye(4), (3, 1, 1)), **tables)
+    split = EncodedSplit(mean, mean + 1, names, names, np.tile(np.eye(4), (3, 1, 1)), tables)
     write_latents(path, {"train": split}, FirstStageRecord({}, {}, ""), known(), {"kind": "test"})
     return path
 

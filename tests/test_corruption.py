@@ -70,8 +70,8 @@ def write_latents_file(path: Path) -> None:
     def split(first: int, count: int) -> EncodedSplit:
         mean, std = random.random((2, count, 2, 3, 4), np.float32)
         names = [str(i) for i in range(first, first + count)]
-        return EncodedSplit(mean, std, names, names, np.tile(np.eye(4), (count, 1, 1)), np.arange(count),
-                            random.random((count, 1), np.float32))
+        return EncodedSplit(mean, std, names, names, np.tile(np.eye(4), (count, 1, 1)), {
+            "classes": np.arange(count), "attributes": random.random((count, 1), np.float32)})
 
     stage = FirstStageRecord({"_target_": "networks.autoencoder.Autoencoder", "channels": [4, 8]}, {
         "encoder.0.weight": random.random((4, 1, 3), np.float32), "encoder.0.bias": np.zeros(4, np.float32)}, "cd" * 32)

@@ -113,7 +113,7 @@ def test_rows_are_what_the_network_says_of_each_volume(at):
         found = latents.read(split)
         assert found.ids == volumes.ids(split) and found.groups == volumes.groups(split)
         np.testing.assert_array_equal(found.affines, volumes.affines(split))
-        np.testing.assert_array_equal(found.classes, volumes.classes(split))
+        np.testing.assert_array_equal(found.tables["classes"], volumes.classes(split))
         assert (found.boxes == [[1, 0, 0], [8, 11, 4]]).all()
         for i in range(volumes.length(split)):
             item = volumes.read(split, i)

@@ -1,15 +1,23 @@
-"""A copy of the checkout takes what CONTRIBUTING.md says to add, one new file and one line of a registry for each."""
+"""A copy of the checkout takes what CONTRIBUTING.md says to add, one new file and one line of a registry for each.
 
+An experiment that uses it comes on top.
+"""
+
+import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import dataset_tool
+from formats.volumes import VolumesFile
 from inference.snapshot import Snapshot
 from tests.commands import succeed
 from tests.conftest import ROOT, walk_own_files
@@ -37,18 +45,38 @@ def add_line(path: Path, before: str, line: str) -> None:
     path.write_text(text.replace(f"\n{before}", f"\n{line.rstrip()}\n{before}"), encoding="utf-8")
 
 
-def add_task(house: Path) -> None:
-    """The toy task: its file, its line, and an experiment of it."""
-    blocks = shown("Add a task")
-    for path in ("training/tasks/toy.py", "configs/toy.yaml"):
-        assert not (house / path).exists()
-        (house / path).write_text(blocks[path], encoding="utf-8")
-    registry = house / "training/tasks/__init__.py"
-    add_line(registry, "TASKS", "from training.tasks.toy import ToyTask\n")
-    add_line(registry, "}", blocks["training/tasks/__init__.py"])
+class Addition(NamedTuple):
+    """What a section of CONTRIBUTING.md adds: new files, and a line of a registry above one that starts with `before`.
+
+    imported: what stands above the registry's line that starts with `after_imports`.
+    """
+
+    heading: str
+    files: tuple[str, ...]
+    registry: str
+    before: str
+    imported: str
+    after_imports: str
+
+    def make(self, house: Path) -> None:
+        """Add it to a copy."""
+        blocks = shown(self.heading)
+        for path in self.files:
+            assert not (house / path).exists()
+            (house / path).write_text(blocks[path], encoding="utf-8")
+        assert blocks[self.registry].count("\n") == 1
+        add_line(house / self.registry, self.after_imports, self.imported)
+        add_line(house / self.registry, self.before, blocks[self.registry])
 
 
-ADDITIONS = [add_task]  # what a copy takes: functions of its folder
+ADDITIONS = (
+    Addition("Add a task", ("training/tasks/toy.py", "configs/toy.yaml"), "training/tasks/__init__.py", "}",
+             "from training.tasks.toy import ToyTask", "TASKS"),
+    Addition("Add a condition", ("networks/parts/severity.py", "configs/severity.yaml"), "networks/parts/__init__.py",
+             "}", "from networks.parts.severity import Severity", "PARTS"),
+    Addition("Add a metric", ("reporting/sections/bright_level.py",), "reporting/sections/__init__.py",
+             "    Structures(),", "from reporting.sections.bright_level import BrightLevel", "from reporting.sections.de"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +87,11 @@ def house(tmp_path_factory) -> Path:
         if path.parts[0] not in ("tests", "benchmarks", "docs"):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, folder / path)
-    for add in ADDITIONS:
-        add(folder)
+    for addition in ADDITIONS:
+        addition.make(folder)
     succeed(dataset_tool.main, "phantom", "--dest", str(folder / "data/volumes.h5"), "--num", "20", "--size", "8")
+    with chdir(folder):
+        exec(shown("Add a condition")["data/volumes.h5"], {})
     return folder
 
 
@@ -99,3 +129,60 @@ def test_a_task_is_planned_and_draws_nothing_unless_it_says_so(house):
     assert "task toy draws nothing" in run(house, "generate.py", "-cn=toy", code=1)
     said = run(house, "train.py", "-cn=toy", "training.task=top", code=1)
     assert "training.task='top': wanted one of autoencoder, diffusion, toy" in said
+
+
+# ---- a part of the condition ----
+
+
+LOOK = """
+import json, sys, torch
+from formats.samples import SamplesFile
+from inference.snapshot import Snapshot
+from networks.conditioning import Condition
+from samplers import ImageGenerators
+snapshot, samples = Snapshot.read(sys.argv[1], "diffusion"), SamplesFile(sys.argv[2])
+net = snapshot.build()
+x = 80 * ImageGenerators(samples.seeds.tolist(), purpose="sample").randn(snapshot.shape)
+first = torch.from_numpy(samples.array("trajectory")[:, 0])
+with torch.no_grad():
+    told = [net(x, 80, Condition(severity=torch.full((len(x), 1), grade))) for grade in (0.0, 3.0)]
+    told.append(net(x, 80))
+print(json.dumps({"takes": net.takes, "weight": net.model.shift.weight.item(),
+                  "apart": [float((first - each).abs().max()) for each in told]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(house) -> Path:
+    """The folder of samples of a network that was told of the part in training."""
+    run(house, "train.py", "-cn=severity", "training.options.total_kimg=0.016", "training.optimizer.lr=0.05", *OPTIONS)
+    run(house, "generate.py", "-cn=severity", "sampling.seeds=0-2", "sampling.sampler.num_steps=3",
+        "sampling.trajectory=true", "sampling.num_threads=1", "sampling.device=cpu", "sampling.nifti=false")
+    return house / "results/severity"
+
+
+def test_a_part_of_the_condition_reaches_training_and_is_drawn_as_its_null(house, drawn):
+    snapshot, = (house / "results").glob("*-severity/network-snapshot-000000.016.pt")
+    found = json.loads(run(house, "-c", LOOK, str(snapshot), str(drawn / "samples.h5")))
+    assert found["takes"] == {"severity": [1, 0.2]}
+    assert abs(found["weight"]) > 1e-3  # it begins at 0 and stays there where nothing but nulls, zeros, is told
+    null, value, nothing = found["apart"]
+    assert null < 1e-5 < 1e-3 < value and nothing == null
+
+
+# ---- a number of the report ----
+
+
+def test_a_number_is_in_all_that_a_report_writes(house, drawn):
+    said = run(house, "evaluate.py", "--real", "data/volumes.h5", "--split", "all", "--generated",
+               str(drawn / "samples.h5"), "--dest", "report")
+    report = json.loads((house / "report/report.json").read_text())["metrics"]
+    assert list(report)[0] == "bright_level"
+    file = VolumesFile(house / "data/volumes.h5")
+    images = [file.read(split, i).image for split in file.splits for i in range(file.length(split))]
+    assert report["bright_level"]["real_mean"] == pytest.approx(np.mean([np.percentile(x, 99) for x in images]))
+    assert report["bright_level"]["generated_undefined"] == 0 and "bright_level" in said
+    page = (house / "report/report.html").read_text()
+    assert "level of the brightest hundredth" in page and "A hundredth of the voxels is brighter." in page
+    rows = list(csv.DictReader((house / "report/cases.csv").open()))
+    assert len([row for row in rows if row["bright_level"]]) == len(images) + 3

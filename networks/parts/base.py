@@ -1,19 +1,27 @@
 """What a kind of condition is: how it lies in files, how it is stacked, and what stands for its absence."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Part(NamedTuple):
+    """What a network takes of a part: its width, and the share of images that it was trained without it for."""
+
+    width: int
+    dropout: float = 0
 
 
 class PartKind:
     """A kind of condition: an image's row of it has a shape and a dtype, and a null that says nothing.
 
-    one and many name it in messages, width_key is the networks' argument for its width, dropout_key the
+    one and many name it in messages, width_key is the networks' argument for its width, dropout_key theirs or the
     preconditioners' for the share of images that are trained without it, and the purpose of the random numbers that
-    choose them. stored: the data set of a split, in volumes.h5 and latents.h5, that has a value for each item; names:
-    the list, among what is known of the data, as long as the part is wide; None where no file holds it. grid: "map" or
-    "image" for what lies on the grid of the images and is moved along with them.
+    choose them. stored: the data set of a split, in volumes.h5 and latents.h5, that has a value for each item, None
+    where no file holds it; names: the list, among what is known of the data, as long as the part is wide, None where
+    the data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the images and is moved along with
+    them.
     """
 
     one: str

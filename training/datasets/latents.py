@@ -18,7 +18,7 @@ class LatentsDataset:
             raise ValueError(f"{path}: split {split!r} has no items")
         self.images = np.concatenate([latents.mean, latents.std], axis=1)
         self.facts, self.shape, self.round_trip = self.file.facts, latents.mean.shape[1:], self.file.round_trip
-        self.conditions = StoredConditions(lambda name: getattr(latents, name, None), self.facts)
+        self.conditions = StoredConditions(latents.tables.get, self.facts)
 
     def __len__(self) -> int:
         return len(self.images)
