@@ -49,7 +49,7 @@ def test_a_condition_is_replaced_and_never_changed():
     with pytest.raises(AttributeError, match="make another by replace"):
         WHOLE.images = None
     other = WHOLE.replace(images=None, attributes=torch.zeros(2, 1))
-    assert list(other) == ["class_labels", "attributes", "semantic"] and other.attributes.sum() == 0
+    assert list(other) == [name for name in PARTS if name != "images"] and other.attributes.sum() == 0
     assert WHOLE.images is not None and WHOLE.attributes.sum() == 6
 
 
@@ -141,6 +141,10 @@ def test_a_network_takes_what_it_says_and_nothing_where_it_does_not():
 def test_the_dropout_of_a_part_is_added_to_what_is_taken():
     takes = {"class_labels": Part(2), "attributes": Part(3)}
     assert with_dropout(takes, attributes=0.25) == {"class_labels": Part(2, 0), "attributes": Part(3, 0.25)}
+    own = {"class_labels": Part(2), "attributes": Part(3, 0.5)}  # said by the network itself
+    assert with_dropout(own, class_labels=0.1) == {"class_labels": Part(2, 0.1), "attributes": Part(3, 0.5)}
+    with pytest.raises(ValueError, match="attribute_dropout=-1: wanted a probability"):
+        with_dropout({"attributes": Part(3, -1)})
     with pytest.raises(ValueError, match="image_dropout=0.5: there is no condition image to drop, image_dim of the"):
         with_dropout(takes, images=0.5)
     with pytest.raises(ValueError, match="attribute_dropout=1: wanted a probability, 0..1 without 1"):

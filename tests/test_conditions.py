@@ -3,17 +3,20 @@
 from math import nan
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+from formats import h5
 from formats.facts import Facts
 from formats.latents import EncodedSplit, FirstStageRecord, write_latents
-from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
+from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 from inference.batch import collate
 from inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
 from networks.conditioning import Condition, Part
 from networks.parts import PARTS
+from networks.parts.base import PartKind
 from networks.parts.images import Images
 from training.datasets.latents import LatentsDataset
 from training.datasets.volumes import VolumesDataset
@@ -88,7 +91,32 @@ def test_a_part_without_names_is_as_wide_as_its_first_axis(monkeypatch, shape, w
     kind = type("Doses", (Images,), {"stored": "doses", "names": None})()
     monkeypatch.setitem(PARTS, "images", kind)
     stored = StoredConditions({"doses": np.ones(shape, np.float32)}.get, known(()))
-    assert stored.columns["images"][1] == width and stored[1].images.shape == shape[1:]
+    assert stored.columns["images"][1] == width and stored[1].images.shape == (shape[1:] or (1,))
+
+
+class Grade(PartKind):
+    """A part that lies in a column of its own."""
+
+    one, many, width_key, dropout_key, stored = "grade", "grades", "grade_dim", "grade_dropout", "grade"
+
+
+@pytest.mark.parametrize("column", [np.float32([3, 1, 2]), np.float32([[3], [1], [2]])])
+def test_a_column_that_others_have_added_reaches_batches_of_volumes_and_latents(tmp_path, monkeypatch, column):
+    monkeypatch.setitem(PARTS, "grade", Grade())
+    path = write_volumes(tmp_path / "v.h5", (), ())
+    with h5py.File(path, "r+") as file:
+        h5.write_array(file["train"], "grade", column)
+        h5.seal(file)
+    tables = VolumesFile(path).tables("train")
+    assert tables.keys() == {"affines", "boxes", "grade"}
+    for dataset in (VolumesDataset(path), LatentsDataset(write_latents_of(tmp_path / "l.h5", grade=tables["grade"]))):
+        assert batch_of(dataset).grade.tolist() == [[3], [1], [2]]
+
+
+def test_a_column_with_too_few_rows_is_refused(tmp_path):
+    path = write_latents_of(tmp_path / "l.h5", grade=np.zeros(2))
+    with pytest.raises(ValueError, match=r"/train/grade is float64 \(2,\), wanted float64 \(3,\)"):
+        LatentsDataset(path)
 
 
 # ---- seeds ----

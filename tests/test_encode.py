@@ -6,6 +6,7 @@ import sys
 from contextlib import chdir
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 import dataset_tool
 import generate
 import train
+from formats import h5
 from formats.facts import Facts, LatentScaling, volume_facts
 from formats.latents import LatentsFile, Moments
 from formats.samples import SamplesFile
@@ -65,6 +67,10 @@ def write_volumes(path: Path, seed: int = 0, counts: tuple[int, int] = (5, 3)) -
             writer.add("train" if i < counts[0] else "val", Item(
                 image, (image[0] > 1.2).astype(np.uint8), None, i % 2, f"item-{i}", f"patient-{i}", AFFINE,
                 np.array([[1, 0, 0], [8, 11, 4]])))
+    with h5py.File(path, "r+") as file:  # a column that others have added
+        for split, count in zip(("train", "val"), counts):
+            h5.write_array(file[split], "grade", np.arange(count, dtype=np.float32)[:, None])
+        h5.seal(file)
     return path
 
 
@@ -113,7 +119,9 @@ def test_rows_are_what_the_network_says_of_each_volume(at):
         found = latents.read(split)
         assert found.ids == volumes.ids(split) and found.groups == volumes.groups(split)
         np.testing.assert_array_equal(found.affines, volumes.affines(split))
-        np.testing.assert_array_equal(found.tables["classes"], volumes.classes(split))
+        assert found.tables.keys() == {"classes", "grade"}
+        for name, table in found.tables.items():
+            np.testing.assert_array_equal(table, volumes.table(split, name))
         assert (found.boxes == [[1, 0, 0], [8, 11, 4]]).all()
         for i in range(volumes.length(split)):
             item = volumes.read(split, i)

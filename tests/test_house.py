@@ -75,7 +75,8 @@ ADDITIONS = (
     Addition("Add a condition", ("networks/parts/severity.py", "configs/severity.yaml"), "networks/parts/__init__.py",
              "}", "from networks.parts.severity import Severity", "PARTS"),
     Addition("Add a metric", ("reporting/sections/bright_level.py",), "reporting/sections/__init__.py",
-             "    Structures(),", "from reporting.sections.bright_level import BrightLevel", "from reporting.sections.de"),
+             ")\n# Sections of the report of generated", "from reporting.sections.bright_level import BrightLevel",
+             "from reporting.sections.decoded_pictures"),
 )
 
 
@@ -177,7 +178,7 @@ def test_a_number_is_in_all_that_a_report_writes(house, drawn):
     said = run(house, "evaluate.py", "--real", "data/volumes.h5", "--split", "all", "--generated",
                str(drawn / "samples.h5"), "--dest", "report")
     report = json.loads((house / "report/report.json").read_text())["metrics"]
-    assert list(report)[0] == "bright_level"
+    assert [*report][-1] == "bright_level"
     file = VolumesFile(house / "data/volumes.h5")
     images = [file.read(split, i).image for split in file.splits for i in range(file.length(split))]
     assert report["bright_level"]["real_mean"] == pytest.approx(np.mean([np.percentile(x, 99) for x in images]))

@@ -16,7 +16,9 @@ from reporting.reference import Cases
 from reporting.section import Section, missing, walk
 from reporting.sections import COMPARISON, NUMBERS
 from reporting.sections.held_out import HeldOut
+from reporting.sections.intensities import Intensities
 from reporting.sections.scalars import Scalars
+from reporting.sections.structures import Structures
 from reporting.sections.texture import Texture
 from reporting.sections.variety import ms_ssim_row
 
@@ -52,7 +54,8 @@ def test_volume_of_a_box_and_its_name():
     label[2:12, 2:12, 2:12] = 1
     layout = Layout(("mr",), ("background", "liver"), (2.0, 2.0, 1.0), 0.0, 1.0, "")
     assert measured(Case("a", blank(label.shape), label), layout)["liver_volume"] == pytest.approx(4.0)  # 1000 of 4 mm3
-    assert Scalars(NUMBERS).units(layout) == {"liver_volume": "mL", "intensity_mean": "", "intensity_std": ""}
+    assert Structures().units(layout) == {"liver_volume": "mL"}
+    assert Intensities().units(layout) == {"intensity_mean": "", "intensity_std": ""}
 
 
 def test_heart_has_its_own_names_and_an_undefined_wall_is_nan():
@@ -67,8 +70,8 @@ def test_heart_has_its_own_names_and_an_undefined_wall_is_nan():
 def test_several_channels_are_told_apart_by_name():
     layout = Layout(("t1", "t2"), (), (1.0, 1.0), 0.0, 4.0, "a.u.")
     image = np.stack([np.full((8, 8), 1.0), np.full((8, 8), 3.0)]).astype(np.float32)
-    assert measured(Case("a", image, None), layout) == {"t1_intensity_mean": 1, "t1_intensity_std": 0,
-                                                        "t2_intensity_mean": 3, "t2_intensity_std": 0}
+    found = Intensities().measure(Case("a", image, None), layout)
+    assert found == {"t1_intensity_mean": 1, "t1_intensity_std": 0, "t2_intensity_mean": 3, "t2_intensity_std": 0}
 
 
 def test_nothing_to_measure_is_an_error():

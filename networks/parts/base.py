@@ -20,8 +20,8 @@ class PartKind:
     preconditioners' for the share of images that are trained without it, and the purpose of the random numbers that
     choose them. stored: the data set of a split, in volumes.h5 and latents.h5, that has a value for each item, None
     where no file holds it; names: the list, among what is known of the data, as long as the part is wide, None where
-    the data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the images and is moved along with
-    them.
+    the data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the images and is moved along
+    with them.
     """
 
     one: str
