@@ -16,7 +16,7 @@ from networks.conditioning import Condition
 from tests.commands import call, refused, succeed
 from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
 from training.plan import find_source, plan_decode, plan_step
-from training.plan_fit import FREE, GIB, plan, propose_decodes
+from training.plan_fit import FREE, GIB, decode_levers, plan, propose
 from training.tasks.base import PlannedData
 from utils.config import build, compose
 from utils.config_hash import config_hash
@@ -196,6 +196,16 @@ def test_proposals_go_on_until_the_step_fits():
     assert plan_step(again["training"], LABELLED).peak == found[-1].peak
 
 
+def test_proposals_end_before_patches_that_are_too_small_for_the_discriminator():
+    config, source = vae("discriminator=patch"), planned((1, 32, 32, 32), "abc")
+    found = plan(config, source, 0.001).step_proposals
+    assert found[-1].overrides[-1] == "training.options.checkpointing=true"
+    whole = plan(vae(), source, 0.001).step_proposals
+    assert whole[len(found)].overrides[-1] == "augment=patches training.augment.size=[16,32,32]"
+    with pytest.raises(ValueError, match=r"training.discriminator.network: images of size \[8, 8, 8\]"):
+        plan_step(config["training"], planned((1, 8, 8, 8), "abc"))
+
+
 def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
     stage = {**vae()["training"]["network"], "in_channels": 1, "num_classes": 3, "spatial_dims": 3}
     source = planned((4, 16, 8, 8), first_stage=stage)
@@ -203,7 +213,8 @@ def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
                                            "training.network.model.channels_per_head=8"])
     whole = plan_decode(config, source)
     assert whole.size == (32, 16, 16) and whole.batch == 2
-    found = list(propose_decodes(config, source, 0.4 * whole.peak))
+    found = list(propose(config, decode_levers(config, source, whole), 0.4 * whole.peak,
+                         lambda c: plan_decode(c, source)))
     assert found[0].overrides == ["sampling.batch_size=1"] and found[0].peak < 0.6 * whole.peak
     assert found[1].overrides == ["sampling.batch_size=1", "sampling.tile=[16,16,16]"]
     assert found[-1].peak <= 0.4 * whole.peak < found[0].peak

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samplers.noise import Noise
@@ -48,11 +48,12 @@ class Adversary:
         if self.slices and len(shape) == 2:
             raise ValueError(f"{KEY}.per_slice=true: lines have no slices; set it to false")
         axes = (self.slices.axes or range(3)) if self.slices and len(shape) == 4 else [None]
-        network = deepcopy(self.network).to("meta")
+        weights = {name: value.to("meta")  # shapes alone; a plan's network has no more
+                   for name, value in (*self.network.named_parameters(), *self.network.named_buffers())}
         for axis in axes:
             size = [n for i, n in enumerate(shape[1:]) if i != axis]
             try:
-                scores = last(network(torch.empty(1, shape[0], *size, device="meta")))
+                scores = last(functional_call(self.network, weights, torch.empty(1, shape[0], *size, device="meta")))
             except (RuntimeError, ValueError) as e:
                 raise ValueError(f"{KEY}.network: images of size {size} do not go through it ({first_line(e)}); they "
                                  f"may be too small: lower {KEY}.network.num_layers_d") from e

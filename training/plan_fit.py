@@ -1,6 +1,6 @@
 """A plan held against a card: whether an experiment fits it, what would make it fit, and all of that in words."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -46,27 +46,38 @@ def plan(config: dict, source: PlannedData, card: float | None = None, ranks: in
             half["precision"] = "bf16"
     step, decode = plan_step(config["training"], source), plan_decode(config, source)
     room = card * GIB * (1 - FREE) if card else float("inf")
-    steps = list(propose_steps(config, source, room)) if step.peak > room else []
-    decodes = list(propose_decodes(config, source, room)) if decode and decode.peak > room else []
+    steps, decodes = [], []
+    if step.peak > room:
+        steps = list(propose(config, step_levers(config, source), room, lambda c: plan_step(c["training"], source)))
+    if decode and decode.peak > room:
+        decodes = list(propose(config, decode_levers(config, source, decode), room, lambda c: plan_decode(c, source)))
     return Plan(step, decode, steps, decodes)
 
 
-def propose_steps(config: dict, source: PlannedData, room: float) -> Iterator[Proposal]:
-    """What makes a step smaller, one thing more at a time and the cheapest first, up to the first that fits."""
+def propose(config: dict, levers: Iterator[Lever], room: float, make: Callable[[dict], StepPlan | DecodePlan]
+            ) -> Iterator[Proposal]:
+    """What makes that smaller which `make` plans, one lever more at a time, up to the first that fits.
+
+    It ends at values that do not fit the experiment, as patches too small for its discriminator.
+    """
     made: dict[str, str] = {}
     config = deepcopy(config)
-    for lever in step_levers(config, source):
+    for lever in levers:
         for key, value in lever.sets.items():
             apply_override(config, key, value)
         made[lever.key] = f"{lever.group} {apply_override(config, lever.key, lever.value)}".lstrip()
-        peak = plan_step(config["training"], source).peak
+        try:
+            peak = make(config).peak
+        except ValueError:
+            return
         yield Proposal(list(made.values()), peak)
         if peak <= room:
             return
 
 
 def step_levers(config: dict, source: PlannedData) -> Iterator[Lever]:
-    """What makes a step smaller: fewer images at a time, bf16, checkpointing, and what the task knows."""
+    """What makes a step smaller, the cheapest first: fewer images at a time, bf16, checkpointing, what the task knows.
+    """
     options = config["training"]["options"]
     batch = split_batch(options["batch_size"], options["batch_gpu"], 1)[0]
     while batch > 1:
@@ -79,25 +90,14 @@ def step_levers(config: dict, source: PlannedData) -> Iterator[Lever]:
     yield from TASKS[config["training"]["task"]].levers(config["training"], source)
 
 
-def propose_decodes(config: dict, source: PlannedData, room: float) -> Iterator[Proposal]:
-    """What makes decoding smaller: one volume at a time, then ever smaller tiles, up to the first that fits."""
-    config = deepcopy(config)
-    sampling, first = config["sampling"], plan_decode(config, source)
-    made: list[str] = []
-    if first.batch > 1:
-        made = [apply_override(config, "sampling.batch_size", 1)]
-        peak = plan_decode(config, source).peak
-        yield Proposal(made, peak)
-        if peak <= room:
-            return
+def decode_levers(config: dict, source: PlannedData, decode: DecodePlan) -> Iterator[Lever]:
+    """What makes decoding smaller: one volume at a time, then ever smaller tiles."""
+    if decode.batch > 1:
+        yield Lever("sampling.batch_size", 1)
     with torch.device("meta"):
         factor = TASKS[config["training"]["task"]].decoding(config, source).make().factor
-    for size in halved(first.tile or first.size, factor):
-        sampling["tile"] = size
-        peak = plan_decode(config, source).peak
-        yield Proposal([*made, f"sampling.tile={words(size)}"], peak)
-        if peak <= room:
-            return
+    for size in halved(decode.tile or decode.size, factor):
+        yield Lever("sampling.tile", size)
 
 
 def apply_override(config: dict, key: str, value: object) -> str:
@@ -107,12 +107,7 @@ def apply_override(config: dict, key: str, value: object) -> str:
     for part in path:
         node = node[part]
     node[last] = value
-    return f"{key}={words(value) if isinstance(value, list) else str(value).lower()}"
-
-
-def words(size: list[int]) -> str:
-    """A size as the command line takes it."""
-    return f"[{','.join(map(str, size))}]"
+    return f"{key}={str(value).lower().replace(' ', '')}"
 
 
 # ---- in words ----

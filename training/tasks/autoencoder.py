@@ -48,12 +48,11 @@ class AutoencoderTask(TaskType):
         net.latent_shape(data.shape[1:])
         shape = trained_shape(net, augment, data)
         adversary = build_adversary(training["discriminator"], shape)
-        if not imagined:
-            if adversary is not None:
-                adversary.check(shape)
-            if isinstance(loss, AutoencoderLoss):
-                for size in {shape[1:], *([tuple(data.shape[1:])] if held else [])}:  # patches, and whole volumes
-                    loss.open(size)
+        if adversary is not None:
+            adversary.check(shape)
+        if not imagined and isinstance(loss, AutoencoderLoss):
+            for size in {shape[1:], *([tuple(data.shape[1:])] if held else [])}:  # patches, and whole volumes
+                loss.open(size)
         task = autoencoder_task(net, loss, optimizer, snapshot, None if imagined else augment, adversary,
                                 batch_size=training["options"]["batch_size"])
         task.trained_shape = shape
