@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,22 +144,15 @@ class Experiment:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def register_schema() -> None:
-    """Make the schema known to Hydra as `experiment_schema`; must run before composing."""
-    ConfigStore.instance().store(name="experiment_schema", node=Experiment)
-
-
 def compose(config_dir: Path, name: str, overrides: Sequence[str]) -> dict:
     """The resolved plain config of an experiment with command-line overrides; ValueError for what does not fit.
 
     Composed without Hydra's main, so that no output folder and no job log of Hydra's own come into being.
     """
-    register_schema()
+    ConfigStore.instance().store(name="experiment_schema", node=Experiment)
     known = sorted(p.stem for p in config_dir.glob("*.yaml"))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise ValueError(f"-cn={name}: no such experiment in {config_dir.name}/"
-                         + (f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"))
+        raise ValueError(f"-cn={name}: {no_such(f'experiment in {config_dir.name}/', name, known)}")
     try:
         plain = to_plain(compose_raw(config_dir, name, overrides))
     except (HydraException, OmegaConfBaseException) as e:
@@ -206,12 +199,11 @@ class Group(NamedTuple):
 
 def config_groups(config_dir: Path) -> dict[str, Group]:
     """The groups, which are the folders of configs/, by name."""
-    files: dict[str, list[Path]] = {}
+    groups: dict[str, Group] = {}
     for path in sorted(config_dir.glob("*/*.yaml")):
-        files.setdefault(path.parent.name, []).append(path)
-    first_lines = {group: paths[0].read_text(encoding="utf-8").partition("\n")[0] for group, paths in files.items()}
-    return {group: Group(first_lines[group].removeprefix("# @package").strip(), [path.stem for path in paths])
-            for group, paths in files.items()}
+        package = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# @package").strip()
+        groups.setdefault(path.parent.name, Group(package, [])).choices.append(path.stem)
+    return groups
 
 
 def check_keys(config: dict, schema: type, path: str = "") -> None:
@@ -222,15 +214,15 @@ def check_keys(config: dict, schema: type, path: str = "") -> None:
             raise ValueError(f"{path}{key}: missing; give it a value, or leave it out for its default")
     for key, value in config.items():
         if key not in hints:
-            raise ValueError(f"{path}{key or repr(key)}: {no_such_key(key, list(hints))}")
+            raise ValueError(f"{path}{key or repr(key)}: {no_such('key', key, hints)}")
         if is_dataclass(hints[key]):
             check_keys(value, hints[key], f"{path}{key}.")
 
 
-def no_such_key(key: str, known: Sequence[str]) -> str:
-    """'no such key' with the nearest right one."""
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return "no such key; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}")
+def no_such(what: str, name: object, known: Iterable[str], are: str = "there are") -> str:
+    """'no such ...' with the nearest right name, or all."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"no such {what}; " + (f"did you mean '{near[0]}'?" if near else f"{are} {', '.join(known)}")
 
 
 def composition_error(error: Exception, name: str, groups: Mapping[str, Group]) -> str:
@@ -262,7 +254,7 @@ def composition_error(error: Exception, name: str, groups: Mapping[str, Group]) 
             package = groups[full].package
             return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under {package}, "
                     f"as in {package}.KEY=...")
-        return f"{full or repr(full)}: {no_such_key(key, known if '.' in full else [*known, *groups])}"
+        return f"{full or repr(full)}: {no_such('key', key, known if '.' in full else [*known, *groups])}"
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
     return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
@@ -287,11 +279,9 @@ def nothing_chosen(path: str, node: Any, groups: Mapping[str, Group]) -> str:
 
 def keys_around(full: str, parent: Any) -> list[str]:
     """Keys that may stand beside a config path: of the schema, or of its target and the YAML."""
-    node: Any = Experiment
-    for part in full.split(".")[:-1]:
-        node = typing.get_type_hints(node).get(part) if is_dataclass(node) else None
-    if is_dataclass(node):
-        return [f.name for f in fields(node)]
+    schema = OmegaConf.get_type(parent)
+    if is_dataclass(schema):
+        return [f.name for f in fields(schema)]
     known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
     if "_target_" in known:
         known += inspect.signature(find_target(parent["_target_"], full.rpartition(".")[0])).parameters
@@ -361,9 +351,8 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
         if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
             continue
         if key not in parameters and not takes_any:
-            near = difflib.get_close_matches(str(key), parameters, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; it has {', '.join(parameters)}"
-            raise ValueError(f"{path}.{key}: no such parameter of {node['_target_']}{hint}")
+            what = f"parameter of {node['_target_']}"
+            raise ValueError(f"{path}.{key}: {no_such(what, key, parameters, 'it has')}")
         if key in hints and not fits(value, hints[key]):
             raise ValueError(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
     for name, p in parameters.items():
