@@ -42,5 +42,5 @@ def validate(held: Held, task: Task, net: torch.nn.Module, *, seed: int, batch_s
         assert task.best.name in numbers, f"network-best goes by {task.best.name}, measured are {', '.join(numbers)}"
         seen = Collector()
         report(seen, "val", numbers)
-        stats.add_all(seen) if keys else stats.add_names(seen)
+        stats.add_all(seen, names_only=not keys)
     return stats.means()

@@ -200,17 +200,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_world_size() -> int:
-    """Number of processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def set_threads(num_threads: int) -> int:
     """Fix the CPU threads of this process (0: share this machine's cores between its ranks); returns the number."""
     if num_threads < 0:
         raise ValueError(f"training.options.num_threads={num_threads}: wanted 0 (share the cores) or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = num_threads or max(1, cores // local_world_size())
+    threads = num_threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads)
     return threads
 
@@ -220,16 +215,6 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
-
-
-@meeting("a message from rank 0")
-def broadcast_object(value: object) -> object:
-    """Rank 0's value (plain Python data) on every rank."""
-    if not dist.is_initialized():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 @meeting("a sum over ranks")
@@ -308,13 +293,16 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
 
     So that no rank waits for one that has failed.
     """
-    value, error = None, None
+    box: list[Any] = [None, None]
     if rank() == 0:
         try:
-            value = function()
+            box[0] = function()
         except (ValueError, OSError) as e:
-            error = e
-    value, error = broadcast_object((value, error))
+            box[1] = e
+    if dist.is_initialized():
+        with meeting("a message from rank 0"):
+            dist.broadcast_object_list(box, src=0)
+    value, error = box
     if error is not None:
         raise error
     return value

@@ -41,15 +41,10 @@ class Collector:
         """Add (sum, count) of several names at once."""
         self.sums[names] = self.sums[names].to(table.device) + table if names in self.sums else table
 
-    def add_names(self, other: "Collector") -> None:
-        """Add the names that another one has collected, and nothing to their sums and counts."""
+    def add_all(self, other: "Collector", names_only: bool = False) -> None:
+        """Add what another one has collected; names_only: its names, and nothing to their sums and counts."""
         for names, table in other.sums.items():
-            self.add(names, torch.zeros_like(table))
-
-    def add_all(self, other: "Collector") -> None:
-        """Add what another one has collected."""
-        for names, table in other.sums.items():
-            self.add(names, table)
+            self.add(names, torch.zeros_like(table) if names_only else table)
 
     def copy(self) -> "Collector":
         """What has been collected so far, unmoved by what is reported later."""
