@@ -42,16 +42,16 @@ def report_loss(stats: Collector, phase: str, out: LossOutput) -> dict[str, str]
     return {f"loss/{part}": part for part in (phase, *out.parts)}
 
 
-def tick_fields(means: dict[str, float], *, tick: int, nimg: int, total: int, images: int, steps: float,
-                seconds: float, total_seconds: float, device: torch.device) -> dict[str, float]:
-    """The numbers of a tick of `steps` steps and `images` images, from the means of what its steps reported."""
-    means = dict(means)
-    wait, bad = (means.pop(name, 0.0) * steps for name in ("time/data_wait", "bad_steps"))
+def tick_fields(means: dict[str, float], p: Progress, *, total: int, batch_size: int, device: torch.device
+                ) -> dict[str, float]:
+    """The numbers of a tick that ends, from the means of what its steps reported; total: images of the whole run."""
+    images = p.nimg - p.tick_nimg
+    wait, bad = (means.pop(name, 0.0) * images / batch_size for name in ("time/data_wait", "bad_steps"))
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
-    per_image = seconds / images
-    return {"tick": tick, "kimg": nimg / 1000, "time/total_sec": total_seconds, "time/sec_per_tick": seconds,
-            "time/sec_per_kimg": per_image * 1000, "time/eta_sec": per_image * max(0, total - nimg),
-            "time/data_share": wait / seconds, "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30,
+    per_image = p.tick_seconds / images
+    return {"tick": p.tick, "kimg": p.nimg / 1000, "time/total_sec": p.seconds, "time/sec_per_tick": p.tick_seconds,
+            "time/sec_per_kimg": per_image * 1000, "time/eta_sec": per_image * max(0, total - p.nimg),
+            "time/data_share": wait / p.tick_seconds, "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30,
             "bad_steps": round(bad), **means}
 
 

@@ -323,9 +323,7 @@ class Trainer:
         p, options, done = self.progress, self.options, self.progress.nimg >= self.total
         p.tick += 1
         p.seconds += p.tick_seconds
-        images = p.nimg - p.tick_nimg
-        fields = tick_fields(self.stats.means(), tick=p.tick, nimg=p.nimg, total=self.total, images=images,
-                             steps=images / options.batch_size, seconds=p.tick_seconds, total_seconds=p.seconds,
+        fields = tick_fields(self.stats.means(), p, total=self.total, batch_size=options.batch_size,
                              device=self.device)
         p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
         if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
