@@ -79,7 +79,7 @@ def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
     training = {**training, "batch_transform": {"_target_": "training.batch_transforms.Identity"}}
     task = TASKS[training["task"]].assemble(training, dataset)
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
-                   record=RunRecord({"training": training}, source.facts, len(source.shape) - 1))
+                   record=RunRecord({"training": training}, source.facts))
 
 
 def measured(name: str) -> dict[str, float | str]:

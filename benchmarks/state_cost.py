@@ -61,7 +61,7 @@ def demo_trainer(folder: Path) -> Trainer:
     draw = fill(training["batch_transform"], channel_mean=[0.0] * CHANNELS, channel_std=[1.0] * CHANNELS)
     task = diffusion_task(net, build(training["loss"]), optimizer, build(draw), Snapshot("diffusion", {}, FACTS, ()))
     return Trainer(task, RandomLatents(), options, run_dir=folder, device=device, log=RunLog(False),
-                   record=RunRecord(config, FACTS, 3))
+                   record=RunRecord(config, FACTS))
 
 
 def write_seconds(trainer: Trainer) -> float:

@@ -113,7 +113,7 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-2, eps=0.1)  # a large eps: feels the gradients' scale
         task = diffusion_task(net, EDMLoss(), optimizer, Identity(), BLANK)
     config = config or {"training": {"options": {"seed": 0}}}
-    record = RunRecord(config, Facts("points", data_hash), spatial_dims=1)
+    record = RunRecord(config, Facts("points", data_hash))
     return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
                    record=record, held=held)
 

@@ -5,6 +5,7 @@ import torch
 from inference.snapshot import CarriedStage
 from training.tasks import TASKS
 from training.validation import Held
+from utils.checks import check_choice
 from utils.config import build, check_targets, fill
 from utils.files import plain_hash
 
@@ -17,8 +18,7 @@ PARTS = {"dataset": (), "network": DATA_ARGUMENTS, "loss": (), "optimizer": (),
 
 def check_training(training: dict) -> None:
     """Hold every key of the training half against its target before ranks start or data opens."""
-    if training["task"] not in TASKS:
-        raise ValueError(f"training.task={training['task']!r}: wanted one of {', '.join(TASKS)}")
+    check_choice("training.task", training["task"], TASKS)
     task = TASKS[training["task"]]
     if training["discriminator"] and not task.has_adversary:
         raise ValueError("training.discriminator: only a first stage (training.task=autoencoder) has an adversary; "

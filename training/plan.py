@@ -111,7 +111,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
         for phase in task.phases:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
-                                  record=RunRecord({}, source.facts, len(shape) - 1))
+                                  record=RunRecord({}, source.facts))
         batches = [imagined_batch(task, shape, batch_gpu)] * trainer.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:

@@ -22,11 +22,10 @@ LENGTH = 40  # characters of a value
 
 
 class RunRecord(NamedTuple):
-    """What states and snapshots say of a run: its whole config, what is known of its data, and their dimensions."""
+    """What states and snapshots say of a run: its whole config, and what is known of its data."""
 
     config: dict
     facts: Facts
-    spatial_dims: int
 
 
 class Start(NamedTuple):
@@ -38,19 +37,14 @@ class Start(NamedTuple):
 
 def choose_start(options: Options, experiment: str, training: dict) -> Start:
     """The training state that `resume` means; after torchrun's own restart, that of the run that broke off."""
-    root = Path(options.run_root)
-    if restarted() and (state := broken_off(root, experiment, training)):
+    root, restarted = Path(options.run_root), attempt() > 0
+    if restarted and (state := broken_off(root, experiment, training)):
         return Start(state, ["Restarted by torchrun"])
     if options.resume is None:
-        return Start(None, ["Restarted by torchrun, but there is no training state yet: starting fresh"] * restarted())
+        return Start(None, ["Restarted by torchrun, but there is no training state yet: starting fresh"] * restarted)
     if options.resume == "latest":
         return latest(root, experiment, training)
     return Start(find_file(options.resume, "training-state", root, KEY), [])
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this group of processes again (--max-restarts)."""
-    return attempt() > 0
 
 
 def is_newest(state: Path) -> bool:

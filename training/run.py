@@ -16,13 +16,14 @@ from training.ema import halflives
 from training.init_from import init_from
 from training.phases import Task
 from training.preview import build_preview, check_preview
-from training.resume import RunRecord, Start, choose_start, is_newest, read_state, restarted
+from training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
 from training.tasks import TASKS
 from training.training_loop import Trainer, split_batch
 from training.validation import Held
 from utils import distributed
+from utils.checks import check_positive
 from utils.config import Options, build, check_targets, to_yaml
 from utils.config_hash import config_hash
 from utils.files import plain_hash, remove_temporary, write_text
@@ -45,9 +46,8 @@ def check_options(options: Options, device: torch.device) -> None:
                              "turn one of them off")
     if options.num_workers < 0:
         raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
-    for name in ("batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "max_bad_steps"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"training.options.{name}={getattr(options, name)}: wanted more than 0")
+    check_positive({f"training.options.{name}": getattr(options, name) for name in (
+        "batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "max_bad_steps")})
     halflives(options.ema_halflife_kimg)
     if options.wandb:
         wandb_package(options.wandb)
@@ -102,7 +102,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
                device: torch.device) -> Reason | None:
     """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
     training, main = config["training"], distributed.rank() == 0
-    record = RunRecord(config, known_facts(task, dataset), len(dataset.shape) - 1)
+    record = RunRecord(config, known_facts(task, dataset))
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
         config, task, held, count, device))
@@ -120,7 +120,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         stop = locks.enter_context(Stop(run_dir))
         locks.enter_context(failure_noted(run_dir))
         log = RunLog(main, run_dir)
-        if restarted() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
+        if attempt() and distributed.from_rank_0(lambda: asked_in_this_launch(run_dir)):
             log("Restarted by torchrun after it was asked to stop: ending again")
             distributed.from_rank_0(lambda: write_status(run_dir, "requeue", read_status(run_dir)["why"],
                                                          launch=launch(), attempt=attempt()))  # for the next restart
@@ -132,7 +132,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
         if trainer.precision == "bf16":
-            start.notes.extend(bf16_of_all_ranks(record.spatial_dims, device))
+            start.notes.extend(bf16_of_all_ranks(len(dataset.shape) - 1, device))
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)

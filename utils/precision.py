@@ -4,13 +4,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = ("fp32", "bf16", "auto")
+from utils.checks import check_choice
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """fp32 or bf16; auto is bf16 where the processor has matrix units for it."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: wanted one of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, ("fp32", "bf16", "auto"))
     if precision != "auto":
         return precision
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
