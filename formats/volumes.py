@@ -7,6 +7,7 @@ and held against their hashes; an image or label map is whenever it is read.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,18 +95,6 @@ def full_box(spatial_shape: Sequence[int]) -> np.ndarray:
 # ---- writing ----
 
 
-class _Rows(NamedTuple):
-    """The small parts of the items of one split, kept in memory until the file is complete."""
-
-    ids: list[str]
-    groups: list[str]
-    attributes: list[np.ndarray]
-    classes: list[int]
-    affines: list[np.ndarray]
-    boxes: list[np.ndarray]
-    intensity_ranges: list[np.ndarray]
-
-
 class VolumesWriter:
     """Context manager that writes a volumes file item by item; nothing is left behind if the block fails."""
 
@@ -118,44 +107,37 @@ class VolumesWriter:
         self._meta, self._image_dtype = meta, image_dtype
         self._provenance = provenance
         self._context = h5.atomic_h5(path, needed_bytes)
+        self._stack = ExitStack()
         self._path = path
-        self._rows: dict[str, _Rows] = {}
+        self._rows: dict[str, dict[str, list]] = {}  # by split, all but images and labels, until the file is complete
         self._split_of_group: dict[str, str] = {}
         self._ids: set[str] = set()
         self._shape: tuple[int, ...] | None = None
 
     def __enter__(self) -> "VolumesWriter":
-        self._file = self._context.__enter__()
+        self._file = self._stack.enter_context(self._context)
+        self._stack.push(self._write_rest)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        try:
-            if exception[0] is None:
-                self._write_rest()
-        except BaseException as error:
-            self._context.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._context.__exit__(*exception)
+        self._stack.__exit__(*exception)
 
     def add(self, split: str, item: Item, intensity_range: np.ndarray | None = None) -> None:
         """Append one volume; intensity_range [C,2] is its original lo and hi if it was scaled on its own."""
         self._check(split, item, intensity_range)
         if split not in self._rows:
             self._start_split(split, item)
-        group, rows = self._file[split], self._rows[split]
+        group = self._file[split]
         h5.append_row(group["images"], item.image if self._image_dtype == "float32" else np.rint(item.image))
         if item.label is not None:
             h5.append_row(group["labels"], item.label)
-        rows.ids.append(item.id)
-        rows.groups.append(item.group)
-        rows.affines.append(item.affine)
-        rows.boxes.append(item.box)
-        if item.attributes is not None:
-            rows.attributes.append(item.attributes)
-        if self._meta.class_names:
-            rows.classes.append(-1 if item.class_index is None else item.class_index)
-        if intensity_range is not None:
-            rows.intensity_ranges.append(intensity_range)
+        class_index = -1 if item.class_index is None else item.class_index
+        row = {"ids": item.id, "groups": item.group, "attributes": item.attributes,
+               "classes": class_index if self._meta.class_names else None, "affines": item.affine, "boxes": item.box,
+               "intensity_ranges": intensity_range}
+        for name, value in row.items():
+            if value is not None:
+                self._rows[split].setdefault(name, []).append(value)
         self._ids.add(item.id)
         self._split_of_group[item.group] = split
         self._shape = item.image.shape
@@ -166,7 +148,7 @@ class VolumesWriter:
         h5.create(group, "images", (0, *item.image.shape), self._image_dtype, hash_rows=True, compress=compress)
         if item.label is not None:
             h5.create(group, "labels", (0, *item.label.shape), DTYPES["labels"], hash_rows=True, compress=compress)
-        self._rows[split] = _Rows(*([] for _ in _Rows._fields))
+        self._rows[split] = {}
 
     def _check(self, split: str, item: Item, intensity_range: np.ndarray | None) -> None:
         if not item.id or "/" in item.id or item.id in self._ids:
@@ -179,17 +161,19 @@ class VolumesWriter:
         _check_image(item, self._meta, self._shape)
         _check_label(item, self._meta)
         _check_conditions(item, self._meta)
-        if split in self._rows and bool(self._rows[split].intensity_ranges) != (intensity_range is not None):
+        if split in self._rows and ("intensity_ranges" in self._rows[split]) != (intensity_range is not None):
             raise ValueError(f"{item.id}: intensity_range is given for some volumes of '{split}' only")
 
-    def _write_rest(self) -> None:
+    def _write_rest(self, error: type | None, *_: Any) -> None:
+        if error is not None:
+            return
         if not self._rows:
             raise ValueError(f"{self._path}: no volumes to write")
         for split, rows in self._rows.items():
-            for name, values in rows._asdict().items():
+            for name, values in rows.items():
                 if name in ("ids", "groups"):
                     h5.write_strings(self._file[split], name, values)
-                elif values:
+                else:
                     h5.write_array(self._file[split], name, np.asarray(values, DTYPES[name]))
         h5.set_format(self._file, "volumes", self._provenance)
         for name, value in asdict(self._meta).items():
@@ -239,60 +223,51 @@ def _check_conditions(item: Item, meta: VolumesMeta) -> None:
 # ---- reading ----
 
 
+class _Split(NamedTuple):
+    """What is kept in memory of a split: its small data sets, and hashes of the rows of the big ones."""
+
+    shape: tuple[int, ...]  # [N,C,*S] of the images
+    ids: list[str]
+    groups: list[str]
+    tables: dict[str, np.ndarray]
+    row_hashes: dict[str, np.ndarray | None]
+
+
 class VolumesFile(h5.LazyFile):
     """A volumes file for reading."""
 
     def __init__(self, path: str | Path):
         super().__init__(path, "volumes")
-        self.meta = _read_meta(self._open())
-        self.provenance: dict[str, Any] = h5.get_json(self._open(), "provenance")
-        self.content_hash = h5.get_text(self._open(), "content_hash")
-        names = [name for name in self._open() if isinstance(self._open()[name], h5py.Group)]
+        file = self._open()
+        self.meta = _read_meta(file)
+        self.provenance: dict[str, Any] = h5.get_json(file, "provenance")
+        self.content_hash = h5.get_text(file, "content_hash")
+        names = [name for name in file if isinstance(file[name], h5py.Group)]
         self.splits: list[str] = sorted(names, key=lambda n: (SPLITS.index(n) if n in SPLITS else len(SPLITS), n))
         if not self.splits:
             raise ValueError(f"{self.path}: holds no split")
-        for split in self.splits:
-            _check_split(self._open()[split], self.meta)
-        self._strings = {split: _read_names(self._open()[split]) for split in self.splits}
-        self._tables = {split: _read_tables(self._open()[split]) for split in self.splits}
-        self._row_hashes = {split: _read_row_hashes(self._open()[split]) for split in self.splits}
+        self._splits = {split: _read_split(file[split], self.meta) for split in self.splits}
 
-    def _group(self, split: str) -> h5py.Group:
-        if split not in self.splits:
+    def _split(self, split: str) -> _Split:
+        if split not in self._splits:
             raise ValueError(f"{self.path}: no split '{split}'; it has {', '.join(self.splits)}")
-        return self._open()[split]
+        return self._splits[split]
 
     def length(self, split: str) -> int:
         """Return the number of volumes of a split."""
-        return int(h5.need(self._group(split), "images").shape[0])
+        return self._split(split).shape[0]
 
     def spatial_shape(self, split: str) -> tuple[int, ...]:
         """Return the grid [*S] of the volumes."""
-        return tuple(int(n) for n in self._group(split)["images"].shape[2:])
+        return self._split(split).shape[2:]
 
     def ids(self, split: str) -> list[str]:
         """Return the ids of a split, in file order."""
-        return list(self._strings_of(split)[0])
+        return list(self._split(split).ids)
 
     def groups(self, split: str) -> list[str]:
         """Return the group (patient) of each volume; a file without groups has one per volume."""
-        return list(self._strings_of(split)[1])
-
-    def _strings_of(self, split: str) -> tuple[list[str], list[str]]:
-        self._group(split)
-        return self._strings[split]
-
-    def attributes(self, split: str) -> np.ndarray | None:
-        """Return [N,A] float32, NaN = missing, or None if the file has no attributes."""
-        return self.table(split, "attributes")
-
-    def classes(self, split: str) -> np.ndarray | None:
-        """Return [N] int64, -1 = missing, or None if the file has no classes."""
-        return self.table(split, "classes")
-
-    def intensity_ranges(self, split: str) -> np.ndarray | None:
-        """Return [N,C,2], the original lo and hi of volumes that were scaled one by one, or None."""
-        return self.table(split, "intensity_ranges")
+        return list(self._split(split).groups)
 
     def affines(self, split: str) -> np.ndarray:
         """Return [N,4,4] float64."""
@@ -305,30 +280,37 @@ class VolumesFile(h5.LazyFile):
 
     def tables(self, split: str) -> dict[str, np.ndarray]:
         """Return the rows [N,...] of all small data sets by name."""
-        self._group(split)
-        return {name: table.copy() for name, table in self._tables[split].items()}
+        return {name: table.copy() for name, table in self._split(split).tables.items()}
 
     def read(self, split: str, index: int) -> Item:
         """Read one volume; ValueError when the file is damaged there."""
-        self._group(split)
-        length = self.length(split)
-        if not 0 <= index < length:
-            raise IndexError(f"{self.path}: index {index} outside 0..{length - 1} of split '{split}'")
-        arrays = {name: h5.read_row(self._group(split)[name], index, hashes)
-                  for name, hashes in self._row_hashes[split].items()}  # fmt: skip
-        table = {name: rows[index].copy() for name, rows in self._tables[split].items()}
-        class_index, affine, box = table.get("classes"), table.get("affines"), table.get("boxes")
-        ids, groups = self._strings[split]
+        known = self._split(split)
+        if not 0 <= index < known.shape[0]:
+            raise IndexError(f"{self.path}: index {index} outside 0..{known.shape[0] - 1} of split '{split}'")
+        group = self._open()[split]
+        arrays = {name: h5.read_row(group[name], index, hashes) for name, hashes in known.row_hashes.items()}
+        table = {name: rows[index].copy() for name, rows in known.tables.items()}
+        class_index = int(table.get("classes", -1))
         return Item(
             image=arrays["images"].astype(np.float32, copy=False),
             label=arrays.get("labels"),
             attributes=table.get("attributes"),
-            class_index=None if class_index is None or class_index < 0 else int(class_index),
-            id=ids[index],
-            group=groups[index],
-            affine=np.eye(4) if affine is None else affine,
-            box=full_box(self.spatial_shape(split)) if box is None else box,
+            class_index=None if class_index < 0 else class_index,
+            id=known.ids[index],
+            group=known.groups[index],
+            affine=table.get("affines", np.eye(4)),
+            box=table.get("boxes", full_box(known.shape[2:])),
         )
+
+
+def _read_split(group: h5py.Group, meta: VolumesMeta) -> _Split:
+    """All of a split but images and labels; ValueError when something is missing or not as it should be."""
+    _check_split(group, meta)
+    ids = h5.read_strings(group["ids"])
+    return _Split(tuple(map(int, group["images"].shape)), ids,
+                  h5.read_strings(group["groups"]) if "groups" in group else ids,
+                  {name: h5.read(group[name]) for name in group if name not in (*ARRAYS, "ids", "groups")},
+                  {name: h5.row_hashes(group[name]) for name in ARRAYS if name in group})
 
 
 def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
@@ -355,16 +337,3 @@ def _read_meta(file: h5py.File) -> VolumesMeta:
         return VolumesMeta(**values, intensity=intensity)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file.filename}: metadata cannot be understood: {error}") from error
-
-
-def _read_names(group: h5py.Group) -> tuple[list[str], list[str]]:
-    ids = h5.read_strings(group["ids"])
-    return ids, h5.read_strings(group["groups"]) if "groups" in group else ids
-
-
-def _read_tables(group: h5py.Group) -> dict[str, np.ndarray]:
-    return {name: h5.read(group[name]) for name in group if name not in (*ARRAYS, "ids", "groups")}
-
-
-def _read_row_hashes(group: h5py.Group) -> dict[str, np.ndarray | None]:
-    return {name: h5.row_hashes(group[name]) for name in ARRAYS if name in group}

@@ -102,7 +102,7 @@ def read_volumes(path: Path) -> object:
     file = VolumesFile(path)
     try:
         return [file.meta, file.provenance, file.content_hash, [
-            [split, file.ids(split), file.groups(split), file.attributes(split), file.classes(split),
+            [split, file.ids(split), file.groups(split), file.table(split, "attributes"), file.table(split, "classes"),
              file.affines(split), [tuple(file.read(split, i)) for i in range(file.length(split))]]
             for split in file.splits]]
     finally:

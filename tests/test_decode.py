@@ -128,7 +128,7 @@ def test_latents_become_volumes_of_the_same_items(at):
     volumes, again, latents = VolumesFile("vols.h5"), VolumesFile("again.h5"), LatentsFile("lat.h5")
     for split in volumes.splits:
         assert again.ids(split) == volumes.ids(split) and again.groups(split) == volumes.groups(split)
-        np.testing.assert_array_equal(again.classes(split), volumes.classes(split))
+        np.testing.assert_array_equal(again.table(split, "classes"), volumes.table(split, "classes"))
         images, _ = by_hand(latents.read(split).mean)
         np.testing.assert_allclose(again.read(split, 1).image, images[1], atol=1e-5)
         assert again.read(split, 0).box.tolist() == volumes.read(split, 0).box.tolist()

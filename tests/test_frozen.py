@@ -94,7 +94,7 @@ def of_volumes(path: Path) -> dict:
         items = [volumes.read(split, i) for i in range(volumes.length(split))]
         splits[split] = {
             "ids": volumes.ids(split), "groups": volumes.groups(split), "classes": [i.class_index for i in items],
-            "affines": digest(volumes.affines(split)), "attributes": digest(volumes.attributes(split)),
+            "affines": digest(volumes.affines(split)), "attributes": digest(volumes.table(split, "attributes")),
             "images": digest(np.stack([i.image for i in items])), "labels": digest(np.stack([i.label for i in items]))}
     meta = volumes.meta
     return {"channels": list(meta.channels), "label_classes": list(meta.label_classes),

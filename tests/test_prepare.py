@@ -88,7 +88,7 @@ def test_percentiles_scale_each_volume_before_cropping(folders):
     original = random_image(3)
     lo, hi = np.percentile(original, [5, 95])
     row = file.ids("train").index("case3")
-    np.testing.assert_allclose(file.intensity_ranges("train")[row], [[lo, hi]], rtol=1e-6)
+    np.testing.assert_allclose(file.table("train", "intensity_ranges")[row], [[lo, hi]], rtol=1e-6)
     item = file.read("train", row)
     expected = np.clip((original - lo) / (hi - lo), 0, 1)
     np.testing.assert_allclose(item.image[0, :, 1:8], expected[2:6], atol=1e-5)

@@ -61,9 +61,9 @@ def test_round_trip(path):
     assert file.meta == META and file.provenance == {"kind": "test"} and len(file.content_hash) == 64
     assert file.splits == ["train", "val"] and (file.length("train"), file.length("val")) == (4, 2)
     assert file.ids("val") == ["é-4", "é-5"] and file.groups("train")[2] == "patient-1"
-    assert file.spatial_shape("val") == (6, 5, 4) and file.intensity_ranges("val") is None
-    np.testing.assert_array_equal(file.attributes("train")[:, 0], [0, np.nan, 2, 3])
-    np.testing.assert_array_equal(file.classes("train"), [0, -1, 0, 1])
+    assert file.spatial_shape("val") == (6, 5, 4) and file.table("val", "intensity_ranges") is None
+    np.testing.assert_array_equal(file.table("train", "attributes")[:, 0], [0, np.nan, 2, 3])
+    np.testing.assert_array_equal(file.table("train", "classes"), [0, -1, 0, 1])
     assert_same(file.read("train", 3), make_item(3))
     assert file.read("train", 1).class_index is None
     assert file.read("val", 0).image.dtype == np.float32 and file.read("val", 0).label.dtype == np.uint8
@@ -83,9 +83,9 @@ def test_two_dimensions_without_extras(tmp_path):
     item = Item(image, None, None, None, "s", "s", np.eye(4), full_box((3, 4)))
     ranges = np.array([[0, 11], [12, 23]], np.float32)
     file = VolumesFile(write(tmp_path / "v.h5", [("train", item)], meta, intensity_range=ranges))
-    assert file.read("train", 0).label is None and file.attributes("train") is None
+    assert file.read("train", 0).label is None and file.table("train", "attributes") is None
     np.testing.assert_array_equal(file.read("train", 0).box, [[0, 0, 0], [3, 4, 1]])
-    np.testing.assert_array_equal(file.intensity_ranges("train"), ranges[None])
+    np.testing.assert_array_equal(file.table("train", "intensity_ranges"), ranges[None])
 
 
 def test_only_images_and_ids_are_required(tmp_path, path):
