@@ -385,11 +385,7 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
     from formats.volumes import VolumesFile
     from utils.log import progress
 
-    if path.suffix == ".npz":
-        form = "samples"
-    else:
-        with h5.open_h5(path) as file:
-            form = h5.get_text(file, "format") if "format" in file.attrs else "none"
+    form = "samples" if path.suffix == ".npz" else h5.read_format(path)
     if form not in ("volumes", "samples"):
         raise ValueError(f"{path}: format is '{form}'; volumes and samples can be exported")
     if form == "samples" and split is not None:
@@ -443,7 +439,7 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
     if isinstance(file, VolumesFile):
         item = file.read(name, index)
         return Exported(item.id, item.image, item.label, item.affine)
-    return Exported(name, file.images(index), file.labels(index), file.affine)
+    return Exported(name, file.row("images", index), file.row("labels", index), file.affine)
 
 
 def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:

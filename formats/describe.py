@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 
 from formats import h5
-from formats.nifti import npz_names, read_volume, spacing_of, suffix_of
+from formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
 from formats.volumes import Item, VolumesFile, VolumesMeta
 from utils.files import read_npz
 from utils.log import progress
@@ -37,17 +37,14 @@ def describe(path: Path) -> Iterator[str]:
         with np.load(path, allow_pickle=False) as arrays:
             yield from _tree(path.name, dict(arrays), 0)
     elif suffix_of(path):
-        yield _volume_line(path)
+        yield _volume_line(path, read_volume(path, role=_role(path)))
     else:
         raise ValueError(f"{path}: wanted an .h5, .npz, .npy, .nii, .nii.gz or .pt file")
 
 
 def _describe_h5(path: Path) -> Iterator[str]:
-    with h5.open_h5(path) as file:
-        try:
-            yield from _h5_tree(path.name, file, 0)
-        except h5.DAMAGE as error:
-            raise ValueError(f"{path}: damaged ({error})") from error
+    with h5.open_h5(path) as file, h5.damage_named(path):
+        yield from _h5_tree(path.name, file, 0)
 
 
 def _h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator[str]:
@@ -138,8 +135,9 @@ def _check_file(path: Path) -> Report:
         if path.suffix in _HDF5:
             return _check_h5(path)
         if path.suffix == ".npz" and "seeds" in npz_names(path):
-            return Report(*_check_samples_npz(path))
-        return Report([_volume_line(path)], _volume_problems(path))
+            return _check_samples_npz(path)
+        volume = read_volume(path, role=_role(path))
+        return Report([_volume_line(path, volume)], _volume_problems(path, volume.data))
     except ValueError as error:
         return Report([], [str(error)])
 
@@ -149,9 +147,9 @@ def _check_h5(path: Path) -> Report:
     if problems:
         return Report([], problems)
     with h5.open_h5(path) as file:
-        kind = h5.get_text(file, "format") if "format" in file.attrs else "none"
+        kind = h5.format_of(file)
         if kind != "volumes":
-            floats = [n for n in _datasets(file) if n.dtype.kind == "f" and not np.isfinite(n[()]).all()]
+            floats = [n for n in h5.datasets(file) if n.dtype.kind == "f" and not np.isfinite(n[()]).all()]
             lines = [f"{path}: {kind}, hashes agree", *list(_h5_tree(path.name, file, 0))[1:]]
             return Report(lines, [f"{path}: {n.name} has values that are not finite" for n in floats])
     volumes = VolumesFile(path)
@@ -161,14 +159,6 @@ def _check_h5(path: Path) -> Report:
         lines.append(line)
         problems += bad
     return Report(lines, problems)
-
-
-def _datasets(group: h5py.Group) -> Iterator[h5py.Dataset]:
-    for node in group.values():
-        if isinstance(node, h5py.Dataset):
-            yield node
-        else:
-            yield from _datasets(node)
 
 
 def _contract(meta: VolumesMeta) -> str:
@@ -223,14 +213,15 @@ def _item_problems(item: Item, meta: VolumesMeta) -> list[str]:
     return found
 
 
-def _check_samples_npz(path: Path) -> tuple[list[str], list[str]]:
+def _check_samples_npz(path: Path) -> Report:
     arrays = read_npz(path)
     bad = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
-    return list(_tree(str(path), arrays, 0)), [f"{path}: {name} has values that are not finite" for name in bad]
+    problems = [f"{path}: {name} has values that are not finite" for name in bad]
+    return Report(list(_tree(str(path), arrays, 0)), problems)
 
 
-def _volume_line(path: Path) -> str:
-    data, affine = read_volume(path, role=_role(path))
+def _volume_line(path: Path, volume: Volume) -> str:
+    data, affine = volume
     shape = data.shape if data.shape[0] > 1 else data.shape[1:]
     spacing = (
         f", spacing {_join(spacing_of(affine))} mm {''.join(nibabel.aff2axcodes(affine))}" if affine is not None else ""
@@ -241,8 +232,7 @@ def _volume_line(path: Path) -> str:
     return f"{path}: {_shape(shape)} {data.dtype}{spacing}, {values}"
 
 
-def _volume_problems(path: Path) -> list[str]:
-    data, _ = read_volume(path, role=_role(path))
+def _volume_problems(path: Path, data: np.ndarray) -> list[str]:
     if not np.isfinite(data).all():
         return [f"{path}: {np.count_nonzero(~np.isfinite(data))} values are NaN or infinite"]
     if not _is_label_map(data) and data.min() == data.max():

@@ -30,14 +30,14 @@ class Diff3Samples(NamedTuple):
 def is_latents(path: str | Path) -> bool:
     """Whether a file is a latent.h5 of DIFF-3; ValueError when it is no H5 file."""
     with h5.open_h5(path) as file:
-        return "format" not in file.attrs and any(
+        return h5.format_of(file) == "none" and any(
             isinstance(group, h5py.Group) and {"mean", "std"} <= set(group) for group in file.values())
 
 
 def is_samples(path: str | Path) -> bool:
     """Whether a file is a _samplesV.h5 of DIFF-3; ValueError when it is no H5 file."""
     with h5.open_h5(path) as file:
-        return "format" not in file.attrs and isinstance(file.get("samples"), h5py.Dataset)
+        return h5.format_of(file) == "none" and isinstance(file.get("samples"), h5py.Dataset)
 
 
 def open_latents(path: str | Path) -> "LatentsFile | Diff3File":

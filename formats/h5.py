@@ -198,7 +198,7 @@ class LazyFile:
 
 def check_format(file: h5py.File, format: str) -> None:
     """Raise ValueError unless the file is of this format and not newer than this code."""
-    got = get_text(file, "format") if "format" in file.attrs else "none"
+    got = format_of(file)
     if got != format:
         raise ValueError(f"{file.filename}: format is '{got}', wanted a '{format}' file")
     version = int(file.attrs.get("version", 0))
@@ -206,6 +206,17 @@ def check_format(file: h5py.File, format: str) -> None:
         raise ValueError(
             f"{file.filename}: {format} version {version} is newer than this code reads ({VERSIONS[format]}); update it"
         )
+
+
+def format_of(file: h5py.File) -> str:
+    """Name of the format that a file says it is of, "none" where it says nothing."""
+    return get_text(file, "format") if "format" in file.attrs else "none"
+
+
+def read_format(path: str | Path) -> str:
+    """The same of a file that is not open."""
+    with open_h5(path) as file:
+        return format_of(file)
 
 
 def check_metadata(file: h5py.File) -> None:
@@ -308,12 +319,11 @@ def read_strings(dataset: h5py.Dataset) -> list[str]:
 
 def seal(file: h5py.File) -> None:
     """Store the SHA-256 of every data set on it, and of all of them with all metadata as the root's content_hash."""
-    for node in _walk(file):
-        if isinstance(node, h5py.Dataset):
-            if "row_sha256" in node.attrs:
-                digests = b"".join(_row_digest(row) for block in _blocks(node) for row in block)
-                node.attrs["row_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
-            put_text(node, "sha256", dataset_hash(node))
+    for dataset in datasets(file):
+        if "row_sha256" in dataset.attrs:
+            digests = b"".join(_row_digest(row) for block in _blocks(dataset) for row in block)
+            dataset.attrs["row_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        put_text(dataset, "sha256", dataset_hash(dataset))
     put_text(file, "content_hash", _content_hash(file))
 
 
@@ -362,6 +372,11 @@ def _walk(group: h5py.Group) -> Iterator[h5py.Group | h5py.Dataset]:
             yield node
 
 
+def datasets(group: h5py.Group) -> list[h5py.Dataset]:
+    """All data sets in a group and below it."""
+    return [node for node in _walk(group) if isinstance(node, h5py.Dataset)]
+
+
 def _content_hash(file: h5py.File) -> str:
     entries = []
     for node in _walk(file):
@@ -382,17 +397,11 @@ def _plain(value: Any) -> Any:
 def verify(path: str | Path) -> list[str]:
     """Read everything and compare with the stored hashes; returns what is wrong, one line each, [] if all is well."""
     try:
-        file = open_h5(path)
+        with open_h5(path) as file, damage_named(path):
+            found = datasets(file)
+            problems = [p for dataset in found if "content_hash" in file.attrs and (p := problem_of(dataset))]
+            if not problems:
+                check_metadata(file)
+            return problems
     except ValueError as error:
         return [str(error)]
-    with file:
-        try:
-            nodes = list(_walk(file))
-            if "content_hash" not in file.attrs:
-                return [f"{path}: carries no content hash, so damage would not be seen"]
-            problems = [p for node in nodes if isinstance(node, h5py.Dataset) and (p := problem_of(node))]
-            if not problems and _content_hash(file) != get_text(file, "content_hash"):
-                problems = [f"{path}: metadata differs from the stored content hash"]
-            return problems
-        except DAMAGE as error:
-            return [f"{path}: damaged ({error})"]

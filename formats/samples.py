@@ -142,20 +142,11 @@ class SamplesFile:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def images(self, index: int) -> np.ndarray | None:
-        """Image [C,*S] float32 of a row, in the units of the intensity contract."""
-        return self.row("images", index)
-
-    def labels(self, index: int) -> np.ndarray | None:
-        """Label map [*S] uint8 of a row."""
-        return self.row("labels", index)
-
-    def latents(self, index: int) -> np.ndarray | None:
-        """Whitened latents [C,*s] float32 of a row."""
-        return self.row("latents", index)
-
     def row(self, name: str, index: int) -> np.ndarray | None:
-        """A row of an array, None where there is none of that name; ValueError when it is damaged."""
+        """A row of an array: an image [C,*S] float32, in the units of the intensity contract, a label map [*S] uint8,
+        or what else ARRAYS names, such as whitened latents [C,*s] float32.
+
+        None where there is none of that name; ValueError when it is damaged."""
         index = range(len(self))[index]
         if name in self._tables:
             return self._tables[name][index]

@@ -166,21 +166,20 @@ def settings(options: DecodeOptions) -> dict:
 
 def open_source(path: Path) -> LatentSource:
     """The latents of a file, whatever its kind."""
-    if path.suffix != ".npz" and diff3.is_samples(path):
+    is_h5 = path.suffix != ".npz"
+    if is_h5 and diff3.is_samples(path):
         found = diff3.read_samples(path)
         rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])
                 for i in range(len(found.latents))]
         return LatentSource(rows, Facts("", ""), arrays_hash({"latents": found.latents}),
                             plain_stage(found.latents.shape[1]))
-    if path.suffix != ".npz" and diff3.is_latents(path):
-        return encoded(diff3.Diff3File(path))
-    if path.suffix != ".npz" and is_latents_file(path):
-        return encoded(LatentsFile(path))
+    if is_h5 and (diff3.is_latents(path) or h5.read_format(path) == "latents"):
+        return encoded(diff3.open_latents(path))
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i), partial(samples.latents, i))
-            for i, seed in enumerate(samples.seeds)]
+    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i),
+                          partial(samples.row, "latents", i)) for i, seed in enumerate(samples.seeds)]
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
@@ -191,12 +190,6 @@ def open_source(path: Path) -> LatentSource:
 def plain_stage(channels: int, record: FirstStageRecord | None = None) -> CarriedStage:
     """A first stage whose latents are as it gives them."""
     return CarriedStage.from_record(record, LatentScaling([0.0] * channels, [1.0] * channels, sigma_data=1.0))
-
-
-def is_latents_file(path: Path) -> bool:
-    """Whether a file is a latents.h5 of ours."""
-    with h5.open_h5(path) as file:
-        return "format" in file.attrs and h5.get_text(file, "format") == "latents"
 
 
 def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray]

@@ -33,7 +33,7 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     samples, file = SamplesFile(generated), VolumesFile(real)
     layout = shared_layout(samples, file, ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
-    size = samples.images(0).shape[1:]
+    size = samples.row("images", 0).shape[1:]
     against = choose_reference(file, split, channels).fitted(size, layout.lo)
     drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout))
     held_out = held_out_split(file)
@@ -82,7 +82,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
                          "give --real the file that the networks were trained on, or one like it")
     found = {"label classes": (classes, meta.label_classes),
              "intensity range": ((facts.intensity.lo, facts.intensity.hi), (meta.intensity.lo, meta.intensity.hi)),
-             "number of axes": (samples.images(0).ndim - 1, file.meta.spatial_dims)}
+             "number of axes": (samples.row("images", 0).ndim - 1, file.meta.spatial_dims)}
     for what, (got, wanted) in found.items():
         if got != wanted:
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
@@ -109,8 +109,8 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
 
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
-    label = samples.labels(index) if layout.label_classes else None
-    return Case(f"seed-{samples.seeds[index]:06d}", samples.images(index), label)
+    label = samples.row("labels", index) if layout.label_classes else None
+    return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label)
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

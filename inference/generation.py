@@ -322,7 +322,7 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
     if options.montage:
         from reporting.montages import samples_montage
         count = min(options.montage, len(samples))
-        generated, facts = [(samples.images(i), samples.labels(i)) for i in range(count)], snapshot.facts
+        generated, facts = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)], snapshot.facts
         real = real_pictures(snapshot, options.real, count, options.trust)
         samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
                         label_classes=facts.label_classes, channels=facts.channels,

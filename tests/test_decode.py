@@ -338,7 +338,7 @@ def test_diffusion_on_files_of_diff3_decodes_by_an_autoencoder_that_is_named(at)
     whole = SamplesFile("diff3/whole/samples.h5")
     decoded("diff3/latents/samples.h5", "diff3/later.h5", "--autoencoder", "stage.pt")
     later = VolumesFile("diff3/later.h5")
-    np.testing.assert_allclose(later.read("generated", 1).image, whole.images(1), atol=1e-4)
+    np.testing.assert_allclose(later.read("generated", 1).image, whole.row("images", 1), atol=1e-4)
     np.testing.assert_array_equal(whole.affine, AFFINE)
 
 

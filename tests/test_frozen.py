@@ -199,7 +199,7 @@ def test_values_of_the_files_are_those_seen_then(folder):
     assert latents.read("train").mean.shape == (6, 4, 8, 8)
     for name in ("h5", "npz"):
         samples = SamplesFile(f"results/{name}/samples.{name}")
-        assert samples.images(2).shape == (1, 16, 16) and samples.labels(2).shape == (16, 16)
+        assert samples.row("images", 2).shape == (1, 16, 16) and samples.row("labels", 2).shape == (16, 16)
         assert samples.array("images").dtype == np.float32 and samples.array("labels").dtype == np.uint8
 
 

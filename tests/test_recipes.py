@@ -366,8 +366,8 @@ def test_latents_are_decoded_alone_as_when_they_were_drawn(road):
     assert sum(file.length(split) for split in file.splits) == 2
     for row in range(2):
         item = file.read(file.splits[0], row)
-        np.testing.assert_allclose(item.image, samples.images(row), atol=0.05)  # of 255
-        assert (item.label == samples.labels(row)).mean() > 0.999
+        np.testing.assert_allclose(item.image, samples.row("images", row), atol=0.05)  # of 255
+        assert (item.label == samples.row("labels", row)).mean() > 0.999
 
 
 def test_negative_voxels_are_clipped_and_darken_nothing(tmp_path):

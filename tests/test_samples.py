@@ -34,7 +34,7 @@ LABELS, CLASSES = np.arange(2 * 9, dtype=np.uint8).reshape(2, 3, 3), np.array([1
 
 def test_what_is_written_comes_back(samples):
     file = SamplesFile(samples)
-    assert file.meta == META and file.rows == {3: 0, 8: 1} and file.labels(0) is None
+    assert file.meta == META and file.rows == {3: 0, 8: 1} and file.row("labels", 0) is None
     np.testing.assert_array_equal(file.array("images"), IMAGES)
 
 
@@ -44,17 +44,18 @@ def test_rows_and_arrays_are_read_in_any_process(tmp_path, kind):
     write_samples(path, [3, 8], {"images": IMAGES, "labels": LABELS, "classes": CLASSES}, np.eye(4), META)
     file = SamplesFile(path)
     assert file.names == ("images", "labels", "classes") and file.shape("images") == (2, 1, 3, 3)
-    assert file.latents(1) is file.array("latents") is file.shape("latents") is None
+    assert file.row("latents", 1) is file.array("latents") is file.shape("latents") is None
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        forked = pool.apply(file.images, (1,))
-    for row in (file.images(1), file.images(-1), pickle.loads(pickle.dumps(file)).images(1), forked):
+        forked = pool.apply(file.row, ("images", 1))
+    again = pickle.loads(pickle.dumps(file))
+    for row in (file.row("images", 1), file.row("images", -1), again.row("images", 1), forked):
         np.testing.assert_array_equal(row, IMAGES[1])
         assert row.flags.writeable
-    np.testing.assert_array_equal(file.labels(0), LABELS[0])
+    np.testing.assert_array_equal(file.row("labels", 0), LABELS[0])
     assert file.row("classes", 0) == 1 and file.array("classes").tolist() == [1, 0]
     for index in (2, -3):
         with pytest.raises(IndexError):
-            file.images(index)
+            file.row("images", index)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -81,9 +82,9 @@ def test_a_damaged_row_is_refused_when_it_is_read_and_the_others_are_read(tmp_pa
     write_samples(path, [3, 8], {"images": IMAGES, "labels": LABELS}, np.eye(4), META)
     zero_row(path, "images", 1)
     file = SamplesFile(path)
-    np.testing.assert_array_equal(file.images(0), IMAGES[0])
-    np.testing.assert_array_equal(file.labels(1), LABELS[1])
-    for read in (lambda: file.images(1), lambda: file.array("images")):
+    np.testing.assert_array_equal(file.row("images", 0), IMAGES[0])
+    np.testing.assert_array_equal(file.row("labels", 1), LABELS[1])
+    for read in (lambda: file.row("images", 1), lambda: file.array("images")):
         with pytest.raises(ValueError, match=r"samples\.h5: .*images.* damaged|samples\.h5: damaged, /images"):
             read()
 
@@ -96,13 +97,13 @@ def test_rows_without_hashes_of_their_own_are_held_against_that_of_the_array(tmp
         for name in ("images", "labels"):
             del file[name].attrs["row_sha256"]
         h5.seal(file)
-    np.testing.assert_array_equal(SamplesFile(path).images(1), IMAGES[1])
+    np.testing.assert_array_equal(SamplesFile(path).row("images", 1), IMAGES[1])
     zero_row(path, "images", 1)
     file = SamplesFile(path)
-    np.testing.assert_array_equal(file.labels(1), LABELS[1])
+    np.testing.assert_array_equal(file.row("labels", 1), LABELS[1])
     for _ in range(2):
         with pytest.raises(ValueError, match=r"samples\.h5: damaged, /images differs from its stored hash"):
-            file.images(0)
+            file.row("images", 0)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -113,8 +114,8 @@ def test_npz_files_of_numpy_are_read_too(tmp_path, save):
     file = SamplesFile(tmp_path / "old.npz")
     assert file.meta == META and file.seeds.tolist() == [3, 8]
     for i in range(2):
-        np.testing.assert_array_equal(file.images(i), IMAGES[i])
-        np.testing.assert_array_equal(file.labels(i), LABELS[i])
+        np.testing.assert_array_equal(file.row("images", i), IMAGES[i])
+        np.testing.assert_array_equal(file.row("labels", i), LABELS[i])
     save(tmp_path / "bad.npz", content_hash=arrays_hash(everything), **everything | {"images": IMAGES + 1})
     with pytest.raises(ValueError, match=r"bad\.npz: damaged, its arrays differ"):
         SamplesFile(tmp_path / "bad.npz")
@@ -133,7 +134,7 @@ def test_a_file_that_is_cut_off_after_it_was_opened_is_named(samples):
     file = SamplesFile(samples)
     samples.write_bytes(samples.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"samples\.npz"):
-        file.images(1)
+        file.row("images", 1)
 
 
 def test_every_truncated_file_is_named(samples):
@@ -205,7 +206,7 @@ def test_merging_takes_the_memory_of_rows_whatever_their_number(tmp_path, kind):
     assert peak < 10 * 2 ** 20  # each of two arrays has 25 MiB
     assert merged.seeds.tolist() == list(range(count)) and merged.array("classes").tolist() == [0, 1] * (count // 2)
     for i in range(count):
-        assert (merged.latents(i) == i).all() and (merged.images(i) == -i).all()
+        assert (merged.row("latents", i) == i).all() and (merged.row("images", i) == -i).all()
     assert not (tmp_path / "parts").exists()
 
 

@@ -110,9 +110,9 @@ def test_latents_and_images_of_a_sample_belong_together(at):
     from inference.snapshot import Snapshot
     samples = SamplesFile("results/demo/samples.h5")
     stage = Snapshot.read(Path("results/00001-echo_edm/network-snapshot-000000.016.pt")).open_first_stage()
-    image, label = stage.decode(torch.from_numpy(samples.latents(2)[None]))
-    np.testing.assert_allclose(image[0].numpy(), samples.images(2), atol=1e-5)
-    assert (label[0].numpy() == samples.labels(2)).mean() > 0.999
+    image, label = stage.decode(torch.from_numpy(samples.row("latents", 2)[None]))
+    np.testing.assert_allclose(image[0].numpy(), samples.row("images", 2), atol=1e-5)
+    assert (label[0].numpy() == samples.row("labels", 2)).mean() > 0.999
 
 
 def test_a_seed_alone_gives_its_row(at):
@@ -204,7 +204,8 @@ def test_classes_reach_training_and_samples(at):
     draw("results/systole", "0-1", *where, "sampling.classes=[ES]")
     systole = SamplesFile("results/systole/samples.h5")
     assert systole.array("classes").tolist() == [1, 1]
-    np.testing.assert_allclose(systole.images(1), SamplesFile("results/classes/samples.h5").images(1), atol=1e-4)
+    classes = SamplesFile("results/classes/samples.h5")
+    np.testing.assert_allclose(systole.row("images", 1), classes.row("images", 1), atol=1e-4)
     assert "not one of ED, ES" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[XX]",
                                           "sampling.outdir=results/classless")
 
@@ -239,7 +240,7 @@ def test_labelled_slices_walk_the_whole_road(at):
     succeed(train.main, *EDM, *paths, "training.dataset.path=data/flat_latents.h5")
     draw("results/flat2d", "0-2", *paths)
     samples = SamplesFile("results/flat2d/samples.h5")
-    assert samples.images(0).shape == (1, 16, 16) and samples.labels(0).shape == (16, 16)
+    assert samples.row("images", 0).shape == (1, 16, 16) and samples.row("labels", 0).shape == (16, 16)
     assert Path("results/flat2d/samples.png").is_file()
     succeed(evaluate.main, "--real", "data/flat.h5", "--generated", "results/flat2d/samples.h5", "--dest",
             "results/flat2d", "--split", "all", "--num-noise", "2")
