@@ -36,7 +36,7 @@ from training.preview import (
     write_preview,
 )
 from training.resume import read_state
-from training.tasks.previews import GivenBack, latent_blocks, shades
+from training.tasks.previews import given_back, latent_blocks, shades
 from utils import distributed
 from utils.config import Validation
 from utils.config_hash import config_hash
@@ -105,7 +105,7 @@ def test_a_first_stage_is_shown_below_what_it_was_given_in_stored_units():
     image = np.linspace(-1, 1, 4, dtype=np.float32).reshape(1, 2, 2)
     label = np.array([[0, 0], [1, 2]], np.uint8)
     facts = Facts("", "", ("echo",), intensity=Intensity(lo=0, hi=300, clip=True, unit=""), spatial_shape=(2, 2))
-    show = GivenBack([Sample(image, label)], facts, torch.device("cpu"), "fp32")
+    show = given_back([Sample(image, label)], facts, torch.device("cpu"), "fp32")
     (above, [real]), (below, [back]) = show(Inverter()).blocks
     assert (above, below) == ("Held out", "Given back")
     np.testing.assert_allclose(real[0], [[[0, 100], [200, 300]]], atol=1e-4)

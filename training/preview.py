@@ -33,10 +33,13 @@ class Shown(NamedTuple):
     samples: DrawnSamples | None = None
 
 
+Show = Callable[[torch.nn.Module], Shown]
+
+
 class Preview(NamedTuple):
     """What is shown of an averaged network every few ticks. All ranks must call it together."""
 
-    show: Callable[[torch.nn.Module], Shown]
+    show: Show
     every_ticks: int
 
 
@@ -50,16 +53,15 @@ class MadePreview(NamedTuple):
 # ---- building ----
 
 
-def check_preview(validation: dict) -> None:
-    """ValueError for settings that no preview could follow."""
-    for key in ("preview_ticks", "preview_items"):
+def check_ticks(validation: dict) -> None:
+    """ValueError for settings that no measurement and no preview could follow."""
+    for key in ("every_ticks", "preview_ticks", "preview_items"):
         if (value := validation[key]) is not None and value < 1:
             off = ", or null for no pictures" if key == "preview_ticks" else ""
             raise ValueError(f"training.validation.{key}={value}: wanted 1 or more{off}")
 
 
-def build_preview(validation: dict, make_show: Callable[[int], Callable[[torch.nn.Module], Shown]]
-                  ) -> tuple[Preview | None, list[str]]:
+def build_preview(validation: dict, make_show: Callable[[int], Show]) -> tuple[Preview | None, list[str]]:
     """The preview that training.validation asks for, None without one; and what to say where none can be made.
 
     make_show(count): what shows so many pictures, ValueError where there are none to show. All ranks must call this

@@ -15,7 +15,7 @@ from training.build import check_training, check_without_data, held_out, round_t
 from training.ema import halflives
 from training.init_from import init_from
 from training.phases import Task
-from training.preview import build_preview, check_preview
+from training.preview import build_preview, check_ticks
 from training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from training.schedule import lr_factor
 from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
@@ -64,9 +64,7 @@ def train(experiment: str, config: dict) -> None:
     training = config["training"]
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
-    if training["validation"]["every_ticks"] < 1:
-        raise ValueError(f"training.validation.every_ticks={training['validation']['every_ticks']}: wanted 1 or more")
-    check_preview(training["validation"])
+    check_ticks(training["validation"])
     if config["sampling"]["sampler"]:
         check_targets(config["sampling"]["sampler"], "sampling.sampler")
     if options.dry_run:

@@ -11,7 +11,7 @@ from formats.facts import Facts
 from inference.snapshot import Snapshot
 from training.live_memory import imagine
 from training.phases import Task
-from training.preview import Shown
+from training.preview import Show
 from training.validation import Held
 from utils.config import build, fill
 
@@ -74,8 +74,7 @@ class TaskType:
     def check(self, training: dict, loss: Any, net: torch.nn.Module | None = None) -> None:
         """ValueError for what can be told without data of a loss and, where it could be built, a network on meta."""
 
-    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device
-                ) -> Callable[[torch.nn.Module], Shown]:
+    def preview(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
         """What shows `count` pictures of an averaged network; ValueError where nothing can be shown."""
         raise ValueError(f"training.task={config['training']['task']} shows none")
 

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from formats.facts import Facts
-from formats.samples import SampleMeta
 from inference.batch import Sample, collate
 from inference.first_stage import FirstStage
 from inference.generation import (
-    Drawer,
     Picture,
     around,
     captions,
@@ -26,7 +24,7 @@ from inference.generation import (
 )
 from samplers.noise import ImageGenerators
 from training.phases import Task
-from training.preview import Block, DrawnSamples, Shown
+from training.preview import Block, DrawnSamples, Show, Shown
 from training.validation import Held
 from utils.config import sampling_options
 from utils.precision import resolve_precision
@@ -34,48 +32,20 @@ from utils.precision import resolve_precision
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 
 
-class GivenBack:
-    """Held-out volumes above, what a first stage makes of them below."""
+def given_back(samples: Sequence[Sample], facts: Facts, device: torch.device, precision: str) -> Show:
+    """Held-out volumes above, what a first stage makes of them, as validation sees it, below."""
+    real = [sample._replace(image=facts.intensity.from_network(sample.image)) for sample in samples]
 
-    def __init__(self, samples: Sequence[Sample], facts: Facts, device: torch.device, precision: str):
-        self.facts, self.device, self.precision = facts, device, precision
-        self.real = [(facts.intensity.from_network(sample.image), sample.label) for sample in samples]
+    def show(net: torch.nn.Module) -> Shown:
+        stage, back = FirstStage(net, facts, precision=precision), []
+        for sample in real:
+            batch = collate([sample]).to(device)
+            out = stage.round_trip(batch.images, batch.labels)
+            back.append((out.image[0].cpu().numpy(), None if out.label is None else out.label[0].cpu().numpy()))
+        held_out = [(sample.image, sample.label) for sample in real]
+        return Shown([("Held out", held_out), ("Given back", back)], {**look_of(facts), "aligned": True})
 
-    def __call__(self, net: torch.nn.Module) -> Shown:
-        stage = FirstStage(net, self.facts, precision=self.precision)
-        back = [self.given_back(stage, *picture) for picture in self.real]
-        return Shown([("Held out", self.real), ("Given back", back)], {**look_of(self.facts), "aligned": True})
-
-    def given_back(self, stage: FirstStage, image: np.ndarray, label: np.ndarray | None) -> Picture:
-        """Image in stored units and label map of one volume, as validation sees it."""
-        back = stage.round_trip(*(None if part is None else torch.from_numpy(part)[None].to(self.device)
-                                  for part in (image, label)))
-        return back.image[0].cpu().numpy(), None if back.label is None else back.label[0].cpu().numpy()
-
-
-class Drawn:
-    """Real volumes above, samples of seeds 0, 1, ... below; latents that nothing decodes channel by channel.
-
-    real_latents [N,C,*s] stand beside such latents, where there are any.
-    """
-
-    def __init__(self, drawer: Drawer, count: int, batch_size: int, meta: SampleMeta, look: dict,
-                 real: list[Picture], real_latents: np.ndarray | None):
-        self.drawer, self.batch_size, self.meta, self.look = drawer, batch_size, meta, look
-        self.seeds, self.real, self.real_latents = list(range(count)), real, real_latents
-
-    def __call__(self, net: torch.nn.Module) -> Shown:
-        drawer = self.drawer._replace(denoiser=partial(around, net, None))
-        parts = [draw(drawer, self.seeds[i:i + self.batch_size]) for i in range(0, len(self.seeds), self.batch_size)]
-        samples = DrawnSamples(self.seeds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-                          self.meta)
-        look = {**self.look, "captions": captions(self.meta.facts, self.seeds, samples.arrays.get("classes"))}
-        if "images" not in samples.arrays:
-            return Shown(latent_blocks(samples.arrays["latents"], self.real_latents),
-                         {**look, "window": shades(samples.arrays["latents"], self.real_latents)}, samples)
-        labels = samples.arrays.get("labels", [None] * len(self.seeds))
-        generated = list(zip(samples.arrays["images"], labels, strict=True))
-        return Shown([("Real", self.real), ("Generated", generated)], look, samples)
+    return show
 
 
 def latent_blocks(drawn: np.ndarray, real: np.ndarray | None) -> list[Block]:
@@ -101,18 +71,20 @@ def shades(drawn: np.ndarray, real: np.ndarray | None) -> tuple[float, float]:
 # ---- building ----
 
 
-def build_given_back(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> GivenBack:
+def build_given_back(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
     """The preview of a first stage; ValueError where nothing is held out."""
     if held is None:
         raise ValueError("no volumes are held out; choose training.validation.split, and max_items of 1 or more")
-    return GivenBack(spread(held.dataset, count), task.snapshot.facts, device,
-                     resolve_precision(config["training"]["options"]["precision"], device))
+    return given_back(spread(held.dataset, count), task.snapshot.facts, device,
+                      resolve_precision(config["training"]["options"]["precision"], device))
 
 
-def build_drawn(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Drawn:
+def build_drawn(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
     """The preview of a diffusion network; ValueError where `sampling` says of nothing how to draw by it.
 
-    The network is drawn from alone, without guidance; the first stage decodes where the run has it.
+    Real volumes above, samples of seeds 0, 1, ... below; latents that nothing decodes channel by channel, beside those
+    of held-out items where there are any. The network is drawn from alone, without guidance; the first stage decodes
+    where the run has it.
     """
     options = sampling_options(config)
     options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
@@ -122,12 +94,27 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
     drawer = make_drawer(task.net, snapshot, options, device)
-    meta = sample_meta(own, snapshot, options, {})
-    if drawer.latent and drawer.first_stage is None:
-        look = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}
-        return Drawn(drawer, count, options.batch_size, meta, look, [], real_latents(task, held, count, device))
-    real = real_pictures(snapshot, options.real, count, trust=True)  # the data set is the user's own configuration
-    return Drawn(drawer, count, options.batch_size, meta, look_of(snapshot.facts), real, None)
+    meta, seeds, size = sample_meta(own, snapshot, options, {}), list(range(count)), options.batch_size
+    in_latents = drawer.latent and drawer.first_stage is None
+    if in_latents:
+        look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, real_latents(task, held, count, device)
+    else:
+        look = look_of(snapshot.facts)
+        real = real_pictures(snapshot, options.real, count, trust=True)  # the data set is the user's own configuration
+
+    def show(net: torch.nn.Module) -> Shown:
+        alone = drawer._replace(denoiser=partial(around, net, None))
+        parts = [draw(alone, seeds[i:i + size]) for i in range(0, count, size)]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        told = {**look, "captions": captions(meta.facts, seeds, arrays.get("classes"))}
+        samples = DrawnSamples(seeds, arrays, meta)
+        if in_latents:
+            return Shown(latent_blocks(arrays["latents"], real),
+                         {**told, "window": shades(arrays["latents"], real)}, samples)
+        generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
+        return Shown([("Real", real), ("Generated", generated)], told, samples)
+
+    return show
 
 
 def real_latents(task: Task, held: Held | None, count: int, device: torch.device) -> np.ndarray | None:
