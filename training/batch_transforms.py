@@ -8,7 +8,7 @@ import torch
 
 from formats.facts import LatentScaling
 from formats.latents import FirstStageRecord, Moments
-from inference.batch import Batch, Sample
+from inference.batch import Batch, Sample, collate
 from inference.first_stage import FirstStage
 from inference.snapshot import Snapshot, check_contract
 from metrics.image import psnr
@@ -86,23 +86,18 @@ class EncodeImages:
         """Mean PSNR in dB of what comes back of the first held-out items, in stored units."""
         intensity, found = self.snapshot.facts.intensity, []
         for i in range(min(len(held), ROUND_TRIP)):
-            image, label = self.tensors(held[i])
-            real = intensity.from_network(image)
-            back = self.stage.round_trip(real, label).image
+            batch = collate([held[i]]).to(self.stage.device)
+            real = intensity.from_network(batch.images)
+            back = self.stage.round_trip(real, batch.labels).image
             found.append(psnr(back[0].cpu().numpy(), real[0].cpu().numpy(), intensity.hi - intensity.lo))
         return float(np.mean(found))
-
-    def tensors(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Image [1,C,*S] and label map [1,*S] of an item, where the first stage is."""
-        image, label = (None if part is None else torch.from_numpy(part)[None].to(self.stage.device)
-                        for part in (sample.image, sample.label))
-        return image, label
 
     def measure(self, dataset: Sequence[Sample]) -> Moments:
         """Moments of the latents of items from all over the data."""
         moments = Moments()
         for i in torch.linspace(0, len(dataset) - 1, min(self.num, len(dataset))).long().tolist():
-            posterior = self.stage.posterior(*self.tensors(dataset[i]))
+            batch = collate([dataset[i]]).to(self.stage.device)
+            posterior = self.stage.posterior(batch.images, batch.labels)
             moments.add(posterior.mean[0].cpu().numpy(), posterior.std[0].cpu().numpy())
         return moments
 

@@ -39,14 +39,10 @@ def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[s
     return lines
 
 
-def tables(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The preconditioner's own buffers, as its table of noise levels, which the config gives."""
-    return dict(net.named_buffers(recurse=False))
-
-
 def own_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a snapshot may give a network: all of its state but the preconditioner's tables."""
-    return {k: v for k, v in net.state_dict().items() if k not in tables(net)}
+    """What a snapshot may give a network: all of its state but the preconditioner's tables, which the config gives."""
+    tables = dict(net.named_buffers(recurse=False))
+    return {k: v for k, v in net.state_dict().items() if k not in tables}
 
 
 def fitting(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -60,7 +56,7 @@ def take_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list
     net.load_state_dict(taken, strict=False)
     other = [f"{k} {list(weights[k].shape)} -> {list(own[k].shape)}" for k in own if k in weights and k not in taken]
     left = weights.keys() - net.state_dict().keys()
-    changed = [k for k, v in tables(net).items() if k in weights and not torch.equal(weights[k].to(v), v)]
+    changed = [k for k, v in net.named_buffers(recurse=False) if k in weights and not torch.equal(weights[k].to(v), v)]
     return [f"  {len(taken)} of the network's {len(own)} taken",
             *report("not taken, of another shape", other),
             *report("start afresh, not in the snapshot", own.keys() - weights.keys()),
