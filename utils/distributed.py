@@ -236,11 +236,8 @@ def all_reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sum the gradients over the ranks in one flat buffer, in the order in which the parameters are declared.
 
     One buffer in a fixed order gives the same bits before and after a restart at any number of ranks, which bucketed
-    overlapping reduction does not. A parameter without a gradient counts as zero, on one rank as on many.
+    overlapping reduction does not.
     """
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
     if world_size() == 1 or not parameters:
         return
     flat = torch.cat([p.grad.reshape(-1) for p in parameters])

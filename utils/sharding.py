@@ -60,11 +60,14 @@ def checkpoint_blocks(module: nn.Module) -> None:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum the gradients over the ranks; those of shares are summed already. A missing gradient becomes zero."""
-    distributed.all_reduce_gradients([p for p in parameters if not isinstance(p, DTensor)])
+    """Sum the gradients over the ranks; those of shares are summed already.
+
+    A missing gradient becomes zero, on one rank as on many.
+    """
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
+    distributed.all_reduce_gradients([p for p in parameters if not isinstance(p, DTensor)])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> torch.Tensor:

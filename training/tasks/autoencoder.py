@@ -95,8 +95,7 @@ def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.T
             if adversary.is_on(nimg):
                 handed = batch.images, out.image.detach()
         totals = code_totals(net, out.codes, generators, batch_size) if out.codes is not None and training else None
-        found = weighed({name: value.sum() for name, value in terms.items()}, len(batch.images), training)
-        return found._replace(totals=totals, handed=handed)
+        return weighed(terms, len(batch.images), training)._replace(totals=totals, handed=handed)
 
     watch = CodeWatch(net) if hasattr(net, "absorb") else None
     phases = [Phase("autoencoder", net, optimizer, phase_loss, absorb=watch.absorb if watch else None)]
@@ -110,9 +109,7 @@ def discriminator_phase(adversary: Adversary) -> Phase:
 
     def phase_loss(module: torch.nn.Module, batch: Batch, generators: ImageGenerators,
                    handed: tuple[torch.Tensor, torch.Tensor]) -> LossOutput:
-        terms = adversary.discriminator_loss(module, *handed, generators)
-        terms = {name: value.sum() for name, value in terms.items()}
-        return LossOutput(sum(terms.values()), len(batch.images), terms)
+        return weighed(adversary.discriminator_loss(module, *handed, generators), len(batch.images), False)
 
     return Phase("discriminator", adversary.network, adversary.optimizer, phase_loss, adversary.start_kimg)
 
@@ -123,14 +120,14 @@ def step_start(keys: Sequence[int], batch_size: int) -> int:
 
 
 def weighed(terms: dict[str, torch.Tensor], count: int, with_shares: bool) -> LossOutput:
-    """The sum of terms, with each of them as a part for the log and, if asked, its share of the sum of their sizes.
+    """The sum of terms [N], with each of them as a part for the log and, if asked, its share of the sum of their sizes.
 
     ValueError for no terms.
     """
     if not terms:
         raise ValueError("training.loss: every term that this first stage has is of weight 0; wanted one above, as "
                          "training.loss.l1_weight=1")
-    shares = {}
+    shares, terms = {}, {name: value.sum() for name, value in terms.items()}
     if with_shares:
         sizes = {name: value.detach().abs() for name, value in terms.items()}
         total = sum(sizes.values()).clamp_min(1e-30)
