@@ -93,8 +93,7 @@ def unit(features: torch.Tensor) -> torch.Tensor:
 def load_script(path: str) -> torch.nn.Module:
     """A TorchScript file's network on the CPU, frozen; ValueError when it is none, or takes not just one input."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is deprecated is no news to a user
+        with warnings.catch_warnings(action="ignore"):  # that TorchScript is deprecated is no news to a user
             network = torch.jit.load(path, map_location="cpu").eval()
             needed = [a.name for a in network.forward.schema.arguments[1:] if not a.has_default_value()]
     except (RuntimeError, ValueError, AttributeError) as e:

@@ -23,6 +23,7 @@ from training.training_loop import Trainer, split_batch
 from utils.config import Options, build
 from utils.log import RunLog
 from utils.precision import resolve_precision
+from utils.stats import Collector
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),
@@ -65,15 +66,6 @@ class ImaginedTrainer(Trainer):
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Leave it."""
-
-
-class Silent:
-    """Statistics that nobody reads."""
-
-    def report(self, *_: object) -> None:
-        """Nothing."""
-
-    report_bins = report
 
 
 # ---- what is planned for ----
@@ -130,7 +122,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
 
 def one_step(trainer: Trainer, batches: list[Batch]) -> None:
     """What a trainer does with the batches of a step, its statistics and meetings aside."""
-    trainer.apply(trainer.all_gradients(batches, Silent()))
+    trainer.apply(trainer.all_gradients(batches, Collector()))
 
 
 def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]) -> Callable[..., LossOutput]:
