@@ -47,7 +47,7 @@ def collate_numbered(found: Sequence[Found]) -> Round | Exception:
 class Rounds:
     """Batches in the order of a sampler, read by `num_workers` processes; raises ValueError or OSError of the dataset.
 
-    The processes live until `close`.
+    The loader draws a seed from torch's generator when this is made, not in a step. The processes live until `close`.
     """
 
     def __init__(self, dataset: Sequence[Sample], sampler: Sampler[int], batch_size: int, num_workers: int,

@@ -133,10 +133,6 @@ class Trainer:
                      "its losses do not compare with the earlier ones, network-best.pt is chosen anew")
         p.best, p.measured = inf, self.held.fingerprint
 
-    def prune(self, kind: str, keep: int) -> None:
-        """Delete the oldest files of a kind."""
-        distributed.from_rank_0(lambda: prune(self.run_dir, kind, keep))
-
     def kimg_name(self, nimg: int) -> str:
         """Images seen as file names give them, exactly where ticks are, or have been, shorter than a kimg."""
         return kimg_name(nimg, exact=self.options.kimg_per_tick < 1 or has_exact_names(self.run_dir))
@@ -147,7 +143,7 @@ class Trainer:
         path = self.run_dir / f"training-state-{self.kimg_name(state.nimg)}.pt"
         distributed.from_rank_0(lambda: checkpoint.save(path, "state", state.plain()))
         distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=state.nimg, state=path.name))
-        self.prune("training-state", self.options.keep_states)
+        distributed.from_rank_0(lambda: prune(self.run_dir, "training-state", self.options.keep_states))
         self.saved_nimg = self.progress.nimg
 
     def save_snapshot(self) -> None:
@@ -159,7 +155,7 @@ class Trainer:
         for halflife, ema in zip(self.halflives[1:], self.emas[1:], strict=True):
             self.save_average(f"{name}-ema{halflife:g}", halflife, ema)
         self.save_average(name, self.halflives[0], self.ema)
-        self.prune("network-snapshot", self.options.keep_snapshots)
+        distributed.from_rank_0(lambda: prune(self.run_dir, "network-snapshot", self.options.keep_snapshots))
 
     def save_average(self, name: str, halflife: float, ema: torch.nn.Module, **more: float) -> None:
         """Write the snapshot of one average on rank 0; an error there is one on every rank."""

@@ -55,7 +55,10 @@ class DiffusionTask(TaskType):
 
     def check(self, training: dict, loss: Callable, net: torch.nn.Module | None = None) -> None:
         """ValueError for a loss of another batch size, or of another network."""
-        check_strata(loss, training["options"]["batch_size"])
+        strata, batch_size = getattr(loss, "strata", None), training["options"]["batch_size"]
+        if strata not in (None, batch_size):
+            raise ValueError(f"training.loss.strata={strata}: wanted training.options.batch_size={batch_size} "
+                             "(${training.options.batch_size}), or null")
         if net is not None:
             check_pair(net, loss)
 
@@ -216,14 +219,6 @@ def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
             there = f"{len(names)} {kind.many} ({listed(names)}), or 0 to leave them aside"
             raise ValueError(f"training.network.model.{kind.width_key}={part.width}: wanted {len(names)}, as "
                              f"{facts.source} has {there if names else f'no {kind.many}'}")
-
-
-def check_strata(loss: Callable, batch_size: int) -> None:
-    """ValueError when a loss spreads noise levels over another number of images than a batch has."""
-    strata = getattr(loss, "strata", None)
-    if strata not in (None, batch_size):
-        raise ValueError(f"training.loss.strata={strata}: wanted training.options.batch_size={batch_size} "
-                         "(${training.options.batch_size}), or null")
 
 
 @torch.no_grad()
