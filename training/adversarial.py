@@ -47,11 +47,9 @@ class Adversary:
         """ValueError unless images [C,*S] are large enough for the network."""
         if self.slices and len(shape) == 2:
             raise ValueError(f"{KEY}.per_slice=true: lines have no slices; set it to false")
-        axes = (self.slices.axes or range(3)) if self.slices and len(shape) == 4 else [None]
         weights = {name: value.to("meta")  # shapes alone; a plan's network has no more
                    for name, value in (*self.network.named_parameters(), *self.network.named_buffers())}
-        for axis in axes:
-            size = [n for i, n in enumerate(shape[1:]) if i != axis]
+        for size in map(list, self.slices.shapes(shape[1:]) if self.slices else [shape[1:]]):
             try:
                 scores = last(functional_call(self.network, weights, torch.empty(1, shape[0], *size, device="meta")))
             except (RuntimeError, ValueError) as e:

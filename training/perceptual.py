@@ -37,9 +37,7 @@ class PerceptualDistance:
             raise ValueError(f"{KEY}={self.path}: there is no such file; wanted a TorchScript file (nothing is "
                              f"downloaded; docs/first_stages.md says how to make one); {OFF}")
         self.network = load_script(self.path)
-        shapes = {tuple(n for i, n in enumerate(size) if i != axis) for axis in self.slices.axes or range(3)} \
-            if len(size) == 3 else {tuple(size)}
-        for shape in sorted(shapes):
+        for shape in self.slices.shapes(size):
             self.try_on(shape)
 
     def try_on(self, shape: tuple[int, ...]) -> None:

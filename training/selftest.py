@@ -14,7 +14,7 @@ from training.phases import Task
 from utils import distributed
 from utils.checkpoint import tensor_bytes
 from utils.config import Options
-from utils.files import check_free_disk
+from utils.files import check_free_disk, what_exists
 
 CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 MAX_ERROR = 0.03    # of a bf16 convolution, relative; rounding alone gives 0.003
@@ -98,9 +98,7 @@ def check_folder(folder: Path, task: Task, options: Options, with_best: bool) ->
 
     with_best: a snapshot of the best validation is kept too.
     """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    there = what_exists(folder)
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as e:

@@ -21,6 +21,12 @@ class SliceDraw(NamedTuple):
         if self.axes is not None and (not self.axes or not set(self.axes) <= {0, 1, 2}):
             raise ValueError(f"{path}axes={list(self.axes)}: wanted some of 0, 1 and 2, or null for all")
 
+    def shapes(self, size: Sequence[int]) -> list[tuple[int, ...]]:
+        """The different sizes of slices of volumes of a size [3], in order; images are their own slice."""
+        if len(size) != 3:
+            return [tuple(size)]
+        return sorted({tuple(n for i, n in enumerate(size) if i != axis) for axis in self.axes or range(3)})
+
     def draw(self, size: Sequence[int], noise: Noise) -> dict[int, torch.Tensor]:
         """Indices [N,n] of slices by axis, for volumes of a size [3]; {} for images, which are their own slice."""
         if len(size) != 3:

@@ -22,15 +22,19 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
     """Raise ValueError if the disk that holds `folder`, or will hold it, has less than `needed_bytes` left."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = what_exists(folder)
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise ValueError(
             f"{folder}: not enough free disk: {amount(needed_bytes)} needed, {amount(free)} free; "
             "free some space or write elsewhere (--dest, sampling.outdir, training.options.run_root)"
         )
+
+
+def what_exists(folder: str | Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    folder = Path(folder).absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def amount(count: int) -> str:

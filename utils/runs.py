@@ -147,15 +147,11 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
         if kind == "network-snapshot":  # who reads a state says more: which one is before it
             check_is_archive(path, kind, key)
         return path
-    if path.is_dir():
-        files = list_files(path, kind)
-        if not files:
-            raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
-        return files[-1]
-    for folder in runs_of(root, name):
-        files = list_files(folder, kind)
-        if files:
+    for folder in [path] if path.is_dir() else runs_of(root, name):
+        if files := list_files(folder, kind):
             return files[-1]
+    if path.is_dir():
+        raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
     raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/")
 
 
