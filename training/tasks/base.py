@@ -87,24 +87,18 @@ class TaskType:
         return iter(())
 
 
-class TaskParts(NamedTuple):
-    """What every task has: a network with its loss and optimiser, and what snapshots will say of it."""
-
-    net: torch.nn.Module
-    loss: Any
-    optimizer: torch.optim.Optimizer
-    snapshot: Snapshot
-
-
 def build_parts(training: dict, data: Data, augment: Callable | None = None, shape: Sequence[int] | None = None,
-                imagined: bool = False) -> TaskParts:
-    """The parts of a task; shape [C,*S] of what the network sees, where that is not what the data set holds."""
+                imagined: bool = False) -> tuple[torch.nn.Module, Any, torch.optim.Optimizer, Snapshot]:
+    """What every task has: a network with its loss and optimiser, and what snapshots will say of it.
+
+    shape: [C,*S] of what the network sees, where that is not what the data set holds.
+    """
     node = fill_network(training, data, getattr(augment, "label_dim", 0), shape)
     make = partial(build, node, path="training.network")
     net = imagine(make) if imagined else make()
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
     loss = build(training["loss"], path="training.loss")
-    return TaskParts(net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape)))
+    return net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape))
 
 
 def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequence[int] | None = None) -> dict:
