@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,6 +84,55 @@ class Tool(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks; before the command.")
 def main(debug: bool) -> None:
     """Make, convert and inspect the files that training and sampling use."""
+
+
+# ---- options that commands share ----
+
+
+Decorator = Callable[[Callable], Callable]
+
+
+def tile_options(verb: str) -> Decorator:
+    """The options of tiles, which a command gets as one value, `tiles` (None: whole volumes)."""
+    add = all_of(
+        click.option("--tile", type=Words(int),
+                     help=f"Voxels per axis: {verb} in tiles of this size.  [default: whole]"),
+        click.option("--tile-overlap", default=0.25, show_default=True, type=float,
+                     help="Of neighbouring tiles, a share."),
+        click.option("--tile-mode", default="blend", show_default=True,
+                     help="blend, or exact (as the whole; in slabs)."))
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def with_tiles(**options: Any) -> None:
+            from inference.first_stage import tiles_of
+
+            tiles = {name: options.pop(name) for name in ("tile", "tile_overlap", "tile_mode")}
+            command(tiles=tiles_of(tiles), **options)
+
+        return add(with_tiles)
+
+    return decorate
+
+
+def work_options(batch_size: int, overwrite: str) -> Decorator:
+    """The options of a command that takes all volumes of a file through a network."""
+    return all_of(
+        click.option("--batch-size", default=batch_size, show_default=True, type=click.IntRange(min=1),
+                     help="Volumes at a time."),
+        click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"])),
+        click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0),
+                     help="0: share the cores."),
+        click.option("--overwrite", is_flag=True, help=overwrite),
+        click.option("--run-root", default="results", show_default=True, type=PATH,
+                     help="Where runs are looked for by name."),
+        click.option("--trust", is_flag=True,
+                     help="Let the snapshot build classes that are not on the list of known ones."))
+
+
+def all_of(*decorators: Decorator) -> Decorator:
+    """Decorators as one; the first stands uppermost."""
+    return lambda command: functools.reduce(lambda made, decorate: decorate(made), reversed(decorators), command)
 
 
 # ---- phantom ----
@@ -204,17 +254,10 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 @click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally before encoding.")
 @click.option("--scaling", default="standardize", show_default=True, help="How diffusion is to scale the latents: "
               "standardize (per channel), minmax (all to -1..1) or scale_factor (all by 1 / std).")
-@click.option("--tile", type=Words(int), help="Voxels per axis: encode in tiles of this size.  [default: whole]")
-@click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
-@click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@tile_options("encode")
 @click.option("--round-trip", default=16, show_default=True, type=click.IntRange(min=0),
               help="Held-out volumes to decode again, to store what they lose.")
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: share the cores.")
-@click.option("--overwrite", is_flag=True, help="Encode anew over latents of other volumes, stages or settings.")
-@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
-@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+@work_options(8, overwrite="Encode anew over latents of other volumes, stages or settings.")
 def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options: Any) -> None:
     """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file.
 
@@ -234,20 +277,13 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 @click.option("--dest", required=True, type=PATH, help="Volumes file to write (.h5), or a folder for NIfTI.")
 @click.option("--autoencoder", help="Experiment name, run folder or snapshot.  [default: what the latents name]")
 @click.option("--network", help="The same, of the diffusion run that drew them.  [default: what the latents name]")
-@click.option("--tile", type=Words(int), help="Voxels per axis: decode in tiles of this size.  [default: whole]")
-@click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
-@click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
+@tile_options("decode")
 @click.option("--compare/--no-compare", default=True, show_default=True,
               help="Say by how much tiles differ from the whole; takes the memory of slabs.")
 @click.option("--uint8", is_flag=True, help="Whole numbers 0 to 255 across the intensity range, compressed.")
 @click.option("--montage", default=6, show_default=True, type=click.IntRange(min=0),
               help="Volumes in the picture beside them; 0: none.")
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Volumes at a time.")
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0), help="0: share the cores.")
-@click.option("--overwrite", is_flag=True, help="Decode anew over volumes of other latents, stages or settings.")
-@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
-@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+@work_options(1, overwrite="Decode anew over volumes of other latents, stages or settings.")
 def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
            ) -> None:
     """Decode latents that were made earlier or elsewhere; those of another first stage are refused.

@@ -6,7 +6,8 @@ import click
 
 OF_ALL = ("real", "dest", "split", "trust")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
-OF_FIRST_STAGE = ("num", "tile", "tile_overlap", "tile_mode", "min_psnr", "run_root")
+OF_TILES = ("tile_overlap", "tile_mode")
+OF_FIRST_STAGE = ("num", "tile", *OF_TILES, "min_psnr", "run_root")
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="",
@@ -70,8 +71,10 @@ def report(context: click.Context, options: dict) -> None:
         evaluate(**given)
     else:
         from inference.evaluate_first_stage import FirstStageOptions, evaluate_first_stage
+        from inference.first_stage import tiles_of
         files = [given.pop(name) for name in (kind, "real", "dest")]
-        evaluate_first_stage(*files, FirstStageOptions(**given | {"tile": voxels(given["tile"])}))
+        tiles = tiles_of({"tile": voxels(given.pop("tile"))} | {name: given.pop(name) for name in OF_TILES})
+        evaluate_first_stage(*files, FirstStageOptions(tiles=tiles, **given))
 
 
 def voxels(text: str | None) -> list[int] | None:

@@ -96,11 +96,6 @@ class SampleMeta(NamedTuple):
         """What the first stage decoded in, as `sampling.precision` has it."""
         return self.sampling.get("precision", "fp32")
 
-    @property
-    def tiles(self) -> tuple[list[int] | None, float | None, str | None]:
-        """tile, tile_overlap and tile_mode by which it decoded; the first is None for whole volumes."""
-        return tuple(self.sampling.get(key) for key in ("tile", "tile_overlap", "tile_mode"))
-
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
         stage = {"first_stage": {"hash": self.stage.hash, **self.stage.scaling._asdict()}} if self.stage else {}

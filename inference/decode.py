@@ -20,7 +20,7 @@ from formats.latents import FirstStageRecord, LatentsFile
 from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.first_stage import FirstStage, tile_note, tiles_of
+from inference.first_stage import FirstStage, tile_note
 from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of
 from inference.snapshot import CarriedStage, Snapshot
 from networks.tiles import Tiles
@@ -36,7 +36,7 @@ UNLIKE = ("latents_hash", "first_stage", "settings")  # what volumes depend on
 
 
 class DecodeOptions(NamedTuple):
-    """How to decode, see networks.tiles for tile [*S] in voxels (None: whole volumes), tile_overlap and tile_mode.
+    """How to decode; tiles: None for whole volumes.
 
     compare: say by how much tiles differ from the whole, whose memory that takes. uint8: write whole numbers 0 to 255,
     which span the intensity range. montage: volumes in the picture beside them, 0 for none.
@@ -44,9 +44,7 @@ class DecodeOptions(NamedTuple):
 
     batch_size: int = 1
     precision: str = "fp32"
-    tile: Sequence[int] | None = None
-    tile_overlap: float = 0.25
-    tile_mode: str = "blend"
+    tiles: Tiles | None = None
     compare: bool = True
     uint8: bool = False
     montage: int = 6
@@ -156,8 +154,7 @@ def check_space(dest: Path, job: DecodeJob) -> None:
 
 def settings(options: DecodeOptions) -> dict:
     """What volumes depend on besides latents and first stage."""
-    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
-    return {"precision": options.precision, **(tiles.plain() if tiles else {}),
+    return {"precision": options.precision, **(options.tiles.plain() if options.tiles else {}),
             **({"uint8": True} if options.uint8 else {})}
 
 
@@ -269,7 +266,7 @@ def build_net(stage: CarriedStage, source: LatentSource, where: str, trust: bool
 def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> DecodeJob:
     """All that decoding takes, checked before anything is decoded."""
     shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
-    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
+    tiles = options.tiles
     compared = tiles and tiles.mode == "blend" and options.compare
     return DecodeJob(source, stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None,
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)

@@ -16,12 +16,13 @@ from formats.facts import rows_of, volume_facts
 from formats.geometry import fit_centre
 from formats.latents import LatentsFile, write_latents
 from formats.volumes import Item, VolumesFile
-from inference.first_stage import FirstStage, tiles_of
+from inference.first_stage import FirstStage
 from inference.parts import Parts, check_alike, make_missing, missing_of
 from inference.snapshot import Snapshot, check_contract
 from metrics.image import psnr
 from metrics.overlap import dice
 from networks.latent_codec import SCALINGS
+from networks.tiles import Tiles
 from utils import distributed
 from utils.checks import check_choice
 from utils.files import check_free_disk
@@ -35,15 +36,13 @@ OF_IMAGES = ("affines", "boxes", "intensity_ranges")  # tables of volumes that l
 class EncodeOptions(NamedTuple):
     """How to encode.
 
-    tile [*S] in voxels (None: whole volumes), tile_overlap, tile_mode: see networks.tiles; size [*S]: crop or pad
-    centrally before; scaling: how diffusion is to scale the latents; round_trip: how many items to decode again.
+    tiles: None for whole volumes; size [*S]: crop or pad centrally before; scaling: how diffusion is to scale the
+    latents; round_trip: how many items to decode again.
     """
 
     batch_size: int = 8
     precision: str = "fp32"
-    tile: Sequence[int] | None = None
-    tile_overlap: float = 0.25
-    tile_mode: str = "blend"
+    tiles: Tiles | None = None
     size: Sequence[int] | None = None
     scaling: str = "standardize"
     round_trip: int = 16
@@ -128,8 +127,7 @@ UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "s
 
 def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
     """What latents depend on besides volumes and first stage."""
-    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
-    return {"size": list(size), "precision": options.precision, **(tiles.plain() if tiles else {})}
+    return {"size": list(size), "precision": options.precision, **(options.tiles.plain() if options.tiles else {})}
 
 
 def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
@@ -159,7 +157,7 @@ def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: Encod
             raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}; choose "
                              f"--size with {len(shape)} numbers")
     stage.net.latent_shape(size)
-    stage = stage.in_parts(tiles_of(options.tile, options.tile_overlap, options.tile_mode))
+    stage = stage.in_parts(options.tiles)
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
     measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]
     return EncodeJob(stage, volumes, size, frozenset(measured), options.batch_size)

@@ -155,7 +155,7 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
     if snapshot.first_stage.network is None:
         return None, f"{path} does not carry the first stage of its latents"
     stage = snapshot.open_first_stage(trust, resolve_precision(samples.meta.precision, device)).to(device)
-    return stage.in_parts(tiles_of(*samples.meta.tiles)), ""
+    return stage.in_parts(tiles_of(samples.meta.sampling)), ""
 
 
 def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:

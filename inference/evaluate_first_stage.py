@@ -12,8 +12,9 @@ from formats.facts import volume_facts
 from formats.nifti import spacing_of
 from formats.volumes import VolumesFile
 from inference.evaluate import best_device
-from inference.first_stage import FirstStage, tiles_of
+from inference.first_stage import FirstStage
 from inference.snapshot import Snapshot, check_contract
+from networks.tiles import Tiles
 from reporting import first_stage, sections
 from reporting.cases import Case, DecodedCase, Layout
 from reporting.first_stage import RoundTrip
@@ -25,14 +26,11 @@ from utils.runs import find_file
 
 
 class FirstStageOptions(NamedTuple):
-    """How to measure. split: 'auto' is the held-out one; num: volumes of it; tile: see networks.tiles; min_psnr in dB.
-    """
+    """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB."""
 
     split: str = "auto"
     num: int = 64
-    tile: Sequence[int] | None = None
-    tile_overlap: float = 0.25
-    tile_mode: str = "blend"
+    tiles: Tiles | None = None
     min_psnr: float | None = 20
     trust: bool = False
     run_root: Path = Path("results")
@@ -47,9 +45,8 @@ def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: Firs
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
     check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot.facts, real, path)
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
-    tiles = tiles_of(options.tile, options.tile_overlap, options.tile_mode)
 
-    decoded = partial(coded, stage.in_parts(tiles), held, bool(layout.label_classes))
+    decoded = partial(coded, stage.in_parts(options.tiles), held, bool(layout.label_classes))
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
                         min_psnr=options.min_psnr)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
@@ -61,7 +58,7 @@ def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: Firs
                  "num": len(walked.ids["decoded"])},
         "autoencoder": {"path": str(path), "hash": snapshot.network_hash,
                         "network": snapshot.target, "posterior": stage.net.posterior,
-                        "latent_shape": list(first.mean.shape), "tile": tiles and list(tiles.size),
+                        "latent_shape": list(first.mean.shape), "tile": options.tiles and list(options.tiles.size),
                         "reduction": first.real.image.size / first.mean.size},
     }
     result = write_report(dest, sections.FIRST_STAGE, first_stage.FRAME, walked, about)

@@ -1,8 +1,8 @@
 """A trained first stage in the units of the volumes it was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -132,6 +132,7 @@ def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, lab
     return f"Tiles differ from whole: image {off:.2g} (rms, share of range){agree}"
 
 
-def tiles_of(tile: Sequence[int] | None, overlap: float, mode: str) -> Tiles | None:
-    """What options say of tiles; None for whole volumes."""
-    return None if tile is None else Tiles(tuple(tile), overlap, mode)
+def tiles_of(options: Mapping[str, Any]) -> Tiles | None:
+    """What options or settings say of tiles; None for whole volumes."""
+    tile = options.get("tile")
+    return None if tile is None else Tiles(tuple(tile), options["tile_overlap"], options["tile_mode"])

@@ -178,7 +178,7 @@ def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: 
 def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
     """The first stage in tiles, and what to hold them against where they differ from the whole."""
     try:
-        tiled = stage.in_parts(tiles_of(options.tile, options.tile_overlap, options.tile_mode))
+        tiled = stage.in_parts(tiles_of(vars(options)))
     except ValueError as e:
         raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     blended = options.tile_mode == "blend" and options.tile_compare
@@ -233,7 +233,7 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it.
     """
-    stage, tiles = whole.first_stage, tiles_of(options.tile, options.tile_overlap, options.tile_mode)
+    stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),

@@ -18,6 +18,7 @@ from inference.evaluate_first_stage import FirstStageOptions
 from inference.snapshot import CarriedStage, Snapshot
 from metrics import image
 from networks.posteriors import PointPosterior
+from networks.tiles import Tiles
 from physics.phantoms import phantom_affine
 from reporting.cases import Case, DecodedCase, Layout
 from reporting.first_stage import FRAME, RoundTrip
@@ -135,7 +136,7 @@ def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
     file = random_volumes(tmp_path / "r.h5", 2, 2)
     path = snapshot(tmp_path / "s.pt", {**NODE, "in_channels": 2, "spatial_dims": 2}, bare_data(2, 2))
     found = evaluate_first_stage.evaluate_first_stage(
-        str(path), file, tmp_path / "out", FirstStageOptions(tile=[16, 16], min_psnr=0))
+        str(path), file, tmp_path / "out", FirstStageOptions(tiles=Tiles((16, 16)), min_psnr=0))
     whole = evaluate_first_stage.evaluate_first_stage(str(path), file, tmp_path / "whole", FirstStageOptions())
     assert found["verdict"]["passed"] and found["dice"] == {} and found["autoencoder"]["tile"] == [16, 16]
     assert found["psnr_db"] == pytest.approx(whole["psnr_db"], abs=1e-3) and set(found["channels"]) == {"c0", "c1"}

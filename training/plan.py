@@ -161,7 +161,7 @@ def plan_decode(config: dict, source: PlannedData) -> DecodePlan | None:
     with fake_tensors(), LiveMemory() as memory, torch.no_grad():
         net = imagine(decoding.make).eval()
         size = decoding.size or tuple(s * f for s, f in zip(source.shape[1:], net.factor, strict=True))
-        tiles = tiles_of(*(sampling[key] for key in ("tile", "tile_overlap", "tile_mode")))
+        tiles = tiles_of(sampling)
         stage = FirstStage(net, source.facts, precision=resolve_precision(sampling["precision"], cpu)).in_parts(tiles)
         z = torch.empty(decoding.batch, *net.latent_shape(size))
         memory.restart()
