@@ -249,9 +249,9 @@ def get_json(node: h5py.Group, name: str) -> Any:
         raise ValueError(f"{node.file.filename}: attribute '{name}' of {node.name} is not JSON: {error}") from error
 
 
-def need(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Return a data set of a group; ValueError names file and data set if it is missing."""
-    if not isinstance(group.get(name), h5py.Dataset):
+def need(group: h5py.Group, name: str, kind: type = h5py.Dataset) -> Any:
+    """Return a data set (or what `kind` says) of a group; ValueError names file and data set if it is missing."""
+    if not isinstance(group.get(name), kind):
         raise ValueError(f"{group.file.filename}: {group.name.rstrip('/')}/{name} is missing")
     return group[name]
 

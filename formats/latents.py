@@ -155,10 +155,10 @@ class LatentsFile:
                 str(path), self.content_hash, h5.get_json(file, "channel_mean"), h5.get_json(file, "channel_std"),
                 optional.get("limits"), optional.get("scaling", "standardize"), h5.get_json(file, "posterior"))
             self.facts = replace(Facts.from_plain(h5.get_json(file, "data"), path), latents=known)
-            self.first_stage_hash = h5.get_text(_group(file, "first_stage"), "hash")
+            self.first_stage_hash = h5.get_text(h5.need(file, "first_stage", h5py.Group), "hash")
             self.splits = [name for name in file if name != "first_stage"]
             for split in self.splits:
-                _check_split(_group(file, split), len(known.channel_mean))
+                _check_split(h5.need(file, split, h5py.Group), len(known.channel_mean))
         if known.posterior not in POSTERIORS:
             raise ValueError(f"{path}: posterior={known.posterior!r}, this program reads {', '.join(POSTERIORS)}")
 
@@ -179,12 +179,6 @@ class LatentsFile:
             stage = file["first_stage"]
             weights = {name: h5.read(h5.need(stage, name)) for name in stage}
             return FirstStageRecord(h5.get_json(stage, "network"), weights, self.first_stage_hash)
-
-
-def _group(file: h5py.File, name: str) -> h5py.Group:
-    if not isinstance(file.get(name), h5py.Group):
-        raise ValueError(f"{file.filename}: /{name} is missing")
-    return file[name]
 
 
 def _check_split(group: h5py.Group, channels: int) -> None:

@@ -62,12 +62,6 @@ class Spool:
         self._place += size
         return bytes(content)
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Read from the present place into a buffer."""
-        view = memoryview(buffer).cast("B")
-        view[:] = self.read(len(view))
-        return len(view)
-
     def truncate(self, size: int) -> int:
         """Make the file end at `size`."""
         if self._error is None:

@@ -20,7 +20,7 @@ from formats.latents import FirstStageRecord, LatentsFile
 from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.first_stage import FirstStage, tile_note
+from inference.first_stage import FirstStage, tile_note, tiled
 from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of
 from inference.snapshot import CarriedStage, Snapshot
 from networks.tiles import Tiles
@@ -266,9 +266,7 @@ def build_net(stage: CarriedStage, source: LatentSource, where: str, trust: bool
 def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> DecodeJob:
     """All that decoding takes, checked before anything is decoded."""
     shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
-    tiles = options.tiles
-    compared = tiles and tiles.mode == "blend" and options.compare
-    return DecodeJob(source, stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None,
+    return DecodeJob(source, *tiled(stage, options.tiles, options.compare),
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)
 
 

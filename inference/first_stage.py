@@ -132,6 +132,12 @@ def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, lab
     return f"Tiles differ from whole: image {off:.2g} (rms, share of range){agree}"
 
 
+def tiled(stage: FirstStage, tiles: Tiles | None, compare: bool) -> tuple[FirstStage, FirstStage | None]:
+    """A first stage in tiles (None: itself), and what to hold them against where they differ from the whole."""
+    compared = tiles is not None and tiles.mode == "blend" and compare
+    return stage.in_parts(tiles), stage.in_parts(Tiles(tiles.size, 0, "exact")) if compared else None
+
+
 def tiles_of(options: Mapping[str, Any]) -> Tiles | None:
     """What options or settings say of tiles; None for whole volumes."""
     tile = options.get("tile")

@@ -15,14 +15,14 @@ from formats.samples import FORMATS, SampleMeta, SamplesFile, SampleStage, reque
 from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
 from inference.conditions import drawn_conditions, stored_values
-from inference.first_stage import FirstStage, tile_note, tiles_of
+from inference.first_stage import FirstStage, tile_note, tiled, tiles_of
 from inference.parts import Parts, check_alike, make_missing, missing_of
 from inference.snapshot import Snapshot
 from networks.conditioning import Condition, takes_of
-from networks.tiles import Tiles
 from samplers import Guided, ImageGenerators, ShownItsEstimate
 from samplers.denoiser import Denoiser, Wrapper
 from utils import distributed
+from utils.checks import check_choice
 from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
 from utils.log import RunLog, progress
 from utils.precision import autocast, resolve_precision
@@ -91,8 +91,7 @@ def generate(experiment: str, config: dict) -> None:
 
 def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
-    if options.format not in FORMATS:
-        raise ValueError(f"sampling.format={options.format!r}: wanted one of {', '.join(FORMATS)}")
+    check_choice("sampling.format", options.format, FORMATS)
     for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
@@ -159,8 +158,10 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     precision = resolve_precision(options.precision, device)
     if stage is not None and options.decode:
         first_stage = snapshot.open_first_stage(options.trust, precision).to(device)
-        if options.tile is not None:
-            first_stage, whole = in_tiles(first_stage, options)
+        try:
+            first_stage, whole = tiled(first_stage, tiles_of(vars(options)), options.tile_compare)
+        except ValueError as e:
+            raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()))
@@ -173,16 +174,6 @@ def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: 
     """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, and guided."""
     denoiser = ShownItsEstimate(net) if Wrapper(net).self_condition else net
     return denoiser if guided is None else guided(denoiser)
-
-
-def in_tiles(stage: FirstStage, options: Sampling) -> tuple[FirstStage, FirstStage | None]:
-    """The first stage in tiles, and what to hold them against where they differ from the whole."""
-    try:
-        tiled = stage.in_parts(tiles_of(vars(options)))
-    except ValueError as e:
-        raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
-    blended = options.tile_mode == "blend" and options.tile_compare
-    return tiled, stage.in_parts(Tiles(tuple(options.tile), 0, "exact")) if blended else None
 
 
 class Blank(Wrapper):
