@@ -8,6 +8,7 @@ OF_ALL = ("real", "dest", "split", "trust")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("num", "tile", *OF_TILES, "min_psnr", "run_root")
+KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="",
@@ -58,14 +59,12 @@ def main(context: click.Context, debug: bool, **options: object) -> None:
 
 def report(context: click.Context, options: dict) -> None:
     """Write the report that is asked for; ValueError for an option of the other one."""
-    kind, theirs, other, others = ("generated", OF_SAMPLES, "autoencoder", OF_FIRST_STAGE)
-    if options["generated"] is None:
-        kind, theirs, other, others = other, others, kind, theirs
-    for name in others:
+    kind, other = sorted(KINDS, key=lambda name: options[name] is None)
+    for name in KINDS[other]:
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise ValueError(f"--{name.replace('_', '-')}: an option of --{other}, without use to --{kind}; leave "
                              "it away")
-    given = {name: options[name] for name in (kind, *OF_ALL, *theirs)}
+    given = {name: options[name] for name in (kind, *OF_ALL, *KINDS[kind])}
     if kind == "generated":
         from inference.evaluate import evaluate
         evaluate(**given)

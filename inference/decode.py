@@ -21,7 +21,7 @@ from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
 from formats.samples import SamplesFile
 from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from inference.first_stage import FirstStage, tile_note, tiled
-from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of
+from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
 from inference.snapshot import CarriedStage, Snapshot
 from networks.tiles import Tiles
 from utils import distributed
@@ -103,10 +103,7 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
     if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
         raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
-    device = distributed.init("auto")
-    try:
-        distributed.set_threads(options.num_threads)
-        log = RunLog(distributed.rank() == 0)
+    with ranks_at_work("auto", options.num_threads) as (device, log):
         source = open_source(latents)
         carried, facts, chosen = find_stage(source, latents, autoencoder, network, run_root)
         log(f"First stage {chosen}")
@@ -119,8 +116,6 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
                       "first_stage": carried.hash, "settings": settings(options)}
         decode_to(dest, job, provenance, log)
-    finally:
-        distributed.shutdown()
 
 
 def decode_to(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:

@@ -17,7 +17,7 @@ from formats.geometry import fit_centre
 from formats.latents import LatentsFile, write_latents
 from formats.volumes import Item, VolumesFile
 from inference.first_stage import FirstStage
-from inference.parts import Parts, check_alike, make_missing, missing_of
+from inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
 from inference.snapshot import Snapshot, check_contract
 from metrics.image import psnr
 from metrics.overlap import dice
@@ -26,7 +26,6 @@ from networks.tiles import Tiles
 from utils import distributed
 from utils.checks import check_choice
 from utils.files import check_free_disk
-from utils.log import RunLog
 from utils.precision import resolve_precision
 from utils.runs import find_file
 
@@ -83,10 +82,7 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
     if dest.resolve() == source.resolve():
         raise ValueError(f"--dest {dest} is --source; the latents need a file of their own")
     check_choice("--scaling", options.scaling, SCALINGS)
-    device = distributed.init("auto")
-    try:
-        distributed.set_threads(options.num_threads)
-        log = RunLog(distributed.rank() == 0)
+    with ranks_at_work("auto", options.num_threads) as (device, log):
         path = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
         log(f"Autoencoder {path}")
         snapshot = Snapshot.read(path, "autoencoder")
@@ -118,8 +114,6 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
             parts.remove()
         log(f"{dest}: " + ", ".join(f"{split} {volumes.length(split)}" for split in volumes.splits)
             + (f" ({len(places) - len(missing)} there already)" if len(missing) < len(places) else ""))
-    finally:
-        distributed.shutdown()
 
 
 UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "settings"}

@@ -16,7 +16,7 @@ from formats.volumes import Intensity, VolumesFile
 from inference.batch import Sample
 from inference.conditions import drawn_conditions, stored_values
 from inference.first_stage import FirstStage, tile_note, tiled, tiles_of
-from inference.parts import Parts, check_alike, make_missing, missing_of
+from inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
 from inference.snapshot import Snapshot
 from networks.conditioning import Condition, takes_of
 from samplers import Guided, ImageGenerators, ShownItsEstimate
@@ -58,10 +58,7 @@ def generate(experiment: str, config: dict) -> None:
     options, run_root = sampling_options(config), config["training"]["options"]["run_root"]
     seeds = requested_seeds(options.seeds)
     check_options(options)
-    device = distributed.init(options.device)
-    try:
-        distributed.set_threads(options.num_threads)
-        log = RunLog(distributed.rank() == 0)
+    with ranks_at_work(options.device, options.num_threads) as (device, log):
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
         snapshot = Snapshot.read(path, config["training"]["task"])
@@ -85,8 +82,6 @@ def generate(experiment: str, config: dict) -> None:
             log(f"Samples   {target}")
             for line in write_pictures(outdir, merged, set(missing), whole, options):
                 log(line)
-    finally:
-        distributed.shutdown()
 
 
 def check_options(options: Sampling) -> None:

@@ -4,19 +4,31 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from utils import distributed
 from utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
-from utils.log import progress
+from utils.log import RunLog, progress
 
 Read = TypeVar("Read")
 Arrays = Mapping[str, np.ndarray]
+
+
+@contextmanager
+def ranks_at_work(device: str, num_threads: int) -> Iterator[tuple[torch.device, RunLog]]:
+    """The group of the ranks while the block lasts: this rank's device, and a log that speaks on rank 0 alone."""
+    own = distributed.init(device)
+    try:
+        distributed.set_threads(num_threads)
+        yield own, RunLog(distributed.rank() == 0)
+    finally:
+        distributed.shutdown()
 
 
 class Pieces(Protocol):
