@@ -37,6 +37,8 @@ class FirstStage:
     def __init__(self, net: torch.nn.Module, facts: Facts, scaling: LatentScaling | None = None,
                  precision: str = "fp32"):
         self.net, self.facts, self.scaling, self.precision, self.whole = net, facts, scaling, precision, True
+        self.shift_gain = [torch.tensor(values, dtype=torch.float32) for values in shift_and_gain(*scaling)] \
+            if scaling else None
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +114,7 @@ class FirstStage:
 
     def shift_and_gain(self, device: torch.device) -> list[torch.Tensor]:
         """What latents are scaled by, [C] each."""
-        return [torch.tensor(values, dtype=torch.float32, device=device) for values in shift_and_gain(*self.scaling)]
+        return [values.to(device) for values in self.shift_gain]
 
     def stored(self, x: torch.Tensor, logits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images in stored units, and label maps, of what the network gives."""
