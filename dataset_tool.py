@@ -16,8 +16,8 @@ import click
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
     import numpy as np
 
-    from formats.samples import SamplesFile
-    from formats.volumes import Item, VolumesFile
+    from edm3d.formats.samples import SamplesFile
+    from edm3d.formats.volumes import Item, VolumesFile
 
 PATH = click.Path(path_type=Path)
 
@@ -72,7 +72,7 @@ class Tool(click.Group):
         except click.exceptions.Exit:
             raise
         except Exception as error:
-            from utils.log import error_text, is_lack_of_memory
+            from edm3d.utils.log import error_text, is_lack_of_memory
             if ctx.params["debug"] or not (isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error)):
                 raise
             if int(os.environ.get("RANK", 0)):
@@ -105,7 +105,7 @@ def tile_options(verb: str) -> Decorator:
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def with_tiles(**options: Any) -> None:
-            from inference.first_stage import tiles_of
+            from edm3d.inference.first_stage import tiles_of
 
             tiles = {name: options.pop(name) for name in ("tile", "tile_overlap", "tile_mode")}
             command(tiles=tiles_of(tiles), **options)
@@ -152,11 +152,11 @@ def all_of(*decorators: Decorator) -> Decorator:
 )
 def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float]) -> None:
     """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes."""
-    from formats.cohort import assign_splits, parse_fractions
-    from formats.volumes import Intensity, VolumesMeta, VolumesWriter
-    from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
-    from utils.files import check_free_disk
-    from utils.log import progress
+    from edm3d.formats.cohort import assign_splits, parse_fractions
+    from edm3d.formats.volumes import Intensity, VolumesMeta, VolumesWriter
+    from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
+    from edm3d.utils.files import check_free_disk
+    from edm3d.utils.log import progress
 
     fractions = parse_fractions(split)
     echo_phantom(0, seed=seed, size=size, spatial_dims=spatial_dims, pairs=pairs)  # refuses bad numbers before work
@@ -184,8 +184,8 @@ def _patient(group: int) -> str:
 def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
     import numpy as np
 
-    from formats.volumes import Item, full_box
-    from physics.phantoms import PHASES, echo_phantom, phantom_affine
+    from edm3d.formats.volumes import Item, full_box
+    from edm3d.physics.phantoms import PHASES, echo_phantom, phantom_affine
 
     size, dims, pairs = (settings[name] for name in ("size", "spatial_dims", "pairs"))
     drawn = echo_phantom(index, seed=settings["seed"], size=size, spatial_dims=dims, pairs=pairs)
@@ -233,8 +233,8 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 
     Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
     """
-    from formats.prepare import PrepareOptions
-    from formats.prepare import prepare as run
+    from edm3d.formats.prepare import PrepareOptions
+    from edm3d.formats.prepare import prepare as run
 
     made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon)
     if made.table and made.table.ignored:
@@ -263,8 +263,8 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 
     Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
     """
-    from inference.encode import EncodeOptions
-    from inference.encode import encode as run
+    from edm3d.inference.encode import EncodeOptions
+    from edm3d.inference.encode import encode as run
 
     run(autoencoder, source, dest, EncodeOptions(**options), run_root)
 
@@ -290,8 +290,8 @@ def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | No
 
     Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
     """
-    from inference.decode import DecodeOptions
-    from inference.decode import decode as run
+    from edm3d.inference.decode import DecodeOptions
+    from edm3d.inference.decode import decode as run
 
     run(latents, dest, DecodeOptions(**options), autoencoder=autoencoder, network=network, run_root=run_root)
 
@@ -308,7 +308,7 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
     """Make a snapshot of an official EDM network pickle. The file is read as data, nothing in it is ever run."""
     if inflate_mode and not inflate:
         raise click.UsageError(f"--inflate-mode {inflate_mode}: there is nothing to inflate without --inflate 3")
-    from inference.edm_snapshot import import_edm as run
+    from edm3d.inference.edm_snapshot import import_edm as run
 
     made = run(source, dest, (inflate_mode or "centre") if inflate else None)
     size = "x".join(map(str, made.shape[1:]))
@@ -345,10 +345,10 @@ def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: floa
     """
     import json
 
-    from training.plan import find_source
-    from training.plan_fit import lines, plain
-    from training.plan_fit import plan as run
-    from utils.config import compose
+    from edm3d.training.plan import find_source
+    from edm3d.training.plan_fit import lines, plain
+    from edm3d.training.plan_fit import plan as run
+    from edm3d.utils.config import compose
 
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
     source = find_source(config["training"], shape, classes)
@@ -367,7 +367,7 @@ def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: floa
 @click.argument("path", type=PATH)
 def check(path: Path) -> None:
     """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
-    from formats.describe import check as run
+    from edm3d.formats.describe import check as run
 
     if path.suffix == ".pt" and path.is_file():
         raise ValueError(
@@ -387,7 +387,7 @@ def check(path: Path) -> None:
 @click.argument("path", type=PATH)
 def info(path: Path) -> None:
     """Print what a file holds: .h5, .npz, .npy, NIfTI, snapshot or training state (.pt)."""
-    from formats.describe import describe
+    from edm3d.formats.describe import describe
 
     for line in describe(path):
         click.echo(line)
@@ -416,10 +416,10 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
 
     NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows the three middle planes.
     """
-    from formats import h5
-    from formats.samples import SamplesFile
-    from formats.volumes import VolumesFile
-    from utils.log import progress
+    from edm3d.formats import h5
+    from edm3d.formats.samples import SamplesFile
+    from edm3d.formats.volumes import VolumesFile
+    from edm3d.utils.log import progress
 
     form = "samples" if path.suffix == ".npz" else h5.read_format(path)
     if form not in ("volumes", "samples"):
@@ -454,7 +454,7 @@ def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]
 
 
 def _indices(text: str | None) -> list[int] | None:
-    from formats.samples import parse_seeds
+    from edm3d.formats.samples import parse_seeds
 
     if text is None:
         return None
@@ -469,7 +469,7 @@ def _indices(text: str | None) -> list[int] | None:
 
 
 def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported:
-    from formats.volumes import VolumesFile
+    from edm3d.formats.volumes import VolumesFile
 
     name, index = key
     if isinstance(file, VolumesFile):
@@ -480,15 +480,15 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
 
 def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
     if kind == "nifti":
-        from formats.nifti import write_nifti
+        from edm3d.formats.nifti import write_nifti
 
         name = f"{volume.name}.nii.gz"  # same names in two folders: what `prepare` reads
         write_nifti(dest / "images" / name, volume.image, volume.affine, spatial_dims=dims, unit=unit)
         if volume.label is not None:
             write_nifti(dest / "labels" / name, volume.label, volume.affine, spatial_dims=dims)
         return
-    from formats.nifti import spacing_of
-    from reporting.montages import planes_figure, save_png
+    from edm3d.formats.nifti import spacing_of
+    from edm3d.reporting.montages import planes_figure, save_png
 
     spacing = spacing_of(volume.affine)[:dims]
     figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine)

@@ -48,7 +48,7 @@ def main(context: click.Context, debug: bool, **options: object) -> None:
     """
     if context.invoked_subcommand:
         return
-    from utils.log import run_main
+    from edm3d.utils.log import run_main
     for option in context.command.params:  # not required by click, which would ask subcommands for them, too
         if option.name in ("real", "dest") and options[option.name] is None:
             raise click.MissingParameter(ctx=context, param=option)
@@ -66,11 +66,11 @@ def report(context: click.Context, options: dict) -> None:
                              "it away")
     given = {name: options[name] for name in (kind, *OF_ALL, *KINDS[kind])}
     if kind == "generated":
-        from inference.evaluate import evaluate
+        from edm3d.inference.evaluate import evaluate
         evaluate(**given)
     else:
-        from inference.evaluate_first_stage import FirstStageOptions, evaluate_first_stage
-        from inference.first_stage import tiles_of
+        from edm3d.inference.evaluate_first_stage import FirstStageOptions, evaluate_first_stage
+        from edm3d.inference.first_stage import tiles_of
         files = [given.pop(name) for name in (kind, "real", "dest")]
         tiles = tiles_of({"tile": voxels(given.pop("tile"))} | {name: given.pop(name) for name in OF_TILES})
         evaluate_first_stage(*files, FirstStageOptions(tiles=tiles, **given))

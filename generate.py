@@ -13,17 +13,17 @@ def main(config_name: str, overrides: tuple[str, ...]) -> None:
 
     Overrides are key=value pairs: sampling.seeds=0-63 sampling.outdir=results/mine, or groups such as sampler=edm_sde.
     """
-    from utils.log import run_main
+    from edm3d.utils.log import run_main
     debug = any(o.lower() == "training.options.debug=true" for o in overrides)
     run_main(lambda: run(config_name, overrides), debug)
 
 
 def run(config_name: str, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and draw the seeds it asks for."""
-    from utils.config import compose
+    from edm3d.utils.config import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
-    from inference.generation import generate
-    from training.tasks import TASKS
+    from edm3d.inference.generation import generate
+    from edm3d.training.tasks import TASKS
     name = config["training"]["task"]
     if name not in TASKS or not TASKS[name].draws:
         raise ValueError(f"-cn={config_name}: task {name} draws nothing; choose a diffusion experiment")

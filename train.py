@@ -14,16 +14,16 @@ def main(config_name: str, overrides: tuple[str, ...]) -> None:
     Overrides are key=value pairs: training.options.batch_size=32 training.options.resume=latest, or groups such as
     network=adm.
     """
-    from utils.log import run_main
+    from edm3d.utils.log import run_main
     debug = any(o.lower() == "training.options.debug=true" for o in overrides)
     run_main(lambda: run(config_name, overrides), debug)
 
 
 def run(config_name: str, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and train it."""
-    from utils.config import compose
+    from edm3d.utils.config import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
-    from training.run import train
+    from edm3d.training.run import train
     train(config_name, config)
 
 

@@ -22,12 +22,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common import FREEING, json_line, with_peak
-from formats.facts import Facts
-from inference.snapshot import Snapshot
-from networks.autoencoder import AutoencoderKL
-from networks.tiles import Tiles, by_parts
-from physics.phantoms import LABEL_CLASSES, echo_phantom
-from utils.config import compose
+from edm3d.formats.facts import Facts
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.networks.tiles import Tiles, by_parts
+from edm3d.physics.phantoms import LABEL_CLASSES, echo_phantom
+from edm3d.utils.config import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (160, 160, 128)

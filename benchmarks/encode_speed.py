@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import json_line
-from formats.facts import volume_facts
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.encode import EncodeOptions, encode, make_job, read_batch
-from inference.encode import all_places as places_of
-from inference.first_stage import FirstStage
-from inference.snapshot import Snapshot
-from networks.autoencoder import AutoencoderKL
-from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
-from utils import distributed
-from utils.config import compose
+from edm3d.formats.facts import volume_facts
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.inference.encode import EncodeOptions, encode, make_job, read_batch
+from edm3d.inference.encode import all_places as places_of
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
+from edm3d.utils import distributed
+from edm3d.utils.config import compose
 
 LIMIT = 0.9
 SIZE, PHANTOMS, COPIES, BATCH, REPEATS = 64, 8, 8, 8, 3

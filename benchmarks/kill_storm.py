@@ -23,14 +23,14 @@ import torch._dynamo  # what training imports is imported before the forks
 import torch.utils.tensorboard  # noqa: F401
 
 import dataset_tool
+import edm3d.training.run  # noqa: F401
 import train
-import training.run  # noqa: F401
 from benchmarks.common import json_line
-from formats.training_state import TrainingState
-from inference.snapshot import Snapshot
-from utils import checkpoint
-from utils.files import TEMPORARY
-from utils.runs import list_files
+from edm3d.formats.training_state import TrainingState
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils import checkpoint
+from edm3d.utils.files import TEMPORARY
+from edm3d.utils.runs import list_files
 
 TICK = 48           # images; there is a state after each
 TICKS_PER_KILL = 4

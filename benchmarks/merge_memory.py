@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import FREEING, json_line, with_peak
-from formats.facts import Facts
-from formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows
-from inference.generation import merge
-from inference.parts import Parts
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows
+from edm3d.inference.generation import merge
+from edm3d.inference.parts import Parts
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {"latents": (4, 8, 8, 8), "images": (1, 24, 24, 24), "labels": (24, 24, 24)}

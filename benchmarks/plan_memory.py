@@ -22,16 +22,16 @@ import torch
 from torch._C._profiler import _EventType
 
 from benchmarks.common import json_line
-from formats.facts import Facts
-from inference.batch import Sample
-from training.plan import plan_step
-from training.resume import RunRecord
-from training.tasks import TASKS
-from training.tasks.base import PlannedData
-from training.training_loop import Trainer
-from utils import distributed
-from utils.config import Options, compose
-from utils.log import RunLog
+from edm3d.formats.facts import Facts
+from edm3d.inference.batch import Sample
+from edm3d.training.plan import plan_step
+from edm3d.training.resume import RunRecord
+from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import PlannedData
+from edm3d.training.training_loop import Trainer
+from edm3d.utils import distributed
+from edm3d.utils.config import Options, compose
+from edm3d.utils.log import RunLog
 
 LIMIT = 0.1
 CONFIGS = {  # name: experiment, overrides, shape [C,*S], label classes

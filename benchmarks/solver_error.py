@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.common import json_line
-from inference.conditions import Conditions
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from samplers import ImageGenerators, edm_sampler, multistep_sampler
+from edm3d.inference.conditions import Conditions
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers import ImageGenerators, edm_sampler, multistep_sampler
 
 CALLS = (9, 17, 35, 65, 129)
 FEW, MANY = 17, 35  # the claim's

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.common import json_line
-from formats.facts import Facts
-from inference.batch import Sample
-from inference.snapshot import Snapshot
-from training.resume import RunRecord
-from training.tasks.diffusion import diffusion_task
-from training.training_loop import Trainer
-from utils import distributed
-from utils.checkpoint import tensor_bytes
-from utils.config import Options, build, compose, fill
-from utils.log import RunLog
-from utils.stop import Stop
+from edm3d.formats.facts import Facts
+from edm3d.inference.batch import Sample
+from edm3d.inference.snapshot import Snapshot
+from edm3d.training.resume import RunRecord
+from edm3d.training.tasks.diffusion import diffusion_task
+from edm3d.training.training_loop import Trainer
+from edm3d.utils import distributed
+from edm3d.utils.checkpoint import tensor_bytes
+from edm3d.utils.config import Options, build, compose, fill
+from edm3d.utils.log import RunLog
+from edm3d.utils.stop import Stop
 
 LIMIT = 0.02
 CHANNELS, SIZE = 4, 8  # latents of the demo

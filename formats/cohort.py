@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.nifti import KEYS, npz_names, suffix_of
-from formats.volumes import SPLITS
+from edm3d.formats.nifti import KEYS, npz_names, suffix_of
+from edm3d.formats.volumes import SPLITS
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 

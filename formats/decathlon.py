@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from formats.cohort import CaseFiles
-from formats.nifti import suffix_of
+from edm3d.formats.cohort import CaseFiles
+from edm3d.formats.nifti import suffix_of
 
 KEYS = ("modality", "labels", "training")
 

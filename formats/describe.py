@@ -9,11 +9,11 @@ import h5py
 import nibabel
 import numpy as np
 
-from formats import h5
-from formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
-from formats.volumes import Item, VolumesFile, VolumesMeta
-from utils.files import read_npz
-from utils.log import progress
+from edm3d.formats import h5
+from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta
+from edm3d.utils.files import read_npz
+from edm3d.utils.log import progress
 
 _ENTRIES = 16  # per level of a tree
 _WIDTH = 100  # characters of a value

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from formats import h5
-from formats.facts import Facts, LatentFacts
-from formats.latents import EncodedSplit, LatentsFile, Moments, Statistics
-from utils.files import plain_hash
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.formats.latents import EncodedSplit, LatentsFile, Moments, Statistics
+from edm3d.utils.files import plain_hash
 
 COLUMNS = ("mean", "std", "min", "max")
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats.nifti import spacing_of
-from formats.volumes import Intensity, VolumesFile
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.volumes import Intensity, VolumesFile
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
 IDENTITY = ("source", "content_hash", "channels", "label_classes", "class_names", "intensity", "spatial_shape",

@@ -9,7 +9,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from formats.nifti import spacing_of
+from edm3d.formats.nifti import spacing_of
 
 
 def axis_codes(affine: np.ndarray) -> str:

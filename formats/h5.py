@@ -12,8 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from formats.spool import Spool
-from utils.files import atomic_path, write_error
+from edm3d.formats.spool import Spool
+from edm3d.utils.files import atomic_path, write_error
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # type (or "strings") and shape of a row, by data set
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import h5py
 import numpy as np
 
-from formats import h5
-from formats.facts import Facts, LatentFacts
-from utils.log import progress
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.utils.log import progress
 
 POSTERIORS = ("gaussian", "gamma", "point")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from utils.files import NPZ_DAMAGE, atomic_path
+from edm3d.utils.files import NPZ_DAMAGE, atomic_path
 
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
 KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file

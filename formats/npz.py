@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from utils.files import atomic_path, blocks_hash, npz_damage_named, read_npz
+from edm3d.utils.files import atomic_path, blocks_hash, npz_damage_named, read_npz
 
 HASH = "content_hash"
 _BLOCK_BYTES = 1 << 20

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from formats import geometry
-from formats.cohort import CaseFiles, CohortTable, Record, assign_splits, find_cases, parse_fractions, read_table
-from formats.decathlon import read_task
-from formats.nifti import is_same_grid, read_volume, spacing_of
-from formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
-from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
-from utils.log import progress
+from edm3d.formats import geometry
+from edm3d.formats.cohort import CaseFiles, CohortTable, Record, assign_splits, find_cases, parse_fractions, read_table
+from edm3d.formats.decathlon import read_task
+from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of
+from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
+from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
+from edm3d.utils.log import progress
 
 _Result = TypeVar("_Result")
 

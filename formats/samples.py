@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats import h5
-from formats.facts import Facts, LatentScaling
-from formats.npz import HASH, ArrayRows, NpzFile, write_npz
-from utils.log import progress
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
+from edm3d.utils.log import progress
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000

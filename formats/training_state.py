@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from formats.facts import Facts
-from utils import checkpoint
+from edm3d.formats.facts import Facts
+from edm3d.utils import checkpoint
 
 
 @dataclass(frozen=True)

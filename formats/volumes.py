@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import h5py
 import numpy as np
 
-from formats import h5
+from edm3d.formats import h5
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")

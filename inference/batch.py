@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from networks.conditioning import NOTHING, Condition
-from networks.conditioning import stack as stack_conditions
+from edm3d.networks.conditioning import NOTHING, Condition
+from edm3d.networks.conditioning import stack as stack_conditions
 
 
 class Sample(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from formats.facts import Facts
-from formats.samples import ARRAYS
-from networks.conditioning import Condition, Part
-from networks.parts import PARTS
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import ARRAYS
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.parts import PARTS
 
 
 class StoredConditions:

@@ -14,21 +14,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from formats import diff3, h5
-from formats.facts import Facts, LatentScaling
-from formats.latents import FirstStageRecord, LatentsFile
-from formats.nifti import is_whole, read_volume, spacing_of, write_nifti
-from formats.samples import SamplesFile
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference.first_stage import FirstStage, tile_note, tiled
-from inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
-from inference.snapshot import CarriedStage, Snapshot
-from networks.tiles import Tiles
-from utils import distributed
-from utils.files import arrays_hash, blocks_hash, check_free_disk, write_text
-from utils.log import RunLog, progress
-from utils.precision import resolve_precision
-from utils.runs import find_file
+from edm3d.formats import diff3, h5
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.latents import FirstStageRecord, LatentsFile
+from edm3d.formats.nifti import is_whole, read_volume, spacing_of, write_nifti
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.inference.first_stage import FirstStage, tile_note, tiled
+from edm3d.inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.tiles import Tiles
+from edm3d.utils import distributed
+from edm3d.utils.files import arrays_hash, blocks_hash, check_free_disk, write_text
+from edm3d.utils.log import RunLog, progress
+from edm3d.utils.precision import resolve_precision
+from edm3d.utils.runs import find_file
 
 GENERATED = "generated"  # split of volumes that were drawn
 RECORD = "decode.json"
@@ -303,7 +303,7 @@ def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: DecodeJob, log
     rows = job.source.rows[:job.options.montage]
     if not rows:
         return
-    from reporting.montages import montage, save_png
+    from edm3d.reporting.montages import montage, save_png
     found = [pieces.read(number) for number in range(len(rows))]
     spacing = spacing_of(affine_of(rows[0], job.facts))[:len(job.shape)]
     save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from formats.edm_pickle import read_edm_pickle
-from formats.facts import Facts
-from formats.volumes import Intensity
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from networks.edm_import import edm_network_node, edm_weights, inflate_weights
-from utils.config import build_from_file, find_target
-from utils.files import first_line
+from edm3d.formats.edm_pickle import read_edm_pickle
+from edm3d.formats.facts import Facts
+from edm3d.formats.volumes import Intensity
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.edm_import import edm_network_node, edm_weights, inflate_weights
+from edm3d.utils.config import build_from_file, find_target
+from edm3d.utils.files import first_line
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
 

@@ -12,22 +12,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from formats.facts import rows_of, volume_facts
-from formats.geometry import fit_centre
-from formats.latents import LatentsFile, write_latents
-from formats.volumes import Item, VolumesFile
-from inference.first_stage import FirstStage
-from inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
-from inference.snapshot import Snapshot, check_contract
-from metrics.image import psnr
-from metrics.overlap import dice
-from networks.latent_codec import SCALINGS
-from networks.tiles import Tiles
-from utils import distributed
-from utils.checks import check_choice
-from utils.files import check_free_disk
-from utils.precision import resolve_precision
-from utils.runs import find_file
+from edm3d.formats.facts import rows_of, volume_facts
+from edm3d.formats.geometry import fit_centre
+from edm3d.formats.latents import LatentsFile, write_latents
+from edm3d.formats.volumes import Item, VolumesFile
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.snapshot import Snapshot, check_contract
+from edm3d.metrics.image import psnr
+from edm3d.metrics.overlap import dice
+from edm3d.networks.latent_codec import SCALINGS
+from edm3d.networks.tiles import Tiles
+from edm3d.utils import distributed
+from edm3d.utils.checks import check_choice
+from edm3d.utils.files import check_free_disk
+from edm3d.utils.precision import resolve_precision
+from edm3d.utils.runs import find_file
 
 OF_IMAGES = ("affines", "boxes", "intensity_ranges")  # tables of volumes that latents have otherwise, or not
 

@@ -8,20 +8,20 @@ import click
 import numpy as np
 import torch
 
-from formats.nifti import spacing_of
-from formats.samples import SamplesFile
-from formats.volumes import VolumesFile
-from inference.first_stage import FirstStage, tiles_of
-from inference.snapshot import Snapshot
-from reporting import comparison, sections
-from reporting.cases import Case, DecodedCase, Layout
-from reporting.comparison import Comparison
-from reporting.reference import Cases, choose_reference, file_volumes, held_out_split
-from reporting.report import opening, write_report
-from reporting.section import missing, walk
-from utils.log import progress
-from utils.precision import resolve_precision
-from utils.runs import find_file
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.first_stage import FirstStage, tiles_of
+from edm3d.inference.snapshot import Snapshot
+from edm3d.reporting import comparison, sections
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.reference import Cases, choose_reference, file_volumes, held_out_split
+from edm3d.reporting.report import opening, write_report
+from edm3d.reporting.section import missing, walk
+from edm3d.utils.log import progress
+from edm3d.utils.precision import resolve_precision
+from edm3d.utils.runs import find_file
 
 DRAWN = 8  # volumes of noise drawn at a time
 FIRST_STAGE_VOLUMES = 64

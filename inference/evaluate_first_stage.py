@@ -8,21 +8,21 @@ from typing import NamedTuple
 import click
 import torch
 
-from formats.facts import volume_facts
-from formats.nifti import spacing_of
-from formats.volumes import VolumesFile
-from inference.evaluate import best_device
-from inference.first_stage import FirstStage
-from inference.snapshot import Snapshot, check_contract
-from networks.tiles import Tiles
-from reporting import first_stage, sections
-from reporting.cases import Case, DecodedCase, Layout
-from reporting.first_stage import RoundTrip
-from reporting.reference import Cases, file_volumes, held_out_split
-from reporting.report import opening, write_report
-from reporting.section import walk
-from utils.log import progress
-from utils.runs import find_file
+from edm3d.formats.facts import volume_facts
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.evaluate import best_device
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.snapshot import Snapshot, check_contract
+from edm3d.networks.tiles import Tiles
+from edm3d.reporting import first_stage, sections
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.first_stage import RoundTrip
+from edm3d.reporting.reference import Cases, file_volumes, held_out_split
+from edm3d.reporting.report import opening, write_report
+from edm3d.reporting.section import walk
+from edm3d.utils.log import progress
+from edm3d.utils.runs import find_file
 
 
 class FirstStageOptions(NamedTuple):

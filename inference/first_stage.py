@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from formats.facts import Facts, LatentScaling
-from networks.autoencoder import Codes
-from networks.latent_codec import shift_and_gain, unwhiten, whiten
-from networks.posteriors import AnyPosterior
-from networks.tiles import Tiles, by_parts
-from utils.precision import autocast
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.networks.autoencoder import Codes
+from edm3d.networks.latent_codec import shift_and_gain, unwhiten, whiten
+from edm3d.networks.posteriors import AnyPosterior
+from edm3d.networks.tiles import Tiles, by_parts
+from edm3d.utils.precision import autocast
 
 
 class GoneThrough(NamedTuple):

@@ -9,24 +9,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from formats.facts import Facts
-from formats.nifti import spacing_of, write_nifti
-from formats.samples import FORMATS, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_rows
-from formats.volumes import Intensity, VolumesFile
-from inference.batch import Sample
-from inference.conditions import drawn_conditions, stored_values
-from inference.first_stage import FirstStage, tile_note, tiled, tiles_of
-from inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition, takes_of
-from samplers import Guided, ImageGenerators, ShownItsEstimate
-from samplers.denoiser import Denoiser, Wrapper
-from utils import distributed
-from utils.checks import check_choice
-from utils.config import Sampling, build, build_from_file, check_targets, sampling_options
-from utils.log import RunLog, progress
-from utils.precision import autocast, resolve_precision
-from utils.runs import find_file
+from edm3d.formats.facts import Facts
+from edm3d.formats.nifti import spacing_of, write_nifti
+from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, SampleStage, requested_seeds, write_rows
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference.batch import Sample
+from edm3d.inference.conditions import drawn_conditions, stored_values
+from edm3d.inference.first_stage import FirstStage, tile_note, tiled, tiles_of
+from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
+from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.utils import distributed
+from edm3d.utils.checks import check_choice
+from edm3d.utils.config import Sampling, build, build_from_file, check_targets, sampling_options
+from edm3d.utils.log import RunLog, progress
+from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.runs import find_file
 
 HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
 Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
@@ -306,7 +306,7 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
     elif options.nifti:
         yield "NIfTI     none: it holds images and volumes, these are signals (1D)"
     if options.montage:
-        from reporting.montages import samples_montage
+        from edm3d.reporting.montages import samples_montage
         count = min(options.montage, len(samples))
         generated, facts = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)], snapshot.facts
         real = real_pictures(snapshot, options.real, count, options.trust)

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from utils import distributed
-from utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
-from utils.log import RunLog, progress
+from edm3d.utils import distributed
+from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
+from edm3d.utils.log import RunLog, progress
 
 Read = TypeVar("Read")
 Arrays = Mapping[str, np.ndarray]

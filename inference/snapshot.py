@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from formats.facts import Facts, LatentScaling
-from formats.latents import FirstStageRecord
-from inference.first_stage import FirstStage
-from utils import checkpoint
-from utils.config import build_from_file
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.latents import FirstStageRecord
+from edm3d.inference.first_stage import FirstStage
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build_from_file
 
 Weights = dict[str, torch.Tensor]
 

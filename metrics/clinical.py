@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from metrics.overlap import count_labels
+from edm3d.metrics.overlap import count_labels
 
 BASE_TOLERANCE = 1.5  # voxels before the mitral plane that still count as the base: a tilted plane's staircase
 LEAST_ENTRY = 1 / 3   # share of the cavity's open faces that the atrium must take

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot, pad, silu
 
-from networks.layers import CONVS, attention, check_divides, conv, group_norm, per_level, up
-from networks.posteriors import AnyPosterior, Draws, Posterior
-from utils.checks import check_choice, check_count
+from edm3d.networks.layers import CONVS, attention, check_divides, conv, group_norm, per_level, up
+from edm3d.networks.posteriors import AnyPosterior, Draws, Posterior
+from edm3d.utils.checks import check_choice, check_count
 
 FINE_NORM = partial(group_norm, eps=1e-6, min_per_group=1)
 NORMS = {"compact": group_norm, "ldm": FINE_NORM, "monai": FINE_NORM}

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from networks.parts import PARTS
-from networks.parts.base import Part
+from edm3d.networks.parts import PARTS
+from edm3d.networks.parts.base import Part
 
 
 def check_parts(names: Mapping[str, Any], whose: str) -> None:

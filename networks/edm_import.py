@@ -7,9 +7,9 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from networks.unet import ADMUNet, SongUNet
-from utils.checks import check_count, listed
+from edm3d.networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from edm3d.networks.unet import ADMUNet, SongUNet
+from edm3d.utils.checks import check_count, listed
 
 CLASSES: dict[str, Callable[..., nn.Module]] = {
     "networks.precond.EDMPrecond": EDMPrecond, "networks.precond.VPPrecond": VPPrecond,

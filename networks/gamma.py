@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from networks.autoencoder import Autoencoder, Reconstruction, full
-from networks.layers import up
-from networks.posteriors import DIRECTIONS, PRIOR_ALPHA, PRIOR_BETA, Draws, GammaPosterior
-from utils.checks import check_choice, check_least, check_positive
+from edm3d.networks.autoencoder import Autoencoder, Reconstruction, full
+from edm3d.networks.layers import up
+from edm3d.networks.posteriors import DIRECTIONS, PRIOR_ALPHA, PRIOR_BETA, Draws, GammaPosterior
+from edm3d.utils.checks import check_choice, check_least, check_positive
 
 BACKGROUND = -1  # of images
 MARGIN = 1e-3  # above the background; a grey value of 8 bits is 8 times as much

@@ -5,7 +5,7 @@ from math import sqrt
 
 import torch
 
-from utils.checks import check_choice
+from edm3d.utils.checks import check_choice
 
 SCALINGS = ("standardize", "minmax", "scale_factor")
 

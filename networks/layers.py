@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from utils.checks import check_choice
+from edm3d.utils.checks import check_choice
 
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}

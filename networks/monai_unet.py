@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.conditioning import NOTHING, Condition, Part
-from networks.layers import check_divides
-from networks.unet import check_input
+from edm3d.networks.conditioning import NOTHING, Condition, Part
+from edm3d.networks.layers import check_divides
+from edm3d.networks.unet import check_input
 
 
 class MonaiUNet(nn.Module):

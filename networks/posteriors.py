@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from utils.checks import check_choice
+from edm3d.utils.checks import check_choice
 
 PRIOR_ALPHA, PRIOR_BETA = 3.75, 10.8  # shape and rate of the gamma prior: mean 0.35, standard deviation 0.18
 DIRECTIONS = ("posterior", "prior")

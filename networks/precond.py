@@ -8,9 +8,9 @@ from math import inf
 import torch
 from torch import nn
 
-from networks.conditioning import Condition, takes_of, with_dropout
-from networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma, vp_time
-from utils.checks import check_choice, check_count, check_positive
+from edm3d.networks.conditioning import Condition, takes_of, with_dropout
+from edm3d.networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma, vp_time
+from edm3d.utils.checks import check_choice, check_count, check_positive
 
 SLACK = 1.05      # noise levels may leave a network's range by this factor, for rounding
 CHURN = 2 ** 0.5  # the most that a sampler's churn raises a level

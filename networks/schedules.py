@@ -8,7 +8,7 @@ from math import pi
 
 import torch
 
-from utils.checks import check_choice, check_count, check_least, check_positive
+from edm3d.utils.checks import check_choice, check_count, check_least, check_positive
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from networks.autoencoder import Downsample, ResBlock, Upsample
-from networks.layers import CONVS, convolve, up
-from utils.checks import check_choice
+from edm3d.networks.autoencoder import Downsample, ResBlock, Upsample
+from edm3d.networks.layers import CONVS, convolve, up
+from edm3d.utils.checks import check_choice
 
 MODES = ("blend", "exact")
 

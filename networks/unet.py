@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from networks.conditioning import NOTHING, Condition, Part
-from networks.layers import (
+from edm3d.networks.conditioning import NOTHING, Condition, Part
+from edm3d.networks.layers import (
     FourierEmbedding,
     add_margin,
     check_divides,
@@ -26,8 +26,8 @@ from networks.layers import (
     timestep_embedding,
     up,
 )
-from networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
-from utils.checks import check_choice, check_count
+from edm3d.networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
+from edm3d.utils.checks import check_choice, check_count
 
 
 class UNet(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from networks.layers import attention, conv, down, group_norm, linear, per_axis, per_level, up
-from utils.checks import check_count
+from edm3d.networks.layers import attention, conv, down, group_norm, linear, per_axis, per_level, up
+from edm3d.utils.checks import check_count
 
 
 class Style(NamedTuple):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from networks.autoencoder import Autoencoder, Codes, Reconstruction, full
-from networks.layers import conv
-from networks.posteriors import Draws, PointPosterior
-from utils.checks import check_choice, check_count
+from edm3d.networks.autoencoder import Autoencoder, Codes, Reconstruction, full
+from edm3d.networks.layers import conv
+from edm3d.networks.posteriors import Draws, PointPosterior
+from edm3d.utils.checks import check_choice, check_count
 
 CHUNK = 2 ** 24  # distances held at a time
 GRACE = 1.3  # use that a code starts again with, over the least: some 25 steps of none at decay 0.99

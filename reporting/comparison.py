@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from reporting.html import html_facts
-from reporting.reference import Cases
-from reporting.report import Frame
-from reporting.section import COMPARED, Context, Section
-from reporting.tables import aligned
+from edm3d.reporting.html import html_facts
+from edm3d.reporting.reference import Cases
+from edm3d.reporting.report import Frame
+from edm3d.reporting.section import COMPARED, Context, Section
+from edm3d.reporting.tables import aligned
 
 HEADER = ("", "real", "generated", "KS", "floor p99", "noise")  # of the table on the terminal
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from metrics import distribution
+from edm3d.metrics import distribution
 
 FLOOR_LEVELS = {"floor_median": 0.5, "floor_p95": 0.95, "floor_p99": 0.99}
 RESAMPLINGS = 500

@@ -10,10 +10,10 @@ from html import escape
 
 from torch import nn
 
-from reporting.cases import DecodedCase
-from reporting.html import html_facts
-from reporting.report import Frame
-from reporting.section import DECODED, Context, Section
+from edm3d.reporting.cases import DecodedCase
+from edm3d.reporting.html import html_facts
+from edm3d.reporting.report import Frame
+from edm3d.reporting.section import DECODED, Context, Section
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from utils.files import atomic_path
+from edm3d.utils.files import atomic_path
 
 BACKGROUND = "#0d1117"
 TEXT = "#e6edf3"

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from formats.geometry import fit_centre
-from formats.volumes import VolumesFile
-from physics.phantoms import Phantom, echo_phantom
-from reporting.cases import Case
+from edm3d.formats.geometry import fit_centre
+from edm3d.formats.volumes import VolumesFile
+from edm3d.physics.phantoms import Phantom, echo_phantom
+from edm3d.reporting.cases import Case
 
 FRESH_PHANTOMS = 512
 FEWEST_HELD_OUT = 32

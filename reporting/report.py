@@ -18,10 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reporting.html import html_frame, html_table
-from reporting.montages import png_bytes
-from reporting.section import Context, Section, Walked
-from utils.files import atomic_path, write_text
+from edm3d.reporting.html import html_frame, html_table
+from edm3d.reporting.montages import png_bytes
+from edm3d.reporting.section import Context, Section, Walked
+from edm3d.utils.files import atomic_path, write_text
 
 
 class Frame(NamedTuple):

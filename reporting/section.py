@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.cases import Case, DecodedCase, Layout
 
 COMPARED = ("real", "generated", "noise")  # sets of `Case`s; where there is no noise, there is no such set
 DECODED = ("decoded",)  # the set of `DecodedCase`s

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from networks.conditioning import Condition
-from networks.schedules import iddpm_table, vp_sigma, vp_time
-from samplers.denoiser import Denoiser
-from samplers.edm import Callback, RandnLike, check_churn, churned_level, denoise
-from samplers.grids import edm_grid, narrow_range, table_grid
-from utils.checks import check_choice, check_count
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.schedules import iddpm_table, vp_sigma, vp_time
+from edm3d.samplers.denoiser import Denoiser
+from edm3d.samplers.edm import Callback, RandnLike, check_churn, churned_level, denoise
+from edm3d.samplers.grids import edm_grid, narrow_range, table_grid
+from edm3d.utils.checks import check_choice, check_count
 
 SOLVERS = ("euler", "heun")
 DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")

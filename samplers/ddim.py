@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 
-from networks.conditioning import Condition
-from samplers.denoiser import Denoiser
-from samplers.edm import Callback, RandnLike, denoise
-from samplers.grids import make_grid
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.denoiser import Denoiser
+from edm3d.samplers.edm import Callback, RandnLike, denoise
+from edm3d.samplers.grids import make_grid
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from networks.conditioning import Condition, Part, takes_of
+from edm3d.networks.conditioning import Condition, Part, takes_of
 
 Denoiser = Callable[..., torch.Tensor]
 

@@ -6,9 +6,9 @@ from math import inf, sqrt
 
 import torch
 
-from networks.conditioning import Condition
-from samplers.denoiser import Denoiser
-from samplers.grids import make_grid
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.denoiser import Denoiser
+from edm3d.samplers.grids import make_grid
 
 RandnLike = Callable[[torch.Tensor], torch.Tensor]
 Callback = Callable[[int, torch.Tensor, torch.Tensor], None]

@@ -2,8 +2,8 @@
 
 import torch
 
-from networks.conditioning import Condition
-from samplers.denoiser import Denoiser, Wrapper
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.denoiser import Denoiser, Wrapper
 
 
 class ShownItsEstimate(Wrapper):

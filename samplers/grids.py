@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from utils.checks import check_count
+from edm3d.utils.checks import check_count
 
 GRIDS = ("polynomial", "exponential", "focused", "cosine", "table")
 FOCUS = 0.5  # standard deviation of what EDM networks see, around which D bends most

@@ -5,9 +5,9 @@ from math import inf, isfinite
 
 import torch
 
-from networks.conditioning import NOTHING, Condition, takes_of
-from networks.parts import PARTS
-from samplers.denoiser import Denoiser, Wrapper
+from edm3d.networks.conditioning import NOTHING, Condition, takes_of
+from edm3d.networks.parts import PARTS
+from edm3d.samplers.denoiser import Denoiser, Wrapper
 
 
 class Guided(Wrapper):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from networks.conditioning import Condition
-from samplers.denoiser import Denoiser
-from samplers.edm import Callback, RandnLike, denoise
-from samplers.grids import make_grid
-from utils.checks import check_choice
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.denoiser import Denoiser
+from edm3d.samplers.edm import Callback, RandnLike, denoise
+from edm3d.samplers.grids import make_grid
+from edm3d.utils.checks import check_choice
 
 ORDERS = (1, 2, 3, 4)
 POINTS, POINT_WEIGHTS = (torch.from_numpy(array) / 2 for array in np.polynomial.legendre.leggauss(32))  # on -1/2..1/2

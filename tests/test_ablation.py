@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition
-from networks.schedules import iddpm_table
-from samplers import ablation_sampler, edm_sampler
-from samplers.ablation import (
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.schedules import iddpm_table
+from edm3d.samplers import ablation_sampler, edm_sampler
+from edm3d.samplers.ablation import (
     LINEAR,
     NO_SCALING,
     VE,

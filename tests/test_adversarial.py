@@ -8,19 +8,19 @@ import torch
 from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 
-from inference.batch import Batch
-from networks.autoencoder import AutoencoderKL
-from networks.conditioning import Condition
-from samplers.noise import ImageGenerators
+from edm3d.inference.batch import Batch
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.adversarial import Adversary, hinge, least_squares
+from edm3d.training.autoencoder_loss import AutoencoderLoss
+from edm3d.training.phases import Task
+from edm3d.training.slices import SliceDraw, take_slices
+from edm3d.training.tasks.autoencoder import autoencoder_task, step_start
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build
+from edm3d.utils.runs import list_files
 from tests.toy import BLANK, OPTIONS, make_trainer, ticks, trained
-from training.adversarial import Adversary, hinge, least_squares
-from training.autoencoder_loss import AutoencoderLoss
-from training.phases import Task
-from training.slices import SliceDraw, take_slices
-from training.tasks.autoencoder import autoencoder_task, step_start
-from utils import checkpoint
-from utils.config import build
-from utils.runs import list_files
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 SCORES = torch.tensor([[-2.0, 0.5, 3.0], [0.0, 0.0, 0.0]])

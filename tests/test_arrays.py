@@ -9,11 +9,11 @@ import torch
 
 import generate
 import train
-from formats.samples import SamplesFile
-from formats.volumes import Intensity
-from reporting.montages import curves
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Intensity
+from edm3d.reporting.montages import curves
+from edm3d.training.datasets.arrays import ArraysDataset, survey
 from tests.commands import refused, succeed
-from training.datasets.arrays import ArraysDataset, survey
 
 TRAIN = ["-cn=voxels_edm", "dataset=arrays", "training.network.model.model_channels=8",
          "training.network.model.channel_mult=[1,1]", "training.network.model.attention_levels=[]",
@@ -80,7 +80,7 @@ def test_a_npy_is_mapped_and_looked_at_in_blocks(monkeypatch):
     np.save("x.npy", count_up(40))
     assert isinstance(ArraysDataset("x.npy").items, np.memmap)
     whole = survey(np.load("x.npy"), 36, "x.npy")
-    monkeypatch.setattr("training.datasets.arrays.BLOCK", 30)  # three items
+    monkeypatch.setattr("edm3d.training.datasets.arrays.BLOCK", 30)  # three items
     assert survey(np.load("x.npy"), 36, "x.npy") == whole and whole[1:] == (0, 35)
     with pytest.raises(ValueError, match="item 7 has"):
         survey(nan_in(7), 9, "x.npy")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from inference.batch import Batch
-from networks.conditioning import Condition
-from physics.phantoms import echo_phantom
-from samplers import ImageGenerators
-from training.augment import (
+from edm3d.inference.batch import Batch
+from edm3d.networks.conditioning import Condition
+from edm3d.physics.phantoms import echo_phantom
+from edm3d.samplers import ImageGenerators
+from edm3d.training.augment import (
     AugmentPipe,
     log_stretch,
     resample,

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from inference.batch import Batch
-from networks.autoencoder import Posterior, Reconstruction
-from networks.conditioning import Condition
-from samplers.noise import ImageGenerators, Noise
+from edm3d.inference.batch import Batch
+from edm3d.networks.autoencoder import Posterior, Reconstruction
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.noise import ImageGenerators, Noise
+from edm3d.training.phases import LossOutput
+from edm3d.training.tasks.autoencoder import autoencoder_task
 from tests.toy import BLANK
-from training.phases import LossOutput
-from training.tasks.autoencoder import autoencoder_task
 
 
 class Watcher(torch.nn.Module):

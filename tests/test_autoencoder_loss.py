@@ -11,17 +11,17 @@ import torch
 
 import dataset_tool
 import train
-from inference.batch import Batch
-from networks.autoencoder import Posterior, Reconstruction
-from networks.conditioning import Condition
-from samplers.noise import ImageGenerators
+from edm3d.inference.batch import Batch
+from edm3d.networks.autoencoder import Posterior, Reconstruction
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.autoencoder_loss import AutoencoderLoss
+from edm3d.training.perceptual import PerceptualDistance
+from edm3d.training.schedule import check_schedule, highest, scheduled
+from edm3d.training.tasks.autoencoder import autoencoder_task, weighed
+from edm3d.training.tasks.codes import CodeWatch, code_totals
 from tests.commands import succeed
 from tests.toy import BLANK
-from training.autoencoder_loss import AutoencoderLoss
-from training.perceptual import PerceptualDistance
-from training.schedule import check_schedule, highest, scheduled
-from training.tasks.autoencoder import autoencoder_task, weighed
-from training.tasks.codes import CodeWatch, code_totals
 
 Codes = namedtuple("Codes", "indices vectors commitment codebook")
 OFF = {f"{name}_weight": 0 for name in ("l1", "ce", "kl")}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from networks.autoencoder import AttentionBlock, AutoencoderKL, BareNorm, Downsample, Upsample
-from networks.gamma import AutoencoderGamma
-from networks.layers import CONVS
-from networks.posteriors import posterior_class
-from networks.vq import AutoencoderVQ
+from edm3d.networks.autoencoder import AttentionBlock, AutoencoderKL, BareNorm, Downsample, Upsample
+from edm3d.networks.gamma import AutoencoderGamma
+from edm3d.networks.layers import CONVS
+from edm3d.networks.posteriors import posterior_class
+from edm3d.networks.vq import AutoencoderVQ
 
 SMALL = {"channels": (8, 16), "num_blocks": 1, "num_blocks_decoder": 1}
 LEAVES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.datasets.brainweb import BrainwebSlices, split_slices
+from edm3d.training.datasets.brainweb import BrainwebSlices, split_slices
 
 ROWS = 13
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from formats.training_state import TrainingState
+from edm3d.formats.training_state import TrainingState
+from edm3d.utils import checkpoint
+from edm3d.utils.runs import list_files
+from edm3d.utils.stop import Stop
 from tests.toy import OPTIONS, in_step, learned, make_trainer, trained, two_phases
-from utils import checkpoint
-from utils.runs import list_files
-from utils.stop import Stop
 
 
 def test_two_phases_with_moving_buffers_go_on_bit_for_bit(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import checkpoint
-from utils.files import atomic_path, plain_hash, remove_temporary, write_error
+from edm3d.utils import checkpoint
+from edm3d.utils.files import atomic_path, plain_hash, remove_temporary, write_error
 
 PAYLOAD = {
     "task": "diffusion", "nimg": 12, "beta": 0.5, "none": None, "flag": True, "list": [1, "a", 2.5],

@@ -13,10 +13,10 @@ import torch
 import dataset_tool
 import generate
 import train
-from formats.samples import SamplesFile
-from inference.snapshot import Snapshot
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils import checkpoint
 from tests.commands import refused, succeed
-from utils import checkpoint
 
 MODEL = [f"training.network.model.{key}" for key in (
     "model_channels=8", "channel_mult=[1,1]", "num_blocks=1", "attention_levels=[]", "label_dim=2")]

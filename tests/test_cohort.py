@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from formats.cohort import assign_splits, find_cases, parse_fractions, read_table
+from edm3d.formats.cohort import assign_splits, find_cases, parse_fractions, read_table
 
 
 def touch(folder, *names):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition, Part, stack, takes_of, with_dropout
-from networks.parts import PARTS
-from networks.precond import EDMPrecond
-from networks.unet import ADMUNet
+from edm3d.networks.conditioning import Condition, Part, stack, takes_of, with_dropout
+from edm3d.networks.parts import PARTS
+from edm3d.networks.precond import EDMPrecond
+from edm3d.networks.unet import ADMUNet
 
 WHOLE = Condition(class_labels=torch.tensor([[0.0, 1.0], [1.0, 0.0]]), attributes=torch.ones(2, 3),
                   semantic=torch.ones(2, 2, 2, dtype=torch.int64), images=torch.ones(2, 1, 2, 2))

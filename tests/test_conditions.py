@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from formats import h5
-from formats.facts import Facts
-from formats.latents import EncodedSplit, FirstStageRecord, write_latents
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
-from inference.batch import collate
-from inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
-from networks.conditioning import Condition, Part
-from networks.parts import PARTS
-from networks.parts.base import PartKind
-from networks.parts.images import Images
-from training.datasets.latents import LatentsDataset
-from training.datasets.volumes import VolumesDataset
-from training.tasks.diffusion import check_conditions
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts
+from edm3d.formats.latents import EncodedSplit, FirstStageRecord, write_latents
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.inference.batch import collate
+from edm3d.inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.parts import PARTS
+from edm3d.networks.parts.base import PartKind
+from edm3d.networks.parts.images import Images
+from edm3d.training.datasets.latents import LatentsDataset
+from edm3d.training.datasets.volumes import VolumesDataset
+from edm3d.training.tasks.diffusion import check_conditions
 
 CLASSES = [1, -1, 0]
 ONE_HOT = [[0, 1], [0, 0], [1, 0]]

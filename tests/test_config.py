@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-from formats.facts import Facts
-from formats.samples import requested_seeds
-from inference.generation import check_options
-from networks.unet import ADMUNet
-from training.build import check_training
-from training.tasks.base import fill_network
-from utils.config import (
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import requested_seeds
+from edm3d.inference.generation import check_options
+from edm3d.networks.unet import ADMUNet
+from edm3d.training.build import check_training
+from edm3d.training.tasks.base import fill_network
+from edm3d.utils.config import (
     build,
     build_from_file,
     check_targets,
@@ -26,7 +26,7 @@ from utils.config import (
     quote_seeds,
     sampling_options,
 )
-from utils.config_hash import config_hash
+from edm3d.utils.config_hash import config_hash
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from training.noise_laws import Table
-from utils.config import Options, Training, compose
-from utils.config_hash import FIRST_KEYS, config_hash
+from edm3d.training.noise_laws import Table
+from edm3d.utils.config import Options, Training, compose
+from edm3d.utils.config_hash import FIRST_KEYS, config_hash
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FROZEN = json.loads((Path(__file__).parent / "data/hashes.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def test_parameters_that_came_later_count_from_their_default_on(monkeypatch):
 
     bare = config_hash(loss())
     assert len({bare, config_hash(loss(extra=3)), config_hash(loss(extra=4))}) == 3  # unknown keys are hashed
-    monkeypatch.setattr("training.noise_laws.Table", Later)
+    monkeypatch.setattr("edm3d.training.noise_laws.Table", Later)
     assert bare == config_hash(loss()) == config_hash(loss(extra=3, pair=[1, 2], needed=True)) == config_hash(
         loss(extra=3.0))
     changed = [{"extra": 4}, {"extra": None}, {"pair": [1, 3]}, {"needed": 1}, {"extra": True}]
@@ -106,8 +106,9 @@ def test_options_and_parts_that_came_later_count_from_their_default_on(monkeypat
     bare = loss()
     more = {**bare, "options": {"seed": 0, "shade": 0.5}, "privacy": {"epsilon": 8}, "physics": {}}
     assert config_hash(more) != config_hash(bare)
-    monkeypatch.setattr("utils.config_hash.Options", make_dataclass("Later", [("shade", float, 0.5)], bases=(Options,)))
-    monkeypatch.setattr("utils.config_hash.Training", make_dataclass("Later", [
+    later = make_dataclass("Later", [("shade", float, 0.5)], bases=(Options,))
+    monkeypatch.setattr("edm3d.utils.config_hash.Options", later)
+    monkeypatch.setattr("edm3d.utils.config_hash.Training", make_dataclass("Later", [
         ("privacy", Privacy, field(default_factory=Privacy)), ("physics", dict, field(default_factory=dict))],
         bases=(Training,)))
     assert config_hash(more) == config_hash({**bare, "physics": None}) == config_hash(bare)

@@ -19,12 +19,12 @@ import h5py
 import numpy as np
 import pytest
 
-from formats import h5
-from formats.describe import check
-from formats.facts import Facts
-from formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
-from formats.samples import SampleMeta, SamplesFile, write_samples
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.formats import h5
+from edm3d.formats.describe import check
+from edm3d.formats.facts import Facts
+from edm3d.formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
+from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"state": "training-state-000012.pt", "volumes": "volumes.h5", "latents": "latents.h5", "samples": "samples.h5",
@@ -39,7 +39,7 @@ def write_state(path: Path) -> None:
     """A training state with weights, two optimisers' worth of odd keys, and plain data."""
     import torch
 
-    from utils import checkpoint
+    from edm3d.utils import checkpoint
     net = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.SiLU(), torch.nn.Linear(16, 5))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
     net(torch.randn(4, 5)).square().sum().backward()
@@ -94,7 +94,7 @@ WRITERS = {"state": write_state, "volumes": write_volumes, "latents": write_late
 
 
 def read_state(path: Path) -> object:
-    from utils import checkpoint
+    from edm3d.utils import checkpoint
     return checkpoint.load(path, "state").content
 
 

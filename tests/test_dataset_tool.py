@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from nibabel.testing import data_path
 
 import dataset_tool
-from formats import h5
-from formats.facts import Facts
-from formats.samples import SampleMeta, write_samples
-from formats.volumes import VolumesFile
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import SampleMeta, write_samples
+from edm3d.formats.volumes import VolumesFile
 
 
 def call(*args, code=0) -> str:

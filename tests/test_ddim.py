@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition
-from networks.schedules import ddpm_table, iddpm_table
-from samplers import ablation_sampler, ddim_sampler, make_grid
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.schedules import ddpm_table, iddpm_table
+from edm3d.samplers import ablation_sampler, ddim_sampler, make_grid
 from tests.denoisers import F64, Denoiser, gaussian, mixture, random_draws
 from tests.reference import stored
 

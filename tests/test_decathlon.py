@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import dataset_tool
-from formats.decathlon import read_task
-from formats.nifti import write_nifti
-from formats.volumes import Intensity, VolumesFile
+from edm3d.formats.decathlon import read_task
+from edm3d.formats.nifti import write_nifti
+from edm3d.formats.volumes import Intensity, VolumesFile
 from tests.commands import call, refused, succeed
 
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}

@@ -19,19 +19,19 @@ from PIL import Image
 import dataset_tool
 import generate
 import train
-from formats.diff3 import read_samples
-from formats.facts import LatentScaling
-from formats.latents import LatentsFile
-from formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
-from formats.volumes import Intensity, VolumesFile
-from inference import decode
-from inference.first_stage import FirstStage
-from inference.snapshot import CarriedStage, Snapshot
-from networks.latent_codec import shift_and_gain
+from edm3d.formats.diff3 import read_samples
+from edm3d.formats.facts import LatentScaling
+from edm3d.formats.latents import LatentsFile
+from edm3d.formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference import decode
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.latent_codec import shift_and_gain
+from edm3d.training.datasets.latents import LatentsDataset
 from tests.commands import call, refused, succeed
 from tests.test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
 from tests.test_samples import zero_row
-from training.datasets.latents import LatentsDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALING = LatentScaling([1.0, -1.0], [2.0, 0.5], [-4.0, 6.0], "minmax", 0.5)

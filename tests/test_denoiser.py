@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from inference.generation import Blank
-from networks.conditioning import Condition, Part
-from samplers import Guided, ImageGenerators, ShownItsEstimate
-from samplers.denoiser import Wrapper
-from training.tasks.diffusion import ToldItsEstimate
+from edm3d.inference.generation import Blank
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
+from edm3d.samplers.denoiser import Wrapper
+from edm3d.training.tasks.diffusion import ToldItsEstimate
 
 X = torch.ones(2, 1, 4)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import yaml
 
-from inference.batch import Batch
-from networks.conditioning import Condition, Part
-from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from samplers.noise import ImageGenerators
-from training.batch_transforms import Identity
-from training.loss import USUAL, DenoisingLoss, EDMLoss, VELoss, VPLoss
-from training.noise_laws import IDDPMTable, Table
-from training.tasks.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
+from edm3d.inference.batch import Batch
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.batch_transforms import Identity
+from edm3d.training.loss import USUAL, DenoisingLoss, EDMLoss, VELoss, VPLoss
+from edm3d.training.noise_laws import IDDPMTable, Table
+from edm3d.training.tasks.diffusion import check_noise_range, check_pair, diffusion_task, unusual_pair
 
 
 class Watcher(torch.nn.Module):
@@ -231,7 +231,7 @@ PRECONDS = [EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond, DDPMPrecond]
 def test_preconditioners_name_themselves_and_their_loss_as_the_groups_do(precond, root):
     for group, kind in (("precond", precond), ("loss", USUAL[precond.usual])):
         node = yaml.safe_load((root / "configs" / group / f"{precond.usual}.yaml").read_text(encoding="utf-8"))
-        assert node["_target_"] == f"{kind.__module__}.{kind.__name__}"
+        assert node["_target_"] == f"{kind.__module__.removeprefix('edm3d.')}.{kind.__name__}"
 
 
 def test_a_network_of_ones_own_made_of_a_preconditioner_goes_with_its_loss():

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from utils import distributed
+from edm3d.utils import distributed
 
 LATE_S, LONG_S = 3, 60  # time-outs: one to wait for, one that no test waits for
 PROCESSES = multiprocessing.get_context("forkserver")  # forks from one process that has imported torch

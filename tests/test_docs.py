@@ -21,12 +21,12 @@ import torch
 
 import dataset_tool
 import evaluate
-from networks.precond import EDMPrecond
-from samplers import ddim_sampler
+from edm3d.networks.precond import EDMPrecond
+from edm3d.samplers import ddim_sampler
+from edm3d.training.tasks.base import fill_network
+from edm3d.utils.config import build
 from tests.denoisers import gaussian
 from tests.test_config import checked, dataset_like
-from training.tasks.base import fill_network
-from utils.config import build
 
 ROOT = Path(__file__).resolve().parents[1]
 NEW_FILES = ("training/datasets/folder.py", "configs/dataset/folder.yaml", "networks/plain.py",
@@ -171,7 +171,7 @@ def test_files_that_are_shown_train_and_draw_in_a_copy(tmp_path, own_files):
         assert not (copy / path).exists(), f"CONTRIBUTING.md shows {path}, which is there already"
         (copy / path).write_text(files_shown()[path])
     for path, before, new in (
-            ("samplers/__init__.py", "from samplers.grids", "from samplers.euler import euler_sampler"),
+            ("samplers/__init__.py", "from edm3d.samplers.grids", "from edm3d.samplers.euler import euler_sampler"),
             ("tests/test_config.py", '"voxels_edm": ', '"plain_edm": ((1, 32, 32, 32), 0, 0),')):
         text = (copy / path).read_text()
         (copy / path).write_text(text.replace(before, f"{new}\n{before}", 1))

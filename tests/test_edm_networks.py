@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition
-from networks.edm_import import build as build_node
-from networks.edm_import import build_from_edm, edm_network_node, edm_weights, inflate_kernel, inflate_weights
-from networks.precond import iDDPMPrecond
-from networks.unet import ADMUNet, SongUNet
-from networks.unet_blocks import ADM, SONG, UNetBlock
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.edm_import import build as build_node
+from edm3d.networks.edm_import import build_from_edm, edm_network_node, edm_weights, inflate_kernel, inflate_weights
+from edm3d.networks.precond import iDDPMPrecond
+from edm3d.networks.unet import ADMUNet, SongUNet
+from edm3d.networks.unet_blocks import ADM, SONG, UNetBlock
 from tests.reference import DATA, config_of, group_of, read_full, stored, weights_of
 
 CASES = ["adm_edm", "adm_edm_lab_aug", "adm_iddpm", "ddpmpp_edm", "ddpmpp_edm_lab", "ddpmpp_vp", "ncsnpp_edm_aug",

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from formats.edm_pickle import read_edm_pickle
+from edm3d.formats.edm_pickle import read_edm_pickle
 
 # ---- files as the official program writes them ----
 

@@ -14,24 +14,24 @@ import torch
 import dataset_tool
 import generate
 import train
-from formats import h5
-from formats.facts import Facts, LatentScaling, volume_facts
-from formats.latents import LatentsFile, Moments
-from formats.samples import SamplesFile
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
-from inference import encode
-from inference.batch import Batch, collate
-from inference.first_stage import FirstStage
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from networks.latent_codec import shift_and_gain, whiten
-from samplers.noise import ImageGenerators
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts, LatentScaling, volume_facts
+from edm3d.formats.latents import LatentsFile, Moments
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.inference import encode
+from edm3d.inference.batch import Batch, collate
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.latent_codec import shift_and_gain, whiten
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.batch_transforms import DrawLatents, EncodeImages
+from edm3d.training.datasets.latents import LatentsDataset
+from edm3d.training.datasets.volumes import VolumesDataset
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build
 from tests.commands import call, refused, succeed
-from training.batch_transforms import DrawLatents, EncodeImages
-from training.datasets.latents import LatentsDataset
-from training.datasets.volumes import VolumesDataset
-from utils import checkpoint
-from utils.config import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (8, 12, 4)

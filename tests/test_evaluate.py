@@ -15,25 +15,25 @@ import torch
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts, LatentScaling, rows_of
+from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.inference import evaluate
+from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
+from edm3d.networks.tiles import InSlabs
+from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
+from edm3d.reporting import reference, sections
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.comparison import Comparison, text
+from edm3d.reporting.html import html_figure
+from edm3d.reporting.section import Section, walk
+from edm3d.reporting.sections.held_out import HeldOut
+from edm3d.reporting.sections.scalars import Numbers, Scalars
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build
 from evaluate import main
-from formats import h5
-from formats.facts import Facts, LatentScaling, rows_of
-from formats.samples import SampleMeta, SamplesFile, write_samples
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
-from inference import evaluate
-from inference.snapshot import CarriedStage, Snapshot, network_hash
-from networks.tiles import InSlabs
-from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
-from reporting import reference, sections
-from reporting.cases import Case, Layout
-from reporting.comparison import Comparison, text
-from reporting.html import html_figure
-from reporting.section import Section, walk
-from reporting.sections.held_out import HeldOut
-from reporting.sections.scalars import Numbers, Scalars
 from tests.commands import refused
-from utils import checkpoint
-from utils.config import build
 
 SIZE = 28  # the least for three scales of MS-SSIM
 SEED = 5

@@ -10,26 +10,26 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.inference import evaluate_first_stage
+from edm3d.inference.evaluate_first_stage import FirstStageOptions
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.metrics import image
+from edm3d.networks.posteriors import PointPosterior
+from edm3d.networks.tiles import Tiles
+from edm3d.physics.phantoms import phantom_affine
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.first_stage import FRAME, RoundTrip
+from edm3d.reporting.report import cases_csv
+from edm3d.reporting.section import walk
+from edm3d.reporting.sections.fidelity import Fidelity
+from edm3d.reporting.sections.latents import Latents
+from edm3d.training.build import round_trip_notes
+from edm3d.utils.config import build
 from evaluate import main
-from formats.facts import Facts, LatentScaling
-from formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
-from inference import evaluate_first_stage
-from inference.evaluate_first_stage import FirstStageOptions
-from inference.snapshot import CarriedStage, Snapshot
-from metrics import image
-from networks.posteriors import PointPosterior
-from networks.tiles import Tiles
-from physics.phantoms import phantom_affine
-from reporting.cases import Case, DecodedCase, Layout
-from reporting.first_stage import FRAME, RoundTrip
-from reporting.report import cases_csv
-from reporting.section import walk
-from reporting.sections.fidelity import Fidelity
-from reporting.sections.latents import Latents
 from tests.commands import refused
 from tests.test_evaluate import describe, write_phantoms
-from training.build import round_trip_notes
-from utils.config import build
 
 SIZE = 16
 NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 0, "latent_channels": 2,

@@ -34,16 +34,16 @@ import dataset_tool
 import evaluate
 import generate
 import train
-from formats.latents import LatentsFile
-from formats.samples import SamplesFile
-from formats.training_state import TrainingState
-from formats.volumes import VolumesFile
-from inference.snapshot import Snapshot
+from edm3d.formats.latents import LatentsFile
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.training_state import TrainingState
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils import checkpoint
+from edm3d.utils.config import read_yaml
+from edm3d.utils.config_hash import config_hash
 from tests.commands import succeed
 from tests.toy import learned, ticks
-from utils import checkpoint
-from utils.config import read_yaml
-from utils.config_hash import config_hash
 
 FROZEN = Path(__file__).parent / "data/frozen"
 EXPECTED = json.loads((FROZEN / "expected.json").read_text(encoding="utf-8"))

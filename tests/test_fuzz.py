@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from formats.samples import MOST_SEEDS, parse_seeds, requested_seeds
-from training.build import check_training
-from utils.config import compose
+from edm3d.formats.samples import MOST_SEEDS, parse_seeds, requested_seeds
+from edm3d.training.build import check_training
+from edm3d.utils.config import compose
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -5,9 +5,9 @@ import torch
 from scipy.stats import gamma, kstest
 from torch.distributions import Gamma, kl_divergence
 
-from networks.gamma import AutoencoderGamma
-from networks.posteriors import PRIOR_ALPHA, PRIOR_BETA, GammaPosterior, posterior_class
-from samplers.noise import GlobalNoise, ImageGenerators
+from edm3d.networks.gamma import AutoencoderGamma
+from edm3d.networks.posteriors import PRIOR_ALPHA, PRIOR_BETA, GammaPosterior, posterior_class
+from edm3d.samplers.noise import GlobalNoise, ImageGenerators
 
 TINY = {"latent_channels": 2, "spatial_dims": 2, "channels": (4, 4), "num_blocks": 1, "num_blocks_decoder": 1}
 ALL = torch.tensor(True)

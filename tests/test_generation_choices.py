@@ -12,14 +12,14 @@ import torch
 
 import dataset_tool
 import generate
-from formats.facts import Facts
-from formats.samples import SamplesFile
-from formats.volumes import Intensity, VolumesFile
-from inference import generation
-from inference.conditions import Conditions
-from inference.generation import Blank, Drawer, around, captions, draw, real_pictures
-from inference.snapshot import Snapshot
-from samplers import (
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference import generation
+from edm3d.inference.conditions import Conditions
+from edm3d.inference.generation import Blank, Drawer, around, captions, draw, real_pictures
+from edm3d.inference.snapshot import Snapshot
+from edm3d.samplers import (
     ImageGenerators,
     ShownItsEstimate,
     ablation_sampler,
@@ -27,12 +27,12 @@ from samplers import (
     edm_sampler,
     multistep_sampler,
 )
-from samplers.denoiser import Wrapper
+from edm3d.samplers.denoiser import Wrapper
+from edm3d.training.tasks import TASKS
+from edm3d.utils.config import build
+from edm3d.utils.runs import find_file
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
-from training.tasks import TASKS
-from utils.config import build
-from utils.runs import find_file
 
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
         "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from formats import geometry
-from formats.nifti import is_same_grid, read_volume, spacing_of, write_nifti
+from edm3d.formats import geometry
+from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of, write_nifti
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [20, -12, 35], degrees=True).as_matrix() @ np.diag([1.5, 2.0, 4.0])

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import dataset_tool
 import generate
 import train
-from formats.samples import SamplesFile
+from edm3d.formats.samples import SamplesFile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

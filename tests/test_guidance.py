@@ -5,10 +5,10 @@ from math import inf, nan, sqrt
 import pytest
 import torch
 
-from networks.conditioning import Condition, Part
-from networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from networks.unet import ADMUNet
-from samplers import Guided, edm_sampler, multistep_sampler
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from edm3d.networks.unet import ADMUNet
+from edm3d.samplers import Guided, edm_sampler, multistep_sampler
 from tests.denoisers import F64
 
 LABELS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])

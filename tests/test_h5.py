@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from formats import h5
-from formats.spool import Spool
+from edm3d.formats import h5
+from edm3d.formats.spool import Spool
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_needed_disk_is_said(tmp_path):
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from formats import h5
+from edm3d.formats import h5
 for kib in map(int, sys.argv[2:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, resource.RLIM_INFINITY))  # writes stop half-way
     try:

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import dataset_tool
-from formats.volumes import VolumesFile
-from inference.snapshot import Snapshot
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils import checkpoint
 from tests.commands import succeed
 from tests.conftest import ROOT, walk_own_files
-from utils import checkpoint
 
 BLOCK = re.compile(r"^\d\. `([\w./]+)`(?:(?!^\d\. |^#+ ).)*?^```(?:python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OPTIONS = ["training.options.batch_size=4", "training.options.kimg_per_tick=0.008", "training.options.num_threads=1",
@@ -71,12 +71,13 @@ class Addition(NamedTuple):
 
 ADDITIONS = (
     Addition("Add a task", ("training/tasks/toy.py", "configs/toy.yaml"), "training/tasks/__init__.py", "}",
-             "from training.tasks.toy import ToyTask", "TASKS"),
+             "from edm3d.training.tasks.toy import ToyTask", "TASKS"),
     Addition("Add a condition", ("networks/parts/severity.py", "configs/severity.yaml"), "networks/parts/__init__.py",
-             "}", "from networks.parts.severity import Severity", "PARTS"),
+             "}", "from edm3d.networks.parts.severity import Severity", "PARTS"),
     Addition("Add a metric", ("reporting/sections/bright_level.py",), "reporting/sections/__init__.py",
-             ")\n# Sections of the report of generated", "from reporting.sections.bright_level import BrightLevel",
-             "from reporting.sections.decoded_pictures"),
+             ")\n# Sections of the report of generated",
+             "from edm3d.reporting.sections.bright_level import BrightLevel",
+             "from edm3d.reporting.sections.decoded_pictures"),
 )
 
 
@@ -137,10 +138,10 @@ def test_a_task_is_planned_and_draws_nothing_unless_it_says_so(house):
 
 LOOK = """
 import json, sys, torch
-from formats.samples import SamplesFile
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition
-from samplers import ImageGenerators
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers import ImageGenerators
 snapshot, samples = Snapshot.read(sys.argv[1], "diffusion"), SamplesFile(sys.argv[2])
 net = snapshot.build()
 x = 80 * ImageGenerators(samples.seeds.tolist(), purpose="sample").randn(snapshot.shape)

@@ -12,14 +12,14 @@ from click.testing import CliRunner
 
 import dataset_tool
 import generate
-from formats.samples import SamplesFile
-from inference.snapshot import Snapshot
-from networks.conditioning import Condition, Part
-from networks.edm_import import edm_network_node
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.edm_import import edm_network_node
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build, compose, fill
 from tests.reference import config_of, group_of, stored, weights_of
 from tests.test_edm_pickle import Asks, official_bytes, official_file, official_module
-from utils import checkpoint
-from utils.config import build, compose, fill
 
 CONFIG = {"class_name": "EDMPrecond", "kwargs": {
     "img_resolution": 8, "img_channels": 3, "label_dim": 4, "use_fp16": True, "model_type": "DhariwalUNet",

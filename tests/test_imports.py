@@ -15,13 +15,14 @@ FLOORS = {
     "inference": 3,
     "training": 4,
     "train": 5, "generate": 5, "dataset_tool": 5, "evaluate": 5,
+    "edm3d": 6,
 }  # fmt: skip
 FREE = {"tests", "benchmarks", "docs"}  # may import anything of ours; nothing on a floor may import them
 PURE = {"physics", "metrics", "networks", "samplers"}
 IMPURE = ("os", "pathlib", "logging", "hydra", "omegaconf", "torch.distributed")
 ONLY_IN = {
-    "hydra": {"utils.config", "train", "generate", "dataset_tool", "evaluate"},
-    "torch.distributed": {"utils.distributed", "utils.sharding"},
+    "hydra": {"edm3d.utils.config", "edm3d.train", "edm3d.generate", "edm3d.dataset_tool", "edm3d.evaluate"},
+    "torch.distributed": {"edm3d.utils.distributed", "edm3d.utils.sharding"},
 }
 
 
@@ -33,9 +34,15 @@ class Import(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    """networks/unet.py -> networks.unet; networks/__init__.py -> networks."""
-    parts = path.with_suffix("").parts
+    """networks/unet.py -> edm3d.networks.unet; networks/__init__.py -> edm3d.networks; edm3d/__init__.py -> edm3d."""
+    parts = ("edm3d", *path.with_suffix("").parts[path.parts[0] == "edm3d":])
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(name: str) -> str:
+    """The room of a module of ours: edm3d.networks.unet -> networks; edm3d itself for what stands in edm3d/."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else parts[0]
 
 
 def imports_of(source: str, path: Path) -> list[Import]:
@@ -74,14 +81,17 @@ def resolve(name: str, modules: set[str]) -> str | None:
 def floor_faults(path: Path, imports: list[Import]) -> list[str]:
     """Imports of one file that go up, sideways or where only others may go."""
     here = module_name(path)
-    room, faults = here.split(".")[0], []
+    room, faults = path.parts[0].removesuffix(".py"), []
     if room not in FLOORS:
         return [f"{path}:1: '{room}' has no floor; give it one in the floor plan"]
     for name, line in imports:
-        there = name.split(".")[0]
-        if there in FREE:
+        first = name.split(".")[0]
+        if first in FREE:
             faults.append(f"{path}:{line}: {room} imports {name}, which is no part of the house")
-        if there in FLOORS and there != room and FLOORS[there] >= FLOORS[room]:
+        if first in FLOORS and first != "edm3d":
+            faults.append(f"{path}:{line}: {room} imports {name}; ours is edm3d.{name}")
+        there = room_of(name)
+        if first == "edm3d" and there != room and FLOORS[there] >= FLOORS[room]:
             faults.append(f"{path}:{line}: {room} (floor {FLOORS[room]}) imports {name} (floor {FLOORS[there]})")
         for package, allowed in ONLY_IN.items():
             if is_within(name, package) and here not in allowed:
@@ -99,9 +109,9 @@ def purity_faults(paths: dict[str, Path], imports: dict[str, list[Import]]) -> l
         impure |= grown
     return [
         f"{paths[here]}:{line}: {here} is pure mathematics and imports {name}, which sees paths, ranks or configs"
-        for here in modules if here.split(".")[0] in PURE
+        for here in modules if room_of(here) in PURE
         for name, line in imports[here]
-        if (there := resolve(name, modules)) in impure and there.split(".")[0] not in PURE
+        if (there := resolve(name, modules)) in impure and room_of(there) not in PURE
     ]  # fmt: skip
 
 
@@ -137,17 +147,17 @@ def test_own_imports_go_down(root, own_files):
 HOUSE = {
     "utils/config.py": "import hydra\nfrom pathlib import Path\n",
     "utils/distributed.py": "import torch.distributed as dist\n",
-    "utils/sharding.py": "from torch.distributed.fsdp import fully_shard\nfrom utils import distributed\n",
+    "utils/sharding.py": "from torch.distributed.fsdp import fully_shard\nfrom edm3d.utils import distributed\n",
     "utils/shapes.py": "import math\n",
-    "physics/phantoms.py": "import numpy as np\nfrom utils.shapes import pad\n",
+    "physics/phantoms.py": "import numpy as np\nfrom edm3d.utils.shapes import pad\n",
     "metrics/image.py": "import numpy as np\n",
     "networks/__init__.py": "from .unet import UNet\n",
     "networks/layers.py": "import torch\n",
-    "networks/unet.py": "from networks import layers\nfrom networks.layers import Linear\n",
-    "samplers/edm.py": "from networks.unet import UNet\n",
-    "reporting/tables.py": "from pathlib import Path\nfrom metrics import image\n",
-    "training/loop.py": "import utils.distributed\nfrom samplers.edm import sample\n",
-    "train.py": "import hydra\nfrom training import loop\n",
+    "networks/unet.py": "from edm3d.networks import layers\nfrom edm3d.networks.layers import Linear\n",
+    "samplers/edm.py": "from edm3d.networks.unet import UNet\n",
+    "reporting/tables.py": "from pathlib import Path\nfrom edm3d.metrics import image\n",
+    "training/loop.py": "import edm3d.utils.distributed\nfrom edm3d.samplers.edm import sample\n",
+    "train.py": "import hydra\nfrom edm3d.training import loop\n",
     "tests/test_loop.py": "import train, networks, hydra, torch.distributed\n",
 }
 
@@ -167,23 +177,24 @@ def test_sound_house_has_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("name", "source", "place"),
     [
-        ("utils/stats.py", "import math\nimport networks.unet\n", "utils/stats.py:2: utils (floor 0) imports networks"),
-        ("networks/vae.py", "from physics.phantoms import x\n", "networks/vae.py:1: networks (floor 1) imports"),
+        ("utils/stats.py", "import math\nimport edm3d.networks.unet\n", "utils/stats.py:2: utils (floor 0) imports"),
+        ("networks/vae.py", "from edm3d.physics.phantoms import x\n", "networks/vae.py:1: networks (floor 1) imports"),
         ("networks/vae.py", "from ..physics import phantoms\n", "networks/vae.py:1: networks (floor 1) imports"),
-        ("samplers/ode.py", "import reporting.tables\n", "samplers/ode.py:1: samplers (floor 2) imports reporting"),
-        ("samplers/ode.py", "def f():\n    from training import loop\n", "samplers/ode.py:2: samplers (floor 2)"),
-        ("training/ema.py", "import importlib\nm = importlib.import_module('train')\n", "training/ema.py:2: training"),
-        ("generate.py", "import train\n", "generate.py:1: generate (floor 5) imports train"),
+        ("samplers/ode.py", "import edm3d.reporting.tables\n", "samplers/ode.py:1: samplers (floor 2)"),
+        ("samplers/ode.py", "def f():\n    from edm3d.training import loop\n", "samplers/ode.py:2: samplers (floor 2)"),
+        ("training/ema.py", "import importlib\nm = importlib.import_module('edm3d.train')\n", "training/ema.py:2"),
+        ("generate.py", "from edm3d import train\n", "generate.py:1: generate (floor 5) imports edm3d.train"),
         ("training/ema.py", "from tests.conftest import x\n", "training/ema.py:1: training imports tests"),
-        ("training/ema.py", "import hydra.utils\n", "training/ema.py:1: training.ema imports hydra.utils; only"),
-        ("training/ema.py", "from hydra import compose\n", "training/ema.py:1: training.ema imports hydra.compose"),
-        ("training/ema.py", "from torch import distributed\n", "training/ema.py:1: training.ema imports torch.dist"),
-        ("training/ema.py", "import torch\n\ntorch.distributed.barrier()\n", "training/ema.py:3: training.ema imports"),
+        ("training/ema.py", "import hydra.utils\n", "training/ema.py:1: edm3d.training.ema imports hydra.util"),
+        ("training/ema.py", "from hydra import compose\n", "training/ema.py:1: edm3d.training.ema imports hydra"),
+        ("training/ema.py", "from torch import distributed\n", "training/ema.py:1: edm3d.training.ema imports"),
+        ("training/ema.py", "import torch\n\ntorch.distributed.barrier()\n", "training/ema.py:3: edm3d.training.ema"),
         ("networks/vae.py", "import os.path\n", "networks/vae.py:1: networks is pure mathematics and imports os.path"),
         ("metrics/table.py", "from pathlib import Path\n", "metrics/table.py:1: metrics is pure mathematics"),
         ("physics/pet.py", "import logging\n", "physics/pet.py:1: physics is pure mathematics and imports logging"),
         ("samplers/ode.py", "import omegaconf\n", "samplers/ode.py:1: samplers is pure mathematics"),
-        ("physics/pet.py", "from utils import config\n", "physics/pet.py:1: physics.pet is pure mathematics"),
+        ("physics/pet.py", "from edm3d.utils import config\n", "physics/pet.py:1: edm3d.physics.pet is pure"),
+        ("training/ema.py", "from utils import stats\n", "training/ema.py:1: training imports utils.stats; ours is"),
         ("cooking/pan.py", "import math\n", "cooking/pan.py:1: 'cooking' has no floor"),
         ("help.py", "import math\n", "help.py:1: 'help' has no floor"),
     ],
@@ -194,15 +205,15 @@ def test_wrong_import_is_named_with_file_and_line(tmp_path, name, source, place)
 
 
 def test_pure_room_may_not_reach_a_path_through_another_module(tmp_path):
-    faults = build_house(tmp_path, {"utils/shapes.py": "import utils.disk\n", "utils/disk.py": "import os\n"})
+    faults = build_house(tmp_path, {"utils/shapes.py": "import edm3d.utils.disk\n", "utils/disk.py": "import os\n"})
     assert [fault.split(": ")[0] for fault in faults] == ["physics/phantoms.py:2"]
 
 
 def test_circle_is_named_in_the_order_it_is_walked(tmp_path):
     circle = {
-        "training/a.py": "\nimport training.b\n",
+        "training/a.py": "\nimport edm3d.training.b\n",
         "training/b.py": "def f():\n\n    from . import c\n",
-        "training/c.py": "from training.a import x\n",
+        "training/c.py": "from edm3d.training.a import x\n",
     }
     (fault,) = build_house(tmp_path, circle)
     ring = ["training/a.py:2", "training/b.py:3", "training/c.py:1"]

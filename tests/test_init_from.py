@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from formats.facts import Facts, LatentScaling
-from inference.snapshot import CarriedStage, Snapshot
-from networks.precond import DDPMPrecond
-from networks.unet import SongUNet
-from training.init_from import init_from, take_weights
-from utils import distributed
-from utils.config import Options
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.precond import DDPMPrecond
+from edm3d.networks.unet import SongUNet
+from edm3d.training.init_from import init_from, take_weights
+from edm3d.utils import distributed
+from edm3d.utils.config import Options
 
 NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channel_mult": [1, 2]}}
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch.utils.data import _utils
 
-from inference.batch import Sample
-from networks.conditioning import Condition
+from edm3d.inference.batch import Sample
+from edm3d.networks.conditioning import Condition
+from edm3d.training.data_sampler import InfiniteSampler
+from edm3d.training.loader import Rounds
+from edm3d.utils.log import read_status
+from edm3d.utils.stop import Stop
 from tests.test_encode import TINY, write_volumes
 from tests.toy import OPTIONS, Points, in_step, make_trainer
-from training.data_sampler import InfiniteSampler
-from training.loader import Rounds
-from utils.log import read_status
-from utils.stop import Stop
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.run import failure_noted
-from utils.log import read_status, run_main, write_status
+from edm3d.training.run import failure_noted
+from edm3d.utils.log import read_status, run_main, write_status
 
 ADVICE = r"training\.options\.batch_gpu .*training\.options\.checkpointing=true .*python dataset_tool\.py plan"
 

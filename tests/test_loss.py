@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition
-from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from samplers.estimate import ShownItsEstimate
-from samplers.noise import ImageGenerators
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from edm3d.samplers.estimate import ShownItsEstimate
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training import loss as losses
+from edm3d.training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
+from edm3d.training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table
 from tests.reference import FULL, stored
-from training import loss as losses
-from training.loss import DenoisingLoss, EDMLoss, VELoss, VPLoss
-from training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table
 
 
 class GivenNoise:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from metrics import clinical, distribution, image, overlap
-from physics.phantoms import echo_phantom
+from edm3d.metrics import clinical, distribution, image, overlap
+from edm3d.physics.phantoms import echo_phantom
 
 
 def ball_heart(size: int = 40, radius: float = 10, wall: float = 4, base: float = 5) -> np.ndarray:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.solver_error import CONVERGED_CALLS, FEW, MANY, median_error, mixtures, multistep
-from networks.conditioning import Condition
-from networks.schedules import iddpm_table
-from samplers import ddim_sampler, make_grid, multistep_sampler
-from samplers.multistep import step_weights
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.schedules import iddpm_table
+from edm3d.samplers import ddim_sampler, make_grid, multistep_sampler
+from edm3d.samplers.multistep import step_weights
 from tests.denoisers import F64, Denoiser, gaussian
 
 LATENTS = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))

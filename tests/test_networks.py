@@ -9,13 +9,13 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from formats.facts import Facts, LatentScaling
-from formats.volumes import Intensity
-from inference.first_stage import FirstStage
-from networks.autoencoder import AutoencoderKL, Posterior
-from networks.conditioning import Condition, Part
-from networks.latent_codec import unwhiten, whiten
-from networks.layers import (
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.volumes import Intensity
+from edm3d.inference.first_stage import FirstStage
+from edm3d.networks.autoencoder import AutoencoderKL, Posterior
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.latent_codec import unwhiten, whiten
+from edm3d.networks.layers import (
     Conv3d,
     attention,
     check_divides,
@@ -29,10 +29,10 @@ from networks.layers import (
     timestep_embedding,
     up,
 )
-from networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from networks.schedules import ddpm_table
-from networks.unet import ADMUNet, SongUNet
-from networks.vq import AutoencoderVQ
+from edm3d.networks.precond import DDPMPrecond, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from edm3d.networks.schedules import ddpm_table
+from edm3d.networks.unet import ADMUNet, SongUNet
+from edm3d.networks.vq import AutoencoderVQ
 
 TINY = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 SMALL = {**TINY, "attention_levels": [1], "channels_per_head": 8}

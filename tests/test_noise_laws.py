@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from networks.precond import DDPMPrecond
-from samplers.noise import ImageGenerators
-from training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table, VPUniform
+from edm3d.networks.precond import DDPMPrecond
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.noise_laws import IDDPMTable, LogNormal, LogUniform, Table, VPUniform
 
 LAWS = [LogNormal(-1.2, 1.2), VPUniform(), LogUniform(0.02, 100), Table("scaled_linear", 1000, 0.0015, 0.0195),
         IDDPMTable(1000)]

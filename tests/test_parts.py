@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.parts import Parts, ahead, check_alike, make_missing, missing_of
-from utils import distributed
+from edm3d.inference.parts import Parts, ahead, check_alike, make_missing, missing_of
+from edm3d.utils import distributed
 
 ARRAYS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4), "label": np.ones(3, np.uint8)}
 

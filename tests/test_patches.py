@@ -10,11 +10,11 @@ import torch
 
 import dataset_tool
 import train
-from inference.batch import Batch
-from networks.conditioning import Condition
-from samplers.noise import ImageGenerators
+from edm3d.inference.batch import Batch
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.patches import PatchAugment
 from tests.commands import refused, succeed
-from training.patches import PatchAugment
 
 PLAIN = {"flip": 0, "intensity": 0}
 
@@ -156,7 +156,7 @@ def tick(root: str) -> dict:
 
 
 def test_a_first_stage_trains_on_patches_and_is_validated_whole(at, monkeypatch):
-    from networks.autoencoder import AutoencoderKL
+    from edm3d.networks.autoencoder import AutoencoderKL
     seen, encode = [], AutoencoderKL.encode
     monkeypatch.setattr(AutoencoderKL, "encode", lambda self, image, label=None: (
         seen.append((self.training, *image.shape[2:])), encode(self, image, label))[1])

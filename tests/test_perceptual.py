@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from benchmarks.plan_memory import NoiseItems
-from formats.facts import Facts
-from samplers.noise import ImageGenerators
-from training.autoencoder_loss import AutoencoderLoss
-from training.perceptual import PerceptualDistance, unit
-from training.tasks import TASKS
-from training.tasks.base import PlannedData
-from training.validation import Held
-from utils.config import compose
+from edm3d.formats.facts import Facts
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.autoencoder_loss import AutoencoderLoss
+from edm3d.training.perceptual import PerceptualDistance, unit
+from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import PlannedData
+from edm3d.training.validation import Held
+from edm3d.utils.config import compose
 
 KEYS = ImageGenerators([3, 8], seed=1)
 
@@ -220,7 +220,7 @@ def test_the_recipe_of_the_docs_makes_such_a_file(tmp_path):
 
 def test_nothing_is_said_of_deprecated_things(tmp_path):
     path = saved(tmp_path, Pair())
-    code = ("import torch; from samplers.noise import ImageGenerators; from training.perceptual import *\n"
+    code = ("import torch; from edm3d.samplers.noise import ImageGenerators; from edm3d.training.perceptual import *\n"
             f"d = PerceptualDistance({path!r}); d.open((8, 8)); x = torch.zeros(1, 1, 8, 8); "
             "d(x, x, ImageGenerators([0]))")
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True,

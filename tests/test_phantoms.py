@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from metrics.clinical import cavity_enclosed, wall_thickness
-from physics import phantoms
-from physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
+from edm3d.metrics.clinical import cavity_enclosed, wall_thickness
+from edm3d.physics import phantoms
+from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
 
 FINE = 96
 

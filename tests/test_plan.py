@@ -11,16 +11,16 @@ import torch
 
 import dataset_tool
 from benchmarks.plan_memory import allocations, most_allocated, real_trainer
-from formats.facts import Facts
-from networks.conditioning import Condition
+from edm3d.formats.facts import Facts
+from edm3d.networks.conditioning import Condition
+from edm3d.training.live_memory import LiveMemory, fake_tensors, tensor_bytes
+from edm3d.training.plan import find_source, plan_decode, plan_step
+from edm3d.training.plan_fit import FREE, GIB, decode_levers, plan, propose
+from edm3d.training.tasks.base import PlannedData
+from edm3d.utils.config import build, compose
+from edm3d.utils.config_hash import config_hash
+from edm3d.utils.sharding import checkpoint_blocks
 from tests.commands import call, refused, succeed
-from training.live_memory import LiveMemory, fake_tensors, tensor_bytes
-from training.plan import find_source, plan_decode, plan_step
-from training.plan_fit import FREE, GIB, decode_levers, plan, propose
-from training.tasks.base import PlannedData
-from utils.config import build, compose
-from utils.config_hash import config_hash
-from utils.sharding import checkpoint_blocks
 
 CONFIGS = Path(dataset_tool.__file__).parent / "configs"
 VAE = ["training.network.channels=[4,8]", "training.options.precision=fp32", "training.options.num_threads=1",

@@ -17,15 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import dataset_tool
 import generate
 import train
-from formats.facts import Facts
-from formats.samples import SampleMeta, SamplesFile
-from formats.training_state import TrainingState
-from formats.volumes import Intensity, VolumesFile
-from inference.batch import Sample
-from networks.autoencoder import Reconstruction
-from tests.commands import refused, succeed
-from tests.toy import OPTIONS, learned, make_trainer, stopped
-from training.preview import (
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import SampleMeta, SamplesFile
+from edm3d.formats.training_state import TrainingState
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference.batch import Sample
+from edm3d.networks.autoencoder import Reconstruction
+from edm3d.training.preview import (
     DrawnSamples,
     MadePreview,
     Preview,
@@ -35,14 +33,16 @@ from training.preview import (
     pixels,
     write_preview,
 )
-from training.resume import read_state
-from training.tasks.previews import given_back, latent_blocks, shades
-from utils import distributed
-from utils.config import Validation
-from utils.config_hash import config_hash
-from utils.runs import list_files
-from utils.stats import StatsFiles
-from utils.stop import Stop
+from edm3d.training.resume import read_state
+from edm3d.training.tasks.previews import given_back, latent_blocks, shades
+from edm3d.utils import distributed
+from edm3d.utils.config import Validation
+from edm3d.utils.config_hash import config_hash
+from edm3d.utils.runs import list_files
+from edm3d.utils.stats import StatsFiles
+from edm3d.utils.stop import Stop
+from tests.commands import refused, succeed
+from tests.toy import OPTIONS, learned, make_trainer, stopped
 
 PLAIN = [f"training.options.{key}" for key in (
     "batch_size=4", "total_kimg=0.016", "kimg_per_tick=0.004", "num_threads=1", "device=cpu", "precision=fp32",

@@ -13,12 +13,12 @@ import torch
 import dataset_tool
 import generate
 import train
-from formats.samples import SamplesFile
-from formats.training_state import TrainingState
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.training_state import TrainingState
+from edm3d.utils.log import read_status
+from edm3d.utils.runs import list_files
 from tests.commands import succeed
 from tests.toy import learned
-from utils.log import read_status
-from utils.runs import list_files
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["training.dataset.path=echo.h5", "training.options.batch_size=6", "training.options.total_kimg=0.12",

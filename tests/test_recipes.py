@@ -17,18 +17,18 @@ import dataset_tool
 import evaluate
 import generate
 import train
-from formats.facts import Facts
-from formats.latents import LatentsFile
-from formats.nifti import write_nifti
-from formats.samples import SamplesFile
-from formats.volumes import Intensity, VolumesFile
-from networks.conditioning import Condition
-from networks.monai_unet import MonaiUNet
-from networks.precond import DDPMPrecond
+from edm3d.formats.facts import Facts
+from edm3d.formats.latents import LatentsFile
+from edm3d.formats.nifti import write_nifti
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.monai_unet import MonaiUNet
+from edm3d.networks.precond import DDPMPrecond
+from edm3d.training.tasks.base import fill_network
+from edm3d.utils.config import build
 from tests.commands import succeed
 from tests.test_config import checked
-from training.tasks.base import fill_network
-from utils.config import build
 
 BRATS_VAE, BRATS_LATENTS = (1, 168, 192, 144), (8, 36, 44, 28)
 ECHO, ECHO_LATENTS = (1, 160, 160, 128), (4, 20, 20, 16)

@@ -8,19 +8,19 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from reporting import charts, comparison, distances, montages, report
-from reporting.cases import Case, DecodedCase, Layout
-from reporting.comparison import FRAME, Comparison
-from reporting.distances import radial_log_power
-from reporting.reference import Cases
-from reporting.section import Section, missing, walk
-from reporting.sections import COMPARISON, NUMBERS
-from reporting.sections.held_out import HeldOut
-from reporting.sections.intensities import Intensities
-from reporting.sections.scalars import Scalars
-from reporting.sections.structures import Structures
-from reporting.sections.texture import Texture
-from reporting.sections.variety import ms_ssim_row
+from edm3d.reporting import charts, comparison, distances, montages, report
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.comparison import FRAME, Comparison
+from edm3d.reporting.distances import radial_log_power
+from edm3d.reporting.reference import Cases
+from edm3d.reporting.section import Section, missing, walk
+from edm3d.reporting.sections import COMPARISON, NUMBERS
+from edm3d.reporting.sections.held_out import HeldOut
+from edm3d.reporting.sections.intensities import Intensities
+from edm3d.reporting.sections.scalars import Scalars
+from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.texture import Texture
+from edm3d.reporting.sections.variety import ms_ssim_row
 
 HEART = ("background", "cavity", "myocardium", "atrium")
 GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")

@@ -20,19 +20,19 @@ from click.testing import CliRunner
 
 import dataset_tool
 import train
-import training.run
-import utils.log
-import utils.runs
-from formats.training_state import TrainingState
+from edm3d.formats.training_state import TrainingState
+from edm3d.training import run as training_run
+from edm3d.training.build import held_out
+from edm3d.training.resume import changes, choose_start, latest, listed_differences, read_state
+from edm3d.training.run import asked_in_this_launch, common_part
+from edm3d.training.training_loop import Trainer
+from edm3d.utils import checkpoint
+from edm3d.utils import log as utils_log
+from edm3d.utils import runs as utils_runs
+from edm3d.utils.config_hash import config_hash
+from edm3d.utils.log import read_status, write_status
+from edm3d.utils.runs import list_files, locked, runs_of
 from tests.toy import OPTIONS, learned, make_trainer, ticks, trained
-from training.build import held_out
-from training.resume import changes, choose_start, latest, listed_differences, read_state
-from training.run import asked_in_this_launch, common_part
-from training.training_loop import Trainer
-from utils import checkpoint
-from utils.config_hash import config_hash
-from utils.log import read_status, write_status
-from utils.runs import list_files, locked, runs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.dataset.path=echo.h5",
@@ -188,8 +188,9 @@ def test_second_run_is_refused_and_sigterm_to_a_process_of_its_own_works(at):
 
 
 def test_lock_ends_with_its_process_however_it_dies(tmp_path):
-    code = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom utils.runs import "
-            f"locked\nwith locked(Path({str(tmp_path)!r})):\n    print('locked', flush=True); time.sleep(60)")
+    code = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+            f"from edm3d.utils.runs import locked\n"
+            f"with locked(Path({str(tmp_path)!r})):\n    print('locked', flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "locked\n"
     with pytest.raises(ValueError, match=f"{tmp_path}: another run is at work .*process {process.pid} on"), \
@@ -267,12 +268,12 @@ def test_launches_that_torchrun_calls_none_are_told_apart_by_its_process(tmp_pat
     options = replace(OPTIONS, run_root=str(tmp_path))
     try:
         monkeypatch.setattr(os, "getppid", lambda: agents[0].pid)
-        finished = make_run(tmp_path, 0, CONFIG, states=("000002",), launch=utils.runs.launch())
+        finished = make_run(tmp_path, 0, CONFIG, states=("000002",), launch=utils_runs.launch())
         assert choose_start(options, "exp", CONFIG).state == finished / "training-state-000002.pt"
         monkeypatch.setattr(os, "getppid", lambda: agents[1].pid)
         assert choose_start(options, "exp", CONFIG).state is None
         monkeypatch.setattr(os, "getppid", lambda: agents[0].pid)
-        monkeypatch.setattr(utils.runs, "started", lambda pid: "another time")  # the number of a process come again
+        monkeypatch.setattr(utils_runs, "started", lambda pid: "another time")  # the number of a process come again
         assert choose_start(options, "exp", CONFIG).state is None
     finally:
         for agent in agents:
@@ -283,8 +284,8 @@ def test_launches_that_torchrun_calls_none_are_told_apart_by_its_process(tmp_pat
 def test_start_of_a_process_stays_and_follows_the_order():
     process = subprocess.Popen(["sleep", "60"])
     try:
-        assert utils.runs.started(process.pid) == utils.runs.started(process.pid)
-        assert float(utils.runs.started(process.pid)) > float(utils.runs.started(os.getpid()))
+        assert utils_runs.started(process.pid) == utils_runs.started(process.pid)
+        assert float(utils_runs.started(process.pid)) > float(utils_runs.started(os.getpid()))
     finally:
         process.kill()
         process.wait()
@@ -318,7 +319,7 @@ def test_a_run_that_ends_while_another_starts_is_not_gone_on_from_in_the_middle(
             aside.rename(last)
         return locked(folder)
 
-    monkeypatch.setattr(training.run, "locked", end_first)
+    monkeypatch.setattr(training_run, "locked", end_first)
     again = run(root, f"training.options.resume={before}" if named else LATEST)
     assert again.exit_code == 0, again.output
     assert f"Resumed from {before if named else last}" in again.output
@@ -450,7 +451,7 @@ def test_disk_without_room_for_another_byte_still_learns_that_the_run_failed(at,
 
     def fill_up(path: Path, kind: str, payload: dict) -> None:
         monkeypatch.setattr(Path, "write_text", full)
-        monkeypatch.setattr(training.run, "append_log", full)
+        monkeypatch.setattr(training_run, "append_log", full)
         full()
 
     with monkeypatch.context() as patch:
@@ -467,7 +468,7 @@ def test_disk_without_room_for_another_byte_still_learns_that_the_run_failed(at,
 def test_status_that_is_overwritten_is_whole(tmp_path, monkeypatch, why):
     write_status(tmp_path, "running", why="y" * 200, experiment="a")
     (tmp_path / "other").mkdir()
-    monkeypatch.setattr(utils.log, "write_text", lambda *_: os.open(tmp_path / "none/there", os.O_WRONLY))
+    monkeypatch.setattr(utils_log, "write_text", lambda *_: os.open(tmp_path / "none/there", os.O_WRONLY))
     write_status(tmp_path, "failed", why=why)
     assert read_status(tmp_path) == {"experiment": "a", "status": "failed", "why": why}
     with pytest.raises(OSError, match="none/there"):

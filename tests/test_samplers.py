@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from networks.conditioning import Condition
-from samplers import ImageGenerators, edm_grid, edm_sampler, make_grid
-from samplers.noise import mix_seed
+from edm3d.networks.conditioning import Condition
+from edm3d.samplers import ImageGenerators, edm_grid, edm_sampler, make_grid
+from edm3d.samplers.noise import mix_seed
 from tests.denoisers import (
     F64,
     Denoiser,

@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from formats import h5
-from formats.facts import Facts
-from formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows, write_samples
-from inference.generation import merge
-from inference.parts import Parts
-from utils.files import arrays_hash
+from edm3d.formats import h5
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows, write_samples
+from edm3d.inference.generation import merge
+from edm3d.inference.parts import Parts
+from edm3d.utils.files import arrays_hash
 
 META = SampleMeta(Facts("", "", ("echo",)), "net.pt", "ab12", {"num_steps": 18})
 IMAGES = np.arange(2 * 1 * 3 * 3, dtype=np.float32).reshape(2, 1, 3, 3)

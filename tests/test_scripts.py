@@ -17,11 +17,11 @@ import dataset_tool
 import evaluate
 import generate
 import train
-from formats.latents import LatentsFile
-from formats.samples import SamplesFile
-from formats.volumes import VolumesFile
+from edm3d.formats.latents import LatentsFile
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import VolumesFile
+from edm3d.utils import checkpoint
 from tests.commands import call, files_below, refused, succeed
-from utils import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["training.options.batch_size=4", "training.options.total_kimg=0.016", "training.options.kimg_per_tick=0.008",
@@ -107,7 +107,7 @@ def test_samples_carry_geometry_and_pictures(at):
 
 
 def test_latents_and_images_of_a_sample_belong_together(at):
-    from inference.snapshot import Snapshot
+    from edm3d.inference.snapshot import Snapshot
     samples = SamplesFile("results/demo/samples.h5")
     stage = Snapshot.read(Path("results/00001-echo_edm/network-snapshot-000000.016.pt")).open_first_stage()
     image, label = stage.decode(torch.from_numpy(samples.row("latents", 2)[None]))

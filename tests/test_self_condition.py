@@ -9,16 +9,16 @@ import torch
 
 import generate
 import train
-from formats.samples import SamplesFile
-from inference.batch import Batch
-from networks.conditioning import Condition
-from networks.precond import EDMPrecond
-from networks.unet import ADMUNet, SongUNet
-from samplers import ImageGenerators, ShownItsEstimate, edm_sampler, multistep_sampler
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.batch import Batch
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.precond import EDMPrecond
+from edm3d.networks.unet import ADMUNet, SongUNet
+from edm3d.samplers import ImageGenerators, ShownItsEstimate, edm_sampler, multistep_sampler
+from edm3d.training.batch_transforms import Identity
+from edm3d.training.loss import EDMLoss
+from edm3d.training.tasks.diffusion import diffusion_task
 from tests.commands import refused, succeed
-from training.batch_transforms import Identity
-from training.loss import EDMLoss
-from training.tasks.diffusion import diffusion_task
 
 SMALL = {"spatial_dims": 2, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_levels": []}
 KINDS = [(ADMUNet, {}), (SongUNet, {}), (SongUNet, {"encoder": "residual"}), (SongUNet, {"encoder": "skip"})]

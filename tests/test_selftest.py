@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from inference.batch import Sample
-from tests.toy import OPTIONS, Points, Toy, make_trainer, trained
-from training import selftest
-from training.batch_transforms import Identity
-from training.loss import EDMLoss
-from training.selftest import (
+from edm3d.inference.batch import Sample
+from edm3d.training import selftest
+from edm3d.training.batch_transforms import Identity
+from edm3d.training.loss import EDMLoss
+from edm3d.training.selftest import (
     Trial,
     bf16_of_all_ranks,
     bf16_warnings,
@@ -21,9 +20,10 @@ from training.selftest import (
     check_folder,
     spread_lines,
 )
-from training.tasks.diffusion import diffusion_task
-from training.validation import Held
-from utils import distributed
+from edm3d.training.tasks.diffusion import diffusion_task
+from edm3d.training.validation import Held
+from edm3d.utils import distributed
+from tests.toy import OPTIONS, Points, Toy, make_trainer, trained
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from networks.autoencoder import AutoencoderKL
-from networks.precond import EDMPrecond
-from networks.unet import ADMUNet
-from training.ema import update_ema
-from utils import checkpoint, distributed, sharding
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.networks.precond import EDMPrecond
+from edm3d.networks.unet import ADMUNet
+from edm3d.training.ema import update_ema
+from edm3d.utils import checkpoint, distributed, sharding
 
 RANKS, ROUNDS, PER_ROUND = 2, 2, 2
 CPU = torch.device("cpu")

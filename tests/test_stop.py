@@ -8,11 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edm3d.training.resume import read_state
+from edm3d.utils import checkpoint, distributed, stop
+from edm3d.utils.runs import list_files
+from edm3d.utils.stop import Stop, reason_of
 from tests.toy import OPTIONS, in_step, learned, make_trainer, ticks, trained
-from training.resume import read_state
-from utils import checkpoint, distributed, stop
-from utils.runs import list_files
-from utils.stop import Stop, reason_of
 
 ACCUMULATED = replace(OPTIONS, batch_gpu=12, lr_rampup_kimg=0.1, lr_schedule="cosine", ema_halflife_kimg=[0.05, 0.2])
 

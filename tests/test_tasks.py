@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from formats.training_state import TrainingState
-from inference.batch import Batch
+from edm3d.formats.training_state import TrainingState
+from edm3d.inference.batch import Batch
+from edm3d.training.phases import Best, ByLevel, LossOutput, Phase, StepStatistics, Sum, Task
+from edm3d.training.validation import Held
+from edm3d.utils import checkpoint
+from edm3d.utils.runs import list_files
+from edm3d.utils.stop import Stop
 from tests.toy import BLANK, OPTIONS, Points, Toy, make_trainer, ticks
-from training.phases import Best, ByLevel, LossOutput, Phase, StepStatistics, Sum, Task
-from training.validation import Held
-from utils import checkpoint
-from utils.runs import list_files
-from utils.stop import Stop
 
 
 def phase(name: str, loss, start_kimg: float = 0, absorb=None) -> Phase:

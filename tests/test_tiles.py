@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from networks.autoencoder import AutoencoderKL
-from networks.tiles import Convolved, InTiles, Repeated, Tiles, activated, by_parts, written
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.networks.tiles import Convolved, InTiles, Repeated, Tiles, activated, by_parts, written
 
 
 def randomised(net: nn.Module) -> nn.Module:

@@ -13,8 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from formats.training_state import TrainingState
-from inference.batch import Batch
+from edm3d.formats.training_state import TrainingState
+from edm3d.inference.batch import Batch
+from edm3d.training.batch_transforms import DrawLatents, Identity
+from edm3d.training.data_sampler import InfiniteSampler
+from edm3d.training.ema import halflives
+from edm3d.training.loss import EDMLoss
+from edm3d.training.phases import LossOutput, Phase, Task
+from edm3d.training.resume import is_newest, read_state
+from edm3d.training.tasks.diffusion import diffusion_task
+from edm3d.training.ticks import SIGMA_EDGES, Progress
+from edm3d.training.training_loop import split_batch
+from edm3d.training.validation import Held
+from edm3d.utils import checkpoint, distributed
+from edm3d.utils.log import read_status, write_status
+from edm3d.utils.runs import find_file, kimg_name, list_files, prune
+from edm3d.utils.stats import Collector
+from edm3d.utils.stop import Stop
 from tests.toy import (
     BLANK,
     OPTIONS,
@@ -29,21 +44,6 @@ from tests.toy import (
     two_phases,
     weights,
 )
-from training.batch_transforms import DrawLatents, Identity
-from training.data_sampler import InfiniteSampler
-from training.ema import halflives
-from training.loss import EDMLoss
-from training.phases import LossOutput, Phase, Task
-from training.resume import is_newest, read_state
-from training.tasks.diffusion import diffusion_task
-from training.ticks import SIGMA_EDGES, Progress
-from training.training_loop import split_batch
-from training.validation import Held
-from utils import checkpoint, distributed
-from utils.log import read_status, write_status
-from utils.runs import find_file, kimg_name, list_files, prune
-from utils.stats import Collector
-from utils.stop import Stop
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +287,8 @@ def test_gradient_clip_bounds_the_step(tmp_path):
 
 
 def test_latents_are_drawn_and_whitened_image_by_image():
-    from networks.conditioning import Condition
-    from samplers.noise import ImageGenerators
+    from edm3d.networks.conditioning import Condition
+    from edm3d.samplers.noise import ImageGenerators
     mean, std = torch.randn(3, 2, 4), torch.rand(3, 2, 4)
     transform = DrawLatents([1.0, -1.0], [2.0, 4.0], sigma_data=0.5)
     x, condition = transform(Batch(torch.cat([mean, std], 1), None, Condition()), ImageGenerators([5, 6, 7]))

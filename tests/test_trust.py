@@ -8,13 +8,13 @@ import torch
 
 import dataset_tool
 import train
-from formats.latents import FirstStageRecord, LatentsFile, write_latents
-from inference.snapshot import network_hash
+from edm3d.formats.latents import FirstStageRecord, LatentsFile, write_latents
+from edm3d.inference.snapshot import network_hash
+from edm3d.utils import checkpoint
+from edm3d.utils.config import build_from_file
+from edm3d.utils.config_hash import config_hash
 from tests.commands import call, refused, succeed
 from tests.test_encode import TINY, encoded, write_snapshot, write_volumes
-from utils import checkpoint
-from utils.config import build_from_file
-from utils.config_hash import config_hash
 
 PROOF = "code-has-run"
 EVIL = {"_target_": "os.mkdir", "path": PROOF}

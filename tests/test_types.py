@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.tasks import TASKS
+from edm3d.training.tasks import TASKS
 
 # what loaders return, by the names of variables and attributes that hold it, and by the calls that give it
 HOLDERS = {"snapshot", "state", "facts", "meta", "stage", "first_stage", "scaling", "record", "codec", "latents_file"}

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from formats import h5
-from formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats import h5
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 
 META = VolumesMeta(
     3,

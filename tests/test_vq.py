@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from networks.vq import AutoencoderVQ
-from samplers.noise import ImageGenerators
-from training.tasks.codes import code_totals
+from edm3d.networks.vq import AutoencoderVQ
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.tasks.codes import code_totals
 
 TINY = {"spatial_dims": 1, "channels": (4, 4), "num_blocks": 1, "num_blocks_decoder": 1}
 
@@ -55,7 +55,7 @@ def test_codes_are_found_far_from_the_origin_and_in_chunks(monkeypatch):
     net.codebook.copy_(1000 + 1e-3 * torch.arange(128).reshape(64, 2))
     indices = torch.randperm(64).reshape(2, 32)
     whole = net.nearest(net.look_up(indices))
-    monkeypatch.setattr("networks.vq.CHUNK", 64 * 5)
+    monkeypatch.setattr("edm3d.networks.vq.CHUNK", 64 * 5)
     assert torch.equal(whole, indices) and torch.equal(net.nearest(net.look_up(indices)), indices)
 
 

@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.facts import Facts
-from formats.training_state import TrainingState
-from inference.batch import Batch, Sample
-from inference.snapshot import Snapshot
-from training.batch_transforms import Identity
-from training.loss import EDMLoss
-from training.phases import LossOutput, Phase, Task
-from training.resume import RunRecord, read_state
-from training.tasks.diffusion import diffusion_task
-from training.training_loop import Trainer
-from training.validation import Held
-from utils import checkpoint, distributed
-from utils.config import Options
-from utils.log import RunLog
-from utils.runs import list_files
-from utils.stop import Stop
+from edm3d.formats.facts import Facts
+from edm3d.formats.training_state import TrainingState
+from edm3d.inference.batch import Batch, Sample
+from edm3d.inference.snapshot import Snapshot
+from edm3d.training.batch_transforms import Identity
+from edm3d.training.loss import EDMLoss
+from edm3d.training.phases import LossOutput, Phase, Task
+from edm3d.training.resume import RunRecord, read_state
+from edm3d.training.tasks.diffusion import diffusion_task
+from edm3d.training.training_loop import Trainer
+from edm3d.training.validation import Held
+from edm3d.utils import checkpoint, distributed
+from edm3d.utils.config import Options
+from edm3d.utils.log import RunLog
+from edm3d.utils.runs import list_files
+from edm3d.utils.stop import Stop
 
 OPTIONS = Options(batch_size=12, total_kimg=0.24, kimg_per_tick=0.06, precision="fp32", ema_halflife_kimg=0.05,
                   ema_rampup_ratio=0.5, num_threads=1, device="cpu", snapshot_ticks=None, state_ticks=None)

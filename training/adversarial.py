@@ -7,11 +7,11 @@ import torch
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from samplers.noise import Noise
-from training.schedule import scheduled
-from training.slices import SliceDraw, take_slices
-from utils.checks import check_choice, check_least, check_positive
-from utils.files import first_line
+from edm3d.samplers.noise import Noise
+from edm3d.training.schedule import scheduled
+from edm3d.training.slices import SliceDraw, take_slices
+from edm3d.utils.checks import check_choice, check_least, check_positive
+from edm3d.utils.files import first_line
 
 KEY = "training.discriminator"
 

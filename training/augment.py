@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import affine_grid, grid_sample, normalize, pad
 
-from inference.batch import Batch
-from networks.parts import PARTS
-from samplers.noise import ImageGenerators
+from edm3d.inference.batch import Batch
+from edm3d.networks.parts import PARTS
+from edm3d.samplers.noise import ImageGenerators
 
 F64 = torch.float64
 

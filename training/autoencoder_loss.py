@@ -13,11 +13,11 @@ from torch.nn.functional import (
     mse_loss,
 )
 
-from networks.autoencoder import Reconstruction
-from samplers.noise import Noise
-from training.perceptual import PerceptualDistance
-from training.schedule import check_schedule, highest, scheduled
-from utils.checks import check_choice
+from edm3d.networks.autoencoder import Reconstruction
+from edm3d.samplers.noise import Noise
+from edm3d.training.perceptual import PerceptualDistance
+from edm3d.training.schedule import check_schedule, highest, scheduled
+from edm3d.utils.checks import check_choice
 
 POOLS = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 Weight = float | Sequence[Sequence[float]]

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.facts import LatentScaling
-from formats.latents import FirstStageRecord, Moments
-from inference.batch import Batch, Sample, collate
-from inference.first_stage import FirstStage
-from inference.snapshot import Snapshot, check_contract
-from metrics.image import psnr
-from networks.conditioning import Condition
-from networks.latent_codec import shift_and_gain, whiten
-from networks.posteriors import AnyPosterior, posterior_class
-from samplers.noise import ImageGenerators
-from utils import distributed
-from utils.checks import check_count
-from utils.runs import find_file
+from edm3d.formats.facts import LatentScaling
+from edm3d.formats.latents import FirstStageRecord, Moments
+from edm3d.inference.batch import Batch, Sample, collate
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.snapshot import Snapshot, check_contract
+from edm3d.metrics.image import psnr
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.latent_codec import shift_and_gain, whiten
+from edm3d.networks.posteriors import AnyPosterior, posterior_class
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.utils import distributed
+from edm3d.utils.checks import check_count
+from edm3d.utils.runs import find_file
 
 ROUND_TRIP = 16  # items that are decoded again
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from utils import distributed
+from edm3d.utils import distributed
 
 
 class Buffers:

@@ -2,12 +2,12 @@
 
 import torch
 
-from inference.snapshot import CarriedStage
-from training.tasks import TASKS
-from training.validation import Held
-from utils.checks import check_choice
-from utils.config import build, check_targets, fill
-from utils.files import plain_hash
+from edm3d.inference.snapshot import CarriedStage
+from edm3d.training.tasks import TASKS
+from edm3d.training.validation import Held
+from edm3d.utils.checks import check_choice
+from edm3d.utils.config import build, check_targets, fill
+from edm3d.utils.files import plain_hash
 
 DATA_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "spatial_dims")
 # parts of a training half that are built, with the arguments that the program fills in

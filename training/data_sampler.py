@@ -6,7 +6,7 @@ from itertools import count
 import numpy as np
 from torch.utils.data import Sampler
 
-from utils.checks import check_count
+from edm3d.utils.checks import check_count
 
 CHUNK = 2 ** 12  # swaps that are drawn at once
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from inference.snapshot import Snapshot
-from utils import distributed
-from utils.checks import listed
-from utils.config import Options, differences
-from utils.runs import find_file
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils import distributed
+from edm3d.utils.checks import listed
+from edm3d.utils.config import Options, differences
+from edm3d.utils.runs import find_file
 
 SHOWN = 5  # names of each kind in the report
 

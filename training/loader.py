@@ -10,8 +10,8 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from inference.batch import Batch, Sample, collate
-from utils.stop import shield_worker
+from edm3d.inference.batch import Batch, Sample, collate
+from edm3d.utils.stop import shield_worker
 
 Round = tuple[list[int], Batch]  # indices into the dataset, and their samples
 Found = tuple[int, Sample | Exception]

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from networks.conditioning import Condition
-from networks.precond import OBJECTIVES
-from samplers.noise import GlobalNoise, Noise
-from training.noise_laws import LogNormal, LogUniform, NoiseLaw, VPUniform
-from utils.checks import check_choice, check_least, check_positive
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.precond import OBJECTIVES
+from edm3d.samplers.noise import GlobalNoise, Noise
+from edm3d.training.noise_laws import LogNormal, LogUniform, NoiseLaw, VPUniform
+from edm3d.utils.checks import check_choice, check_least, check_positive
 
 POWERS = {"l1": 1, "l2": 2}
 WEIGHTS = ("none", "min_snr", "p2")

@@ -5,9 +5,9 @@ from math import inf
 
 import torch
 
-from networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma
-from samplers.noise import Noise
-from utils.checks import check_positive
+from edm3d.networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma
+from edm3d.samplers.noise import Noise
+from edm3d.utils.checks import check_positive
 
 
 class NoiseLaw:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from inference.batch import Batch
-from networks.layers import per_axis
-from samplers.noise import ImageGenerators
-from utils.checks import check_least
+from edm3d.inference.batch import Batch
+from edm3d.networks.layers import per_axis
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.utils.checks import check_least
 
 KEY = "training.augment"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from samplers.noise import Noise
-from training.slices import SliceDraw, per_image, take_slices
-from utils.files import first_line
+from edm3d.samplers.noise import Noise
+from edm3d.training.slices import SliceDraw, per_image, take_slices
+from edm3d.utils.files import first_line
 
 KEY, OFF = "training.loss.perceptual.path", "training.loss.perceptual_weight=0 turns the term off"
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from inference.batch import Batch
-from inference.snapshot import Snapshot
-from samplers.noise import ImageGenerators
+from edm3d.inference.batch import Batch
+from edm3d.inference.snapshot import Snapshot
+from edm3d.samplers.noise import ImageGenerators
 
 
 class Sum(NamedTuple):

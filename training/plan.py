@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from formats.facts import Facts
-from inference.batch import Batch
-from inference.first_stage import FirstStage, tiles_of
-from networks.conditioning import Condition, takes_of
-from networks.parts import PARTS
-from training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
-from training.phases import LossOutput, Task
-from training.resume import RunRecord
-from training.tasks import TASKS
-from training.tasks.base import PlannedData
-from training.training_loop import Trainer, split_batch
-from utils.config import Options, build
-from utils.log import RunLog
-from utils.precision import resolve_precision
-from utils.stats import Collector
+from edm3d.formats.facts import Facts
+from edm3d.inference.batch import Batch
+from edm3d.inference.first_stage import FirstStage, tiles_of
+from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.networks.parts import PARTS
+from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
+from edm3d.training.phases import LossOutput, Task
+from edm3d.training.resume import RunRecord
+from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import PlannedData
+from edm3d.training.training_loop import Trainer, split_batch
+from edm3d.utils.config import Options, build
+from edm3d.utils.log import RunLog
+from edm3d.utils.precision import resolve_precision
+from edm3d.utils.stats import Collector
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
              lambda q, k, v, *rest, **more: sdpa_flop_count(q, k, v),

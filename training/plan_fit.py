@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from training.build import check_training
-from training.plan import DecodePlan, StepPlan, plan_decode, plan_step
-from training.tasks import TASKS
-from training.tasks.base import Lever, PlannedData, halved
-from training.training_loop import split_batch
-from utils.precision import resolve_precision
+from edm3d.training.build import check_training
+from edm3d.training.plan import DecodePlan, StepPlan, plan_decode, plan_step
+from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import Lever, PlannedData, halved
+from edm3d.training.training_loop import split_batch
+from edm3d.utils.precision import resolve_precision
 
 GIB = 2 ** 30
 FREE = 0.1  # share of a card that is left to its driver, to kernels and to gaps between tensors

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from formats.samples import SampleMeta, write_samples
-from inference.generation import Picture
-from utils import distributed
-from utils.files import atomic_path, first_line, remove_temporary
-from utils.log import is_lack_of_memory
+from edm3d.formats.samples import SampleMeta, write_samples
+from edm3d.inference.generation import Picture
+from edm3d.utils import distributed
+from edm3d.utils.files import atomic_path, first_line, remove_temporary
+from edm3d.utils.log import is_lack_of_memory
 
 Block = tuple[str, list[Picture]]
 
@@ -97,7 +97,7 @@ def make(preview: Preview, net: torch.nn.Module, is_main: bool) -> tuple[MadePre
 
 def drawn_png(shown: Shown) -> bytes:
     """The PNG bytes of a preview."""
-    from reporting.montages import montage, png_bytes
+    from edm3d.reporting.montages import montage, png_bytes
     return png_bytes(montage(shown.blocks, **shown.look))
 
 

@@ -9,29 +9,29 @@ from pathlib import Path
 
 import torch
 
-from formats.facts import Facts
-from networks.unet_blocks import UNetBlock
-from training.build import check_training, check_without_data, held_out, round_trip_notes
-from training.ema import halflives
-from training.init_from import init_from
-from training.phases import Task
-from training.preview import build_preview, check_ticks
-from training.resume import RunRecord, Start, choose_start, is_newest, read_state
-from training.schedule import lr_factor
-from training.selftest import bf16_of_all_ranks, check_folder, spread_lines
-from training.tasks import TASKS
-from training.training_loop import Trainer, split_batch
-from training.validation import Held
-from utils import distributed
-from utils.checks import check_positive
-from utils.config import Options, build, check_targets, to_yaml
-from utils.config_hash import config_hash
-from utils.files import plain_hash, remove_temporary, write_text
-from utils.log import RunLog, append_log, error_text, read_status, write_status
-from utils.precision import resolve_precision
-from utils.runs import attempt, launch, locked, new_run
-from utils.stats import wandb_package
-from utils.stop import TRY_AGAIN, Reason, Stop
+from edm3d.formats.facts import Facts
+from edm3d.networks.unet_blocks import UNetBlock
+from edm3d.training.build import check_training, check_without_data, held_out, round_trip_notes
+from edm3d.training.ema import halflives
+from edm3d.training.init_from import init_from
+from edm3d.training.phases import Task
+from edm3d.training.preview import build_preview, check_ticks
+from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
+from edm3d.training.schedule import lr_factor
+from edm3d.training.selftest import bf16_of_all_ranks, check_folder, spread_lines
+from edm3d.training.tasks import TASKS
+from edm3d.training.training_loop import Trainer, split_batch
+from edm3d.training.validation import Held
+from edm3d.utils import distributed
+from edm3d.utils.checks import check_positive
+from edm3d.utils.config import Options, build, check_targets, to_yaml
+from edm3d.utils.config_hash import config_hash
+from edm3d.utils.files import plain_hash, remove_temporary, write_text
+from edm3d.utils.log import RunLog, append_log, error_text, read_status, write_status
+from edm3d.utils.precision import resolve_precision
+from edm3d.utils.runs import attempt, launch, locked, new_run
+from edm3d.utils.stats import wandb_package
+from edm3d.utils.stop import TRY_AGAIN, Reason, Stop
 
 
 def check_options(options: Options, device: torch.device) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import cos, inf, pi
 
-from utils.checks import check_choice
+from edm3d.utils.checks import check_choice
 
 
 def lr_factor(nimg: int, total_kimg: float, rampup_kimg: float = 0, schedule: str = "constant") -> float:

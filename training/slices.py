@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from samplers.noise import Noise
+from edm3d.samplers.noise import Noise
 
 
 class SliceDraw(NamedTuple):

@@ -6,8 +6,8 @@ from math import inf, nan
 import psutil
 import torch
 
-from training.phases import ByLevel, LossOutput, Numbers, Sum
-from utils.stats import Collector
+from edm3d.training.phases import ByLevel, LossOutput, Numbers, Sum
+from edm3d.utils.stats import Collector
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that losses are logged by
 

@@ -12,27 +12,27 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from formats.training_state import TrainingState
-from inference.batch import Batch
-from samplers.noise import ImageGenerators, mix_seed
-from training.buffers import Buffers
-from training.data_sampler import InfiniteSampler
-from training.ema import ema_beta, halflives, update_ema
-from training.loader import Round, Rounds
-from training.phases import PhaseStep, Task
-from training.preview import Preview, make, pixels, write_preview
-from training.resume import RunRecord, changes, processor
-from training.schedule import lr_factor
-from training.ticks import Progress, report_loss, tick_fields, tick_line
-from training.validation import Held, validate
-from utils import checkpoint, distributed, sharding
-from utils.config import Options
-from utils.files import first_line
-from utils.log import RunLog, progress, write_status
-from utils.precision import autocast, resolve_precision
-from utils.runs import has_exact_names, kimg_name, prune
-from utils.stats import Collector, StatsFiles, start_wandb
-from utils.stop import Reason, Stop, reason_of
+from edm3d.formats.training_state import TrainingState
+from edm3d.inference.batch import Batch
+from edm3d.samplers.noise import ImageGenerators, mix_seed
+from edm3d.training.buffers import Buffers
+from edm3d.training.data_sampler import InfiniteSampler
+from edm3d.training.ema import ema_beta, halflives, update_ema
+from edm3d.training.loader import Round, Rounds
+from edm3d.training.phases import PhaseStep, Task
+from edm3d.training.preview import Preview, make, pixels, write_preview
+from edm3d.training.resume import RunRecord, changes, processor
+from edm3d.training.schedule import lr_factor
+from edm3d.training.ticks import Progress, report_loss, tick_fields, tick_line
+from edm3d.training.validation import Held, validate
+from edm3d.utils import checkpoint, distributed, sharding
+from edm3d.utils.config import Options
+from edm3d.utils.files import first_line
+from edm3d.utils.log import RunLog, progress, write_status
+from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.runs import has_exact_names, kimg_name, prune
+from edm3d.utils.stats import Collector, StatsFiles, start_wandb
+from edm3d.utils.stop import Reason, Stop, reason_of
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.batch import collate
-from samplers.noise import ImageGenerators, mix_seed
-from training.phases import Task
-from training.ticks import report
-from utils import distributed
-from utils.precision import autocast
-from utils.stats import Collector
+from edm3d.inference.batch import collate
+from edm3d.samplers.noise import ImageGenerators, mix_seed
+from edm3d.training.phases import Task
+from edm3d.training.ticks import report
+from edm3d.utils import distributed
+from edm3d.utils.precision import autocast
+from edm3d.utils.stats import Collector
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.files import atomic_path, first_line, write_error
+from edm3d.utils.files import atomic_path, first_line, write_error
 
 VERSION = 2
 KINDS = ("snapshot", "state")

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -20,11 +21,12 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from utils.files import first_line
+from edm3d.utils.files import first_line
 
 # homes of the classes that a file may name
-TRUSTED = ("networks.", "training.datasets.", "torch.nn.", "monai.networks.nets.", "monai.networks.blocks.",
-           "monai.networks.layers.")
+TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.networks.nets.",
+           "monai.networks.blocks.", "monai.networks.layers.")
+ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
 # arguments that the program itself gives a target, by the target's place in the config, which must not
@@ -319,7 +321,7 @@ def find_target(name: str, path: str) -> Callable:
     """The class or function behind a `_target_`; ValueError naming the config path when there is none."""
     if not isinstance(name, str):
         raise ValueError(f"{path}._target_={name!r}: wanted the name of a class or function")
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = full_name(name).rpartition(".")
     try:
         target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as e:
@@ -327,6 +329,23 @@ def find_target(name: str, path: str) -> Callable:
     if not callable(target):
         raise ValueError(f"{path}._target_={name}: not a class or function")
     return target
+
+
+def full_name(name: str) -> str:
+    """The name by which a `_target_` is imported: networks.unet.ADMUNet means ours, before anybody else's."""
+    module = f"edm3d.{name.rpartition('.')[0]}"
+    try:
+        is_ours = name.startswith(ROOMS) and importlib.util.find_spec(module) is not None
+    except ImportError:  # of a folder above it
+        is_ours = False
+    return f"edm3d.{name}" if is_ours else name
+
+
+def with_full_names(node: Any) -> Any:
+    """A plain config whose `_target_`s stand as they are imported."""
+    if isinstance(node, dict):
+        return {k: full_name(v) if k == "_target_" else with_full_names(v) for k, v in node.items()}
+    return [with_full_names(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def targets(config: object, path: str) -> Iterator[tuple[str, dict]]:
@@ -418,7 +437,7 @@ def build(node: dict, *arguments: object, path: str = "") -> Any:
     Errors of the target come out as they are; ValueErrors say the config path in front, if `path` says that of node.
     """
     try:
-        return hydra.utils.instantiate(node, *arguments, _convert_="all")
+        return hydra.utils.instantiate(with_full_names(node), *arguments, _convert_="all")
     except InstantiationException as e:
         cause = e.__cause__
         if not isinstance(cause, Exception):
@@ -444,7 +463,7 @@ def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
 
 def is_trusted(name: str, path: str) -> bool:
     """Whether a target is a class that is defined, not only imported, in a module on the allow-list."""
-    if not name.startswith(TRUSTED):
+    if not full_name(name).startswith(TRUSTED):
         return False
     target = find_target(name, path)
     return inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)

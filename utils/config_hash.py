@@ -9,15 +9,14 @@ import json
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
-from utils.config import Options, Training, find_target
-from utils.files import plain_hash
+from edm3d.utils.config import ROOMS, Options, Training, find_target
+from edm3d.utils.files import plain_hash
 
 # options that leave what is computed alone, the last digits aside
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
                "precision", "compile", "channels_last", "checkpointing", "parallel", "min_psnr",
                "timeout_s", "max_bad_steps", "wandb", "trust")
-ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets
 FIRST_KEYS = json.loads(Path(__file__).with_name("hashed_keys.json").read_text(encoding="utf-8"))
 
 

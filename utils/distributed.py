@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from utils.files import first_line
-from utils.log import error_text, is_lack_of_memory
+from edm3d.utils.files import first_line
+from edm3d.utils.log import error_text, is_lack_of_memory
 
 BEAT_S = 1  # how often a rank shows that its process is alive; it counts as lost after five beats that stay out
 NCCL_S = 1800  # the least time-out of NCCL itself: it connects at the first collective, on many machines for minutes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.files import first_line, overwrite_text, write_text
+from edm3d.utils.files import first_line, overwrite_text, write_text
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
 LESS_MEMORY = ("a smaller training.options.batch_gpu or training.options.checkpointing=true takes less memory, when "

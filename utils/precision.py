@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from utils.checks import check_choice
+from edm3d.utils.checks import check_choice
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from utils import distributed
-from utils.log import read_status, write_status
+from edm3d.utils import distributed
+from edm3d.utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
 STOP_FILE = "STOP"  # a file of this name in a run folder ends the run

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from utils import distributed
+from edm3d.utils import distributed
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import distributed
-from utils.files import first_line, write_text
-from utils.log import read_status
+from edm3d.utils import distributed
+from edm3d.utils.files import first_line, write_text
+from edm3d.utils.log import read_status
 
 
 class Collector:

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from utils import distributed
-from utils.runs import STOP_FILE
+from edm3d.utils import distributed
+from edm3d.utils.runs import STOP_FILE
 
 
 class Reason(NamedTuple):

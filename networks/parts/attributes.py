@@ -2,7 +2,7 @@
 
 from math import nan
 
-from networks.parts.base import PartKind
+from edm3d.networks.parts.base import PartKind
 
 
 class Attributes(PartKind):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from networks.parts.base import PartKind
+from edm3d.networks.parts.base import PartKind
 
 
 class ClassLabels(PartKind):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from networks.parts.base import PartKind
+from edm3d.networks.parts.base import PartKind
 
 
 class Images(PartKind):

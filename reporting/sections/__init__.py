@@ -1,16 +1,16 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
-from reporting.sections.decoded_pictures import DecodedPictures
-from reporting.sections.fidelity import Fidelity
-from reporting.sections.heart import HeartWall
-from reporting.sections.held_out import HeldOut
-from reporting.sections.intensities import Intensities
-from reporting.sections.latents import Latents
-from reporting.sections.sample_pictures import SamplePictures
-from reporting.sections.scalars import Scalars
-from reporting.sections.structures import Structures
-from reporting.sections.texture import Texture
-from reporting.sections.variety import Variety
+from edm3d.reporting.sections.decoded_pictures import DecodedPictures
+from edm3d.reporting.sections.fidelity import Fidelity
+from edm3d.reporting.sections.heart import HeartWall
+from edm3d.reporting.sections.held_out import HeldOut
+from edm3d.reporting.sections.intensities import Intensities
+from edm3d.reporting.sections.latents import Latents
+from edm3d.reporting.sections.sample_pictures import SamplePictures
+from edm3d.reporting.sections.scalars import Scalars
+from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.texture import Texture
+from edm3d.reporting.sections.variety import Variety
 
 # Numbers of one volume, which the section Scalars compares.
 NUMBERS = (

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.cases import DecodedCase, Layout
-from reporting.first_stage import RoundTrip
-from reporting.html import html_dark
-from reporting.montages import montage
-from reporting.section import DECODED, Section
-from reporting.sections.fidelity import psnr
+from edm3d.reporting.cases import DecodedCase, Layout
+from edm3d.reporting.first_stage import RoundTrip
+from edm3d.reporting.html import html_dark
+from edm3d.reporting.montages import montage
+from edm3d.reporting.section import DECODED, Section
+from edm3d.reporting.sections.fidelity import psnr
 
 PICTURES, WORST = 6, 3  # volumes shown
 CONTRAST = 0.25  # share of the intensities shown that is white in pictures of differences

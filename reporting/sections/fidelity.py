@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from metrics import image, overlap
-from reporting.cases import Case, DecodedCase, Layout
-from reporting.charts import spectrum_chart
-from reporting.distances import radial_log_power, spectrum_distance
-from reporting.first_stage import RoundTrip
-from reporting.html import html_grid, html_missing, html_table
-from reporting.reference import speckle_free
-from reporting.section import DECODED, Context, Section, missing
-from reporting.tables import number
+from edm3d.metrics import image, overlap
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.charts import spectrum_chart
+from edm3d.reporting.distances import radial_log_power, spectrum_distance
+from edm3d.reporting.first_stage import RoundTrip
+from edm3d.reporting.html import html_grid, html_missing, html_table
+from edm3d.reporting.reference import speckle_free
+from edm3d.reporting.section import DECODED, Context, Section, missing
+from edm3d.reporting.tables import number
 
 EQUAL = 200.0  # dB of volumes that come back as they were
 WORDS = {

@@ -1,8 +1,8 @@
 """The left ventricle's wall: wall_thickness, and whether it encloses the cavity, cavity_enclosed."""
 
-from metrics import clinical
-from reporting.cases import Case, Layout
-from reporting.sections.scalars import Numbers
+from edm3d.metrics import clinical
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.sections.scalars import Numbers
 
 HEART = ("cavity", "myocardium", "atrium")
 

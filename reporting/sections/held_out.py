@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.cases import DecodedCase
-from reporting.comparison import Comparison
-from reporting.html import html_dark, html_missing, html_table
-from reporting.montages import montage
-from reporting.section import DECODED, Section, missing
-from reporting.sections import fidelity
+from edm3d.reporting.cases import DecodedCase
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.html import html_dark, html_missing, html_table
+from edm3d.reporting.montages import montage
+from edm3d.reporting.section import DECODED, Section, missing
+from edm3d.reporting.sections import fidelity
 
 
 class HeldOutRow(NamedTuple):

@@ -1,7 +1,7 @@
 """Mean and spread of the intensities: intensity_mean, intensity_std, the channel in front if there are several."""
 
-from reporting.cases import Case, Layout
-from reporting.sections.scalars import Numbers
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.sections.scalars import Numbers
 
 
 class Intensities(Numbers):

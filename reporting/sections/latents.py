@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from reporting.cases import DecodedCase
-from reporting.first_stage import RoundTrip
-from reporting.html import html_table
-from reporting.section import DECODED, Section, missing
-from reporting.tables import number, percent
+from edm3d.reporting.cases import DecodedCase
+from edm3d.reporting.first_stage import RoundTrip
+from edm3d.reporting.html import html_table
+from edm3d.reporting.section import DECODED, Section, missing
+from edm3d.reporting.tables import number, percent
 
 POOLS = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 

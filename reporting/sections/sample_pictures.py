@@ -5,10 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from reporting.comparison import Comparison
-from reporting.html import html_dark
-from reporting.montages import montage
-from reporting.section import Section
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.html import html_dark
+from edm3d.reporting.montages import montage
+from edm3d.reporting.section import Section
 
 
 class SamplePictures(Section):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting import charts
-from reporting.cases import Case, Layout
-from reporting.comparison import Comparison
-from reporting.distances import ks, ks_floors, wilson_interval
-from reporting.html import html_figure, html_grid, html_missing, html_table
-from reporting.section import COMPARED, Section
-from reporting.tables import number, percent, plus_minus, titled
+from edm3d.reporting import charts
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.distances import ks, ks_floors, wilson_interval
+from edm3d.reporting.html import html_figure, html_grid, html_missing, html_table
+from edm3d.reporting.section import COMPARED, Section
+from edm3d.reporting.tables import number, percent, plus_minus, titled
 
 TELLING = 0.5  # a 99 % floor above this passes almost anything
 Values = dict[str, dict[str, np.ndarray]]  # by set and name, [N] float64 (NaN where undefined) or bool

@@ -1,8 +1,8 @@
 """Volumes of the labelled structures: CLASS_volume, and clinical names for the echo anatomy."""
 
-from metrics import clinical
-from reporting.cases import Case, Layout
-from reporting.sections.scalars import Numbers
+from edm3d.metrics import clinical
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.sections.scalars import Numbers
 
 # The echo anatomy has clinical names; any other class is called by its own.
 VOLUME_NAMES = {"cavity": "lv_volume", "atrium": "la_volume"}

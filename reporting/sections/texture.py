@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting import charts
-from reporting.cases import Case, Layout
-from reporting.comparison import Comparison
-from reporting.distances import radial_log_power, resampled_floor, spectrum_distance
-from reporting.html import html_grid, html_table
-from reporting.section import COMPARED, Section
-from reporting.tables import number
+from edm3d.reporting import charts
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.distances import radial_log_power, resampled_floor, spectrum_distance
+from edm3d.reporting.html import html_grid, html_table
+from edm3d.reporting.section import COMPARED, Section
+from edm3d.reporting.tables import number
 
 HISTOGRAM_BINS = 64
 Curves = dict[str, np.ndarray]  # by set, [N,C,K]

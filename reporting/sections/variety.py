@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from metrics import image
-from reporting import charts
-from reporting.comparison import Comparison
-from reporting.html import html_grid, html_missing, html_table
-from reporting.section import Section, missing
-from reporting.tables import number, plus_minus
+from edm3d.metrics import image
+from edm3d.reporting import charts
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.html import html_grid, html_missing, html_table
+from edm3d.reporting.section import Section, missing
+from edm3d.reporting.tables import number, plus_minus
 
 VOLUMES, PAIRS = 64, 128
 Pairs = dict[str, np.ndarray]  # MS-SSIM [P] by set

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.facts import Facts
-from formats.volumes import Intensity
-from inference.batch import Sample
-from utils.files import read_npz
+from edm3d.formats.facts import Facts
+from edm3d.formats.volumes import Intensity
+from edm3d.inference.batch import Sample
+from edm3d.utils.files import read_npz
 
 SIZE = 64
 

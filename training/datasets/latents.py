@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from formats.diff3 import open_latents
-from formats.latents import FirstStageRecord
-from inference.batch import Sample
-from inference.conditions import StoredConditions
+from edm3d.formats.diff3 import open_latents
+from edm3d.formats.latents import FirstStageRecord
+from edm3d.inference.batch import Sample
+from edm3d.inference.conditions import StoredConditions
 
 
 class LatentsDataset:

@@ -4,10 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from formats.facts import volume_facts
-from formats.volumes import VolumesFile
-from inference.batch import Sample
-from inference.conditions import StoredConditions
+from edm3d.formats.facts import volume_facts
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.batch import Sample
+from edm3d.inference.conditions import StoredConditions
 
 
 class VolumesDataset:

@@ -1,8 +1,8 @@
 """The tasks, one file each: training.task chooses one by its name here."""
 
-from training.tasks.autoencoder import AutoencoderTask
-from training.tasks.base import TaskType
-from training.tasks.diffusion import DiffusionTask
+from edm3d.training.tasks.autoencoder import AutoencoderTask
+from edm3d.training.tasks.base import TaskType
+from edm3d.training.tasks.diffusion import DiffusionTask
 
 TASKS: dict[str, TaskType] = {
     "autoencoder": AutoencoderTask(),

@@ -5,15 +5,15 @@ from math import inf
 
 import torch
 
-from inference.batch import Batch
-from inference.snapshot import Snapshot
-from networks.autoencoder import Reconstruction
-from samplers.noise import ImageGenerators
-from training.adversarial import Adversary
-from training.autoencoder_loss import AutoencoderLoss
-from training.patches import PatchAugment
-from training.phases import LossOutput, Phase, Task
-from training.tasks.base import (
+from edm3d.inference.batch import Batch
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.autoencoder import Reconstruction
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.adversarial import Adversary
+from edm3d.training.autoencoder_loss import AutoencoderLoss
+from edm3d.training.patches import PatchAugment
+from edm3d.training.phases import LossOutput, Phase, Task
+from edm3d.training.tasks.base import (
     Data,
     Decoding,
     Lever,
@@ -24,10 +24,10 @@ from training.tasks.base import (
     fill_network,
     halved,
 )
-from training.tasks.codes import CodeWatch, code_totals
-from training.tasks.previews import build_given_back
-from training.validation import Held
-from utils.config import build, fill
+from edm3d.training.tasks.codes import CodeWatch, code_totals
+from edm3d.training.tasks.previews import build_given_back
+from edm3d.training.validation import Held
+from edm3d.utils.config import build, fill
 
 SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
 

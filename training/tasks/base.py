@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from formats.facts import Facts
-from inference.snapshot import Snapshot
-from training.live_memory import imagine
-from training.phases import Task
-from training.preview import Show
-from training.validation import Held
-from utils.config import build, fill
+from edm3d.formats.facts import Facts
+from edm3d.inference.snapshot import Snapshot
+from edm3d.training.live_memory import imagine
+from edm3d.training.phases import Task
+from edm3d.training.preview import Show
+from edm3d.training.validation import Held
+from edm3d.utils.config import build, fill
 
 
 class Data(Protocol):

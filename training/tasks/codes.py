@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from samplers.noise import Noise
-from training.phases import StepStatistics
+from edm3d.samplers.noise import Noise
+from edm3d.training.phases import StepStatistics
 
 FEW, ALIKE = 0.05, 2  # share of the codes in use, and perplexity, below which a codebook counts as collapsed
 

@@ -7,23 +7,23 @@ from functools import partial
 
 import torch
 
-from formats.facts import Facts
-from inference.batch import Batch, collate
-from inference.snapshot import CarriedStage, Snapshot
-from networks.conditioning import Condition, Part, takes_of
-from networks.parts import PARTS
-from networks.precond import SLACK
-from samplers.denoiser import Wrapper
-from samplers.noise import ImageGenerators
-from training.batch_transforms import Identity
-from training.loss import USUAL
-from training.patches import PatchAugment
-from training.phases import ByLevel, LossOutput, Phase, Task
-from training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
-from training.tasks.previews import build_drawn
-from training.validation import Held
-from utils.checks import listed
-from utils.config import build, build_from_file, check_targets, fill
+from edm3d.formats.facts import Facts
+from edm3d.inference.batch import Batch, collate
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.conditioning import Condition, Part, takes_of
+from edm3d.networks.parts import PARTS
+from edm3d.networks.precond import SLACK
+from edm3d.samplers.denoiser import Wrapper
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.batch_transforms import Identity
+from edm3d.training.loss import USUAL
+from edm3d.training.patches import PatchAugment
+from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
+from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
+from edm3d.training.tasks.previews import build_drawn
+from edm3d.training.validation import Held
+from edm3d.utils.checks import listed
+from edm3d.utils.config import build, build_from_file, check_targets, fill
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
 

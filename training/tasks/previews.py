@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from formats.facts import Facts
-from inference.batch import Sample, collate
-from inference.first_stage import FirstStage
-from inference.generation import (
+from edm3d.formats.facts import Facts
+from edm3d.inference.batch import Sample, collate
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.generation import (
     Picture,
     around,
     captions,
@@ -22,12 +22,12 @@ from inference.generation import (
     sample_meta,
     spread,
 )
-from samplers.noise import ImageGenerators
-from training.phases import Task
-from training.preview import Block, DrawnSamples, Show, Shown
-from training.validation import Held
-from utils.config import sampling_options
-from utils.precision import resolve_precision
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.phases import Task
+from edm3d.training.preview import Block, DrawnSamples, Show, Shown
+from edm3d.training.validation import Held
+from edm3d.utils.config import sampling_options
+from edm3d.utils.precision import resolve_precision
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 
