@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.utils.log import progress
 
@@ -156,6 +158,96 @@ class SamplesFile:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of an array [N,...], None where there is none of that name."""
         return self._file.layout[name][1] if name in self.names else None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples in memory: arrays by name as ARRAYS has them, a row for each of the rising seeds, and what they share."""
+
+    seeds: list[int]
+    arrays: dict[str, np.ndarray]
+    meta: SampleMeta
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """Images [N,C,*S] float32 in `units`, None where latents were left as they are."""
+        return self.arrays.get("images")
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Label maps [N,*S] uint8 of `label_classes`, None where the network draws none."""
+        return self.arrays.get("labels")
+
+    @property
+    def latents(self) -> np.ndarray | None:
+        """Scaled latents [N,z,*s] float32 that the images were decoded from, None where voxels were drawn."""
+        return self.arrays.get("latents")
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The class of each, None of a network that is not told any."""
+        found = self.arrays.get("classes")
+        return None if found is None else [self.meta.facts.class_names[i] for i in found]
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel index -> mm [4,4]."""
+        return np.asarray(self.meta.facts.affine)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size per axis in mm."""
+        return self.meta.facts.spacing
+
+    @property
+    def units(self) -> str:
+        """Unit of the image values."""
+        return self.meta.facts.intensity.unit
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What the channels of the images show."""
+        return self.meta.facts.channels
+
+    @property
+    def label_classes(self) -> tuple[str, ...]:
+        """Names of the values of the label maps."""
+        return self.meta.facts.label_classes
+
+    def save(self, path: str | Path) -> None:
+        """Write a samples file, .h5 or .npz, as generate does."""
+        write_samples(path, self.seeds, self.arrays, self.affine, self.meta)
+
+    def save_nifti(self, folder: str | Path) -> list[Path]:
+        """Write seed000000_image.nii.gz and seed000000_label.nii.gz and so on into a folder; what was written.
+
+        ValueError for latents, which nothing decoded, and for signals (1D).
+        """
+        if self.images is None:
+            raise ValueError("these samples are latents that nothing decoded: there is no image to write")
+        if self.images.ndim == 3:
+            raise ValueError("NIfTI holds images and volumes, these are signals (1D)")
+        return [path for row, seed in enumerate(self.seeds)
+                for path in write_niftis(Path(folder), seed, self.images[row],
+                                         None if self.labels is None else self.labels[row], self.meta.facts)]
+
+
+def nifti_paths(folder: Path, seed: int) -> dict[str, Path]:
+    """The files of a seed: image and label map."""
+    return {kind: folder / f"seed{seed:06d}_{kind}.nii.gz" for kind in ("image", "label")}
+
+
+def write_niftis(folder: Path, seed: int, image: np.ndarray, label: np.ndarray | None, facts: Facts) -> list[Path]:
+    """Write the image [C,*S] of a seed and its label map [*S], where there is one; what was written."""
+    paths, affine, dims = nifti_paths(folder, seed), np.asarray(facts.affine), image.ndim - 1
+    write_nifti(paths["image"], image, affine, spatial_dims=dims, unit=facts.intensity.unit)
+    if label is None:
+        return [paths["image"]]
+    write_nifti(paths["label"], label, affine, spatial_dims=dims)
+    return [*paths.values()]
 
 
 class _H5Arrays(h5.LazyFile):

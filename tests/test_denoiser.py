@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edm3d.inference.generation import Blank
+from edm3d.inference.drawing import Blank
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Wrapper

@@ -18,13 +18,12 @@ import dataset_tool
 import generate
 import train
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import SampleMeta, SamplesFile
+from edm3d.formats.samples import SampleMeta, Samples, SamplesFile
 from edm3d.formats.training_state import TrainingState
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.networks.autoencoder import Reconstruction
 from edm3d.training.preview import (
-    DrawnSamples,
     MadePreview,
     Preview,
     Shown,
@@ -322,7 +321,7 @@ def test_files_hold_what_was_drawn_and_nothing_half_written(tmp_path):
     (tmp_path / "previews/.tmp-1-preview-000001.png").touch()
     meta = SampleMeta(Facts("", ""), "", "", {})
     arrays = {"images": np.ones((2, 1, 4), np.float32), "latents": np.zeros((2, 1, 2), np.float32)}
-    write_preview(tmp_path, "000002", MadePreview(b"png", DrawnSamples([0, 1], arrays, meta)))
+    write_preview(tmp_path, "000002", MadePreview(b"png", Samples([0, 1], arrays, meta)))
     assert sorted(p.name for p in (tmp_path / "previews").iterdir()) == ["preview-000002.npz", "preview-000002.png"]
     file = SamplesFile(tmp_path / "previews/preview-000002.npz")
     assert set(file.names) == {"latents"} and file.seeds.tolist() == [0, 1]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edm3d.formats.samples import SampleMeta, write_samples
+from edm3d.formats.samples import Samples
 from edm3d.inference.generation import Picture
 from edm3d.utils import distributed
 from edm3d.utils.files import atomic_path, first_line, remove_temporary
@@ -17,20 +17,12 @@ from edm3d.utils.log import is_lack_of_memory
 Block = tuple[str, list[Picture]]
 
 
-class DrawnSamples(NamedTuple):
-    """What a network drew: arrays by name with a row per seed, and what their file says of them."""
-
-    seeds: list[int]
-    arrays: dict[str, np.ndarray]
-    meta: SampleMeta
-
-
 class Shown(NamedTuple):
     """Blocks of pictures, the further arguments of reporting.montages.montage, and the samples where there are any."""
 
     blocks: list[Block]
     look: dict[str, Any]
-    samples: DrawnSamples | None = None
+    samples: Samples | None = None
 
 
 Show = Callable[[torch.nn.Module], Shown]
@@ -47,7 +39,7 @@ class MadePreview(NamedTuple):
     """A preview ready to be kept."""
 
     png: bytes
-    samples: DrawnSamples | None
+    samples: Samples | None
 
 
 # ---- building ----
@@ -119,7 +111,7 @@ def write_preview(run_dir: Path, name: str, made: MadePreview) -> None:
         temporary.write_bytes(made.png)
     if made.samples is None:
         return
-    seeds, arrays, meta = made.samples
-    kept = {key: array for key, array in arrays.items() if key != "images" or "latents" not in arrays}
-    write_samples(folder / f"preview-{name}.npz", seeds, kept, np.asarray(meta.facts.affine),
-                  meta._replace(snapshot=str(run_dir / f"network-snapshot-{name}.pt")))
+    samples = made.samples
+    kept = {key: array for key, array in samples.arrays.items() if key != "images" or "latents" not in samples.arrays}
+    meta = samples.meta._replace(snapshot=str(run_dir / f"network-snapshot-{name}.pt"))
+    Samples(samples.seeds, kept, meta).save(folder / f"preview-{name}.npz")

@@ -56,8 +56,10 @@ def check_options(options: Options, device: torch.device) -> None:
         raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
 
-def train(experiment: str, config: dict) -> None:
-    """Run or resume an experiment from its plain config. Every rank calls this; rank 0 owns the folder.
+def train(experiment: str, config: dict) -> Path | None:
+    """Run or resume an experiment from its plain config; its run folder, None for a dry run.
+
+    Every rank calls this; rank 0 owns the folder.
 
     SystemExit with a code of its own when the run was asked to stop before its end.
     """
@@ -71,7 +73,7 @@ def train(experiment: str, config: dict) -> None:
         check_options(options, torch.device("cpu"))
         check_without_data(training)
         print(yaml)
-        return
+        return None
     device = distributed.init(options.device, options.timeout_s)
     try:
         distributed.set_threads(options.num_threads)
@@ -83,11 +85,12 @@ def train(experiment: str, config: dict) -> None:
         torch.manual_seed(options.seed)
         held = held_out(training)
         task = TASKS[training["task"]].assemble(training, dataset, held)
-        reason = train_task(experiment, config, task, dataset, held, options, device)
+        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
         sys.exit(reason.exit_code)
+    return run_dir
 
 
 def common_part(training: dict) -> dict:
@@ -97,8 +100,8 @@ def common_part(training: dict) -> dict:
 
 
 def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
-               device: torch.device) -> Reason | None:
-    """Find out what to go on from, take a run folder, and train in it; the reason when asked to stop."""
+               device: torch.device) -> tuple[Path, Reason | None]:
+    """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
@@ -122,7 +125,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
             log("Restarted by torchrun after it was asked to stop: ending again")
             distributed.from_rank_0(lambda: write_status(run_dir, "requeue", read_status(run_dir)["why"],
                                                          launch=launch(), attempt=attempt()))  # for the next restart
-            return Reason("an earlier signal", "requeue", TRY_AGAIN)
+            return run_dir, Reason("an earlier signal", "requeue", TRY_AGAIN)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held,
                           preview=preview)
         if state:
@@ -134,7 +137,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
-        return run_to_end(trainer, stop, to_yaml(config))
+        return run_dir, run_to_end(trainer, stop, to_yaml(config))
 
 
 def known_facts(task: Task, dataset: object) -> Facts:

@@ -138,17 +138,22 @@ def init(device_type: str = "auto", timeout_s: float = 600) -> torch.device:
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s}: wanted more than 0 seconds")
+    device = choose_device(device_type)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and not dist.is_initialized():
+        join(device, timeout_s)
+    return device
+
+
+def choose_device(device_type: str = "auto") -> torch.device:
+    """This rank's device of a type (auto, cpu, cuda); ValueError where there is none."""
     if device_type not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device_type!r}: wanted auto, cpu or cuda")
     if device_type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no CUDA device here; use device=cpu or auto")
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(device)
-    if "RANK" in os.environ and not dist.is_initialized():
-        join(device, timeout_s)
-    return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
 
 
 def join(device: torch.device, timeout_s: float) -> None:

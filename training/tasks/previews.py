@@ -8,23 +8,14 @@ import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.samples import Samples
 from edm3d.inference.batch import Sample, collate
+from edm3d.inference.drawing import around, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.generation import (
-    Picture,
-    around,
-    captions,
-    check_options,
-    complete,
-    draw,
-    make_drawer,
-    real_pictures,
-    sample_meta,
-    spread,
-)
+from edm3d.inference.generation import Picture, captions, check_options, real_pictures, spread
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
-from edm3d.training.preview import Block, DrawnSamples, Show, Shown
+from edm3d.training.preview import Block, Show, Shown
 from edm3d.training.validation import Held
 from edm3d.utils.config import sampling_options
 from edm3d.utils.precision import resolve_precision
@@ -94,7 +85,7 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
     drawer = make_drawer(task.net, snapshot, options, device)
-    meta, seeds, size = sample_meta(own, snapshot, options, {}), list(range(count)), options.batch_size
+    meta, seeds = sample_meta(own, snapshot, options, {}), list(range(count))
     in_latents = drawer.latent and drawer.first_stage is None
     if in_latents:
         look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, real_latents(task, held, count, device)
@@ -104,10 +95,9 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
 
     def show(net: torch.nn.Module) -> Shown:
         alone = drawer._replace(denoiser=partial(around, net, None))
-        parts = [draw(alone, seeds[i:i + size]) for i in range(0, count, size)]
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        arrays = draw_all(alone, seeds, options.batch_size)
         told = {**look, "captions": captions(meta.facts, seeds, arrays.get("classes"))}
-        samples = DrawnSamples(seeds, arrays, meta)
+        samples = Samples(seeds, arrays, meta)
         if in_latents:
             return Shown(latent_blocks(arrays["latents"], real),
                          {**told, "window": shades(arrays["latents"], real)}, samples)

@@ -1,0 +1,180 @@
+"""Drawing: what is checked and built once, a batch of seeds -> noise -> sampler -> (decode), and what is recorded."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edm3d.formats.samples import SampleMeta, SampleStage
+from edm3d.formats.volumes import Intensity
+from edm3d.inference.conditions import drawn_conditions, stored_values
+from edm3d.inference.first_stage import FirstStage, tiled, tiles_of
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
+from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.utils.config import Sampling, build
+from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.runs import find_file
+
+
+class Drawer(NamedTuple):
+    """What turns seeds into volumes.
+
+    denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
+    latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
+    against. trajectory: keep what every step took the image to be.
+    """
+
+    denoiser: Callable[[Sequence[int]], Denoiser]
+    conditions: Callable[[Sequence[int]], Condition]
+    latent: bool
+    first_stage: FirstStage | None
+    sampler: Callable
+    shape: tuple[int, ...]
+    intensity: Intensity
+    device: torch.device
+    precision: str
+    whole: FirstStage | None = None
+    trajectory: bool = False
+
+
+def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, run_root: Path, device: torch.device
+                 ) -> tuple[Callable[[Denoiser], Denoiser] | None, dict]:
+    """What puts the guidance that is asked for around the network, and a record of it; None and {} for none."""
+    strength, interval, name = options.guidance.strength, options.guidance.interval, options.guidance.network
+    if strength == 1:
+        for key in ("network", "interval"):
+            if (got := getattr(options.guidance, key)) is not None:
+                raise ValueError(f"sampling.guidance.{key}={got}: does nothing at sampling.guidance.strength=1; wanted "
+                                 "another strength, more than 1 to draw better than the guide")
+        return None, {}
+    if Wrapper(net).self_condition:
+        raise ValueError(f"sampling.guidance.strength={strength}: the network is shown its own last estimate "
+                         "(self_condition), which guidance would mix with the guide's; wanted strength 1")
+    settings, guide = {"strength": strength, "interval": interval}, None
+    if name is not None:
+        path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
+        other = Snapshot.read(path, snapshot.task)
+        if drawn_space(other) != drawn_space(snapshot):
+            raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
+                             f"{drawn_space(snapshot)}; choose a snapshot of the same data")
+        settings["guide"], guide = other.hash, other.build(options.trust).to(device)
+        if other.hash == snapshot.hash:
+            raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
+                             "wanted an earlier or worse snapshot")
+    guided = partial(Guided, strength=strength, interval=interval, guide=guide)
+    guided(net)  # refuses what it cannot guide before anything is drawn
+    return guided, settings
+
+
+def drawn_space(snapshot: Snapshot) -> str:
+    """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
+    return f"{list(snapshot.shape)} {snapshot.space}"
+
+
+def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
+    """A snapshot with the first stage that the user names, where it does not carry one; ValueError for another one."""
+    stage, name = snapshot.first_stage, options.autoencoder
+    if stage is None or name is None:
+        return snapshot
+    path = find_file(name, "network-snapshot", Path(run_root), "sampling.autoencoder")
+    named = Snapshot.read(path, "autoencoder")
+    if stage.network is None:
+        return snapshot.with_autoencoder(named)
+    if named.network_hash != stage.hash:
+        raise ValueError(f"sampling.autoencoder={name}: {path} has hash {named.network_hash[:12]}, the network was "
+                         f"trained on latents of {stage.hash[:12]}; leave sampling.autoencoder away to use the one it "
+                         "carries")
+    return snapshot
+
+
+def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, device: torch.device,
+                guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
+    """Put the first stage on the device and the sampler beside the network; guided: see add_guidance."""
+    stage, first_stage, whole = snapshot.first_stage, None, None
+    precision = resolve_precision(options.precision, device)
+    if stage is not None and options.decode:
+        first_stage = snapshot.open_first_stage(options.trust, precision).to(device)
+        try:
+            first_stage, whole = tiled(first_stage, tiles_of(vars(options)), options.tile_compare)
+        except ValueError as e:
+            raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
+    sampler = build({**options.sampler, "_partial_": True})
+    denoiser = partial(around, net, guided)
+    try_sampler(sampler, denoiser(()))
+    conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.shape[1:])
+    return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory)
+
+
+def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
+    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, and guided."""
+    denoiser = ShownItsEstimate(net) if Wrapper(net).self_condition else net
+    return denoiser if guided is None else guided(denoiser)
+
+
+class Blank(Wrapper):
+    """A denoiser that says 0 at the noise levels of a network: what a sampler makes of its arguments, at no cost."""
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
+                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def try_sampler(sampler: Callable, net: Callable) -> None:
+    """ValueError for arguments that the sampler refuses for this network, before anything is drawn."""
+    try:
+        sampler(Blank(net), torch.zeros(1, 1, 1))
+    except ValueError as e:
+        raise ValueError(f"sampling.sampler: {e}") from e
+
+
+def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:
+    """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
+
+    whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it.
+    """
+    stage, tiles = whole.first_stage, tiles_of(vars(options))
+    settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
+                "classes": options.classes, **({"guidance": guidance} if guidance else {}),
+                **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
+                **({"first_stage": stage.hash} if whole is not snapshot else {})}
+    return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
+                      stage and SampleStage(stage.hash, stage.scaling))
+
+
+def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
+    """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
+    generators = ImageGenerators(seeds, purpose="sample")
+    noise = generators.randn(drawer.shape).to(drawer.device)
+    condition, arrays, steps = drawer.conditions(seeds), {}, []
+    with autocast(drawer.precision, drawer.device):
+        x = drawer.sampler(drawer.denoiser(seeds), noise, condition=condition.to(drawer.device),
+                           randn_like=generators.randn_like,
+                           **({"callback": keep(steps)} if drawer.trajectory else {})).float()
+    if drawer.trajectory:
+        arrays["trajectory"] = torch.stack(steps, dim=1)
+    if drawer.latent:
+        arrays["latents"] = x
+    if drawer.first_stage is not None:
+        arrays["images"], label = drawer.first_stage.decode(x)
+        if label is not None:
+            arrays["labels"] = label
+    elif not drawer.latent:
+        arrays["images"] = drawer.intensity.from_network(x)
+    return stored_values(condition) | {name: array.cpu().numpy() for name, array in arrays.items()}
+
+
+def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
+    """Volumes of all seeds in memory, drawn so many at a time."""
+    parts = [draw(drawer, list(seeds[i:i + batch_size])) for i in range(0, len(seeds), batch_size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def keep(steps: list[torch.Tensor]) -> Callable[[int, torch.Tensor, torch.Tensor], None]:
+    """A sampler's callback that appends the denoised image of every step, float32 on the CPU."""
+    return lambda step, x, denoised: steps.append(denoised.to("cpu", torch.float32))
