@@ -495,5 +495,38 @@ def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) ->
     save_png(figure, dest / f"{volume.name}.png")
 
 
+# ---- publish ----
+
+
+@main.command()
+@click.argument("snapshot")
+@click.option("--dest", required=True, type=PATH, help="Folder to write.")
+@click.option("--licence", required=True, help="Of the weights, as model hubs name it: apache-2.0, other.")
+@click.option("--title", default="", help="Of the card.  [default: the folder's name]")
+@click.option("--data", default="", help="What the volumes are, whom they show, how they were acquired.")
+@click.option("--data-licence", default="", help="Terms of the data.")
+@click.option("--intended-use", help="A sentence or two.  [default: research, no diagnosis]")
+@click.option("--report", type=PATH, help="A report.json of its samples: metrics of the card.")
+@click.option("--volumes", type=PATH, help="The volumes file, if it is not where the snapshot says.")
+@click.option("--autoencoder", help="First stage of a snapshot that does not carry it.")
+@click.option("--overwrite", is_flag=True, help="Publish anew over what was published there.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
+    """Make a folder of SNAPSHOT (a name, run folder or file) that a model hub takes: safetensors, JSON and a card.
+
+    edm3d.load(DEST) and sampling.network=DEST draw the same volumes from it, bit for bit.
+    """
+    from dataclasses import fields
+
+    from edm3d.inference.card import Said
+    from edm3d.inference.publish import PublishOptions
+    from edm3d.inference.publish import publish as run
+
+    said = {f.name: value for f in fields(Said) if (value := options.pop(f.name)) is not None}
+    run(snapshot, dest, PublishOptions(Said(**said), **options), str(run_root))
+    click.echo(f"{dest}: {', '.join(sorted(path.name for path in dest.iterdir()))}")
+
+
 if __name__ == "__main__":
     main()

@@ -1,6 +1,37 @@
-"""Diffusion models that draw 3D medical volumes with their label maps; see docs/python.md."""
+"""Diffusion models that draw 3D medical volumes with their label maps; docs/python.md shows their use from Python.
 
+Functions import what they need when they are called, so that the commands start at once.
+"""
+
+from __future__ import annotations
+
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if not Path(__file__).with_name("networks").is_dir():  # a checkout has the folders beside this one, a wheel in it
     __path__ = [*__path__, str(Path(__file__).resolve().parents[1])]
+
+if TYPE_CHECKING:
+    from edm3d.inference.model import Model
+
+
+def load(name: str | Path, **options: Any) -> Model:
+    """A trained network: the newest of an experiment's name or a run folder, a snapshot file, or a published folder.
+
+    options: run_root, device, precision and trust of inference.model.Model. ValueError when there is none.
+    """
+    from edm3d.inference.model import Model
+    return Model.load(name, **options)
+
+
+class _Package(ModuleType):
+    """The package, in which `train` stays the function where the script edm3d/train.py is imported as well."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "train" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

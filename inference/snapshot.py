@@ -9,6 +9,7 @@ import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord
+from edm3d.formats.published import read_published
 from edm3d.inference.first_stage import FirstStage
 from edm3d.utils import checkpoint
 from edm3d.utils.config import build_from_file
@@ -84,8 +85,8 @@ class Snapshot:
 
     @classmethod
     def read(cls, path: Path, task: str | None = None) -> "Snapshot":
-        """From a file; ValueError when it is damaged, lacks something or is of another task."""
-        found, checksum = checkpoint.load(path, "snapshot")
+        """From a file or a published folder; ValueError when it is damaged, lacks something or is of another task."""
+        found, checksum = read_published(Path(path)) if Path(path).is_dir() else checkpoint.load(path, "snapshot")
         try:
             stage = found.get("first_stage")
             snapshot = cls(found["task"], found["network"], Facts.from_plain(found["data"], path),

@@ -17,6 +17,7 @@ from edm3d.utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
 STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
+PUBLISHED = ("config.json", "model.safetensors")  # files by which the folder of a published network is known
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -141,11 +142,16 @@ def list_files(folder: Path, kind: str) -> list[Path]:
 
 
 def find_file(name: str, kind: str, root: Path, key: str) -> Path:
-    """The newest snapshot or state meant by an experiment's name, a run folder or a file; `key` is what to change."""
+    """The newest snapshot or state meant by an experiment's name, a run folder or a file; `key` is what to change.
+
+    A published network is meant by its folder, which is given back.
+    """
     path = Path(name)
     if path.is_file():
         if kind == "network-snapshot":  # who reads a state says more: which one is before it
             check_is_archive(path, kind, key)
+        return path
+    if kind == "network-snapshot" and is_published(path):
         return path
     for folder in [path] if path.is_dir() else runs_of(root, name):
         if files := list_files(folder, kind):
@@ -153,6 +159,11 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
     if path.is_dir():
         raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
     raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/")
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published network (formats/published.py)."""
+    return all((folder / name).is_file() for name in PUBLISHED)
 
 
 def check_is_archive(path: Path, kind: str, key: str) -> None:

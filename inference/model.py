@@ -1,0 +1,128 @@
+"""A trained network from Python: it draws, denoises, encodes and decodes; docs/python.md shows how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edm3d.formats.facts import Facts
+from edm3d.formats.samples import Samples, requested_seeds
+from edm3d.inference.drawing import add_guidance, complete, draw_all, make_drawer, sample_meta
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.generation import check_options
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.autoencoder import Autoencoder
+from edm3d.networks.conditioning import Condition
+from edm3d.utils import distributed
+from edm3d.utils.config import Guidance, Sampling, no_such, read_yaml
+from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.runs import find_file
+
+SAMPLERS = Path(__file__).resolve().parents[1] / "configs/sampler"
+
+
+class Model:
+    """A snapshot at work on a device.
+
+    facts: what is known of its volumes (channels, label classes, intensities, spacing); shape [C,*S]: of what the
+    network sees, latents or voxels; net: D(x; sigma) itself, an autoencoder where the snapshot is a first stage.
+    """
+
+    def __init__(self, snapshot: Snapshot, *, run_root: str = "results", device: str = "auto", precision: str = "fp32",
+                 trust: bool = False):
+        self.snapshot, self.run_root, self.trust = snapshot, run_root, trust
+        self.device = distributed.choose_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.net = snapshot.build(trust).to(self.device)
+
+    @classmethod
+    def load(cls, name: str | Path, *, run_root: str = "results", **options: Any) -> "Model":
+        """The newest snapshot of an experiment's name or a run folder, a snapshot file, or a published folder.
+
+        Options are those of the class. ValueError when there is none, or it is damaged.
+        """
+        path = find_file(str(name), "network-snapshot", Path(run_root), "name")
+        return cls(Snapshot.read(path), run_root=run_root, **options)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the volumes that it was trained on."""
+        return self.snapshot.facts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C,*S] of what the network sees."""
+        return self.snapshot.shape
+
+    @cached_property
+    def first_stage(self) -> FirstStage:
+        """The first stage that it carries, or that it is; ValueError for a network of voxels."""
+        if isinstance(self.net, Autoencoder):
+            return FirstStage(self.net, self.facts, precision=self.precision)
+        if self.snapshot.first_stage is None:
+            raise ValueError(f"{self.snapshot.path}: works on voxels, there is no first stage")
+        return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
+
+    def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
+               guidance: float | Mapping[str, Any] = 1, batch_size: int = 16, decode: bool = True,
+               autoencoder: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
+               **sampler_options: Any) -> Samples:
+        """Draw seeds, as generate does; the same numbers, given the same batch size, precision and CPU threads.
+
+        seeds: numbers, or text as in "0-7,12"; samples come in rising order. sampler: a file of configs/sampler/ (None:
+        the sampler of the experiment that trained the network), sampler_options its parameters, such as num_steps.
+        guidance: its strength, or a mapping of strength, interval and network. classes, autoencoder, tile, trajectory
+        and decode are those of `sampling`. All samples are held in memory.
+        """
+        self.check_draws()
+        options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
+                               autoencoder=autoencoder, tile=None if tile is None else list(tile),
+                               classes=None if classes is None else list(classes),
+                               guidance=Guidance(**({"strength": guidance} if np.isscalar(guidance) else guidance)))
+        numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, seeds)))
+        guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
+        whole = complete(self.snapshot, options, self.run_root)
+        drawer = make_drawer(self.net, whole, options, self.device, guided)
+        return Samples(numbers, draw_all(drawer, numbers, batch_size),
+                       sample_meta(self.snapshot, whole, options, record))
+
+    def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
+        """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.
+
+        In the network's units: voxels in [-1,1], or latents as `first_stage.encode` gives them. Gradients go to x.
+        """
+        self.check_draws()
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x is {list(x.shape)}, wanted [N, {', '.join(map(str, self.shape))}]")
+        x = x.to(self.device, torch.float32)
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
+        condition = condition.to(self.device) if condition else None
+        with autocast(self.precision, self.device):
+            return self.net(x, levels, condition=condition).float()
+
+    def options(self, sampler: str | None, sampler_options: Mapping[str, Any], **options: Any) -> Sampling:
+        """Sampling options of a call, checked as those of a command."""
+        own = self.snapshot.config.get("sampling", {}).get("sampler") or {}
+        node = sampler_group(sampler) if sampler else own or sampler_group("edm_ode")
+        made = replace(Sampling(outdir="", trust=self.trust, precision=self.precision, **options),
+                       sampler={**node, **sampler_options})
+        check_options(made)
+        return made
+
+    def check_draws(self) -> None:
+        """ValueError for a network that knows no noise levels, such as a first stage."""
+        if not hasattr(self.net, "sigma_min"):
+            raise ValueError(f"{self.snapshot.path}: a snapshot of task {self.snapshot.task} draws nothing; wanted one "
+                             "of a diffusion experiment")
+
+
+def sampler_group(name: str) -> dict[str, Any]:
+    """A file of configs/sampler/; ValueError when there is none of that name."""
+    known = sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"sampler={name!r}: {no_such('sampler', name, known)}")
+    return read_yaml(SAMPLERS / f"{name}.yaml")

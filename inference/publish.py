@@ -1,0 +1,120 @@
+"""Publishing: a snapshot as a folder that a model hub takes, with what its volumes must be like and a card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edm3d.formats.facts import Facts
+from edm3d.formats.published import write_published
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.card import Said, card, field_of_view
+from edm3d.inference.drawing import complete
+from edm3d.inference.snapshot import Snapshot
+from edm3d.utils.config import Sampling
+from edm3d.utils.files import write_text
+from edm3d.utils.runs import find_file, is_published
+
+CARD, PREPROCESSING = "README.md", "preprocessing.json"
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """said: what only the user knows, for the card. report: a report.json of evaluate.
+
+    volumes: the volumes file, where it is no longer at the place that the snapshot names. autoencoder: the first stage
+    of a snapshot that does not carry it.
+    """
+
+    said: Said
+    report: Path | None = None
+    volumes: Path | None = None
+    autoencoder: str | None = None
+    overwrite: bool = False
+    trust: bool = False
+
+
+def publish(name: str, dest: Path, options: PublishOptions, run_root: str = "results") -> Snapshot:
+    """Write DEST: weights as safetensors, config.json, preprocessing.json, README.md; what was published.
+
+    name: of an experiment, a run folder or a snapshot. Folders of this machine are cut off all paths. ValueError where
+    DEST holds files already, or the report is of another network.
+    """
+    check_dest(dest, options.overwrite)
+    path = find_file(name, "network-snapshot", Path(run_root), "SNAPSHOT")
+    read = Snapshot.read(path)
+    snapshot = complete(read, Sampling(outdir="", autoencoder=options.autoencoder), run_root)
+    if snapshot.first_stage:
+        snapshot.first_stage.build(str(path), options.trust)  # ValueError where it is not there
+    net = snapshot.build(options.trust)
+    report = read_report(options.report, read) if options.report else None
+    preparation = found_preparation(snapshot.facts, options.volumes)
+    bare = without_paths(snapshot)
+    write_published(dest, bare.plain(), snapshot.hash)
+    write_text(dest / PREPROCESSING, json.dumps(contract(bare.facts, preparation), indent=2) + "\n")
+    write_text(dest / CARD, card(dest.absolute().name, bare, net, preparation, report, options.said))
+    return bare
+
+
+def check_dest(dest: Path, overwrite: bool) -> None:
+    """ValueError for a folder that holds something, unless it is what was published there and may be overwritten."""
+    if dest.is_file():
+        raise ValueError(f"--dest {dest}: is a file; wanted a folder")
+    if dest.exists() and any(dest.iterdir()) and not (overwrite and is_published(dest)):
+        raise ValueError(f"--dest {dest}: holds files already; choose another folder, or --overwrite what was "
+                         "published there")
+
+
+def without_paths(snapshot: Snapshot) -> Snapshot:
+    """The same without the folders of the machine it was trained on."""
+    latents = snapshot.facts.latents
+    facts = replace(snapshot.facts, source=Path(snapshot.facts.source).name,
+                    latents=latents and latents._replace(path=Path(latents.path).name))
+    return replace(snapshot, facts=facts, config=names_of(snapshot.config))
+
+
+def names_of(value: Any) -> Any:
+    """A plain value in which absolute paths are cut to the names of their files."""
+    if isinstance(value, Mapping):
+        return {name: names_of(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [names_of(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def found_preparation(facts: Facts, volumes: Path | None) -> dict[str, Any] | None:
+    """How the volumes were made, as their file says, None where that is not there; ValueError for another file."""
+    path = volumes or Path(facts.source)
+    if volumes is None and (path.suffix != ".h5" or not path.is_file()):
+        return None
+    file = VolumesFile(path)
+    if file.content_hash != facts.content_hash:
+        if volumes is None:
+            return None
+        raise ValueError(f"--volumes {path}: not the volumes that the network was trained on (content hash "
+                         f"{file.content_hash[:12]}, trained on {facts.content_hash[:12]})")
+    return names_of(file.provenance)
+
+
+def contract(facts: Facts, preparation: dict[str, Any] | None) -> dict[str, Any]:
+    """What volumes must be like, and what those that are drawn are like."""
+    return {"channels": list(facts.channels), "label_classes": list(facts.label_classes),
+            "class_names": list(facts.class_names),
+            "intensity": {**asdict(facts.intensity), "network_range": [-1, 1]},
+            "spatial_shape": list(facts.spatial_shape), "spacing_mm": facts.spacing.tolist(),
+            "field_of_view_mm": field_of_view(facts), "affine": [list(row) for row in facts.affine],
+            "preparation": preparation}
+
+
+def read_report(path: Path, snapshot: Snapshot) -> dict[str, Any]:
+    """A report.json of this network's samples; ValueError for anything else."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        reported = report["generated"]["snapshot_hash"]
+    except (OSError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"--report {path}: not a report.json of generated volumes ({e!r:.200})") from e
+    if reported != snapshot.hash:
+        raise ValueError(f"--report {path}: of samples of another network ({reported[:12]}, this one is "
+                         f"{snapshot.hash[:12]})")
+    return report

@@ -1,0 +1,264 @@
+"""From Python: a model draws, denoises, encodes and decodes as the commands do, also out of a published folder."""
+
+import json
+import os
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import dataset_tool
+import edm3d
+import generate
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.samples import Samples, SamplesFile
+from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.utils.config import build
+from tests.commands import refused, succeed
+
+AFFINE = ((2.0, 0.0, 0.0, -7.0), (0.0, 0.0, -3.0, 5.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # axes change
+CLASSES = ("background", "cavity", "wall")
+STAGE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num_classes": 3, "latent_channels": 2,
+         "channels": [4, 8], "strides": [2]}
+MODEL = {"_target_": "networks.unet.ADMUNet", "in_channels": 2, "out_channels": 2, "label_dim": 2, "model_channels": 8,
+         "channel_mult": [1], "num_blocks": 1, "attention_levels": []}
+NODE = {"_target_": "networks.precond.EDMPrecond", "label_dropout": 0.1, "model": MODEL}
+SCALING = LatentScaling([0.5, -1.0], [2.0, 0.5])
+MULTISTEP = {"_target_": "samplers.multistep_sampler", "num_steps": 3, "order": 2, "grid": "focused"}
+DRAW = ["-cn=echo_edm", "sampling.network=net.pt", "sampling.seeds=2,5-8", "sampling.num_threads=1",
+        "sampling.device=cpu", "sampling.batch_size=2", "sampling.montage=0"]
+
+
+def scattered(node: dict, seed: int) -> dict[str, torch.Tensor]:
+    """Weights of a network of such a config, so that no layer gives zeros."""
+    generator, weights = torch.Generator().manual_seed(seed), build(node).state_dict()
+    return {name: 0.3 * torch.randn(w.shape, generator=generator) if w.is_floating_point() else w
+            for name, w in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A folder with the snapshots of a first stage and of a diffusion network of its latents, untrained."""
+    folder = tmp_path_factory.mktemp("model")
+    with chdir(folder):
+        succeed(dataset_tool.main, "phantom", "--dest", "vols.h5", "--num", "10", "--size", "8")
+        source = VolumesFile("vols.h5")
+        facts = Facts(str(folder / "vols.h5"), source.content_hash, ("echo",), CLASSES, ("ED", "ES"),
+                      Intensity(-10.0, 30.0, True, "dB"), (8, 8, 8), AFFINE)
+        stage = Snapshot("autoencoder", STAGE, facts, (1, 8, 8, 8), weights=scattered(STAGE, 0))
+        stage.save(Path("stage.pt"))
+        config = {"training": {"dataset": {"path": str(folder / "latents.h5")}, "options": {"batch_size": 4}},
+                  "sampling": {"sampler": MULTISTEP, "outdir": "results/mine"}}
+        carried = CarriedStage.from_record(stage.record, SCALING)
+        drawing = Snapshot("diffusion", NODE, facts, (2, 4, 4, 4), carried, scattered(NODE, 1), config, 12_034)
+        drawing.save(Path("net.pt"))
+    return folder
+
+
+def noise() -> torch.Tensor:
+    """Two latents."""
+    return torch.randn(2, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def same_as_file(samples: Samples, path: str) -> None:
+    """Hold samples in memory against those of a file, to the last bit."""
+    file = SamplesFile(path)
+    assert set(file.names) == {*samples.arrays} and file.seeds.tolist() == samples.seeds
+    for name in file.names:
+        assert np.array_equal(file.array(name), samples.arrays[name]), name
+    assert (file.meta.sampling, file.meta.snapshot_hash) == (samples.meta.sampling, samples.meta.snapshot_hash)
+    assert np.array_equal(file.affine, samples.affine)
+
+
+@pytest.mark.parametrize(("words", "asked"), [
+    (["sampler=multistep", "sampling.sampler.num_steps=3", "sampling.sampler.order=2"],
+     {"sampler": "multistep", "num_steps": 3, "order": 2}),
+    (["sampler=edm_sde", "sampling.sampler.num_steps=4", "sampling.classes=[ES]"],
+     {"sampler": "edm_sde", "num_steps": 4, "classes": ["ES"]}),
+    (["sampler=edm_ode", "sampling.sampler.num_steps=2", "sampling.guidance.strength=2",
+      "sampling.guidance.interval=[0.1,40]", "sampling.trajectory=true"],
+     {"sampler": "edm_ode", "num_steps": 2, "guidance": {"strength": 2, "interval": [0.1, 40]}, "trajectory": True}),
+    (["sampler=multistep", "sampling.sampler.num_steps=2", "sampling.decode=false"],
+     {"sampler": "multistep", "num_steps": 2, "decode": False}),
+])
+def test_the_same_numbers_as_the_command(at, words, asked, tmp_path):
+    succeed(generate.main, *DRAW, *words, f"sampling.outdir={tmp_path}")
+    same_as_file(edm3d.load("net.pt", device="cpu").sample([5, 2, 6, 7, 8], batch_size=2, **asked),
+                 str(tmp_path / "samples.h5"))
+
+
+def test_the_sampler_of_the_experiment_is_drawn_by_unless_another_is_asked_for(at):
+    model = edm3d.load("net.pt", device="cpu")
+    own, more = model.sample("0-1"), model.sample("0-1", num_steps=4)
+    assert own.meta.sampling["sampler"] == MULTISTEP and more.meta.sampling["sampler"] == {**MULTISTEP, "num_steps": 4}
+    with pytest.raises(ValueError, match="sampling.sampler.num_step: no such parameter .*did you mean 'num_steps'"):
+        model.sample([0], num_step=4)
+    with pytest.raises(ValueError, match="sampler='multistp': no such sampler; did you mean 'multistep'"):
+        model.sample([0], sampler="multistp")
+    with pytest.raises(ValueError, match="seed 1 is there twice"):
+        model.sample([1, 1])
+
+
+def test_samples_say_what_they_are_and_go_to_files(at, tmp_path):
+    samples = edm3d.load("net.pt", device="cpu").sample(range(3))
+    assert samples.images.shape == (3, 1, 8, 8, 8) and samples.labels.shape == (3, 8, 8, 8)
+    assert samples.latents.shape == (3, 2, 4, 4, 4) and samples.labels.dtype == np.uint8
+    assert (samples.units, samples.channels, samples.label_classes) == ("dB", ("echo",), CLASSES)
+    assert samples.classes == ["ED", "ES", "ED"] and samples.spacing.tolist() == [2, 1.5, 3] and len(samples) == 3
+    assert samples.images.min() >= -10 and samples.images.max() <= 30 and np.ptp(samples.images) > 1
+    paths = samples.save_nifti(tmp_path / "nifti")
+    assert [path.name for path in paths[:2]] == ["seed000000_image.nii.gz", "seed000000_label.nii.gz"]
+    assert len(paths) == 6
+    image, label = nibabel.load(paths[0]), nibabel.load(paths[1])
+    assert np.array_equal(image.affine, AFFINE) and np.array_equal(image.get_fdata(), samples.images[0, 0])
+    assert np.array_equal(label.get_fdata(), samples.labels[0])
+    samples.save(tmp_path / "samples.npz")
+    same_as_file(samples, str(tmp_path / "samples.npz"))
+
+
+def test_latents_alone_are_no_nifti(at, tmp_path):
+    samples = edm3d.load("net.pt", device="cpu").sample([0], decode=False)
+    assert samples.images is None
+    with pytest.raises(ValueError, match="nothing decoded"):
+        samples.save_nifti(tmp_path)
+
+
+def test_denoise_is_the_network_itself(at):
+    model, x = edm3d.load("net.pt", device="cpu"), noise()
+    net = Snapshot.read(Path("net.pt")).build()
+    assert torch.equal(model.denoise(x, 0.7), net(x, 0.7))
+    assert torch.equal(model.denoise(x, torch.tensor([0.7, 3])), net(x, torch.tensor([0.7, 3])))
+    x.requires_grad_(True)
+    gradient, = torch.autograd.grad(model.denoise(x, 0.7).sum(), x)
+    assert gradient.abs().max() > 0
+    with pytest.raises(ValueError, match=r"x is \[2, 2, 4, 4\], wanted \[N, 2, 4, 4, 4\]"):
+        model.denoise(x[..., 0], 0.7)
+
+
+def test_the_first_stage_works_in_stored_units_and_scaled_latents(at):
+    model = edm3d.load("net.pt", device="cpu")
+    images, labels = model.first_stage.decode(noise())
+    assert np.array_equal(model.sample([4]).images,
+                          model.first_stage.decode(torch.from_numpy(model.sample([4]).latents))[0].numpy())
+    bare = edm3d.load("stage.pt", device="cpu").first_stage
+    raw = bare.posterior(bare.facts.intensity.to_network(images), labels).mean
+    gain = torch.tensor([0.5 / 2.0, 0.5 / 0.5]).reshape(1, 2, 1, 1, 1)  # sigma_data / std
+    shift = torch.tensor([0.5, -1.0]).reshape(1, 2, 1, 1, 1)
+    torch.testing.assert_close(model.first_stage.encode(images, labels), (raw - shift) * gain)
+    torch.testing.assert_close(bare.encode(images, labels), raw)
+
+
+def test_what_a_model_cannot_do_is_said(at):
+    stage = edm3d.load("stage.pt", device="cpu")
+    for action in (lambda: stage.sample([0]), lambda: stage.denoise(torch.zeros(1, 1, 8, 8, 8), 1.0)):
+        with pytest.raises(ValueError, match="snapshot of task autoencoder draws nothing"):
+            action()
+    with pytest.raises(ValueError, match="name=nothing: no such file or folder"):
+        edm3d.load("nothing")
+
+
+# ---- publishing ----
+
+
+def publish(dest: str, *words: str, name: str = "net.pt") -> str:
+    return succeed(dataset_tool.main, "publish", name, "--dest", dest, "--licence", "cc-by-4.0", *words)
+
+
+def test_a_published_folder_draws_the_same_bits_without_the_run(at, tmp_path):
+    folder = tmp_path / "hub/echo"
+    publish(str(folder))
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "first_stage.safetensors", "model.safetensors",
+                                          "preprocessing.json"]
+    wanted = edm3d.load("net.pt", device="cpu").sample(range(3), batch_size=2)
+    with chdir(tmp_path):
+        found = edm3d.load("hub/echo", device="cpu").sample(range(3), batch_size=2)
+        found.save("samples.h5")
+        succeed(generate.main, *DRAW, "sampling.network=hub/echo", "sampling.seeds=0-2", "sampler=multistep",
+                "sampling.outdir=out", *(f"sampling.sampler.{k}={v}" for k, v in MULTISTEP.items() if k[0] != "_"))
+        drawn = SamplesFile("out/samples.h5")
+    for name, array in wanted.arrays.items():
+        assert np.array_equal(array, found.arrays[name]) and np.array_equal(array, drawn.array(name)), name
+    assert found.meta.snapshot_hash == wanted.meta.snapshot_hash
+
+
+def test_a_published_first_stage_is_one(at, tmp_path):
+    publish(str(tmp_path / "stage"), name="stage.pt")
+    x, labels = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    wanted, found = (edm3d.load(name, device="cpu").first_stage for name in ("stage.pt", tmp_path / "stage"))
+    assert torch.equal(wanted.encode(x, labels), found.encode(x, labels))
+    assert not (tmp_path / "stage/first_stage.safetensors").exists()
+
+
+def test_no_pickle_and_no_folder_of_this_machine_is_in_what_is_published(at, tmp_path):
+    publish(str(tmp_path / "echo"))
+    for path in (tmp_path / "echo").iterdir():
+        content = path.read_bytes()
+        assert str(at).encode() not in content, path
+        assert not content.startswith((b"PK", b"\x80")), path
+    for name in ("model", "first_stage"):  # safetensors: the length of a JSON header, the header, the data
+        content = (tmp_path / f"echo/{name}.safetensors").read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        ends = [entry["data_offsets"][1] for key, entry in json.loads(content[8:8 + size]).items() if key[0] != "_"]
+        assert max(ends) == len(content) - 8 - size
+
+
+@pytest.mark.parametrize(("name", "change", "said"), [
+    ("config.json", lambda text: text.replace(b'"hi": 30.0', b'"hi": 40.0'), "the checksum does not match"),
+    ("config.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version 2; this program reads"),
+    ("config.json", lambda text: text[:-9], "not the configuration of a published network"),
+    ("model.safetensors", lambda text: text[:-1] + bytes([text[-1] ^ 1]), "the checksum does not match"),
+    ("first_stage.safetensors", lambda text: text[:-5], "not readable as safetensors"),
+    ("first_stage.safetensors", lambda text: b"", "not readable as safetensors"),
+])
+def test_damage_is_found(at, tmp_path, name, change, said):
+    publish(str(tmp_path / "echo"))
+    path = tmp_path / "echo" / name
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    with pytest.raises(ValueError, match=said):
+        edm3d.load(tmp_path / "echo", device="cpu")
+
+
+def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):
+    report = {"generated": {"snapshot_hash": Snapshot.read(Path("net.pt")).hash, "num": 8, "seeds": "0-7"},
+              "real": {"num": 10, "reference": "split 'test'"},
+              "metrics": {"lv_volume": {"ks": 0.25, "floor_p99": 0.5}, "shape": {"ks": None}}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    publish(str(tmp_path / "echo"), "--report", str(tmp_path / "report.json"), "--title", "Echo", "--data",
+            "Hearts of 5 pigs")
+    front, text = (tmp_path / "echo/README.md").read_text().removeprefix("---\n").split("---\n", 1)
+    front = yaml.safe_load(front)
+    assert front["license"] == "cc-by-4.0" and front["library_name"] == "edm3d" and "3d" in front["tags"]
+    (result,) = front["model-index"][0]["results"]
+    assert [(each["type"], each["value"]) for each in result["metrics"]] == [("ks", 0.25)]
+    assert "| Kolmogorov-Smirnov distance, lv_volume | 0.25 | 0.5 |" in text and "Hearts of 5 pigs" in text
+    assert "field of view of 16 x 12 x 24 mm" in text and "in dB, clipped to -10 to 30" in text
+    unknown = text.split("## What is not known")[1]
+    assert "Under which terms the data may be used." in unknown and "What the data are" not in unknown
+    assert "no report was given" not in unknown and "How the volumes were prepared" not in unknown
+    contract = json.loads((tmp_path / "echo/preprocessing.json").read_text())
+    assert contract["preparation"]["kind"] == "phantom" and contract["spacing_mm"] == [2, 1.5, 3]
+    publish(str(tmp_path / "bare"))
+    assert "no report was given" in (tmp_path / "bare/README.md").read_text()
+
+
+def test_what_cannot_be_published_is_refused_and_leaves_nothing(at, tmp_path):
+    publish("out/echo")
+    words = ["publish", "net.pt", "--licence", "x", "--dest"]
+    assert "holds files already" in refused(at, dataset_tool.main, *words, "out/echo")
+    succeed(dataset_tool.main, *words, "out/echo", "--overwrite")
+    assert "holds files already" in refused(at, dataset_tool.main, *words, "out", "--overwrite")
+    report, other = str(tmp_path / "report.json"), str(tmp_path / "else.h5")
+    Path(report).write_text('{"generated": {"snapshot_hash": "abc"}}')
+    assert "of samples of another network (abc" in refused(at, dataset_tool.main, *words, "o2", "--report", report)
+    succeed(dataset_tool.main, "phantom", "--dest", other, "--num", "4", "--size", "8", "--seed", "9")
+    said = refused(at, dataset_tool.main, *words, "o2", "--volumes", other)
+    assert "not the volumes that the network was trained on" in said
+    shutil.rmtree("out")
