@@ -528,5 +528,37 @@ def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
     click.echo(f"{dest}: {', '.join(sorted(path.name for path in dest.iterdir()))}")
 
 
+# ---- solvers ----
+
+
+@main.command(cls=WordsCommand)
+@click.argument("network")
+@click.option("--samplers", default=("edm_ode", "multistep", "ddim"), show_default=True, type=Words(str),
+              help="Names of configs/sampler/.")
+@click.option("--steps", default=(6, 9, 12, 18, 35), show_default=True, type=Words(int), help="Numbers of steps.")
+@click.option("--seeds", default="0-3", show_default=True, help="Volumes to draw by each, one at a time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: str, as_json: bool, run_root: Path,
+            **options: Any) -> None:
+    """Say what samplers cost NETWORK (a name, run folder or snapshot), and how far they end from the exact solution.
+
+    Stand NETWORK before --samplers and --steps. Decoding is left out: it costs the same after every sampler.
+    """
+    import json
+
+    from edm3d.formats.samples import requested_seeds
+    from edm3d.inference.model import Model
+    from edm3d.inference.solvers import table, try_solvers
+
+    model = Model.load(network, run_root=str(run_root), **options)
+    rows = list(try_solvers(model, samplers, steps, requested_seeds(seeds)))
+    for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows):
+        click.echo(line)
+
+
 if __name__ == "__main__":
     main()
