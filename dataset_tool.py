@@ -348,7 +348,7 @@ def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: floa
     from edm3d.training.plan import find_source
     from edm3d.training.plan_fit import lines, plain
     from edm3d.training.plan_fit import plan as run
-    from edm3d.utils.config import compose
+    from edm3d.utils.compose import compose
 
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
     source = find_source(config["training"], shape, classes)

@@ -20,7 +20,7 @@ def main(config_name: str, overrides: tuple[str, ...]) -> None:
 
 def run(config_name: str, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and draw the seeds it asks for."""
-    from edm3d.utils.config import compose
+    from edm3d.utils.compose import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
     from edm3d.inference.generation import generate
     from edm3d.training.tasks import TASKS

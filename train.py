@@ -21,7 +21,7 @@ def main(config_name: str, overrides: tuple[str, ...]) -> None:
 
 def run(config_name: str, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and train it."""
-    from edm3d.utils.config import compose
+    from edm3d.utils.compose import compose
     config = compose(Path(__file__).parent / "configs", config_name, overrides)
     from edm3d.training.run import train
     train(config_name, config)

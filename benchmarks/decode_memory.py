@@ -27,7 +27,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.tiles import Tiles, by_parts
 from edm3d.physics.phantoms import LABEL_CLASSES, echo_phantom
-from edm3d.utils.config import compose
+from edm3d.utils.compose import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (160, 160, 128)

@@ -25,7 +25,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
 from edm3d.utils import distributed
-from edm3d.utils.config import compose
+from edm3d.utils.compose import compose
 
 LIMIT = 0.9
 SIZE, PHANTOMS, COPIES, BATCH, REPEATS = 64, 8, 8, 8, 3

@@ -30,8 +30,9 @@ from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import PlannedData
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import distributed
-from edm3d.utils.config import Options, compose
+from edm3d.utils.compose import compose
 from edm3d.utils.log import RunLog
+from edm3d.utils.schema import Options
 
 LIMIT = 0.1
 CONFIGS = {  # name: experiment, overrides, shape [C,*S], label classes

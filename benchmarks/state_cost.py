@@ -22,8 +22,10 @@ from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import distributed
 from edm3d.utils.checkpoint import tensor_bytes
-from edm3d.utils.config import Options, build, compose, fill
+from edm3d.utils.compose import compose
+from edm3d.utils.config import build, fill
 from edm3d.utils.log import RunLog
+from edm3d.utils.schema import Options
 from edm3d.utils.stop import Stop
 
 LIMIT = 0.02

@@ -16,9 +16,10 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
-from edm3d.utils.config import Sampling, build
+from edm3d.utils.config import build
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
+from edm3d.utils.schema import Sampling
 
 
 class Drawer(NamedTuple):

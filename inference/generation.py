@@ -26,9 +26,10 @@ from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, 
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
-from edm3d.utils.config import Sampling, build_from_file, check_targets, sampling_options
+from edm3d.utils.config import build_from_file, check_targets
 from edm3d.utils.log import RunLog, progress
 from edm3d.utils.runs import find_file
+from edm3d.utils.schema import Sampling, sampling_options
 
 HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
 Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]

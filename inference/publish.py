@@ -12,9 +12,9 @@ from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.card import Said, card, field_of_view
 from edm3d.inference.drawing import complete
 from edm3d.inference.snapshot import Snapshot
-from edm3d.utils.config import Sampling
 from edm3d.utils.files import write_text
 from edm3d.utils.runs import find_file, is_published
+from edm3d.utils.schema import Sampling
 
 CARD, PREPROCESSING = "README.md", "preprocessing.json"
 

@@ -15,18 +15,10 @@ from edm3d.inference.generation import check_options
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
-from edm3d.utils.config import (
-    build,
-    build_from_file,
-    check_targets,
-    compose,
-    describe,
-    differences,
-    fits,
-    quote_seeds,
-    sampling_options,
-)
+from edm3d.utils.compose import compose, quote_seeds
+from edm3d.utils.config import build, build_from_file, check_targets, describe, differences, fits
 from edm3d.utils.config_hash import config_hash
+from edm3d.utils.schema import sampling_options
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from edm3d.training.noise_laws import Table
-from edm3d.utils.config import Options, Training, compose
+from edm3d.utils.compose import compose
 from edm3d.utils.config_hash import FIRST_KEYS, config_hash
+from edm3d.utils.schema import Options, Training
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FROZEN = json.loads((Path(__file__).parent / "data/hashes.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import yaml
 
 from edm3d.formats.samples import MOST_SEEDS, parse_seeds, requested_seeds
 from edm3d.training.build import check_training
-from edm3d.utils.config import compose
+from edm3d.utils.compose import compose
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -17,7 +17,8 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.edm_import import edm_network_node
 from edm3d.utils import checkpoint
-from edm3d.utils.config import build, compose, fill
+from edm3d.utils.compose import compose
+from edm3d.utils.config import build, fill
 from tests.reference import config_of, group_of, stored, weights_of
 from tests.test_edm_pickle import Asks, official_bytes, official_file, official_module
 

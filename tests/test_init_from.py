@@ -12,7 +12,7 @@ from edm3d.networks.precond import DDPMPrecond
 from edm3d.networks.unet import SongUNet
 from edm3d.training.init_from import init_from, take_weights
 from edm3d.utils import distributed
-from edm3d.utils.config import Options
+from edm3d.utils.schema import Options
 
 NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channel_mult": [1, 2]}}
 

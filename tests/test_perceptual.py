@@ -16,7 +16,7 @@ from edm3d.training.perceptual import PerceptualDistance, unit
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import PlannedData
 from edm3d.training.validation import Held
-from edm3d.utils.config import compose
+from edm3d.utils.compose import compose
 
 KEYS = ImageGenerators([3, 8], seed=1)
 

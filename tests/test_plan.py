@@ -17,7 +17,8 @@ from edm3d.training.live_memory import LiveMemory, fake_tensors, tensor_bytes
 from edm3d.training.plan import find_source, plan_decode, plan_step
 from edm3d.training.plan_fit import FREE, GIB, decode_levers, plan, propose
 from edm3d.training.tasks.base import PlannedData
-from edm3d.utils.config import build, compose
+from edm3d.utils.compose import compose
+from edm3d.utils.config import build
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.sharding import checkpoint_blocks
 from tests.commands import call, refused, succeed

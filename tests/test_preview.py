@@ -35,9 +35,9 @@ from edm3d.training.preview import (
 from edm3d.training.resume import read_state
 from edm3d.training.tasks.previews import given_back, latent_blocks, shades
 from edm3d.utils import distributed
-from edm3d.utils.config import Validation
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.runs import list_files
+from edm3d.utils.schema import Validation
 from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed

@@ -20,9 +20,9 @@ from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import checkpoint, distributed
-from edm3d.utils.config import Options
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import list_files
+from edm3d.utils.schema import Options
 from edm3d.utils.stop import Stop
 
 OPTIONS = Options(batch_size=12, total_kimg=0.24, kimg_per_tick=0.06, precision="fp32", ema_halflife_kimg=0.05,

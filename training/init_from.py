@@ -8,8 +8,9 @@ import torch
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
-from edm3d.utils.config import Options, differences
+from edm3d.utils.config import differences
 from edm3d.utils.runs import find_file
+from edm3d.utils.schema import Options
 
 SHOWN = 5  # names of each kind in the report
 

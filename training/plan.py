@@ -20,9 +20,10 @@ from edm3d.training.resume import RunRecord
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import PlannedData
 from edm3d.training.training_loop import Trainer, split_batch
-from edm3d.utils.config import Options, build
+from edm3d.utils.config import build
 from edm3d.utils.log import RunLog
 from edm3d.utils.precision import resolve_precision
+from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:

@@ -10,10 +10,11 @@ import torch
 from edm3d.formats.facts import Facts
 from edm3d.formats.training_state import TrainingState
 from edm3d.utils.checks import listed
-from edm3d.utils.config import Options, differences, read_yaml
+from edm3d.utils.config import differences, read_yaml
 from edm3d.utils.config_hash import config_hash, hashed_part
 from edm3d.utils.log import read_status
 from edm3d.utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
+from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named

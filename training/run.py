@@ -24,12 +24,13 @@ from edm3d.training.training_loop import Trainer, split_batch
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_positive
-from edm3d.utils.config import Options, build, check_targets, to_yaml
+from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text
 from edm3d.utils.log import RunLog, append_log, error_text, read_status, write_status
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import attempt, launch, locked, new_run
+from edm3d.utils.schema import Options
 from edm3d.utils.stats import wandb_package
 from edm3d.utils.stop import TRY_AGAIN, Reason, Stop
 

@@ -13,8 +13,8 @@ from edm3d.training.ema import halflives
 from edm3d.training.phases import Task
 from edm3d.utils import distributed
 from edm3d.utils.checkpoint import tensor_bytes
-from edm3d.utils.config import Options
 from edm3d.utils.files import check_free_disk, what_exists
+from edm3d.utils.schema import Options
 
 CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 MAX_ERROR = 0.03    # of a bf16 convolution, relative; rounding alone gives 0.003

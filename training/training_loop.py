@@ -26,11 +26,11 @@ from edm3d.training.schedule import lr_factor
 from edm3d.training.ticks import Progress, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.config import Options
 from edm3d.utils.files import first_line
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
+from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector, StatsFiles, start_wandb
 from edm3d.utils.stop import Reason, Stop, reason_of
 

@@ -9,8 +9,9 @@ import json
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
-from edm3d.utils.config import ROOMS, Options, Training, find_target
+from edm3d.utils.config import ROOMS, find_target
 from edm3d.utils.files import plain_hash
+from edm3d.utils.schema import Options, Training
 
 # options that leave what is computed alone, the last digits aside
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",

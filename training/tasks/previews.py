@@ -17,8 +17,8 @@ from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
 from edm3d.training.preview import Block, Show, Shown
 from edm3d.training.validation import Held
-from edm3d.utils.config import sampling_options
 from edm3d.utils.precision import resolve_precision
+from edm3d.utils.schema import sampling_options
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 

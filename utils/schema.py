@@ -1,0 +1,124 @@
+"""The schema of an experiment: its keys with types and defaults, but for what stands in the signatures of targets."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Options:
+    """Run-level options of training (training.options.*)."""
+
+    seed: int = 0                       # of the data order and of all randomness of the images
+    batch_size: int = MISSING           # images per step over all ranks
+    batch_gpu: int | None = None        # images per rank and round; smaller than batch_size / ranks: accumulate
+    total_kimg: float = MISSING         # length of the training in thousands of images
+    kimg_per_tick: float = 1            # how often progress is printed
+    snapshot_ticks: int | None = 10     # how often EMA weights are saved, null = at the end only
+    state_ticks: int | None = 10        # how often everything to resume from is saved, null = at the end only
+    keep_snapshots: int = 3             # older ones are deleted
+    keep_states: int = 2
+    resume: str | None = None           # latest | a training-state file or a run folder
+    init_from: str | None = None        # start a new run from the weights of a snapshot, as far as they fit
+    lr_rampup_kimg: float = 0
+    lr_schedule: str = "constant"       # constant | cosine (to 0 at total_kimg)
+    ema_halflife_kimg: Any = 500.0      # or a list: the first is shown and validated, each gets a snapshot of its own
+    ema_rampup_ratio: float | None = 0.05
+    grad_clip: float | None = None      # global norm above which gradients are scaled down
+    precision: str = "auto"             # fp32 | bf16 | auto (bf16 where the processor multiplies it)
+    channels_last: bool = False
+    checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
+    compile: bool = False
+    parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
+    timeout_s: float = 600              # how long ranks wait for one that is late
+    num_threads: int = 0                # CPU threads per rank, 0 = cores / ranks
+    num_workers: int = 0                # data loader processes per rank
+    min_psnr: float | None = 20         # dB that diffusion asks of its latents, decoded again; null: no matter
+    max_bad_steps: int = 20             # so many steps in a row without finite loss and gradients end the run
+    wandb: str | None = None            # W&B project to log to as well
+    trust: bool = False                 # build any target that a first stage's file names, not only the allow-list
+    device: str = "auto"                # cpu | cuda | auto
+    dry_run: bool = False               # check and print the config, then stop
+    debug: bool = False                 # show the traceback of errors
+    desc: str | None = None             # goes into the run folder's name
+    run_root: str = "results"
+
+
+@dataclass
+class Validation:
+    """Held-out measurement while training (training.validation.*)."""
+
+    split: str = "val"
+    max_items: int = 64                 # 0 = none
+    every_ticks: int = 10
+    preview_ticks: int | None = None    # how often pictures are made (training.preview), null = never
+    preview_items: int = 4              # held-out volumes or samples in them
+
+
+@dataclass
+class Training:
+    """The training half of an experiment."""
+
+    task: str = MISSING                 # autoencoder | diffusion
+    dataset: dict[str, Any] = field(default_factory=dict)
+    batch_transform: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    discriminator: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
+    options: Options = field(default_factory=Options)
+
+
+@dataclass
+class Guidance:
+    """How far samples are pushed towards their condition (sampling.guidance.*)."""
+
+    strength: float = 1                 # 1 = the network alone; more pushes away from the guide
+    interval: list[float] | None = None  # noise levels [lo, hi] between which the guide acts, null = all
+    network: str | None = None          # a worse or earlier snapshot as guide (autoguidance); null = no class label
+
+
+@dataclass
+class Sampling:
+    """The sampling half of an experiment."""
+
+    network: str | None = None          # experiment name, run folder or snapshot; null = this experiment's newest run
+    seeds: str = "0-15"
+    batch_size: int = 16                # per rank
+    outdir: str = MISSING
+    format: str = "h5"                  # h5 | npz
+    nifti: bool = True                  # one NIfTI per seed and kind
+    classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
+    overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
+    trajectory: bool = False            # keep the denoised image of every step beside the samples
+    decode: bool = True                 # through the first stage that the snapshot carries
+    autoencoder: str | None = None      # decode by this autoencoder; its hash must be the snapshot's, if that has one
+    tile: list[int] | None = None       # decode in tiles of so many voxels per axis, null = whole volumes
+    tile_overlap: float = 0.25          # of neighbouring tiles, as a share of a tile
+    tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)
+    tile_compare: bool = True           # say by how much blended tiles differ from the whole, in the memory of exact
+    montage: int = 6                    # samples in samples.png, 0 = none
+    real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
+    precision: str = "fp32"
+    num_threads: int = 0
+    device: str = "auto"
+    trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
+    guidance: Guidance = field(default_factory=Guidance)
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Experiment:
+    """What one YAML in configs/ holds."""
+
+    training: Training = field(default_factory=Training)
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def sampling_options(config: dict) -> Sampling:
+    """The sampling half of a plain config as typed options."""
+    half = config["sampling"]
+    return Sampling(**{**half, "guidance": Guidance(**half["guidance"])})
