@@ -122,7 +122,7 @@ def work_options(batch_size: int, overwrite: str) -> Decorator:
                      help="Volumes at a time."),
         click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"])),
         click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0),
-                     help="0: share the cores."),
+                     help="0: OMP_NUM_THREADS, or share the cores."),
         click.option("--overwrite", is_flag=True, help=overwrite),
         click.option("--run-root", default="results", show_default=True, type=PATH,
                      help="Where runs are looked for by name."),
@@ -331,14 +331,15 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
 
 @main.command(cls=WordsCommand)
 @click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
+@click.option("--config-dir", type=PATH, help="Folder of experiments and groups of your own, searched first.")
 @click.option("--shape", type=Words(int), help="C D H W of an item, where its file is not there yet.")
 @click.option("--classes", default=0, show_default=True, type=click.IntRange(min=0), help="Label classes, likewise.")
 @click.option("--card", type=click.FloatRange(min=0, min_open=True), help="GiB that there are: say what would fit.")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that share a batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.argument("overrides", nargs=-1)
-def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: float | None, ranks: int, as_json: bool,
-         overrides: tuple[str, ...]) -> None:
+def plan(config_name: str, config_dir: Path | None, shape: Sequence[int] | None, classes: int, card: float | None,
+         ranks: int, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Predict parameters, FLOPs and peak memory of a training step and of decoding; nothing is trained.
 
     OVERRIDES are those of train.py, key=value, and stand before --shape.
@@ -350,7 +351,7 @@ def plan(config_name: str, shape: Sequence[int] | None, classes: int, card: floa
     from edm3d.training.plan_fit import plan as run
     from edm3d.utils.compose import compose
 
-    config = compose(Path(__file__).parent / "configs", config_name, overrides)
+    config = compose(config_name, overrides, config_dir)
     source = find_source(config["training"], shape, classes)
     made = run(config, source, card, ranks)
     if as_json:

@@ -7,21 +7,23 @@ import click
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
+@click.option("--config-dir", type=click.Path(path_type=Path), help="Folder of experiments and groups of your own, "
+              "searched first; then configs/ in the working folder, then the shipped ones.")
 @click.argument("overrides", nargs=-1)
-def main(config_name: str, overrides: tuple[str, ...]) -> None:
+def main(config_name: str, config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Draw volumes from the newest trained network of an experiment.
 
     Overrides are key=value pairs: sampling.seeds=0-63 sampling.outdir=results/mine, or groups such as sampler=edm_sde.
     """
     from edm3d.utils.log import run_main
     debug = any(o.lower() == "training.options.debug=true" for o in overrides)
-    run_main(lambda: run(config_name, overrides), debug)
+    run_main(lambda: run(config_name, config_dir, overrides), debug)
 
 
-def run(config_name: str, overrides: tuple[str, ...]) -> None:
+def run(config_name: str, config_dir: Path | None, overrides: tuple[str, ...]) -> None:
     """Compose the experiment and draw the seeds it asks for."""
     from edm3d.utils.compose import compose
-    config = compose(Path(__file__).parent / "configs", config_name, overrides)
+    config = compose(config_name, overrides, config_dir)
     from edm3d.inference.generation import generate
     from edm3d.training.tasks import TASKS
     name = config["training"]["task"]

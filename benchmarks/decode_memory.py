@@ -44,7 +44,7 @@ def phantom(index: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def trained_stage(path: Path) -> None:
     """Write the snapshot of a first stage of the shape of echo64_vae, trained on crops of phantoms."""
-    node = compose(ROOT / "configs", "echo64_vae", [])["training"]["network"]
+    node = compose("echo64_vae", [])["training"]["network"]
     node = {k: v for k, v in node.items() if k != "_target_"} | {
         "in_channels": 1, "num_classes": len(LABEL_CLASSES), "spatial_dims": 3}
     torch.manual_seed(0)

@@ -46,7 +46,7 @@ def write_volumes(path: Path) -> None:
 
 def write_stage(path: Path, volumes: VolumesFile) -> None:
     """A snapshot of the first stage of echo64_vae with drawn weights."""
-    node = compose(Path(__file__).resolve().parents[1] / "configs", "echo64_vae", [])["training"]["network"]
+    node = compose("echo64_vae", [])["training"]["network"]
     node = {**node, "in_channels": 1, "num_classes": len(LABEL_CLASSES), "spatial_dims": 3}
     net = AutoencoderKL(**{k: v for k, v in node.items() if k != "_target_"})
     Snapshot("autoencoder", node, volume_facts(volumes, "train"), (), weights=net.state_dict()).save(path)

@@ -67,7 +67,7 @@ class NoiseItems:
 def chosen(name: str) -> tuple[dict, PlannedData]:
     """The training half of a config and the data it is planned for."""
     experiment, overrides, shape, classes = CONFIGS[name]
-    training = compose(Path(__file__).resolve().parents[1] / "configs", experiment, overrides)["training"]
+    training = compose(experiment, overrides)["training"]
     return training, PlannedData(shape, Facts("", "", label_classes=tuple(map(str, range(classes)))), {})
 
 

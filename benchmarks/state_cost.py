@@ -51,7 +51,7 @@ class RandomLatents:
 
 def demo_trainer(folder: Path) -> Trainer:
     """A trainer with the network, loss, optimiser and batch size of echo_edm, that runs for a few steps."""
-    config = compose(Path(__file__).resolve().parents[1] / "configs", "echo_edm", [])
+    config = compose("echo_edm", [])
     training = config["training"]
     options = Options(**training["options"])
     kimg = STEPS * options.batch_size / 1000

@@ -16,7 +16,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
-from edm3d.utils.config import build
+from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Sampling
@@ -106,7 +106,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
             raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
-    try_sampler(sampler, denoiser(()))
+    try_sampler(sampler, denoiser(()), options.sampler)
     conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.shape[1:])
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory)
@@ -126,12 +126,12 @@ class Blank(Wrapper):
         return torch.zeros_like(x)
 
 
-def try_sampler(sampler: Callable, net: Callable) -> None:
+def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
     """ValueError for arguments that the sampler refuses for this network, before anything is drawn."""
     try:
         sampler(Blank(net), torch.zeros(1, 1, 1))
     except ValueError as e:
-        raise ValueError(f"sampling.sampler: {e}") from e
+        raise ValueError(said_at("sampling.sampler", node, str(e))) from e
 
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:

@@ -18,12 +18,13 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
+from edm3d.utils.compose import shipped_configs
 from edm3d.utils.config import no_such, read_yaml
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 
-SAMPLERS = Path(__file__).resolve().parents[1] / "configs/sampler"
+SAMPLERS = shipped_configs() / "sampler"
 
 
 class Model:

@@ -132,15 +132,15 @@ NOT_DRAWN = "the program gives this itself"
      ["training.loss.objective=x0", "training.network.objective=v", "precond=ddpm loss=ddpm"]),
     ("training.loss.sigma_data=1", ["training.loss.sigma_data=1", "training.network.sigma_data=0.5"]),
     ("precond=vpp", ["precond", "vp"]),
-    ("network=unet", ["network", "ddpmpp"]),
+    ("network=unet", ["network=unet: no such network; here that is network=adm", "ddpmpp"]),
     # networks
-    ("training.network.label_dropout=2", ["training.network: label_dropout=2", "0..1"]),
+    ("training.network.label_dropout=2", ["training.network.label_dropout=2", "0..1"]),
     ("training.network.label_dropout=1", ["label_dropout=1", "0..1"]),
     ("training.network.model.attention_resolutions=[4]", ["attention_resolutions", "no attention_levels"]),
     ("training.network.model.attention_levels=[3]", ["attention_levels", "3"]),
-    ("training.network.model.attention_levels=[0]", ["training.network.model: attention_levels=[0]: level 0 has 8",
+    ("training.network.model.attention_levels=[0]", ["training.network.model.attention_levels=[0]: level 0 has 8",
                                                      "channels_per_head=64", "set channels_per_head=8"]),
-    ("training.network.model.num_blocks=0", ["training.network.model: num_blocks=0"]),
+    ("training.network.model.num_blocks=0", ["training.network.model.num_blocks=0"]),
     ("+training.network.model.out_channels=2", ["gives [1, 2, 8, 8, 8] for images [1, 1, 8, 8, 8]", "out_channels"]),
     ("training.network.model.label_dim=3", ["training.network.model.label_dim=3: wanted 2", "pairs.h5", "ED, ES"]),
     # data
@@ -151,10 +151,10 @@ NOT_DRAWN = "the program gives this itself"
     ("+training.augment.p=0.1", ["training.augment", "augment"]),
     ("augment=edm training.augment.p=2", ["training.augment: ", "p=2"]),
     # loss and optimiser
-    ("training.loss.strata=0", ["training.loss: strata=0"]),
+    ("training.loss.strata=0", ["training.loss.strata=0"]),
     ("training.loss.strata=3", ["training.loss.strata=3", "training.options.batch_size=4"]),
-    ("precond=vp loss=vp training.network.beta_min=-1", ["training.network: beta_min=-1: wanted more than 0"]),
-    ("training.optimizer.lr=-1", ["training.optimizer: ", "-1"]),
+    ("precond=vp loss=vp training.network.beta_min=-1", ["training.network.beta_min=-1: wanted more than 0"]),
+    ("training.optimizer.lr=-1", ["training.optimizer.lr=-1: Invalid learning rate"]),
     # what the program gives a sampler
     ("+sampling.sampler.net=x", ["sampling.sampler.net", NOT_DRAWN]),
     ("+sampling.sampler.callback=null", ["sampling.sampler.callback", NOT_DRAWN]),
@@ -179,7 +179,7 @@ DRY = ["-cn=echo_edm", "training.dataset.path=nowhere.h5", "training.options.dry
 @pytest.mark.parametrize(("overrides", "wanted"), [
     ("precond=ve", ["training.loss draws", "precond=ve loss=ve"]),
     ("training.loss.sigma_data=1", ["training.loss.sigma_data=1"]),
-    ("training.network.model.channel_mult=[]", ["training.network.model: channel_mult=[]"]),
+    ("training.network.model.channel_mult=[]", ["training.network.model.channel_mult=[]"]),
     ("training.network.model.strides=[[1,2]] training.loss.strata=3", ["training.loss.strata=3"]),
     ("training.options.total_kimg=0", ["training.options.total_kimg=0"]),
 ])

@@ -15,12 +15,12 @@ from edm3d.inference.generation import check_options
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
-from edm3d.utils.compose import compose, quote_seeds
+from edm3d.utils.compose import compose, quote_seeds, shipped_configs
 from edm3d.utils.config import build, build_from_file, check_targets, describe, differences, fits
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.schema import sampling_options
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = shipped_configs()
 PRECONDS = {p.stem for p in (CONFIGS / "precond").glob("*.yaml")}
 EXPERIMENTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
 # What the data of an experiment would say, at full size: shape of an item, label classes, classes.
@@ -36,7 +36,7 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
 
 def checked(name: str, *overrides: str) -> dict:
     """Compose an experiment and hold all of it against its targets, as the scripts do."""
-    config = compose(CONFIGS, name, overrides)
+    config = compose(name, overrides)
     check_training(config["training"])
     if config["sampling"]["sampler"]:
         check_options(sampling_options(config))
@@ -93,7 +93,7 @@ def test_every_group_file_composes(name, path):
     overrides = [f"{group}={path.stem}"] + ["training.dataset.path=some-file"] * (group == "dataset")
     overrides += [f"precond={path.stem}"] * (group == "loss" and path.stem in PRECONDS)
     overrides += ["training.batch_transform.autoencoder=some-run"] * (path.stem == "encode")
-    config = compose(CONFIGS, name, overrides)
+    config = compose(name, overrides)
     package = re.match(r"# @package ((training|sampling)\.(\w+)(?:\.(\w+))?)\n", text)
     assert package, f"{path}: the first line says no package"
     node = config[package[2]][package[3]]
@@ -234,26 +234,26 @@ def test_only_a_bare_list_of_seeds_is_quoted(override, wanted):
 
 @pytest.mark.parametrize("text", ["1,2,5-7", "'1,2,5-7'", "[1,2,5-7]"])
 def test_seeds_are_understood_with_and_without_quotes(text):
-    config = compose(CONFIGS, "echo_edm", [f"sampling.seeds={text}"])
+    config = compose("echo_edm", [f"sampling.seeds={text}"])
     assert requested_seeds(config["sampling"]["seeds"]) == [1, 2, 5, 6, 7]
 
 
 @pytest.mark.parametrize("text", ["range(1,5)", "1,,2", "1,2,"])
 def test_odd_lists_of_seeds_get_the_error_of_seeds(text):
     with pytest.raises(ValueError, match=r"sampling\.seeds=.* is neither a number nor a range"):
-        requested_seeds(compose(CONFIGS, "echo_edm", [f"sampling.seeds={text}"])["sampling"]["seeds"])
+        requested_seeds(compose("echo_edm", [f"sampling.seeds={text}"])["sampling"]["seeds"])
 
 
 def test_unknown_experiment_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'echo_edm'"):
-        compose(CONFIGS, "echo_edmm", [])
+        compose("echo_edmm", [])
     with pytest.raises(ValueError, match="echo_vae"):
-        compose(CONFIGS, "zzz", [])
+        compose("zzz", [])
 
 
 def test_missing_value_is_named():
     with pytest.raises(ValueError, match=r"training\.dataset\.path"):
-        compose(CONFIGS, "echo_edm", ["training.dataset.path=???"])
+        compose("echo_edm", ["training.dataset.path=???"])
 
 
 def test_types_are_held_against_hints():
@@ -285,9 +285,9 @@ def test_errors_of_targets_say_where_they_stand():
     node = {"_target_": "networks.precond.EDMPrecond", "sigma_data": 0, "model": {"_target_": "torch.nn.Identity"}}
     law = {"_target_": "training.noise_laws.LogNormal", "P_std": 0}
     for wrong, path, message in [
-        (node, "training.network", "training.network: sigma_data=0: wanted more than 0"),
+        (node, "training.network", "training.network.sigma_data=0: wanted more than 0"),
         ({"_target_": "training.loss.DenoisingLoss", "law": law}, "training.loss",
-         "training.loss.law: P_std=0: wanted more than 0"),
+         "training.loss.law.P_std=0: wanted more than 0"),
         (node, "", "sigma_data=0: wanted more than 0"), (node, "sigma", "sigma_data=0: wanted more than 0"),
     ]:
         with pytest.raises(ValueError) as error:
@@ -299,7 +299,7 @@ def test_errors_of_targets_say_where_they_stand():
 
 def test_config_hash_leaves_length_logging_and_the_machine_aside():
     def hash_of(*overrides: str) -> str:
-        return config_hash(compose(CONFIGS, "echo_edm", overrides)["training"])
+        return config_hash(compose("echo_edm", overrides)["training"])
 
     base = hash_of()
     for same in ("training.options.total_kimg=99", "training.options.desc=x", "training.options.keep_states=9",
@@ -315,7 +315,7 @@ def test_config_hash_leaves_length_logging_and_the_machine_aside():
 
 
 def test_config_hash_of_no_augmentation_is_that_of_a_config_that_knows_none():
-    training = compose(CONFIGS, "echo_edm", [])["training"]
+    training = compose("echo_edm", [])["training"]
     before = {k: v for k, v in training.items() if k != "augment"}
     assert training["augment"] == {} and config_hash(training) == config_hash(before)
     assert config_hash({**before, "augment": {"_target_": "training.augment.AugmentPipe"}}) != config_hash(before)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from edm3d.training.noise_laws import Table
-from edm3d.utils.compose import compose
+from edm3d.utils.compose import compose, shipped_configs
 from edm3d.utils.config_hash import FIRST_KEYS, config_hash
 from edm3d.utils.schema import Options, Training
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = shipped_configs()
 FROZEN = json.loads((Path(__file__).parent / "data/hashes.json").read_text(encoding="utf-8"))
 
 
@@ -42,14 +42,14 @@ def test_no_experiment_of_then_is_gone():
 
 @pytest.mark.parametrize("name", sorted(FROZEN["experiments"]))
 def test_shipped_experiments_are_what_they_were(name):
-    training = compose(CONFIGS, name, [])["training"]
+    training = compose(name, [])["training"]
     assert list(changed(FROZEN["experiments"][name]["training"], training)) == []
     assert config_hash(training) == FROZEN["experiments"][name]["hash"]
 
 
 @pytest.mark.parametrize("variant", FROZEN["variants"], ids=lambda v: " ".join([v["experiment"], *v["overrides"]]))
 def test_hashes_under_overrides_are_what_they_were(variant):
-    training = compose(CONFIGS, variant["experiment"], variant["overrides"])["training"]
+    training = compose(variant["experiment"], variant["overrides"])["training"]
     assert config_hash(training) == variant["hash"]
 
 

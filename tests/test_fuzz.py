@@ -13,9 +13,9 @@ import yaml
 
 from edm3d.formats.samples import MOST_SEEDS, parse_seeds, requested_seeds
 from edm3d.training.build import check_training
-from edm3d.utils.compose import compose
+from edm3d.utils.compose import compose, shipped_configs
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = shipped_configs()
 
 # ---- seeds ----
 
@@ -175,7 +175,7 @@ def outcome(number: int, folder: Path) -> str:
     """What becomes of a mutated experiment: valid, refused, or what went wrong."""
     name, overrides = trial(number, folder)
     try:
-        check_training(compose(folder, name, overrides)["training"])
+        check_training(compose(name, overrides, folder)["training"])
     except ValueError as error:
         text = str(error)
         where = re.search(r"^([^:]*|\S*)[^ :]: |[\w@]+\.[\w.]+|[\w+~]*=|\.yaml", text)

@@ -106,7 +106,7 @@ def test_overrides_that_are_printed_make_the_same_network(at, root, options):
 def assert_overrides_make_the_network(printed: str, snapshot: Snapshot, root: Path) -> None:
     """The printed overrides, pasted behind an experiment, make a network that takes the snapshot's weights."""
     overrides = shlex.split(printed.partition("The same network in an experiment: ")[2])
-    node = compose(root / "configs", "brainweb2d_edm", overrides)["training"]["network"]
+    node = compose("brainweb2d_edm", overrides)["training"]["network"]
     channels, *size = snapshot.shape
     node = fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size), augment_dim=0)
     build(node).load_state_dict(snapshot.weights)

@@ -182,7 +182,7 @@ class FixedSize(torch.nn.Module):
 
 
 def test_a_network_of_patches_must_take_the_whole_volumes_of_validation_too(tmp_path):
-    training = compose(Path(__file__).resolve().parents[1] / "configs", "echo_vae", [
+    training = compose("echo_vae", [
         "augment=patches", "training.augment.size=8", "training.loss.perceptual_weight=1",
         f"training.loss.perceptual.path={saved(tmp_path, FixedSize())}", "training.network.channels=[4,4]"])["training"]
     data = NoiseItems(PlannedData((1, 16, 16, 16), Facts("", "", label_classes=("a", "b")), {}))

@@ -4,7 +4,6 @@ import gc
 import json
 from copy import deepcopy
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +16,13 @@ from edm3d.training.live_memory import LiveMemory, fake_tensors, tensor_bytes
 from edm3d.training.plan import find_source, plan_decode, plan_step
 from edm3d.training.plan_fit import FREE, GIB, decode_levers, plan, propose
 from edm3d.training.tasks.base import PlannedData
-from edm3d.utils.compose import compose
+from edm3d.utils.compose import compose, shipped_configs
 from edm3d.utils.config import build
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.sharding import checkpoint_blocks
 from tests.commands import call, refused, succeed
 
-CONFIGS = Path(dataset_tool.__file__).parent / "configs"
+CONFIGS = shipped_configs()
 VAE = ["training.network.channels=[4,8]", "training.options.precision=fp32", "training.options.num_threads=1",
        "training.options.device=cpu"]
 WIDE = "training.network.channels=[16,16]"  # oneDNN pads fewer channels inside its kernels
@@ -44,12 +43,12 @@ VOXELS = planned((1, 8, 8, 8))
 
 def vae(*overrides: str) -> dict:
     """A small first stage."""
-    return compose(CONFIGS, "echo_vae", [*VAE, *overrides])
+    return compose("echo_vae", [*VAE, *overrides])
 
 
 def edm(*overrides: str) -> dict:
     """A small voxel-space network with attention and dropout."""
-    return compose(CONFIGS, "voxels_edm", [*EDM, *overrides])
+    return compose("voxels_edm", [*EDM, *overrides])
 
 
 def test_live_bytes_of_a_chain_are_those_counted_by_hand():
@@ -141,7 +140,7 @@ def test_peak_is_that_of_a_real_trainer(tmp_path, config, source):
 def test_every_kind_of_first_stage_can_be_planned():
     assert plan_step(vae("autoencoder=vq", "training.network.codebook_size=16")["training"], LABELLED).peak > 0
     flat = planned((1, 16, 16), "ab")
-    small = compose(CONFIGS, "echo_vae", ["autoencoder=gamma", "training.network.channels=[8,8,8]"])
+    small = compose("echo_vae", ["autoencoder=gamma", "training.network.channels=[8,8,8]"])
     assert plan_step(small["training"], flat).peak > plan_decode(small, flat).peak > 0
 
 
@@ -193,7 +192,7 @@ def test_proposals_go_on_until_the_step_fits():
     assert found[-1].overrides == ["training.options.batch_gpu=2"] and found[-1].peak <= 0.6 * base
     found = plan(config, LABELLED, 0.15 * base / GIB / (1 - FREE)).step_proposals
     assert [p.peak <= 0.15 * base for p in found] == [False] * (len(found) - 1) + [True]
-    again = compose(CONFIGS, "echo_vae", [*VAE, *(o for text in found[-1].overrides for o in text.split())])
+    again = compose("echo_vae", [*VAE, *(o for text in found[-1].overrides for o in text.split())])
     assert plan_step(again["training"], LABELLED).peak == found[-1].peak
 
 
@@ -210,7 +209,7 @@ def test_proposals_end_before_patches_that_are_too_small_for_the_discriminator()
 def test_tiles_are_proposed_where_a_whole_volume_is_too_much():
     stage = {**vae()["training"]["network"], "in_channels": 1, "num_classes": 3, "spatial_dims": 3}
     source = planned((4, 16, 8, 8), first_stage=stage)
-    config = compose(CONFIGS, "echo_edm", ["training.network.model.model_channels=8", "sampling.batch_size=2",
+    config = compose("echo_edm", ["training.network.model.model_channels=8", "sampling.batch_size=2",
                                            "training.network.model.channels_per_head=8"])
     whole = plan_decode(config, source)
     assert whole.size == (32, 16, 16) and whole.batch == 2

@@ -1,50 +1,119 @@
-"""Composing an experiment from configs/ and the command line, and what is said of what does not fit."""
+"""Composing an experiment from configs/ and the command line."""
 
-import inspect
-import itertools
+import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import yaml
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from edm3d.utils.config import find_target, no_such
+from edm3d.utils.compose_errors import composition_error, config_groups, no_such_key, paths_of, yaml_error
+from edm3d.utils.config import no_such
 from edm3d.utils.files import first_line
+from edm3d.utils.log import note
+from edm3d.utils.retarget import Layer, leave_out, leaves, target_paths
 from edm3d.utils.schema import Experiment
 
-COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
+Overrides = Sequence[str]
 
 
-def compose(config_dir: Path, name: str, overrides: Sequence[str]) -> dict:
+def shipped_configs() -> Path:
+    """The configs/ that belong to the code: at the top of a checkout, or below edm3d where that is installed."""
+    return Path(__file__).resolve().parents[1] / "configs"
+
+
+def config_folders(given: Path | None = None) -> list[Path]:
+    """Where experiments and groups are looked for, the first place first: `given` (--config-dir), configs/ in the
+    working folder, the shipped ones.
+
+    ValueError where `given` is no folder.
+    """
+    if given is not None and not given.is_dir():
+        raise ValueError(f"--config-dir {given}: no such folder; wanted one with experiments (NAME.yaml) and groups "
+                         "(network/NAME.yaml, ...)")
+    folders = [given] * (given is not None) + [Path("configs"), shipped_configs()]
+    return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+
+
+def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None) -> dict:
     """The resolved plain config of an experiment with command-line overrides; ValueError for what does not fit.
 
-    Composed without Hydra's main, so that no output folder and no job log of Hydra's own come into being.
+    Composed without Hydra's main, so that no output folder and no job log of Hydra's own come into being. Keys that
+    belonged to another target than the chosen one are left out, each with a note (utils/retarget.py).
     """
     ConfigStore.instance().store(name="experiment_schema", node=Experiment)
-    known = sorted(p.stem for p in config_dir.glob("*.yaml"))
+    folders = config_folders(config_dir)
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     if name not in known:
-        raise ValueError(f"-cn={name}: {no_such(f'experiment in {config_dir.name}/', name, known)}")
+        where = " or ".join(map(shown_folder, folders))
+        raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', name, known)}")
+    given = added_where_new(quote_seeds(overrides))
     try:
-        plain = to_plain(compose_raw(config_dir, name, overrides))
+        raw = compose_raw(folders, name, given)
+        composed = {} if any(map(changes_targets, given)) else {name: raw}  # experiments by themselves
+        notes = leave_out(raw, yaml_layers(folders, name, given), typed_paths(given),
+                          cache(partial(targets_alone, folders, composed)))
+        plain = to_plain(raw)
     except (HydraException, OmegaConfBaseException) as e:
-        raise ValueError(composition_error(e, name, config_groups(config_dir))) from e
-    check_keys(plain, Experiment)
+        raise ValueError(composition_error(e, name, config_groups(folders), partial(
+            elsewhere, folders, name, given))) from e
+    check_keys(plain, Experiment, plain)
+    for text in notes:
+        note(text)
     return plain
 
 
-def compose_raw(config_dir: Path, name: str, overrides: Sequence[str]) -> DictConfig:
+class MoreFolders(SearchPathPlugin):
+    """By which Hydra looks into more folders than the one it is started with."""
+
+    folders: Sequence[Path] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add them, in their order."""
+        for folder in self.folders:
+            search_path.append("edm3d", f"file://{folder}")
+
+
+@contextmanager
+def hydra_in(folders: Sequence[Path]) -> Iterator[None]:
+    """Hydra, looking into these folders while the block lasts."""
+    Plugins.instance().register(MoreFolders)
+    MoreFolders.folders = folders[1:]
+    try:
+        with hydra.initialize_config_dir(str(folders[0]), version_base=None):
+            yield
+    finally:
+        MoreFolders.folders = ()
+
+
+def shown_folder(folder: Path) -> str:
+    """A folder of configurations as its user knows it."""
+    if folder == shipped_configs():
+        return "the shipped configs/"
+    return f"{folder.relative_to(os.getcwd()) if folder.is_relative_to(os.getcwd()) else folder}/"
+
+
+def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> DictConfig:
     """What Hydra composes; ValueError for files that are no YAML, for odd defaults, and without the schema."""
     try:
-        with hydra.initialize_config_dir(str(config_dir.resolve()), version_base=None):
-            config = hydra.compose(name, quote_seeds(overrides))
+        with hydra_in(folders):
+            config = hydra.compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException):
         raise
     except yaml.YAMLError as e:
@@ -56,109 +125,93 @@ def compose_raw(config_dir: Path, name: str, overrides: Sequence[str]) -> DictCo
     return config
 
 
-def yaml_error(error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML file, and where, as one line."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"{getattr(error, 'name', 'YAML')}: {' '.join(str(error).split())}"
-    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+# ---- overrides ----
 
 
-def quote_seeds(overrides: Sequence[str]) -> list[str]:
+def quote_seeds(overrides: Overrides) -> list[str]:
     """Overrides in which a list of seeds is text: Hydra takes `sampling.seeds=1,2` for a sweep, `[1,2]` for a list."""
-    return [re.sub(r"""^(\+{0,2}sampling\.seeds)=([^'"]*,[^'"]*)$""", r"\1='\2'", text) for text in overrides]
+    return [re.sub(r"""^(\+{0,2}(?:sampling\.)?seeds)=([^'"]*,[^'"]*)$""", r"\1='\2'", text) for text in overrides]
 
 
-class Group(NamedTuple):
-    """A group of configs/: the config path that its files fill (`# @package ...`), and their names."""
-
-    package: str
-    choices: list[str]
-
-
-def config_groups(config_dir: Path) -> dict[str, Group]:
-    """The groups, which are the folders of configs/, by name."""
-    groups: dict[str, Group] = {}
-    for path in sorted(config_dir.glob("*/*.yaml")):
-        package = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# @package").strip()
-        groups.setdefault(path.parent.name, Group(package, [])).choices.append(path.stem)
-    return groups
+def added_where_new(overrides: Overrides) -> list[str]:
+    """Overrides in which keys of a node whose `_target_` is given, too, may be new: ++key=value."""
+    nodes = [found[1] for text in overrides if (found := re.match(r"\+{0,2}([\w.]+)\._target_=", text))]
+    nodes += [found[1] for text in overrides if (found := re.match(r"([\w.]+)=\{.*\b_target_:", text))]
+    return [f"++{text}" if any(re.match(rf"{re.escape(node)}(\.[\w.]+)?=", text) for node in nodes) else text
+            for text in overrides]
 
 
-def check_keys(config: dict, schema: type, path: str = "") -> None:
-    """ValueError for keys that a dataclass schema lacks, or has alone: `+key=value` and `~key` get past Hydra."""
+def changes_targets(override: str) -> bool:
+    """Whether an override may choose another target: a `_target_`, or a group."""
+    return "_target_" in override or "." not in override.partition("=")[0]
+
+
+def typed_paths(overrides: Overrides) -> set[str]:
+    """Paths of all values that overrides give."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {path for each in parsed if not each.is_delete() for path in leaves(each.value(), each.key_or_group)}
+
+
+# ---- what the parts of an experiment say ----
+
+
+def yaml_layers(folders: Sequence[Path], name: str, overrides: Overrides) -> list[Layer]:
+    """The YAMLs that an experiment is composed from, in the order in which a later one overrules those before it."""
+    with hydra_in(folders):
+        found = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(overrides), RunMode.RUN)
+    layers = []
+    for default in found.defaults:
+        paths = [path for folder in folders if (path := folder / f"{default.config_path}.yaml").is_file()]
+        if paths:
+            tree = OmegaConf.to_container(OmegaConf.load(paths[0]), resolve=False)
+            for key in reversed((default.package or "").split(".")):
+                tree = {key: tree} if key else tree
+            layers.append(Layer(default.config_path, tree))
+    return layers
+
+
+def targets_alone(folders: Sequence[Path], composed: Mapping[str, DictConfig], name: str) -> dict[str, str]:
+    """Path -> target of an experiment by itself, without overrides; {} for what is no experiment by itself."""
+    try:
+        raw = composed.get(name) or compose_raw(folders, name, [])
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return {}
+    return target_paths(tree_of(raw))
+
+
+def tree_of(raw: DictConfig) -> dict:
+    """A composed config as a plain tree, references and missing values as they stand there."""
+    return OmegaConf.to_container(raw, resolve=False, structured_config_mode=typing.cast(Any, "dict"))
+
+
+def elsewhere(folders: Sequence[Path], name: str, overrides: Overrides, typed: str) -> list[str]:
+    """Full paths that somebody may have meant who typed a key that is not there."""
+    others = [text for text in overrides if not text.lstrip("+~").startswith(typed)]
+    for fewer in (others, []):
+        try:
+            return paths_of(typed, tree_of(compose_raw(folders, name, fewer)))
+        except (HydraException, OmegaConfBaseException, ValueError):
+            continue
+    return []
+
+
+# ---- the whole ----
+
+
+def check_keys(config: dict, schema: type, whole: dict, path: str = "") -> None:
+    """ValueError for keys that a dataclass schema lacks, or has alone: `+key=value` and `~key` get past Hydra.
+
+    whole: the config of which `config` is the part at `path`.
+    """
     hints = typing.get_type_hints(schema)
     for key in hints:
         if key not in config:
             raise ValueError(f"{path}{key}: missing; give it a value, or leave it out for its default")
     for key, value in config.items():
         if key not in hints:
-            raise ValueError(f"{path}{key or repr(key)}: {no_such('key', key, hints)}")
+            raise ValueError(no_such_key(f"{path}{key}", hints, partial(paths_of, tree=whole)))
         if is_dataclass(hints[key]):
-            check_keys(value, hints[key], f"{path}{key}.")
-
-
-def composition_error(error: Exception, name: str, groups: Mapping[str, Group]) -> str:
-    """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group.
-
-    name: of the experiment.
-    """
-    while not isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not COMPOSING.match(line)]
-    if "--multirun" in str(error):
-        given = re.search(r"'(.*)'", lines[0])[1]
-        key = given.partition("=")[0]
-        return f"{given}: several values for one key, but there are no sweeps; write {key}=[a,b] or \"{key}='a,b'\""
-    full = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), None)
-    if full is None:
-        text = " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
-        return f"-cn={name}: {text}"
-    if isinstance(error, InterpolationKeyError):
-        return missing_source(full, lines[0])
-    if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
-        chosen_first = nothing_chosen(full.rpartition(".")[0], error.parent_node, groups)
-        if chosen_first:
-            return f"{full}: {chosen_first}"
-        key, known = full.rpartition(".")[2], keys_around(full, error.parent_node)
-        if key in known:
-            return f"{full}: not in the YAML; write +{full}=... to add it"
-        if full in groups:
-            package = groups[full].package
-            return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under {package}, "
-                    f"as in {package}.KEY=...")
-        return f"{full or repr(full)}: {no_such('key', key, known if '.' in full else [*known, *groups])}"
-    group = full.rpartition(".")[2]
-    hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
-    return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
-
-
-def missing_source(full: str, message: str) -> str:
-    """What is said of a key that takes the value of one which is not there; message: OmegaConf's."""
-    source = re.search(r"'(.*)'", message)[1]
-    hint = ""
-    if full.startswith("training.loss.") and source.startswith("training.network."):
-        hint = "; choose precond and loss that go together, as in precond=ddpm loss=ddpm"
-    return f"{full} takes {source}, which is not there{hint}"
-
-
-def nothing_chosen(path: str, node: Any, groups: Mapping[str, Group]) -> str:
-    """What is said of keys below a config path whose group has chosen nothing, '' where something is there."""
-    group = next((name for name, group in groups.items() if group.package == path), None)
-    if group is None or node:
-        return ""
-    return f"nothing is chosen here; choose {group}=NAME first ({', '.join(groups[group].choices)})"
-
-
-def keys_around(full: str, parent: Any) -> list[str]:
-    """Keys that may stand beside a config path: of the schema, or of its target and the YAML."""
-    schema = OmegaConf.get_type(parent)
-    if is_dataclass(schema):
-        return [f.name for f in fields(schema)]
-    known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
-    if "_target_" in known:
-        known += inspect.signature(find_target(parent["_target_"], full.rpartition(".")[0])).parameters
-    return known
+            check_keys(value, hints[key], whole, f"{path}{key}.")
 
 
 def to_plain(config: DictConfig) -> dict:

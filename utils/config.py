@@ -1,7 +1,6 @@
 """Plain configs: the check of every key against its target, building from them, and their YAML."""
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import json
@@ -17,6 +16,9 @@ import yaml
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from edm3d.utils.files import first_line
+from edm3d.utils.own_code import import_module
 
 # homes of the classes that a file may name
 TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.networks.nets.",
@@ -34,9 +36,15 @@ def find_target(name: str, path: str) -> Callable:
         raise ValueError(f"{path}._target_={name!r}: wanted the name of a class or function")
     module, _, attribute = full_name(name).rpartition(".")
     try:
-        target = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise ValueError(f"{path}._target_={name}: cannot be imported ({e})") from e
+        found = import_module(module)
+    except (ImportError, AttributeError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}._target_={name}: cannot be imported ({first_line(e)})") from e
+    try:
+        target = getattr(found, attribute)
+    except AttributeError as e:
+        likely = near(attribute, [key for key, value in vars(found).items() if callable(value)])
+        raise ValueError(f"{path}._target_={name}: cannot be imported ({getattr(found, '__file__', None) or module} "
+                         f"has no {attribute!r}" + "".join(f"; did you mean '{one}'?" for one in likely) + ")") from e
     if not callable(target):
         raise ValueError(f"{path}._target_={name}: not a class or function")
     return target
@@ -145,8 +153,11 @@ def check_targets(config: dict, path: str, filled: tuple[str, ...] = ()) -> None
 def build(node: dict, *arguments: object, path: str = "") -> Any:
     """Instantiate a checked `_target_` node, nested ones first; `arguments` are given to it besides.
 
-    Errors of the target come out as they are; ValueErrors say the config path in front, if `path` says that of node.
+    Errors of the target come out as they are; ValueErrors say the config path in front (`said_at`), if `path` says that
+    of node.
     """
+    for where, inner in targets(node, path or "config"):
+        find_target(inner["_target_"], where)  # which Hydra then finds, too
     try:
         return hydra.utils.instantiate(with_full_names(node), *arguments, _convert_="all")
     except InstantiationException as e:
@@ -156,7 +167,22 @@ def build(node: dict, *arguments: object, path: str = "") -> Any:
         if not path or not isinstance(cause, ValueError) or str(cause).startswith(path):
             raise cause from None
         inner = re.search(r"\nfull_key: (.+)$", str(e))
-        raise ValueError(f"{path}{'.' + inner[1] if inner else ''}: {cause}") from cause
+        where = f"{path}.{inner[1]}" if inner else path
+        raise ValueError(said_at(where, dict(targets(node, path))[where], str(cause))) from cause
+
+
+def said_at(path: str, node: dict, message: str) -> str:
+    """An error of a target with its place in the config: of the key that it begins with, where that is a parameter.
+
+    Libraries end with the value alone (Invalid learning rate: -1): of the key that has it, if only one does.
+    """
+    first = re.match(r"(\w+)(?:[=.:]| \()", message)
+    if first and first[1] in inspect.signature(find_target(node["_target_"], path)).parameters:
+        return f"{path}.{message}"
+    last = re.search(r": (\S+)$", message)
+    keys = [key for key, value in node.items()
+            if last and last[1] in map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return f"{path}.{keys[0]}={node[keys[0]]}: {message}" if len(keys) == 1 else f"{path}: {message}"
 
 
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
@@ -204,8 +230,13 @@ def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str,
 
 def no_such(what: str, name: object, known: Iterable[str], are: str = "there are") -> str:
     """'no such ...' with the nearest right name, or all."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"no such {what}; " + (f"did you mean '{near[0]}'?" if near else f"{are} {', '.join(known)}")
+    likely = near(name, known)
+    return f"no such {what}; " + (f"did you mean '{likely[0]}'?" if likely else f"{are} {', '.join(known)}")
+
+
+def near(name: object, known: Iterable[str]) -> list[str]:
+    """The name that is nearest to a wrong one, none where none is near."""
+    return difflib.get_close_matches(str(name), known, n=1)
 
 
 def to_yaml(config: dict) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -206,13 +207,42 @@ def world_size() -> int:
 
 
 def set_threads(num_threads: int) -> int:
-    """Fix the CPU threads of this process (0: share this machine's cores between its ranks); returns the number."""
+    """Fix the CPU threads of this process; returns the number.
+
+    0: what OMP_NUM_THREADS says, or this machine's cores shared between its ranks.
+    """
     if num_threads < 0:
         raise ValueError(f"training.options.num_threads={num_threads}: wanted 0 (share the cores) or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = num_threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = num_threads or asked_threads() or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads)
     return threads
+
+
+def asked_threads() -> int | None:
+    """The number in OMP_NUM_THREADS, None where the user has set none; ValueError for anything else."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    first = text.partition(",")[0].strip()  # the others are for threads inside of threads
+    if not first or (first == "1" and set_by_torchrun()):
+        return None
+    if not first.isdecimal() or int(first) < 1:
+        raise ValueError(f"OMP_NUM_THREADS={text}: wanted a whole number of 1 or more, or none")
+    return int(first)
+
+
+def set_by_torchrun() -> bool:
+    """Whether torchrun has put OMP_NUM_THREADS=1 there, as it does for several ranks where there is none.
+
+    That is told by the environment that torchrun, the parent of all ranks, was started with; where the system does not
+    show it (/proc), 1 counts as torchrun's.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < 2:
+        return False
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return True
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with.split(b"\0"))
 
 
 @meeting("a barrier")

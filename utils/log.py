@@ -33,6 +33,12 @@ class RunLog:
             append_log(self.run_dir, text)
 
 
+def note(text: str) -> None:
+    """A line on rank 0's stderr, also before the ranks have met."""
+    if not int(os.environ.get("RANK", 0)):
+        print(text, file=sys.stderr, flush=True)
+
+
 def append_log(run_dir: Path, text: str) -> None:
     """Add a line to log.txt."""
     with open(run_dir / "log.txt", "a", encoding="utf-8") as file:

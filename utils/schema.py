@@ -32,7 +32,7 @@ class Options:
     compile: bool = False
     parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
     timeout_s: float = 600              # how long ranks wait for one that is late
-    num_threads: int = 0                # CPU threads per rank, 0 = cores / ranks
+    num_threads: int = 0                # CPU threads per rank, 0 = OMP_NUM_THREADS, or cores / ranks
     num_workers: int = 0                # data loader processes per rank
     min_psnr: float | None = 20         # dB that diffusion asks of its latents, decoded again; null: no matter
     max_bad_steps: int = 20             # so many steps in a row without finite loss and gradients end the run
@@ -103,7 +103,7 @@ class Sampling:
     montage: int = 6                    # samples in samples.png, 0 = none
     real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
     precision: str = "fp32"
-    num_threads: int = 0
+    num_threads: int = 0                # as training.options.num_threads
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
     guidance: Guidance = field(default_factory=Guidance)
