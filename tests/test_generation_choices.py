@@ -17,7 +17,8 @@ from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference import generation
 from edm3d.inference.conditions import Conditions
-from edm3d.inference.generation import Blank, Drawer, around, captions, draw, real_pictures
+from edm3d.inference.drawing import Blank, Drawer, around, draw
+from edm3d.inference.generation import captions, real_pictures
 from edm3d.inference.snapshot import Snapshot
 from edm3d.samplers import (
     ImageGenerators,
