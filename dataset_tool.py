@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from edm3d.utils.checks import listed
+
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
     import numpy as np
 
@@ -238,7 +240,7 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 
     made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon)
     if made.table and made.table.ignored:
-        click.echo(f"{table}: columns without numbers left out: {', '.join(made.table.ignored)}")
+        click.echo(f"{table}: columns without numbers left out: {listed(made.table.ignored)}")
     for note in made.notes:
         click.echo(note)
     click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in made.counts.items())}")
@@ -450,7 +452,7 @@ def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]
         raise ValueError(f"{file.path}: holds latents only; decode them first")
     wanted = list(file.rows) if indices is None else _indices(indices)
     if absent := [seed for seed in wanted if seed not in file.rows]:
-        raise ValueError(f"--indices {indices}: {file.path} has no seeds {', '.join(map(str, absent))}")
+        raise ValueError(f"--indices {indices}: {file.path} has no seeds {listed(absent)}")
     return [(f"seed{seed:06d}", file.rows[seed]) for seed in wanted]
 
 

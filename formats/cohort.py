@@ -12,6 +12,7 @@ import numpy as np
 
 from edm3d.formats.nifti import KEYS, npz_names, suffix_of
 from edm3d.formats.volumes import SPLITS
+from edm3d.utils.checks import listed
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -165,7 +166,7 @@ def read_table(path: Path) -> CohortTable:
         if not _is_missing(row[c]) and _number(row[c]) is None
     ]
     if bad:
-        raise ValueError(f"{path}: not a finite number: {'; '.join(bad)}. Correct the cells or remove the column")
+        raise ValueError(f"{path}: not a finite number: {listed(bad, '; ')}. Correct the cells or remove the column")
     headers = [re.fullmatch(r"(.*?)\s*(?:\[(.*)\])?", column) for column in columns]
     records = {
         row["id"]: Record(
@@ -191,14 +192,14 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     header = lines[0] if lines else []
     if "id" not in header or len(set(header)) < len(header) or "" in header:
         raise ValueError(
-            f"{path}: its first line must name every column once, one of them 'id', by commas; got {header}"
+            f"{path}: its first line must name every column once, one of them 'id', by commas; got {listed(header)}"
         )
     if uneven := [line[0] for line in lines if len(line) != len(header)]:
-        raise ValueError(f"{path}: rows with more or fewer cells than the header: {', '.join(uneven)}")
+        raise ValueError(f"{path}: rows with more or fewer cells than the header: {listed(uneven)}")
     rows = [dict(zip(header, line)) for line in lines[1:]]
     doubled = [row_id or "(empty)" for row_id, n in Counter(r["id"] for r in rows).items() if n > 1 or not row_id]
     if doubled or not rows:
-        raise ValueError(f"{path}: {'ids empty or doubled: ' + ', '.join(doubled) if doubled else 'has no rows'}")
+        raise ValueError(f"{path}: {'ids empty or doubled: ' + listed(doubled) if doubled else 'has no rows'}")
     return rows
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from edm3d.formats.cohort import CaseFiles
 from edm3d.formats.nifti import suffix_of
+from edm3d.utils.checks import listed
 
 KEYS = ("modality", "labels", "training")
 
@@ -31,11 +32,11 @@ def read_task(folder: Path, images_only: bool = False) -> DecathlonTask:
     if not cases:
         raise ValueError(f"{path}: its training list is empty")
     if double := [id_ for id_, n in Counter(case.id for case in cases).items() if n > 1]:
-        raise ValueError(f"{path}: listed twice: {', '.join(double)}")
+        raise ValueError(f"{path}: listed twice: {listed(double)}")
     files = [file for case in cases for file in (*case.images, case.label) if file]
     if absent := [str(file.relative_to(folder)) for file in files if not file.is_file()]:
-        raise ValueError(f"{path}: {len(absent)} of {len(files)} listed files are not there: {', '.join(absent[:20])}"
-                         f"{', ...' if len(absent) > 20 else ''}; unpack the whole task")
+        raise ValueError(f"{path}: {len(absent)} of {len(files)} listed files are not there: {listed(absent)}; "
+                         "unpack the whole task")
     return DecathlonTask(sorted(cases), _names(path, task, "modality"), _names(path, task, "labels"),
                          len(task.get("test", [])))
 

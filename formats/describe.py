@@ -11,7 +11,7 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
-from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, in_order
 from edm3d.utils.files import read_npz
 from edm3d.utils.log import progress
 
@@ -56,7 +56,7 @@ def _h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator
     yield f"{indent}{name}/" if depth else name
     for key, value in node.attrs.items():
         yield f"{indent}  @{key}: {_short(value.decode() if isinstance(value, bytes) else value)}"
-    for key in islice(node, _ENTRIES):
+    for key in islice(in_order(node), _ENTRIES):
         yield from _h5_tree(key, node[key], depth + 1)
     if len(node) > _ENTRIES:
         yield f"{indent}  ... {len(node) - _ENTRIES} more"

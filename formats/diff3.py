@@ -15,6 +15,8 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentFacts
 from edm3d.formats.latents import EncodedSplit, LatentsFile, Moments, Statistics
+from edm3d.formats.volumes import in_order
+from edm3d.utils.checks import listed
 from edm3d.utils.files import plain_hash
 
 COLUMNS = ("mean", "std", "min", "max")
@@ -63,21 +65,21 @@ def read_samples(path: str | Path) -> Diff3Samples:
 
 
 class Diff3File:
-    """A latent.h5 of DIFF-3, as LatentsFile has it; its statistics are those of subset `train` (else of the first)."""
+    """A latent.h5 of DIFF-3, as LatentsFile has it; its statistics are those of `train` or of the first subset by name."""
 
     first_stage_hash, round_trip = None, None
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with h5.open_h5(path) as file, h5.damage_named(path):
-            self.splits = [name for name in file if isinstance(file[name], h5py.Group)]
+            self.splits = in_order(name for name in file if isinstance(file[name], h5py.Group))
             if not self.splits:
                 raise ValueError(f"{path}: holds no subset such as train, with mean and std")
             hashes = {}
             for name in self.splits:
                 _check_subset(file[name])
                 hashes[name] = [h5.dataset_hash(file[name][column]) for column in COLUMNS if column in file[name]]
-            statistics = _statistics(file["train" if "train" in file else self.splits[0]])
+            statistics = _statistics(file["train" if "train" in file else min(self.splits)])
         self.content_hash = plain_hash(hashes)
         known = LatentFacts(str(path), self.content_hash, *statistics, scaling="minmax", posterior="gaussian")
         self.facts = Facts(str(path), self.content_hash, latents=known)
@@ -85,7 +87,7 @@ class Diff3File:
     def read(self, split: str) -> EncodedSplit:
         """All latents of a subset; ValueError when there is none of that name."""
         if split not in self.splits:
-            raise ValueError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits)}")
+            raise ValueError(f"{self.path}: no split {split!r}, it has {listed(self.splits)}")
         with h5.open_h5(self.path) as file, h5.damage_named(self.path):
             mean, std = (np.asarray(file[split][name][()], np.float32) for name in ("mean", "std"))
         names = [f"{split}-{i:06d}" for i in range(len(mean))]

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from edm3d.utils.checks import listed
+
 MODULE = "torch_utils.persistence._reconstruct_persistent_obj"
 CONTAINERS = {f"torch.nn.modules.container.{name}"
               for name in ("ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential")}
@@ -281,7 +283,7 @@ class Gatherer:
         """The network behind the key `ema`; whatever lies beside it is left alone."""
         content = self.mapping(root, "the pickle")
         if "ema" not in content:
-            raise ValueError(f"holds no network 'ema'; its keys are {shown(', '.join(content))}")
+            raise ValueError(f"holds no network 'ema'; its keys are {shown(listed(content))}")
         ema = content["ema"]
         if kind(ema) != MODULE:
             raise ValueError(f"ema is {kind(ema)}, wanted a network made by {MODULE}")

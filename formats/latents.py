@@ -18,6 +18,8 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.formats.volumes import in_order
+from edm3d.utils.checks import listed
 from edm3d.utils.log import progress
 
 POSTERIORS = ("gaussian", "gamma", "point")
@@ -156,7 +158,7 @@ class LatentsFile:
                 optional.get("limits"), optional.get("scaling", "standardize"), h5.get_json(file, "posterior"))
             self.facts = replace(Facts.from_plain(h5.get_json(file, "data"), path), latents=known)
             self.first_stage_hash = h5.get_text(h5.need(file, "first_stage", h5py.Group), "hash")
-            self.splits = [name for name in file if name != "first_stage"]
+            self.splits = in_order(name for name in file if name != "first_stage")
             for split in self.splits:
                 _check_split(h5.need(file, split, h5py.Group), len(known.channel_mean))
         if known.posterior not in POSTERIORS:
@@ -165,7 +167,7 @@ class LatentsFile:
     def read(self, split: str) -> EncodedSplit:
         """All latents of a split; ValueError when there is none of that name or it is damaged."""
         if split not in self.splits:
-            raise ValueError(f"{self.path}: no split {split!r}, it has {', '.join(self.splits)}")
+            raise ValueError(f"{self.path}: no split {split!r}, it has {listed(self.splits)}")
         with h5.open_h5(self.path, "latents") as file:
             group = file[split]
             found = {name: h5.read(group[name]) for name in group if name not in ("ids", "groups", "min", "max")}

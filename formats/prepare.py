@@ -18,7 +18,8 @@ from edm3d.formats.cohort import CaseFiles, CohortTable, Record, assign_splits, 
 from edm3d.formats.decathlon import read_task
 from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter
+from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
+from edm3d.utils.checks import listed
 from edm3d.utils.log import progress
 
 _Result = TypeVar("_Result")
@@ -88,7 +89,7 @@ def prepare(
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
             item = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
-    counts = {split: sum(s == split for s in split_of.values()) for split in dict.fromkeys(split_of.values())}
+    counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
     return Prepared(counts, cohort, notes)
 
 
@@ -158,7 +159,7 @@ def _records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | No
     if cohort is None:
         return {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}
     if absent := [case.id for case in cases if case.id not in cohort.rows]:
-        raise ValueError(f"{path}: no row for {len(absent)} image(s): {', '.join(absent)}")
+        raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}")
     return {case.id: cohort.rows[case.id] for case in cases}
 
 
@@ -168,7 +169,7 @@ def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) 
         chosen = assign_splits([record.group for record in records.values()], fractions, seed)
         return {case: chosen[record.group] for case, record in records.items()}
     if without := sorted(records.keys() - named.keys()):
-        raise ValueError(f"table column 'split' is empty for {', '.join(without)}; fill it for all volumes or none")
+        raise ValueError(f"table column 'split' is empty for {listed(without)}; fill it for all volumes or none")
     return named  # a group in two of them is refused by VolumesWriter
 
 
@@ -201,7 +202,7 @@ def _keep(image: np.ndarray, case: CaseFiles, options: PrepareOptions) -> np.nda
     count, indices = len(image), picked(options)
     if options.channels and len(options.channels) != count:
         raise ValueError(
-            f"{case.images[0]}: {count} channels, {len(options.channels)} have names: {', '.join(options.channels)}; "
+            f"{case.images[0]}: {count} channels, {len(options.channels)} have names: {listed(options.channels)}; "
             "correct the file, or name its channels with --channels"
         )
     if indices and max(indices) >= count:
@@ -227,7 +228,7 @@ def _load_label(
     if data.min() < 0 or data.max() > highest:
         outside = [int(v) for v in np.unique(data) if not 0 <= v <= highest]
         raise ValueError(
-            f"{path}: label values {', '.join(map(str, outside[:8]))} are outside 0..{highest}; name all classes "
+            f"{path}: label values {listed(outside)} are outside 0..{highest}; name all classes "
             "with --classes, or correct the file"
         )
     data = data.astype(np.uint8)
@@ -299,19 +300,19 @@ def _check_together(cases: list[CaseFiles], facts: list[_Facts], options: Prepar
         len(cases),
     )  # fmt: skip
     if options.orientation is None and len({f.codes for f in facts}) > 1:
-        listed = "; ".join(f"{c.id} {f.codes or 'none'}" for c, f in pairs[:20])
-        raise ValueError(f"the cases differ in orientation ({listed}); give --orientation, for instance RAS")
+        found = listed((f"{c.id} {f.codes or 'none'}" for c, f in pairs), "; ")
+        raise ValueError(f"the cases differ in orientation ({found}); give --orientation, for instance RAS")
     others = [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]
     if others and not options.fit:
-        sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others[:19]]]
-        listed = "; ".join(f"{name} {size}" for name, size in sizes)
-        raise ValueError(f"the cases differ in voxel size, in mm ({listed}); give --spacing")
+        sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others]]
+        found = listed((f"{name} {size}" for name, size in sizes), "; ")
+        raise ValueError(f"the cases differ in voxel size, in mm ({found}); give --spacing")
     if options.grid is None and len({f.shape for f in facts}) > 1:
-        listed = "; ".join(f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs[:20])
-        raise ValueError(f"the cases differ in shape ({listed}); give --size")
+        found = listed((f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs), "; ")
+        raise ValueError(f"the cases differ in shape ({found}); give --size")
     if not options.classes and len({f.labels for f in facts}) > 1:
-        listed = "; ".join(f"{c.label.name} {join(sorted(f.labels))}" for c, f in _one_per_set(pairs)[:20])
-        raise ValueError(f"the label maps differ in their values ({listed}); name every class with --classes if some "
+        found = listed((f"{c.label.name} {join(sorted(f.labels))}" for c, f in _one_per_set(pairs)), "; ")
+        raise ValueError(f"the label maps differ in their values ({found}); name every class with --classes if some "
                          "volumes lack one, or correct the files")
 
 

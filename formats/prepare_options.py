@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edm3d.utils.checks import listed
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -64,7 +66,7 @@ def picked(options: PrepareOptions) -> list[int] | None:
     if not options.channel:
         return None
     names = options.channels
-    known = f"there are {', '.join(names)}" if names else "name all channels of the files with --channels"
+    known = f"there are {listed(names)}" if names else "name all channels of the files with --channels"
     indices = []
     for word in options.channel:
         if word in names:

@@ -6,6 +6,7 @@ from typing import Any
 
 from edm3d.formats.facts import Facts
 from edm3d.utils import checkpoint
+from edm3d.utils.checks import listed
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TrainingState:
         found["facts"] = found.pop("data", None)
         names = [f.name for f in fields(cls)]
         if lacking := sorted("data" if name == "facts" else name for name in names if found.get(name) is None):
-            raise ValueError(f"{path}: the state lacks {', '.join(lacking)}: it was written by another version of this "
+            raise ValueError(f"{path}: the state lacks {listed(lacking)}: it was written by another version of this "
                              "program")
         return cls(**{name: found[name] for name in names} | {"facts": Facts.from_plain(found["facts"], path)})
 

@@ -6,7 +6,7 @@ intensity_ranges [N,C,2], and further columns [N,...] that others have added. Al
 and held against their hashes; an image or label map is whenever it is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.utils.checks import listed
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
@@ -85,6 +86,11 @@ class Item(NamedTuple):
     group: str  # the patient: splits never share one
     affine: np.ndarray  # [4,4] float64, voxel index -> mm, RAS+
     box: np.ndarray  # [2,3] int64: first and past-last index of the valid region; 2D: the third axis is 0..1
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits as they are shown everywhere: train, val, test, then others by name."""
+    return sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
 def full_box(spatial_shape: Sequence[int]) -> np.ndarray:
@@ -157,7 +163,8 @@ class VolumesWriter:
             raise ValueError(f"{item.id}: '{split}' is not a name for a split")
         other = self._split_of_group.get(item.group, split)
         if other != split:
-            raise ValueError(f"group '{item.group}' would be in splits '{other}' and '{split}'; splits never share one")
+            one, two = in_order((other, split))
+            raise ValueError(f"group '{item.group}' would be in splits '{one}' and '{two}'; splits never share one")
         _check_image(item, self._meta, self._shape)
         _check_label(item, self._meta)
         _check_conditions(item, self._meta)
@@ -208,16 +215,17 @@ def _check_label(item: Item, meta: VolumesMeta) -> None:
     if item.label.max() >= len(meta.label_classes):
         raise ValueError(
             f"{item.id}: label value {item.label.max()} is outside the {len(meta.label_classes)} classes "
-            f"{meta.label_classes}"
+            f"{listed(meta.label_classes)}"
         )
 
 
 def _check_conditions(item: Item, meta: VolumesMeta) -> None:
     got = 0 if item.attributes is None else len(item.attributes)
     if got != len(meta.attribute_names):
-        raise ValueError(f"{item.id}: {got} attributes, wanted {len(meta.attribute_names)}: {meta.attribute_names}")
+        raise ValueError(f"{item.id}: {got} attributes, wanted {len(meta.attribute_names)}: "
+                         f"{listed(meta.attribute_names)}")
     if item.class_index is not None and not 0 <= item.class_index < len(meta.class_names):
-        raise ValueError(f"{item.id}: class index {item.class_index} is outside the classes {meta.class_names}")
+        raise ValueError(f"{item.id}: class index {item.class_index} is outside the classes {listed(meta.class_names)}")
 
 
 # ---- reading ----
@@ -243,14 +251,14 @@ class VolumesFile(h5.LazyFile):
         self.provenance: dict[str, Any] = h5.get_json(file, "provenance")
         self.content_hash = h5.get_text(file, "content_hash")
         names = [name for name in file if isinstance(file[name], h5py.Group)]
-        self.splits: list[str] = sorted(names, key=lambda n: (SPLITS.index(n) if n in SPLITS else len(SPLITS), n))
+        self.splits = in_order(names)
         if not self.splits:
             raise ValueError(f"{self.path}: holds no split")
         self._splits = {split: _read_split(file[split], self.meta) for split in self.splits}
 
     def _split(self, split: str) -> _Split:
         if split not in self._splits:
-            raise ValueError(f"{self.path}: no split '{split}'; it has {', '.join(self.splits)}")
+            raise ValueError(f"{self.path}: no split '{split}'; it has {listed(self.splits)}")
         return self._splits[split]
 
     def length(self, split: str) -> int:

@@ -10,6 +10,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.samples import ARRAYS
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
+from edm3d.utils.checks import listed
 
 
 class StoredConditions:
@@ -61,7 +62,7 @@ def drawn_conditions(takes: dict[str, Part], classes: list[str] | None, names: S
                          f"with training.network.model.label_dim={len(names) or 'K'}")
     unknown = [name for name in classes or () if name not in names]
     if unknown:
-        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {', '.join(names)}")
+        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {listed(names)}")
     return Conditions(takes, {"class_labels": [names.index(name) for name in classes or names]}, tuple(size))
 
 

@@ -193,7 +193,7 @@ def generated_row(name: str, affine: np.ndarray, class_index: int | None, latent
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
     """The posterior means of a latents file."""
     rows = []
-    for split in file.splits:
+    for split in sorted(file.splits):  # pieces that are half done have these numbers
         part = file.read(split)
         classes = part.tables.get("classes")
         for i, name in enumerate(part.ids):

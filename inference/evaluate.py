@@ -19,6 +19,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases, choose_reference, file_volumes, held_out_split
 from edm3d.reporting.report import opening, write_report
 from edm3d.reporting.section import missing, walk
+from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.log import progress
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file
@@ -78,13 +79,15 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
         raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
     channels, classes = facts.channels, facts.label_classes
     if unknown := [name for name in channels if name not in meta.channels]:
-        raise ValueError(f"{samples.path}: channels {unknown} are not in {file.path}, which has {list(meta.channels)}; "
-                         "give --real the file that the networks were trained on, or one like it")
+        raise ValueError(f"{samples.path}: channels {listed(unknown)} are not in {file.path}, which has "
+                         f"{listed(meta.channels)}; give --real the file that the networks were trained on, or one "
+                         "like it")
     found = {"label classes": (classes, meta.label_classes),
              "intensity range": ((facts.intensity.lo, facts.intensity.hi), (meta.intensity.lo, meta.intensity.hi)),
              "number of axes": (samples.row("images", 0).ndim - 1, file.meta.spatial_dims)}
     for what, (got, wanted) in found.items():
         if got != wanted:
+            got, wanted = listed_apart(got, wanted) if what == "label classes" else (got, wanted)
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
     spacing = spacing_of(samples.affine)[: meta.spatial_dims]
     real_spacing = spacing if ignore_spacing else shared_spacing(file)
@@ -103,7 +106,7 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
     wanted = found[0][1]
     if others := [f"{name} {size}" for name, size in found if not np.allclose(size, wanted, rtol=1e-3)]:
         raise ValueError(f"{file.path}: voxels of {found[0][0]} are {wanted} mm, those of {len(others)} others are "
-                         f"not: {', '.join(others[:20])}; prepare it anew with --spacing, or --ignore-spacing")
+                         f"not: {listed(others)}; prepare it anew with --spacing, or --ignore-spacing")
     return wanted
 
 

@@ -12,6 +12,7 @@ from edm3d.formats.latents import FirstStageRecord
 from edm3d.formats.published import read_published
 from edm3d.inference.first_stage import FirstStage
 from edm3d.utils import checkpoint
+from edm3d.utils.checks import listed_apart
 from edm3d.utils.config import build_from_file
 
 Weights = dict[str, torch.Tensor]
@@ -173,4 +174,5 @@ def check_contract(found: Facts, trained: Facts, source: str | Path, path: Path)
     for key in ("channels", "label_classes", "intensity"):
         got, wanted = found.plain()[key], trained.plain()[key]
         if got != wanted:
+            got, wanted = listed_apart(got, wanted) if isinstance(got, list) else (got, wanted)
             raise ValueError(f"{source}: {key} are {got}, the autoencoder {path} was trained with {wanted}")

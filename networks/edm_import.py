@@ -62,14 +62,14 @@ def edm_network_node(config: dict) -> dict:
     """
     missing = {"class_name", "kwargs"} - set(config)
     if missing:
-        raise ValueError(f"config: no {listed(missing)}; wanted class_name and kwargs")
+        raise ValueError(f"config: no {listed(sorted(missing))}; wanted class_name and kwargs")
     name, kwargs = config["class_name"], config["kwargs"]
     model_type, own = known("class_name", name, PRECONDS)
     model_type = kwargs.get("model_type", model_type)
     target, defaults = known("model_type", model_type, UNETS)
     unknown = set(kwargs) - COMMON - own - set(defaults)
     if unknown:
-        raise ValueError(f"{name} of a {model_type}: no such arguments: {listed(unknown)}")
+        raise ValueError(f"{name} of a {model_type}: no such arguments: {listed(sorted(unknown))}")
     check_kinds(kwargs, defaults)
     model = {**defaults, **{k: v for k, v in kwargs.items() if k in defaults}}
     label_dim, label_dropout = kwargs.get("label_dim", 0), model.pop("label_dropout")
@@ -104,7 +104,7 @@ def edm_weights(config: dict, state_dict: dict[str, torch.Tensor]) -> dict[str, 
     for what, keys in (("missing", missing), ("left over", left_over), ("of another shape", misshapen)):
         if keys:
             raise ValueError(f"weights of the {config['class_name']} do not fit its configuration; {what}: "
-                             f"{listed(keys)}")
+                             f"{listed(sorted(keys))}")
     return {k: state_dict[names[k]].detach().to(own[k].dtype) for k in own}
 
 
@@ -169,7 +169,7 @@ def check_kinds(kwargs: dict, defaults: dict) -> None:
     """ValueError when an argument is missing, or is no whole number, number, text or list of these as it should be."""
     missing = {"img_resolution", "img_channels"} - set(kwargs)
     if missing:
-        raise ValueError(f"arguments missing: {listed(missing)}")
+        raise ValueError(f"arguments missing: {listed(sorted(missing))}")
     examples = {**dict.fromkeys(COMMON, 1), "model_type": "SongUNet", **defaults}
     for key, value in kwargs.items():
         example = examples.get(key, 0.5)  # the preconditioners' own

@@ -214,7 +214,7 @@ def test_another_snapshot_is_not_taken_for_the_one_that_drew(folder, tmp_path):
     ({}, ["--real", "gone.h5"], "gone.h5"),
     ({}, ["--generated", "gone.h5"], "gone.h5"),
     ({}, ["--split", "validation"], "no volume in split 'validation'"),
-    ({"channels": ("t1",)}, [], "channels ['t1'] are not in"),
+    ({"channels": ("t1",)}, [], "channels t1 are not in"),
     ({"label_classes": ("background", "liver")}, [], "label classes"),
     ({"intensity": Intensity(-1.0, 1.0, True, "")}, [], "intensity range"),
 ])

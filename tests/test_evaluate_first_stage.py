@@ -177,7 +177,7 @@ def test_codes_are_counted_over_the_split_and_a_perfect_stage_is_said_to_be(tmp_
     (["--real", "r.h5"], "wanted one of --generated and --autoencoder"),
     (["--autoencoder", "s.pt", "--real", "r.h5", "--tile", "big"], "--tile big"),
     (["--autoencoder", "s.pt", "--real", "r.h5", "--split", "other"], "no volume in split 'other'"),
-    (["--autoencoder", "s.pt", "--real", "two.h5"], "channels are ['c0', 'c1']"),
+    (["--autoencoder", "s.pt", "--real", "two.h5"], "channels are c0, c1"),
 ])
 def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -58,10 +58,11 @@ def test_what_does_not_fit_is_left_alone_and_named():
     assert all(torch.equal(after[k], before[k]) for k in before if not k.startswith("first"))
 
 
-def test_a_report_names_five_of_a_kind(tmp_path):
-    left = {f"left{i}": torch.zeros(1) for i in range(9)}
+def test_a_report_names_ten_of_a_kind(tmp_path):
+    left = {f"left{i}": torch.zeros(1) for i in range(30)}
     assert start(tmp_path, network(), {**network().state_dict(), **left})[-1] == (
-        "  9 left over in the snapshot: left0, left1, left2, left3, left4 and 4 more")
+        "  30 left over in the snapshot: left0, left1, left10, left11, left12, left13, left14, left15, left16, left17, "
+        "... and 20 more")
 
 
 @pytest.mark.parametrize(("names", "passes"), [((), False), (("first.bias",), False),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edm3d.formats import h5
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, in_order
 
 META = VolumesMeta(
     3,
@@ -144,3 +144,7 @@ def test_empty_file_and_unknown_split_are_refused(tmp_path, path):
         write(tmp_path / "w.h5", [])
     with pytest.raises(ValueError, match="no split 'test'; it has train, val"):
         VolumesFile(path).read("test", 0)
+
+
+def test_splits_are_shown_in_one_order():
+    assert in_order(["zoo", "test", "fold_1", "val", "train"]) == ["train", "val", "test", "fold_1", "zoo"]

@@ -12,8 +12,6 @@ from edm3d.utils.config import differences
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Options
 
-SHOWN = 5  # names of each kind in the report
-
 
 def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[str]:
     """Copy the averaged weights of training.options.init_from into a network; returns the lines of the report.
@@ -28,7 +26,7 @@ def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[s
                if None not in (old, new)}  # what one of them leaves out is most often the default
     own, taken = own_weights(net), fitting(net, snapshot.weights)
     if 2 * len(taken) < len(own):
-        why = f"; training.network differs: {listed(changes.values())}" if changes else ""
+        why = f"; training.network differs: {listed(sorted(changes.values()))}" if changes else ""
         raise ValueError(f"training.options.init_from={options.init_from}: {len(taken)} of the network's {len(own)} "
                          f"weights fit by name and shape in {path}, wanted half of them or more{why}")
     lines = [f"Weights     from {path}", *take_weights(net, snapshot.weights)]
@@ -68,4 +66,4 @@ def take_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list
 def report(what: str, names: Iterable[str]) -> list[str]:
     """A line on weights of a kind, none where there are none."""
     names = list(names)
-    return [f"  {len(names)} {what}: {listed(names, SHOWN)}"] if names else []
+    return [f"  {len(names)} {what}: {listed(sorted(names))}"] if names else []

@@ -8,6 +8,7 @@ import torch
 
 from edm3d.samplers.noise import Noise
 from edm3d.training.slices import SliceDraw, per_image, take_slices
+from edm3d.utils.checks import listed
 from edm3d.utils.files import first_line
 
 KEY, OFF = "training.loss.perceptual.path", "training.loss.perceptual_weight=0 turns the term off"
@@ -99,6 +100,6 @@ def load_script(path: str) -> torch.nn.Module:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     if len(needed) != 1:
-        raise ValueError(f"{KEY}={path}: the network takes {len(needed)} inputs ({', '.join(needed)}); wanted one "
+        raise ValueError(f"{KEY}={path}: the network takes {len(needed)} inputs ({listed(needed)}); wanted one "
                          f"image, a network that compares two by itself is not supported; {OFF}")
     return network

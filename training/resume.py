@@ -18,7 +18,6 @@ from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named
-SHOWN = 12   # settings that differ
 LENGTH = 40  # characters of a value
 
 
@@ -116,7 +115,7 @@ def different_settings(old: dict, new: dict) -> str:
 
 def listed_differences(old: object, new: object) -> str:
     """Paths at which two trees of plain data differ, with the values of both: `a.b: 1 -> 2, c: none -> x`."""
-    return listed((f"{path}: {in_short(a)} -> {in_short(b)}" for path, a, b in differences(old, new)), SHOWN)
+    return listed(sorted(f"{path}: {in_short(a)} -> {in_short(b)}" for path, a, b in differences(old, new)))
 
 
 def in_short(value: object) -> str:

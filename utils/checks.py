@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
+MOST = 10  # names that a message lists
+
 
 def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
     """ValueError unless an argument is one of its choices, which are text or whole numbers: 3.0 and True are none."""
@@ -40,7 +42,16 @@ def is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names in alphabetical order, the first few."""
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(names: Iterable[object], between: str = ", ") -> str:
+    """Names for a message, in their order: ten at most, and how many more there are, `a, b, ... and 70 more`."""
+    names = [str(name) for name in names]
+    more = [f"... and {len(names) - MOST} more"] if len(names) > MOST else []
+    return between.join([*names[:MOST], *more])
+
+
+def listed_apart(one: Sequence[str], other: Sequence[str]) -> tuple[str, str]:
+    """Two unlike lists of names for a message, long ones from the place on where they differ."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    start = same if max(len(one), len(other)) > MOST else 0
+    first, second = ("..., " * bool(start) + (listed(names[start:]) or "none") for names in (one, other))
+    return first, second

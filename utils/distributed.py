@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from edm3d.utils.checks import listed
 from edm3d.utils.files import first_line
 from edm3d.utils.log import error_text, is_lack_of_memory
 
@@ -106,10 +107,10 @@ class Roll:
         """Which rank is missing, in one line."""
         try:
             if late and (behind := self.behind()):
-                names = ", ".join(f"rank {r} (last seen at {place})" for r, place in behind.items())
+                names = listed(f"rank {r} (last seen at {place})" for r, place in behind.items())
                 return self.verdict(f"{names} did not arrive at {self.place()} within {self.timeout_s:g} s")
             if gone := self.lost():
-                return self.verdict(f"rank {', '.join(map(str, gone))} was lost at {self.place()}")
+                return self.verdict(f"rank {listed(gone)} was lost at {self.place()}")
             return self.verdict(f"the connection between ranks broke at {self.place()}; all of them still run")
         except dist.DistError:
             return f"rank 0, or the machine on which the ranks met, was lost at {self.place()}"

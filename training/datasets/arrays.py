@@ -9,6 +9,7 @@ import numpy as np
 from edm3d.formats.facts import Facts
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
+from edm3d.utils.checks import listed
 from edm3d.utils.files import NPZ_DAMAGE, read_npz
 
 BLOCK = 2 ** 24  # bytes that are looked at in one go
@@ -57,7 +58,7 @@ def open_array(path: Path, key: str | None) -> np.ndarray:
         return next(iter(archive.values()))
     if key not in archive:
         what = f"no array {key!r}" if key is not None else "several arrays"
-        raise ValueError(f"{path}: {what}, it has {', '.join(archive) or 'none'}; set training.dataset.key to one")
+        raise ValueError(f"{path}: {what}, it has {listed(archive) or 'none'}; set training.dataset.key to one")
     return archive[key]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from edm3d.formats.facts import Facts
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
+from edm3d.utils.checks import listed
 from edm3d.utils.files import read_npz
 
 SIZE = 64
@@ -27,7 +28,7 @@ class BrainwebSlices:
                              "key 'phantoms', uint8 [slices, 4096])")
         archive = read_npz(path)
         if "phantoms" not in archive:
-            raise ValueError(f"{path}: no array 'phantoms', it has {', '.join(archive)}")
+            raise ValueError(f"{path}: no array 'phantoms', it has {listed(archive)}")
         rows = archive["phantoms"]
         if rows.ndim != 2 or rows.shape[1] != SIZE ** 2:
             raise ValueError(f"{path}: phantoms {rows.shape}, wanted [slices, {SIZE ** 2}]")

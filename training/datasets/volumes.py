@@ -8,6 +8,7 @@ from edm3d.formats.facts import volume_facts
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import StoredConditions
+from edm3d.utils.checks import listed
 
 
 class VolumesDataset:
@@ -17,7 +18,7 @@ class VolumesDataset:
         self.file, self.split = VolumesFile(path), split
         length = self.file.length(split) if split in self.file.splits else 0
         if not length:
-            raise ValueError(f"{path}: split {split!r} has no items, it has {', '.join(self.file.splits)}; "
+            raise ValueError(f"{path}: split {split!r} has no items, it has {listed(self.file.splits)}; "
                              "change training.dataset.split or the file")
         self.length, self.cache = length, {} if cache else None
         self.facts = volume_facts(self.file, split)
