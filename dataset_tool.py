@@ -152,16 +152,27 @@ def all_of(*decorators: Decorator) -> Decorator:
 @click.option(
     "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
 )
-def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float]) -> None:
-    """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes."""
+@click.option("--overwrite", is_flag=True, help="Draw anew over a file of other contents.")
+def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float],
+            overwrite: bool) -> None:
+    """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes.
+
+    Where the same phantoms are there already, nothing is done.
+    """
     from edm3d.formats.cohort import assign_splits, parse_fractions
-    from edm3d.formats.volumes import Intensity, VolumesMeta, VolumesWriter
+    from edm3d.formats.volumes import Intensity, VolumesMeta, VolumesWriter, is_made_by
     from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
-    from edm3d.utils.files import check_free_disk
+    from edm3d.utils.files import check_dest, check_free_disk
     from edm3d.utils.log import progress
 
     fractions = parse_fractions(split)
     echo_phantom(0, seed=seed, size=size, spatial_dims=spatial_dims, pairs=pairs)  # refuses bad numbers before work
+    settings = {"num": num, "size": size, "seed": seed, "spatial_dims": spatial_dims, "pairs": pairs}
+    provenance = {"kind": "phantom", **settings, "split": list(split)}
+    if not overwrite and is_made_by(dest, provenance):
+        click.echo(f"{dest}: all {num} phantoms there already")
+        return
+    check_dest(dest, overwrite)
     needed = num * 5 * size**spatial_dims
     check_free_disk(dest.parent, needed)
     split_of = assign_splits([_patient(i // 2 if pairs else i) for i in range(num)], fractions, seed)
@@ -170,8 +181,6 @@ def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs
         spatial_dims, ("echo",), ("target",), LABEL_CLASSES, names, units, PHASES if pairs else (),
         Intensity(0.0, 1.0, True, "a.u."),
     )  # fmt: skip
-    settings = {"num": num, "size": size, "seed": seed, "spatial_dims": spatial_dims, "pairs": pairs}
-    provenance = {"kind": "phantom", **settings, "split": list(split)}
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for index in progress(range(num), desc="phantom", unit="volume"):
             item = _phantom_item(index, settings)
@@ -209,6 +218,9 @@ def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
 @main.command(cls=WordsCommand)
 @click.option("--images", type=PATH, help="Folder of .nii, .nii.gz, .npy or .npz files.")
 @click.option("--labels", type=PATH, help="Folder of label maps of the same names (without channel numbers _0000).")
+@click.option("--image-pattern", help="What images are called without suffix, as in '{id}_t1'; by '{id}_{channel}' "
+              "those of an id become channels.")
+@click.option("--label-pattern", help="What label maps are called, as in '{id}_seg'; these may lie among the images.")
 @click.option("--decathlon", type=PATH, help="Instead of folders: a Medical Decathlon task, by its dataset.json.")
 @click.option("--images-only", is_flag=True, help="Leave the label maps of the task aside.")
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
@@ -229,15 +241,19 @@ def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
 @click.option("--classes", default=(), type=Words(str), help="Names of the label values, background first.")
 @click.option("--channels", default=(), type=Words(str), help="Names of all image channels of the files.")
 @click.option("--channel", default=(), type=Words(str), help="Those to keep, by name or number.  [default: all]")
+@click.option("--overwrite", is_flag=True, help="Write over a file that is there.")
 def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, dest: Path, table: Path | None,
-            **options: Any) -> None:
+            overwrite: bool, **options: Any) -> None:
     """Make a volumes file of folders of NIfTI, npy or npz files, or of a Medical Decathlon task.
 
-    Images and label maps are paired by name. NIfTI has channels on the fourth axis, npy and npz on an extra first one.
+    Images and label maps are paired by name, or by what patterns call {id}. NIfTI has channels on the fourth axis, npy
+    and npz on an extra first one.
     """
     from edm3d.formats.prepare import PrepareOptions
     from edm3d.formats.prepare import prepare as run
+    from edm3d.utils.files import check_dest
 
+    check_dest(dest, overwrite)
     made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon)
     if made.table and made.table.ignored:
         click.echo(f"{table}: columns without numbers left out: {listed(made.table.ignored)}")

@@ -1,128 +1,17 @@
-"""Which files belong together, what the table says about them, and which split each patient goes to."""
+"""What a table says of the volumes of a cohort, and which split each patient goes to."""
 
 import csv
 import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from edm3d.formats.nifti import KEYS, npz_names, suffix_of
 from edm3d.formats.volumes import SPLITS
 from edm3d.utils.checks import listed
-
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
-
-
-class CaseFiles(NamedTuple):
-    """The files of one volume."""
-
-    id: str
-    images: tuple[Path, ...]  # one per channel, or one that holds all
-    label: Path | None
-
-
-# ---- files ----
-
-
-def find_cases(
-    images: Path, labels: Path | None, *, table_ids: Collection[str] = (), channels: int | None = None
-) -> list[CaseFiles]:
-    """Pair images and label maps by name, sorted by id; ValueError names everything that has no partner.
-
-    A name is the file name without its suffix, and for images also without nnU-Net's channel number `_0000`, unless a
-    label map or the table has the full name. Without labels and table, numbers count as channels only if every case
-    has the same ones, from 0000 on; `channels` is how many the user named, None = none. Without a labels folder the
-    label maps inside npz images are taken, if there are any.
-    """
-    image_files = _by_stem(images)
-    label_files = _by_stem(labels) if labels else {}
-    grouped = _group_channels(image_files, {*label_files, *table_ids}, channels)
-    if labels is None:
-        has_label = {case: _has_label(files[0]) for case, files in grouped.items()}
-        if any(has_label.values()):
-            _refuse_lonely({case: grouped[case][0] for case, has in has_label.items() if has is False}, {})
-        return [CaseFiles(case, files, files[0] if has_label[case] else None)
-                for case, files in sorted(grouped.items())]
-    _refuse_lonely(
-        {case: files[0] for case, files in grouped.items() if case not in label_files},
-        {case: path for case, path in label_files.items() if case not in grouped},
-    )
-    return [CaseFiles(case, files, label_files[case]) for case, files in sorted(grouped.items())]
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    files = [(path.name.removesuffix(suffix), path) for path in sorted(folder.iterdir()) if (suffix := suffix_of(path))]
-    if not files:
-        raise ValueError(f"{folder}: holds no .nii, .nii.gz, .npy or .npz files")
-    counts = Counter(stem for stem, _ in files)
-    if double := [path.name for stem, path in files if counts[stem] > 1]:
-        raise ValueError(f"{folder}: files of the same name: {', '.join(double)}; keep one of each")
-    return dict(files)
-
-
-def _group_channels(
-    files: dict[str, Path], known: Collection[str], channels: int | None
-) -> dict[str, tuple[Path, ...]]:
-    numbered = {stem: (match[1], int(match[2])) for stem in files if (match := _CHANNEL.fullmatch(stem))}
-    if not known and not _looks_like_channels(numbered, len(files), channels):
-        numbered = {}
-    cases: dict[str, dict[int, Path]] = defaultdict(dict)
-    for stem, path in files.items():
-        case, channel = (stem, 0) if stem in known else numbered.get(stem, (stem, 0))
-        if channel in cases[case]:
-            raise ValueError(f"{path.parent}: {path.name} and {cases[case][channel].name} are the same image")
-        cases[case][channel] = path
-    wanted = range(max(len(found) for found in cases.values()))
-    lacking = [f"{case} has {_numbers(found)}" for case, found in cases.items() if sorted(found) != list(wanted)]
-    if lacking:
-        raise ValueError(f"channels {_numbers(wanted)} are wanted of every case, but {'; '.join(lacking)}")
-    return {case: tuple(path for _, path in sorted(found.items())) for case, found in cases.items()}
-
-
-def _looks_like_channels(numbered: dict[str, tuple[str, int]], files: int, channels: int | None) -> bool:
-    found = defaultdict(list)
-    for case, channel in numbered.values():
-        found[case].append(channel)
-    if len(numbered) < files or len({tuple(sorted(f)) for f in found.values()}) != 1:
-        return False
-    count = len(next(iter(found.values())))
-    if sorted(next(iter(found.values()))) != list(range(count)):
-        return False
-    if len(found) == 1 and count > 1 and channels is None:
-        raise ValueError(
-            f"{next(iter(found))}_0000 to _{count - 1:04d}: are these channels of one case, or cases? "
-            "Name the channels with --channels, or list the cases in a table with --table"
-        )
-    return channels is None or channels == count
-
-
-def _numbers(channels: Iterable[int]) -> str:
-    return ", ".join(f"_{c:04d}" for c in sorted(channels))
-
-
-def _has_label(path: Path) -> bool | None:
-    """Whether an npz file holds a label map too; None for one that cannot be read, which reading it will report."""
-    try:
-        return bool(set(KEYS["label"]) & set(npz_names(path))) if path.suffix == ".npz" else False
-    except ValueError:
-        return None
-
-
-def _refuse_lonely(images: dict[str, Path], labels: dict[str, Path]) -> None:
-    parts = [
-        f"{len(lonely)} {what}: {', '.join(path.name for _, path in sorted(lonely.items()))}"
-        for what, lonely in (("image(s) without a label map", images), ("label map(s) without an image", labels))
-        if lonely
-    ]
-    if parts:
-        raise ValueError(f"{'; '.join(parts)}. Files are paired by name, --images with --labels")
-
 
 # ---- table ----
 

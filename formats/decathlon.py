@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from edm3d.formats.cohort import CaseFiles
 from edm3d.formats.nifti import suffix_of
+from edm3d.formats.pairing import CaseFiles
 from edm3d.utils.checks import listed
 
 KEYS = ("modality", "labels", "training")

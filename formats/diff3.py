@@ -65,7 +65,7 @@ def read_samples(path: str | Path) -> Diff3Samples:
 
 
 class Diff3File:
-    """A latent.h5 of DIFF-3, as LatentsFile has it; its statistics are those of `train` or of the first subset by name."""
+    """A latent.h5 of DIFF-3, as LatentsFile has it; its statistics are of `train`, or the first subset by name."""
 
     first_stage_hash, round_trip = None, None
 

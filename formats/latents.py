@@ -183,6 +183,16 @@ class LatentsFile:
             return FirstStageRecord(h5.get_json(stage, "network"), weights, self.first_stage_hash)
 
 
+def round_trip_line(found: dict | None) -> str:
+    """What `round_trip` of a file says, in a line; the Dice is the mean of all classes but the background."""
+    if found is None:
+        return "Round trip  not measured: no held-out volume was decoded again"
+    dice = [value for value in list(found.get("dice", {}).values())[1:] if value is not None]
+    overlap = f", mean Dice {np.mean(dice):.3f} without background," if dice else ""
+    measured = f"{found['num']} volumes of split {found['split']!r}"
+    return f"Round trip  PSNR {found['psnr_db']:.2f} dB{overlap} over {measured}"
+
+
 def _check_split(group: h5py.Group, channels: int) -> None:
     """Raise ValueError unless the data sets of a split are there, of the right types and shapes."""
     N, *row = h5.need(group, "mean").shape

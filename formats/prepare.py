@@ -5,8 +5,7 @@ metadata needs is known; the second computes and writes.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from edm3d.formats import geometry
-from edm3d.formats.cohort import CaseFiles, CohortTable, Record, assign_splits, find_cases, parse_fractions, read_table
+from edm3d.formats.cohort import CohortTable, Record, assign_splits, parse_fractions, read_table
 from edm3d.formats.decathlon import read_task
 from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of
+from edm3d.formats.pairing import CaseFiles, find_cases
+from edm3d.formats.patterns import proposal
+from edm3d.formats.prepare_facts import CaseFacts, check_together, raise_all
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
 from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
 from edm3d.utils.checks import listed
@@ -41,19 +43,6 @@ class _Loaded(NamedTuple):
     moved: bool  # whether the label map lay on another grid
 
 
-class _Facts(NamedTuple):
-    """What the first pass learns of a case."""
-
-    shape: tuple[int, ...]  # [X,Y,Z] after orientation and spacing
-    spacing: np.ndarray  # mm per axis of volumes, likewise
-    codes: str  # orientation as stored, '' without geometry
-    span: np.ndarray  # [C,2] lowest and highest value
-    scale: np.ndarray  # [C,2] values that become 0 and 1
-    labels: frozenset[int]  # label values
-    moved: bool  # whether the label map lay on another grid
-    digest: bytes  # of the files
-
-
 def prepare(
     images: Path | None,
     labels: Path | None,
@@ -70,7 +59,7 @@ def prepare(
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
     cases, options, notes = _sources(images, labels, decathlon, options, cohort)
-    records = _records(cases, cohort, table)
+    records = _records(cases, cohort, table, options)
     dims = options.spatial_dims or (len(options.grid) if options.grid else _guess_dims(cases))
     check_options(options, dims)
     picked(options)
@@ -79,7 +68,7 @@ def prepare(
     split_of = _splits(records, fractions, options.seed)
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
-    _check_together(cases, facts, options)
+    check_together(cases, facts, options)
     notes += _notes(facts, options)
     meta = _meta(cases, facts, options, dims, cohort, split_of)
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
@@ -103,8 +92,11 @@ def _sources(
     if images:
         if options.images_only:
             raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
-        known = cohort.rows if cohort else ()
-        return find_cases(images, labels, table_ids=known, channels=len(options.channels) or None), options, []
+        found = find_cases(images, labels, image_pattern=options.image_pattern, label_pattern=options.label_pattern,
+                           channels=options.channels, table_ids=cohort.rows if cohort else ())
+        return found.cases, replace(options, channels=found.channels or options.channels), found.notes
+    if options.image_pattern or options.label_pattern:
+        raise ValueError("--image-pattern and --label-pattern are for --images; a Decathlon task lists its files")
     task = read_task(decathlon, options.images_only)
     classes = () if options.images_only else options.classes or task.classes
     options = replace(options, channels=options.channels or task.channels, classes=classes)
@@ -112,7 +104,7 @@ def _sources(
     return task.cases, options, [left_out] if task.unlisted else []
 
 
-def _notes(facts: list[_Facts], options: PrepareOptions) -> list[str]:
+def _notes(facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
     notes = []
     if moved := sum(fact.moved for fact in facts):
         notes.append(f"{moved} of {len(facts)} label maps lay on another grid than their image and were resampled onto "
@@ -133,14 +125,8 @@ def _each(cases: list[CaseFiles], work: Callable[[CaseFiles], _Result], what: st
             results.append(work(case))
         except ValueError as error:
             problems.append(str(error))
-    _raise_all(problems, len(cases))
+    raise_all(problems, len(cases))
     return results
-
-
-def _raise_all(problems: Iterable[str], total: int) -> None:
-    problems = list(problems)
-    if problems:
-        raise ValueError(f"{len(problems)} of {total} volumes cannot be used:\n  " + "\n  ".join(problems))
 
 
 # ---- what is asked ----
@@ -155,11 +141,14 @@ def _guess_dims(cases: list[CaseFiles]) -> int:
     return 3
 
 
-def _records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None) -> dict[str, Record]:
+def _records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
+             ) -> dict[str, Record]:
     if cohort is None:
         return {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}
     if absent := [case.id for case in cases if case.id not in cohort.rows]:
-        raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}")
+        ids = [] if options.image_pattern else [case.id for case in cases]
+        more = proposal(ids, cohort.rows, len(absent), label_maps=False)
+        raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}{more}")
     return {case.id: cohort.rows[case.id] for case in cases}
 
 
@@ -245,7 +234,7 @@ def _load_label(
     return moved, True
 
 
-def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> _Facts:
+def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
     loaded = _load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
@@ -262,7 +251,7 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> _Facts:
     labels = frozenset() if loaded.label is None else frozenset(np.unique(loaded.label).tolist())
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
-    return _Facts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest)
+    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest)
 
 
 def _digest(path: Path) -> bytes:
@@ -290,42 +279,9 @@ def _target_grid(case: CaseFiles, loaded: _Loaded, options: PrepareOptions, dims
     return shape, affine
 
 
-def _check_together(cases: list[CaseFiles], facts: list[_Facts], options: PrepareOptions) -> None:
-    """Refuse cases that are well by themselves but do not fit into one file."""
-    first = facts[0]
-    pairs = list(zip(cases, facts))
-    _raise_all(
-        [f"{c.images[0]}: {len(f.span)} channels, {cases[0].id} has {len(first.span)}" for c, f in pairs
-         if len(f.span) != len(first.span)],
-        len(cases),
-    )  # fmt: skip
-    if options.orientation is None and len({f.codes for f in facts}) > 1:
-        found = listed((f"{c.id} {f.codes or 'none'}" for c, f in pairs), "; ")
-        raise ValueError(f"the cases differ in orientation ({found}); give --orientation, for instance RAS")
-    others = [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]
-    if others and not options.fit:
-        sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others]]
-        found = listed((f"{name} {size}" for name, size in sizes), "; ")
-        raise ValueError(f"the cases differ in voxel size, in mm ({found}); give --spacing")
-    if options.grid is None and len({f.shape for f in facts}) > 1:
-        found = listed((f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in pairs), "; ")
-        raise ValueError(f"the cases differ in shape ({found}); give --size")
-    if not options.classes and len({f.labels for f in facts}) > 1:
-        found = listed((f"{c.label.name} {join(sorted(f.labels))}" for c, f in _one_per_set(pairs)), "; ")
-        raise ValueError(f"the label maps differ in their values ({found}); name every class with --classes if some "
-                         "volumes lack one, or correct the files")
-
-
-def _one_per_set(pairs: list[tuple[CaseFiles, _Facts]]) -> list[tuple[CaseFiles, _Facts]]:
-    """The first case of each set of label values, the rarest set first."""
-    sets = Counter(fact.labels for _, fact in pairs)
-    firsts = {fact.labels: (case, fact) for case, fact in reversed(pairs)}
-    return sorted(firsts.values(), key=lambda pair: sets[pair[1].labels])
-
-
 def _meta(
     cases: list[CaseFiles],
-    facts: list[_Facts],
+    facts: list[CaseFacts],
     options: PrepareOptions,
     dims: int,
     cohort: CohortTable | None,
@@ -358,17 +314,18 @@ def _meta(
 
 
 def _provenance(
-    images: Path, labels: Path | None, table: Path | None, options: PrepareOptions, facts: list[_Facts]
+    images: Path, labels: Path | None, table: Path | None, options: PrepareOptions, facts: list[CaseFacts]
 ) -> dict[str, Any]:
     sources = {"images": images.name, "labels": labels.name if labels else None, "table": table.name if table else None}
     digest = hashlib.sha256(b"".join(f.digest for f in facts)).hexdigest()
-    return {"kind": "prepare", **sources, "options": asdict(options), "sources_sha256": digest}
+    given = {name: value for name, value in asdict(options).items() if value is not None or "pattern" not in name}
+    return {"kind": "prepare", **sources, "options": given, "sources_sha256": digest}
 
 
 # ---- second pass ----
 
 
-def _make(case: CaseFiles, fact: _Facts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
+def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
     loaded = _load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
     arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})

@@ -26,6 +26,8 @@ class PrepareOptions:
     value_range: tuple[float, ...] | None = None  # lowest and highest value there can be; None = those there are
     clip: bool = True  # to the percentiles or value_range
     images_only: bool = False  # leave label maps aside
+    image_pattern: str | None = None  # of the images' names, such as '{id}_t1'; None = the id, or with _0000
+    label_pattern: str | None = None  # of the label maps' names; None = the id
 
     @property
     def grid(self) -> tuple[int, ...] | None:

@@ -311,6 +311,14 @@ class VolumesFile(h5.LazyFile):
         )
 
 
+def is_made_by(path: Path, provenance: dict[str, Any]) -> bool:
+    """Whether a file is there that was made just so."""
+    try:
+        return VolumesFile(path).provenance == provenance
+    except ValueError:
+        return False
+
+
 def _read_split(group: h5py.Group, meta: VolumesMeta) -> _Split:
     """All of a split but images and labels; ValueError when something is missing or not as it should be."""
     _check_split(group, meta)

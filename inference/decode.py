@@ -25,10 +25,10 @@ from edm3d.inference.parts import Arrays, Parts, Pieces, check_alike, make_missi
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed
-from edm3d.utils.files import arrays_hash, blocks_hash, check_free_disk, write_text
+from edm3d.utils.files import arrays_hash, blocks_hash, check_folder, check_free_disk, write_text
 from edm3d.utils.log import RunLog, progress
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.runs import find_file
+from edm3d.utils.runs import find_file, passed_over
 
 GENERATED = "generated"  # split of volumes that were drawn
 RECORD = "decode.json"
@@ -103,10 +103,13 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
     if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
         raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
+    check_folder(dest.parent, f"--dest {dest}")
     with ranks_at_work("auto", options.num_threads) as (device, log):
         source = open_source(latents)
         carried, facts, chosen = find_stage(source, latents, autoencoder, network, run_root)
         log(f"First stage {chosen}")
+        for line in passed_over(chosen, autoencoder or network or str(latents), run_root):
+            log(line)
         if autoencoder is not None and source.stage is not None and source.stage.hash is None:
             log(f"Note: {latents} does not say which first stage its latents are of; that it is this one cannot be "
                 "checked")
@@ -325,7 +328,10 @@ def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
                          "another, or --overwrite what has the same names")
     if not (dest if dest.suffix else record).is_file():
         return False
-    found = VolumesFile(dest).provenance if dest.suffix else json.loads(record.read_text(encoding="utf-8"))
+    try:
+        found = dict(VolumesFile(dest).provenance if dest.suffix else json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
     check_alike(f"{dest}: holds volumes of", found, {name: provenance[name] for name in ("kind", *UNLIKE)},
                 "choose another --dest, or --overwrite it")
     return True

@@ -14,7 +14,7 @@ import torch
 
 from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.geometry import fit_centre
-from edm3d.formats.latents import LatentsFile, write_latents
+from edm3d.formats.latents import LatentsFile, round_trip_line, write_latents
 from edm3d.formats.volumes import Item, VolumesFile
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
@@ -25,9 +25,9 @@ from edm3d.networks.latent_codec import SCALINGS
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
-from edm3d.utils.files import check_free_disk
+from edm3d.utils.files import check_dest, check_free_disk
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.runs import find_file
+from edm3d.utils.runs import find_file, passed_over
 
 OF_IMAGES = ("affines", "boxes", "intensity_ranges")  # tables of volumes that latents have otherwise, or not
 
@@ -85,6 +85,8 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
     with ranks_at_work("auto", options.num_threads) as (device, log):
         path = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
         log(f"Autoencoder {path}")
+        for line in passed_over(path, autoencoder, run_root):
+            log(line)
         snapshot = Snapshot.read(path, "autoencoder")
         stage = FirstStage(snapshot.build(options.trust), snapshot.facts,
                            precision=resolve_precision(options.precision, device)).to(device)
@@ -96,6 +98,7 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
         places = all_places(volumes)
         if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
             log(f"{dest}: all {len(places)} there already")
+            log(round_trip_line(LatentsFile(dest).round_trip))
             return
         space = 16 * len(places) * prod(stage.net.latent_shape(job.size))  # parts and file, float32 mean and std each
         distributed.from_rank_0(lambda: check_free_disk(dest.parent, space))
@@ -109,11 +112,13 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
                       for split in volumes.splits}
             facts = replace(volume_facts(volumes, volumes.splits[0]), spatial_shape=job.size,
                             affine=rows_of(splits[volumes.splits[0]].affines[0]))
+            found = round_trip(job, places, parts)
             write_latents(dest, splits, record, facts, provenance, posterior=stage.net.posterior,
-                          scaling=options.scaling, round_trip=round_trip(job, places, parts))
+                          scaling=options.scaling, round_trip=found)
             parts.remove()
-        log(f"{dest}: " + ", ".join(f"{split} {volumes.length(split)}" for split in volumes.splits)
-            + (f" ({len(places) - len(missing)} there already)" if len(missing) < len(places) else ""))
+            log(f"{dest}: " + ", ".join(f"{split} {volumes.length(split)}" for split in volumes.splits)
+                + (f" ({len(places) - len(missing)} there already)" if len(missing) < len(places) else ""))
+            log(round_trip_line(found))
 
 
 UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "settings"}
@@ -125,10 +130,14 @@ def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
 
 
 def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
-    """Whether a file holds these latents; ValueError when it holds others and may not be overwritten."""
+    """Whether a file holds these latents; ValueError when it holds something else and may not be overwritten."""
     if not dest.is_file() or options.overwrite:
+        check_dest(dest, options.overwrite)
         return False
-    old = LatentsFile(dest)
+    try:
+        old = LatentsFile(dest)
+    except ValueError as e:
+        raise ValueError(f"{e}; choose another --dest, or --overwrite it") from e
     had, wanted = ({what: source.get(name) for name, what in UNLIKE.items()} for source in (old.provenance, provenance))
     check_alike(f"{dest}: holds latents of", had | {"scaling": old.facts.latents.scaling},
                 wanted | {"scaling": options.scaling}, "choose another --dest, or --overwrite it")

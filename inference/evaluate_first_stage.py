@@ -22,7 +22,7 @@ from edm3d.reporting.reference import Cases, file_volumes, held_out_split
 from edm3d.reporting.report import opening, write_report
 from edm3d.reporting.section import walk
 from edm3d.utils.log import progress
-from edm3d.utils.runs import find_file
+from edm3d.utils.runs import find_file, passed_over
 
 
 class FirstStageOptions(NamedTuple):
@@ -39,6 +39,8 @@ class FirstStageOptions(NamedTuple):
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
     """Write the report of an autoencoder (a name, run folder or snapshot) on a volumes file; what report.json holds."""
     path = find_file(autoencoder, "network-snapshot", options.run_root, "--autoencoder")
+    for line in passed_over(path, autoencoder, options.run_root):
+        click.echo(line)
     snapshot = Snapshot.read(path, "autoencoder")
     file = VolumesFile(real)
     split = held_out_split(file) if options.split == "auto" else options.split

@@ -27,8 +27,9 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
 from edm3d.utils.config import build_from_file, check_targets
+from edm3d.utils.files import check_folder
 from edm3d.utils.log import RunLog, progress
-from edm3d.utils.runs import find_file
+from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
 
 HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
@@ -43,6 +44,8 @@ def generate(experiment: str, config: dict) -> None:
     with ranks_at_work(options.device, options.num_threads) as (device, log):
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
+        for line in passed_over(path, options.network or experiment, Path(run_root)):
+            log(line)
         snapshot = Snapshot.read(path, config["training"]["task"])
         net = snapshot.build(options.trust)
         guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
@@ -107,9 +110,15 @@ def check_real(path: str | None) -> None:
 
 def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
     """Samples drawn before; ValueError when they are of another network or other settings, None to overwrite them."""
+    check_folder(path.parent, f"sampling.outdir={path.parent}")
     if not path.is_file():
         return None
-    old = SamplesFile(path)
+    try:
+        old = SamplesFile(path)
+    except ValueError as e:
+        if overwrite:
+            return None
+        raise ValueError(f"{e}; choose another sampling.outdir, or draw anew by sampling.overwrite=true") from e
     had, wanted = ({"snapshot_hash": each.snapshot_hash, "sampling": each.sampling} for each in (old.meta, meta))
     if overwrite and had != wanted:
         return None

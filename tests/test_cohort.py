@@ -1,73 +1,11 @@
-"""Pairing by name, tables and splits."""
+"""Tables and splits."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from edm3d.formats.cohort import assign_splits, find_cases, parse_fractions, read_table
-
-
-def touch(folder, *names):
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return folder
-
-
-def found(cases):
-    return {case.id: ([p.name for p in case.images], case.label.name if case.label else None) for case in cases}
-
-
-def test_pairs_are_made_by_name_with_channels(tmp_path):
-    images = touch(tmp_path / "i", "b_0001.nii", "b_0000.nii", "a_0000.npy", "a_0001.nii.gz", "notes.txt", ".x.nii")
-    labels = touch(tmp_path / "l", "a.nii.gz", "b.nii.gz")
-    assert found(find_cases(images, labels)) == {
-        "a": (["a_0000.npy", "a_0001.nii.gz"], "a.nii.gz"),
-        "b": (["b_0000.nii", "b_0001.nii"], "b.nii.gz"),
-    }
-
-
-def test_numbered_patients_are_not_channels(tmp_path):
-    names = ["p_0000.nii", "p_0001.nii"]
-    images = touch(tmp_path / "i", *names)
-    wanted = {"p_0000": (["p_0000.nii"], "p_0000.nii"), "p_0001": (["p_0001.nii"], "p_0001.nii")}
-    assert found(find_cases(images, touch(tmp_path / "l", *names))) == wanted
-    assert len(find_cases(images, None, table_ids=["p_0000", "p_0001"])) == 2
-    assert len(find_cases(images, None, channels=1)) == 2
-    assert len(find_cases(images, None, channels=2)) == 1
-    with pytest.raises(ValueError, match="channels of one case, or cases"):
-        find_cases(images, None)
-    assert len(find_cases(touch(tmp_path / "j", "p_0001.nii", "p_0002.nii"), None)) == 2
-
-
-def test_everything_without_partner_is_named(tmp_path):
-    images = touch(tmp_path / "i", "a.nii", "b.nii", "c.nii")
-    labels = touch(tmp_path / "l", "b.nii", "d.nii", "e.nii")
-    with pytest.raises(ValueError, match=r"2 image.*: a\.nii, c\.nii; 2 label.*: d\.nii, e\.nii"):
-        find_cases(images, labels)
-
-
-def test_missing_channel_double_name_and_empty_folder_are_named(tmp_path):
-    labels = touch(tmp_path / "l", "a.nii", "b.nii")
-    images = touch(tmp_path / "i", "a_0000.nii", "a_0001.nii", "b_0001.nii")
-    with pytest.raises(ValueError, match="b has _0001"):
-        find_cases(images, labels)
-    with pytest.raises(ValueError, match=r"a\.nii, a\.nii\.gz"):
-        find_cases(touch(tmp_path / "j", "a.nii", "a.nii.gz"), None)
-    with pytest.raises(ValueError, match="holds no"):
-        find_cases(touch(tmp_path / "k", "a.txt"), None)
-    with pytest.raises(ValueError, match="no such folder"):
-        find_cases(tmp_path / "absent", None)
-
-
-def test_labels_inside_npz_are_found(tmp_path):
-    for name in "ab":
-        np.savez(tmp_path / f"{name}.npz", image=np.zeros(3), label=np.zeros(3))
-    assert found(find_cases(tmp_path, None))["b"] == (["b.npz"], "b.npz")
-    np.savez(tmp_path / "c.npz", image=np.zeros(3))
-    with pytest.raises(ValueError, match=r"without a label map: c\.npz"):
-        find_cases(tmp_path, None)
+from edm3d.formats.cohort import assign_splits, parse_fractions, read_table
 
 
 def test_table(tmp_path):

@@ -17,6 +17,7 @@ from nibabel.testing import data_path
 import dataset_tool
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
+from edm3d.formats.nifti import write_nifti
 from edm3d.formats.samples import SampleMeta, write_samples
 from edm3d.formats.volumes import VolumesFile
 
@@ -64,6 +65,21 @@ def test_two_dimensional_phantoms(tmp_path):
     assert VolumesFile(tmp_path / "x.h5").spatial_shape("train") == (16, 16)
 
 
+def test_phantoms_are_drawn_over_others_only_on_request(tmp_path, monkeypatch):
+    path, options = tmp_path / "x.h5", ["--size", 8, "--split", 1]
+    assert call("phantom", "--dest", path, "--num", 2, *options) == f"{path}: 2 phantoms\n"
+    made = path.read_bytes()
+    monkeypatch.setattr(dataset_tool, "_phantom_item", lambda *_: pytest.fail("it was drawn"))
+    assert call("phantom", "--dest", path, "--num", 2, *options) == f"{path}: all 2 phantoms there already\n"
+    for dest, words in ((path, "is there already; choose another, or --overwrite it"), (tmp_path, "is a folder"),
+                        (path / "y.h5", "x.h5 is a file, wanted a folder")):
+        assert words in call("phantom", "--dest", dest, "--num", 3, *options, code=1)
+    assert path.read_bytes() == made
+    monkeypatch.undo()
+    call("phantom", "--dest", path, "--num", 3, *options, "--overwrite")
+    assert VolumesFile(path).length("train") == 3
+
+
 def test_bad_phantom_options(tmp_path):
     assert "size=4" in call("phantom", "--dest", tmp_path / "x.h5", "--size", 4, code=1)
     assert "empty split" in call("phantom", "--dest", tmp_path / "x.h5", "--num", 2, code=1)
@@ -88,6 +104,64 @@ def test_nibabels_files_there_and_back(tmp_path, name):
     np.testing.assert_allclose(back.affine, source.affine, atol=1e-5)
     np.testing.assert_array_equal(back.get_fdata(), source.get_fdata())
     assert back.header.get_xyzt_units()[0] == "mm"
+
+
+def write_cases(folder: Path, *words: str) -> None:
+    """Files pat000_WORD.nii.gz and so on of four patients; a voxel says whose it is and which word's."""
+    for patient in range(4):
+        for number, word in enumerate(words):
+            values = np.zeros((4, 4, 4), np.uint8 if word == "seg" else np.float32)
+            values[0, 0, 0], values[1, 1, 1] = 1, 1 if word == "seg" else 10 * patient + number + 2
+            write_nifti(folder / f"pat{patient:03d}_{word}.nii.gz", values, np.eye(4))
+
+
+def test_several_images_of_an_id_become_channels_by_pattern(tmp_path):
+    write_cases(tmp_path / "in", "t1", "flair", "seg", "report")
+    table = tmp_path / "t.csv"
+    table.write_text("id,split\n" + "\n".join(f"pat{n:03d},{split}" for n, split in enumerate("ab"))
+                     + "\npat002,test\npat003,train\n")
+    patterns = ["--images", tmp_path / "in", "--image-pattern", "{id}_{channel}", "--label-pattern", "{id}_seg"]
+    said = call("prepare", *patterns, "--channels", "t1", "flair", "--table", table, "--dest", tmp_path / "v.h5")
+    assert said.splitlines() == [
+        f"4 of 16 files in {tmp_path / 'in'} fit neither --image-pattern '{{id}}_{{channel}}' nor --label-pattern "
+        "'{id}_seg' and are left out: pat000_report.nii.gz, pat001_report.nii.gz, pat002_report.nii.gz, "
+        "pat003_report.nii.gz", f"{tmp_path / 'v.h5'}: train 1, test 1, a 1, b 1"]
+    file = VolumesFile(tmp_path / "v.h5")
+    assert file.meta.channels == ("t1", "flair") and file.ids("train") == ["pat003"]
+    assert file.read("train", 0).image[:, 1, 1, 1].tolist() == [32, 33] and file.read("b", 0).label.sum() == 2
+    shown = call("info", tmp_path / "v.h5")
+    assert sorted(("train/", "test/", "a/", "b/"), key=shown.index) == ["train/", "test/", "a/", "b/"]
+    call("prepare", *patterns, "--channels", "t1", "flair", "--channel", "t1", "--dest", tmp_path / "one.h5", "--split",
+         1)
+    one = VolumesFile(tmp_path / "one.h5")
+    assert one.meta.channels == ("t1",) and one.read("train", 3).image[:, 1, 1, 1].tolist() == [32]
+    assert one.provenance["options"]["image_pattern"] == "{id}_{channel}"
+
+
+def test_patterns_are_proposed_and_left_out_of_the_provenance_where_there_are_none(tmp_path):
+    write_cases(tmp_path / "images", "t1")
+    write_cases(tmp_path / "labels", "seg")
+    folders = ["--images", tmp_path / "images", "--labels", tmp_path / "labels", "--dest", tmp_path / "v.h5"]
+    said = call("prepare", *folders, code=1)
+    assert said.strip().endswith("give --image-pattern '{id}_t1' --label-pattern '{id}_seg'")
+    call("prepare", *folders, "--image-pattern", "{id}_t1", "--label-pattern", "{id}_seg")
+    (tmp_path / "t.csv").write_text("id\n" + "\n".join(f"pat{n:03d}" for n in range(4)))
+    said = call("prepare", *folders[:2], *folders[4:], "--table", tmp_path / "t.csv", "--overwrite", code=1)
+    assert said.strip().endswith("pat003_t1; images end in _t1: give --image-pattern '{id}_t1'")
+    call("prepare", *folders[:2], *folders[4:], "--overwrite", "--split", 1)
+    assert "image_pattern" not in VolumesFile(tmp_path / "v.h5").provenance["options"]
+    assert "a Decathlon task lists its files" in call("prepare", "--decathlon", tmp_path, "--image-pattern", "{id}",
+                                                      "--dest", tmp_path / "d.h5", code=1)
+
+
+def test_prepare_writes_over_a_file_only_on_request(tmp_path):
+    (tmp_path / "v.h5").write_text("mine")
+    assert "v.h5: is there already; choose another, or --overwrite it" in call(
+        "prepare", "--images", "not_even_looked_at", "--dest", tmp_path / "v.h5", code=1)
+    assert (tmp_path / "v.h5").read_text() == "mine"
+    write_cases(tmp_path / "in", "t1")
+    call("prepare", "--images", tmp_path / "in", "--dest", tmp_path / "v.h5", "--overwrite", "--split", 1)
+    assert VolumesFile(tmp_path / "v.h5").length("train") == 4
 
 
 def test_exported_volumes_can_be_prepared_again(echo, tmp_path):

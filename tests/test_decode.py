@@ -294,6 +294,20 @@ def test_a_folder_that_nothing_is_known_of_is_not_touched(at):
     assert len(volumes_at("mine")) == 2
 
 
+@pytest.mark.parametrize(("dest", "words"), [
+    ("other.h5", "--dest other.h5: other.h5: not an HDF5 file; choose another, or --overwrite it"),
+    ("other.h5/v.h5", "other.h5 is a file, wanted a folder"),
+    ("strange", "choose another, or --overwrite it"),
+])
+def test_what_cannot_be_gone_on_with_is_refused_before_anything_is_decoded(at, monkeypatch, dest, words):
+    Path("other.h5").write_text("mine")
+    Path("strange").mkdir(exist_ok=True)
+    Path("strange/decode.json").write_text("[")
+    counts = count_decoded(monkeypatch)
+    assert words in refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", dest)
+    assert not counts
+
+
 def test_latents_that_are_damaged_are_named(at, tmp_path):
     path = tmp_path / "drawn.h5"
     path.write_bytes(Path("drawn.h5").read_bytes())

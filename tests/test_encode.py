@@ -16,7 +16,7 @@ import generate
 import train
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling, volume_facts
-from edm3d.formats.latents import LatentsFile, Moments
+from edm3d.formats.latents import LatentsFile, Moments, round_trip_line
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference import encode
@@ -158,6 +158,35 @@ def test_the_round_trip_of_held_out_volumes_is_in_the_file(at):
     assert (found["split"], found["num"]) == ("val", 3)
     assert found["psnr_db"] == pytest.approx(np.mean(psnr), abs=1e-3)
     assert found["dice"]["cavity"] == pytest.approx(np.mean(overlap), abs=1e-3)
+
+
+def test_the_round_trip_is_said_at_the_end_also_when_all_is_there(at):
+    found = LatentsFile("lat.h5").round_trip
+    wanted = (f"Round trip  PSNR {found['psnr_db']:.2f} dB, mean Dice {found['dice']['cavity']:.3f} without "
+              "background, over 3 volumes of split 'val'")
+    assert encoded("lat.h5").splitlines()[-2:] == ["lat.h5: all 8 there already", wanted]
+    assert encoded("said.h5").splitlines()[-2:] == ["said.h5: train 5, val 3", wanted]
+
+
+@pytest.mark.parametrize(("found", "wanted"), [
+    (None, "not measured: no held-out volume was decoded again"),
+    ({"psnr_db": 30.126, "num": 2, "split": "train"}, "PSNR 30.13 dB over 2 volumes of split 'train'"),
+    ({"psnr_db": 30.126, "dice": {}, "num": 2, "split": "val"}, "PSNR 30.13 dB over 2 volumes of split 'val'"),
+    ({"psnr_db": 9.5, "dice": {"air": 1.0, "a": 0.5, "b": None, "c": 0.75}, "num": 4, "split": "val"},
+     "PSNR 9.50 dB, mean Dice 0.625 without background, over 4 volumes of split 'val'"),
+])
+def test_the_line_of_a_round_trip(found, wanted):
+    assert round_trip_line(found) == f"Round trip  {wanted}"
+
+
+def test_what_cannot_be_written_to_is_refused_before_anything_is_encoded(at, monkeypatch):
+    monkeypatch.setattr(encode, "encode_batch", lambda *_: pytest.fail("it was encoded"))
+    Path("folder.h5").mkdir()
+    Path("other.txt").write_text("mine")
+    for dest, words in (("folder.h5", "--dest folder.h5: is a folder"), ("other.txt/l.h5", "other.txt is a file"),
+                        ("other.txt", "other.txt: not an HDF5 file; choose another --dest, or --overwrite it")):
+        assert words in refused(at, dataset_tool.main, *arguments(dest))
+    assert "is a folder" in refused(at, dataset_tool.main, *arguments("folder.h5", "--overwrite"))
 
 
 def test_a_size_crops_and_pads_about_the_centre_and_geometry_follows(at):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import dataset_tool
 import generate
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import SamplesFile
+from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference import generation
 from edm3d.inference.conditions import Conditions
@@ -261,3 +262,31 @@ def test_without_trajectory_there_is_none(at):
     succeed(generate.main, *DRAW, "sampling.outdir=plain")
     samples = SamplesFile("plain/samples.npz")
     assert "trajectory" not in samples.names and "trajectory" not in samples.meta.sampling
+
+
+# ---- what is written ----
+
+
+def test_nifti_of_images_has_their_unit_and_of_label_maps_none(tmp_path):
+    facts = replace(FACTS, intensity=Intensity(0.0, 1.0, True, "HU"))
+    write_samples(tmp_path / "s.h5", [3], {"images": np.ones((1, 1, 4, 4, 4), np.float32),
+                                           "labels": np.ones((1, 4, 4, 4), np.uint8)}, np.eye(4),
+                  SampleMeta(facts, "x.pt", "0", {}))
+    generation.write_niftis(tmp_path, SamplesFile(tmp_path / "s.h5"), {3})
+    units = {kind: bytes(nibabel.load(tmp_path / f"seed000003_{kind}.nii.gz").header["descrip"].item()).rstrip(b"\0")
+             for kind in ("image", "label")}
+    assert units == {"image": b"HU", "label": b""}
+
+
+def test_an_outdir_that_cannot_be_is_refused_before_anything_is_drawn(here, monkeypatch):
+    with chdir(here):
+        monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("it was drawn"))
+        Path("taken").write_text("mine")
+        assert "taken is a file, wanted a folder" in refused(here, generate.main, *DRAW, "sampling.outdir=taken")
+        Path("damaged").mkdir()
+        Path("damaged/samples.h5").write_text("mine")
+        assert "or draw anew by sampling.overwrite=true" in refused(here, generate.main, *DRAW,
+                                                                    "sampling.outdir=damaged")
+        monkeypatch.undo()
+        succeed(generate.main, *DRAW, "sampling.outdir=damaged", "sampling.overwrite=true")
+        assert SamplesFile("damaged/samples.h5").seeds.tolist() == [0, 1, 2]

@@ -2,6 +2,7 @@
 
 import torch
 
+from edm3d.formats.latents import round_trip_line
 from edm3d.inference.snapshot import CarriedStage
 from edm3d.training.tasks import TASKS
 from edm3d.training.validation import Held
@@ -77,4 +78,4 @@ def round_trip_notes(stage: CarriedStage | None, source: str, min_psnr: float | 
         raise ValueError(f"{source}: its first stage gives {measured} back at a PSNR of {psnr:.2f} dB, wanted "
                          f"training.options.min_psnr={min_psnr:g}; train the first stage longer (and encode "
                          "again), or go on with training.options.min_psnr=null")
-    return [f"Round trip  PSNR {psnr:.2f} dB over {measured}"]
+    return [round_trip_line(found)]

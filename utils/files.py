@@ -117,6 +117,21 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def check_dest(dest: Path, overwrite: bool) -> None:
+    """ValueError where a file cannot be written, or lies already and may not be overwritten; before there is work."""
+    if dest.is_dir():
+        raise ValueError(f"--dest {dest}: is a folder; wanted the name of a file")
+    if dest.exists() and not overwrite:
+        raise ValueError(f"--dest {dest}: is there already; choose another, or --overwrite it")
+    check_folder(dest.parent, f"--dest {dest}")
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """ValueError where there can be no folder of that name, as a file is in its way; key: what the user gave."""
+    if not (found := what_exists(folder)).is_dir():
+        raise ValueError(f"{key}: {found} is a file, wanted a folder")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(path) as temporary:

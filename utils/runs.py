@@ -8,11 +8,13 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 
 from edm3d.utils import distributed
+from edm3d.utils.checks import listed
 from edm3d.utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
@@ -164,6 +166,23 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a published network (formats/published.py)."""
     return all((folder / name).is_file() for name in PUBLISHED)
+
+
+def passed_over(path: Path, name: str, root: Path) -> list[str]:
+    """A note on runs of an experiment that are newer than the one a file of it was found in, if there are any."""
+    if Path(name).exists():
+        return []
+    newer = list(takewhile(lambda folder: folder != path.parent, runs_of(root, name)))
+    told = [f"{folder} ({': '.join(filter(None, (status.get('status'), first_words(status.get('why', '')))))})"
+            for folder in newer for status in [read_status(folder)]]
+    kind = path.stem.rpartition("-")[0]
+    return [f"Note: newer, but without a {kind}: {listed(told)}; used is {path.parent}"] if told else []
+
+
+def first_words(text: str, length: int = 100) -> str:
+    """The first line of a text, shortened."""
+    line = next(iter(text.splitlines()), "")
+    return line if len(line) <= length else f"{line[:length - 3]}..."
 
 
 def check_is_archive(path: Path, kind: str, key: str) -> None:

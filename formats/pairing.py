@@ -1,0 +1,215 @@
+"""Which files belong together: images with their label maps, and several images of one id as its channels, by name."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from edm3d.formats.nifti import KEYS, npz_names, suffix_of
+from edm3d.formats.patterns import ANY, IMAGES, LABELS, NUMBERED, Pattern, proposal, several_of_one, told_apart
+from edm3d.utils.checks import listed
+
+Stems = dict[str, Path]  # files by their names without suffix
+
+
+class CaseFiles(NamedTuple):
+    """The files of one volume."""
+
+    id: str
+    images: tuple[Path, ...]  # one per channel, or one that holds all
+    label: Path | None
+
+
+class Pairing(NamedTuple):
+    """The cases, sorted by id; what stands for {channel}, in the order of each case's images; and what to tell."""
+
+    cases: list[CaseFiles]
+    channels: tuple[str, ...] = ()
+    notes: list[str] = []
+
+
+def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None = None, label_pattern: str | None = None,
+               channels: Sequence[str] = (), table_ids: Collection[str] = ()) -> Pairing:
+    """Pair images and label maps by the ids in their names; ValueError names everything that has no partner.
+
+    A pattern says what of a name, without its suffix, is the id. Images of one id are its channels, in the order of
+    `channels` where these are named, else sorted; every id must have the same. Without image_pattern an id is the whole
+    name, but for nnU-Net's channel number `_0000`, unless a label map or the table has the full name; without labels
+    and table, numbers count as channels only if every case has the same ones, from 0000 on. With label_pattern the
+    label maps may lie among the images, and labels may be None; else the label maps inside npz images are taken then,
+    if there are any.
+    """
+    image_names, label_names = Pattern(IMAGES, image_pattern or ANY, channels), Pattern(LABELS, label_pattern or ANY)
+    labels = images if labels is None and label_pattern else labels
+    taken, notes = _sorted_out(images, labels, image_names, label_names)
+    image_files, label_files = taken[IMAGES], taken[LABELS]
+    label_of = {label_names.read(stem)[0]: path for stem, path in label_files.items()}
+    if image_pattern is None:
+        found, names = _numbered(image_files, {*label_of, *table_ids}, len(channels)), ()
+    else:
+        found, names = _by_pattern(image_files, image_names, channels)
+    if labels is not None:
+        _refuse_lonely({case: files[0] for case, files in found.items() if case not in label_of},
+                       {case: path for case, path in label_of.items() if case not in found}, image_files, label_files)
+    else:
+        label_of = _inside(found)
+        notes += _looks_mixed(images, found) if image_pattern is None else []
+    return Pairing([CaseFiles(case, files, label_of.get(case)) for case, files in sorted(found.items())], names, notes)
+
+
+# ---- which files ----
+
+
+def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_names: Pattern
+                ) -> tuple[dict[str, Stems], list[str]]:
+    """The files that fit each pattern, by its option, and a note on those that fit none.
+
+    In one folder, what fits both belongs to the pattern that says more.
+    """
+    places, taken, notes = [(images, [image_names])], {IMAGES: {}, LABELS: {}}, []
+    if labels is not None and labels.is_dir() and images.is_dir() and labels.samefile(images):
+        places[0][1].append(label_names)
+    elif labels is not None:
+        places.append((labels, [label_names]))
+    for folder, patterns in places:
+        files, left = _files(folder), []
+        if [pattern.text for pattern in patterns] == [ANY, ANY]:
+            raise ValueError(f"{folder}: --images and --labels are one folder, whose files {IMAGES} and {LABELS} tell "
+                             f"apart{told_apart(files) or ', as in {id}_t1 and {id}_seg'}")
+        for stem, path in files.items():
+            if pattern := _pattern_of(stem, path, patterns):
+                taken[pattern.option][stem] = path
+            else:
+                left.append(path.name)
+        for pattern in patterns:
+            if not taken[pattern.option]:
+                raise ValueError(f"{folder}: no name fits {pattern}; there are {listed(files)}")
+        if left:
+            misfit = f"fit neither {patterns[0]} nor {patterns[1]}" if patterns[1:] else f"do not fit {patterns[0]}"
+            notes.append(f"{len(left)} of {len(files)} files in {folder} {misfit} and are left out: {listed(left)}")
+    return taken, notes
+
+
+def _pattern_of(stem: str, path: Path, patterns: Sequence[Pattern]) -> Pattern | None:
+    """The pattern that a name fits; of two the one with more letters of its own."""
+    fit = sorted((pattern for pattern in patterns if pattern.read(stem)), key=lambda pattern: pattern.literal)
+    if len(fit) == 2 and fit[0].literal == fit[1].literal:
+        raise ValueError(f"{path}: fits {fit[0]} and {fit[1]} alike; make one of them say more")
+    return fit[-1] if fit else None
+
+
+def _files(folder: Path) -> Stems:
+    """The volumes in a folder by name; ValueError for none, and for two of one name."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files = [(path.name.removesuffix(suffix), path) for path in sorted(folder.iterdir()) if (suffix := suffix_of(path))]
+    if not files:
+        raise ValueError(f"{folder}: holds no .nii, .nii.gz, .npy or .npz files")
+    counts = Counter(stem for stem, _ in files)
+    if double := [path.name for stem, path in files if counts[stem] > 1]:
+        raise ValueError(f"{folder}: files of the same name: {listed(double)}; keep one of each")
+    return dict(files)
+
+
+def _looks_mixed(folder: Path, found: Mapping[str, object]) -> list[str]:
+    """A note on images that by their names are label maps, or channels of one id, and are taken for volumes each."""
+    if told := told_apart(found):
+        return [f"Note: every file in {folder} is taken for an image of its own, though some look like label maps"
+                f"{told}"]
+    if channels := several_of_one(found):
+        return [f"Note: names in {folder} end in {channels}, and every file is taken for a volume of its own; to make "
+                f"channels of them give {IMAGES} '{NUMBERED}'"]
+    return []
+
+
+# ---- channels ----
+
+
+def _by_pattern(files: Stems, pattern: Pattern, channels: Sequence[str]
+                ) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """The images of each id, and what stands for {channel}, in one order."""
+    cases: dict[str, dict[str, Path]] = defaultdict(dict)
+    for stem, path in files.items():
+        case, channel = pattern.read(stem)
+        cases[case][channel] = path
+    wanted = channels if pattern.has_channel and channels else sorted({c for found in cases.values() for c in found})
+    return _in_order(cases, wanted), tuple(wanted) if pattern.has_channel else ()
+
+
+def _numbered(files: Stems, known: Collection[str], channels: int) -> dict[str, tuple[Path, ...]]:
+    """The images of each id by nnU-Net's channel numbers, where the names have such (see find_cases)."""
+    pattern = Pattern(IMAGES, NUMBERED, digits=True)
+    numbered = {stem: match for stem in files if (match := pattern.read(stem))}
+    if not known and not _looks_like_channels(numbered.values(), len(files), channels):
+        numbered = {}
+    cases: dict[str, dict[str, Path]] = defaultdict(dict)
+    for stem, path in files.items():
+        case, channel = (stem, "0000") if stem in known else numbered.get(stem, (stem, "0000"))
+        if channel in cases[case]:
+            raise ValueError(f"{path.parent}: {path.name} and {cases[case][channel].name} are the same image")
+        cases[case][channel] = path
+    return _in_order(cases, _first(max(len(found) for found in cases.values())))
+
+
+def _looks_like_channels(numbered: Collection[tuple[str, str]], files: int, channels: int) -> bool:
+    found = defaultdict(list)
+    for case, channel in numbered:
+        found[case].append(channel)
+    if len(numbered) < files or len({tuple(sorted(each)) for each in found.values()}) != 1:
+        return False
+    case, first = next(iter(found.items()))
+    if sorted(first) != _first(len(first)):
+        return False
+    if len(found) == 1 and len(first) > 1 and not channels:
+        raise ValueError(
+            f"{case}_0000 to _{len(first) - 1:04d}: are these channels of one case, or cases? "
+            "Name the channels with --channels, or list the cases in a table with --table"
+        )
+    return channels in (0, len(first))
+
+
+def _first(count: int) -> list[str]:
+    """nnU-Net's first channel numbers."""
+    return [f"{channel:04d}" for channel in range(count)]
+
+
+def _in_order(cases: Mapping[str, Mapping[str, Path]], wanted: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """The images of each id in the order of the channels that are wanted; ValueError naming who lacks which."""
+    lacking = [f"{case} lacks {listed(absent)}" for case, found in sorted(cases.items())
+               if (absent := [channel for channel in wanted if channel not in found])]
+    if lacking:
+        raise ValueError(f"channels {listed(wanted)} are wanted of every id, but {listed(lacking, '; ')}")
+    return {case: tuple(found[channel] for channel in wanted) for case, found in cases.items()}
+
+
+# ---- label maps ----
+
+
+def _inside(found: Mapping[str, tuple[Path, ...]]) -> dict[str, Path]:
+    """The npz images that hold a label map too; ValueError where only some do."""
+    has_label = {case: _has_label(files[0]) for case, files in found.items()}
+    if any(has_label.values()):
+        _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False})
+    return {case: found[case][0] for case, has in has_label.items() if has}
+
+
+def _has_label(path: Path) -> bool | None:
+    """Whether an npz file holds a label map too; None for one that cannot be read, which reading it will report."""
+    try:
+        return bool(set(KEYS["label"]) & set(npz_names(path))) if path.suffix == ".npz" else False
+    except ValueError:
+        return None
+
+
+def _refuse_lonely(images: Mapping[str, Path], labels: Mapping[str, Path] = MappingProxyType({}),
+                   image_files: Iterable[str] = (), label_files: Iterable[str] = ()) -> None:
+    """ValueError naming images and label maps by id that have no partner, and patterns by which more would have one."""
+    parts = [
+        f"{len(lonely)} {what}: {listed(path.name for _, path in sorted(lonely.items()))}"
+        for what, lonely in (("image(s) without a label map", images), ("label map(s) without an image", labels))
+        if lonely
+    ]
+    if parts:
+        more = proposal(set(image_files), set(label_files), len(images) + len(labels))
+        raise ValueError(f"{'; '.join(parts)}. Files are paired by name, --images with --labels{more}")
