@@ -55,25 +55,28 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
     Rows are the three planes (2D: one) with the label overlay; in a block with labels the first plane without it comes
-    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; the first channel is shown, all three
-    where `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and
-    white, by default minimum and WHITE percentile of the first block, so that all blocks share it; label_classes
-    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
-    columns; aligned: every block is cut where the first block's volume of its column is. Signals, which have a single
-    axis, become `curves`.
+    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all
+    blocks of each, or together where `channels` names them red, green and blue. spacing in mm per axis; window: the
+    intensities shown as black and white, by default minimum and WHITE percentile of the first block, which all blocks
+    of a channel share; label_classes (background first) name the legend, which has the classes that are seen; captions
+    stand under the last block's columns; aligned: every block is cut where the first block's volume of its column is.
+    Signals, which have a single axis, become `curves`.
     """
     if len(spacing) == 1:
         return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
     in_colour = list(channels) == COLOURS
+    per_channel = sum(len(pictures) > 0 for _, pictures in blocks)
+    blocks = blocks if in_colour else _channel_by_channel(blocks, len(spacing), channels)
     shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
              for title, pictures in blocks if len(pictures)]
-    window = window or _window(shown[0][1])
+    windows = [window or _window(shown[i - i % per_channel][1]) for i in range(len(shown))]
     centres = [_centre(values.shape[:len(spacing)], label) for values, label in shown[0][1]] if aligned else None
     columns = [(title, _columns(pictures, spacing, centres)) for title, pictures in shown]
     seen = {int(value) for _, block in columns for planes in block for plane in planes if plane.label is not None
             for value in np.unique(plane.label)}
     legend = {value: name for value, name in enumerate(label_classes) if value and value in seen}
-    sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block]) for title, block in columns]
+    sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block])
+              for (title, block), window in zip(columns, windows, strict=True)]
     return _blocks_figure(sheets, legend, captions)
 
 
@@ -129,6 +132,18 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 # ---- slices ----
+
+
+def _channel_by_channel(blocks: Sequence[tuple[str, Sequence[Picture]]], ndim: int, channels: Sequence[str]
+                        ) -> list[tuple[str, list[Picture]]]:
+    """Blocks of one channel each: of the first channel all that hold something, then of the second, named by them."""
+    filled = [(title, list(pictures)) for title, pictures in blocks if len(pictures)]
+    image = filled[0][1][0][0]
+    if image.ndim == ndim or len(image) == 1:
+        return filled
+    names = channels if len(channels) == len(image) else [f"channel {c + 1}" for c in range(len(image))]
+    return [(", ".join(filter(None, (title, name))), [(image[c], label) for image, label in pictures])
+            for c, name in enumerate(names) for title, pictures in filled]
 
 
 def _shown(image: np.ndarray, ndim: int, in_colour: bool) -> np.ndarray:

@@ -20,7 +20,7 @@ from edm3d.networks.parts.base import PartKind
 from edm3d.networks.parts.images import Images
 from edm3d.training.datasets.latents import LatentsDataset
 from edm3d.training.datasets.volumes import VolumesDataset
-from edm3d.training.tasks.diffusion import check_conditions
+from edm3d.training.tasks.diffusion import check_conditions, left_aside
 
 CLASSES = [1, -1, 0]
 ONE_HOT = [[0, 1], [0, 0], [1, 0]]
@@ -179,3 +179,19 @@ def test_networks_that_take_as_much_as_the_data_have_or_nothing_pass():
     check_conditions(net, known())
     net.takes = {"class_labels": Part(2), "semantic": Part(5), "attributes": Part(7)}  # the data say nothing of these
     check_conditions(net, known())
+
+
+@pytest.mark.parametrize(("takes", "maps", "wanted"), [
+    ({}, (), "2 classes (ED, ES) and 1 attribute (age) and 1 semantic map and 3 condition channels"),
+    ({"class_labels": Part(2), "images": Part(3)}, (), "1 attribute (age) and 1 semantic map"),
+    ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, ("air", "wall"),
+     "label maps of 2 classes (air, wall)"),
+    ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, (), None),
+])
+def test_what_a_network_is_not_told_is_said(takes, maps, wanted):
+    net = torch.nn.Identity()
+    net.takes = takes
+    condition = Condition(class_labels=np.zeros(2), attributes=np.zeros(1), semantic=np.zeros((4, 4)),
+                          images=np.zeros((3, 4, 4)))
+    said = left_aside(net, condition, known(attributes=("age",)), maps)
+    assert said == (f"Note: v.h5 holds {wanted} that this network is not told" if wanted else "")

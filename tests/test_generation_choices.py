@@ -284,9 +284,9 @@ def test_an_outdir_that_cannot_be_is_refused_before_anything_is_drawn(here, monk
         Path("taken").write_text("mine")
         assert "taken is a file, wanted a folder" in refused(here, generate.main, *DRAW, "sampling.outdir=taken")
         Path("damaged").mkdir()
-        Path("damaged/samples.h5").write_text("mine")
+        Path("damaged/samples.npz").write_text("mine")
         assert "or draw anew by sampling.overwrite=true" in refused(here, generate.main, *DRAW,
                                                                     "sampling.outdir=damaged")
         monkeypatch.undo()
         succeed(generate.main, *DRAW, "sampling.outdir=damaged", "sampling.overwrite=true")
-        assert SamplesFile("damaged/samples.h5").seeds.tolist() == [0, 1, 2]
+        assert SamplesFile("damaged/samples.npz").seeds.tolist() == [0, 1, 2]

@@ -254,10 +254,19 @@ def test_colour_images_are_shown_in_colour(channels, wanted):
     assert rgb[40 + montages.TILE // 2, 18 + montages.TILE // 2] == pytest.approx(wanted, abs=0.01)
 
 
-def test_window_is_that_of_the_channel_that_is_shown():
-    image = np.stack([np.linspace(0, 1, 64).reshape(8, 8), np.full((8, 8), 100)]).astype(np.float32)
-    shown = pixels(montages.montage([("Real", [(image, None)])], (1, 1)))[40:]
-    assert shown.max() > 0.95
+def test_channels_are_shown_one_after_another_each_in_its_own_window():
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    real, drawn = np.stack([ramp, 100 * ramp]), np.stack([0 * ramp, 50 * ramp])
+    figure = montages.montage([("Real", [(real, None)]), ("", []), ("Generated", [(drawn, None)])], (1, 1),
+                              channels=("t1", "flair"))
+    assert [text.get_text() for text in figure.texts] == ["Real, t1", "Generated, t1", "Real, flair",
+                                                          "Generated, flair"]
+    rgb, step = pixels(figure), 40 + montages.TILE
+    tiles = [rgb[40 + i * step:40 + i * step + montages.TILE, 18:18 + montages.TILE] for i in range(4)]
+    assert [tile.max() > 0.95 for tile in tiles] == [True, False, True, False]
+    assert tiles[1].max() == 0 and 0.45 < tiles[3].max() < 0.55  # as bright as the real of its channel has it
+    figure = montages.montage([("Real", [(real, None)])], (1, 1))
+    assert [text.get_text() for text in figure.texts] == ["Real, channel 1", "Real, channel 2"]
 
 
 def test_captions_stand_below_their_columns():

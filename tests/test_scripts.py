@@ -195,10 +195,11 @@ def test_classes_reach_training_and_samples(at):
     voxels = ["-cn=echo_edm", "dataset=volumes", "batch_transform=voxels", "training.dataset.path=data/pairs.h5",
               "training.options.run_root=results/pairs", *EDM[1:], "training.validation.max_items=0"]
     where = ["training.options.run_root=results/pairs", "sampling.nifti=false", "sampling.montage=0"]
-    succeed(train.main, *voxels)  # a network without classes takes such data, and draws without
+    said = succeed(train.main, *voxels)  # a network without classes takes such data, and draws without
+    assert "Note: data/pairs.h5 holds 2 classes (ED, ES) and 4 attributes (" in said
     assert "trained without classes" in refused(at, generate.main, *DRAW, *where, "sampling.classes=[ED]",
                                                 "sampling.outdir=results/classless")
-    succeed(train.main, *voxels, "training.network.model.label_dim=2")
+    assert "holds 4 attributes" in succeed(train.main, *voxels, "training.network.model.label_dim=2")
     draw("results/classes", "0-3", *where)
     assert SamplesFile("results/classes/samples.h5").array("classes").tolist() == [0, 1, 0, 1]
     draw("results/systole", "0-1", *where, "sampling.classes=[ES]")

@@ -1,6 +1,6 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -50,7 +50,10 @@ class DiffusionTask(TaskType):
         snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform))
         task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
         check_forward(task, data)
-        task.notes = [note] if (note := unusual_pair(type(net), type(loss))) else []
+        item = data[0]
+        maps = data.facts.label_classes if item.label is not None and not hasattr(transform, "scaling") else ()
+        notes = unusual_pair(type(net), type(loss)), left_aside(net, item.condition, data.facts, maps)
+        task.notes = [note for note in notes if note]
         return task
 
     def check(self, training: dict, loss: Callable, net: torch.nn.Module | None = None) -> None:
@@ -219,6 +222,22 @@ def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
             there = f"{len(names)} {kind.many} ({listed(names)}), or 0 to leave them aside"
             raise ValueError(f"training.network.model.{kind.width_key}={part.width}: wanted {len(names)}, as "
                              f"{facts.source} has {there if names else f'no {kind.many}'}")
+
+
+def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: Sequence[str] = ()) -> str:
+    """A note on parts of an item's condition that a network does not take, '' where there is none.
+
+    maps: classes of label maps that nothing is made of.
+    """
+    takes, found = takes_of(net), []
+    for name in condition:
+        if name not in takes:
+            kind, row = PARTS[name], condition[name]
+            names = (getattr(facts, kind.names) if kind.names else None) or ()
+            count = 1 if kind.grid == "map" else len(row)
+            found.append(f"{count} {kind.one if count == 1 else kind.many}" + f" ({listed(names)})" * bool(names))
+    found += [f"label maps of {len(maps)} classes ({listed(maps)})"] if maps else []
+    return f"Note: {facts.file} holds {' and '.join(found)} that this network is not told" if found else ""
 
 
 @torch.no_grad()
