@@ -136,6 +136,10 @@ def test_several_images_of_an_id_become_channels_by_pattern(tmp_path):
     one = VolumesFile(tmp_path / "one.h5")
     assert one.meta.channels == ("t1",) and one.read("train", 3).image[:, 1, 1, 1].tolist() == [32]
     assert one.provenance["options"]["image_pattern"] == "{id}_{channel}"
+    call("prepare", *patterns, "--channel", "t1", "flair", "--dest", tmp_path / "two.h5", "--split", 1)
+    assert VolumesFile(tmp_path / "two.h5").meta.channels == ("t1", "flair")
+    call("prepare", *patterns, "--dest", tmp_path / "all.h5", "--split", 1)
+    assert VolumesFile(tmp_path / "all.h5").meta.channels == ("flair", "report", "t1")
 
 
 def test_patterns_are_proposed_and_left_out_of_the_provenance_where_there_are_none(tmp_path):

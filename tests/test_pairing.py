@@ -99,6 +99,8 @@ def test_images_of_one_id_become_channels_in_one_order(tmp_path):
     odd = touch(tmp_path / "j", "a_b_t1_ce.npy", "a_b_t1.npy")
     pairing = find_cases(odd, None, image_pattern="{id}_{channel}", channels=["t1_ce", "t1"])
     assert found(pairing) == {"a_b": (["a_b_t1_ce.npy", "a_b_t1.npy"], None)}
+    assert found(find_cases(touch(tmp_path / "l", "a_b_t1.npy"), None, image_pattern="{id}_{channel}")) == {
+        "a_b": (["a_b_t1.npy"], None)}
     front = touch(tmp_path / "k", "t1-a-1.npy", "t2-a-1.npy")
     assert found(find_cases(front, None, image_pattern="{channel}-{id}")) == {
         "a-1": (["t1-a-1.npy", "t2-a-1.npy"], None)}

@@ -26,7 +26,6 @@ from edm3d.training.schedule import lr_factor
 from edm3d.training.ticks import Progress, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.checks import listed
 from edm3d.utils.files import first_line
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import autocast, resolve_precision
@@ -266,7 +265,7 @@ class Trainer:
         first, p = self.progress.nimg, self.progress
         items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
         self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
-                 f"{first + len(items) - 1} of the stream, data set items {listed(items)}")
+                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}")
 
     def check_bad(self) -> None:
         """Save a state from before them and raise ValueError when too many steps in a row, or all, were skipped."""
