@@ -98,7 +98,8 @@ def tile_options(verb: str) -> Decorator:
     """The options of tiles, which a command gets as one value, `tiles` (None: whole volumes)."""
     add = all_of(
         click.option("--tile", type=Words(int),
-                     help=f"Voxels per axis: {verb} in tiles of this size.  [default: whole]"),
+                     help=f"Voxels per axis, first axis of the array first: {verb} in tiles of this size.  "
+                          "[default: whole]"),
         click.option("--tile-overlap", default=0.25, show_default=True, type=float,
                      help="Of neighbouring tiles, a share."),
         click.option("--tile-mode", default="blend", show_default=True,
@@ -143,7 +144,7 @@ def all_of(*decorators: Decorator) -> Decorator:
 @main.command(cls=WordsCommand)
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
 @click.option("--num", default=640, show_default=True, type=click.IntRange(min=1), help="Number of phantoms.")
-@click.option("--size", default=32, show_default=True, type=int, help="Voxels per axis of the 128 mm cube.")
+@click.option("--size", default=32, show_default=True, type=int, help="Voxels along each axis of the 128 mm cube.")
 @click.option(
     "--seed", default=0, show_default=True, type=int, help="Which endless set of phantoms; also of the split."
 )
@@ -225,10 +226,14 @@ def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
 @click.option("--images-only", is_flag=True, help="Leave the label maps of the task aside.")
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
 @click.option("--table", type=PATH, help="CSV: id, [group, class, split], and attributes with their unit: 'age [y]'.")
-@click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally.")
-@click.option("--fit", type=Words(int), help="Voxels per axis: shrink all axes by one factor (never enlarge), pad.")
-@click.option("--spacing", type=Words(float), help="mm per axis: resample (splines; labels nearest).")
-@click.option("--orientation", help="Where the axes point to, such as RAS.")
+@click.option("--size", type=Words(int), help="Voxels per axis, first axis of the array first (after "
+              "--orientation): pad or crop centrally.")
+@click.option("--fit", type=Words(int), help="Voxels per axis, in the order of --size: shrink all axes by one "
+              "factor (never enlarge), pad.")
+@click.option("--spacing", type=Words(float), help="mm per axis, in the order of --size: resample (splines; "
+              "labels nearest).")
+@click.option("--orientation", help="Where the axes point to, such as RAS: the first to the right, the second "
+              "anterior, the third superior. Turns volumes before --spacing and --size.")
 @click.option("--percentiles", type=Words(float), help="Scale each volume's own percentiles to 0..1, as in 0 99.5.")
 @click.option("--range", "value_range", type=Words(float), help="Values that networks see as -1 and 1, as in 0 255.  "
               "[default: lowest and highest of the training volumes]")
@@ -269,7 +274,8 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 @click.option("--autoencoder", required=True, help="Experiment name (its newest run), run folder or snapshot.")
 @click.option("--source", required=True, type=PATH, help="Volumes file (.h5).")
 @click.option("--dest", required=True, type=PATH, help="Latents file to write (.h5).")
-@click.option("--size", type=Words(int), help="Voxels per axis: pad or crop centrally before encoding.")
+@click.option("--size", type=Words(int), help="Voxels per axis, first axis of the array first: pad or crop "
+              "centrally before encoding.")
 @click.option("--scaling", default="standardize", show_default=True, help="How diffusion is to scale the latents: "
               "standardize (per channel), minmax (all to -1..1) or scale_factor (all by 1 / std).")
 @tile_options("encode")
@@ -350,7 +356,8 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
 @main.command(cls=WordsCommand)
 @click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
 @click.option("--config-dir", type=PATH, help="Folder of experiments and groups of your own, searched first.")
-@click.option("--shape", type=Words(int), help="C D H W of an item, where its file is not there yet.")
+@click.option("--shape", type=Words(int), help="Channels and voxels per axis, first axis of the array first, of "
+              "an item whose file is not there yet.")
 @click.option("--classes", default=0, show_default=True, type=click.IntRange(min=0), help="Label classes, likewise.")
 @click.option("--card", type=click.FloatRange(min=0, min_open=True), help="GiB that there are: say what would fit.")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that share a batch.")
@@ -416,12 +423,13 @@ def info(path: Path) -> None:
 
 
 class Exported(NamedTuple):
-    """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4]."""
+    """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4], and the classes of the label."""
 
     name: str
     image: np.ndarray
     label: np.ndarray | None
     affine: np.ndarray
+    label_classes: tuple[str, ...]
 
 
 @main.command()
@@ -433,7 +441,8 @@ class Exported(NamedTuple):
 def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | None) -> None:
     """Write the volumes of a volumes or samples file out, with their true affines.
 
-    NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows the three middle planes.
+    NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows three planes, without the label map and
+    with it.
     """
     from edm3d.formats import h5
     from edm3d.formats.samples import SamplesFile
@@ -493,8 +502,9 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
     name, index = key
     if isinstance(file, VolumesFile):
         item = file.read(name, index)
-        return Exported(item.id, item.image, item.label, item.affine)
-    return Exported(name, file.row("images", index), file.row("labels", index), file.affine)
+        return Exported(item.id, item.image, item.label, item.affine, file.meta.label_classes)
+    return Exported(name, file.row("images", index), file.row("labels", index), file.affine,
+                    file.meta.facts.label_classes)
 
 
 def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
@@ -510,7 +520,8 @@ def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) ->
     from edm3d.reporting.montages import planes_figure, save_png
 
     spacing = spacing_of(volume.affine)[:dims]
-    figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine)
+    figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine,
+                           label_classes=volume.label_classes)
     save_png(figure, dest / f"{volume.name}.png")
 
 

@@ -26,13 +26,14 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")
 @click.option("--num-noise", default=64, show_default=True, type=click.IntRange(min=0),
-              help="Volumes decoded from pure noise, the yardstick; 0 leaves it out.")
+              help="Volumes of decoded noise, which a model that learned nothing would draw; 0 leaves them out.")
 @click.option("--snapshot", type=click.Path(path_type=Path), help="Instead of the snapshot the samples name.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise, the pairs and the resampling.")
 @click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
 @click.option("--num", default=64, show_default=True, type=click.IntRange(min=1), help="Volumes that a first stage "
                                                                                        "is measured on.")
-@click.option("--tile", help="Take them through a first stage in tiles of so many voxels per axis (64,64,48).  "
+@click.option("--tile", help="Take them through a first stage in tiles of so many voxels per axis, first axis of the "
+                             "array first (64,64,48).  "
                              "[default: whole]")
 @click.option("--tile-overlap", default=0.25, show_default=True, type=float, help="Of neighbouring tiles, a share.")
 @click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")

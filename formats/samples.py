@@ -26,6 +26,7 @@ FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64", "trajectory": "float32"}
+NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz"}  # what follows seed000000 in names of files
 TABLES = ("seeds", "affine", "classes")  # small: kept in memory
 
 
@@ -230,24 +231,19 @@ class Samples:
             raise ValueError("these samples are latents that nothing decoded: there is no image to write")
         if self.images.ndim == 3:
             raise ValueError("NIfTI holds images and volumes, these are signals (1D)")
-        return [path for row, seed in enumerate(self.seeds)
-                for path in write_niftis(Path(folder), seed, self.images[row],
-                                         None if self.labels is None else self.labels[row], self.meta.facts)]
+        written = []
+        for row, seed in enumerate(self.seeds):
+            for name in NIFTI.keys() & self.arrays.keys():
+                written.append(Path(folder) / f"seed{seed:06d}{NIFTI[name]}")
+                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts)
+        return sorted(written)
 
 
-def nifti_paths(folder: Path, seed: int) -> dict[str, Path]:
-    """The files of a seed: image and label map."""
-    return {kind: folder / f"seed{seed:06d}_{kind}.nii.gz" for kind in ("image", "label")}
-
-
-def write_niftis(folder: Path, seed: int, image: np.ndarray, label: np.ndarray | None, facts: Facts) -> list[Path]:
-    """Write the image [C,*S] of a seed and its label map [*S], where there is one; what was written."""
-    paths, affine, dims = nifti_paths(folder, seed), np.asarray(facts.affine), image.ndim - 1
-    write_nifti(paths["image"], image, affine, spatial_dims=dims, unit=facts.intensity.unit)
-    if label is None:
-        return [paths["image"]]
-    write_nifti(paths["label"], label, affine, spatial_dims=dims)
-    return [*paths.values()]
+def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts) -> None:
+    """Write an image [C,*S] (name "images") or a label map [*S] ("labels")."""
+    is_image = name == "images"
+    write_nifti(path, array, np.asarray(facts.affine), spatial_dims=array.ndim - is_image,
+                unit=facts.intensity.unit if is_image else "")
 
 
 class _H5Arrays(h5.LazyFile):

@@ -48,6 +48,10 @@ class Intensity:
         images = (images + 1) * ((self.hi - self.lo) / 2) + self.lo
         return images.clip(self.lo, self.hi) if self.clip else images
 
+    def to_bytes(self, images: np.ndarray) -> np.ndarray:
+        """Map [lo, hi] to whole numbers 0 to 255, clipped, as uint8."""
+        return np.rint(np.clip((images - self.lo) * (255 / (self.hi - self.lo)), 0, 255)).astype(np.uint8)
+
 
 @dataclass(frozen=True)
 class VolumesMeta:

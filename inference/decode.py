@@ -280,9 +280,9 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
         image, label = job.stage.decode(z)
         if job.whole is not None and numbers[0] == missing[0]:
             log(tile_note(job.whole, z[:1], image[:1], None if label is None else label[:1]))
-        image, had = image.cpu().numpy(), job.stage.facts.intensity
+        image = image.cpu().numpy()
         if job.options.uint8:
-            image = np.rint(np.clip((image - had.lo) * (255 / (had.hi - had.lo)), 0, 255)).astype(np.uint8)
+            image = job.stage.facts.intensity.to_bytes(image)
         arrays = {"image": image} if label is None else {"image": image, "label": label.cpu().numpy()}
         return [{name: array[i] for name, array in arrays.items()} for i in range(len(numbers))]
 
@@ -308,10 +308,11 @@ def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: DecodeJob, log
         return
     from edm3d.reporting.montages import montage, save_png
     found = [pieces.read(number) for number in range(len(rows))]
-    spacing = spacing_of(affine_of(rows[0], job.facts))[:len(job.shape)]
+    affine = affine_of(rows[0], job.facts)
+    spacing = spacing_of(affine)[:len(job.shape)]
     save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,
                      label_classes=job.facts.label_classes, channels=job.facts.channels,
-                     captions=[row.id for row in rows]), path)
+                     captions=[row.id for row in rows], affine=affine), path)
     log(f"Montage     {path}")
 
 

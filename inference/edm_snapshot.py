@@ -9,6 +9,7 @@ import torch
 
 from edm3d.formats.edm_pickle import read_edm_pickle
 from edm3d.formats.facts import Facts
+from edm3d.formats.png import COLOURS
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
@@ -117,7 +118,7 @@ def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int
 
 def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> Facts:
     """What the images of an official network mean: bytes as [-1, 1], colours, classes by number, no geometry."""
-    channels = ("red", "green", "blue") if shape[0] == 3 else tuple(f"channel {i}" for i in range(shape[0]))
+    channels = COLOURS if shape[0] == 3 else tuple(f"channel {i}" for i in range(shape[0]))
     with open(source, "rb") as file:
         content_hash = file_digest(file, "sha256").hexdigest()
     return Facts(f"imported from {source.name}", content_hash, channels, spatial_shape=shape[1:],

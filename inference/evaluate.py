@@ -8,6 +8,7 @@ import click
 import numpy as np
 import torch
 
+from edm3d.formats.facts import rows_of
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
@@ -96,7 +97,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
                          f"{file.path} (--real)")
     labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
-                  meta.intensity.unit)
+                  meta.intensity.unit, rows_of(samples.affine))
 
 
 def shared_spacing(file: VolumesFile) -> np.ndarray:
@@ -162,7 +163,7 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
 
 
 def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:
-    """The yardstick: volumes decoded from normal latents with the standard deviation of true ones."""
+    """Decoded noise: volumes decoded from normal latents with the standard deviation of true ones."""
     generator, shape = torch.Generator().manual_seed(seed), stage.net.latent_shape(stage.facts.spatial_shape)
     for start in range(0, count, DRAWN):
         noise = torch.randn(min(DRAWN, count - start), *shape, generator=generator)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import click
 import torch
 
-from edm3d.formats.facts import volume_facts
+from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.evaluate import best_device
@@ -69,11 +69,11 @@ def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: Firs
 
 
 def layout_of(file: VolumesFile, split: str) -> Layout:
-    """What the volumes of a file share; the voxel size is that of the split's first."""
-    meta = file.meta
-    spacing = spacing_of(file.affines(file.splits[0] if split == "all" else split)[0])[:meta.spatial_dims]
+    """What the volumes of a file share; voxel size and affine are those of the split's first."""
+    meta, affine = file.meta, file.affines(file.splits[0] if split == "all" else split)[0]
+    spacing = spacing_of(affine)[:meta.spatial_dims]
     return Layout(tuple(meta.channels), tuple(meta.label_classes), tuple(float(s) for s in spacing),
-                  meta.intensity.lo, meta.intensity.hi, meta.intensity.unit)
+                  meta.intensity.lo, meta.intensity.hi, meta.intensity.unit, rows_of(affine))
 
 
 def coded(stage: FirstStage, held: Cases, labelled: bool, indices: Sequence[int]) -> Iterator[DecodedCase]:

@@ -9,26 +9,19 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.samples import (
-    FORMATS,
-    SampleMeta,
-    SamplesFile,
-    nifti_paths,
-    requested_seeds,
-    write_niftis,
-    write_rows,
-)
+from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, add_guidance, complete, draw, make_drawer, sample_meta
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.sample_files import PNG, check_png, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
 from edm3d.utils.config import build_from_file, check_targets
 from edm3d.utils.files import check_folder
-from edm3d.utils.log import RunLog, progress
+from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
 
@@ -50,12 +43,14 @@ def generate(experiment: str, config: dict) -> None:
         net = snapshot.build(options.trust)
         guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
         whole = complete(snapshot, options, run_root)
+        if options.format == PNG:
+            check_png(snapshot, options.decode)
         drawer = make_drawer(net.to(device), whole, options, device, guided)
         for line in describe_drawing(net, snapshot, options):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance)
         outdir = Path(options.outdir)
-        target = outdir / f"samples.{options.format}"
+        target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling])
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
         new = [s for s in seeds if not (old and s in old.rows)]
@@ -71,7 +66,7 @@ def generate(experiment: str, config: dict) -> None:
 
 def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
-    check_choice("sampling.format", options.format, FORMATS)
+    check_choice("sampling.format", options.format, (*FORMATS, PNG))
     for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
@@ -155,34 +150,27 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
 
 def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: Snapshot, options: Sampling
                    ) -> Iterator[str]:
-    """NIfTI of every seed, and the montage of real above generated, as far as there are images; a line on each."""
+    """Files of every seed, and the montage of real above generated, as far as there are images; a line on each."""
     if "images" not in samples.names:
         return
     dims = len(samples.shape("images")) - 2
     if options.nifti and dims > 1:
-        bring_niftis_up_to_date(outdir / "nifti", samples, new)
+        write_niftis(outdir / "nifti", samples, new)
         yield f"NIfTI     {outdir / 'nifti'}"
     elif options.nifti:
         yield "NIfTI     none: it holds images and volumes, these are signals (1D)"
+    if options.format == PNG:
+        write_pngs(outdir / "png", samples, new)
+        yield f"PNG       {outdir / 'png'}"
     if options.montage:
         from edm3d.reporting.montages import samples_montage
         count = min(options.montage, len(samples))
         generated, facts = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)], snapshot.facts
         real = real_pictures(snapshot, options.real, count, options.trust)
         samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
-                        label_classes=facts.label_classes, channels=facts.channels,
+                        label_classes=facts.label_classes, channels=facts.channels, affine=samples.affine,
                         captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes")))
         yield f"Montage   {outdir / 'samples.png'}"
-
-
-def bring_niftis_up_to_date(folder: Path, samples: SamplesFile, new: set[int]) -> None:
-    """NIfTI of every seed that is new or has none that is up to date."""
-    written = samples.path.stat().st_mtime
-    kinds = {"image", "label"} if "labels" in samples.names else {"image"}
-    for i, seed in enumerate(progress(samples.seeds, desc="nifti", unit="sample")):
-        paths = [path for kind, path in nifti_paths(folder, seed).items() if kind in kinds]
-        if seed in new or not all(path.is_file() and path.stat().st_mtime >= written for path in paths):
-            write_niftis(folder, seed, samples.row("images", i), samples.row("labels", i), samples.meta.facts)
 
 
 def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:

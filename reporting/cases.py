@@ -31,7 +31,10 @@ class DecodedCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities."""
+    """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities.
+
+    affine [4,4]: by which planes are named, that of the first volume where they differ; None: not known.
+    """
 
     channels: tuple[str, ...]
     label_classes: tuple[str, ...]
@@ -39,6 +42,7 @@ class Layout:
     lo: float
     hi: float
     unit: str
+    affine: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def data_range(self) -> float:

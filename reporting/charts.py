@@ -9,7 +9,7 @@ COLOURS = {"real": "#57606a", "generated": "#0969da", "decoded": "#0969da", "noi
 STYLES = {"real": "-", "generated": "-", "decoded": "-", "noise": (0, (4, 2))}
 NAMES = {"real": "real", "generated": "generated", "decoded": "decoded again", "noise": "decoded noise"}
 INK, GRID = "#24292f", "#d8dee4"
-SIZE = (4.2, 3.0)
+SIZE = (4.2, 3.2)
 DPI = 160
 
 
@@ -31,7 +31,7 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
     axes.set(xlim=(0, 1), ylim=(len(metrics) - 0.45, -0.55), yticks=range(len(metrics)),
              yticklabels=[titles[name] for name in metrics])
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+    _legend(figure, columns=2)
     return figure
 
 
@@ -46,7 +46,7 @@ def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: s
         axes.step(ordered, np.arange(1, len(ordered) + 1) / len(sample), where="post", color=COLOURS[key],
                   ls=STYLES[key], lw=1.8, label=f"{NAMES[key]} (n = {len(sample)})")
     axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=7.5, frameon=False, loc="best")
+    _legend(figure)
     return figure
 
 
@@ -59,7 +59,7 @@ def histogram_chart(row: dict, title: str, unit: str) -> Figure:
                         label=NAMES[key])
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=7.5, frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -73,7 +73,7 @@ def spectrum_chart(row: dict) -> Figure:
                       label=NAMES[key])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(fontsize=7.5, frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -86,7 +86,7 @@ def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
         shares = np.histogram(sample, bins=edges)[0] / len(sample)
         axes.stairs(shares, edges, fill=key == "real", alpha=0.35 if key == "real" else 1, color=COLOURS[key], lw=1.8,
                     label=f"{NAMES[key]} (n = {len(sample)})")
-    axes.legend(fontsize=7.5, frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -94,6 +94,11 @@ def chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty chart in the style of all."""
     figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="constrained")
     return figure, _styled(figure.subplots(), xlabel, ylabel)
+
+
+def _legend(figure: Figure, columns: int = 3) -> None:
+    """What the colours are, below the axes, where it hides no curve."""
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False, columnspacing=1.2)
 
 
 def _styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:

@@ -3,7 +3,7 @@
 Keys of its report.json, besides those of reporting.report and of its sections:
   real.{path, content_hash, reference, num}         what generated volumes are held against
   generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
-  noise.{available, num, seed}                      the yardstick: decoded N(0, sigma_data^2) latents
+  noise.{available, num, seed}                      decoded noise: N(0, sigma_data^2) latents, decoded
 """
 
 import json
@@ -14,10 +14,10 @@ from html import escape
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import Frame
-from edm3d.reporting.section import COMPARED, Context, Section
+from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
 
-HEADER = ("", "real", "generated", "KS", "floor p99", "noise")  # of the table on the terminal
+HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Pieces of the page."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from string import Template
 
@@ -28,14 +30,22 @@ def html_missing(what: str, part: Mapping) -> str:
 
 def html_table(head: Sequence[str] | None, rows: Iterable[Sequence[str]], main: int | None = None, kind: str = ""
                ) -> str:
-    """An HTML table; column `main` holds the number to look at."""
+    """An HTML table; column `main` holds the number to look at.
+
+    Cells say what their column is, so that narrow screens can show a row as a card.
+    """
     top = "" if head is None else "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"
     lines = []
     for row in rows:
-        cells = [f'<td class="main">{escape(cell)}</td>' if i == main else f"<td>{escape(cell)}</td>"
-                 for i, cell in enumerate(row)]
+        cells = [f"<td{html_attributes(i, head, main)}>{escape(cell)}</td>" for i, cell in enumerate(row)]
         lines.append("<tr>" + "".join(cells) + "</tr>")
-    return f'<div class="scroll"><table class="{kind}">{top}{"".join(lines)}</table></div>'
+    return f'<table class="{kind}">{top}{"".join(lines)}</table>'
+
+
+def html_attributes(column: int, head: Sequence[str] | None, main: int | None) -> str:
+    """Of a cell: the class of the number to look at, and the head of its column, but for the first, which is a name."""
+    return (' class="main"' if column == main else "") + (
+        f' data-head="{escape(head[column])}"' if head is not None and column else "")
 
 
 def html_figure(name: str, figures: Mapping[str, bytes], caption: str = "") -> str:
@@ -52,6 +62,10 @@ def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:
     return f'<div class="charts">{"".join(html_figure(name, figures) for name in names)}</div>'
 
 
-def html_dark(name: str, figures: Mapping[str, bytes]) -> str:
-    """A picture of volumes, over the whole width."""
-    return f'<div class="dark">{html_figure(name, figures)}</div>' if name in figures else ""
+def html_strips(name: str, figures: Mapping[str, bytes]) -> str:
+    """Pictures NAME_1, NAME_2, ... of volumes, or NAME_CHANNEL_1, ...: those of a channel side by side as far as there
+    is room; nothing where there are none.
+    """
+    found = [key for key in figures if re.fullmatch(rf"{re.escape(name)}(_.+)?_\d+", key)]
+    return "".join(f'<div class="dark">{"".join(html_figure(key, figures) for key in keys)}</div>'
+                   for _, keys in groupby(found, lambda key: key.rpartition("_")[0]))

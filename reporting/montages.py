@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from edm3d.formats.png import COLOURS
 from edm3d.utils.files import atomic_path
 
 BACKGROUND = "#0d1117"
@@ -23,12 +24,14 @@ WHITE = 99.8  # percentile of the intensities that is shown as white
 TILE = 168  # pixels of the longer side of a volume
 GAP = 6
 LINE = 16  # pixels of a line of a caption
+MARGIN, HEADING, LEGEND_LINE = 18, 40, 22  # pixels
 DPI = 100
 # Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
 _VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
 
-COLOURS = ["red", "green", "blue"]  # names of channels that are shown together
-
+# Planes by where their normal points, and in short, for rows that are low.
+_ANATOMICAL = {code: name for codes, name in (("SI", ("axial", "ax")), ("AP", ("coronal", "cor")),
+                                              ("RL", ("sagittal", "sag"))) for code in codes}
 Picture = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -42,42 +45,43 @@ class Plane(NamedTuple):
 
 def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
                     window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
-                    channels: Sequence[str] = (), captions: Sequence[str] = ()) -> None:
+                    channels: Sequence[str] = (), captions: Sequence[str] = (),
+                    affine: Sequence[Sequence[float]] | None = None) -> None:
     """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage)."""
     blocks = [("Real", real), ("Generated", generated)]
     save_png(montage(blocks, spacing, window=window, label_classes=label_classes, channels=channels,
-                     captions=captions), path)
+                     captions=captions, affine=affine), path)
 
 
 def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[float], *,
             window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
-            channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False) -> Figure:
+            channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False,
+            affine: Sequence[Sequence[float]] | None = None) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
-    Rows are the three planes (2D: one) with the label overlay; in a block with labels the first plane without it comes
-    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all
-    blocks of each, or together where `channels` names them red, green and blue. spacing in mm per axis; window: the
-    intensities shown as black and white, by default minimum and WHITE percentile of the first block, which all blocks
-    of a channel share; label_classes (background first) name the legend, which has the classes that are seen; captions
-    stand under the last block's columns; aligned: every block is cut where the first block's volume of its column is.
-    Signals, which have a single axis, become `curves`.
+    Rows are the three planes (2D: one) with the label overlay, and their names (see plane_names, which affine is for)
+    stand on the left; in a block with labels the first plane without it comes first. A volume is a pair of image
+    [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all blocks of each, or together where
+    `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and white,
+    by default minimum and WHITE percentile of the first block, which all blocks of a channel share; label_classes
+    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
+    columns; aligned: every block is cut where the first block's volume of its column is. Signals, which have a single
+    axis, become `curves`.
     """
     if len(spacing) == 1:
         return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
-    in_colour = list(channels) == COLOURS
+    in_colour = tuple(channels) == COLOURS
     per_channel = sum(len(pictures) > 0 for _, pictures in blocks)
     blocks = blocks if in_colour else _channel_by_channel(blocks, len(spacing), channels)
     shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
              for title, pictures in blocks if len(pictures)]
-    windows = [window or _window(shown[i - i % per_channel][1]) for i in range(len(shown))]
+    windows = [window or window_of(shown[i - i % per_channel][1]) for i in range(len(shown))]
     centres = [_centre(values.shape[:len(spacing)], label) for values, label in shown[0][1]] if aligned else None
     columns = [(title, _columns(pictures, spacing, centres)) for title, pictures in shown]
-    seen = {int(value) for _, block in columns for planes in block for plane in planes if plane.label is not None
-            for value in np.unique(plane.label)}
-    legend = {value: name for value, name in enumerate(label_classes) if value and value in seen}
+    legend = _legend(label_classes, [planes for _, block in columns for planes in block])
     sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block])
               for (title, block), window in zip(columns, windows, strict=True)]
-    return _blocks_figure(sheets, legend, captions)
+    return _blocks_figure(sheets, legend, captions, plane_names(len(spacing), affine))
 
 
 def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> Figure:
@@ -106,16 +110,33 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
 
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
-                  affine: np.ndarray | None = None, window: tuple[float, float] | None = None) -> Figure:
-    """Three orthogonal slices of one volume side by side (2D: one), image [C, *S] or [*S] with its label overlay.
+                  affine: np.ndarray | None = None, window: tuple[float, float] | None = None,
+                  label_classes: Sequence[str] = ()) -> Figure:
+    """Three orthogonal slices of one volume side by side (2D: one), image [C, *S] or [*S], named; with a label the
+    same below with its overlay, and a legend of the label_classes (background first) that are seen.
 
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
     the left); without, the lower of a plane's two axes runs downwards.
     """
     values = _shown(image, len(spacing), in_colour=False)
-    window = window or _window([(values, label)])
-    columns = [[_tile(plane, window)] for plane in _planes(values, label, spacing, affine)]
-    return _blocks_figure([("", columns)], {}, [])
+    window = window or window_of([(values, label)])
+    columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, affine)]
+    names = [name for name, _ in plane_names(len(spacing), affine)]
+    return _blocks_figure([("", [[_tile(plane, window) for plane in column] for column in columns])],
+                          _legend(label_classes, columns), names)
+
+
+def plane_names(ndim: int, affine: Sequence[Sequence[float]] | None) -> list[tuple[str, str]]:
+    """Names of the planes normal to the last axis, the one before and the first, each with its short form.
+
+    Those of anatomy where an affine says where the axes point. The identity is what arrays without geometry have: their
+    planes are named by the axes that they show, counted from 0. 2D has a single plane, which needs no name.
+    """
+    if ndim != 3:
+        return []
+    if affine is None or np.array_equal(affine, np.eye(4)):
+        return [(f"axes {pair}", pair) for pair in ("0, 1", "0, 2", "1, 2")]
+    return [_ANATOMICAL[code] for code in reversed(nibabel.aff2axcodes(np.asarray(affine)))]
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -155,7 +176,8 @@ def _shown(image: np.ndarray, ndim: int, in_colour: bool) -> np.ndarray:
     return np.moveaxis(image, 0, -1) if in_colour else image[0]
 
 
-def _window(pictures: Sequence[Picture]) -> tuple[float, float]:
+def window_of(pictures: Sequence[Picture]) -> tuple[float, float]:
+    """The intensities that are shown as black and white: minimum and WHITE percentile of all values."""
     values = np.concatenate([np.ravel(image) for image, _ in pictures])
     return float(values.min()), float(np.percentile(values, WHITE))
 
@@ -250,7 +272,19 @@ def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Seq
                for i, (values, label) in enumerate(pictures)]
     if all(label is None for _, label in pictures):
         return columns
-    return [[planes[0]._replace(label=None), *planes] for planes in columns]
+    return [_plain_first(planes) for planes in columns]
+
+
+def _plain_first(planes: list[Plane]) -> list[Plane]:
+    """Planes after the first of them without its overlay, if it has one."""
+    return planes if planes[0].label is None else [planes[0]._replace(label=None), *planes]
+
+
+def _legend(label_classes: Sequence[str], columns: Sequence[Sequence[Plane]]) -> dict[int, str]:
+    """Number and name of the classes, the background aside, that are seen in columns of planes."""
+    seen = {int(value) for planes in columns for plane in planes if plane.label is not None
+            for value in np.unique(plane.label)}
+    return {value: name for value, name in enumerate(label_classes) if value and value in seen}
 
 
 def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
@@ -271,42 +305,71 @@ def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapping[int, str],
-                   captions: Sequence[str]) -> Figure:
+                   captions: Sequence[str], names: Sequence[tuple[str, str]] = ()) -> Figure:
     """Titled sheets one above the other, captions under the last, a legend of classes (number: name) at the foot.
 
-    One figure pixel per sheet pixel.
+    names: of the last rows of every sheet, long and short; rows before them show the first of these. One figure pixel
+    per sheet pixel.
     """
-    margin, heading, foot = 18, 40, 40
     sheets = [(title, _sheet(columns)) for title, columns in blocks]
-    width = max(sheet.shape[1] for _, sheet in sheets) + 2 * margin
-    height = sum(sheet.shape[0] + (heading if title else margin) for title, sheet in sheets)
+    width = 2 * MARGIN + max([*(sheet.shape[1] for _, sheet in sheets), *map(_legend_width, legend.values())])
+    height = sum(sheet.shape[0] + (HEADING if title else MARGIN) for title, sheet in sheets)
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
-    height += LINE * lines + (foot + margin // 2 if legend else margin)
+    places = _legend_places(legend, width)
+    height += LINE * lines + (LEGEND_LINE * (1 + max(places.values())[0]) + 27 if legend else MARGIN)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
     top = 0
-    for title, sheet in sheets:
-        top += heading if title else margin
-        rows, cols = sheet.shape[:2]
+    for (title, sheet), (_, columns) in zip(sheets, blocks, strict=True):
+        top += HEADING if title else MARGIN
         if title:
-            figure.text(margin / width, 1 - (top - 12) / height, title, color=TEXT, fontsize=14, fontweight="bold",
+            figure.text(MARGIN / width, 1 - (top - 12) / height, title, color=TEXT, fontsize=14, fontweight="bold",
                         va="bottom")
-        figure.figimage(sheet, xo=margin, yo=height - top - rows, origin="upper")
-        top += rows
-    left = margin
+        figure.figimage(sheet, xo=MARGIN, yo=height - top - len(sheet), origin="upper")
+        if names:
+            _draw_names(figure, columns, names, top)
+        top += len(sheet)
+    left = MARGIN
     for caption, column in zip(captions, blocks[-1][1]):
         cell = max(tile.shape[1] for tile in column)
         figure.text((left + cell / 2) / width, 1 - (top + GAP) / height, caption, color=TEXT, fontsize=9, ha="center",
                     va="top")
         left += cell + GAP
-    _draw_legend(figure, legend, margin, width, height)
+    _draw_legend(figure, legend, places)
     return figure
 
 
-def _draw_legend(figure: Figure, legend: Mapping[int, str], left: int, width: int, height: int) -> None:
-    """Class names in a row at the foot, each behind a dot of its colour."""
-    x, y = left, 20
+def _draw_names(figure: Figure, columns: list[list[np.ndarray]], names: Sequence[tuple[str, str]], top: int) -> None:
+    """Names of the rows of a sheet, upwards on its left; top: pixels of the figure above it."""
+    width, height = figure.get_size_inches() * DPI
+    for row, (name, short) in enumerate([*names[:1] * (len(columns[0]) - len(names)), *names]):
+        rows = max(column[row].shape[0] for column in columns)
+        figure.text(MARGIN / 2 / width, 1 - (top + rows / 2) / height, name if rows > 7 * len(name) else short,
+                    color=TEXT, fontsize=8, rotation="vertical", ha="center", va="center")
+        top += rows + GAP
+
+
+def _legend_width(name: str) -> int:
+    """Pixels of a class in the legend."""
+    return 18 + 9 * len(name)
+
+
+def _legend_places(legend: Mapping[int, str], width: int) -> dict[int, tuple[int, int]]:
+    """Line and x of every class in a legend, in as many lines as it needs."""
+    places, line, x = {}, 0, MARGIN
     for value, name in legend.items():
-        colour = _colour(value)
-        figure.text(x / width, y / height, "●", color=colour, fontsize=12, va="center")
+        if x > MARGIN and x + _legend_width(name) > width - MARGIN:
+            line, x = line + 1, MARGIN
+        places[value] = line, x
+        x += _legend_width(name) + 24
+    return places
+
+
+def _draw_legend(figure: Figure, legend: Mapping[int, str], places: Mapping[int, tuple[int, int]]) -> None:
+    """Class names at the foot, each behind a dot of its colour."""
+    width, height = figure.get_size_inches() * DPI
+    last = max((line for line, _ in places.values()), default=0)
+    for value, name in legend.items():
+        line, x = places[value]
+        y = 20 + LEGEND_LINE * (last - line)
+        figure.text(x / width, y / height, "●", color=_colour(value), fontsize=12, va="center")
         figure.text((x + 18) / width, y / height, name, color=TEXT, fontsize=11, va="center")
-        x += 18 + 9 * len(name) + 24

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 
 COMPARED = ("real", "generated", "noise")  # sets of `Case`s; where there is no noise, there is no such set
+NOISE = "decoded noise"  # what the set `noise` is called wherever people read of it
 DECODED = ("decoded",)  # the set of `DecodedCase`s
 SHOWN = 8  # volumes of each set that are kept for pictures
 
@@ -60,7 +61,7 @@ class Section:
         return []
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
-        """Lines of the table on the terminal: name, real, generated, KS, floor, noise."""
+        """Lines of the table on the terminal: name, real, generated, KS, floor, KS of decoded noise."""
         return []
 
     def lines(self, report: dict) -> list[str]:

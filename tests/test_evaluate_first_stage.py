@@ -128,8 +128,7 @@ def test_report_of_labelled_phantoms_has_all_its_parts(tmp_path):
     assert found["worst"][0]["psnr_db"] == found["channels"]["echo"]["psnr_min"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Worst cases" in page and "min_psnr 20 dB" in page and page.count("data:image/png") == 3
-    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {"pictures_echo", "worst_echo",
-                                                                          "spectrum_echo"}
+    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {"pictures_1", "worst_1", "spectrum_echo"}
 
 
 def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
@@ -142,6 +141,7 @@ def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
     assert found["psnr_db"] == pytest.approx(whole["psnr_db"], abs=1e-3) and set(found["channels"]) == {"c0", "c1"}
     assert found["autoencoder"]["reduction"] == pytest.approx(2 * 256 / (2 * 64))
     assert "phantoms only" in found["ceiling"]["reason"]
+    assert {"pictures_c0_1", "pictures_c1_1", "worst_c1_1"} < {p.stem for p in (tmp_path / "out/figures").iterdir()}
 
 
 class Exact(torch.nn.Module):

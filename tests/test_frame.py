@@ -1,4 +1,4 @@
-"""What stands around the code holds together: pins, commands, paths and the map of the house."""
+"""What stands around the code holds together: pins, commands, paths and the map of the project."""
 
 import os
 import re

@@ -10,13 +10,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dataset_tool
 import generate
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, VolumesFile
-from edm3d.inference import generation
+from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
 from edm3d.inference.generation import captions, real_pictures
@@ -112,6 +113,19 @@ def test_what_draws_is_said(at):
     found = captions(samples.meta.facts, samples.seeds[:2], samples.array("classes"))
     assert found == ["class ED\nseed 0", "class ES\nseed 1"]
     assert Path("said/samples.png").is_file() and "never trained" not in said
+
+
+def test_pngs_lie_beside_samples_that_are_not_drawn_again(at):
+    arguments = [*DRAW, "sampling.format=png", "sampling.outdir=pictures"]
+    said = succeed(generate.main, *arguments)
+    assert "PNG       pictures/png" in said
+    samples, paths = SamplesFile("pictures/samples.h5"), sorted(Path("pictures/png").iterdir())
+    assert [path.name for path in paths] == [f"seed{seed:06d}.png" for seed in range(3)]
+    for i, path in enumerate(paths):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rint(255 * samples.row("images", i)[0]))
+    paths[1].unlink()
+    assert "3 asked for, 3 there already" in succeed(generate.main, *arguments) and paths[1].is_file()
+    assert not Path("pictures/nifti").exists() and Path("pictures/samples.png").is_file()
 
 
 def test_a_network_that_was_never_trained_in_three_dimensions_draws_with_a_note(at):
@@ -272,7 +286,7 @@ def test_nifti_of_images_has_their_unit_and_of_label_maps_none(tmp_path):
     write_samples(tmp_path / "s.h5", [3], {"images": np.ones((1, 1, 4, 4, 4), np.float32),
                                            "labels": np.ones((1, 4, 4, 4), np.uint8)}, np.eye(4),
                   SampleMeta(facts, "x.pt", "0", {}))
-    generation.write_niftis(tmp_path, SamplesFile(tmp_path / "s.h5"), {3})
+    sample_files.write_niftis(tmp_path, SamplesFile(tmp_path / "s.h5"), {3})
     units = {kind: bytes(nibabel.load(tmp_path / f"seed000003_{kind}.nii.gz").header["descrip"].item()).rstrip(b"\0")
              for kind in ("image", "label")}
     assert units == {"image": b"HU", "label": b""}

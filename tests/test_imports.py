@@ -1,4 +1,4 @@
-"""The floor plan: imports only go down, and the rooms of pure mathematics see no rank, path, config or logger."""
+"""Layers: imports only go down, and the modules of pure mathematics see no rank, path, config or logger."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-FLOORS = {
+LAYERS = {
     "utils": 0,
     "formats": 1, "physics": 1, "metrics": 1, "networks": 1,
     "samplers": 2, "reporting": 2,
@@ -17,7 +17,7 @@ FLOORS = {
     "train": 5, "generate": 5, "dataset_tool": 5, "evaluate": 5,
     "edm3d": 6,
 }  # fmt: skip
-FREE = {"tests", "benchmarks", "docs"}  # may import anything of ours; nothing on a floor may import them
+FREE = {"tests", "benchmarks", "docs"}  # may import anything of ours; nothing in a layer may import them
 PURE = {"physics", "metrics", "networks", "samplers"}
 IMPURE = ("os", "pathlib", "logging", "hydra", "omegaconf", "torch.distributed")
 ONLY_IN = {
@@ -39,10 +39,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(name: str) -> str:
-    """The room of a module of ours: edm3d.networks.unet -> networks; edm3d itself for what stands in edm3d/."""
+def place_of(name: str) -> str:
+    """The folder or script of a module of ours: edm3d.networks.unet -> networks; edm3d itself for what is in edm3d/."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else parts[0]
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else parts[0]
 
 
 def imports_of(source: str, path: Path) -> list[Import]:
@@ -78,40 +78,40 @@ def resolve(name: str, modules: set[str]) -> str | None:
     return next((candidate for candidate in candidates if candidate in modules), None)
 
 
-def floor_faults(path: Path, imports: list[Import]) -> list[str]:
+def layer_faults(path: Path, imports: list[Import]) -> list[str]:
     """Imports of one file that go up, sideways or where only others may go."""
     here = module_name(path)
-    room, faults = path.parts[0].removesuffix(".py"), []
-    if room not in FLOORS:
-        return [f"{path}:1: '{room}' has no floor; give it one in the floor plan"]
+    place, faults = path.parts[0].removesuffix(".py"), []
+    if place not in LAYERS:
+        return [f"{path}:1: '{place}' has no layer; give it one in LAYERS"]
     for name, line in imports:
         first = name.split(".")[0]
         if first in FREE:
-            faults.append(f"{path}:{line}: {room} imports {name}, which is no part of the house")
-        if first in FLOORS and first != "edm3d":
-            faults.append(f"{path}:{line}: {room} imports {name}; ours is edm3d.{name}")
-        there = room_of(name)
-        if first == "edm3d" and there != room and FLOORS[there] >= FLOORS[room]:
-            faults.append(f"{path}:{line}: {room} (floor {FLOORS[room]}) imports {name} (floor {FLOORS[there]})")
+            faults.append(f"{path}:{line}: {place} imports {name}, which is no part of the project")
+        if first in LAYERS and first != "edm3d":
+            faults.append(f"{path}:{line}: {place} imports {name}; ours is edm3d.{name}")
+        there = place_of(name)
+        if first == "edm3d" and there != place and LAYERS[there] >= LAYERS[place]:
+            faults.append(f"{path}:{line}: {place} (layer {LAYERS[place]}) imports {name} (layer {LAYERS[there]})")
         for package, allowed in ONLY_IN.items():
             if is_within(name, package) and here not in allowed:
                 faults.append(f"{path}:{line}: {here} imports {name}; only {', '.join(sorted(allowed))} may")
-        if room in PURE and any(is_within(name, package) for package in IMPURE):
-            faults.append(f"{path}:{line}: {room} is pure mathematics and imports {name}")
+        if place in PURE and any(is_within(name, package) for package in IMPURE):
+            faults.append(f"{path}:{line}: {place} is pure mathematics and imports {name}")
     return faults
 
 
 def purity_faults(paths: dict[str, Path], imports: dict[str, list[Import]]) -> list[str]:
-    """Imports of pure rooms from modules of ours outside them that deal, near or far, with what they must not see."""
+    """Imports of pure modules from modules of ours outside them that deal, near or far, with what they must not see."""
     modules = set(paths)
     impure = {m for m in modules for name, _ in imports[m] if any(is_within(name, package) for package in IMPURE)}
     while grown := {m for m in modules - impure for name, _ in imports[m] if resolve(name, modules) in impure}:
         impure |= grown
     return [
         f"{paths[here]}:{line}: {here} is pure mathematics and imports {name}, which sees paths, ranks or configs"
-        for here in modules if room_of(here) in PURE
+        for here in modules if place_of(here) in PURE
         for name, line in imports[here]
-        if (there := resolve(name, modules)) in impure and room_of(there) not in PURE
+        if (there := resolve(name, modules)) in impure and place_of(there) not in PURE
     ]  # fmt: skip
 
 
@@ -131,16 +131,16 @@ def cycle_faults(paths: dict[str, Path], imports: dict[str, list[Import]]) -> li
 
 
 def import_faults(root: Path, files: list[Path]) -> list[str]:
-    """Every breach of the floor plan in the Python files among files (relative to root), as 'file:line: what'."""
-    house = [path for path in files if path.suffix == ".py" and path.parts[0] not in FREE]
-    paths = {module_name(path): path for path in house}
+    """Every import against the layers in the Python files among files (relative to root), as 'file:line: what'."""
+    ours = [path for path in files if path.suffix == ".py" and path.parts[0] not in FREE]
+    paths = {module_name(path): path for path in ours}
     imports = {name: imports_of((root / path).read_text(encoding="utf-8"), path) for name, path in paths.items()}
-    faults = [fault for name, path in paths.items() for fault in floor_faults(path, imports[name])]
+    faults = [fault for name, path in paths.items() for fault in layer_faults(path, imports[name])]
     return sorted(set(faults + purity_faults(paths, imports) + cycle_faults(paths, imports)))
 
 
 def test_own_imports_go_down(root, own_files):
-    assert {"networks", "training", "utils"} <= {path.parts[0] for path in own_files}, "the walk missed the house"
+    assert {"networks", "training", "utils"} <= {path.parts[0] for path in own_files}, "the walk missed the project"
     assert import_faults(root, own_files) == []
 
 
@@ -162,28 +162,28 @@ HOUSE = {
 }
 
 
-def build_house(folder: Path, changes: dict[str, str]) -> list[str]:
-    """Faults of the small house above with some files added or replaced."""
+def build_project(folder: Path, changes: dict[str, str]) -> list[str]:
+    """Faults of the small project above with some files added or replaced."""
     for name, source in (HOUSE | changes).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(source, encoding="utf-8")
     return import_faults(folder, [path.relative_to(folder) for path in sorted(folder.rglob("*.py"))])
 
 
-def test_sound_house_has_no_fault(tmp_path):
-    assert build_house(tmp_path, {}) == []
+def test_sound_project_has_no_fault(tmp_path):
+    assert build_project(tmp_path, {}) == []
 
 
 @pytest.mark.parametrize(
     ("name", "source", "place"),
     [
-        ("utils/stats.py", "import math\nimport edm3d.networks.unet\n", "utils/stats.py:2: utils (floor 0) imports"),
-        ("networks/vae.py", "from edm3d.physics.phantoms import x\n", "networks/vae.py:1: networks (floor 1) imports"),
-        ("networks/vae.py", "from ..physics import phantoms\n", "networks/vae.py:1: networks (floor 1) imports"),
-        ("samplers/ode.py", "import edm3d.reporting.tables\n", "samplers/ode.py:1: samplers (floor 2)"),
-        ("samplers/ode.py", "def f():\n    from edm3d.training import loop\n", "samplers/ode.py:2: samplers (floor 2)"),
+        ("utils/stats.py", "import math\nimport edm3d.networks.unet\n", "utils/stats.py:2: utils (layer 0) imports"),
+        ("networks/vae.py", "from edm3d.physics.phantoms import x\n", "networks/vae.py:1: networks (layer 1) imports"),
+        ("networks/vae.py", "from ..physics import phantoms\n", "networks/vae.py:1: networks (layer 1) imports"),
+        ("samplers/ode.py", "import edm3d.reporting.tables\n", "samplers/ode.py:1: samplers (layer 2)"),
+        ("samplers/ode.py", "def f():\n    from edm3d.training import loop\n", "samplers/ode.py:2: samplers (layer 2)"),
         ("training/ema.py", "import importlib\nm = importlib.import_module('edm3d.train')\n", "training/ema.py:2"),
-        ("generate.py", "from edm3d import train\n", "generate.py:1: generate (floor 5) imports edm3d.train"),
+        ("generate.py", "from edm3d import train\n", "generate.py:1: generate (layer 5) imports edm3d.train"),
         ("training/ema.py", "from tests.conftest import x\n", "training/ema.py:1: training imports tests"),
         ("training/ema.py", "import hydra.utils\n", "training/ema.py:1: edm3d.training.ema imports hydra.util"),
         ("training/ema.py", "from hydra import compose\n", "training/ema.py:1: edm3d.training.ema imports hydra"),
@@ -195,17 +195,17 @@ def test_sound_house_has_no_fault(tmp_path):
         ("samplers/ode.py", "import omegaconf\n", "samplers/ode.py:1: samplers is pure mathematics"),
         ("physics/pet.py", "from edm3d.utils import config\n", "physics/pet.py:1: edm3d.physics.pet is pure"),
         ("training/ema.py", "from utils import stats\n", "training/ema.py:1: training imports utils.stats; ours is"),
-        ("cooking/pan.py", "import math\n", "cooking/pan.py:1: 'cooking' has no floor"),
-        ("help.py", "import math\n", "help.py:1: 'help' has no floor"),
+        ("cooking/pan.py", "import math\n", "cooking/pan.py:1: 'cooking' has no layer"),
+        ("help.py", "import math\n", "help.py:1: 'help' has no layer"),
     ],
 )
 def test_wrong_import_is_named_with_file_and_line(tmp_path, name, source, place):
-    faults = build_house(tmp_path, {name: source})
+    faults = build_project(tmp_path, {name: source})
     assert any(fault.startswith(place) for fault in faults), faults
 
 
-def test_pure_room_may_not_reach_a_path_through_another_module(tmp_path):
-    faults = build_house(tmp_path, {"utils/shapes.py": "import edm3d.utils.disk\n", "utils/disk.py": "import os\n"})
+def test_pure_module_may_not_reach_a_path_through_another_module(tmp_path):
+    faults = build_project(tmp_path, {"utils/shapes.py": "import edm3d.utils.disk\n", "utils/disk.py": "import os\n"})
     assert [fault.split(": ")[0] for fault in faults] == ["physics/phantoms.py:2"]
 
 
@@ -215,7 +215,7 @@ def test_circle_is_named_in_the_order_it_is_walked(tmp_path):
         "training/b.py": "def f():\n\n    from . import c\n",
         "training/c.py": "from edm3d.training.a import x\n",
     }
-    (fault,) = build_house(tmp_path, circle)
+    (fault,) = build_project(tmp_path, circle)
     ring = ["training/a.py:2", "training/b.py:3", "training/c.py:1"]
     walks = [" -> ".join([*ring[i:], *ring[:i], ring[i].split(":")[0]]) for i in range(3)]  # it may start anywhere
     assert any(fault.endswith(walk) for walk in walks), fault

@@ -244,7 +244,8 @@ def test_command_prints_a_table_or_json(tmp_path):
 
 def test_command_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--shape C D H W" in refused(tmp_path, dataset_tool.main, "plan", "-cn", "echo_vae")
+    said = refused(tmp_path, dataset_tool.main, "plan", "-cn", "echo_vae")
+    assert "--shape, channels and voxels per axis as in 1 160 160 128" in said
     assert "does not divide over --ranks 3" in refused(
         tmp_path, dataset_tool.main, "plan", "-cn", "echo_vae", *VAE, "--ranks", "3", "--shape", "1", "16", "16", "16")
     assert call(dataset_tool.main, "plan").exit_code == 2

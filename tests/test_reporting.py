@@ -8,10 +8,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from edm3d.formats.png import COLOURS
 from edm3d.reporting import charts, comparison, distances, montages, report
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.comparison import FRAME, Comparison
 from edm3d.reporting.distances import radial_log_power
+from edm3d.reporting.html import html_strips, html_table
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.section import Section, missing, walk
 from edm3d.reporting.sections import COMPARISON, NUMBERS
@@ -21,6 +23,7 @@ from edm3d.reporting.sections.scalars import Scalars
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.variety import ms_ssim_row
+from edm3d.reporting.strips import channel_strips
 
 HEART = ("background", "cavity", "myocardium", "atrium")
 GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -314,6 +317,90 @@ def test_planes_hang_as_in_a_viewer(affine, place):
     assert np.unravel_index(np.argmax(means), (2, 2)) == place
 
 
+@pytest.mark.parametrize(("codes", "names"), [
+    ("RAS", ["axial", "coronal", "sagittal"]), ("LPI", ["axial", "coronal", "sagittal"]),
+    ("SPR", ["sagittal", "coronal", "axial"]), ("ASL", ["sagittal", "axial", "coronal"])])
+def test_planes_are_named_by_where_their_normals_point(codes, names):
+    directions = dict(zip("RLAPSI", np.stack([np.eye(3), -np.eye(3)], 1).reshape(6, 3)))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = 2 * np.stack([directions[code] for code in codes], 1), 5
+    assert [name for name, _ in montages.plane_names(3, affine)] == names  # normal to the last axis first
+
+
+def test_planes_without_geometry_are_named_by_their_axes_and_those_of_2d_not_at_all():
+    wanted = [("axes 0, 1", "0, 1"), ("axes 0, 2", "0, 2"), ("axes 1, 2", "1, 2")]
+    assert montages.plane_names(3, None) == montages.plane_names(3, np.eye(4).tolist()) == wanted
+    assert montages.plane_names(2, np.diag([2, 2, 2, 1])) == []
+
+
+def words_of(figure) -> list[str]:
+    """Texts of a figure, as they were added."""
+    return [text.get_text() for text in figure.texts]
+
+
+def test_rows_of_a_montage_have_the_names_of_their_planes():
+    affine, label = np.diag([2.0, 2, 2, 1]), np.ones((16, 16, 16), np.uint8)
+    blocks = [("Real", [(blank((16, 16, 16)), label)]), ("Generated", [(blank((16, 16, 16)), None)])]
+    figure = montages.montage(blocks, (2, 2, 2), window=(0, 1), affine=affine)
+    assert words_of(figure) == ["Real", "axial", "axial", "coronal", "sagittal", "Generated", "axial", "coronal",
+                                "sagittal"]
+    height = figure.get_size_inches()[1] * montages.DPI
+    tops = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
+    assert [height * (1 - text.get_position()[1]) for text in figure.texts[1:5]] == pytest.approx(
+        [top + montages.TILE / 2 for top in tops])
+    thin = montages.montage([("Real", [(blank((4, 64, 64)), None)])], (1, 1, 1), window=(0, 1), affine=affine)
+    assert words_of(thin) == ["Real", "ax", "cor", "sagittal"]  # rows of 10, 10 and 168 pixels
+
+
+def test_legend_takes_as_many_lines_as_it_needs_and_stays_inside(monkeypatch):
+    label = (np.arange(64) % 6).reshape(8, 8).astype(np.uint8)
+    classes = ["background", *(f"structure {i}" for i in range(4)), "a structure with a name that is long"]
+    drawn = []
+    monkeypatch.setattr(montages, "_draw_legend", lambda figure, legend, places: drawn.append((figure, places)))
+    montages.montage([("Real", [(blank((8, 8)), label)])], (1, 1), window=(0, 1), label_classes=classes)
+    (figure, places), = drawn
+    width = 2 * 18 + 18 + 9 * 36  # of the long name, which is wider than the pictures
+    assert figure.get_size_inches()[0] * montages.DPI == pytest.approx(width)
+    step = 18 + 9 * 11 + 24
+    assert places == {1: (0, 18), 2: (0, 18 + step), 3: (1, 18), 4: (1, 18 + step), 5: (2, 18)}
+
+
+def test_exported_planes_are_shown_without_and_with_the_label_map_and_its_classes():
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[2:6, 2:6, 2:6] = 2
+    figure = montages.planes_figure(blank((8, 8, 8), 0.5), label, (1, 1, 1), window=(0, 1), label_classes=HEART)
+    rgb = pixels(figure)
+    first, second = (rgb[18 + i * (montages.TILE + montages.GAP):][:montages.TILE, 18:-18] for i in range(2))
+    coloured = [[(np.ptp(tile[:, i * 174:i * 174 + 168], axis=-1) > 0.2).any() for i in range(3)]
+                for tile in (first, second)]
+    assert coloured == [[False] * 3, [True] * 3]
+    assert words_of(figure) == ["axes 0, 1", "axes 0, 2", "axes 1, 2", "●", "myocardium"]
+
+
+def test_strips_are_alike_in_size_and_window_and_one_after_another_by_channel():
+    layout = Layout(("t1", "t2"), (), (1.0, 1.0), 0.0, 1.0, "")
+    cases = [Case(str(i), np.stack([np.full((8, 8), i), np.full((8, 8), 10 - i)]).astype(np.float32), None)
+             for i in range(6)]
+    found = channel_strips("samples", [("Real", cases), ("Generated", cases[:2])], layout)
+    assert list(found) == ["samples_t1_1", "samples_t1_2", "samples_t2_1", "samples_t2_2"]
+    assert [words_of(figure) for figure in found.values()] == [["Real, t1", "Generated, t1"], ["Real, t1"],
+                                                               ["Real, t2", "Generated, t2"], ["Real, t2"]]
+    middles = [[pixels(figure)[40 + 84, 18 + i * 174 + 84, 0] for i in range(3)] for figure in found.values()]
+    shades = [[0, 0.2, 0.4], [0.6, 0.8, 1], [1, 0.8, 0.6], [0.4, 0.2, 0]]  # of 0 to 5, and of 10 to 5
+    np.testing.assert_allclose(middles, shades, atol=0.01)
+    page = html_strips("samples", {name: b"" for name in [*found, "samples", "other_1"]})
+    assert page.count('<div class="dark">') == 2 and page.count("<figure>") == 4
+
+
+def test_a_single_channel_and_colours_are_strips_without_names():
+    grey, colour = Layout(("t1",), (), (1.0, 1.0), 0.0, 1.0, ""), Layout(COLOURS, (), (1.0, 1.0), 0.0, 1.0, "")
+    case = Case("a", np.stack([np.full((8, 8), value) for value in (1, 0, 0)]).astype(np.float32), None)
+    assert list(channel_strips("real", [("Real", [case._replace(image=case.image[:1])] * 5)], grey)) == [
+        "real_1", "real_2"]
+    figure, = channel_strips("real", [("Real", [case])], colour).values()
+    assert pixels(figure)[40 + 84, 18 + 84] == pytest.approx([1, 0, 0], abs=0.01) and words_of(figure) == ["Real"]
+
+
 def test_picture_of_a_label_on_another_grid_is_refused():
     with pytest.raises(ValueError, match="wanted"):
         montages.planes_figure(blank((8, 8, 8)), np.zeros((8, 8, 4), np.uint8), (1, 1, 1))
@@ -354,7 +441,7 @@ def test_page_stands_alone_and_says_what_is_missing(page):
     assert "results/&lt;demo&gt;" in text and "<demo>" not in text and "width=device-width" in text and "$" not in text
     found = json.loads((page / "report.json").read_text())
     assert {f"distribution_{name}" for name in found["metrics"]} < figures
-    assert {"overview", "histogram_echo", "spectrum_echo", "samples"} < figures
+    assert {"overview", "histogram_echo", "spectrum_echo", "samples_1"} < figures
 
 
 def test_number_that_does_not_exist_is_refused_before_anything_is_written(sets, tmp_path):
@@ -376,7 +463,8 @@ def test_class_without_a_dice_has_a_dash(atrium, least):
             "ceiling": missing("no phantoms")}
     text = report.html_page([HeldOut()], FRAME, {**ABOUT, "first_stage": part}, {})
     assert f"<b>{least}</b><span>least Dice" in text
-    assert ("<td>atrium</td><td class=\"main\">-</td><td>-</td>" in text) is (atrium is None)
+    row = '<td>atrium</td><td class="main" data-head="mean">-</td><td data-head="worst case">-</td>'
+    assert (row in text) is (atrium is None)
 
 
 def test_first_stage_that_loses_nothing_has_a_number():
@@ -386,9 +474,58 @@ def test_first_stage_that_loses_nothing_has_a_number():
 
 
 def test_pairs_chart_of_equal_values_shows_them_all_in_one_bin():
-    axes, = charts.pairs_chart({"real": np.ones(5), "generated": np.ones(4)}).axes
+    figure = charts.pairs_chart({"real": np.ones(5), "generated": np.ones(4)})
+    axes, = figure.axes
     for patch in axes.patches:
         values, edges, _ = patch.get_data()
         assert np.all(np.diff(edges) > 0) and edges[0] <= 1 <= edges[-1]
         assert sorted(values) == [0] * 23 + [1]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["real (n = 5)", "generated (n = 4)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["real (n = 5)", "generated (n = 4)"]
+
+
+CURVES = {"bins": [0, 1, 2], **{f"{name}_curve": [0.5, 0.5] for name in ("real", "generated", "noise")}}
+
+
+@pytest.mark.parametrize("figure", [
+    charts.distribution_chart({name: np.arange(5.0) for name in ("real", "generated", "noise")}, "volume", "mL"),
+    charts.histogram_chart(CURVES, "intensity", ""), charts.spectrum_chart(CURVES),
+    charts.pairs_chart({name: np.arange(5.0) for name in ("real", "generated")}),
+    charts.overview_chart({"a": {"floor_p99": 0.2, "floor_median": 0.1, "noise": 0.9, "ks": 0.3}}, {"a": "volume"})])
+def test_legends_lie_below_the_axes_and_within_the_picture(figure):
+    figure.draw_without_rendering()
+    axes, = figure.axes
+    legend = figure.legends[0].get_window_extent()
+    assert axes.get_legend() is None and legend.y1 <= axes.get_tightbbox().y0
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
+
+
+# ---- what the page says ----
+
+
+def test_cells_say_which_column_they_are_of():
+    assert html_table(["<a>", "b & c", "d"], [["x", "<1>", "2"]], main=1) == (
+        '<table class=""><tr><th>&lt;a&gt;</th><th>b &amp; c</th><th>d</th></tr><tr><td>x</td>'
+        '<td class="main" data-head="b &amp; c">&lt;1&gt;</td><td data-head="d">2</td></tr></table>')
+    assert html_table(None, [["x", "1"]], kind="plain") == (
+        '<table class="plain"><tr><td>x</td><td>1</td></tr></table>')
+
+
+ROW = {"ks": 0.15, "floor_median": 0.1, "floor_p99": 0.29, "noise": 0.84}
+
+
+@pytest.mark.parametrize(("row", "said", "unsaid"), [
+    (ROW, "decoded noise, which a model that learned nothing would draw, is 0.840 away. So generated volumes cannot be "
+          "told from real ones by this number.", "chance"),
+    ({**ROW, "ks": 0.3, "noise": None}, "(the floor). So generated volumes differ in this number from real ones by "
+                                        "more than chance.", "noise"),
+    ({**ROW, "floor_p99": 0.5}, "So there are too few volumes to tell the sets apart by it.", "cannot")])
+def test_page_explains_its_scalars_by_the_first_of_them(row, said, unsaid):
+    metrics = {name: {"unit": "mL", "real_undefined": 0, "generated_undefined": 0, **row,
+                      **{f"{key}_{part}": 1.0 for key in ("real", "generated", "noise") for part in ("mean", "std")}}
+               for name in ("la_volume", "other")}
+    available = {"available": True}
+    text = Scalars(NUMBERS).page({"metrics": metrics, "shares": {}, "noise": available,
+                                  "generated": {"labels": available}}, {})
+    example, = re.findall("<p>(How to read it, by the example of LA volume: .*?)</p>", text)
+    assert f"is {row['ks']:.3f}, where 0 is alike" in example and f"below {row['floor_p99']:.3f} in 99 of" in example
+    assert example.endswith(said) and unsaid not in example

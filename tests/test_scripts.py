@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dataset_tool
 import evaluate
@@ -243,6 +244,11 @@ def test_labelled_slices_walk_the_whole_road(at):
     samples = SamplesFile("results/flat2d/samples.h5")
     assert samples.row("images", 0).shape == (1, 16, 16) and samples.row("labels", 0).shape == (16, 16)
     assert Path("results/flat2d/samples.png").is_file()
+    arguments = [*DRAW, *paths, "sampling.outdir=results/flat2d", "sampling.seeds=0-2", "sampling.format=png"]
+    assert "3 there already" in succeed(generate.main, *arguments)
+    np.testing.assert_array_equal(np.asarray(Image.open("results/flat2d/png/seed000002_label.png")),
+                                  samples.row("labels", 2))
+    assert "decode=false leaves latents" in refused(at, generate.main, *arguments, "sampling.decode=false")
     succeed(evaluate.main, "--real", "data/flat.h5", "--generated", "results/flat2d/samples.h5", "--dest",
             "results/flat2d", "--split", "all", "--num-noise", "2")
 
@@ -371,7 +377,8 @@ def test_train_diffusion_refuses(at, damaged, overrides, wanted):
     (["sampling.network=damaged/text.pt"], ["text.pt"]),
     (["sampling.network=results/00001-echo_edm/training-state-000000.016.pt"], ["wanted a snapshot", "state"]),
     (["sampling.autoencoder=echo_edm"], ["autoencoder", "diffusion"]),
-    (["sampling.format=tiff"], ["sampling.format", "tiff", "npz"]),
+    (["sampling.format=tiff"], ["sampling.format", "tiff", "npz", "png"]),
+    (["sampling.format=png"], ["sampling.format=png", "in 3D", "sampling.nifti=true", "export --format png"]),
     (["sampling.batch_size=0"], ["sampling.batch_size=0"]),
     (["sampling.sampler.num_steps=1"], ["num_steps=1"]),
     (["sampling.sampler.num_stps=1"], ["sampling.sampler.num_stps", "num_steps"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.batch import Batch
@@ -310,6 +311,25 @@ def test_stats_have_a_line_per_tick(tmp_path):
             "images_per_sec", "memory_gib", "loss/diffusion", "grad_norm", "bad_steps"} <= set(lines[0])
     assert all(np.isfinite(t["loss/diffusion"]) for t in lines)
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_learning_rates_are_those_of_the_last_step_of_each_phase_that_has_begun(tmp_path):
+    task = two_phases()
+    task.phases[1].start_kimg, task.phases[1].optimizer.param_groups[0]["lr"] = 0.108, 2e-3
+    task.phases[0].optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 4.0})
+    trained(tmp_path, replace(OPTIONS, lr_rampup_kimg=0.096, lr_schedule="constant"), task=task)
+    found = [{name: value for name, value in tick.items() if name.startswith("lr")} for tick in ticks(tmp_path)]
+    first, *later = found  # the last steps of the ticks begin at 48, 108, 168 and 228 images
+    assert first == pytest.approx({"lr/0": 5e-3, "lr/1": 2.0})
+    assert later == [pytest.approx({"lr/0": 1e-2, "lr/1": 4.0, "lr/critic": 2e-3})] * 3
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("lr/critic")] == [
+        (nimg, pytest.approx(2e-3)) for nimg in (120, 180, 240)]
+
+
+def test_the_learning_rate_of_one_phase_is_called_lr(tmp_path):
+    trained(tmp_path, replace(OPTIONS, lr_rampup_kimg=0, lr_schedule="constant"))
+    assert [tick["lr"] for tick in ticks(tmp_path)] == [3e-2] * 4
 
 
 def test_tick_counts_bad_steps_and_its_line_says_all(tmp_path):

@@ -80,8 +80,8 @@ def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> 
         return PlannedData(tuple(shape), Facts("", "", label_classes=names), {})
     path = training["dataset"].get("path")
     if path and not Path(path).exists():
-        raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape C D H W (and "
-                         "--classes K)")
+        raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape, channels "
+                         "and voxels per axis as in 1 160 160 128 (and --classes K)")
     dataset = build(training["dataset"], path="training.dataset")
     record = dataset.first_stage() if dataset.facts.latents else None
     return PlannedData(tuple(dataset.shape), dataset.facts, record.network if record else {})

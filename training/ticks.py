@@ -1,12 +1,13 @@
 """How far a run is, the numbers of a tick, and the line that people read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
 
 import psutil
 import torch
 
-from edm3d.training.phases import ByLevel, LossOutput, Numbers, Sum
+from edm3d.training.phases import ByLevel, LossOutput, Numbers, Phase, Sum
 from edm3d.utils.stats import Collector
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that losses are logged by
@@ -53,6 +54,20 @@ def tick_fields(means: dict[str, float], p: Progress, *, total: int, batch_size:
             "time/sec_per_kimg": per_image * 1000, "time/eta_sec": per_image * max(0, total - p.nimg),
             "time/data_share": wait / p.tick_seconds, "images_per_sec": 1 / per_image, "memory_gib": memory / 2 ** 30,
             "bad_steps": round(bad), **means}
+
+
+def learning_rates(phases: Sequence[Phase], base: Sequence[Sequence[float]], nimg: int, factor: float
+                   ) -> dict[str, float]:
+    """Rates of the step at nimg of the phases that had begun: lr of the first, lr/NAME of others.
+
+    base: by phase, of each of the optimiser's groups of parameters; several are numbered, as in lr/0.
+    """
+    rates = {}
+    for i, (phase, groups) in enumerate(zip(phases, base, strict=True)):
+        if nimg >= phase.start_kimg * 1000:
+            name = f"lr/{phase.name}" if i else "lr"
+            rates |= {f"{name}/{k}" if len(groups) > 1 else name: lr * factor for k, lr in enumerate(groups)}
+    return rates
 
 
 def tick_line(fields: dict[str, float], losses: dict[str, str]) -> str:

@@ -23,7 +23,7 @@ from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.resume import RunRecord, changes, processor
 from edm3d.training.schedule import lr_factor
-from edm3d.training.ticks import Progress, report_loss, tick_fields, tick_line
+from edm3d.training.ticks import Progress, learning_rates, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
 from edm3d.utils.files import first_line
@@ -248,7 +248,7 @@ class Trainer:
     def apply(self, steps: dict[int, PhaseStep]) -> None:
         """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
         p, options = self.progress, self.options
-        factor = lr_factor(p.nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
+        factor = self.lr_factor(p.nimg)
         for i, step in steps.items():
             phase = self.task.phases[i]
             for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
@@ -259,6 +259,11 @@ class Trainer:
                     self.stats.report(f"{found.group}/{name}", value)
         for halflife, ema in zip(self.halflives, self.emas, strict=True):
             update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
+
+    def lr_factor(self, nimg: int) -> float:
+        """What learning rates are multiplied by in the step at a number of images."""
+        options = self.options
+        return lr_factor(nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
 
     def report_bad(self, indices: list[int]) -> None:
         """Say which images made a step that was skipped."""
@@ -321,6 +326,8 @@ class Trainer:
         p.seconds += p.tick_seconds
         fields = tick_fields(self.stats.means(), p, total=self.total, batch_size=options.batch_size,
                              device=self.device)
+        last = p.nimg - options.batch_size
+        fields |= learning_rates(self.task.phases, self.base_lr, last, self.lr_factor(last))
         p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
         if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
             fields.update(self.validate())

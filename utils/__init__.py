@@ -1,1 +1,1 @@
-"""Ground floor: configuration, runs, processes and logging. Imports nothing else of this project."""
+"""The lowest layer: configuration, runs, processes and logging. Imports nothing else of this project."""

@@ -89,14 +89,14 @@ class Sampling:
     seeds: str = "0-15"
     batch_size: int = 16                # per rank
     outdir: str = MISSING
-    format: str = "h5"                  # h5 | npz
+    format: str = "h5"                  # h5 | npz | png (of 2D: h5, and a PNG for each image and label map)
     nifti: bool = True                  # one NIfTI per seed and kind
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     trajectory: bool = False            # keep the denoised image of every step beside the samples
     decode: bool = True                 # through the first stage that the snapshot carries
     autoencoder: str | None = None      # decode by this autoencoder; its hash must be the snapshot's, if that has one
-    tile: list[int] | None = None       # decode in tiles of so many voxels per axis, null = whole volumes
+    tile: list[int] | None = None       # decode in tiles of so many voxels per axis, in the array's order; null = whole
     tile_overlap: float = 0.25          # of neighbouring tiles, as a share of a tile
     tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)
     tile_compare: bool = True           # say by how much blended tiles differ from the whole, in the memory of exact

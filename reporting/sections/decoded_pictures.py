@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from edm3d.reporting.cases import DecodedCase, Layout
 from edm3d.reporting.first_stage import RoundTrip
-from edm3d.reporting.html import html_dark
-from edm3d.reporting.montages import montage
+from edm3d.reporting.html import html_strips
+from edm3d.reporting.montages import window_of
 from edm3d.reporting.section import DECODED, Section
 from edm3d.reporting.sections.fidelity import psnr
+from edm3d.reporting.strips import by_channel, named, strips, titled
 
 PICTURES, WORST = 6, 3  # volumes shown
 CONTRAST = 0.25  # share of the intensities shown that is white in pictures of differences
@@ -39,28 +40,29 @@ class DecodedPictures(Section):
     def figures(self, found: dict[int, tuple[str, float]], context: RoundTrip, report: dict) -> dict[str, Figure]:
         layout, first, worst = context.layout, context.first["decoded"][:PICTURES], list(context.decoded(list(found)))
         captions = [f"{name}\n{value:.2f} dB" for name, value in found.values()]
-        return {f"{kind}_{channel}": channel_picture(items, c, layout, text)
-                for kind, items, text in (("pictures", first, ()), ("worst", worst, captions))
-                for c, channel in enumerate(layout.channels)}
+        return {key: figure for kind, items, text in (("pictures", first, ()), ("worst", worst, captions))
+                for channel, place in by_channel(layout)
+                for key, figure in channel_pictures(kind, items, channel, place, layout, text).items()}
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
                 "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images "
                 f"shown; in differences grey is none, and black and white are {CONTRAST:.0%} of that range.</p>")
-        body += "".join(html_dark(name, figures) for name in figures if name.startswith("pictures_"))
+        body += html_strips("pictures", figures)
         worst = ", ".join(f"{case['id']} {case['psnr_db']:.2f} dB" for case in report["worst"])
         body += f"<h2>Worst cases</h2><p class=note>Those of the lowest PSNR: {escape(worst)}.</p>"
-        return body + "".join(html_dark(name, figures) for name in figures if name.startswith("worst_"))
+        return body + html_strips("worst", figures)
 
 
-def channel_picture(items: Sequence[DecodedCase], channel: int, layout: Layout, captions: Sequence[str]) -> Figure:
-    """Real, decoded and their difference in one channel, where grey is none; a column per volume."""
-    real, decoded = ([(case.image[channel], case.label) for case in cases]
+def channel_pictures(name: str, items: Sequence[DecodedCase], channel: str, place: int | slice, layout: Layout,
+                     captions: Sequence[str]) -> dict[str, Figure]:
+    """Real, decoded and their difference, where grey is none, of what `by_channel` gives; a column per volume."""
+    real, decoded = ([(case.image[place], case.label) for case in cases]
                      for cases in ([item.real for item in items], [item.decoded for item in items]))
-    values = np.concatenate([np.ravel(picture) for picture, _ in real])
-    low, high = float(values.min()), float(np.percentile(values, 99.8))
+    low, high = window_of(real)
     high = high if high > low else low + 1
     middle, gain = (low + high) / 2, 0.5 / CONTRAST
     off = [(middle + gain * (b.astype(np.float32) - a), None) for (a, _), (b, _) in zip(real, decoded, strict=True)]
-    return montage([("Real", real), ("Decoded from its latents", decoded), ("Decoded less real", off)], layout.spacing,
-                   window=(low, high), label_classes=layout.label_classes, captions=captions, aligned=True)
+    blocks = [("Real", real), ("Decoded from its latents", decoded), ("Decoded less real", off)]
+    return strips(named(name, channel), [(titled(title, channel), pictures) for title, pictures in blocks], layout,
+                  window=(low, high), captions=captions, aligned=True)

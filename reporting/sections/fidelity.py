@@ -114,7 +114,7 @@ class Fidelity(Section):
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         channels, top = report["channels"], report["ceiling"]
         body = "<h2>Images</h2>" + html_table(
-            ["", "PSNR [dB]", "worst", "SSIM", "worst", "spectrum [dB]", "sharpness"],
+            ["", "PSNR [dB]", "worst PSNR", "SSIM", "worst SSIM", "spectrum [dB]", "sharpness"],
             [[name, f"{row['psnr_db']:.2f}", f"{row['psnr_min']:.2f}", number(row["ssim"]), number(row["ssim_min"]),
               number(row["spectrum_db"], 2), number(row["sharpness"])] for name, row in channels.items()], main=1)
         body += html_missing("Ceiling of the PSNR", top)

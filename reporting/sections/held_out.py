@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from edm3d.reporting.cases import DecodedCase
 from edm3d.reporting.comparison import Comparison
-from edm3d.reporting.html import html_dark, html_missing, html_table
-from edm3d.reporting.montages import montage
+from edm3d.reporting.html import html_missing, html_strips, html_table
 from edm3d.reporting.section import DECODED, Section, missing
 from edm3d.reporting.sections import fidelity
+from edm3d.reporting.strips import channel_strips
 
 
 class HeldOutRow(NamedTuple):
@@ -48,11 +48,9 @@ class HeldOut(Section):
 
     def figures(self, found: dict[str, list], context: Comparison, report: dict) -> dict[str, Figure]:
         items = context.first.get("decoded", [])
-        blocks = [(title, [(case.image, case.label) for case in cases]) for title, cases in
-                  (("Held out", [item.real for item in items]),
-                   ("Decoded from its latents", [item.decoded for item in items]))]
-        return {"first_stage": montage(blocks, context.layout.spacing, label_classes=context.layout.label_classes)} \
-            if items else {}
+        return channel_strips("first_stage", [("Held out", [item.real for item in items]),
+                                              ("Decoded from its latents", [item.decoded for item in items])],
+                              context.layout)
 
     def facts(self, report: dict) -> list[tuple[str, str]]:
         part = report["first_stage"]
@@ -80,4 +78,4 @@ class HeldOut(Section):
         return (f"<h2>First stage</h2><p>Decoded again from their latents: {part['num']} volumes of split "
                 f"{escape(repr(part['split']))}.</p>" + fidelity.dice_table(part)
                 + html_table(["PSNR", "dB"], rows, main=1) + html_missing("Ceiling of the PSNR", top)
-                + html_dark("first_stage", figures))
+                + html_strips("first_stage", figures))

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from edm3d.reporting.comparison import Comparison
-from edm3d.reporting.html import html_dark
-from edm3d.reporting.montages import montage
+from edm3d.reporting.html import html_strips
 from edm3d.reporting.section import Section
+from edm3d.reporting.strips import channel_strips
 
 
 class SamplePictures(Section):
@@ -17,11 +17,10 @@ class SamplePictures(Section):
     sets = ()
 
     def figures(self, found: Any, context: Comparison, report: dict) -> dict[str, Figure]:
-        blocks = [(name.capitalize(), [(case.image, case.label) for case in context.first[name]])
-                  for name in ("real", "generated")]
-        return {"samples": montage(blocks, context.layout.spacing, label_classes=context.layout.label_classes)}
+        sets = [(name.capitalize(), context.first[name]) for name in ("real", "generated")]
+        return channel_strips("samples", sets, context.layout)
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle "
                 "of what is labelled, interpolated for display. Black is the minimum and white the 99.8 % point of the "
-                "real images shown, for all alike.</p>" + html_dark("samples", figures))
+                "real images shown, for all alike.</p>" + html_strips("samples", figures))

@@ -12,7 +12,7 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import ks, ks_floors, wilson_interval
 from edm3d.reporting.html import html_figure, html_grid, html_missing, html_table
-from edm3d.reporting.section import COMPARED, Section
+from edm3d.reporting.section import COMPARED, NOISE, Section
 from edm3d.reporting.tables import number, percent, plus_minus, titled
 
 TELLING = 0.5  # a 99 % floor above this passes almost anything
@@ -41,7 +41,7 @@ class Scalars(Section):
     """Every number of `numbers` in real, generated and decoded noise.
 
     metrics.NAME.{unit, real_mean, real_std, real_undefined, ... generated_*, noise_*, ks, floor_median, floor_p95,
-                  floor_p99, noise}                               noise = KS distance of the yardstick to real
+                  floor_p99, noise}                               noise = KS distance of decoded noise to real
     shares.NAME.{real, generated, generated_low, generated_high, noise}                    shares of cases, 0 to 1
     """
 
@@ -50,11 +50,11 @@ class Scalars(Section):
         self.words = {
             "KS": "Kolmogorov-Smirnov distance between generated and real cases, 0 to 1. A case without a defined "
                   "value (no wall, say) counts as lying beyond all others.",
-            "floor": "The same distance between two samples of one distribution at the same numbers, by simulation: "
-                     "median, 95 % and 99 % points. Below the 99 % point the two sets cannot be told apart by this "
-                     "scalar.",
-            "noise": "The yardstick: standard normal latents times sigma_data, decoded by the first stage of the "
-                     "snapshot. What a diffusion model that learned nothing would score.",
+            "floor": "The distance that two sets of as many cases have by chance though both are drawn from one "
+                     "distribution, by simulation: median, 95 % and 99 % points. Generated cases whose distance is "
+                     "below the 99 % point cannot be told from real ones by this scalar.",
+            "decoded noise": "Standard normal latents times sigma_data, decoded by the first stage of the snapshot: "
+                             "what a diffusion model that learned nothing would draw.",
         } | {word: text for part in self.numbers for word, text in part.words.items()}
         self.titles = {name: text for part in self.numbers for name, text in part.titles.items()}
 
@@ -111,7 +111,7 @@ class Scalars(Section):
 
     def lines(self, report: dict) -> list[str]:
         noise = report["noise"]
-        return [] if noise["available"] else [f"Noise: not available: {noise['reason']}"]
+        return [] if noise["available"] else [f"Decoded noise: not available: {noise['reason']}"]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         overview = html_figure("overview", figures, "Left is better; on the grey band the sets look alike.")
@@ -124,17 +124,30 @@ class Scalars(Section):
         rows = [[titled(self.title(name), row["unit"]), *(plus_minus(row, key) for key in COMPARED),
                  *(number(row[key]) for key in ("ks", "floor_median", "floor_p99", "noise"))]
                 for name, row in metrics.items()]
-        head = ["", "real", "generated", "noise", "KS", "floor, median", "floor, 99 %", "KS of noise"]
+        head = ["", "real", "generated", NOISE, "KS", "floor, median", "floor, 99 %", f"KS of {NOISE}"]
         undefined = [f"{self.title(name)}: {row['real_undefined']} real, {row['generated_undefined']} generated"
                      for name, row in metrics.items() if row["real_undefined"] or row["generated_undefined"]]
         note = f"<p class=note>Undefined cases, counted as beyond all others: {escape('; '.join(undefined))}.</p>"
-        return "<h2>Scalars</h2>" + html_table(head, rows, main=4) + (note if undefined else "")
+        reading = "".join(f"<p>{escape(self._example(name, row))}</p>" for name, row in list(metrics.items())[:1])
+        return "<h2>Scalars</h2>" + reading + html_table(head, rows, main=4) + (note if undefined else "")
+
+    def _example(self, name: str, row: dict) -> str:
+        """How the table is read, by the numbers of one of its rows."""
+        noise = "" if row["noise"] is None else (
+            f"; {NOISE}, which a model that learned nothing would draw, is {number(row['noise'])} away")
+        verdict = "there are too few volumes to tell the sets apart by it" if row["floor_p99"] >= TELLING else (
+            "generated volumes cannot be told from real ones by this number" if row["ks"] <= row["floor_p99"] else
+            "generated volumes differ in this number from real ones by more than chance")
+        return (f"How to read it, by the example of {self.title(name)}: the KS distance of generated to real volumes "
+                f"is {number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
+                f"volumes would stay below {number(row['floor_p99'])} in 99 of 100 cases (the floor){noise}. So "
+                f"{verdict}.")
 
     def _shares(self, shares: dict) -> str:
         rows = [[self.title(name), percent(row["real"]), percent(row["generated"]),
                  f"{percent(row['generated_low'])} to {percent(row['generated_high'])}", percent(row["noise"])]
                 for name, row in shares.items()]
-        head = ["share of cases", "real", "generated", "95 % interval", "noise"]
+        head = ["share of cases", "real", "generated", "95 % interval", NOISE]
         return html_table(head, rows, main=2) if rows else ""
 
 

@@ -11,7 +11,7 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import radial_log_power, resampled_floor, spectrum_distance
 from edm3d.reporting.html import html_grid, html_table
-from edm3d.reporting.section import COMPARED, Section
+from edm3d.reporting.section import COMPARED, NOISE, Section
 from edm3d.reporting.tables import number
 
 HISTOGRAM_BINS = 64
@@ -36,9 +36,9 @@ class Texture(Section):
 
     words = {
         "intensity distance": "Wasserstein-1 distance between mean histograms, as a share of the intensity range; its "
-                              "floor by resampling the real set.",
+                              "floor: the distance of two sets resampled from the real one.",
         "spectrum distance": "Root mean square over frequencies of the difference in mean log radial power, in dB; its "
-                             "floor by resampling the real set.",
+                             "floor: the distance of two sets resampled from the real one.",
     }
 
     def measure(self, item: Case, context: Comparison) -> TextureRow:
@@ -78,7 +78,7 @@ class Texture(Section):
                 for key, title, digits in (("intensity", "histogram", 4), ("spectrum", "spectrum [dB]", 2))
                 for channel, row in report[key].items()]
         names = [f"{kind}_{channel}" for channel in report["intensity"] for kind in ("histogram", "spectrum")]
-        head = ["distance", "generated", "floor, median", "floor, 99 %", "noise"]
+        head = ["distance", "generated", "floor, median", "floor, 99 %", NOISE]
         return "<h2>Intensity and texture</h2>" + html_table(head, rows, main=1) + html_grid(names, figures)
 
 

@@ -119,4 +119,5 @@ def real_latents(task: Task, held: Held | None, count: int, device: torch.device
 
 def look_of(facts: Facts) -> dict:
     """How a montage shows volumes of which this is known."""
-    return {"spacing": facts.spacing, "label_classes": facts.label_classes, "channels": facts.channels}
+    return {"spacing": facts.spacing, "label_classes": facts.label_classes, "channels": facts.channels,
+            "affine": facts.affine}

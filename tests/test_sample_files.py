@@ -1,0 +1,77 @@
+"""A PNG for each 2D image and label map that was drawn, pixel by pixel, beside the samples it is made from."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edm3d.formats.facts import Facts
+from edm3d.formats.png import write_png
+from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
+from edm3d.formats.volumes import Intensity
+from edm3d.inference.sample_files import check_png, write_pngs
+from edm3d.inference.snapshot import Snapshot
+
+CT = Intensity(lo=-100.0, hi=155.0, clip=False, unit="HU")  # a step of the grey is 1 HU
+IMAGE = np.array([[-100, 0, 155], [300, -300, 27.4]], np.float32)
+GREY = [[0, 100, 255], [255, 0, 127]]
+
+
+def samples_of(folder: Path, channels: tuple[str, ...], **arrays: np.ndarray) -> SamplesFile:
+    """A samples file of seeds 3, 5, ..., one for each row."""
+    seeds = [3 + 2 * i for i in range(len(arrays["images"]))]
+    write_samples(folder / "samples.h5", seeds, arrays, np.eye(4),
+                  SampleMeta(Facts("x.h5", "", channels, intensity=CT), "net.pt", "", {}))
+    return SamplesFile(folder / "samples.h5")
+
+
+def pixels_of(path: Path, mode: str) -> list:
+    """Pixels as another program reads them, rows first."""
+    with Image.open(path) as image:
+        assert image.mode == mode
+        return np.asarray(image).tolist()
+
+
+def test_an_image_spans_lo_to_hi_and_a_label_map_keeps_its_numbers(tmp_path):
+    label = np.array([[0, 1, 2], [255, 0, 3]], np.uint8)
+    samples = samples_of(tmp_path, ("ct",), images=IMAGE[None, None], labels=label[None])
+    write_pngs(tmp_path / "png", samples, {3})
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["seed000003.png", "seed000003_label.png"]
+    assert pixels_of(tmp_path / "png/seed000003.png", "L") == GREY  # two rows of three, as the array's
+    assert pixels_of(tmp_path / "png/seed000003_label.png", "L") == label.tolist()
+
+
+@pytest.mark.parametrize(("channels", "names"), [
+    (("ct", "pet"), ["seed000003_ct.png", "seed000003_pet.png"]), ((), ["seed000003_0.png", "seed000003_1.png"])])
+def test_channels_are_files_of_their_own(tmp_path, channels, names):
+    write_pngs(tmp_path, samples_of(tmp_path, channels, images=np.stack([IMAGE, -IMAGE])[None]), {3})
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
+    assert [pixels_of(tmp_path / name, "L") for name in names] == [GREY, [[200, 100, 0], [0, 255, 73]]]
+
+
+def test_red_green_and_blue_are_one_file(tmp_path):
+    image = np.stack([np.full((1, 2), value, np.float32) for value in (155, -100, -99)])
+    write_pngs(tmp_path, samples_of(tmp_path, ("red", "green", "blue"), images=image[None]), {3})
+    path, = tmp_path.glob("*.png")
+    assert path.name == "seed000003.png" and pixels_of(path, "RGB") == [[[255, 0, 1], [255, 0, 1]]]
+
+
+def test_what_is_new_missing_or_older_than_the_samples_is_written(tmp_path):
+    samples = samples_of(tmp_path, ("ct",), images=np.stack([IMAGE[None]] * 4))
+    write_pngs(tmp_path, samples, set())
+    paths, written = [tmp_path / f"seed{seed:06d}.png" for seed in (3, 5, 7, 9)], samples.path.stat().st_mtime
+    for path in paths:
+        write_png(path, np.zeros((2, 3), np.uint8))
+    os.utime(paths[0], (written - 9, written - 9))
+    paths[1].unlink()
+    write_pngs(tmp_path, samples, {7})
+    assert [pixels_of(path, "L") for path in paths] == [GREY, GREY, GREY, [[0] * 3] * 2]
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [((1, 8), "in 1D; wanted h5 or npz"),
+                                               ((1, 8, 8, 8), "in 3D; .*sampling.nifti=true.* export --format png")])
+def test_networks_of_other_dimensions_are_refused(shape, wanted):
+    with pytest.raises(ValueError, match=f"sampling.format=png: .*{wanted}"):
+        check_png(Snapshot("diffusion", {}, Facts("x.h5", ""), shape), decode=True)
