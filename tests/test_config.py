@@ -16,7 +16,7 @@ from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
 from edm3d.utils.compose import compose, quote_seeds, shipped_configs
-from edm3d.utils.config import build, build_from_file, check_targets, describe, differences, fits
+from edm3d.utils.config import build, build_from_file, check_targets, describe, differences, fits, said_at
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.schema import sampling_options
 
@@ -295,6 +295,20 @@ def test_errors_of_targets_say_where_they_stand():
         assert str(error.value) == message
     with pytest.raises(ZeroDivisionError):
         build({"_target_": "operator.truediv"}, 1, 0, path="training.network")
+
+
+@pytest.mark.parametrize(("message", "wanted"), [
+    ("sigma_data=0: wanted more than 0", "a.sigma_data=0: wanted more than 0"),
+    ("sigma_data, label_dropout: odd", "a: sigma_data, label_dropout: odd"),
+    ("sigma_data (of all): odd", "a.sigma_data (of all): odd"), ("other=3: odd", "a: other=3: odd"),
+    ("Invalid value: 3", "a.model.in_features=3: Invalid value: 3"),  # below it
+    ("Invalid value: 0.25", "a.label_dropout=0.25: Invalid value: 0.25"),
+    ("Invalid value: 7", "a: Invalid value: 7"), ("Invalid value: 4", "a: Invalid value: 4"),  # of none, of two
+])
+def test_errors_of_targets_name_the_key_that_they_speak_of(message, wanted):
+    node = {"_target_": "networks.precond.EDMPrecond", "sigma_data": 4, "label_dropout": 0.25,
+            "model": {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 4}}
+    assert said_at("a", node, message) == wanted
 
 
 def test_config_hash_leaves_length_logging_and_the_machine_aside():

@@ -2,7 +2,9 @@
 
 import torch
 
+from edm3d.formats.facts import Facts
 from edm3d.formats.latents import round_trip_line
+from edm3d.inference.batch import Sample
 from edm3d.inference.snapshot import CarriedStage
 from edm3d.training.tasks import TASKS
 from edm3d.training.validation import Held
@@ -47,6 +49,24 @@ def check_without_data(training: dict) -> None:
         node = fill(training["network"], in_channels=1, out_channels=1, spatial_dims=3)
         net = build(node, path="training.network")
     task.check(training, loss, net)
+
+
+def check_dataset(dataset: object, target: str) -> None:
+    """ValueError for a data set that lacks what the program asks of one (docs/own_code.md), before it is used."""
+    where = f"training.dataset._target_={target}"
+    if lacking := [name for name in ("__len__", "__getitem__", "shape", "facts") if not hasattr(dataset, name)]:
+        raise ValueError(f"{where}: has no {', '.join(lacking)}, which a data set must have")
+    facts, item = dataset.facts, dataset[0]
+    if not isinstance(facts, Facts) or not isinstance(item, Sample):
+        raise ValueError(f"{where}: its facts are a {type(facts).__name__} and its items {type(item).__name__}, wanted "
+                         "Facts (formats/facts.py) and Sample (inference/batch.py)")
+    if facts.latents:
+        return
+    said = {"facts.spatial_shape": facts.spatial_shape, "the shape of item 0 without channels": item.image.shape[1:],
+            "the shape of its label map": facts.spatial_shape if item.label is None else item.label.shape}
+    if odd := {what: shape for what, shape in said.items() if tuple(shape) != tuple(dataset.shape[1:])}:
+        what, shape = next(iter(odd.items()))
+        raise ValueError(f"{where}: {what} is {list(shape)}, wanted {list(dataset.shape[1:])} as its shape says")
 
 
 def held_out(training: dict) -> Held | None:

@@ -11,7 +11,7 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.networks.unet_blocks import UNetBlock
-from edm3d.training.build import check_training, check_without_data, held_out, round_trip_notes
+from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
 from edm3d.training.phases import Task
@@ -83,6 +83,7 @@ def train(experiment: str, config: dict) -> Path | None:
         distributed.check_equal(f"what training.options.precision={options.precision} means",
                                 resolve_precision(options.precision, device))
         dataset = build(training["dataset"], path="training.dataset")
+        check_dataset(dataset, training["dataset"]["_target_"])
         torch.manual_seed(options.seed)
         held = held_out(training)
         task = TASKS[training["task"]].assemble(training, dataset, held)

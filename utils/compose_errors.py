@@ -115,6 +115,9 @@ def composition_error(error: Exception, name: str, groups: Mapping[str, Group], 
         return missing_source(full, lines[0])
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(full, override[1] if override else full, error.parent_node, groups, elsewhere)
+    if full in groups and groups[full].without:
+        return (f"{groups[full].without[0]}: does not say what it fills; wanted its first line to be "
+                f"'# @package {groups[full].package}'")
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
     return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
@@ -143,9 +146,7 @@ def unknown_key(full: str, typed: str, parent: Any, groups: Mapping[str, Group],
     if key in known:
         return f"{full}: not in the YAML; write +{full}=... to add it"
     if full in groups:
-        package, without = groups[full].package, groups[full].without
-        if without and full == typed:
-            return f"{without[0]}: does not say what it fills; wanted its first line to be '# @package {package}'"
+        package = groups[full].package
         meant = [path for path in elsewhere(typed) if path.startswith(f"{package}.")] if full != typed else []
         return (f"{full} is a group: to choose another {full} write {full}=NAME; its keys are under {package}, "
                 f"as in {(meant or [f'{package}.KEY'])[0]}=...")
@@ -171,11 +172,11 @@ def paths_of(typed: str, tree: dict) -> list[str]:
     """
     paths = [path for half in ("training", "sampling") for path in all_paths(tree[half], half)]
     parts = typed.split(".")
-    for first in range(len(parts)):
-        end = "." + ".".join(parts[first:])
-        found = [path for path in paths if path.endswith(end) and path.lstrip("+") != typed]
-        if found:
-            return [path for path in found if path.lstrip("+").startswith(f"{parts[0]}.")] or found
+    for those in ([path for path in paths if path.lstrip("+").startswith(f"{parts[0]}.")], paths):
+        for first in range(len(parts)):
+            end = "." + ".".join(parts[first:])
+            if found := [path for path in those if path.endswith(end) and path.lstrip("+") != typed]:
+                return found
     return []
 
 

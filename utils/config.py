@@ -174,15 +174,15 @@ def build(node: dict, *arguments: object, path: str = "") -> Any:
 def said_at(path: str, node: dict, message: str) -> str:
     """An error of a target with its place in the config: of the key that it begins with, where that is a parameter.
 
-    Libraries end with the value alone (Invalid learning rate: -1): of the key that has it, if only one does.
+    Libraries end with the value alone (Invalid learning rate: -1): of the key that has it, if but one in or below does.
     """
     first = re.match(r"(\w+)(?:[=.:]| \()", message)
     if first and first[1] in inspect.signature(find_target(node["_target_"], path)).parameters:
         return f"{path}.{message}"
     last = re.search(r": (\S+)$", message)
-    keys = [key for key, value in node.items()
+    keys = [f"{where}.{key}={value}" for where, inner in targets(node, path) for key, value in inner.items()
             if last and last[1] in map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return f"{path}.{keys[0]}={node[keys[0]]}: {message}" if len(keys) == 1 else f"{path}: {message}"
+    return f"{keys[0] if len(keys) == 1 else path}: {message}"
 
 
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:

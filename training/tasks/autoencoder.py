@@ -45,7 +45,10 @@ class AutoencoderTask(TaskType):
         if imagined and training["loss"].get("perceptual_weight"):  # its network lies in a file
             training = {**training, "loss": {**training["loss"], "perceptual_weight": 0}}
         net, loss, optimizer, snapshot = build_parts(training, data, augment, imagined=imagined)
-        net.latent_shape(data.shape[1:])
+        try:
+            net.latent_shape(data.shape[1:])
+        except ValueError as e:
+            raise ValueError(f"training.network: {e}") from e
         shape = trained_shape(net, augment, data)
         adversary = build_adversary(training["discriminator"], shape)
         if adversary is not None:

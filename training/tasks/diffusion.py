@@ -247,4 +247,7 @@ def check_forward(task: Task, dataset: object) -> None:
     if batch.images.shape[1] != dataset.shape[0] * (2 if dataset.facts.latents else 1):
         raise ValueError(f"training.batch_transform: the data set yields {batch.images.shape[1]} channels, "
                          f"the networks see {dataset.shape[0]}")
-    task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
+    try:
+        task.phases[0].loss(deepcopy(task.net).to("meta"), batch, ImageGenerators([0]))
+    except ValueError as e:
+        raise ValueError(str(e) if str(e).startswith("training.") else f"training.network: {e}") from e
