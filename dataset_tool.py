@@ -9,17 +9,14 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edm3d.utils.checks import listed
 
 if TYPE_CHECKING:  # heavy imports wait until there is something to do
-    import numpy as np
-
-    from edm3d.formats.samples import SamplesFile
-    from edm3d.formats.volumes import Item, VolumesFile
+    from edm3d.formats.volumes import Item
 
 PATH = click.Path(path_type=Path)
 
@@ -360,30 +357,58 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
               "an item whose file is not there yet.")
 @click.option("--classes", default=0, show_default=True, type=click.IntRange(min=0), help="Label classes, likewise.")
 @click.option("--card", type=click.FloatRange(min=0, min_open=True), help="GiB that there are: say what would fit.")
+@click.option("--fit", type=click.Choice(["width", "batch", "size"]),
+              help="With --card: the widest network, the largest batch or the largest items that fit it.")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that share a batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.argument("overrides", nargs=-1)
 def plan(config_name: str, config_dir: Path | None, shape: Sequence[int] | None, classes: int, card: float | None,
-         ranks: int, as_json: bool, overrides: tuple[str, ...]) -> None:
+         fit: str | None, ranks: int, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Predict parameters, FLOPs and peak memory of a training step and of decoding; nothing is trained.
 
-    OVERRIDES are those of train.py, key=value, and stand before --shape.
+    OVERRIDES are those of train.py, key=value, and stand before --shape. --fit prints the override to type.
     """
     import json
 
+    from edm3d.training import fit as fits
+    from edm3d.training import plan_fit
     from edm3d.training.plan import find_source
-    from edm3d.training.plan_fit import lines, plain
-    from edm3d.training.plan_fit import plan as run
     from edm3d.utils.compose import compose
 
+    if fit and not card:
+        raise ValueError(f"--fit {fit}: wanted --card as well, the GiB that there are")
     config = compose(config_name, overrides, config_dir)
     source = find_source(config["training"], shape, classes)
-    made = run(config, source, card, ranks)
+    made = fits.fit(config, source, fit, card, ranks) if fit else plan_fit.plan(config, source, card, ranks)
+    say = fits if fit else plan_fit
     if as_json:
-        click.echo(json.dumps(plain(made, config_name, source, card)))
+        click.echo(json.dumps(say.plain(made, config_name, source, card)))
     else:
-        for line in lines(made, config_name, source, card):
+        for line in say.lines(made, config_name, source, card):
             click.echo(line)
+
+
+# ---- propose ----
+
+
+@main.command()
+@click.argument("path", metavar="FILE.h5", type=PATH)
+@click.option("--dest", required=True, type=PATH, help="Diffusion experiment to write (.yaml); the first stage's lies "
+              "beside it, NAME_vae.yaml.")
+@click.option("--memory", type=click.FloatRange(min=0, min_open=True),
+              help="GiB to plan for.  [default: those of the card, or free in this machine]")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]),
+              help="What they are of.  [default: cuda with --memory or where there is a card]")
+@click.option("--overwrite", is_flag=True, help="Replace experiments that are there.")
+def propose(path: Path, dest: Path, **options: Any) -> None:
+    """Write a first-stage and a diffusion experiment that fit a volumes file and the memory; say what to run next.
+
+    Sizes, strides, widths, batch and precision are chosen by plan after plan; a comment beside each says why.
+    """
+    from edm3d.training.proposed import write
+
+    for line in write(path, dest, **options):
+        click.echo(line)
 
 
 # ---- check, info ----
@@ -422,16 +447,6 @@ def info(path: Path) -> None:
 # ---- export ----
 
 
-class Exported(NamedTuple):
-    """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4], and the classes of the label."""
-
-    name: str
-    image: np.ndarray
-    label: np.ndarray | None
-    affine: np.ndarray
-    label_classes: tuple[str, ...]
-
-
 @main.command()
 @click.argument("path", type=PATH)
 @click.option("--format", "kind", required=True, type=click.Choice(["nifti", "png"]), help="Of the files.")
@@ -444,85 +459,9 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
     NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows three planes, without the label map and
     with it.
     """
-    from edm3d.formats import h5
-    from edm3d.formats.samples import SamplesFile
-    from edm3d.formats.volumes import VolumesFile
-    from edm3d.utils.log import progress
+    from edm3d.inference.export import export as run
 
-    form = "samples" if path.suffix == ".npz" else h5.read_format(path)
-    if form not in ("volumes", "samples"):
-        raise ValueError(f"{path}: format is '{form}'; volumes and samples can be exported")
-    if form == "samples" and split is not None:
-        raise ValueError(f"--split {split}: samples have no splits; leave it out")
-    file = VolumesFile(path) if form == "volumes" else SamplesFile(path)
-    keys = _volume_keys(file, split, indices) if form == "volumes" else _sample_keys(file, indices)
-    dims = file.meta.spatial_dims if form == "volumes" else len(file.shape("images")) - 2
-    unit = file.meta.intensity.unit if form == "volumes" else file.meta.facts.intensity.unit
-    for key in progress(keys, desc="export", unit="volume"):
-        _write_out(_exported(file, key), kind, dest, dims, unit)
-    click.echo(f"{dest}: {len(keys)} volumes")
-
-
-def _volume_keys(file: VolumesFile, split: str | None, indices: str | None) -> list[tuple[str, int]]:
-    splits = [split] if split else file.splits
-    lengths = {name: file.length(name) for name in splits}
-    wanted = _indices(indices)
-    if wanted is not None and max(wanted) >= max(lengths.values()):
-        raise ValueError(f"--indices {indices}: {file.path} has {lengths} volumes, counted from 0")
-    return [(s, i) for s, n in lengths.items() for i in (range(n) if wanted is None else wanted) if i < n]
-
-
-def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]]:
-    if "images" not in file.names:
-        raise ValueError(f"{file.path}: holds latents only; decode them first")
-    wanted = list(file.rows) if indices is None else _indices(indices)
-    if absent := [seed for seed in wanted if seed not in file.rows]:
-        raise ValueError(f"--indices {indices}: {file.path} has no seeds {listed(absent)}")
-    return [(f"seed{seed:06d}", file.rows[seed]) for seed in wanted]
-
-
-def _indices(text: str | None) -> list[int] | None:
-    from edm3d.formats.samples import parse_seeds
-
-    if text is None:
-        return None
-    wanted = f"--indices {text}: wanted a list of numbers from 0 on, such as 0-7,12"
-    try:
-        indices = parse_seeds(text)
-    except ValueError as error:
-        raise ValueError(wanted) from error
-    if not indices or min(indices) < 0:
-        raise ValueError(wanted)
-    return sorted(set(indices))
-
-
-def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported:
-    from edm3d.formats.volumes import VolumesFile
-
-    name, index = key
-    if isinstance(file, VolumesFile):
-        item = file.read(name, index)
-        return Exported(item.id, item.image, item.label, item.affine, file.meta.label_classes)
-    return Exported(name, file.row("images", index), file.row("labels", index), file.affine,
-                    file.meta.facts.label_classes)
-
-
-def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
-    if kind == "nifti":
-        from edm3d.formats.nifti import write_nifti
-
-        name = f"{volume.name}.nii.gz"  # same names in two folders: what `prepare` reads
-        write_nifti(dest / "images" / name, volume.image, volume.affine, spatial_dims=dims, unit=unit)
-        if volume.label is not None:
-            write_nifti(dest / "labels" / name, volume.label, volume.affine, spatial_dims=dims)
-        return
-    from edm3d.formats.nifti import spacing_of
-    from edm3d.reporting.montages import planes_figure, save_png
-
-    spacing = spacing_of(volume.affine)[:dims]
-    figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine,
-                           label_classes=volume.label_classes)
-    save_png(figure, dest / f"{volume.name}.png")
+    click.echo(f"{dest}: {run(path, kind, dest, split, indices)} volumes")
 
 
 # ---- publish ----

@@ -45,6 +45,8 @@ def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: Firs
     file = VolumesFile(real)
     split = held_out_split(file) if options.split == "auto" else options.split
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
+    if snapshot.fits_to:
+        held = held.fitted(snapshot.fits_to, file.meta.intensity.lo)
     check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot.facts, real, path)
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
 

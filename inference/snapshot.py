@@ -139,6 +139,12 @@ class Snapshot:
         return self.config["training"]
 
     @property
+    def fits_to(self) -> tuple[int, ...] | None:
+        """The size [*S] that its data set pads or crops volumes to, None: none."""
+        size = self.config.get("training", {}).get("dataset", {}).get("size")
+        return tuple(size) if size else None
+
+    @property
     def inflated(self) -> bool:
         """Whether it was imported and made 3D on the way, and never trained since."""
         return bool(self.config.get("imported", {}).get("inflate_mode"))

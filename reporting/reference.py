@@ -94,6 +94,8 @@ def speckle_free(case: Case, provenance: dict[str, Any]) -> np.ndarray:
     if number is None:
         raise ValueError(f"{case.id}: not the id of a phantom (phantom-000012)")
     phantom = _phantom(int(number[1]), provenance["seed"], provenance)
+    if phantom.image.shape != case.image.shape[1:]:
+        raise ValueError(f"{case.id}: the phantom has another size, as volumes are padded or cropped here")
     if not np.allclose(phantom.image[None], case.image, atol=1e-5):
         raise ValueError(f"{case.id}: the phantom made again differs from the one in the file")
     return phantom.clean[None]

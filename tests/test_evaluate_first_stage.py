@@ -37,11 +37,11 @@ NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num
 LAYOUT = Layout(("t1", "t2"), ("background", "tumour"), (1.0, 1.0), 0.0, 2.0, "a.u.")
 
 
-def snapshot(path: Path, node: dict, facts: Facts) -> Path:
-    """An untrained autoencoder."""
+def snapshot(path: Path, node: dict, facts: Facts, size: list[int] | None = None) -> Path:
+    """An untrained autoencoder, of volumes that are padded to a size."""
     torch.manual_seed(0)
-    weights = build(node).state_dict()
-    Snapshot("autoencoder", node, facts, (), weights=weights).save(path)
+    weights, config = build(node).state_dict(), {"training": {"dataset": {"size": size}}}
+    Snapshot("autoencoder", node, facts, (), weights=weights, config=config).save(path)
     return path
 
 
@@ -142,6 +142,15 @@ def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
     assert found["autoencoder"]["reduction"] == pytest.approx(2 * 256 / (2 * 64))
     assert "phantoms only" in found["ceiling"]["reason"]
     assert {"pictures_c0_1", "pictures_c1_1", "worst_c1_1"} < {p.stem for p in (tmp_path / "out/figures").iterdir()}
+
+
+def test_volumes_are_padded_as_in_training(tmp_path):
+    """Of 16x16, to 20x16 for a stage that halves: the number of latents, and a margin that counts."""
+    file = random_volumes(tmp_path / "r.h5", 1, 2)
+    path = snapshot(tmp_path / "s.pt", {**NODE, "spatial_dims": 2}, bare_data(1, 2), [20, 16])
+    found = evaluate_first_stage.evaluate_first_stage(str(path), file, tmp_path / "out", FirstStageOptions())
+    assert found["autoencoder"]["latent_shape"] == [2, 10, 8]
+    assert found["channels"]["c0"]["real"]["mean"] == pytest.approx(0.5 * 16 / 20, abs=0.03)
 
 
 class Exact(torch.nn.Module):

@@ -9,6 +9,7 @@ import pytest
 
 from edm3d.formats import h5
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, in_order
+from edm3d.training.datasets.volumes import VolumesDataset
 
 META = VolumesMeta(
     3,
@@ -148,3 +149,16 @@ def test_empty_file_and_unknown_split_are_refused(tmp_path, path):
 
 def test_splits_are_shown_in_one_order():
     assert in_order(["zoo", "test", "fold_1", "val", "train"]) == ["train", "val", "test", "fold_1", "zoo"]
+
+
+def test_data_set_pads_and_crops_to_a_size(path):
+    """6x5x4 to 8x5x2: one row of the lowest value on either side, the two middle planes; voxels keep their places."""
+    whole, sized = VolumesDataset(str(path)), VolumesDataset(str(path), size=[8, 5, 2])
+    assert whole.shape == (1, 6, 5, 4) and sized.shape == (1, 8, 5, 2) == (1, *sized.facts.spatial_shape)
+    (image, label, _), (padded, padded_label, _) = whole[0], sized[0]
+    np.testing.assert_array_equal(padded[:, 1:7], image[..., 1:3])
+    assert (padded[:, [0, 7]] == -1).all() and (padded_label[[0, 7]] == 0).all()
+    np.testing.assert_array_equal(padded_label[1:7], label[..., 1:3])
+    assert np.array(sized.facts.affine)[:3, 3].tolist() == [-2, 0, 3]  # by voxels of 2 x 2 x 3 mm
+    with pytest.raises(ValueError, match=r"size=\[8, 5\]: wanted a positive number or 3"):
+        VolumesDataset(str(path), size=[8, 5])

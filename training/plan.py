@@ -14,6 +14,7 @@ from edm3d.inference.batch import Batch
 from edm3d.inference.first_stage import FirstStage, tiles_of
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.networks.parts import PARTS
+from edm3d.networks.tiles import Tiles
 from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from edm3d.training.phases import LossOutput, Task
 from edm3d.training.resume import RunRecord
@@ -150,7 +151,19 @@ def module_bytes(modules: list[torch.nn.Module]) -> int:
     return tensor_bytes([[*module.parameters(), *module.buffers()] for module in modules])
 
 
-# ---- decoding ----
+# ---- encoding and decoding ----
+
+
+def plan_encode(source: PlannedData, batch: int, tiles: Tiles | None) -> int:
+    """Bytes at the peak of encoding `batch` volumes of the source's shape by its first stage, in float32."""
+    with fake_tensors(), LiveMemory() as memory, torch.no_grad():
+        net = imagine(lambda: build(source.first_stage)).eval()
+        images = torch.empty(batch, *source.shape)
+        labels = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8) if net.num_classes else None
+        stage = FirstStage(net, source.facts).in_parts(tiles)
+        memory.restart()
+        assert stage.posterior(images, labels).mean.shape[1:] == net.latent_shape(images.shape[2:])
+        return memory.peak
 
 
 def plan_decode(config: dict, source: PlannedData) -> DecodePlan | None:

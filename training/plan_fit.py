@@ -35,6 +35,22 @@ class Plan(NamedTuple):
 
 def plan(config: dict, source: PlannedData, card: float | None = None, ranks: int = 1) -> Plan:
     """The plan of an experiment on each of `ranks` cards of `card` GiB; without a card nothing is proposed."""
+    config = on_card(config, card, ranks)
+    step, decode = plan_step(config["training"], source), plan_decode(config, source)
+    room = room_of(card) if card else float("inf")
+    steps, decodes = [], []
+    if step.peak > room:
+        steps = list(propose(config, step_levers(config, source), room, lambda c: plan_step(c["training"], source)))
+    if decode and decode.peak > room:
+        decodes = list(propose(config, decode_levers(config, source, decode), room, lambda c: plan_decode(c, source)))
+    return Plan(step, decode, steps, decodes)
+
+
+def on_card(config: dict, card: float | None, ranks: int) -> dict:
+    """What of an experiment runs on one of `ranks` cards: its share of the batch, in the precision of a card.
+
+    ValueError for a training half that does not go with its targets, and for a batch that does not divide.
+    """
     config = deepcopy(config)
     check_training(config["training"])
     options = config["training"]["options"]
@@ -44,14 +60,12 @@ def plan(config: dict, source: PlannedData, card: float | None = None, ranks: in
     for half in (options, config["sampling"]):
         if card and half["precision"] == "auto":
             half["precision"] = "bf16"
-    step, decode = plan_step(config["training"], source), plan_decode(config, source)
-    room = card * GIB * (1 - FREE) if card else float("inf")
-    steps, decodes = [], []
-    if step.peak > room:
-        steps = list(propose(config, step_levers(config, source), room, lambda c: plan_step(c["training"], source)))
-    if decode and decode.peak > room:
-        decodes = list(propose(config, decode_levers(config, source, decode), room, lambda c: plan_decode(c, source)))
-    return Plan(step, decode, steps, decodes)
+    return config
+
+
+def room_of(card: float) -> float:
+    """Bytes of a card of so many GiB that a plan may take."""
+    return card * GIB * (1 - FREE)
 
 
 def propose(config: dict, levers: Iterator[Lever], room: float, make: Callable[[dict], StepPlan | DecodePlan]
@@ -115,7 +129,7 @@ def apply_override(config: dict, key: str, value: object) -> str:
 
 def plain(made: Plan, experiment: str, source: PlannedData, card: float | None) -> dict:
     """A plan as plain data; bytes but for parameters and flops."""
-    room = card * GIB * (1 - FREE) if card else None
+    room = room_of(card) if card else None
     proposals = {part: [{"overrides": p.overrides, "peak": p.peak, "fits": p.peak <= room} for p in found]
                  for part, found in (("step", made.step_proposals), ("decode", made.decode_proposals))}
     return {"experiment": experiment, "shape": list(source.shape), "classes": len(source.facts.label_classes),
@@ -149,7 +163,7 @@ def verdict(what: str, peak: int, card: float | None, proposals: list[Proposal])
     """Whether something fits a card, and what would."""
     if card is None:
         return
-    room = card * GIB * (1 - FREE)
+    room = room_of(card)
     yield f"  {what} {'fits' if peak <= room else 'does not fit'} {card:g} GiB, of which a tenth stays free"
     for proposal in proposals:
         mark = "fits" if proposal.peak <= room else "too much"
