@@ -6,6 +6,7 @@ Functions import what they need when they are called, so that the commands start
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,17 @@ def load(name: str | Path, **options: Any) -> Model:
     """
     from edm3d.inference.model import Model
     return Model.load(name, **options)
+
+
+def train(config: str | Path | Mapping[str, Any], *overrides: str, name: str | None = None) -> Path | None:
+    """Train an experiment as train.py does; its run folder, None for a dry run.
+
+    config: the name of an experiment, a YAML file (also the config.yaml of a run folder), or a dict of what a file
+    holds, whose run is called `name`. ValueError for what cannot be run; SystemExit, with its state saved, where it was
+    asked to stop before its end.
+    """
+    from edm3d.training.from_python import train_from
+    return train_from(config, overrides, name)
 
 
 class _Package(ModuleType):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -15,12 +16,15 @@ import yaml
 import dataset_tool
 import edm3d
 import generate
+import train
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.utils.compose import compose
 from edm3d.utils.config import build
 from tests.commands import refused, succeed
+from tests.conftest import ROOT
 
 AFFINE = ((2.0, 0.0, 0.0, -7.0), (0.0, 0.0, -3.0, 5.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # axes change
 CLASSES = ("background", "cavity", "wall")
@@ -262,3 +266,76 @@ def test_what_cannot_be_published_is_refused_and_leaves_nothing(at, tmp_path):
     said = refused(at, dataset_tool.main, *words, "o2", "--volumes", other)
     assert "not the volumes that the network was trained on" in said
     shutil.rmtree("out")
+
+
+# ---- training, and the page ----
+
+ONE_STEP = ["dataset=arrays", "training.dataset.path=x.npy", "training.network.model.model_channels=8",
+            "training.network.model.channel_mult=[1]", "training.network.model.attention_levels=[]",
+            "training.options.batch_size=4", "training.options.total_kimg=0.004",
+            "training.options.kimg_per_tick=0.004", "training.options.num_threads=1", "training.options.device=cpu",
+            "training.validation.max_items=0",
+            "training.validation.preview_ticks=null", "training.options.lr_schedule=constant"]
+
+
+def trained_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of the only snapshot in a run folder."""
+    path, = run.glob("network-snapshot-*.pt")
+    return Snapshot.read(path).weights
+
+
+def test_training_is_that_of_the_command(tmp_path, capsys):
+    with chdir(tmp_path):
+        np.save("x.npy", np.random.default_rng(0).random((4, 1, 8, 8), np.float32))
+        succeed(train.main, "-cn=voxels_edm", *ONE_STEP)
+        runs = [edm3d.train("voxels_edm", *ONE_STEP), edm3d.train("results/00000-voxels_edm/config.yaml", name="again")]
+        keys = {"training": {"options": {"total_kimg": 0.008, "lr_schedule": "constant"}}}
+        runs.append(edm3d.train({"defaults": ["voxels_edm", "_self_"], **keys}, *ONE_STEP, name="more"))
+        Path("own.yaml").write_text("defaults: [voxels_edm, _self_]\n")
+        runs.append(edm3d.train("own.yaml", *ONE_STEP))
+        assert [str(run) for run in runs] == ["results/00001-voxels_edm", "results/00002-again", "results/00003-more",
+                                              "results/00004-own"]
+        wanted = trained_weights(Path("results/00000-voxels_edm"))
+        for run in runs:
+            found = trained_weights(run)
+            assert all(torch.equal(found[name], w) for name, w in wanted.items()), run
+        assert edm3d.train("voxels_edm", *ONE_STEP, "training.options.dry_run=true") is None
+        for config, said in (("voxel_edm", "did you mean 'voxels_edm'"), ("none.yaml", "none.yaml"),
+                             ({"training": {"optoins": {}}}, "did you mean 'options'")):
+            with pytest.raises(ValueError, match=said):
+                edm3d.train(config, name="x" if isinstance(config, dict) else None)
+        with pytest.raises(ValueError, match="name=x: the experiment voxels_edm has a name"):
+            edm3d.train("voxels_edm", name="x")
+
+
+def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python")[1]
+    blocks = [re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for text in (page, readme)]
+    tiny = ["training.network.channels=[4,8,8]", "training.network.model.model_channels=8",
+            "training.network.model.attention_levels=[]", "training.options.batch_size=4",
+            "training.options.device=cpu", "training.options.kimg_per_tick=0.008", "training.options.min_psnr=null",
+            "training.validation.max_items=2", "training.validation.preview_ticks=null",
+            "training.options.total_kimg=0.008"]
+    with chdir(tmp_path):
+        succeed(dataset_tool.main, "phantom", "--dest", "data/echo.h5", "--num", "10", "--size", "16")
+        succeed(train.main, "-cn=echo_vae", *tiny[:1], *tiny[3:])
+        succeed(dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5", "--dest",
+                "data/echo_latents.h5")
+        run = edm3d.train("echo_edm", *tiny[1:])
+        assert run == Path("results/00001-echo_edm")
+        monkeypatch.setattr("edm3d.training.from_python.compose", lambda name, overrides, folder: compose(
+            name, [*overrides, *tiny[1:-1]], folder))
+        namespace: dict = {}
+        capsys.readouterr()
+        for block in blocks[0]:
+            exec(block, namespace)
+        said = capsys.readouterr().out
+        assert "(8, 1, 16, 16, 16) a.u." in said and "('background', 'cavity', 'myocardium', 'atrium')" in said
+        assert namespace["z"].shape == (2, *namespace["model"].shape) and namespace["x"].isfinite().all()
+        assert namespace["latents"].shape == (4, *namespace["model"].shape)
+        assert len(list(Path("results/mine/nifti").iterdir())) == 16 and Path("results/mine/samples.h5").is_file()
+        assert namespace["run"].name == "00003-mine"
+        for block in blocks[1]:
+            exec(block, {})
+        assert len(list(Path("nifti").iterdir())) == 16

@@ -108,6 +108,13 @@ def test_a_wheel_holds_every_layer(root):
     assert all(place == f"edm3d/{name}" for name, place in places.items())
 
 
+def test_train_stays_a_function_where_the_script_is_imported():
+    import edm3d.train
+    from edm3d.train import main
+
+    assert callable(edm3d.train) and main.name and not hasattr(edm3d.train, "main")
+
+
 def test_torch_is_not_imported_before_it_is_needed():
     code = "import sys, edm3d.__main__; print('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], ROOT).strip() == "False"

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
+from edm3d.utils import schema
 from edm3d.utils.config import GIVEN, find_target, near, no_such, targets
 
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
@@ -118,6 +119,9 @@ def composition_error(error: Exception, name: str, groups: Mapping[str, Group], 
     if full in groups and groups[full].without:
         return (f"{groups[full].without[0]}: does not say what it fills; wanted its first line to be "
                 f"'# @package {groups[full].package}'")
+    if (found := re.match(r"Key '(.*)' not in '(\w+)'$", lines[0])) and is_dataclass(getattr(schema, found[2], None)):
+        known = [f.name for f in fields(getattr(schema, found[2]))]  # of a YAML file
+        return f"{full}: {no_such('key', found[1], known)}"
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
     return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
