@@ -209,7 +209,8 @@ def test_slices_are_shown_with_real_ones_above(at):
 def test_what_cannot_be_shown_does_not_keep_a_network_from_being_trained(at):
     for root, words, wanted in (
             ("nothing", [*VAE, "training.validation.max_items=0"], "no volumes are held out"),
-            ("refused", [*EDM, "~sampling.sampler.num_steps", "+sampling.sampler.sigmas=[1,2]"], "sampling.sampler: ")):
+            ("refused", [*EDM, "~sampling.sampler.num_steps", "+sampling.sampler.sigmas=[1,2]"],
+             "sampling.sampler.sigmas=[1.0, 2.0]: ")):
         run_dir = fit(root, *words, *SHOWN)
         assert not (run_dir / "previews").exists()
         line, = [line for line in (run_dir / "log.txt").read_text().splitlines() if "no pictures" in line]
