@@ -1,6 +1,5 @@
 """Proposed experiments: what is chosen by hand-known sizes, the YAML that says it, and runs that start from it."""
 
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import GIB, step_levers
 from edm3d.training.propose import Machine, descend, far_apart, look, squeezed, this_machine
 from edm3d.training.proposed import Setting, document
+from edm3d.utils.config import compose
 from tests.commands import refused, succeed
 from tests.test_plan import LABELLED, vae
 from tests.test_volumes import make_item, write
@@ -67,6 +67,8 @@ def test_slices_wait_until_voxels_are_cubes_and_odd_ones_stay():
 
 
 def test_axes_of_few_positions_stay_and_nothing_halves_for_ever():
+    thin = descend((12, 6, 96), (1.0, 1.0, 9.0), [False, False, True], lambda *_: False)
+    assert thin.strides == [[2, 1, 1]] and thin.kernels == [[3, 3, 1], [3, 3, 1]]  # 2 mm rows are no slices
     levels = descend((12, 5), (1.0, 1.0), [False] * 2, lambda *_: False)
     assert levels.strides == [[2, 1]] and levels.sizes[-1] == (6, 5)
 
@@ -129,21 +131,20 @@ def test_files_that_are_there_and_odd_names_are_refused(folder):
 
 
 def test_what_is_written_is_what_was_planned(folder):
-    """Phantoms of two classes."""
-    succeed(dataset_tool.main, "phantom", "--dest", "data/e.h5", "--num", "10", "--size", "16", "--pairs")
+    """Slices of two classes, 36x36, padded: every key of both experiments, and the numbers that are said of them."""
+    succeed(dataset_tool.main, "phantom", "--dest", "data/e.h5", "--num", "10", "--size", "36", "--pairs",
+            "--spatial-dims", "2")
     _, said = propose("data/e.h5", "--memory", "0.05", "--device", "cpu")
-    stage = json.loads(succeed(dataset_tool.main, "plan", "-cn", "mine_vae", "--json"))
-    diffusion = json.loads(succeed(dataset_tool.main, "plan", "-cn", "mine", "--shape", "4", "4", "4", "4", "--json"))
-    for name, plan in (("mine_vae", stage), ("mine", diffusion)):
-        peak = f"{plan['step']['peak'] / GIB:.3f} GiB"
+    made = chosen.propose(Path("data/e.h5"), Path("data/mine_latents.h5"), this_machine(0.05, "cpu"), CONFIGS)
+    assert made.size == (40, 40) and made.diffusion.config["training"]["network"]["model"]["label_dim"] == 2
+    for name, part in (("mine_vae", made.stage), ("mine", made.diffusion)):
+        part.config["sampling"]["outdir"] = f"results/{name}"
+        assert compose(folder / "configs", name, []) == part.config
+        peak = f"{part.step.peak / GIB:.3f} GiB"
         line, = (line for line in said.splitlines() if line.startswith(f"configs/{name}.yaml"))
-        assert peak in line and f"{plan['step']['parameters'] / 1e6:.2f} M parameters" in line
-        assert plan["step"]["peak"] <= 0.05 * 0.9 * GIB
-        assert peak in Path(f"configs/{name}.yaml").read_text()
-    read = yaml.safe_load(Path("configs/mine.yaml").read_text())
-    assert read["training"]["network"]["model"]["label_dim"] == 2 and read["training"]["dataset"]["path"] == \
-        "data/mine_latents.h5"
-    assert "channels [16, 32, 64]" in said and "width 32" in said
+        assert peak in line and f"{part.step.parameters / 1e6:.2f} M parameters" in line
+        assert part.step.peak <= 0.05 * 0.9 * GIB and peak in Path(f"configs/{name}.yaml").read_text()
+        assert plan_step(part.config["training"], part.source) == part.step
 
 
 # ---- roads that start without an edit ----
