@@ -529,5 +529,26 @@ def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: 
         click.echo(line)
 
 
+# ---- doctor ----
+
+
+@main.command()
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are to go.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+def doctor(run_root: Path, device: str) -> None:
+    """Say whether edm3d works on this machine: versions, device, disk, arithmetic, and a toy road of some seconds.
+
+    To paste into a bug report. Exit code 1 where something fails.
+    """
+    from edm3d.training.doctor import examine
+
+    passed = True
+    for name, well, text in examine(run_root, device):
+        click.echo(f"{'pass' if well else 'FAIL'}  {name:<12} {text}")
+        passed &= well
+    if not passed:
+        raise click.exceptions.Exit(1)
+
+
 if __name__ == "__main__":
     main()

@@ -135,7 +135,7 @@ def test_what_is_written_is_what_was_planned(folder):
     succeed(dataset_tool.main, "phantom", "--dest", "data/e.h5", "--num", "10", "--size", "36", "--pairs",
             "--spatial-dims", "2")
     _, said = propose("data/e.h5", "--memory", "0.05", "--device", "cpu")
-    made = chosen.propose(Path("data/e.h5"), Path("data/mine_latents.h5"), this_machine(0.05, "cpu"), CONFIGS)
+    made = chosen.propose(Path("data/e.h5"), Path("data/mine_latents.h5"), this_machine(0.05, "cpu"))
     assert made.size == (40, 40) and made.diffusion.config["training"]["network"]["model"]["label_dim"] == 2
     for name, part in (("mine_vae", made.stage), ("mine", made.diffusion)):
         part.config["sampling"]["outdir"] = f"results/{name}"
