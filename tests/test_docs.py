@@ -42,7 +42,7 @@ def commands(markdown: str, script: str) -> list[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"\| `((?:python|torchrun) [^`]+)` \|$", markdown, re.MULTILINE)
     split = [shlex.split(line, comments=True) for line in lines if f"{script} " in line]
-    return [words[words.index(script) + 1:] for words in split]
+    return [words[words.index(script) + 1:] for words in split if script in words]  # not in a comment
 
 
 def of_all_pages(script: str) -> list:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_frame import DIRECT, lines_of, pip_name
-from tests.test_imports import FLOORS
+from tests.test_imports import LAYERS
 
 DEVELOPMENT = {"pytest", "ruff", "pre-commit", "hatchling"}
 TINY = ["training.options.batch_size=4", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008",
@@ -33,7 +33,7 @@ samples = edm3d.load("echo_edm", device="cpu").sample(range(2), num_steps=2)
 file = SamplesFile("results/echo/samples.h5")
 assert all(numpy.array_equal(file.array(name), samples.arrays[name]) for name in file.names)
 print(edm3d.__file__, *sorted(name for name in sys.modules if name in NAMES))
-""".replace("NAMES", repr(sorted({*FLOORS} - {"edm3d"})))
+""".replace("NAMES", repr(sorted({*LAYERS} - {"edm3d"})))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_wheel_needs_what_runs_need(root):
 def test_a_wheel_holds_every_layer(root):
     build = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     places = build["targets"]["wheel"]["force-include"]
-    assert {name.removesuffix(".py") for name in places} == {*FLOORS, "configs"} - {"edm3d"}
+    assert {name.removesuffix(".py") for name in places} == {*LAYERS, "configs"} - {"edm3d"}
     assert all(place == f"edm3d/{name}" for name, place in places.items())
 
 

@@ -21,7 +21,7 @@ from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import GIB, step_levers
 from edm3d.training.propose import Machine, descend, far_apart, look, squeezed, this_machine
 from edm3d.training.proposed import Setting, document
-from edm3d.utils.config import compose
+from edm3d.utils.compose import compose
 from tests.commands import refused, succeed
 from tests.test_plan import LABELLED, vae
 from tests.test_volumes import make_item, write
@@ -139,7 +139,7 @@ def test_what_is_written_is_what_was_planned(folder):
     assert made.size == (40, 40) and made.diffusion.config["training"]["network"]["model"]["label_dim"] == 2
     for name, part in (("mine_vae", made.stage), ("mine", made.diffusion)):
         part.config["sampling"]["outdir"] = f"results/{name}"
-        assert compose(folder / "configs", name, []) == part.config
+        assert compose(name) == part.config
         peak = f"{part.step.peak / GIB:.3f} GiB"
         line, = (line for line in said.splitlines() if line.startswith(f"configs/{name}.yaml"))
         assert peak in line and f"{part.step.parameters / 1e6:.2f} M parameters" in line
