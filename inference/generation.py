@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
@@ -19,7 +20,7 @@ from edm3d.inference.sample_files import PNG, check_png, write_niftis, write_png
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
-from edm3d.utils.config import build_from_file, check_targets
+from edm3d.utils.config import build_from_file, check_targets, is_trusted
 from edm3d.utils.files import check_folder
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
@@ -170,7 +171,8 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
         samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
                         label_classes=facts.label_classes, channels=facts.channels, affine=samples.affine,
                         captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes")))
-        yield f"Montage   {outdir / 'samples.png'}"
+        yield f"Montage   {outdir / 'samples.png'}" + ("" if real else "; to see real volumes, too, name some by "
+                                                       "sampling.real=FILE.h5")
 
 
 def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:
@@ -183,12 +185,12 @@ def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: boo
     """Images and label maps of up to `count` volumes that the network was trained on the likes of.
 
     They come from `source` (a volumes.h5), held-out ones first, else from the file or the data set that the snapshot
-    names; [] when that is not there.
+    names; [] when that is not there, or is the user's own and not trusted.
     """
     path = Path(source or snapshot.facts.source)
     if not path.is_file() and source is None:
         return []
-    if source is not None or path.suffix == ".h5":
+    if source is not None or holds_volumes(path, snapshot):
         file = VolumesFile(path)
         splits = sorted(file.splits, key=lambda split: HELD_OUT.get(split, len(HELD_OUT)))
         places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
@@ -196,11 +198,23 @@ def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: boo
         return [(item.image, item.label) for item in items]
     training = snapshot.training
     node = dict(training["dataset"])
+    if not trust and not is_trusted(str(node["_target_"]), "training.dataset"):
+        return []
     if "split" in node:
         node["split"] = training["validation"]["split"]
     dataset = build_from_file(node, "the snapshot", trust)
     intensity = snapshot.facts.intensity
     return [(intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
+
+
+def holds_volumes(path: Path, snapshot: Snapshot) -> bool:
+    """Whether the file that a snapshot was trained on is a volumes.h5; data sets of the user's own read any HDF5."""
+    if path.suffix != ".h5" or is_trusted(str(snapshot.training["dataset"].get("_target_")), "training.dataset"):
+        return path.suffix == ".h5"
+    try:
+        return h5.read_format(path) == "volumes"
+    except ValueError:
+        return False
 
 
 def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 
 from edm3d.formats.facts import Facts
 from edm3d.inference.batch import Sample
+from edm3d.inference.generation import real_pictures
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_dataset
 from edm3d.utils.config import build, build_from_file, find_target
@@ -105,6 +108,26 @@ def test_an_import_that_fails_in_the_users_module_is_said_with_file_and_line(own
     said = error_of("mydata_d.X")
     assert said.startswith("training.dataset._target_=mydata_d.X: cannot be imported (")
     assert str(own) in said and wanted in said
+
+
+def test_an_error_of_ours_is_said_at_the_line_of_the_user_that_led_to_it(own):
+    write(own, mydata_h="from edm3d.formats.volumes import Intensity\n\nINTENSITY = Intensity(1.0, 0.0, True, '')\n")
+    assert "mydata_h.py, line 3: ValueError: intensity range [1.0, 0.0]" in error_of("mydata_h.X")
+
+
+def test_real_items_of_an_own_data_set_are_shown_where_it_is_trusted(own):
+    write(own, mydata_i="import numpy as np\nfrom edm3d.inference.batch import Sample\n\n\nclass X:\n"
+          "    def __init__(self, path: str, split: str = 'train'):\n        assert split == 'val'\n\n"
+          "    def __len__(self):\n        return 3\n\n"
+          "    def __getitem__(self, index):\n        return Sample(np.full((1, 2, 2), index / 2, np.float32))\n")
+    with h5py.File("own.h5", "w") as file:  # of a format of the user's
+        file["x"] = 1
+    node = {"_target_": "mydata_i.X", "path": "own.h5", "split": "train"}
+    facts = Facts("own.h5", "hash", spatial_shape=(2, 2))
+    snapshot = SimpleNamespace(facts=facts, training={"dataset": node, "validation": {"split": "val"}})
+    assert real_pictures(snapshot, None, 2, trust=False) == []
+    shown = real_pictures(snapshot, None, 2, trust=True)
+    assert [float(image.mean()) for image, _ in shown] == [0.5, 1]  # 0 and 1 as stored, from 0 to 1
 
 
 def test_what_is_not_there_is_said_with_where_it_was_looked_for(own):

@@ -76,7 +76,8 @@ def test_own_experiments_and_groups_go_together_with_shipped_ones(here):
     assert compose("mine", (), here / "it's 1, more")["training"]["options"]["seed"] == 6
     training = compose("mine", ["network=mine"], here / "it's 1, more")["training"]
     assert training["network"]["model"] == {"_target_": "mynet_configs.Net", "width": 8}
-    assert "eps" not in compose("voxels_edm")["training"]["optimizer"]  # optimizer/adam.yaml of the working folder
+    for given in (None, here / "it's 1, more"):  # optimizer/adam.yaml of the working folder, before ours
+        assert "eps" not in compose("voxels_edm", (), given)["training"]["optimizer"]
 
 
 def test_errors_list_what_all_folders_have(here):

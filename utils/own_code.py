@@ -48,5 +48,6 @@ def place_of(error: Exception) -> str:
 
 
 def is_own(file: Path) -> bool:
-    """Whether a file is the user's: neither of Python nor installed nor this one."""
-    return not str(file).startswith(OTHERS) and file != Path(__file__).resolve()
+    """Whether a file is the user's: neither of Python nor installed nor one of ours."""
+    ours = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("edm3d.")}
+    return not str(file).startswith(OTHERS) and str(file) not in ours
