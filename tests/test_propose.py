@@ -17,9 +17,10 @@ import generate
 import train
 from edm3d.formats.samples import SamplesFile
 from edm3d.training import propose as chosen
+from edm3d.training.descent import descend, far_apart
 from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import GIB, step_levers
-from edm3d.training.propose import Machine, descend, far_apart, look, squeezed, this_machine
+from edm3d.training.propose import Computer, look, squeezed, this_machine
 from edm3d.training.proposed import Setting, document
 from edm3d.utils.compose import compose
 from tests.commands import refused, succeed
@@ -78,7 +79,7 @@ def test_axes_of_few_positions_stay_and_nothing_halves_for_ever():
 
 def test_memory_is_of_a_card_where_it_is_given_and_of_this_machine_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert this_machine(24, None) == Machine("cuda", 24, "bf16")
+    assert this_machine(24, None) == Computer("cuda", 24, "bf16")
     monkeypatch.setattr(chosen.psutil, "virtual_memory", lambda: type("Free", (), {"available": 3 * GIB}))
     assert this_machine(None, None)[:2] == ("cpu", 3) and this_machine(2, "cpu")[:2] == ("cpu", 2)
     with pytest.raises(ValueError, match="say by --memory"):

@@ -1,6 +1,6 @@
 """Two experiments that fit a volumes file and a machine: a first stage, and diffusion on its latents."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from itertools import takewhile
 from math import prod
@@ -13,6 +13,7 @@ import torch
 from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.volumes import VolumesFile
 from edm3d.networks.tiles import Tiles
+from edm3d.training.descent import Descent, descend, far_apart, plain_kernels
 from edm3d.training.plan import DecodePlan, StepPlan, plan_decode, plan_encode, plan_step
 from edm3d.training.plan_fit import GIB, apply_override, gib, room_of, step_levers
 from edm3d.training.tasks.autoencoder import PATCHES, SIZE
@@ -20,8 +21,6 @@ from edm3d.training.tasks.base import Lever, PlannedData, fill_network, halved
 from edm3d.utils.compose import compose, shipped_configs
 from edm3d.utils.precision import resolve_precision
 
-FEW = 8  # an axis of fewer positions is not halved
-THIN = 2  # an axis whose voxels are so many times as long as the shortest is one of slices
 SMALL = 1000  # positions at which a UNet goes no deeper
 HEAD = 64  # channels of an attention head
 MANY = 1000  # training volumes from which on diffusion goes without dropout
@@ -52,7 +51,7 @@ STAGE_BATCH, STAGE_PASSES, UNET_PASSES = 4, 1000, 15_000  # images per step, tim
 FEWEST_STEPS = 1000
 
 
-class Machine(NamedTuple):
+class Computer(NamedTuple):
     """What the experiments are to run on: a card (cuda) or a processor (cpu), its memory in GiB and the precision."""
 
     device: str
@@ -88,27 +87,6 @@ class Cohort(NamedTuple):
         return far_apart(self.spacing)
 
 
-class Descent(NamedTuple):
-    """Levels from the full size down: sizes and spacings of each, strides between them, and which axes are of slices.
-    """
-
-    sizes: list[tuple[int, ...]]
-    spacings: list[tuple[float, ...]]
-    strides: list[list[int]]
-    slices: Sequence[bool]
-
-    @property
-    def factor(self) -> tuple[int, ...]:
-        """How many voxels one position of the lowest level covers, per axis."""
-        return tuple(prod(s[axis] for s in self.strides) for axis in range(len(self.sizes[0])))
-
-    @property
-    def kernels(self) -> list[list[int]]:
-        """Of each level: 1 across slices that lie much farther apart than voxels within them, else 3."""
-        return [[1 if thin and long else 3 for thin, long in zip(self.slices, far_apart(level), strict=True)]
-                for level in self.spacings]
-
-
 class Coding(NamedTuple):
     """How volumes go through a first stage: so many at a time, whole or in tiles of a size."""
 
@@ -126,11 +104,11 @@ class Chosen(NamedTuple):
     source: PlannedData
 
 
-class Proposal(NamedTuple):
+class Proposed(NamedTuple):
     """Both experiments, and how volumes go into latents and out of them."""
 
     cohort: Cohort
-    machine: Machine
+    machine: Computer
     stage: Chosen
     diffusion: Chosen
     encode: Coding
@@ -143,7 +121,7 @@ class Proposal(NamedTuple):
         return None if size == self.cohort.size and same_sizes(self.cohort) else size
 
 
-def propose(path: Path, latents: Path, machine: Machine) -> Proposal:
+def propose(path: Path, latents: Path, machine: Computer) -> Proposed:
     """Experiments for a volumes file; latents: the file that encoding will write.
 
     ValueError where not even the smallest fit.
@@ -165,13 +143,13 @@ def propose(path: Path, latents: Path, machine: Machine) -> Proposal:
                                  compose("echo_edm", config_dir=shipped_configs()))
     set_all(diffusion.config, {"training.dataset.path": str(latents)})
     decode = choose_decoding(machine, diffusion, size, stage_levels.factor)
-    return Proposal(cohort, machine, stage, diffusion, encode, decode)
+    return Proposed(cohort, machine, stage, diffusion, encode, decode)
 
 
 # ---- what there is ----
 
 
-def this_machine(memory: float | None, device: str | None) -> Machine:
+def this_machine(memory: float | None, device: str | None) -> Computer:
     """What to plan for: `memory` GiB, else what the card has or, without one, what is free here.
 
     device: cuda or cpu; None: cuda where memory is given or there is a card.
@@ -184,7 +162,7 @@ def this_machine(memory: float | None, device: str | None) -> Machine:
         memory = (torch.cuda.get_device_properties(0).total_memory if device == "cuda"
                   else psutil.virtual_memory().available) / GIB
     known = device == "cpu" or there
-    return Machine(device, memory, resolve_precision("auto", torch.device(device)) if known else "bf16")
+    return Computer(device, memory, resolve_precision("auto", torch.device(device)) if known else "bf16")
 
 
 def look(path: Path) -> Cohort:
@@ -205,38 +183,10 @@ def same_sizes(cohort: Cohort) -> bool:
     return cohort.facts.spatial_shape == cohort.size
 
 
-# ---- sizes and strides ----
-
-
-def far_apart(spacing: Sequence[float]) -> list[bool]:
-    """Of each axis, whether its voxels are THIN times as long as the shortest, or longer."""
-    return [s >= THIN * min(spacing) * (1 - 1e-6) for s in spacing]
-
-
-def descend(size: Sequence[int], spacing: Sequence[float], slices: Sequence[bool],
-            enough: Callable[[int, int], bool]) -> Descent:
-    """Levels of a network, down to where `enough` says so of the number of steps and positions, or nothing halves.
-
-    An axis halves where it has FEW positions or more and its voxels are less than THIN times as long as the shortest,
-    so that voxels become cubes; one of slices only where its number is even, as slices are not padded.
-    """
-    levels = Descent([tuple(size)], [tuple(spacing)], [], slices)
-    while not enough(len(levels.strides), prod(levels.sizes[-1])):
-        now, lengths = levels.sizes[-1], levels.spacings[-1]
-        stride = [2 if n >= FEW and not long and not (thin and n % 2) else 1
-                  for n, long, thin in zip(now, far_apart(lengths), slices, strict=True)]
-        if max(stride) == 1:
-            break
-        levels.strides.append(stride)
-        levels.sizes.append(tuple(-(-n // s) for n, s in zip(now, stride, strict=True)))
-        levels.spacings.append(tuple(length * s for length, s in zip(lengths, stride, strict=True)))
-    return levels
-
-
 # ---- what fits ----
 
 
-def choose_stage(cohort: Cohort, machine: Machine, source: PlannedData, levels: Descent, config: dict) -> Chosen:
+def choose_stage(cohort: Cohort, machine: Computer, source: PlannedData, levels: Descent, config: dict) -> Chosen:
     """The widest first stage that fits whole volumes, with all that saves memory; else the widest that fits crops."""
     scale, kernels, labels = machine.scale, levels.kernels, bool(cohort.facts.label_classes)
     whole = source.shape[1:] == cohort.size and same_sizes(cohort)
@@ -271,7 +221,7 @@ def is_of_whole(lever: Lever) -> bool:
     return lever.key != SIZE
 
 
-def held_out_of(machine: Machine, stage: Chosen) -> Chosen:
+def held_out_of(machine: Computer, stage: Chosen) -> Chosen:
     """A first stage that is validated on whole volumes only where they fit, which matters to one trained on crops."""
     training = stage.config["training"]
     if training["augment"].get("_target_") != PATCHES:
@@ -285,7 +235,7 @@ def held_out_of(machine: Machine, stage: Chosen) -> Chosen:
     return stage
 
 
-def choose_diffusion(cohort: Cohort, machine: Machine, source: PlannedData, levels: Descent, config: dict) -> Chosen:
+def choose_diffusion(cohort: Cohort, machine: Computer, source: PlannedData, levels: Descent, config: dict) -> Chosen:
     """The widest UNet that fits, with all that saves memory."""
     scale, classes, depth = machine.scale, len(cohort.facts.class_names), len(levels.sizes)
     set_all(config, {
@@ -312,7 +262,7 @@ def unet_width(width: int) -> dict[str, object]:
             "training.optimizer.lr": round(0.064 / width, 5)}
 
 
-def run_options(cohort: Cohort, machine: Machine, batch: int, steps: int, passes: int) -> dict[str, object]:
+def run_options(cohort: Cohort, machine: Computer, batch: int, steps: int, passes: int) -> dict[str, object]:
     """What both trainings are told of their length and of the machine.
 
     So many steps, or fewer that go `passes` times through the training volumes, but FEWEST_STEPS at least.
@@ -353,7 +303,7 @@ def steps_of(config: dict) -> int:
     return round(options["total_kimg"] * 1000 / options["batch_size"])
 
 
-def check_least(machine: Machine, what: str, config: dict, narrowest: dict[str, object], source: PlannedData) -> None:
+def check_least(machine: Computer, what: str, config: dict, narrowest: dict[str, object], source: PlannedData) -> None:
     """ValueError where not even the narrowest network fits, with all that saves memory."""
     set_all(config, narrowest)
     peak = with_all(config, source, step_levers(config, source)).peak
@@ -370,7 +320,7 @@ def with_all(config: dict, source: PlannedData, levers: Iterable[Lever]) -> Step
     return plan_step(config["training"], source)
 
 
-def choose_encoding(machine: Machine, source: PlannedData, factor: Sequence[int]) -> Coding:
+def choose_encoding(machine: Computer, source: PlannedData, factor: Sequence[int]) -> Coding:
     """How the first stage encodes: as many volumes at a time as fit, of 8 at most, else one in ever smaller tiles."""
     size = source.shape[1:]
     for batch, tile in [*((b, None) for b in (8, 4, 2, 1)), *((1, t) for t in halved(size, factor))]:
@@ -380,7 +330,7 @@ def choose_encoding(machine: Machine, source: PlannedData, factor: Sequence[int]
     return Coding(batch, tile, peak)
 
 
-def choose_decoding(machine: Machine, diffusion: Chosen, size: Sequence[int], factor: Sequence[int]) -> DecodePlan:
+def choose_decoding(machine: Computer, diffusion: Chosen, size: Sequence[int], factor: Sequence[int]) -> DecodePlan:
     """The same of decoding, which is written into the experiment."""
     for batch, tile in [*((b, None) for b in (16, 8, 4, 2, 1)), *((1, t) for t in halved(size, factor))]:
         set_all(diffusion.config, {"sampling.batch_size": batch, "sampling.tile": tile})
@@ -388,11 +338,6 @@ def choose_decoding(machine: Machine, diffusion: Chosen, size: Sequence[int], fa
         if plan.peak <= machine.room:
             break
     return plan
-
-
-def plain_kernels(kernels: list[list[int]]) -> int | list[list[int]]:
-    """Kernels per level and axis, one number where all are the same."""
-    return 3 if all(k == 3 for level in kernels for k in level) else kernels
 
 
 def set_all(config: dict, values: dict[str, object]) -> None:

@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import yaml
 
+from edm3d.training.descent import FEW
 from edm3d.training.patches import KEY
 from edm3d.training.plan import StepPlan
 from edm3d.training.plan_fit import GIB, gib
 from edm3d.training.propose import (
-    FEW,
     HEAD,
     MANY,
     STAGE,
     UNET,
     Chosen,
-    Machine,
-    Proposal,
+    Computer,
+    Proposed,
     flops_of,
     propose,
     steps_of,
@@ -80,7 +80,7 @@ def write(path: Path, dest: Path, memory: float | None = None, device: str | Non
     return list(summary(made, files, found))
 
 
-def texts(made: Proposal, files: Files) -> dict[Path, str]:
+def texts(made: Proposed, files: Files) -> dict[Path, str]:
     """The YAMLs by their paths."""
     patched = bool(made.stage.config["training"]["augment"])
     groups = STAGE_GROUPS | {"augment": "patches"} if patched else STAGE_GROUPS
@@ -95,7 +95,7 @@ def texts(made: Proposal, files: Files) -> dict[Path, str]:
 # ---- why ----
 
 
-def header(made: Proposal, chosen: Chosen, what: str) -> str:
+def header(made: Proposed, chosen: Chosen, what: str) -> str:
     """What stands at the top of a file."""
     step, steps = chosen.step, steps_of(chosen.config)
     return (f"{what}, proposed by dataset_tool.py propose for {machine_line(made)}, of which a tenth stays free, and "
@@ -104,7 +104,7 @@ def header(made: Proposal, chosen: Chosen, what: str) -> str:
             f"{step.flops / 1e12:.3g} TFLOP: {flops_of(chosen.config, step) / 1e15:.3g} PFLOP.")
 
 
-def cohort_line(made: Proposal) -> str:
+def cohort_line(made: Proposed) -> str:
     """The data in words."""
     cohort, facts = made.cohort, made.cohort.facts
     spacing = " x ".join(f"{s:.3g}" for s in cohort.spacing)
@@ -114,18 +114,18 @@ def cohort_line(made: Proposal) -> str:
             f"{classes}")
 
 
-def machine_line(made: Proposal) -> str:
+def machine_line(made: Proposed) -> str:
     """The machine in words."""
     machine = made.machine
     return f"{'a card' if machine.device == 'cuda' else 'a processor'} with {machine.gib:.3g} GiB"
 
 
-def within(made: Proposal, step: StepPlan) -> str:
+def within(made: Proposed, step: StepPlan) -> str:
     """The peak of a step beside what there is."""
     return f"{gib(step.peak)} of {made.machine.room / GIB:.3g}"
 
 
-def stage_settings(made: Proposal) -> Iterator[Setting]:
+def stage_settings(made: Proposed) -> Iterator[Setting]:
     """What the first stage sets, in the order of the file."""
     stage, scale = made.stage, made.machine.scale
     training, low = stage.config["training"], made.diffusion.source.shape
@@ -157,7 +157,7 @@ def stage_settings(made: Proposal) -> Iterator[Setting]:
                             "do not: evaluate.py --autoencoder --tile measures them")
 
 
-def diffusion_settings(made: Proposal) -> Iterator[Setting]:
+def diffusion_settings(made: Proposed) -> Iterator[Setting]:
     """What the diffusion sets, in the order of the file."""
     chosen, scale, facts = made.diffusion, made.machine.scale, made.cohort.facts
     levels, model = chosen.levels, chosen.config["training"]["network"]["model"]
@@ -184,7 +184,7 @@ def diffusion_settings(made: Proposal) -> Iterator[Setting]:
         yield Setting("sampling.tile", "a whole volume does not fit")
 
 
-def run_settings(made: Proposal, chosen: Chosen, lr: str, unfit: str) -> Iterator[Setting]:
+def run_settings(made: Proposed, chosen: Chosen, lr: str, unfit: str) -> Iterator[Setting]:
     """What both say of optimiser, validation and the run; unfit: why nothing is validated where some are held out."""
     training, steps = chosen.config["training"], steps_of(chosen.config)
     options, validation = training["options"], training["validation"]
@@ -210,7 +210,7 @@ def run_settings(made: Proposal, chosen: Chosen, lr: str, unfit: str) -> Iterato
     yield Setting("sampling.outdir")
 
 
-def precision_reason(machine: Machine, precision: str) -> str:
+def precision_reason(machine: Computer, precision: str) -> str:
     """Why in this number format."""
     there = "card" if machine.device == "cuda" else "processor"
     if precision != machine.precision:
@@ -286,7 +286,7 @@ def value_at(config: dict, key: str) -> object:
 # ---- what to do next ----
 
 
-def commands(made: Proposal, files: Files, found: bool) -> list[str]:
+def commands(made: Proposed, files: Files, found: bool) -> list[str]:
     """The commands from here to a report; found: whether the files lie where experiments are looked for."""
     cohort, encode = made.cohort, made.encode
     where = [] if found else ["--config-dir", str(files.folder)]
@@ -303,7 +303,7 @@ def commands(made: Proposal, files: Files, found: bool) -> list[str]:
     return [shlex.join(["python", *each]) for each in words]
 
 
-def summary(made: Proposal, files: Files, found: bool) -> Iterator[str]:
+def summary(made: Proposed, files: Files, found: bool) -> Iterator[str]:
     """What is said at the end."""
     yield f"{made.cohort.path}: {cohort_line(made)}"
     yield f"Planned for {machine_line(made)}, of which a tenth stays free"
