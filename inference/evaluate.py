@@ -97,7 +97,8 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
                          f"{file.path} (--real)")
     labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
-                  meta.intensity.unit, rows_of(samples.affine))
+                  meta.intensity.unit, rows_of(samples.affine),
+                  facts.class_names if set(facts.class_names) <= set(meta.class_names) else ())
 
 
 def shared_spacing(file: VolumesFile) -> np.ndarray:
@@ -114,7 +115,9 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
     label = samples.row("labels", index) if layout.label_classes else None
-    return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label)
+    number, names = samples.row("classes", index), samples.meta.facts.class_names
+    return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
+                None if number is None else names[number])
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

@@ -7,11 +7,12 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """One volume: image [C, *S] in stored intensity, label [*S] integer or None."""
+    """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none."""
 
     id: str
     image: np.ndarray
     label: np.ndarray | None
+    class_name: str | None = None
 
 
 class DecodedCase(NamedTuple):
@@ -33,7 +34,8 @@ class DecodedCase(NamedTuple):
 class Layout:
     """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities.
 
-    affine [4,4]: by which planes are named, that of the first volume where they differ; None: not known.
+    affine [4,4]: by which planes are named, that of the first volume where they differ; None: not known. class_names:
+    of the classes that volumes are of, () where they are of none.
     """
 
     channels: tuple[str, ...]
@@ -43,6 +45,7 @@ class Layout:
     hi: float
     unit: str
     affine: tuple[tuple[float, ...], ...] | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def data_range(self) -> float:

@@ -37,7 +37,7 @@ class Cases(NamedTuple):
             whole = self.case(index)
             parts = [(whole.image, lo), *([] if whole.label is None else [(whole.label[None], 0)])]
             image, *label = (fit_centre(array, np.eye(4), size, np.full(len(array), fill))[0] for array, fill in parts)
-            return Case(whole.id, image, label[0][0] if label else None)
+            return Case(whole.id, image, label[0][0] if label else None, whole.class_name)
 
         return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
                          self.length, case)
@@ -62,7 +62,8 @@ def fresh_phantoms(provenance: dict[str, Any]) -> Cases:
 
     def case(index: int) -> Case:
         phantom = _phantom(index, seed, provenance)
-        return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label)
+        return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
+                    phantom.phase if provenance["pairs"] else None)
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
@@ -76,7 +77,8 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
 
     def case(index: int) -> Case:
         item = file.read(*rows[index])
-        return Case(item.id, item.image[channels], item.label)
+        name = None if item.class_index is None else file.meta.class_names[item.class_index]
+        return Case(item.id, item.image[channels], item.label, name)
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""

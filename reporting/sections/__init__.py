@@ -1,5 +1,6 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
+from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.heart import HeartWall
@@ -21,6 +22,7 @@ NUMBERS = (
 # Sections of the report of generated volumes against real ones.
 COMPARISON = (
     Scalars(NUMBERS),
+    AskedClasses(NUMBERS),
     SamplePictures(),
     Texture(),
     Variety(),
