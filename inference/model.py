@@ -70,21 +70,21 @@ class Model:
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
     def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
-               guidance: float | Mapping[str, Any] = 1, batch_size: int = 16, decode: bool = True,
+               guidance: float | Mapping[str, Any] | None = None, batch_size: int = 16, decode: bool = True,
                autoencoder: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
                **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does; the same numbers, given the same batch size, precision and CPU threads.
 
         seeds: numbers, or text as in "0-7,12"; samples come in rising order. sampler: a file of configs/sampler/ (None:
         the sampler of the experiment that trained the network), sampler_options its parameters, such as num_steps.
-        guidance: its strength, or a mapping of strength, interval and network. classes, autoencoder, tile, trajectory
-        and decode are those of `sampling`. All samples are held in memory.
+        guidance: its strength, or a mapping of strength, interval and network; None: that of the experiment. classes,
+        autoencoder, tile, trajectory and decode are those of `sampling`. All samples are held in memory.
         """
         self.check_draws()
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, tile=None if tile is None else list(tile),
                                classes=None if classes is None else list(classes),
-                               guidance=Guidance(**({"strength": guidance} if np.isscalar(guidance) else guidance)))
+                               guidance=self.guidance(guidance))
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, seeds)))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
@@ -114,6 +114,12 @@ class Model:
                        sampler={**node, **sampler_options})
         check_options(made)
         return made
+
+    def guidance(self, asked: float | Mapping[str, Any] | None) -> Guidance:
+        """Guidance of a call: the experiment's own where nothing is asked."""
+        if asked is None:
+            asked = self.snapshot.config.get("sampling", {}).get("guidance") or {}
+        return Guidance(**({"strength": asked} if np.isscalar(asked) else asked))
 
     def check_draws(self) -> None:
         """ValueError for a network that knows no noise levels, such as a first stage."""

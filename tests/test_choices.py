@@ -116,7 +116,7 @@ def test_an_unusual_pair_and_the_attention_are_said_at_the_start(at):
     assert "Note: VPLoss is not the loss that usually goes with EDMPrecond" in said
     said = fit("results/usual", "training.network.model.attention_levels=[1]", "training.options.total_kimg=0.004",
                "training.network.model.channels_per_head=8")
-    assert "Note:" not in said and "weights, 4 of 10 blocks with attention, on cpu" in said
+    assert "usually goes with" not in said and "weights, 4 of 10 blocks with attention, on cpu" in said
 
 
 NOT_DRAWN = "the program gives this itself"

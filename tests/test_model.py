@@ -58,7 +58,7 @@ def here(tmp_path_factory) -> Path:
         stage = Snapshot("autoencoder", STAGE, facts, (1, 8, 8, 8), weights=scattered(STAGE, 0))
         stage.save(Path("stage.pt"))
         config = {"training": {"dataset": {"path": str(folder / "latents.h5")}, "options": {"batch_size": 4}},
-                  "sampling": {"sampler": MULTISTEP, "outdir": "results/mine"}}
+                  "sampling": {"sampler": MULTISTEP, "outdir": "results/mine", "guidance": {"strength": 1.5}}}
         carried = CarriedStage.from_record(stage.record, SCALING)
         drawing = Snapshot("diffusion", NODE, facts, (2, 4, 4, 4), carried, scattered(NODE, 1), config, 12_034)
         drawing.save(Path("net.pt"))
@@ -82,14 +82,14 @@ def same_as_file(samples: Samples, path: str) -> None:
 
 @pytest.mark.parametrize(("words", "asked"), [
     (["sampler=multistep", "sampling.sampler.num_steps=3", "sampling.sampler.order=2"],
-     {"sampler": "multistep", "num_steps": 3, "order": 2}),
+     {"sampler": "multistep", "num_steps": 3, "order": 2, "guidance": 1}),
     (["sampler=edm_sde", "sampling.sampler.num_steps=4", "sampling.classes=[ES]"],
-     {"sampler": "edm_sde", "num_steps": 4, "classes": ["ES"]}),
+     {"sampler": "edm_sde", "num_steps": 4, "classes": ["ES"], "guidance": 1}),
     (["sampler=edm_ode", "sampling.sampler.num_steps=2", "sampling.guidance.strength=2",
       "sampling.guidance.interval=[0.1,40]", "sampling.trajectory=true"],
      {"sampler": "edm_ode", "num_steps": 2, "guidance": {"strength": 2, "interval": [0.1, 40]}, "trajectory": True}),
     (["sampler=multistep", "sampling.sampler.num_steps=2", "sampling.decode=false"],
-     {"sampler": "multistep", "num_steps": 2, "decode": False}),
+     {"sampler": "multistep", "num_steps": 2, "decode": False, "guidance": 1}),
 ])
 def test_the_same_numbers_as_the_command(at, words, asked, tmp_path):
     succeed(generate.main, *DRAW, *words, f"sampling.outdir={tmp_path}")
@@ -107,6 +107,13 @@ def test_the_sampler_of_the_experiment_is_drawn_by_unless_another_is_asked_for(a
         model.sample([0], sampler="multistp")
     with pytest.raises(ValueError, match="seed 1 is there twice"):
         model.sample([1, 1])
+
+
+def test_the_guidance_of_the_experiment_is_drawn_by_unless_another_is_asked_for(at):
+    model = edm3d.load("net.pt", device="cpu")
+    own, same, plain = (model.sample("0-1", guidance=asked) for asked in (None, {"strength": 1.5}, 1))
+    assert np.array_equal(own.latents, same.latents) and not np.array_equal(own.latents, plain.latents)
+    assert own.meta.sampling["guidance"]["strength"] == 1.5 and "guidance" not in plain.meta.sampling
 
 
 def test_samples_say_what_they_are_and_go_to_files(at, tmp_path):
@@ -179,9 +186,9 @@ def test_a_published_folder_draws_the_same_bits_without_the_run(at, tmp_path):
     publish(str(folder))
     assert sorted(os.listdir(folder)) == ["README.md", "config.json", "first_stage.safetensors", "model.safetensors",
                                           "preprocessing.json"]
-    wanted = edm3d.load("net.pt", device="cpu").sample(range(3), batch_size=2)
+    wanted = edm3d.load("net.pt", device="cpu").sample(range(3), batch_size=2, guidance=1)
     with chdir(tmp_path):
-        found = edm3d.load("hub/echo", device="cpu").sample(range(3), batch_size=2)
+        found = edm3d.load("hub/echo", device="cpu").sample(range(3), batch_size=2, guidance=1)
         found.save("samples.h5")
         succeed(generate.main, *DRAW, "sampling.network=hub/echo", "sampling.seeds=0-2", "sampler=multistep",
                 "sampling.outdir=out", *(f"sampling.sampler.{k}={v}" for k, v in MULTISTEP.items() if k[0] != "_"))
@@ -314,7 +321,8 @@ def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys):
     blocks = [re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for text in (page, readme)]
     tiny = ["training.network.channels=[4,8,8]", "training.network.model.model_channels=8",
             "training.network.model.attention_levels=[]", "training.options.batch_size=4",
-            "training.options.device=cpu", "training.options.kimg_per_tick=0.008", "training.options.min_psnr=null",
+            "training.options.num_threads=1", "training.options.device=cpu", "training.options.kimg_per_tick=0.008",
+            "training.options.min_psnr=null",
             "training.validation.max_items=2", "training.validation.preview_ticks=null",
             "training.options.total_kimg=0.008"]
     with chdir(tmp_path):

@@ -32,6 +32,8 @@ def own(tmp_path, monkeypatch):
     """An empty working folder; paths and modules are put back when a test is done."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "networks"]:  # that of a checkout
+        monkeypatch.delitem(sys.modules, name)
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -215,7 +217,7 @@ def run(folder: Path, script: str, *words: str) -> str:
 def test_the_example_trains_and_draws_in_a_folder_of_its_own(example):
     train, generate, first_stage = shown_commands()
     said = run(example, *train, *SMALL, "training.options.total_kimg=0.016")
-    assert "Note: training.dataset: mydata.CardiacDataset does not take path, cache of " \
+    assert "Note: training.dataset: mydata.CardiacDataset does not take path, cache, size of " \
         "training.datasets.volumes.VolumesDataset; left out" in said
     assert "18 items of [1, 8, 8, 6]" in said and "Done: results/00000-mine" in said
     said = run(example, *generate, "sampling.seeds=0-1", "sampling.sampler.num_steps=2", "sampling.device=cpu")

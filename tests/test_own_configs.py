@@ -154,7 +154,7 @@ def test_a_missing_value_of_the_old_target_is_not_asked_for(capsys):
     training, notes = composed(capsys, "voxels_edm", "training.dataset._target_=mynet_configs.Data",
                                "training.dataset.folder=x")
     assert training["dataset"] == {"_target_": "mynet_configs.Data", "split": "train", "folder": "x"}
-    assert notes == ["Note: training.dataset: mynet_configs.Data does not take path, cache of "
+    assert notes == ["Note: training.dataset: mynet_configs.Data does not take path, cache, size of "
                      "training.datasets.volumes.VolumesDataset; left out"]
 
 
