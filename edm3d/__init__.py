@@ -31,8 +31,8 @@ def train(config: str | Path | Mapping[str, Any], *overrides: str, name: str | N
     """Train an experiment as train.py does; its run folder, None for a dry run.
 
     config: the name of an experiment, a YAML file (also the config.yaml of a run folder), or a dict of what a file
-    holds, whose run is called `name`. ValueError for what cannot be run; SystemExit, with its state saved, where it was
-    asked to stop before its end.
+    holds. name: of the run, by default that of the experiment or file. ValueError for what cannot be run; SystemExit,
+    with its state saved, where it was asked to stop before its end.
     """
     from edm3d.training.from_python import train_from
     return train_from(config, overrides, name)

@@ -41,12 +41,12 @@ def read_published(folder: Path) -> tuple[dict[str, Any], str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         version, content = record["version"], dict(record["content"])
         stored, snapshot_hash = record["checksum"], record["snapshot_hash"]
+        stage = None if content["first_stage"] is None else dict(content["first_stage"])
     except (OSError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: not the configuration of a published network ({e!r:.200})") from e
     if record.get("format") != "edm3d" or not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{path}: format {record.get('format')!r:.60}, version {version!r:.60}; this program reads "
                          f"edm3d up to {VERSION}")
-    stage = content.get("first_stage")
     names = [WEIGHTS, STAGE_WEIGHTS] if stage and stage.get("network") else [WEIGHTS]
     tensors = {name: read_tensors(folder / name) for name in names}
     if checksum({"content": content, "tensors": tensors}) != stored:

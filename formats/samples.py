@@ -315,6 +315,8 @@ def write_rows(path: str | Path, seeds: Sequence[int], names: Sequence[str], row
     row: gives a row of an array by its name and index; called array by array.
     """
     path = Path(path)
+    if path.suffix not in (".h5", ".npz"):
+        raise ValueError(f"{path}: wanted a name that ends in .h5 or .npz")
     tables = {"seeds": np.asarray(seeds, np.int64), "affine": np.asarray(affine, np.float64)}
     assert set(names) <= set(ARRAYS) and len(seeds) and (np.diff(tables["seeds"]) > 0).all()
 

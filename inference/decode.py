@@ -236,7 +236,7 @@ def find_drawing(source: LatentSource, path: Path, network: str | None, run_root
     """The diffusion snapshot that drew the latents."""
     if source.snapshot is None:
         raise ValueError(f"{path}: the first stage of these latents is not in the file; name it by --autoencoder")
-    if network is None and not Path(source.snapshot).is_file():
+    if network is None and not Path(source.snapshot).exists():
         raise ValueError(f"{path}: {source.snapshot}, which drew these latents, is not there; name their first stage "
                          "by --autoencoder, or the snapshot by --network")
     return find_file(network or source.snapshot, "network-snapshot", run_root, "--network")

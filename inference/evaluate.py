@@ -152,7 +152,7 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
     path = Path(samples.meta.snapshot)
     if override is not None:
         path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
-    elif not path.is_file():
+    elif not path.exists():
         return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
     snapshot = Snapshot.read(path)
     if snapshot.hash != samples.meta.snapshot_hash:

@@ -1,10 +1,10 @@
 """A trained network from Python: it draws, denoises, encodes and decodes; docs/python.md shows how."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
 from edm3d.utils.compose import shipped_configs
-from edm3d.utils.config import no_such, read_yaml
+from edm3d.utils.config import TRUSTED_SAMPLERS, check_from_file, fits, no_such, read_yaml
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 
+OWN = ("sampler", "guidance", "classes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode", "precision")
 SAMPLERS = shipped_configs() / "sampler"
 
 
@@ -34,11 +35,11 @@ class Model:
     network sees, latents or voxels; net: D(x; sigma) itself, an autoencoder where the snapshot is a first stage.
     """
 
-    def __init__(self, snapshot: Snapshot, *, run_root: str = "results", device: str = "auto", precision: str = "fp32",
-                 trust: bool = False):
+    def __init__(self, snapshot: Snapshot, *, run_root: str = "results", device: str = "auto",
+                 precision: str | None = None, trust: bool = False):
         self.snapshot, self.run_root, self.trust = snapshot, run_root, trust
         self.device = distributed.choose_device(device)
-        self.precision = resolve_precision(precision, self.device)
+        self.precision = resolve_precision(precision or own_sampling(snapshot).get("precision", "fp32"), self.device)
         self.net = snapshot.build(trust).to(self.device)
 
     @classmethod
@@ -70,26 +71,26 @@ class Model:
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
     def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
-               guidance: float | Mapping[str, Any] | None = None, batch_size: int = 16, decode: bool = True,
-               autoencoder: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
-               **sampler_options: Any) -> Samples:
-        """Draw seeds, as generate does; the same numbers, given the same batch size, precision and CPU threads.
+               guidance: float | Mapping[str, Any] | None = None, batch_size: int | None = None,
+               decode: bool | None = None, autoencoder: str | None = None, tile: Sequence[int] | None = None,
+               trajectory: bool = False, **sampler_options: Any) -> Samples:
+        """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
-        seeds: numbers, or text as in "0-7,12"; samples come in rising order. sampler: a file of configs/sampler/ (None:
-        the sampler of the experiment that trained the network), sampler_options its parameters, such as num_steps.
-        guidance: its strength, or a mapping of strength, interval and network; None: that of the experiment. classes,
-        autoencoder, tile, trajectory and decode are those of `sampling`. All samples are held in memory.
+        The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
+        samples come in rising order. sampler: a shipped file of configs/sampler/, sampler_options its parameters, such
+        as num_steps. guidance: its strength, or a mapping of strength, interval and network. The others are those of
+        `sampling`. All samples are held in memory.
         """
         self.check_draws()
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, tile=None if tile is None else list(tile),
                                classes=None if classes is None else list(classes),
-                               guidance=self.guidance(guidance))
-        numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, seeds)))
+                               guidance=None if guidance is None else guidance_of(guidance))
+        numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
         drawer = make_drawer(self.net, whole, options, self.device, guided)
-        return Samples(numbers, draw_all(drawer, numbers, batch_size),
+        return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
                        sample_meta(self.snapshot, whole, options, record))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
@@ -107,25 +108,42 @@ class Model:
             return self.net(x, levels, condition=condition).float()
 
     def options(self, sampler: str | None, sampler_options: Mapping[str, Any], **options: Any) -> Sampling:
-        """Sampling options of a call, checked as those of a command."""
-        own = self.snapshot.config.get("sampling", {}).get("sampler") or {}
-        node = sampler_group(sampler) if sampler else own or sampler_group("edm_ode")
-        made = replace(Sampling(outdir="", trust=self.trust, precision=self.precision, **options),
-                       sampler={**node, **sampler_options})
+        """Sampling options of a call, checked as those of a command; what is None is as in the experiment."""
+        own = own_sampling(self.snapshot)
+        if sampler is None and "sampler" in own:  # it comes out of a file
+            check_from_file(own["sampler"], str(self.snapshot.path), self.trust, TRUSTED_SAMPLERS)
+        node = sampler_group(sampler or "edm_ode") if sampler or "sampler" not in own else own["sampler"]
+        given = {name: value for name, value in options.items() if value is not None}
+        made = replace(Sampling(outdir=""), **own | given | {
+            "sampler": {**node, **sampler_options}, "trust": self.trust, "precision": self.precision})
         check_options(made)
         return made
-
-    def guidance(self, asked: float | Mapping[str, Any] | None) -> Guidance:
-        """Guidance of a call: the experiment's own where nothing is asked."""
-        if asked is None:
-            asked = self.snapshot.config.get("sampling", {}).get("guidance") or {}
-        return Guidance(**({"strength": asked} if np.isscalar(asked) else asked))
 
     def check_draws(self) -> None:
         """ValueError for a network that knows no noise levels, such as a first stage."""
         if not hasattr(self.net, "sigma_min"):
             raise ValueError(f"{self.snapshot.path}: a snapshot of task {self.snapshot.task} draws nothing; wanted one "
                              "of a diffusion experiment")
+
+
+def own_sampling(snapshot: Snapshot) -> dict[str, Any]:
+    """How the experiment of a snapshot draws, as far as it matters here; ValueError for what no experiment says."""
+    half = snapshot.config.get("sampling") or {}
+    own = {name: half[name] for name in OWN if half.get(name) not in (None, {})}
+    for name, value in own.items():
+        if not fits(value, dict if name in ("guidance", "sampler") else get_type_hints(Sampling)[name]):
+            raise ValueError(f"{snapshot.path}: its experiment has sampling.{name}={value!r:.60}")
+    return own | ({"guidance": guidance_of(own["guidance"])} if "guidance" in own else {})
+
+
+def guidance_of(asked: float | Mapping[str, Any]) -> Guidance:
+    """Guidance of a strength, or of its parts by name; ValueError for other names."""
+    if not isinstance(asked, Mapping):
+        return Guidance(float(asked))
+    known = [f.name for f in fields(Guidance)]
+    if unknown := [name for name in asked if name not in known]:
+        raise ValueError(f"guidance: {no_such('part', unknown[0], known)}")
+    return Guidance(**asked)
 
 
 def sampler_group(name: str) -> dict[str, Any]:

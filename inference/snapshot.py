@@ -90,6 +90,9 @@ class Snapshot:
         found, checksum = read_published(Path(path)) if Path(path).is_dir() else checkpoint.load(path, "snapshot")
         try:
             stage = found.get("first_stage")
+            for name in ("network", "config"):
+                if not isinstance(found[name], dict):
+                    raise TypeError(f"{name} is a {type(found[name]).__name__}")
             snapshot = cls(found["task"], found["network"], Facts.from_plain(found["data"], path),
                            tuple(found["shape"]), None if stage is None else CarriedStage.from_plain(stage),
                            found["ema"], found["config"], found["nimg"], Path(path), checksum)

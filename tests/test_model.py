@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -20,6 +21,7 @@ import train
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference.evaluate import find_first_stage
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.compose import compose
 from edm3d.utils.config import build
@@ -107,6 +109,9 @@ def test_the_sampler_of_the_experiment_is_drawn_by_unless_another_is_asked_for(a
         model.sample([0], sampler="multistp")
     with pytest.raises(ValueError, match="seed 1 is there twice"):
         model.sample([1, 1])
+    with pytest.raises(ValueError, match="guidance: no such part; did you mean 'strength'"):
+        model.sample([1], guidance={"strengh": 2})
+    assert model.sample(3).seeds == [3]
 
 
 def test_the_guidance_of_the_experiment_is_drawn_by_unless_another_is_asked_for(at):
@@ -130,6 +135,8 @@ def test_samples_say_what_they_are_and_go_to_files(at, tmp_path):
     assert np.array_equal(image.affine, AFFINE) and np.array_equal(image.get_fdata(), samples.images[0, 0])
     assert np.array_equal(label.get_fdata(), samples.labels[0])
     samples.save(tmp_path / "samples.npz")
+    with pytest.raises(ValueError, match="wanted a name that ends in .h5 or .npz"):
+        samples.save(tmp_path / "samples.txt")
     same_as_file(samples, str(tmp_path / "samples.npz"))
 
 
@@ -219,7 +226,56 @@ def test_no_pickle_and_no_folder_of_this_machine_is_in_what_is_published(at, tmp
         assert max(ends) == len(content) - 8 - size
 
 
+EVIL = [{"_target_": "mymodule.run"}, {"_target_": "os.mkdir", "path": "proof"},
+        {"_target_": "torch.nn.Identity", "x": {"_target_": "torch.load", "f": "evil.pt"}},
+        {"_target_": "samplers.multistep.check_choice"}, {"_target_": "samplers.noise.ImageGenerators"},
+        {"_target_": "samplers.multistep_sampler", "grid": "${oc.create:{_target_: os.mkdir, path: proof}}"},
+        {"_target_": "samplers.multistep_sampler", "grid": {"_target_": "os.mkdir", "path": "proof"}}]
+
+
+@pytest.mark.parametrize("node", EVIL, ids=lambda node: node["_target_"])
+def test_the_sampler_that_a_file_names_runs_no_code(at, tmp_path, node):
+    (tmp_path / "mymodule.py").write_text("from pathlib import Path\nPath('proof').touch()\nrun = print\n")
+    snapshot = Snapshot.read(Path("net.pt"))
+    with chdir(tmp_path):
+        replace(snapshot, config={"sampling": {"sampler": node}}).save(Path("evil.pt"))
+        publish("hub", name="evil.pt")
+        for name in ("evil.pt", "hub"):
+            model = edm3d.load(name, device="cpu")
+            with pytest.raises(ValueError, match="sampling.trust=true or --trust"):
+                model.sample([0])
+            assert len(model.sample([0], sampler="multistep", num_steps=2)) == 1  # one that the user names
+        assert not Path("proof").exists()
+
+
+def test_what_is_drawn_from_a_published_folder_is_decoded_and_evaluated(at, tmp_path):
+    publish(str(tmp_path / "hub"))
+    samples = edm3d.load(tmp_path / "hub", device="cpu").sample(range(3), batch_size=1)
+    latents = edm3d.load(tmp_path / "hub", device="cpu").sample(range(3), batch_size=1, decode=False)
+    latents.save(tmp_path / "latents.h5")
+    succeed(dataset_tool.main, "decode", "--latents", str(tmp_path / "latents.h5"), "--dest", str(tmp_path / "d.h5"),
+            "--montage", "0", "--num-threads", "1")
+    file = VolumesFile(tmp_path / "d.h5")
+    found = np.stack([file.read(file.splits[0], i).image for i in range(3)])
+    assert np.array_equal(found, samples.images)
+    stage, reason = find_first_stage(SamplesFile(tmp_path / "latents.h5"), None, False, torch.device("cpu"))
+    assert reason == "" and stage.net.latent_channels == 2
+
+
+def test_an_experiment_that_needs_tiles_is_drawn_in_them(at, tmp_path):
+    snapshot = Snapshot.read(Path("net.pt"))
+    half = {**snapshot.config["sampling"], "batch_size": 1, "tile": [4, 8, 8], "tile_overlap": 0, "precision": "bf16"}
+    replace(snapshot, config={"sampling": half}).save(tmp_path / "tiled.pt")
+    settings = edm3d.load(tmp_path / "tiled.pt", device="cpu").sample([0]).meta.sampling
+    assert (settings["tile"], settings["tile_overlap"], settings["precision"]) == ([4, 8, 8], 0, "bf16")
+    for name, value in (("batch_size", "many"), ("sampler", ["a"]), ("tile", 8)):
+        replace(snapshot, config={"sampling": {**half, name: value}}).save(tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=f"odd.pt: its experiment has sampling.{name}="):
+            edm3d.load(tmp_path / "odd.pt", device="cpu").sample([0])
+
+
 @pytest.mark.parametrize(("name", "change", "said"), [
+    ("config.json", lambda text: re.sub(rb'"first_stage": {', b'"first_stage": "abc", "x": {', text), "not the config"),
     ("config.json", lambda text: text.replace(b'"hi": 30.0', b'"hi": 40.0'), "the checksum does not match"),
     ("config.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version 2; this program reads"),
     ("config.json", lambda text: text[:-9], "not the configuration of a published network"),
@@ -311,8 +367,25 @@ def test_training_is_that_of_the_command(tmp_path, capsys):
                              ({"training": {"optoins": {}}}, "did you mean 'options'")):
             with pytest.raises(ValueError, match=said):
                 edm3d.train(config, name="x" if isinstance(config, dict) else None)
-        with pytest.raises(ValueError, match="name=x: the experiment voxels_edm has a name"):
-            edm3d.train("voxels_edm", name="x")
+        Path("list.yaml").write_text("- a\n")
+        for config, name, said in (("list.yaml", None, "list.yaml: wanted keys and values"),
+                                   ("voxels_edm", "a/b", "name='a/b': wanted letters")):
+            with pytest.raises(ValueError, match=said):
+                edm3d.train(config, name=name)
+
+
+def test_a_file_with_groups_beside_it_is_trained_under_any_name(tmp_path, capsys):
+    with chdir(tmp_path):
+        np.save("x.npy", np.random.default_rng(0).random((4, 1, 8, 8), np.float32))
+        Path("exp/dataset").mkdir(parents=True)
+        Path("exp/dataset/mine.yaml").write_text("# @package training.dataset\n"
+                                                 "_target_: training.datasets.arrays.ArraysDataset\npath: x.npy\n")
+        Path("exp/own.yaml").write_text("defaults: [voxels_edm, {override dataset: mine}, _self_]\n"
+                                        "training: {dataset: {path: x.npy}}\n")
+        step = [each for each in ONE_STEP if "dataset" not in each]
+        assert edm3d.train("exp/own.yaml", *step, name="called") == Path("results/00000-called")
+        given = {"defaults": ["voxels_edm", "_self_"]}
+        assert edm3d.train(given, *ONE_STEP, name="voxels_edm") == Path("results/00001-voxels_edm")
 
 
 def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
-"""Training from Python: an experiment by its name, a YAML file, or a dict of the same content."""
+"""Training from Python: an experiment by its name, a YAML file, or a dict of what a file holds."""
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,29 +16,29 @@ SCHEMA = ["experiment_schema", "_self_"]  # defaults of a configuration that is 
 
 def train_from(config: str | Path | Mapping[str, Any], overrides: Sequence[str], name: str | None) -> Path | None:
     """Train what edm3d.train is given; the run folder, None for a dry run."""
-    with experiment(config, name) as (found, folder):
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name={name!r}: wanted letters, digits, _, - and .: it becomes part of a folder's name")
+    with experiment(config) as (found, folder, run):
         resolved = compose(found, overrides, folder)
-    return train(found, resolved)
+    return train(name or run, resolved)
 
 
 @contextmanager
-def experiment(config: str | Path | Mapping[str, Any], name: str | None) -> Iterator[tuple[str, Path | None]]:
-    """The name of an experiment and the folder that holds it, None for where experiments are looked for anyway."""
-    if isinstance(config, Mapping):
-        with tempfile.TemporaryDirectory() as folder:
-            found = name or "python"
-            (Path(folder) / f"{found}.yaml").write_text(to_yaml({"defaults": SCHEMA, **config}), encoding="utf-8")
-            yield found, Path(folder)
-        return
-    path = Path(config)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in (None, str(config)):
-            raise ValueError(f"name={name}: the experiment {config} has a name; training.options.desc=... adds to it")
-        yield str(config), None
-        return
-    content = read_yaml(path)
-    if "defaults" not in content or name:
-        with experiment(content, name or path.stem) as made:
-            yield made
-    else:
-        yield path.stem, path.parent
+def experiment(config: str | Path | Mapping[str, Any]) -> Iterator[tuple[str, Path | None, str]]:
+    """What composes: the name of a YAML, its folder (None: where experiments are looked for), and what a run is called.
+    """
+    content, run = config, "python"
+    if not isinstance(config, Mapping):
+        path = Path(config)
+        if path.suffix not in (".yaml", ".yml"):
+            yield str(config), None, str(config)
+            return
+        content, run = read_yaml(path), path.stem
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: wanted keys and values, this is a {type(content).__name__}")
+        if "defaults" in content:
+            yield path.stem, path.parent, run
+            return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "given.yaml").write_text(to_yaml({"defaults": SCHEMA, **content}), encoding="utf-8")
+        yield "given", Path(folder), run

@@ -23,6 +23,7 @@ from edm3d.utils.own_code import import_module
 # homes of the classes that a file may name
 TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.networks.nets.",
            "monai.networks.blocks.", "monai.networks.layers.")
+TRUSTED_SAMPLERS = ("edm3d.samplers.",)  # homes of the functions that a file may name as its sampler
 ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
 # arguments that the program itself gives a target, by the target's place in the config, which must not
@@ -187,23 +188,31 @@ def said_at(path: str, node: dict, message: str) -> str:
 
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
     """Instantiate a node that came out of a file: only classes that live on the allow-list, unless trust."""
-    for path, inner in targets(node, "config"):
-        name = str(inner["_target_"])
-        if not trust and not is_trusted(name, path):
-            raise ValueError(f"{source}: {path}._target_={name} is not on the list of what a file may name "
-                             f"(classes of {', '.join(TRUSTED)}); {TRUST}")
-        check_signature(path, inner)
-    if not trust and "${" in json.dumps(node, default=str):  # could make a target out of text, after the check
-        raise ValueError(f"{source}: the network's config holds ${{...}}; {TRUST}")
+    check_from_file(node, source, trust)
     return build(node)
 
 
-def is_trusted(name: str, path: str) -> bool:
-    """Whether a target is a class that is defined, not only imported, in a module on the allow-list."""
-    if not full_name(name).startswith(TRUSTED):
+def check_from_file(node: dict, source: str, trust: bool = False, homes: tuple[str, ...] = TRUSTED) -> None:
+    """ValueError for a node out of a file that names what does not live in these homes, unless trust.
+    """
+    for path, inner in targets(node, "config"):
+        name = str(inner["_target_"])
+        if not trust and not is_trusted(name, path, homes):
+            raise ValueError(f"{source}: {path}._target_={name} is not on the list of what a file may name "
+                             f"(those of {', '.join(homes)}); {TRUST}")
+        if homes == TRUSTED:
+            check_signature(path, inner)
+    if not trust and "${" in json.dumps(node, default=str):  # could make a target out of text, after the check
+        raise ValueError(f"{source}: its configuration holds ${{...}}; {TRUST}")
+
+
+def is_trusted(name: str, path: str, homes: tuple[str, ...] = TRUSTED) -> bool:
+    """Whether a target is a class (of TRUSTED_SAMPLERS: a function) that is defined, not only imported, in its home."""
+    if not full_name(name).startswith(homes):
         return False
     target = find_target(name, path)
-    return inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
+    is_kind = inspect.isfunction(target) if homes == TRUSTED_SAMPLERS else inspect.isclass(target)
+    return is_kind and f"{target.__module__}.".startswith(homes)
 
 
 def fill(node: dict, **values: object) -> dict:
