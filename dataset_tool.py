@@ -6,15 +6,12 @@ import functools
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edm3d.utils.checks import listed
 from edm3d.utils.command_line import PATH, Tool, Words, WordsCommand
-
-if TYPE_CHECKING:  # heavy imports wait until there is something to do
-    from edm3d.formats.volumes import Item
 
 
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,63 +86,16 @@ def all_of(*decorators: Decorator) -> Decorator:
     "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
 )
 @click.option("--overwrite", is_flag=True, help="Draw anew over a file of other contents.")
-def phantom(dest: Path, num: int, size: int, seed: int, spatial_dims: int, pairs: bool, split: Sequence[float],
-            overwrite: bool) -> None:
+def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
     """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes.
 
     Where the same phantoms are there already, nothing is done.
     """
-    from edm3d.formats.cohort import assign_splits, parse_fractions
-    from edm3d.formats.volumes import Intensity, VolumesMeta, VolumesWriter, is_made_by
-    from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom
-    from edm3d.utils.files import check_dest, check_free_disk
-    from edm3d.utils.log import progress
+    from edm3d.inference.phantoms import PhantomOptions, draw_phantoms
 
-    fractions = parse_fractions(split)
-    echo_phantom(0, seed=seed, size=size, spatial_dims=spatial_dims, pairs=pairs)  # refuses bad numbers before work
-    settings = {"num": num, "size": size, "seed": seed, "spatial_dims": spatial_dims, "pairs": pairs}
-    provenance = {"kind": "phantom", **settings, "split": list(split)}
-    if not overwrite and is_made_by(dest, provenance):
-        click.echo(f"{dest}: all {num} phantoms there already")
-        return
-    check_dest(dest, overwrite)
-    needed = num * 5 * size**spatial_dims
-    check_free_disk(dest.parent, needed)
-    split_of = assign_splits([_patient(i // 2 if pairs else i) for i in range(num)], fractions, seed)
-    names, units = zip(*ATTRIBUTES)
-    meta = VolumesMeta(
-        spatial_dims, ("echo",), ("target",), LABEL_CLASSES, names, units, PHASES if pairs else (),
-        Intensity(0.0, 1.0, True, "a.u."),
-    )  # fmt: skip
-    with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
-        for index in progress(range(num), desc="phantom", unit="volume"):
-            item = _phantom_item(index, settings)
-            writer.add(split_of[item.group], item)
-    click.echo(f"{dest}: {num} phantoms")
-
-
-def _patient(group: int) -> str:
-    return f"patient-{group:06d}"
-
-
-def _phantom_item(index: int, settings: dict[str, Any]) -> Item:
-    import numpy as np
-
-    from edm3d.formats.volumes import Item, full_box
-    from edm3d.physics.phantoms import PHASES, echo_phantom, phantom_affine
-
-    size, dims, pairs = (settings[name] for name in ("size", "spatial_dims", "pairs"))
-    drawn = echo_phantom(index, seed=settings["seed"], size=size, spatial_dims=dims, pairs=pairs)
-    return Item(
-        image=drawn.image[None],
-        label=drawn.label,
-        attributes=drawn.attributes.astype(np.float32),
-        class_index=PHASES.index(drawn.phase) if pairs else None,
-        id=f"phantom-{index:06d}",
-        group=_patient(drawn.group),
-        affine=phantom_affine(size, dims),
-        box=full_box(drawn.image.shape),
-    )
+    made = PhantomOptions(**options)
+    drawn = draw_phantoms(dest, made, overwrite)
+    click.echo(f"{dest}: {made.num} phantoms" if drawn else f"{dest}: all {made.num} phantoms there already")
 
 
 # ---- prepare ----

@@ -20,6 +20,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.samples import SampleMeta, write_samples
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference import phantoms
 
 
 def call(*args, code=0) -> str:
@@ -69,7 +70,7 @@ def test_phantoms_are_drawn_over_others_only_on_request(tmp_path, monkeypatch):
     path, options = tmp_path / "x.h5", ["--size", 8, "--split", 1]
     assert call("phantom", "--dest", path, "--num", 2, *options) == f"{path}: 2 phantoms\n"
     made = path.read_bytes()
-    monkeypatch.setattr(dataset_tool, "_phantom_item", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.setattr(phantoms, "_item", lambda *_: pytest.fail("it was drawn"))
     assert call("phantom", "--dest", path, "--num", 2, *options) == f"{path}: all 2 phantoms there already\n"
     for dest, words in ((path, "is there already; choose another, or --overwrite it"), (tmp_path, "is a folder"),
                         (path / "y.h5", "x.h5 is a file, wanted a folder")):
