@@ -1,15 +1,13 @@
 """Data and files, no learning: python dataset_tool.py COMMAND --help"""
 
-from __future__ import annotations
-
-import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edm3d.inference.commands import decode, encode, publish, solvers
 from edm3d.utils.checks import listed
 from edm3d.utils.command_line import PATH, Tool, Words, WordsCommand
 
@@ -20,54 +18,8 @@ def main(debug: bool) -> None:
     """Make, convert and inspect the files that training and sampling use."""
 
 
-# ---- options that commands share ----
-
-
-Decorator = Callable[[Callable], Callable]
-
-
-def tile_options(verb: str) -> Decorator:
-    """The options of tiles, which a command gets as one value, `tiles` (None: whole volumes)."""
-    add = all_of(
-        click.option("--tile", type=Words(int),
-                     help=f"Voxels per axis, first axis of the array first: {verb} in tiles of this size.  "
-                          "[default: whole]"),
-        click.option("--tile-overlap", default=0.25, show_default=True, type=float,
-                     help="Of neighbouring tiles, a share."),
-        click.option("--tile-mode", default="blend", show_default=True,
-                     help="blend, or exact (as the whole; in slabs)."))
-
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def with_tiles(**options: Any) -> None:
-            from edm3d.inference.first_stage import tiles_of
-
-            tiles = {name: options.pop(name) for name in ("tile", "tile_overlap", "tile_mode")}
-            command(tiles=tiles_of(tiles), **options)
-
-        return add(with_tiles)
-
-    return decorate
-
-
-def work_options(batch_size: int, overwrite: str) -> Decorator:
-    """The options of a command that takes all volumes of a file through a network."""
-    return all_of(
-        click.option("--batch-size", default=batch_size, show_default=True, type=click.IntRange(min=1),
-                     help="Volumes at a time."),
-        click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"])),
-        click.option("--num-threads", default=0, show_default=True, type=click.IntRange(min=0),
-                     help="0: OMP_NUM_THREADS, or share the cores."),
-        click.option("--overwrite", is_flag=True, help=overwrite),
-        click.option("--run-root", default="results", show_default=True, type=PATH,
-                     help="Where runs are looked for by name."),
-        click.option("--trust", is_flag=True,
-                     help="Let the snapshot build classes that are not on the list of known ones."))
-
-
-def all_of(*decorators: Decorator) -> Decorator:
-    """Decorators as one; the first stands uppermost."""
-    return lambda command: functools.reduce(lambda made, decorate: decorate(made), reversed(decorators), command)
+for command in (encode, decode, publish, solvers):
+    main.add_command(command)
 
 
 # ---- phantom ----
@@ -150,59 +102,6 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
     for note in made.notes:
         click.echo(note)
     click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in made.counts.items())}")
-
-
-# ---- encode ----
-
-
-@main.command(cls=WordsCommand)
-@click.option("--autoencoder", required=True, help="Experiment name (its newest run), run folder or snapshot.")
-@click.option("--source", required=True, type=PATH, help="Volumes file (.h5).")
-@click.option("--dest", required=True, type=PATH, help="Latents file to write (.h5).")
-@click.option("--size", type=Words(int), help="Voxels per axis, first axis of the array first: pad or crop "
-              "centrally before encoding.")
-@click.option("--scaling", default="standardize", show_default=True, help="How diffusion is to scale the latents: "
-              "standardize (per channel), minmax (all to -1..1) or scale_factor (all by 1 / std).")
-@tile_options("encode")
-@click.option("--round-trip", default=16, show_default=True, type=click.IntRange(min=0),
-              help="Held-out volumes to decode again, to store what they lose.")
-@work_options(8, overwrite="Encode anew over latents of other volumes, stages or settings.")
-def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options: Any) -> None:
-    """Encode all volumes once: posterior mean and std of each, with the autoencoder in the same file.
-
-    Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
-    """
-    from edm3d.inference.encode import EncodeOptions
-    from edm3d.inference.encode import encode as run
-
-    run(autoencoder, source, dest, EncodeOptions(**options), run_root)
-
-
-# ---- decode ----
-
-
-@main.command(cls=WordsCommand)
-@click.option("--latents", required=True, type=PATH, help="Samples or latents file, ours or DIFF-3's (.h5, .npz).")
-@click.option("--dest", required=True, type=PATH, help="Volumes file to write (.h5), or a folder for NIfTI.")
-@click.option("--autoencoder", help="Experiment name, run folder or snapshot.  [default: what the latents name]")
-@click.option("--network", help="The same, of the diffusion run that drew them.  [default: what the latents name]")
-@tile_options("decode")
-@click.option("--compare/--no-compare", default=True, show_default=True,
-              help="Say by how much tiles differ from the whole; takes the memory of slabs.")
-@click.option("--uint8", is_flag=True, help="Whole numbers 0 to 255 across the intensity range, compressed.")
-@click.option("--montage", default=6, show_default=True, type=click.IntRange(min=0),
-              help="Volumes in the picture beside them; 0: none.")
-@work_options(1, overwrite="Decode anew over volumes of other latents, stages or settings.")
-def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | None, run_root: Path, **options: Any
-           ) -> None:
-    """Decode latents that were made earlier or elsewhere; those of another first stage are refused.
-
-    Under torchrun the ranks share the work. A run that was stopped goes on where it was, a second one does nothing.
-    """
-    from edm3d.inference.decode import DecodeOptions
-    from edm3d.inference.decode import decode as run
-
-    run(latents, dest, DecodeOptions(**options), autoencoder=autoencoder, network=network, run_root=run_root)
 
 
 # ---- import-edm ----
@@ -350,71 +249,6 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
     from edm3d.inference.export import export as run
 
     click.echo(f"{dest}: {run(path, kind, dest, split, indices)} volumes")
-
-
-# ---- publish ----
-
-
-@main.command()
-@click.argument("snapshot")
-@click.option("--dest", required=True, type=PATH, help="Folder to write.")
-@click.option("--licence", required=True, help="Of the weights, as model hubs name it: apache-2.0, other.")
-@click.option("--title", default="", help="Of the card.  [default: the folder's name]")
-@click.option("--data", default="", help="What the volumes are, whom they show, how they were acquired.")
-@click.option("--data-licence", default="", help="Terms of the data.")
-@click.option("--intended-use", help="A sentence or two.  [default: research, no diagnosis]")
-@click.option("--report", type=PATH, help="A report.json of its samples: metrics of the card.")
-@click.option("--volumes", type=PATH, help="The volumes file, if it is not where the snapshot says.")
-@click.option("--autoencoder", help="First stage of a snapshot that does not carry it.")
-@click.option("--overwrite", is_flag=True, help="Publish anew over what was published there.")
-@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
-@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
-def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
-    """Make a folder of SNAPSHOT (a name, run folder or file) that a model hub takes: safetensors, JSON and a card.
-
-    edm3d.load(DEST) and sampling.network=DEST draw the same volumes from it, bit for bit.
-    """
-    from dataclasses import fields
-
-    from edm3d.inference.card import Said
-    from edm3d.inference.publish import PublishOptions
-    from edm3d.inference.publish import publish as run
-
-    said = {f.name: value for f in fields(Said) if (value := options.pop(f.name)) is not None}
-    run(snapshot, dest, PublishOptions(Said(**said), **options), str(run_root))
-    click.echo(f"{dest}: {', '.join(sorted(path.name for path in dest.iterdir()))}")
-
-
-# ---- solvers ----
-
-
-@main.command(cls=WordsCommand)
-@click.argument("network")
-@click.option("--samplers", default=("edm_ode", "multistep", "ddim"), show_default=True, type=Words(str),
-              help="Names of configs/sampler/.")
-@click.option("--steps", default=(6, 9, 12, 18, 35), show_default=True, type=Words(int), help="Numbers of steps.")
-@click.option("--seeds", default="0-3", show_default=True, help="Volumes to draw by each, one at a time.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
-def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: str, as_json: bool, run_root: Path,
-            **options: Any) -> None:
-    """Say what samplers cost NETWORK (a name, run folder or snapshot), and how far they end from the exact solution.
-
-    Stand NETWORK before --samplers and --steps. Decoding is left out: it costs the same after every sampler.
-    """
-    import json
-
-    from edm3d.formats.samples import requested_seeds
-    from edm3d.inference.model import Model
-    from edm3d.inference.solvers import table, try_solvers
-
-    model = Model.load(network, run_root=str(run_root), **options)
-    rows = list(try_solvers(model, samplers, steps, requested_seeds(seeds)))
-    for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows):
-        click.echo(line)
 
 
 # ---- doctor ----

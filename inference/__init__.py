@@ -1,1 +1,1 @@
-"""What uses trained networks: snapshots, first stages, generation, encoding, decoding and their evaluation."""
+"""What uses trained networks: snapshots, first stages, drawing, encoding, decoding, publishing and evaluation."""

@@ -21,6 +21,7 @@ from edm3d.formats.nifti import write_nifti
 from edm3d.formats.samples import SampleMeta, write_samples
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import phantoms
+from tests.conftest import ROOT
 
 
 def call(*args, code=0) -> str:
@@ -296,6 +297,11 @@ def test_info_of_bad_files(tmp_path):
 def test_option_words():
     assert "whole numbers" in call("prepare", "--images", "a", "--dest", "b", "--size", "3", "x", code=2)
     assert "no such folder" in call("prepare", "--images", "absent", "--dest", "b", "--size=8,8,8", code=1)
+
+
+def test_commands_start_without_heavy_imports():
+    look = "import sys, edm3d.__main__; print({'torch', 'numpy', 'h5py', 'hydra', 'tqdm'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_help_is_quick_and_debug_shows_the_traceback(tmp_path):
