@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from edm3d.utils.checkpoint import checksum, tensor_bytes
 from edm3d.utils.files import atomic_path, write_text
@@ -29,8 +29,8 @@ def write_published(folder: Path, content: Mapping[str, Any], snapshot_hash: str
     (folder / STAGE_WEIGHTS).unlink(missing_ok=True)  # of what was published here before
     for name, weights in tensors.items():
         with atomic_path(folder / name, tensor_bytes(weights) + 2**20) as temporary:
-            save_file({k: w.detach().cpu().contiguous().clone() for k, w in weights.items()}, temporary,
-                      metadata={"format": "pt"})
+            plain_weights = {k: w.detach().cpu().contiguous().clone() for k, w in weights.items()}
+            temporary.write_bytes(save(plain_weights, metadata={"format": "pt"}))  # save_file lets its owner alone read
     write_text(folder / CONFIG, json.dumps(record, indent=2) + "\n")
 
 

@@ -161,7 +161,7 @@ class SamplesFile:
         return self._file.layout[name][1] if name in self.names else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """Samples in memory: arrays by name as ARRAYS has them, a row for each of the rising seeds, and what they share."""
 
@@ -171,6 +171,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
+        return f"Samples({len(self)} seeds, {arrays}, {self.units or 'no unit'})"
 
     @property
     def images(self) -> np.ndarray | None:

@@ -80,7 +80,10 @@ def usage(name: str, is_first_stage: bool) -> str:
               "images, labels = stage.decode(latents)"] if is_first_stage else [
         "samples = model.sample(seeds=range(8))", "print(samples.images.shape, samples.units, samples.affine)",
         'samples.save_nifti("nifti")']
-    return "\n".join(["```python", *lines, "```"])
+    code = "\n".join(["```python", *lines, "```"])
+    return code if is_first_stage else code + (
+        f"\n\nFrom the command line: `edm3d generate -cn=echo_edm sampling.network={name} sampling.outdir=drawn`; any "
+        "diffusion experiment serves for `-cn`, which gives the sampler.")
 
 
 def about_data(facts: Facts, said: Said) -> str:

@@ -40,6 +40,9 @@ class FirstStage:
         self.shift_gain = [torch.tensor(values, dtype=torch.float32) for values in shift_and_gain(*scaling)] \
             if scaling else None
 
+    def __repr__(self) -> str:
+        return f"FirstStage({type(self.net).__name__} of {', '.join(self.facts.channels)}, {self.precision})"
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

@@ -19,6 +19,7 @@ from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
 from edm3d.utils.compose import shipped_configs
+from edm3d.utils.compose_errors import known_as
 from edm3d.utils.config import TRUSTED_SAMPLERS, check_from_file, fits, no_such, read_yaml
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
@@ -50,6 +51,11 @@ class Model:
         """
         path = find_file(str(name), "network-snapshot", Path(run_root), "name")
         return cls(Snapshot.read(path), run_root=run_root, **options)
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.net.parameters()) / 1e6
+        sees = f"{list(self.shape)} {self.snapshot.space}"
+        return f"Model({type(self.net).__name__}, {weights:.2f} M weights, {sees}, {self.snapshot.path}, {self.device})"
 
     @property
     def facts(self) -> Facts:
@@ -150,5 +156,7 @@ def sampler_group(name: str) -> dict[str, Any]:
     """A file of configs/sampler/; ValueError when there is none of that name."""
     known = sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
     if name not in known:
-        raise ValueError(f"sampler={name!r}: {no_such('sampler', name, known)}")
+        meant = known_as("sampler", name)
+        raise ValueError(f"sampler={name!r}: " + (f"no such sampler; here that is {meant}" if meant else
+                                                  no_such("sampler", name, known)))
     return read_yaml(SAMPLERS / f"{name}.yaml")

@@ -66,7 +66,7 @@ class CarriedStage:
         return build_network(self.network, self.weights, source, trust)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Snapshot:
     """A task's network, what is known of its data, and the shape [C,*S] of what it sees.
 
@@ -83,6 +83,10 @@ class Snapshot:
     nimg: int = 0
     path: Path = Path()
     hash: str = ""
+
+    def __repr__(self) -> str:
+        where = f" from {self.path}" if self.hash else ""
+        return f"Snapshot({self.task}, {self.network.get('_target_')}, {self.nimg / 1000:g} kimg{where})"
 
     @classmethod
     def read(cls, path: Path, task: str | None = None) -> "Snapshot":

@@ -107,6 +107,8 @@ def test_the_sampler_of_the_experiment_is_drawn_by_unless_another_is_asked_for(a
         model.sample([0], num_step=4)
     with pytest.raises(ValueError, match="sampler='multistp': no such sampler; did you mean 'multistep'"):
         model.sample([0], sampler="multistp")
+    with pytest.raises(ValueError, match="sampler='heun': no such sampler; here that is sampler=edm_ode"):
+        model.sample([0], sampler="heun")
     with pytest.raises(ValueError, match="seed 1 is there twice"):
         model.sample([1, 1])
     with pytest.raises(ValueError, match="guidance: no such part; did you mean 'strength'"):
@@ -138,6 +140,15 @@ def test_samples_say_what_they_are_and_go_to_files(at, tmp_path):
     with pytest.raises(ValueError, match="wanted a name that ends in .h5 or .npz"):
         samples.save(tmp_path / "samples.txt")
     same_as_file(samples, str(tmp_path / "samples.npz"))
+
+
+def test_what_is_printed_is_a_line(at):
+    model = edm3d.load("net.pt", device="cpu")
+    assert repr(model).startswith("Model(EDMPrecond, 0.03 M weights, [2, 4, 4, 4] latents of first stage ")
+    assert repr(model.snapshot) == "Snapshot(diffusion, networks.precond.EDMPrecond, 12.034 kimg from net.pt)"
+    assert repr(model.first_stage) == "FirstStage(AutoencoderKL of echo, fp32)"
+    assert repr(model.sample([0])) == ("Samples(1 seeds, classes [1], latents [1, 2, 4, 4, 4], images [1, 1, 8, 8, 8], "
+                                       "labels [1, 8, 8, 8], dB)")
 
 
 def test_latents_alone_are_no_nifti(at, tmp_path):
@@ -311,6 +322,8 @@ def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):
     assert "Under which terms the data may be used." in unknown and "What the data are" not in unknown
     assert "no report was given" not in unknown and "How the volumes were prepared" not in unknown
     contract = json.loads((tmp_path / "echo/preprocessing.json").read_text())
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "echo").iterdir()} == {
+        0o666 & ~(os.umask(0o22) or os.umask(0o22))}
     assert contract["preparation"]["kind"] == "phantom" and contract["spacing_mm"] == [2, 1.5, 3]
     publish(str(tmp_path / "bare"))
     assert "no report was given" in (tmp_path / "bare/README.md").read_text()
