@@ -513,11 +513,22 @@ def test_cells_say_which_column_they_are_of():
 ROW = {"ks": 0.15, "floor_median": 0.1, "floor_p99": 0.29, "noise": 0.84}
 
 
+@pytest.mark.parametrize(("found", "said"), [
+    ([(0.2, 0.3), (0.1, 0.3)], ("2 of 2", "scalars within the 99 % floor")),
+    ([(0.2, 0.6), (0.1, 0.3)], ("too few", "volumes to tell the sets apart by a scalar")),
+    ([(1.0, 0.667), (0.3, 0.667)], ("1 of 2", "scalars within the 99 % floor"))])  # far apart is told by a few
+def test_first_fact_is_what_the_numbers_allow(found, said):
+    metrics = {str(i): {"ks": ks, "floor_p99": floor} for i, (ks, floor) in enumerate(found)}
+    assert Scalars(NUMBERS).facts({"metrics": metrics, "shares": {}}) == [said]
+
+
 @pytest.mark.parametrize(("row", "said", "unsaid"), [
     (ROW, "decoded noise, which a model that learned nothing would draw, is 0.840 away. So generated volumes cannot be "
           "told from real ones by this number.", "chance"),
     ({**ROW, "ks": 0.3, "noise": None}, "(the floor). So generated volumes differ in this number from real ones by "
                                         "more than chance.", "noise"),
+    ({**ROW, "ks": 1.0, "floor_p99": 0.667}, "So generated volumes differ in this number from real ones by more than "
+                                             "chance.", "too few"),
     ({**ROW, "floor_p99": 0.5}, "So there are too few volumes to tell the sets apart by it.", "cannot")])
 def test_page_explains_its_scalars_by_the_first_of_them(row, said, unsaid):
     metrics = {name: {"unit": "mL", "real_undefined": 0, "generated_undefined": 0, **row,

@@ -15,7 +15,7 @@ from edm3d.reporting.html import html_figure, html_grid, html_missing, html_tabl
 from edm3d.reporting.section import COMPARED, NOISE, Section
 from edm3d.reporting.tables import number, percent, plus_minus, titled
 
-TELLING = 0.5  # a 99 % floor above this passes almost anything
+TELLING = 0.5  # being within a 99 % floor above this says next to nothing
 Values = dict[str, dict[str, np.ndarray]]  # by set and name, [N] float64 (NaN where undefined) or bool
 
 
@@ -98,7 +98,7 @@ class Scalars(Section):
         rows, facts = report["metrics"].values(), []
         if rows:
             within = sum(row["ks"] <= row["floor_p99"] for row in rows)
-            telling = all(row["floor_p99"] < TELLING for row in rows)
+            telling = within < len(rows) or all(row["floor_p99"] < TELLING for row in rows)
             facts.append((f"{within} of {len(rows)}", "scalars within the 99 % floor") if telling else
                          ("too few", "volumes to tell the sets apart by a scalar"))
         return facts + [(percent(row["generated"]), self.title(name)) for name, row in report["shares"].items()]
@@ -135,9 +135,10 @@ class Scalars(Section):
         """How the table is read, by the numbers of one of its rows."""
         noise = "" if row["noise"] is None else (
             f"; {NOISE}, which a model that learned nothing would draw, is {number(row['noise'])} away")
-        verdict = "there are too few volumes to tell the sets apart by it" if row["floor_p99"] >= TELLING else (
-            "generated volumes cannot be told from real ones by this number" if row["ks"] <= row["floor_p99"] else
-            "generated volumes differ in this number from real ones by more than chance")
+        verdict = "generated volumes differ in this number from real ones by more than chance" \
+            if row["ks"] > row["floor_p99"] else (
+                "there are too few volumes to tell the sets apart by it" if row["floor_p99"] >= TELLING else
+                "generated volumes cannot be told from real ones by this number")
         return (f"How to read it, by the example of {self.title(name)}: the KS distance of generated to real volumes "
                 f"is {number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
                 f"volumes would stay below {number(row['floor_p99'])} in 99 of 100 cases (the floor){noise}. So "
