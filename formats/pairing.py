@@ -25,8 +25,8 @@ class Pairing(NamedTuple):
     """The cases, sorted by id; what stands for {channel}, in the order of each case's images; and what to tell."""
 
     cases: list[CaseFiles]
-    channels: tuple[str, ...] = ()
-    notes: list[str] = []
+    channels: tuple[str, ...]
+    notes: list[str]
 
 
 def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None = None, label_pattern: str | None = None,

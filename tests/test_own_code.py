@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +64,7 @@ def error_of(name: str) -> str:
 def test_a_module_of_the_working_folder_is_found_and_built(own):
     write(own, mydata_a="class X:\n    def __init__(self, size: int):\n        self.size = size\n")
     assert build({"_target_": "mydata_a.X", "size": 3}).size == 3
-    assert sys.path[-1] in (str(own), str(ROOT)) and str(own) not in sys.path[:1]
+    assert sys.path.index(str(own)) > sys.path.index(sysconfig.get_path("purelib"))
 
 
 def test_ours_come_first_and_the_users_networks_beside_them(own):
@@ -74,10 +75,11 @@ def test_ours_come_first_and_the_users_networks_beside_them(own):
     assert str(ROOT) in [str(Path(place).resolve()) for place in sys.path]  # hidden only meanwhile
 
 
-def test_nothing_of_the_user_stands_before_a_library_or_ours(own):
+def test_nothing_of_the_user_stands_before_a_library_or_ours(own, monkeypatch):
     write(own, colorsys="raise OSError('shadow')\n", textwrap="raise OSError('shadow')\n", utils="MINE = 1\n",
           mydata_b="import colorsys, utils\ncolorsys.rgb_to_hsv\nX = lambda: utils.MINE\n")
-    sys.modules.pop("colorsys", None)
+    for name in ("colorsys", "textwrap"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     assert find_target("mydata_b.X", "x")() == 1  # his utils.py, not the folder of the checkout
     assert find_target("textwrap.dedent", "x").__module__ == "textwrap"
     from edm3d.utils import files

@@ -105,7 +105,7 @@ def disk(run_root: Path) -> str:
 
 def convolution(device_type: str) -> str:
     """A 3D convolution in float32 against float64, forwards and backwards."""
-    device, errors = distributed.choose_device(device_type), []
+    device = distributed.choose_device(device_type)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 8, 12, 12, 12), (8, 8, 3, 3, 3)))
     results = []
