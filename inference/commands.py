@@ -64,7 +64,7 @@ def all_of(*decorators: Decorator) -> Decorator:
 @click.option("--source", required=True, type=PATH, help="Volumes file (.h5).")
 @click.option("--dest", required=True, type=PATH, help="Latents file to write (.h5).")
 @click.option("--size", type=Words(int), help="Voxels per axis, first axis of the array first: pad or crop "
-              "centrally before encoding.")
+              "centrally before encoding.  [default: as the autoencoder's data set did]")
 @click.option("--scaling", default="standardize", show_default=True, help="How diffusion is to scale the latents: "
               "standardize (per channel), minmax (all to -1..1) or scale_factor (all by 1 / std).")
 @tile_options("encode")

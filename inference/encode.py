@@ -35,8 +35,8 @@ OF_IMAGES = ("affines", "boxes", "intensity_ranges")  # tables of volumes that l
 class EncodeOptions(NamedTuple):
     """How to encode.
 
-    tiles: None for whole volumes; size [*S]: crop or pad centrally before; scaling: how diffusion is to scale the
-    latents; round_trip: how many items to decode again.
+    tiles: None for whole volumes; size [*S]: crop or pad centrally before, None: to that which the first stage was
+    trained on, if any; scaling: how diffusion is to scale the latents; round_trip: how many items to decode again.
     """
 
     batch_size: int = 8
@@ -91,7 +91,7 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
         stage = FirstStage(snapshot.build(options.trust), snapshot.facts,
                            precision=resolve_precision(options.precision, device)).to(device)
         volumes = VolumesFile(source)
-        job = make_job(stage, path, volumes, options)
+        job = make_job(stage, snapshot, volumes, options)
         record = snapshot.record
         provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
                       "first_stage": record.hash, "settings": settings(options, job.size)}
@@ -150,15 +150,17 @@ def all_places(volumes: VolumesFile) -> list[Place]:
     return [Place(number, *place) for number, place in enumerate(places)]
 
 
-def make_job(stage: FirstStage, path: Path, volumes: VolumesFile, options: EncodeOptions) -> EncodeJob:
+def make_job(stage: FirstStage, snapshot: Snapshot, volumes: VolumesFile, options: EncodeOptions) -> EncodeJob:
     """Everything checked before the first item is read."""
-    check_contract(volume_facts(volumes, volumes.splits[0]), stage.facts, volumes.path, path)
+    check_contract(volume_facts(volumes, volumes.splits[0]), stage.facts, volumes.path, snapshot.path)
     shapes = {split: volumes.spatial_shape(split) for split in volumes.splits}
-    size = tuple(options.size or shapes[volumes.splits[0]])
+    fixed = options.size or snapshot.fits_to
+    size = tuple(fixed or shapes[volumes.splits[0]])
     for split, shape in shapes.items():
-        if len(size) != len(shape) or (options.size is None and shape != size):
-            raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}; choose "
-                             f"--size with {len(shape)} numbers")
+        if len(size) != len(shape) or (fixed is None and shape != size):
+            trained = "" if options.size or not fixed else f", to which {snapshot.path} was trained to fit them"
+            raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}{trained}; "
+                             f"choose --size with {len(shape)} numbers")
     stage.net.latent_shape(size)
     stage = stage.in_parts(options.tiles)
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]

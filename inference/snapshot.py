@@ -11,6 +11,7 @@ from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord
 from edm3d.formats.published import read_published
 from edm3d.inference.first_stage import FirstStage
+from edm3d.networks.layers import per_axis
 from edm3d.utils import checkpoint
 from edm3d.utils.checks import listed_apart
 from edm3d.utils.config import build_from_file
@@ -149,7 +150,7 @@ class Snapshot:
     def fits_to(self) -> tuple[int, ...] | None:
         """The size [*S] that its data set pads or crops volumes to, None: none."""
         size = self.config.get("training", {}).get("dataset", {}).get("size")
-        return tuple(size) if size else None
+        return per_axis(size, len(self.shape) - 1, "training.dataset.size") if size else None
 
     @property
     def inflated(self) -> bool:

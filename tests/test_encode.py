@@ -47,12 +47,14 @@ TINY = ["-cn=echo_edm", "training.network.model.model_channels=4", "training.net
 AFFINE = np.array([[0.0, 2, 0, 5], [-3, 0, 0, 1], [0, 0, 4, -2], [0, 0, 0, 1]])
 
 
-def write_snapshot(path: Path, volumes: Path, seed: int = 0, node: dict = NODE) -> Path:
-    """A snapshot of an autoencoder with drawn weights, as if trained on a volumes file."""
+def write_snapshot(path: Path, volumes: Path, seed: int = 0, node: dict = NODE, size: int | list[int] | None = None
+                   ) -> Path:
+    """A snapshot of an autoencoder with drawn weights, as if trained on a volumes file, its items fitted to a size."""
     torch.manual_seed(seed)
     net = build(node)
     file = VolumesFile(volumes)
-    Snapshot("autoencoder", node, volume_facts(file, file.splits[0]), (1, *SIZE), weights=net.state_dict()).save(path)
+    Snapshot("autoencoder", node, volume_facts(file, file.splits[0]), (1, *SIZE), weights=net.state_dict(),
+             config={"training": {"dataset": {"size": size}}}).save(path)
     return path
 
 
@@ -201,6 +203,15 @@ def test_a_size_crops_and_pads_about_the_centre_and_geometry_follows(at):
     whole = VolumesFile("vols.h5").read("train", 0)
     np.testing.assert_array_equal(item.image[:, :, 2:14], whole.image[:, 2:6])
     assert (item.image[:, :, :2] == 0).all() and (item.label[:, 14:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [4, [4, 4, 4]])
+def test_volumes_are_fitted_as_the_first_stage_was_trained(at, size):
+    write_snapshot(Path("fits.pt"), Path("vols.h5"), size=size)
+    encoded("fits.h5", "--overwrite", stage="fits.pt")
+    assert LatentsFile("fits.h5").facts.spatial_shape == (4, 4, 4)
+    encoded("whole.h5", "--overwrite", "--size", *map(str, SIZE), stage="fits.pt")
+    assert LatentsFile("whole.h5").facts.spatial_shape == SIZE
 
 
 def test_exact_slabs_give_the_latents_of_the_whole_and_tiles_others(at):

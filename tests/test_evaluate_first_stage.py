@@ -37,11 +37,12 @@ NODE = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "num
 LAYOUT = Layout(("t1", "t2"), ("background", "tumour"), (1.0, 1.0), 0.0, 2.0, "a.u.")
 
 
-def snapshot(path: Path, node: dict, facts: Facts, size: list[int] | None = None) -> Path:
+def snapshot(path: Path, node: dict, facts: Facts, size: int | list[int] | None = None) -> Path:
     """An untrained autoencoder, of volumes that are padded to a size."""
     torch.manual_seed(0)
     weights, config = build(node).state_dict(), {"training": {"dataset": {"size": size}}}
-    Snapshot("autoencoder", node, facts, (), weights=weights, config=config).save(path)
+    shape = (node["in_channels"], *[16] * node["spatial_dims"])
+    Snapshot("autoencoder", node, facts, shape, weights=weights, config=config).save(path)
     return path
 
 
@@ -144,13 +145,14 @@ def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):
     assert {"pictures_c0_1", "pictures_c1_1", "worst_c1_1"} < {p.stem for p in (tmp_path / "out/figures").iterdir()}
 
 
-def test_volumes_are_padded_as_in_training(tmp_path):
-    """Of 16x16, to 20x16 for a stage that halves: the number of latents, and a margin that counts."""
+@pytest.mark.parametrize(("size", "latents"), [([20, 16], [10, 8]), (20, [10, 10])])
+def test_volumes_are_padded_as_in_training(tmp_path, size, latents):
+    """Of 16x16, for a stage that halves: the number of latents, and a margin that counts."""
     file = random_volumes(tmp_path / "r.h5", 1, 2)
-    path = snapshot(tmp_path / "s.pt", {**NODE, "spatial_dims": 2}, bare_data(1, 2), [20, 16])
+    path = snapshot(tmp_path / "s.pt", {**NODE, "spatial_dims": 2}, bare_data(1, 2), size)
     found = evaluate_first_stage.evaluate_first_stage(str(path), file, tmp_path / "out", FirstStageOptions())
-    assert found["autoencoder"]["latent_shape"] == [2, 10, 8]
-    assert found["channels"]["c0"]["real"]["mean"] == pytest.approx(0.5 * 16 / 20, abs=0.03)
+    assert found["autoencoder"]["latent_shape"] == [2, *latents]
+    assert found["channels"]["c0"]["real"]["mean"] == pytest.approx(0.5 * 64 / np.prod(latents), abs=0.03)
 
 
 class Exact(torch.nn.Module):

@@ -186,7 +186,7 @@ def test_road_of_nibabels_anatomy(folder):
     succeed(dataset_tool.main, "prepare", "--images", "in", "--dest", "data/mine.h5", "--percentiles", "0", "99.5",
             "--split", "0.5", "0.25", "0.25")
     words, said = propose("data/mine.h5", "--memory", "0.5", "--device", "cpu")
-    assert "padded to 40x48x28" in said and words[1][-4:] == ["--size", "40", "48", "28"]
+    assert "padded to 40x48x28" in said and "--size" not in words[1]
     walk(words)
     assert drawn().row("images", 0).shape == (1, 40, 48, 28)
     succeed(evaluate.main, "--autoencoder", "mine_vae", "--real", "data/mine.h5", "--dest", "results/stage")

@@ -133,7 +133,7 @@ def stage_settings(made: Proposed) -> Iterator[Setting]:
     yield Setting("training.dataset.path")
     if made.size:
         yield Setting("training.dataset.size", f"padded from {cross(made.cohort.size)}, so that the strides of both "
-                      "networks divide it; encode --size says the same")
+                      "networks divide it; encode and evaluate do the same")
     if not training["dataset"]["cache"]:
         yield Setting("training.dataset.cache", "all volumes would fill more than half of this machine's memory")
     yield Setting("training.network.latent_channels", "4 for one image channel, 8 for more")
@@ -291,12 +291,11 @@ def commands(made: Proposed, files: Files, found: bool) -> list[str]:
     cohort, encode = made.cohort, made.encode
     where = [] if found else ["--config-dir", str(files.folder)]
     tile = ["--tile", *map(str, encode.tile)] if encode.tile else []
-    size = ["--size", *map(str, made.size)] if made.size else []
     batch = ["--batch-size", str(encode.batch)] if encode.batch != 8 else []
     name, results = files.name, f"results/{files.name}"
     words = [["train.py", *where, f"-cn={name}_vae"],
              ["dataset_tool.py", "encode", "--autoencoder", f"{name}_vae", "--source", str(cohort.path), "--dest",
-              str(files.latents), *size, *batch, *tile],
+              str(files.latents), *batch, *tile],
              ["train.py", *where, f"-cn={name}"],
              ["generate.py", *where, f"-cn={name}", "sampling.seeds=0-63"],
              ["evaluate.py", "--real", str(cohort.path), "--generated", f"{results}/samples.h5", "--dest", results]]
