@@ -10,6 +10,7 @@ import click
 from edm3d.inference.commands import decode, encode, publish, solvers
 from edm3d.utils.checks import listed
 from edm3d.utils.command_line import PATH, Tool, Words, WordsCommand
+from edm3d.utils.commands import command
 
 
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,7 +131,8 @@ def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str 
             "has no meaning yet"
         )
     else:
-        click.echo(f"{dest}: draws images of {size}; python generate.py -cn=EXPERIMENT sampling.network={dest}")
+        click.echo(f"{dest}: draws images of {size}; "
+                   f"{command('generate', '-cn=EXPERIMENT', f'sampling.network={dest}')}")
     click.echo(f"The same network in an experiment: {shlex.join(made.overrides())}")
 
 
@@ -153,7 +155,7 @@ def plan(config_name: str, config_dir: Path | None, shape: Sequence[int] | None,
          fit: str | None, ranks: int, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Predict parameters, FLOPs and peak memory of a training step and of decoding; nothing is trained.
 
-    OVERRIDES are those of train.py, key=value, and stand before --shape. --fit prints the override to type.
+    OVERRIDES are those of train, key=value, and stand before --shape. --fit prints the override to type.
     """
     import json
 
@@ -209,8 +211,8 @@ def check(path: Path) -> None:
 
     if path.suffix == ".pt" and path.is_file():
         raise ValueError(
-            f"{path}: check reads data files; python dataset_tool.py info {path} says what this one holds, and every "
-            "program that reads it compares its checksum"
+            f"{path}: check reads data files; {command('data', 'info', str(path))} says what this one holds, and "
+            "every program that reads it compares its checksum"
         )
     report = run(path)
     for line in report.lines:

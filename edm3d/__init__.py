@@ -28,7 +28,7 @@ def load(name: str | Path, **options: Any) -> Model:
 
 
 def train(config: str | Path | Mapping[str, Any], *overrides: str, name: str | None = None) -> Path | None:
-    """Train an experiment as train.py does; its run folder, None for a dry run.
+    """Train an experiment as the command train does; its run folder, None for a dry run.
 
     config: the name of an experiment, a YAML file (also the config.yaml of a run folder), or a dict of what a file
     holds. name: of the run, by default that of the experiment or file. ValueError for what cannot be run; SystemExit,

@@ -8,6 +8,7 @@ import numpy as np
 from edm3d.formats.png import COLOURS, write_png
 from edm3d.formats.samples import NIFTI, SamplesFile, write_as_nifti
 from edm3d.inference.snapshot import Snapshot
+from edm3d.utils.commands import command
 from edm3d.utils.log import progress
 
 PNG = "png"  # as sampling.format: samples.h5, and PNGs beside it
@@ -17,8 +18,8 @@ def check_png(snapshot: Snapshot, decode: bool) -> None:
     """ValueError where a network gives no 2D images that a PNG could hold."""
     dims = len(snapshot.shape) - 1
     if dims != 2:
-        instead = ("h5 with sampling.nifti=true, or of a samples file pictures of three planes by dataset_tool.py "
-                   "export --format png") if dims == 3 else "h5 or npz"
+        instead = ("h5 with sampling.nifti=true, or of a samples file pictures of three planes by "
+                   + command("data", "export", "--format", "png")) if dims == 3 else "h5 or npz"
         raise ValueError(f"sampling.format=png: a PNG holds a 2D image, the network draws in {dims}D; wanted {instead}")
     if snapshot.first_stage is not None and not decode:
         raise ValueError("sampling.format=png: sampling.decode=false leaves latents, which are no pictures; wanted "

@@ -9,6 +9,7 @@ from edm3d.inference.snapshot import CarriedStage
 from edm3d.training.tasks import TASKS
 from edm3d.training.validation import Held
 from edm3d.utils.checks import check_choice
+from edm3d.utils.commands import command
 from edm3d.utils.config import build, check_targets, fill
 from edm3d.utils.files import plain_hash
 
@@ -91,8 +92,8 @@ def round_trip_notes(stage: CarriedStage | None, source: str, min_psnr: float | 
     found = stage.round_trip
     if found is None:
         asked = f" (training.options.min_psnr={min_psnr:g})" if min_psnr is not None else ""
-        return [f"Note: {source} does not say how well its first stage gives volumes back{asked}; evaluate.py "
-                "--autoencoder measures that"]
+        return [f"Note: {source} does not say how well its first stage gives volumes back{asked}; "
+                f"{command('evaluate', '--autoencoder')} measures that"]
     psnr, measured = found["psnr_db"], f"{found['num']} volumes of split {found['split']!r}"
     if min_psnr is not None and not psnr >= min_psnr:
         raise ValueError(f"{source}: its first stage gives {measured} back at a PSNR of {psnr:.2f} dB, wanted "

@@ -1,7 +1,6 @@
 """What is proposed, in words: two commented YAMLs, the commands that use them, and a summary."""
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from edm3d.training.propose import (
     steps_of,
     this_machine,
 )
+from edm3d.utils.commands import command
 from edm3d.utils.compose import config_folders
 from edm3d.utils.files import write_text
 
@@ -98,8 +98,8 @@ def texts(made: Proposed, files: Files) -> dict[Path, str]:
 def header(made: Proposed, chosen: Chosen, what: str) -> str:
     """What stands at the top of a file."""
     step, steps = chosen.step, steps_of(chosen.config)
-    return (f"{what}, proposed by dataset_tool.py propose for {machine_line(made)}, of which a tenth stays free, and "
-            f"{cohort_line(made)}. Planned: "
+    return (f"{what}, proposed by {command('data', 'propose')} for {machine_line(made)}, of which a tenth stays "
+            f"free, and {cohort_line(made)}. Planned: "
             f"{step.parameters / 1e6:.2f} M parameters, {gib(step.peak)} at the peak of a step, {steps:,} steps of "
             f"{step.flops / 1e12:.3g} TFLOP: {flops_of(chosen.config, step) / 1e15:.3g} PFLOP.")
 
@@ -154,7 +154,7 @@ def stage_settings(made: Proposed) -> Iterator[Setting]:
     yield Setting("training.loss.kl_reduction", "holds its meaning over sizes")
     yield Setting("training.loss.kl_weight", "the demo's 1e-6 per volume of 32^3")
     yield from run_settings(made, stage, "0.016 / width, 0.002 at most", "crops do fit, whole volumes to validate on "
-                            "do not: evaluate.py --autoencoder --tile measures them")
+                            f"do not: {command('evaluate', '--autoencoder', '--tile')} measures them")
 
 
 def diffusion_settings(made: Proposed) -> Iterator[Setting]:
@@ -293,13 +293,12 @@ def commands(made: Proposed, files: Files, found: bool) -> list[str]:
     tile = ["--tile", *map(str, encode.tile)] if encode.tile else []
     batch = ["--batch-size", str(encode.batch)] if encode.batch != 8 else []
     name, results = files.name, f"results/{files.name}"
-    words = [["train.py", *where, f"-cn={name}_vae"],
-             ["dataset_tool.py", "encode", "--autoencoder", f"{name}_vae", "--source", str(cohort.path), "--dest",
-              str(files.latents), *batch, *tile],
-             ["train.py", *where, f"-cn={name}"],
-             ["generate.py", *where, f"-cn={name}", "sampling.seeds=0-63"],
-             ["evaluate.py", "--real", str(cohort.path), "--generated", f"{results}/samples.h5", "--dest", results]]
-    return [shlex.join(["python", *each]) for each in words]
+    return [command("train", *where, f"-cn={name}_vae"),
+            command("data", "encode", "--autoencoder", f"{name}_vae", "--source", str(cohort.path), "--dest",
+                    str(files.latents), *batch, *tile),
+            command("train", *where, f"-cn={name}"),
+            command("generate", *where, f"-cn={name}", "sampling.seeds=0-63"),
+            command("evaluate", "--real", str(cohort.path), "--generated", f"{results}/samples.h5", "--dest", results)]
 
 
 def summary(made: Proposed, files: Files, found: bool) -> Iterator[str]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from edm3d.utils.commands import command
 from edm3d.utils.files import first_line, overwrite_text, write_text
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
 LESS_MEMORY = ("a smaller training.options.batch_gpu or training.options.checkpointing=true takes less memory, when "
-               "drawing a smaller sampling.batch_size or sampling.tile, in dataset_tool.py --batch-size or --tile; "
-               "python dataset_tool.py plan says how much")
+               f"drawing a smaller sampling.batch_size or sampling.tile, in {command('data')} --batch-size or --tile; "
+               f"{command('data', 'plan')} says how much")
 
 
 class RunLog:

@@ -15,6 +15,7 @@ import psutil
 
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
+from edm3d.utils.commands import command
 from edm3d.utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
@@ -193,7 +194,7 @@ def check_is_archive(path: Path, kind: str, key: str) -> None:
         return
     found = f"starts with {start!r}" if start else "is empty"
     is_pickle = start.startswith(b"\x80") or path.suffix == ".pkl"
-    hint = "; python dataset_tool.py import-edm makes a snapshot of an official EDM network" if is_pickle else ""
+    hint = f"; {command('data', 'import-edm')} makes a snapshot of an official EDM network" if is_pickle else ""
     raise ValueError(f"{key}={path}: wanted a {kind} (.pt), this file {found}{hint}")
 
 
