@@ -2,7 +2,9 @@
 
 import shlex
 import shutil
+from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -15,13 +17,15 @@ import dataset_tool
 import evaluate
 import generate
 import train
+from edm3d.formats.facts import Facts
 from edm3d.formats.samples import SamplesFile
 from edm3d.training import propose as chosen
 from edm3d.training.descent import descend, far_apart
-from edm3d.training.plan import plan_step
+from edm3d.training.plan import DecodePlan, StepPlan, plan_step
 from edm3d.training.plan_fit import GIB, step_levers
 from edm3d.training.propose import Computer, look, squeezed, this_machine
 from edm3d.training.proposed import Setting, document
+from edm3d.training.tasks.base import PlannedData
 from edm3d.utils.compose import compose
 from tests.commands import refused, succeed
 from tests.test_plan import LABELLED, vae
@@ -106,6 +110,57 @@ def test_levers_are_pulled_until_it_fits_or_none_is_left():
     assert not found["training"]["options"]["checkpointing"] and config == vae()
     assert squeezed(config, LABELLED, base, iter(())) == (config, plan_step(config["training"], LABELLED))
     assert squeezed(config, LABELLED, 1, step_levers(config, LABELLED)) is None
+
+
+def planned(training: dict, source: PlannedData) -> StepPlan:
+    """A step that takes as many GiB as the network is wide, a quarter on crops, and 0.01 PFLOP for each."""
+    network = training["network"]
+    width = network["model"]["model_channels"] if "model" in network else network["channels"][0]
+    return StepPlan(0, int(width * 1e13), 0, 0, 0, 0, 0, 0, int(width * GIB / (4 if training["augment"] else 1)))
+
+
+@pytest.mark.parametrize(("memory", "flops", "stage", "unet"), [
+    (1000, 1e30, 64, 192),
+    (40, 1e30, 32, 32),    # 36 GiB of it, so neither 48 nor 64
+    (1000, 1e19, 48, 16),  # 20000 steps of 0.48 PFLOP, not of 0.64; 50000 of 0.16, not of 0.32
+    (1000, 1e17, 16, 16),  # too long, but the shortest
+    (17, 1e30, 48, None),  # 15.3 GiB are too few for whole volumes, and for a UNet; crops take 12, and not 16
+])
+def test_the_widest_that_fits_in_memory_and_time_is_chosen(tmp_path, monkeypatch, memory, flops, stage, unet):
+    """Of 64, 48, 32, 24 and 16 for a first stage, of 192, 128, 96, 64, 32 and 16 for a UNet."""
+    monkeypatch.setattr(chosen, "plan_step", planned)
+    monkeypatch.setattr(chosen, "plan_encode", lambda *_: 0)
+    monkeypatch.setattr(chosen, "plan_decode", lambda *_: SimpleNamespace(peak=0))
+    monkeypatch.setitem(chosen.SCALES, "cuda", chosen.SCALES["cuda"]._replace(flops=flops))
+    facts = Facts("", "", ("t1",), spatial_shape=(32, 32, 32))
+    cohort = chosen.Cohort(Path("e.h5"), (32, 32, 32), (1.0, 1.0, 1.0), 1000, True, facts)
+    machine, source = Computer("cuda", memory, "bf16"), PlannedData((1, 32, 32, 32), facts, {})
+    levels = descend(cohort.size, cohort.spacing, cohort.slices, two_steps)
+    found = chosen.choose_stage(cohort, machine, source, levels, compose("echo_vae")).config["training"]
+    assert found["network"]["channels"] == [stage, 2 * stage, 4 * stage] and bool(found["augment"]) == (unet is None)
+    if unet is None:
+        with pytest.raises(ValueError, match="not even the narrowest diffusion network fits, which takes 16.000 GiB"):
+            chosen.choose_diffusion(cohort, machine, source, levels, compose("echo_edm"))
+    else:
+        found = chosen.choose_diffusion(cohort, machine, source, levels, compose("echo_edm")).config["training"]
+        assert found["network"]["model"]["model_channels"] == unet
+
+
+def test_volumes_that_do_not_go_through_a_first_stage_are_refused(monkeypatch):
+    """2 GiB for a volume of 32 x 32, 0.5 for a tile of 16 x 16, the smallest of latents of 4 x 4."""
+    machine, source = Computer("cpu", 0.5, "fp32"), PlannedData((1, 32, 32), Facts("", ""), {})
+    monkeypatch.setattr(chosen, "plan_encode", lambda source, batch, tiles: int(
+        batch * GIB * (prod(tiles.size) if tiles else 1024) / 512))
+    with pytest.raises(ValueError, match=r"0.5: encoding a single volume in tiles of \[16, 16\] takes 0.500 GiB"):
+        chosen.choose_encoding(machine, source, (4, 4))
+    assert chosen.choose_encoding(machine._replace(gib=1.2), source, (4, 4))[:2] == (1, [16, 32])
+    assert chosen.choose_encoding(machine._replace(gib=5), source, (4, 4))[:2] == (2, None)
+    monkeypatch.setattr(chosen, "plan_decode", lambda config, source: DecodePlan(
+        (32, 32), config["sampling"]["batch_size"], config["sampling"]["tile"], 0, 0, GIB))
+    drawn = chosen.Chosen(compose("echo_edm"), None, None, source)
+    with pytest.raises(ValueError, match=r"decoding a single volume in tiles of \[16, 16\] takes 1.000 GiB"):
+        chosen.choose_decoding(machine, drawn, (32, 32), (4, 4))
+    assert chosen.choose_decoding(machine._replace(gib=2), drawn, (32, 32), (4, 4)).batch == 16
 
 
 # ---- the YAML ----

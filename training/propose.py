@@ -1,11 +1,11 @@
 """Two experiments that fit a volumes file and a machine: a first stage, and diffusion on its latents."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import takewhile
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -93,6 +93,9 @@ class Coding(NamedTuple):
     batch: int
     tile: list[int] | None
     peak: int
+
+
+_Fitting = TypeVar("_Fitting", Coding, DecodePlan)
 
 
 class Chosen(NamedTuple):
@@ -322,22 +325,37 @@ def with_all(config: dict, source: PlannedData, levers: Iterable[Lever]) -> Step
 
 def choose_encoding(machine: Computer, source: PlannedData, factor: Sequence[int]) -> Coding:
     """How the first stage encodes: as many volumes at a time as fit, of 8 at most, else one in ever smaller tiles."""
-    size = source.shape[1:]
-    for batch, tile in [*((b, None) for b in (8, 4, 2, 1)), *((1, t) for t in halved(size, factor))]:
-        peak = plan_encode(source, batch, Tiles(tuple(tile), 0.25, "blend") if tile else None)
-        if peak <= machine.room:
-            break
-    return Coding(batch, tile, peak)
+    def plan(batch: int, tile: list[int] | None) -> Coding:
+        return Coding(batch, tile, plan_encode(source, batch, Tiles(tuple(tile), 0.25, "blend") if tile else None))
+
+    return first_that_fits(machine, "encoding", (plan(*way) for way in codings(8, source.shape[1:], factor)))
 
 
 def choose_decoding(machine: Computer, diffusion: Chosen, size: Sequence[int], factor: Sequence[int]) -> DecodePlan:
     """The same of decoding, which is written into the experiment."""
-    for batch, tile in [*((b, None) for b in (16, 8, 4, 2, 1)), *((1, t) for t in halved(size, factor))]:
+    def plan(batch: int, tile: list[int] | None) -> DecodePlan:
         set_all(diffusion.config, {"sampling.batch_size": batch, "sampling.tile": tile})
-        plan = plan_decode(diffusion.config, diffusion.source)
+        return plan_decode(diffusion.config, diffusion.source)
+
+    return first_that_fits(machine, "decoding", (plan(*way) for way in codings(16, size, factor)))
+
+
+def codings(most: int, size: Sequence[int], factor: Sequence[int]) -> Iterator[tuple[int, list[int] | None]]:
+    """Volumes at a time and tiles, from `most` whole ones, a power of two, to one in the smallest tiles."""
+    for halvings in range(most.bit_length()):
+        yield most >> halvings, None
+    for tile in halved(size, factor):
+        yield 1, tile
+
+
+def first_that_fits(machine: Computer, what: str, plans: Iterable[_Fitting]) -> _Fitting:
+    """The first of ever smaller plans that fits; ValueError where none does, with what the last takes."""
+    for plan in plans:
         if plan.peak <= machine.room:
-            break
-    return plan
+            return plan
+    tiles = f" in tiles of {plan.tile}" if plan.tile else ""
+    raise ValueError(f"--memory {machine.gib:.3g}: {what} a single volume{tiles} takes {gib(plan.peak)}, while a tenth "
+                     "stays free; give more memory, or prepare smaller volumes (--size, --spacing)")
 
 
 def set_all(config: dict, values: dict[str, object]) -> None:
