@@ -19,8 +19,8 @@ def main(debug: bool) -> None:
     """Make, convert and inspect the files that training and sampling use."""
 
 
-for command in (encode, decode, publish, solvers):
-    main.add_command(command)
+for each in (encode, decode, publish, solvers):
+    main.add_command(each)
 
 
 # ---- phantom ----

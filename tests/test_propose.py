@@ -213,7 +213,8 @@ def walk(words: list[list[str]]) -> None:
     """Run the commands that were proposed, the trainings cut short: then nothing asks what the first stage keeps."""
     more = {"train.py": SHORT, "generate.py": ["sampling.seeds=0-1", "sampling.sampler.num_steps=2",
                                                "sampling.num_threads=1", "sampling.device=cpu"]}
-    for script, *rest in words:
+    for path, *rest in words:
+        script = Path(path).name
         unasked = ["training.options.min_psnr=null"] if script == "train.py" and rest == ["-cn=mine"] else []
         succeed(SCRIPTS[script].main, *rest, *more.get(script, []), *unasked)
 
