@@ -19,9 +19,9 @@ from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, 
 from edm3d.inference.sample_files import PNG, check_png, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_choice
+from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import build_from_file, check_targets, is_trusted
-from edm3d.utils.files import check_folder
+from edm3d.utils.files import check_folder, first_line
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
@@ -46,6 +46,8 @@ def generate(experiment: str, config: dict) -> None:
         whole = complete(snapshot, options, run_root)
         if options.format == PNG:
             check_png(snapshot, options.decode)
+        if options.real and options.montage:
+            shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
         drawer = make_drawer(net.to(device), whole, options, device, guided)
         for line in describe_drawing(net, snapshot, options):
             log(line)
@@ -164,15 +166,16 @@ def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: 
         write_pngs(outdir / "png", samples, new)
         yield f"PNG       {outdir / 'png'}"
     if options.montage:
-        from edm3d.reporting.montages import samples_montage
+        from edm3d.reporting.montages import montage, save_png
         count = min(options.montage, len(samples))
         generated, facts = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)], snapshot.facts
-        real = real_pictures(snapshot, options.real, count, options.trust)
-        samples_montage(real, generated, spacing_of(samples.affine)[:dims], outdir / "samples.png",
-                        label_classes=facts.label_classes, channels=facts.channels, affine=samples.affine,
-                        captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes")))
-        yield f"Montage   {outdir / 'samples.png'}" + ("" if real else "; to see real volumes, too, name some by "
-                                                       "sampling.real=FILE.h5")
+        real, why = real_pictures(snapshot, options.real, count, options.trust)
+        save_png(montage([("Real", real), ("Generated", generated)], spacing_of(samples.affine)[:dims],
+                         label_classes=facts.label_classes, channels=facts.channels, affine=samples.affine,
+                         captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes"))),
+                 outdir / "samples.png")
+        yield f"Montage   {outdir / 'samples.png'}" + (f"; without real volumes: {why}; name some by sampling.real="
+                                                       "FILE.h5" if why else "")
 
 
 def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:
@@ -181,40 +184,91 @@ def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> 
     return texts if classes is None else [f"class {facts.class_names[i]}\n{text}" for i, text in zip(classes, texts)]
 
 
-def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> list[Picture]:
-    """Images and label maps of up to `count` volumes that the network was trained on the likes of.
+def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:
+    """Images and label maps of up to `count` volumes like those that a network was trained on, or why there are none.
 
-    They come from `source` (a volumes.h5), held-out ones first, else from the file or the data set that the snapshot
-    names; [] when that is not there, or is the user's own and not trusted.
+    They come from `source` (a volumes.h5; ValueError for one that does not match the samples), held-out ones first,
+    else from the file or the data set that the snapshot names, where that is as it was in training.
     """
-    path = Path(source or snapshot.facts.source)
-    if not path.is_file() and source is None:
-        return []
-    if source is not None or holds_volumes(path, snapshot):
-        file = VolumesFile(path)
-        splits = sorted(file.splits, key=lambda split: HELD_OUT.get(split, len(HELD_OUT)))
-        places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
-        items = [file.read(*place) for place in places]
-        return [(item.image, item.label) for item in items]
-    training = snapshot.training
-    node = dict(training["dataset"])
-    if not trust and not is_trusted(str(node["_target_"]), "training.dataset"):
-        return []
-    if "split" in node:
-        node["split"] = training["validation"]["split"]
-    dataset = build_from_file(node, "the snapshot", trust)
-    intensity = snapshot.facts.intensity
-    return [(intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
-
-
-def holds_volumes(path: Path, snapshot: Snapshot) -> bool:
-    """Whether the file that a snapshot was trained on is a volumes.h5; data sets of the user's own read any HDF5."""
-    if path.suffix != ".h5" or is_trusted(str(snapshot.training["dataset"].get("_target_")), "training.dataset"):
-        return path.suffix == ".h5"
+    if source is not None:
+        return volume_pictures(VolumesFile(source), snapshot, count, f"sampling.real={source}"), ""
     try:
-        return h5.read_format(path) == "volumes"
+        return training_pictures(snapshot, count, trust), ""
+    except (OSError, ValueError) as e:
+        return [], first_line(e)
+
+
+def volume_pictures(file: VolumesFile, snapshot: Snapshot, count: int, said: str) -> list[Picture]:
+    """The first volumes of a file, held-out ones first, with the channels that the samples have."""
+    channels = shown_channels(file, snapshot, said)
+    splits = sorted(file.splits, key=lambda split: HELD_OUT.get(split, len(HELD_OUT)))
+    places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
+    return [(item.image[channels], item.label) for item in (file.read(*place) for place in places)]
+
+
+def shown_channels(file: VolumesFile, snapshot: Snapshot, said: str) -> list[int]:
+    """Numbers of the channels of a file that samples have, by name; ValueError, begun by `said`, where it lacks any.
+
+    Single channels go by any name, and so do all where those of the samples have none.
+    """
+    names, had, dims = snapshot.facts.channels, file.meta.channels, len(snapshot.shape) - 1
+    count = channel_count(snapshot) or len(had)
+    if file.meta.spatial_dims == dims and names and set(names) <= set(had):
+        return [had.index(name) for name in names]
+    if file.meta.spatial_dims == dims and len(had) == count and (count == 1 or not names):
+        return list(range(count))
+    wanted = f"channels {listed(names)}" if names else f"{count} channels"
+    raise ValueError(f"{said}: its volumes are in {file.meta.spatial_dims}D, of channels {listed(had)}; wanted "
+                     f"{wanted} in {dims}D, as the network draws them")
+
+
+def channel_count(snapshot: Snapshot) -> int | None:
+    """How many channels images have, None where only their latents are known."""
+    return len(snapshot.facts.channels) or (None if snapshot.first_stage else snapshot.shape[0])
+
+
+def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Picture]:
+    """Items of what the network was trained on; ValueError where that is not there, is other data by now, or is the
+    user's own and not trusted.
+    """
+    facts, path = snapshot.facts, Path(snapshot.facts.source)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    changed = ValueError(f"{path} is not what the network was trained on, but another file of that name")
+    ours = is_trusted(str(snapshot.training["dataset"]["_target_"]), "training.dataset")
+    if holds_volumes(path):
+        file = VolumesFile(path)
+        if file.content_hash == facts.content_hash:
+            return volume_pictures(file, snapshot, count, str(path))
+        if ours:
+            raise changed
+    if facts.latents:
+        raise ValueError(f"{path} holds no volumes")
+    dataset = held_out_items(snapshot, trust)
+    if ours and dataset.facts.content_hash != facts.content_hash:
+        raise changed
+    pictures = [(facts.intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
+    if (wanted := channel_count(snapshot)) and (odd := [len(image) for image, _ in pictures if len(image) != wanted]):
+        raise ValueError(f"{path} holds images of {odd[0]} channels, the network was trained on {wanted}")
+    return pictures
+
+
+def holds_volumes(path: Path) -> bool:
+    """Whether a file is a volumes.h5; data sets of the user's own read anything."""
+    try:
+        return path.suffix == ".h5" and h5.read_format(path) == "volumes"
     except ValueError:
         return False
+
+
+def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
+    """The data set that a snapshot names, of the split that validation takes where it has splits."""
+    node = dict(snapshot.training["dataset"])
+    if not trust and not is_trusted(str(node["_target_"]), "training.dataset"):
+        raise ValueError(f"{node['_target_']} is a class of your own, which may read them by sampling.trust=true")
+    if "split" in node:
+        node["split"] = snapshot.training["validation"]["split"]
+    return build_from_file(node, "the snapshot", trust)
 
 
 def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:

@@ -1,10 +1,8 @@
 """Pieces of the page."""
 
 import base64
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from string import Template
 
@@ -63,9 +61,6 @@ def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:
 
 
 def html_strips(name: str, figures: Mapping[str, bytes]) -> str:
-    """Pictures NAME_1, NAME_2, ... of volumes, or NAME_CHANNEL_1, ...: those of a channel side by side as far as there
-    is room; nothing where there are none.
-    """
-    found = [key for key in figures if re.fullmatch(rf"{re.escape(name)}(_.+)?_\d+", key)]
-    return "".join(f'<div class="dark">{"".join(html_figure(key, figures) for key in keys)}</div>'
-                   for _, keys in groupby(found, lambda key: key.rpartition("_")[0]))
+    """Pictures NAME_1, NAME_2, ... of volumes, side by side as far as there is room; nothing where there are none."""
+    found = [key for key in figures if key.removeprefix(f"{name}_").isdigit()]
+    return f'<div class="dark">{"".join(html_figure(key, figures) for key in found)}</div>' if found else ""

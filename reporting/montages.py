@@ -33,6 +33,7 @@ _VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "
 _ANATOMICAL = {code: name for codes, name in (("SI", ("axial", "ax")), ("AP", ("coronal", "cor")),
                                               ("RL", ("sagittal", "sag"))) for code in codes}
 Picture = tuple[np.ndarray, np.ndarray | None]
+Block = tuple[str, Sequence[Picture]]
 
 
 class Plane(NamedTuple):
@@ -43,18 +44,8 @@ class Plane(NamedTuple):
     pixels: tuple[int, int]
 
 
-def samples_montage(real: Sequence[Picture], generated: Sequence[Picture], spacing: Sequence[float], path: Path, *,
-                    window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
-                    channels: Sequence[str] = (), captions: Sequence[str] = (),
-                    affine: Sequence[Sequence[float]] | None = None) -> None:
-    """Write a PNG with a column per volume, real above generated; captions are of the generated (see montage)."""
-    blocks = [("Real", real), ("Generated", generated)]
-    save_png(montage(blocks, spacing, window=window, label_classes=label_classes, channels=channels,
-                     captions=captions, affine=affine), path)
-
-
-def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[float], *,
-            window: tuple[float, float] | None = None, label_classes: Sequence[str] = (),
+def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
+            windows: Sequence | np.ndarray | None = None, label_classes: Sequence[str] = (),
             channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False,
             affine: Sequence[Sequence[float]] | None = None) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
@@ -62,25 +53,23 @@ def montage(blocks: Sequence[tuple[str, Sequence[Picture]]], spacing: Sequence[f
     Rows are the three planes (2D: one) with the label overlay, and their names (see plane_names, which affine is for)
     stand on the left; in a block with labels the first plane without it comes first. A volume is a pair of image
     [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all blocks of each, or together where
-    `channels` names them red, green and blue. spacing in mm per axis; window: the intensities shown as black and white,
-    by default minimum and WHITE percentile of the first block, which all blocks of a channel share; label_classes
-    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
-    columns; aligned: every block is cut where the first block's volume of its column is. Signals, which have a single
-    axis, become `curves`.
+    `channels` names them red, green and blue; ValueError for blocks of unlike numbers of them. spacing in mm per axis;
+    windows: the intensities shown as black and white, of all or of each channel (see windows_of, by default), which all
+    blocks share; label_classes (background first) name the legend, which has the classes that are seen; captions stand
+    under the last block's columns; aligned: every block is cut where the first block's volume of its column is.
+    Signals, which have a single axis, become `curves`.
     """
     if len(spacing) == 1:
         return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
-    in_colour = tuple(channels) == COLOURS
-    per_channel = sum(len(pictures) > 0 for _, pictures in blocks)
-    blocks = blocks if in_colour else _channel_by_channel(blocks, len(spacing), channels)
-    shown = [(title, [(_shown(image, len(spacing), in_colour), label) for image, label in pictures])
-             for title, pictures in blocks if len(pictures)]
-    windows = [window or window_of(shown[i - i % per_channel][1]) for i in range(len(shown))]
-    centres = [_centre(values.shape[:len(spacing)], label) for values, label in shown[0][1]] if aligned else None
-    columns = [(title, _columns(pictures, spacing, centres)) for title, pictures in shown]
-    legend = _legend(label_classes, [planes for _, block in columns for planes in block])
+    split = _by_channel(blocks, len(spacing), channels)
+    windows = windows_of(blocks, len(spacing), channels) if windows is None else windows
+    centres = [_centre(values.shape[:len(spacing)], label) for values, label in split[0][0][1]] if aligned else None
+    columns = [(title, _columns(pictures, spacing, centres), window)
+               for parts, window in zip(split, np.broadcast_to(windows, (len(split), 2)).tolist(), strict=True)
+               for title, pictures in parts]
+    legend = _legend(label_classes, [planes for _, block, _ in columns for planes in block])
     sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block])
-              for (title, block), window in zip(columns, windows, strict=True)]
+              for title, block, window in columns]
     return _blocks_figure(sheets, legend, captions, plane_names(len(spacing), affine))
 
 
@@ -118,7 +107,7 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
     the left); without, the lower of a plane's two axes runs downwards.
     """
-    values = _shown(image, len(spacing), in_colour=False)
+    values = _with_channels(image, len(spacing))[0]
     window = window or window_of([(values, label)])
     columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, affine)]
     names = [name for name, _ in plane_names(len(spacing), affine)]
@@ -155,25 +144,35 @@ def png_bytes(figure: Figure) -> bytes:
 # ---- slices ----
 
 
-def _channel_by_channel(blocks: Sequence[tuple[str, Sequence[Picture]]], ndim: int, channels: Sequence[str]
-                        ) -> list[tuple[str, list[Picture]]]:
-    """Blocks of one channel each: of the first channel all that hold something, then of the second, named by them."""
-    filled = [(title, list(pictures)) for title, pictures in blocks if len(pictures)]
-    image = filled[0][1][0][0]
-    if image.ndim == ndim or len(image) == 1:
-        return filled
-    names = channels if len(channels) == len(image) else [f"channel {c + 1}" for c in range(len(image))]
-    return [(", ".join(filter(None, (title, name))), [(image[c], label) for image, label in pictures])
-            for c, name in enumerate(names) for title, pictures in filled]
+def windows_of(blocks: Sequence[Block], ndim: int, channels: Sequence[str] = ()) -> np.ndarray:
+    """For each channel [C, 2], colours being one: minimum and WHITE percentile of the first block that is not empty."""
+    return np.array([window_of(parts[0][1]) for parts in _by_channel(blocks, ndim, channels)])
 
 
-def _shown(image: np.ndarray, ndim: int, in_colour: bool) -> np.ndarray:
-    """What is shown of an image [C, *S] or [*S]: grey [*S], or colours [*S, 3]."""
+def _by_channel(blocks: Sequence[Block], ndim: int, channels: Sequence[str]) -> list[list[Block]]:
+    """The blocks that hold something, of every channel: grey [*S], named where there are several, or colours [*S, 3].
+    """
+    filled = [(title, [(_with_channels(image, ndim), label) for image, label in pictures])
+              for title, pictures in blocks if len(pictures)]
+    counts = {(title, len(image)): len(image) for title, pictures in filled for image, _ in pictures}
+    if len({*counts.values()}) > 1:
+        said = ", ".join(f"{title} {count}" for title, count in counts)
+        raise ValueError(f"pictures of unlike numbers of channels: {said}; wanted the same of all")
+    count = next(iter(counts.values()))
+    if count == len(COLOURS) and tuple(channels) == COLOURS:
+        return [[(title, [(np.moveaxis(image, 0, -1), label) for image, label in pictures])
+                 for title, pictures in filled]]
+    names = channels if len(channels) == count else [f"channel {c + 1}" for c in range(count)]
+    return [[(", ".join(filter(None, (title, name if count > 1 else ""))),
+              [(image[c], label) for image, label in pictures]) for title, pictures in filled]
+            for c, name in enumerate(names)]
+
+
+def _with_channels(image: np.ndarray, ndim: int) -> np.ndarray:
+    """An image [C, *S] or [*S] as [C, *S]."""
     if image.ndim not in (ndim, ndim + 1):
         raise ValueError(f"image of shape {image.shape}: wanted [C, *S] or [*S] with {ndim} axes, one per spacing")
-    if image.ndim == ndim:
-        return image
-    return np.moveaxis(image, 0, -1) if in_colour else image[0]
+    return image if image.ndim > ndim else image[None]
 
 
 def window_of(pictures: Sequence[Picture]) -> tuple[float, float]:

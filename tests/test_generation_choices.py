@@ -14,13 +14,13 @@ from PIL import Image
 
 import dataset_tool
 import generate
-from edm3d.formats.facts import Facts
+from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
-from edm3d.inference.generation import captions, real_pictures
+from edm3d.inference.generation import captions, real_pictures, shown_channels
 from edm3d.inference.snapshot import Snapshot
 from edm3d.samplers import (
     ImageGenerators,
@@ -36,6 +36,7 @@ from edm3d.utils.config import build
 from edm3d.utils.runs import find_file
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
+from tests.test_volumes import make_item
 
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
         "sampling.device=cpu", "sampling.outdir=out", "sampling.sampler.num_steps=2"]
@@ -158,10 +159,69 @@ def test_as_many_real_volumes_are_shown_as_there_are_held_out_ones_first(at):
     file = VolumesFile("echo.h5")
     assert (file.length("test"), file.length("val")) == (1, 1)
     places = [("test", 0), ("val", 0), ("train", 0), ("train", 1)]
-    for (image, label), place in zip(real_pictures({}, "echo.h5", 4, False), places, strict=True):
+    snapshot = Snapshot("diffusion", {}, FACTS, (1, 8, 8, 8))
+    shown, why = real_pictures(snapshot, "echo.h5", 4, False)
+    for (image, label), place in zip(shown, places, strict=True):
         item = file.read(*place)
         assert np.array_equal(image, item.image) and np.array_equal(label, item.label)
-    assert len(real_pictures({}, "echo.h5", 100, False)) == 10
+    assert len(real_pictures(snapshot, "echo.h5", 100, False)[0]) == 10 and why == ""
+
+
+def two_channels(path: str, names: tuple[str, str] = ("t2", "t1")) -> VolumesFile:
+    """A file with an image of zeros, and ones in its second channel."""
+    image = np.stack([np.zeros((8, 8)), np.ones((8, 8))]).astype(np.float32)
+    meta = VolumesMeta(2, names, ("target",) * 2, (), (), (), (), Intensity(0.0, 1.0, True, ""))
+    with VolumesWriter(path, meta, {}) as writer:
+        writer.add("train", make_item(0)._replace(image=image, label=None, attributes=None, class_index=None))
+    return VolumesFile(path)
+
+
+def test_channels_of_real_volumes_are_chosen_by_name_or_refused_before_anything_is_drawn(at):
+    two_channels("two.h5")
+    two_channels("others.h5", ("pd", "flair"))
+    succeed(dataset_tool.main, "phantom", "--dest", "solid.h5", "--num", "4", "--size", "8")
+    said = succeed(generate.main, *DRAW, "sampling.real=two.h5", "sampling.outdir=beside")
+    assert said.endswith("Montage   beside/samples.png\n")
+    (image, _), = real_pictures(Snapshot.read(Path("edm.pt")), "two.h5", 3, False)[0]
+    assert image.shape == (1, 8, 8) and image.min() == 1
+    for name, words in (("others", "its volumes are in 2D, of channels pd, flair; wanted channels t1 in 2D"),
+                        ("solid", "its volumes are in 3D, of channels echo; wanted channels t1 in 2D")):
+        said = refused(at, generate.main, *DRAW, f"sampling.real={name}.h5", "sampling.outdir=never")
+        assert f"sampling.real={name}.h5: {words}" in said
+
+
+@pytest.mark.parametrize(("names", "count", "fits"), [
+    (("t1", "t2"), 2, [1, 0]), ((), 2, [0, 1]), (("t1", "flair"), 2, None), ((), 3, None), (("pd",), 1, None)])
+def test_channels_of_samples_are_found_by_name_or_by_number_where_they_have_none(at, names, count, fits):
+    file, snapshot = two_channels("two.h5"), Snapshot("diffusion", {}, Facts("", "", names), (count, 8, 8))
+    if fits is None:
+        with pytest.raises(ValueError, match="^x: its volumes are in 2D, of channels t2, t1; wanted "):
+            shown_channels(file, snapshot, "x")
+    else:
+        assert shown_channels(file, snapshot, "x") == fits
+
+
+def test_a_file_of_the_name_of_the_training_data_is_not_taken_for_them(at):
+    file, node = two_channels("was.h5"), {"_target_": "training.datasets.volumes.VolumesDataset", "path": "was.h5"}
+    config = {"training": {"dataset": node}}
+    snapshot = Snapshot("diffusion", {}, volume_facts(file, "train"), (2, 8, 8), config=config)
+    assert len(real_pictures(snapshot, None, 3, False)[0]) == 1
+    Path("was.h5").unlink()
+    assert real_pictures(snapshot, None, 3, False) == ([], "there is no file was.h5")
+    two_channels("was.h5", ("t1", "t2"))
+    assert real_pictures(snapshot, None, 3, False) == (
+        [], "was.h5 is not what the network was trained on, but another file of that name")
+
+
+def test_plain_arrays_are_shown_as_long_as_they_are_those_of_training(at):
+    np.save("was.npy", np.arange(40, dtype=np.float32).reshape(10, 1, 2, 2))
+    node = {"_target_": "training.datasets.arrays.ArraysDataset", "path": "was.npy", "split": "train"}
+    config = {"training": {"dataset": node, "validation": {"split": "val"}}}
+    snapshot = Snapshot("diffusion", {}, build(node).facts, (1, 2, 2), config=config)
+    (image, _), = real_pictures(snapshot, None, 3, False)[0]
+    assert image.max() == 35  # the last item, clipped to what training spans
+    np.save("was.npy", np.zeros((10, 1, 2, 2), np.float32) + np.arange(2))
+    assert real_pictures(snapshot, None, 3, False)[1].startswith("was.npy is not what the network was trained on")
 
 
 def test_a_run_that_was_stopped_goes_on_and_draws_a_damaged_part_anew(at, monkeypatch):

@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from edm3d.formats.facts import Facts
 from edm3d.inference.batch import Sample
 from edm3d.inference.generation import real_pictures
+from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_dataset
 from edm3d.utils.config import build, build_from_file, find_target
@@ -128,10 +129,15 @@ def test_real_items_of_an_own_data_set_are_shown_where_it_is_trusted(own):
         file["x"] = 1
     node = {"_target_": "mydata_i.X", "path": "own.h5", "split": "train"}
     facts = Facts("own.h5", "hash", spatial_shape=(2, 2))
-    snapshot = SimpleNamespace(facts=facts, training={"dataset": node, "validation": {"split": "val"}})
-    assert real_pictures(snapshot, None, 2, trust=False) == []
-    shown = real_pictures(snapshot, None, 2, trust=True)
+    config = {"training": {"dataset": node, "validation": {"split": "val"}}}
+    snapshot = Snapshot("diffusion", {}, facts, (1, 2, 2), config=config)
+    shown, why = real_pictures(snapshot, None, 2, trust=False)
+    assert shown == [] and why == "mydata_i.X is a class of your own, which may read them by sampling.trust=true"
+    shown, why = real_pictures(snapshot, None, 2, trust=True)
+    assert why == ""
     assert [float(image.mean()) for image, _ in shown] == [0.5, 1]  # 0 and 1 as stored, from 0 to 1
+    assert real_pictures(replace(snapshot, shape=(2, 2, 2)), None, 2, trust=True) == (
+        [], "own.h5 holds images of 1 channels, the network was trained on 2")
 
 
 def test_what_is_not_there_is_said_with_where_it_was_looked_for(own):

@@ -23,7 +23,7 @@ from edm3d.reporting.sections.scalars import Scalars
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.variety import ms_ssim_row
-from edm3d.reporting.strips import channel_strips
+from edm3d.reporting.strips import pictures_of, strips
 
 HEART = ("background", "cavity", "myocardium", "atrium")
 GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -220,7 +220,7 @@ def test_montage_shows_the_slice_through_the_label_and_its_colours():
     image, label = blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8)
     label[10:14, 4:12, 4:12] = 1  # not in the middle of axis 0
     figure = montages.montage([("Real", [(image, label)]), ("Generated", [(image, None)])], (1, 1, 1),
-                              window=(0, 1), label_classes=("background", "cavity"))
+                              windows=(0, 1), label_classes=("background", "cavity"))
     rgb = pixels(figure)
     is_outline = (np.abs(rgb - np.array([1.0, 0.364, 0.451])) < 0.08).all(-1)
     starts = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
@@ -253,7 +253,7 @@ def test_blocks_without_labels_show_every_plane_once_and_the_legend_what_is_seen
     (("red", "green", "blue"), [1, 0.5, 0]), (("t1", "t2", "flair"), [1, 1, 1]), ((), [1, 1, 1])])
 def test_colour_images_are_shown_in_colour(channels, wanted):
     image = np.stack([np.full((8, 8), value, np.float32) for value in (1, 0.5, 0)])
-    rgb = pixels(montages.montage([("Generated", [(image, None)])], (1, 1), window=(0, 1), channels=channels))
+    rgb = pixels(montages.montage([("Generated", [(image, None)])], (1, 1), windows=(0, 1), channels=channels))
     assert rgb[40 + montages.TILE // 2, 18 + montages.TILE // 2] == pytest.approx(wanted, abs=0.01)
 
 
@@ -272,9 +272,16 @@ def test_channels_are_shown_one_after_another_each_in_its_own_window():
     assert [text.get_text() for text in figure.texts] == ["Real, channel 1", "Real, channel 2"]
 
 
+@pytest.mark.parametrize("real", [2, 3])
+def test_unlike_numbers_of_channels_are_refused(real):
+    blocks = [(title, [(np.zeros((count, 8, 8), np.float32), None)]) for title, count in (("Real", real), ("Mine", 1))]
+    with pytest.raises(ValueError, match=f"unlike numbers of channels: Real {real}, Mine 1"):
+        montages.montage(blocks, (1, 1), channels=COLOURS[:real])
+
+
 def test_captions_stand_below_their_columns():
     pictures = [(blank((8, 8)), None)] * 3
-    rgb = pixels(montages.montage([("Real", pictures), ("Generated", pictures)], (1, 1), window=(0, 1),
+    rgb = pixels(montages.montage([("Real", pictures), ("Generated", pictures)], (1, 1), windows=(0, 1),
                                   captions=["class ED\nseed 0", "", "seed 2"]))
     step = montages.TILE + montages.GAP
     foot = rgb[-18 - 2 * montages.LINE:].max(-1) > 0.5
@@ -285,7 +292,8 @@ def test_captions_stand_below_their_columns():
 
 def test_montage_of_the_real_alone_and_of_flat_images(tmp_path):
     path = tmp_path / "deep" / "samples.png"
-    montages.samples_montage([], [(np.full((1, 12, 20), 0.5, np.float32), None)], (1.0, 1.0), path, window=(0, 1))
+    blocks = [("Real", []), ("Generated", [(np.full((1, 12, 20), 0.5, np.float32), None)])]
+    montages.save_png(montages.montage(blocks, (1.0, 1.0), windows=(0, 1)), path)
     rgb = matplotlib.image.imread(path)[..., :3]
     tile = (np.abs(rgb - 0.5) < 0.01).all(-1)
     assert np.ptp(np.flatnonzero(tile.any(axis=1))) + 1 == round(montages.TILE * 12 / 20)  # true to scale
@@ -341,14 +349,14 @@ def words_of(figure) -> list[str]:
 def test_rows_of_a_montage_have_the_names_of_their_planes():
     affine, label = np.diag([2.0, 2, 2, 1]), np.ones((16, 16, 16), np.uint8)
     blocks = [("Real", [(blank((16, 16, 16)), label)]), ("Generated", [(blank((16, 16, 16)), None)])]
-    figure = montages.montage(blocks, (2, 2, 2), window=(0, 1), affine=affine)
+    figure = montages.montage(blocks, (2, 2, 2), windows=(0, 1), affine=affine)
     assert words_of(figure) == ["Real", "axial", "axial", "coronal", "sagittal", "Generated", "axial", "coronal",
                                 "sagittal"]
     height = figure.get_size_inches()[1] * montages.DPI
     tops = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
     assert [height * (1 - text.get_position()[1]) for text in figure.texts[1:5]] == pytest.approx(
         [top + montages.TILE / 2 for top in tops])
-    thin = montages.montage([("Real", [(blank((4, 64, 64)), None)])], (1, 1, 1), window=(0, 1), affine=affine)
+    thin = montages.montage([("Real", [(blank((4, 64, 64)), None)])], (1, 1, 1), windows=(0, 1), affine=affine)
     assert words_of(thin) == ["Real", "ax", "cor", "sagittal"]  # rows of 10, 10 and 168 pixels
 
 
@@ -357,7 +365,7 @@ def test_legend_takes_as_many_lines_as_it_needs_and_stays_inside(monkeypatch):
     classes = ["background", *(f"structure {i}" for i in range(4)), "a structure with a name that is long"]
     drawn = []
     monkeypatch.setattr(montages, "_draw_legend", lambda figure, legend, places: drawn.append((figure, places)))
-    montages.montage([("Real", [(blank((8, 8)), label)])], (1, 1), window=(0, 1), label_classes=classes)
+    montages.montage([("Real", [(blank((8, 8)), label)])], (1, 1), windows=(0, 1), label_classes=classes)
     (figure, places), = drawn
     width = 2 * 18 + 18 + 9 * 36  # of the long name, which is wider than the pictures
     assert figure.get_size_inches()[0] * montages.DPI == pytest.approx(width)
@@ -381,23 +389,25 @@ def test_strips_are_alike_in_size_and_window_and_one_after_another_by_channel():
     layout = Layout(("t1", "t2"), (), (1.0, 1.0), 0.0, 1.0, "")
     cases = [Case(str(i), np.stack([np.full((8, 8), i), np.full((8, 8), 10 - i)]).astype(np.float32), None)
              for i in range(6)]
-    found = channel_strips("samples", [("Real", cases), ("Generated", cases[:2])], layout)
-    assert list(found) == ["samples_t1_1", "samples_t1_2", "samples_t2_1", "samples_t2_2"]
-    assert [words_of(figure) for figure in found.values()] == [["Real, t1", "Generated, t1"], ["Real, t1"],
-                                                               ["Real, t2", "Generated, t2"], ["Real, t2"]]
-    middles = [[pixels(figure)[40 + 84, 18 + i * 174 + 84, 0] for i in range(3)] for figure in found.values()]
+    found = strips("samples", [("Real", pictures_of(cases)), ("Generated", pictures_of(cases[:2]))], layout)
+    assert list(found) == ["samples_1", "samples_2"]
+    assert [words_of(figure) for figure in found.values()] == [
+        ["Real, t1", "Generated, t1", "Real, t2", "Generated, t2"], ["Real, t1", "Real, t2"]]
+    step = 40 + montages.TILE
+    middles = [[pixels(found[name])[row * step + 40 + 84, 18 + i * 174 + 84, 0] for i in range(3)]
+               for name, row in (("samples_1", 0), ("samples_2", 0), ("samples_1", 2), ("samples_2", 1))]
     shades = [[0, 0.2, 0.4], [0.6, 0.8, 1], [1, 0.8, 0.6], [0.4, 0.2, 0]]  # of 0 to 5, and of 10 to 5
     np.testing.assert_allclose(middles, shades, atol=0.01)
-    page = html_strips("samples", {name: b"" for name in [*found, "samples", "other_1"]})
-    assert page.count('<div class="dark">') == 2 and page.count("<figure>") == 4
+    page = html_strips("samples", {name: b"" for name in [*found, "samples", "samples_x", "other_1"]})
+    assert page.count('<div class="dark">') == 1 and page.count("<figure>") == 2 and html_strips("s", {}) == ""
 
 
 def test_a_single_channel_and_colours_are_strips_without_names():
     grey, colour = Layout(("t1",), (), (1.0, 1.0), 0.0, 1.0, ""), Layout(COLOURS, (), (1.0, 1.0), 0.0, 1.0, "")
     case = Case("a", np.stack([np.full((8, 8), value) for value in (1, 0, 0)]).astype(np.float32), None)
-    assert list(channel_strips("real", [("Real", [case._replace(image=case.image[:1])] * 5)], grey)) == [
-        "real_1", "real_2"]
-    figure, = channel_strips("real", [("Real", [case])], colour).values()
+    found = strips("real", [("Real", [(case.image[:1], None)] * 5)], grey)
+    assert [words_of(figure) for figure in found.values()] == [["Real"], ["Real"]]
+    figure, = strips("real", [("Real", pictures_of([case]))], colour).values()
     assert pixels(figure)[40 + 84, 18 + 84] == pytest.approx([1, 0, 0], abs=0.01) and words_of(figure) == ["Real"]
 
 

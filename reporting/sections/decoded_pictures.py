@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from edm3d.reporting.cases import DecodedCase, Layout
 from edm3d.reporting.first_stage import RoundTrip
 from edm3d.reporting.html import html_strips
-from edm3d.reporting.montages import window_of
+from edm3d.reporting.montages import windows_of
 from edm3d.reporting.section import DECODED, Section
 from edm3d.reporting.sections.fidelity import psnr
-from edm3d.reporting.strips import by_channel, named, strips, titled
+from edm3d.reporting.strips import pictures_of, strips
 
 PICTURES, WORST = 6, 3  # volumes shown
 CONTRAST = 0.25  # share of the intensities shown that is white in pictures of differences
@@ -40,9 +40,7 @@ class DecodedPictures(Section):
     def figures(self, found: dict[int, tuple[str, float]], context: RoundTrip, report: dict) -> dict[str, Figure]:
         layout, first, worst = context.layout, context.first["decoded"][:PICTURES], list(context.decoded(list(found)))
         captions = [f"{name}\n{value:.2f} dB" for name, value in found.values()]
-        return {key: figure for kind, items, text in (("pictures", first, ()), ("worst", worst, captions))
-                for channel, place in by_channel(layout)
-                for key, figure in channel_pictures(kind, items, channel, place, layout, text).items()}
+        return with_differences("pictures", first, layout, ()) | with_differences("worst", worst, layout, captions)
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
@@ -54,15 +52,14 @@ class DecodedPictures(Section):
         return body + html_strips("worst", figures)
 
 
-def channel_pictures(name: str, items: Sequence[DecodedCase], channel: str, place: int | slice, layout: Layout,
-                     captions: Sequence[str]) -> dict[str, Figure]:
-    """Real, decoded and their difference, where grey is none, of what `by_channel` gives; a column per volume."""
-    real, decoded = ([(case.image[place], case.label) for case in cases]
-                     for cases in ([item.real for item in items], [item.decoded for item in items]))
-    low, high = window_of(real)
-    high = high if high > low else low + 1
-    middle, gain = (low + high) / 2, 0.5 / CONTRAST
-    off = [(middle + gain * (b.astype(np.float32) - a), None) for (a, _), (b, _) in zip(real, decoded, strict=True)]
+def with_differences(name: str, items: Sequence[DecodedCase], layout: Layout, captions: Sequence[str]
+                     ) -> dict[str, Figure]:
+    """Real, decoded and their difference, where grey is none; a column per volume."""
+    real, decoded = pictures_of([item.real for item in items]), pictures_of([item.decoded for item in items])
+    low, high = windows_of([("", real)], len(layout.spacing), layout.channels).T
+    high = np.where(high > low, high, low + 1)
+    middle = ((low + high) / 2).astype(np.float32).reshape(-1, *[1] * len(layout.spacing))
+    off = [(middle + 0.5 / CONTRAST * (b.astype(np.float32) - a), None)
+           for (a, _), (b, _) in zip(real, decoded, strict=True)]
     blocks = [("Real", real), ("Decoded from its latents", decoded), ("Decoded less real", off)]
-    return strips(named(name, channel), [(titled(title, channel), pictures) for title, pictures in blocks], layout,
-                  window=(low, high), captions=captions, aligned=True)
+    return strips(name, blocks, layout, windows=np.stack([low, high], axis=1), captions=captions, aligned=True)

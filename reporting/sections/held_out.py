@@ -12,7 +12,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.html import html_missing, html_strips, html_table
 from edm3d.reporting.section import DECODED, Section, missing
 from edm3d.reporting.sections import fidelity
-from edm3d.reporting.strips import channel_strips
+from edm3d.reporting.strips import pictures_of, strips
 
 
 class HeldOutRow(NamedTuple):
@@ -48,9 +48,9 @@ class HeldOut(Section):
 
     def figures(self, found: dict[str, list], context: Comparison, report: dict) -> dict[str, Figure]:
         items = context.first.get("decoded", [])
-        return channel_strips("first_stage", [("Held out", [item.real for item in items]),
-                                              ("Decoded from its latents", [item.decoded for item in items])],
-                              context.layout)
+        return strips("first_stage", [("Held out", pictures_of([item.real for item in items])),
+                                      ("Decoded from its latents", pictures_of([item.decoded for item in items]))],
+                      context.layout)
 
     def facts(self, report: dict) -> list[tuple[str, str]]:
         part = report["first_stage"]

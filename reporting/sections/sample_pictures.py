@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.html import html_strips
 from edm3d.reporting.section import Section
-from edm3d.reporting.strips import channel_strips
+from edm3d.reporting.strips import pictures_of, strips
 
 
 class SamplePictures(Section):
@@ -17,8 +17,8 @@ class SamplePictures(Section):
     sets = ()
 
     def figures(self, found: Any, context: Comparison, report: dict) -> dict[str, Figure]:
-        sets = [(name.capitalize(), context.first[name]) for name in ("real", "generated")]
-        return channel_strips("samples", sets, context.layout)
+        blocks = [(name.capitalize(), pictures_of(context.first[name])) for name in ("real", "generated")]
+        return strips("samples", blocks, context.layout)
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle "

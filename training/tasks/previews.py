@@ -91,7 +91,7 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, real_latents(task, held, count, device)
     else:
         look = look_of(snapshot.facts)
-        real = real_pictures(snapshot, options.real, count, trust=True)  # the data set is the user's own configuration
+        real, _ = real_pictures(snapshot, options.real, count, trust=True)  # the data set is his own configuration
 
     def show(net: torch.nn.Module) -> Shown:
         alone = drawer._replace(denoiser=partial(around, net, None))
@@ -100,7 +100,7 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         samples = Samples(seeds, arrays, meta)
         if in_latents:
             return Shown(latent_blocks(arrays["latents"], real),
-                         {**told, "window": shades(arrays["latents"], real)}, samples)
+                         {**told, "windows": shades(arrays["latents"], real)}, samples)
         generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
         return Shown([("Real", real), ("Generated", generated)], told, samples)
 
