@@ -50,21 +50,21 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
             affine: Sequence[Sequence[float]] | None = None) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
-    Rows are the three planes (2D: one) with the label overlay, and their names (see plane_names, which affine is for)
-    stand on the left; in a block with labels the first plane without it comes first. A volume is a pair of image
-    [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all blocks of each, or together where
-    `channels` names them red, green and blue; ValueError for blocks of unlike numbers of them. spacing in mm per axis;
-    windows: the intensities shown as black and white, of all or of each channel (see windows_of, by default), which all
-    blocks share; label_classes (background first) name the legend, which has the classes that are seen; captions stand
-    under the last block's columns; aligned: every block is cut where the first block's volume of its column is.
-    Signals, which have a single axis, become `curves`.
+    Rows are the three planes (2D: one) with the label overlay; they hang as those of planes_figure where an affine says
+    how, and their names (see plane_names) stand on the left; in a block with labels the first plane without it comes
+    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all
+    blocks of each, or together where `channels` names them red, green and blue; ValueError for blocks of unlike numbers
+    of them. spacing in mm per axis; windows: the intensities shown as black and white, of all or of each channel (see
+    windows_of, by default), which all blocks share; label_classes (background first) name the legend, which has the
+    classes that are seen; captions stand under the last block's columns; aligned: every block is cut where the first
+    block's volume of its column is. Signals, which have a single axis, become `curves`.
     """
     if len(spacing) == 1:
         return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
     split = _by_channel(blocks, len(spacing), channels)
     windows = windows_of(blocks, len(spacing), channels) if windows is None else windows
     centres = [_centre(values.shape[:len(spacing)], label) for values, label in split[0][0][1]] if aligned else None
-    columns = [(title, _columns(pictures, spacing, centres), window)
+    columns = [(title, _columns(pictures, spacing, centres, _known(affine)), window)
                for parts, window in zip(split, np.broadcast_to(windows, (len(split), 2)).tolist(), strict=True)
                for title, pictures in parts]
     legend = _legend(label_classes, [planes for _, block, _ in columns for planes in block])
@@ -123,9 +123,15 @@ def plane_names(ndim: int, affine: Sequence[Sequence[float]] | None) -> list[tup
     """
     if ndim != 3:
         return []
-    if affine is None or np.array_equal(affine, np.eye(4)):
+    if _known(affine) is None:
         return [(f"axes {pair}", pair) for pair in ("0, 1", "0, 2", "1, 2")]
     return [_ANATOMICAL[code] for code in reversed(nibabel.aff2axcodes(np.asarray(affine)))]
+
+
+def _known(affine: Sequence[Sequence[float]] | None) -> np.ndarray | None:
+    """An affine that says where the axes point, None for none and for the identity, which arrays without geometry have.
+    """
+    return None if affine is None or np.array_equal(affine, np.eye(4)) else np.asarray(affine)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -264,10 +270,10 @@ def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
 # ---- sheets ----
 
 
-def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Sequence[list[int]] | None
-             ) -> list[list[Plane]]:
+def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Sequence[list[int]] | None,
+             affine: np.ndarray | None) -> list[list[Plane]]:
     """The planes of every volume; where any of them has a label, the first plane without it comes first."""
-    columns = [_planes(values, label, spacing, None, centres[i] if centres else None)
+    columns = [_planes(values, label, spacing, affine, centres[i] if centres else None)
                for i, (values, label) in enumerate(pictures)]
     if all(label is None for _, label in pictures):
         return columns

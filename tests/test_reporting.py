@@ -325,6 +325,20 @@ def test_planes_hang_as_in_a_viewer(affine, place):
     assert np.unravel_index(np.argmax(means), (2, 2)) == place
 
 
+@pytest.mark.parametrize(("affine", "place"), [
+    (np.diag([2.0, 2, 2, 1]), (0, 0)), (np.diag([-2.0, 2, 2, 1]), (0, 1)), (np.diag([2.0, 2, -2, 1]), (1, 0)),
+    (np.eye(4), (1, 1)), (None, (1, 1))])  # nothing is known of the axes: the first runs down, the last to the right
+def test_montages_hang_as_single_volumes_do(affine, place):
+    image = np.zeros((16, 16, 16), np.float32)
+    image[12:, :, 12:] = 1
+    rgb = pixels(montages.montage([("", [(image, None)])], (2, 2, 2), windows=(0, 1), affine=affine))
+    top, half = 18 + montages.TILE + montages.GAP, montages.TILE // 2
+    coronal = rgb[top:top + montages.TILE, 18 + 8:18 + montages.TILE].mean(-1)  # names of planes stand on the left
+    means = [[coronal[:half, :half].mean(), coronal[:half, half:].mean()],
+             [coronal[half:, :half].mean(), coronal[half:, half:].mean()]]
+    assert np.unravel_index(np.argmax(means), (2, 2)) == place
+
+
 @pytest.mark.parametrize(("codes", "names"), [
     ("RAS", ["axial", "coronal", "sagittal"]), ("LPI", ["axial", "coronal", "sagittal"]),
     ("SPR", ["sagittal", "coronal", "axial"]), ("ASL", ["sagittal", "axial", "coronal"])])
@@ -356,8 +370,8 @@ def test_rows_of_a_montage_have_the_names_of_their_planes():
     tops = [40 + i * (montages.TILE + montages.GAP) for i in range(4)]
     assert [height * (1 - text.get_position()[1]) for text in figure.texts[1:5]] == pytest.approx(
         [top + montages.TILE / 2 for top in tops])
-    thin = montages.montage([("Real", [(blank((4, 64, 64)), None)])], (1, 1, 1), windows=(0, 1), affine=affine)
-    assert words_of(thin) == ["Real", "ax", "cor", "sagittal"]  # rows of 10, 10 and 168 pixels
+    thin = montages.montage([("Real", [(blank((64, 64, 4)), None)])], (1, 1, 1), windows=(0, 1), affine=affine)
+    assert words_of(thin) == ["Real", "axial", "cor", "sag"]  # rows of 168, 10 and 10 pixels
 
 
 def test_legend_takes_as_many_lines_as_it_needs_and_stays_inside(monkeypatch):
