@@ -18,7 +18,7 @@ from edm3d.formats.decathlon import read_task
 from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of
 from edm3d.formats.pairing import CaseFiles, find_cases
 from edm3d.formats.patterns import proposal
-from edm3d.formats.prepare_facts import CaseFacts, check_together, raise_all
+from edm3d.formats.prepare_facts import CaseFacts, check_together, clip_lines, raise_all, voxels_beyond
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
 from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
 from edm3d.utils.checks import listed
@@ -60,7 +60,8 @@ def prepare(
     cohort = read_table(table) if table else None
     cases, options, notes = _sources(images, labels, decathlon, options, cohort)
     records = _records(cases, cohort, table, options)
-    dims = options.spatial_dims or (len(options.grid) if options.grid else _guess_dims(cases))
+    grid = len(options.grid or ())
+    dims = options.spatial_dims or (grid if grid in (2, 3) else _guess_dims(cases))
     check_options(options, dims)
     picked(options)
     if options.classes and not any(case.label for case in cases):
@@ -69,7 +70,7 @@ def prepare(
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
     check_together(cases, facts, options)
-    notes += _notes(facts, options)
+    notes += [*_notes(facts, options), *clip_lines(_of_training(cases, facts, split_of), options)]
     meta = _meta(cases, facts, options, dims, cohort, split_of)
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
     needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
@@ -251,7 +252,8 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
     labels = frozenset() if loaded.label is None else frozenset(np.unique(loaded.label).tolist())
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
-    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest)
+    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest,
+                     loaded.image.size, voxels_beyond(loaded.image, scale, options))
 
 
 def _digest(path: Path) -> bytes:
@@ -299,7 +301,7 @@ def _meta(
     elif options.value_range:
         intensity = Intensity(float(options.value_range[0]), float(options.value_range[1]), options.clip, "a.u.")
     else:
-        training = [f.span for case, f in zip(cases, facts) if split_of[case.id] == "train"] or [f.span for f in facts]
+        training = [fact.span for fact in _of_training(cases, facts, split_of)]
         intensity = Intensity(float(np.min(training)), float(np.max(training)), False, "a.u.")
     return VolumesMeta(
         spatial_dims=dims,
@@ -311,6 +313,11 @@ def _meta(
         class_names=cohort.class_names if cohort else (),
         intensity=intensity,
     )
+
+
+def _of_training(cases: list[CaseFiles], facts: list[CaseFacts], split_of: dict[str, str]) -> list[CaseFacts]:
+    """The facts of the training volumes, of all where there are none."""
+    return [fact for case, fact in zip(cases, facts) if split_of[case.id] == "train"] or facts
 
 
 def _provenance(

@@ -1,14 +1,16 @@
 """What the first pass of `prepare` learns of each case, and whether the cases fit into one file."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from edm3d.formats.pairing import CaseFiles
-from edm3d.formats.prepare_options import PrepareOptions, join
+from edm3d.formats.prepare_options import PrepareOptions, clipping, join
 from edm3d.utils.checks import listed
+
+MOST_CLIPPED = 0.2  # of the training voxels, without a note
 
 
 class CaseFacts(NamedTuple):
@@ -22,6 +24,32 @@ class CaseFacts(NamedTuple):
     labels: frozenset[int]  # label values
     moved: bool  # whether the label map lay on another grid
     digest: bytes  # of the files
+    voxels: int  # of the image as its files have it, over all channels
+    beyond: int  # of these, how many lie outside what is clipped to; 0 where nothing is
+
+
+def voxels_beyond(image: np.ndarray, scale: np.ndarray, options: PrepareOptions) -> int:
+    """How many voxels of an image [C,X,Y,Z] will be clipped; scale: its percentiles [C,2], where these are asked for.
+    """
+    bounds = clipping(options)
+    if bounds is None:
+        return 0
+    lo, hi = (bound.reshape(-1, 1, 1, 1) for bound in (scale.T if options.percentiles else np.array([bounds]).T))
+    return int(np.count_nonzero(image < lo) + np.count_nonzero(image > hi))
+
+
+def clip_lines(training: Sequence[CaseFacts], options: PrepareOptions) -> list[str]:
+    """What share of the training voxels is clipped, with a note where it is so much that the option looks wrong."""
+    bounds = clipping(options)
+    if bounds is None:
+        return []
+    share = sum(fact.beyond for fact in training) / sum(fact.voxels for fact in training)
+    lines = [f"clipped: {100 * share:.3g} % of the training voxels"]
+    if share > MOST_CLIPPED:
+        given, wanted = (("--percentiles", "percentiles go from 0 to 100, as in 0 99.5") if options.percentiles else
+                         ("--range", "wanted the lowest and the highest value in the units of the files"))
+        lines.append(f"Note: {given} {join(bounds)} clips much; {wanted}")
+    return lines
 
 
 def raise_all(problems: Iterable[str], total: int) -> None:

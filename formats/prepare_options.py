@@ -40,8 +40,12 @@ def check_options(options: PrepareOptions, dims: int) -> None:
     if dims not in (2, 3):
         raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
     for name, values in (("--size", options.size), ("--fit", options.fit), ("--spacing", options.spacing)):
-        if values is not None and (len(values) != dims or min(values) <= 0):
-            raise ValueError(f"{name} {join(values)}: wanted {dims} numbers above 0 (--spatial-dims {dims})")
+        if values is not None and len(values) != dims:
+            count = "one number" if len(values) == 1 else f"{len(values)} numbers"
+            raise ValueError(f"{name} {join(values)}: {count}, but {_axes(options, dims)}; wanted one number for each "
+                             "axis")
+        if values is not None and min(values) <= 0:
+            raise ValueError(f"{name} {join(values)}: wanted {dims} numbers above 0")
     if options.fit and (options.size or options.spacing):
         raise ValueError(f"--fit {join(options.fit)} sets size and spacing; leave --size and --spacing out")
     _check_scaling(options)
@@ -49,6 +53,15 @@ def check_options(options: PrepareOptions, dims: int) -> None:
         axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
         if len(options.orientation) != 3 or {a for a in axes if a & set(options.orientation)} != axes:
             raise ValueError(f"--orientation {options.orientation}: wanted one of R/L, A/P and S/I each, such as RAS")
+
+
+def _axes(options: PrepareOptions, dims: int) -> str:
+    """How many axes there are, by the option that says so or else by the volumes."""
+    if options.spatial_dims:
+        return f"--spatial-dims is {dims}"
+    if options.grid and len(options.grid) == dims:
+        return f"{'--size' if options.size else '--fit'} has {dims}"
+    return f"the volumes have {'two' if dims == 2 else 'three'} axes"
 
 
 def _check_scaling(options: PrepareOptions) -> None:
@@ -88,6 +101,11 @@ def channel_names(options: PrepareOptions, count: int) -> tuple[str, ...]:
     if options.channels:
         return tuple(options.channels[i] for i in indices)
     return ("image",) if count == 1 else tuple(f"channel_{i}" for i in indices)
+
+
+def clipping(options: PrepareOptions) -> tuple[float, ...] | None:
+    """The percentiles or values that are clipped to, None where nothing is."""
+    return (options.percentiles or options.value_range) if options.clip else None
 
 
 def join(values: Iterable[float]) -> str:

@@ -179,7 +179,7 @@ def test_label_sets_that_change_are_named_unless_the_classes_are_given(task):
     (["--percentiles", "0", "99", "--range", "0", "1"], ["both scale the values"]),
     (["--range", "1", "0"], ["--range 1 0"]),
     (["--fit", "8", "8", "8", "--size", "8", "8", "8"], ["--fit 8 8 8 sets size and spacing"]),
-    (["--fit", "8", "8"], ["--fit 8 8: wanted 3 numbers"]),
+    (["--fit", "8", "8"], ["--fit 8 8: 2 numbers, but --spatial-dims is 3"]),
 ])
 def test_options_that_do_not_fit_are_refused(task, options, wanted):
     result = call(dataset_tool.main, "prepare", "--decathlon", str(task), "--dest", str(task.parent / "no.h5"),

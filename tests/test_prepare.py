@@ -96,6 +96,31 @@ def test_percentiles_scale_each_volume_before_cropping(folders):
     np.testing.assert_array_equal(item.box, [[0, 1, 0], [4, 8, 6]])
 
 
+CLIPPED = [
+    ({"percentiles": (0, 90)}, ["clipped: 10 % of the training voxels"]),
+    ({"percentiles": (0, 1)}, [  # meant as fractions
+        "clipped: 99 % of the training voxels",
+        "Note: --percentiles 0 1 clips much; percentiles go from 0 to 100, as in 0 99.5"]),
+    ({"value_range": (0, 99)}, ["clipped: 0 % of the training voxels"]),
+    ({"value_range": (0, 49)}, [  # the test image, which has other values, does not count
+        "2 of 2 images have values outside --range 0 49, which were clipped", "clipped: 50 % of the training voxels",
+        "Note: --range 0 49 clips much; wanted the lowest and the highest value in the units of the files"]),
+    ({"percentiles": (0, 1), "clip": False}, []), ({}, []),
+]
+
+
+@pytest.mark.parametrize("options, lines", CLIPPED)
+def test_says_how_many_training_voxels_are_clipped(tmp_path, options, lines):
+    ramp = np.arange(100, dtype=np.float32).reshape(5, 5, 4)  # its values 0 to 99, each once
+    for name, image in {"a": ramp, "b": np.where(ramp == 0, 99, 60)}.items():
+        write_nifti(tmp_path / "images" / f"{name}.nii", image.astype(np.float32), np.eye(4))
+    (tmp_path / "t.csv").write_text("id,split\na,train\nb,test\n")
+    if "percentiles" in options:  # those of the other one coincide
+        write_nifti(tmp_path / "images" / "b.nii", ramp, np.eye(4))
+    made = prepare(tmp_path / "images", None, tmp_path / "v.h5", PrepareOptions(**options), table=tmp_path / "t.csv")
+    assert made.notes == lines
+
+
 def test_padding_without_percentiles_is_the_minimum(folders):
     item = run(folders, PrepareOptions(size=(8, 9, 6), split=(1.0,))).read("train", 4)
     assert (item.image[0, :, 0] == random_image(4).min()).all()
@@ -184,13 +209,16 @@ def test_all_bad_files_are_named_at_once(folders):
     [
         (PrepareOptions(size=(8, 8)), r"case0\.nii\.gz: shape"),
         (PrepareOptions(size=(8, 0, 8)), "--size 8 0 8"),
-        (PrepareOptions(spacing=(1.0, 1.0)), "--spacing 1 1: wanted 3 numbers"),
+        (PrepareOptions(spacing=(1.0, 1.0)), "--spacing 1 1: 2 numbers, but the volumes have three axes"),
         (PrepareOptions(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
         (PrepareOptions(orientation="RRS"), "--orientation RRS"),
         (PrepareOptions(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
         (PrepareOptions(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, 2 have names: a, b.*--channels"),
         (PrepareOptions(split=(0.5, 0.4)), "--split 0.5 0.4"),
         (PrepareOptions(spatial_dims=4), "--spatial-dims 4"),
+        (PrepareOptions(size=(32,)), "^--size 32: one number, but the volumes have three axes; wanted one number for"),
+        (PrepareOptions(size=(32,), spatial_dims=3), "^--size 32: one number, but --spatial-dims is 3"),
+        (PrepareOptions(size=(8, 8, 8), spacing=(1, 1)), "^--spacing 1 1: 2 numbers, but --size has 3"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folders, options, message):
