@@ -22,6 +22,7 @@ from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.metrics.image import psnr
 from edm3d.metrics.overlap import dice
 from edm3d.networks.latent_codec import SCALINGS
+from edm3d.networks.layers import SizeError
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
@@ -161,7 +162,10 @@ def make_job(stage: FirstStage, snapshot: Snapshot, volumes: VolumesFile, option
             trained = "" if options.size or not fixed else f", to which {snapshot.path} was trained to fit them"
             raise ValueError(f"{volumes.path}: the volumes of {split} are {list(shape)}, wanted {list(size)}{trained}; "
                              f"choose --size with {len(shape)} numbers")
-    stage.net.latent_shape(size)
+    try:
+        stage.net.latent_shape(size)
+    except SizeError as e:
+        raise ValueError(f"{volumes.path}: {e}; --size {' '.join(map(str, e.larger))} pads the volumes") from e
     stage = stage.in_parts(options.tiles)
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
     measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]

@@ -14,6 +14,7 @@ from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.evaluate import best_device
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.snapshot import Snapshot, check_contract
+from edm3d.networks.layers import SizeError
 from edm3d.networks.tiles import Tiles
 from edm3d.reporting import first_stage, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
@@ -83,7 +84,11 @@ def coded(stage: FirstStage, held: Cases, labelled: bool, indices: Sequence[int]
     for index in indices:
         case = held.case(index)
         label = torch.from_numpy(case.label)[None].to(stage.device) if labelled else None
-        out = stage.round_trip(torch.from_numpy(case.image)[None].to(stage.device), label)
+        try:
+            out = stage.round_trip(torch.from_numpy(case.image)[None].to(stage.device), label)
+        except SizeError as e:
+            raise ValueError(f"{case.id}: {e}; prepare the volumes anew with --size "
+                             f"{' '.join(map(str, e.larger))}") from e
         if not out.finite:
             raise ValueError(f"{case.id}: what the first stage gives back is not finite; it has diverged, train it "
                              "again with a lower training.optimizer.lr")

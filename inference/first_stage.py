@@ -9,6 +9,7 @@ import torch
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.networks.autoencoder import Codes
 from edm3d.networks.latent_codec import shift_and_gain, unwhiten, whiten
+from edm3d.networks.layers import SizeError
 from edm3d.networks.posteriors import AnyPosterior
 from edm3d.networks.tiles import Tiles, by_parts
 from edm3d.utils.precision import autocast
@@ -73,7 +74,10 @@ class FirstStage:
 
     def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled posterior means [N,z,*s] of images [N,C,*S] and label maps [N,*S]."""
-        return self.scaled(self.posterior(self.facts.intensity.to_network(image), label).mean)
+        try:
+            return self.scaled(self.posterior(self.facts.intensity.to_network(image), label).mean)
+        except SizeError as e:
+            raise ValueError(f"{e}; pad the images") from e
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

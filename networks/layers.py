@@ -225,8 +225,21 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     return out.transpose(2, 3).reshape(n, channels // 3, *size)
 
 
+class SizeError(ValueError):
+    """A size [*S] that a network cannot divide; larger: the nearest [*S] that it can and that holds all of it."""
+
+    def __init__(self, message: str, size: Sequence[int], larger: Sequence[int]):
+        super().__init__(message)
+        self.size, self.larger = tuple(size), tuple(larger)
+
+
+def size_error_of(error: BaseException | None) -> SizeError | None:
+    """The SizeError that an error is or was raised from, None where there is none."""
+    return error if error is None or isinstance(error, SizeError) else size_error_of(error.__cause__)
+
+
 def check_divides(size: Sequence[int], factor: Sequence[int], network: str) -> None:
-    """ValueError naming the nearest sizes that work when a network cannot divide a size."""
+    """SizeError naming the nearest sizes that work when a network cannot divide a size."""
     if len(size) != len(factor):
         raise ValueError(f"{network}: got an image with {len(size)} spatial axes, spatial_dims is {len(factor)}")
     bad = [axis for axis, (s, f) in enumerate(zip(size, factor, strict=True)) if s % f or s < f]
@@ -234,5 +247,4 @@ def check_divides(size: Sequence[int], factor: Sequence[int], network: str) -> N
         lower = tuple(max(s // f, 1) * f for s, f in zip(size, factor, strict=True))
         upper = tuple(-(-s // f) * f for s, f in zip(size, factor, strict=True))
         nearest = f"that do: {lower} and {upper}" if lower != upper else f"that does: {lower}"
-        raise ValueError(f"{network}: size {tuple(size)} must divide by {tuple(factor)}; nearest {nearest} (change the "
-                         "data's --size or the network's strides)")
+        raise SizeError(f"{network}: size {tuple(size)} must divide by {tuple(factor)}; nearest {nearest}", size, upper)

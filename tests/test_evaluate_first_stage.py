@@ -155,6 +155,13 @@ def test_volumes_are_padded_as_in_training(tmp_path, size, latents):
     assert found["channels"]["c0"]["real"]["mean"] == pytest.approx(0.5 * 64 / np.prod(latents), abs=0.03)
 
 
+def test_volumes_of_another_size_are_to_be_prepared_anew(tmp_path):
+    file = random_volumes(tmp_path / "r.h5", 1, 2)
+    path = snapshot(tmp_path / "s.pt", {**NODE, "spatial_dims": 2}, bare_data(1, 2), [19, 16])
+    with pytest.raises(ValueError, match=r"^case\d: AutoencoderKL: size \(19, 16\) .*anew with --size 20 16$"):
+        evaluate_first_stage.evaluate_first_stage(str(path), file, tmp_path / "out", FirstStageOptions())
+
+
 class Exact(torch.nn.Module):
     """A quantised first stage that loses nothing, with the codes 0 and 1 by halves and two that nobody uses."""
 

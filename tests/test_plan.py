@@ -248,6 +248,8 @@ def test_command_says_what_is_missing(tmp_path, monkeypatch):
     assert "--shape, channels and voxels per axis as in 1 160 160 128" in said
     assert "does not divide over --ranks 3" in refused(
         tmp_path, dataset_tool.main, "plan", "-cn", "echo_vae", *VAE, "--ranks", "3", "--shape", "1", "16", "16", "16")
+    said = refused(tmp_path, dataset_tool.main, "plan", "-cn", "echo_vae", *VAE, "--shape", "12", "14", "19")
+    assert said.endswith("the first number of --shape is the channels; write --shape 12 14 20")
     assert call(dataset_tool.main, "plan").exit_code == 2
 
 

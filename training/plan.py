@@ -19,7 +19,7 @@ from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor
 from edm3d.training.phases import LossOutput, Task
 from edm3d.training.resume import RunRecord
 from edm3d.training.tasks import TASKS
-from edm3d.training.tasks.base import PlannedData
+from edm3d.training.tasks.base import PlannedData, key_of_size_named
 from edm3d.training.training_loop import Trainer, split_batch
 from edm3d.utils.config import build
 from edm3d.utils.log import RunLog
@@ -98,7 +98,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
     batch_gpu, rounds = split_batch(options.batch_size, options.batch_gpu, 1)
     options = replace(options, batch_gpu=batch_gpu, batch_size=batch_gpu * min(rounds, 2))
     training = {**training, "options": vars(options)}
-    with fake_tensors(), LiveMemory() as memory:
+    with key_of_size_named(training, source), fake_tensors(), LiveMemory() as memory:
         task = TASKS[training["task"]].assemble(training, source, imagined=True)
         shape = task.trained_shape or task.snapshot.shape
         kept: list[int] = []

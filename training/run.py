@@ -20,6 +20,7 @@ from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, rea
 from edm3d.training.schedule import lr_factor
 from edm3d.training.selftest import bf16_of_all_ranks, check_folder, spread_lines
 from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import key_of_size_named
 from edm3d.training.training_loop import Trainer, split_batch
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
@@ -86,7 +87,8 @@ def train(experiment: str, config: dict) -> Path | None:
         check_dataset(dataset, training["dataset"]["_target_"])
         torch.manual_seed(options.seed)
         held = held_out(training)
-        task = TASKS[training["task"]].assemble(training, dataset, held)
+        with key_of_size_named(training, dataset):
+            task = TASKS[training["task"]].assemble(training, dataset, held)
         run_dir, reason = train_task(experiment, config, task, dataset, held, options, device)
     finally:
         distributed.shutdown()

@@ -145,7 +145,7 @@ def trained_shape(net: torch.nn.Module, augment: Callable | None, data: Data) ->
     try:
         net.latent_shape(augment.size)
     except ValueError as e:
-        raise ValueError(f"training.augment.size={list(augment.size)}: {e}") from e
+        raise ValueError(f"training.augment.size={list(augment.size)}: {e}") from None  # no size of the data
     return (data.shape[0], *augment.size)
 
 

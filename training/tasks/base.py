@@ -1,6 +1,8 @@
 """What the program asks of a task, and what tasks are assembled from."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from typing import Any, NamedTuple, Protocol
@@ -9,11 +11,12 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.layers import size_error_of
 from edm3d.training.live_memory import imagine
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show
 from edm3d.training.validation import Held
-from edm3d.utils.config import build, fill
+from edm3d.utils.config import build, fill, find_target
 
 
 class Data(Protocol):
@@ -109,6 +112,35 @@ def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequen
     channels, *size = shape or data.shape
     return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
                 image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
+
+
+@contextmanager
+def key_of_size_named(training: dict, data: Data) -> Iterator[None]:
+    """Say in an error about a size that the network cannot divide what the user would change to mend that."""
+    try:
+        yield
+    except ValueError as e:
+        if (found := size_error_of(e)) is None:
+            raise
+        raise ValueError(f"{e}; {mended(training, data, found.size, found.larger)}") from e
+
+
+def mended(training: dict, data: Data, size: Sequence[int], larger: Sequence[int]) -> str:
+    """By which key what a network sees becomes `larger` instead of `size` [*s], be it voxels or latents of volumes."""
+    facts = data.facts
+    if not facts.source:  # of a plan
+        return (f"the first number of --shape is the channels; write --shape {data.shape[0]} "
+                f"{' '.join(map(str, larger))}")
+    voxels = facts.spatial_shape if facts.latents else data.shape[1:]
+    if len(voxels) != len(size) or any(v % s for v, s in zip(voxels, size)):
+        return "change the size of the volumes"
+    wanted = [n * v // s for n, v, s in zip(larger, voxels, size)]
+    if facts.latents:
+        return f"encode the volumes anew with --size {' '.join(map(str, wanted))}"
+    target = find_target(training["dataset"]["_target_"], "training.dataset")
+    if "size" not in inspect.signature(target).parameters:
+        return "pad the images"
+    return f"training.dataset.size={str(wanted).replace(' ', '')} pads the volumes"
 
 
 def build_augment(training: dict, data: Data) -> Callable | None:
