@@ -12,6 +12,7 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, in_order
+from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.files import read_npz
 from edm3d.utils.log import progress
 
@@ -26,8 +27,7 @@ _MAX_LABELS = 64  # whole numbers of at most so many different values are taken 
 
 def describe(path: Path) -> Iterator[str]:
     """Yield what an H5, npz, npy, NIfTI or .pt file holds; ValueError if it cannot be read."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    check_is_file(path, likely=ANY)
     if path.suffix in _HDF5:
         yield from _describe_h5(path)
     elif path.suffix == ".pt":

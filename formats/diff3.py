@@ -31,6 +31,7 @@ class Diff3Samples(NamedTuple):
 
 def is_latents(path: str | Path) -> bool:
     """Whether a file is a latent.h5 of DIFF-3; ValueError when it is no H5 file."""
+    h5.check_is_h5(Path(path), "latents")
     with h5.open_h5(path) as file:
         return h5.format_of(file) == "none" and any(
             isinstance(group, h5py.Group) and {"mean", "std"} <= set(group) for group in file.values())

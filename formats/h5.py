@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from edm3d.formats.spool import Spool
+from edm3d.formats.wanted import as_wanted, check_is_file
 from edm3d.utils.files import atomic_path, write_error
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # type (or "strings") and shape of a row, by data set
@@ -150,11 +151,8 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
     sets hold is not read yet (see `read`).
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    check_is_h5(path, format)
     with damage_named(path):
-        if not h5py.is_hdf5(path):
-            raise ValueError(f"{path}: not an HDF5 file")
         try:
             file = h5py.File(path, "r", locking=False)  # finished files never change, so readers need no lock
         except OSError as error:
@@ -168,6 +166,14 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
             file.close()
             raise
     return file
+
+
+def check_is_h5(path: Path, format: str | None = None) -> None:
+    """ValueError unless a path is an HDF5 file; format: of the one that is wanted, where that is known."""
+    check_is_file(path, format)
+    with damage_named(path):
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"{path}: not an HDF5 file" + (f"; {as_wanted(format)}" if format else ""))
 
 
 class LazyFile:
@@ -200,7 +206,7 @@ def check_format(file: h5py.File, format: str) -> None:
     """Raise ValueError unless the file is of this format and not newer than this code."""
     got = format_of(file)
     if got != format:
-        raise ValueError(f"{file.filename}: format is '{got}', wanted a '{format}' file")
+        raise ValueError(f"{file.filename}: format is '{got}', {as_wanted(format)}")
     version = int(file.attrs.get("version", 0))
     if version > VERSIONS[format]:
         raise ValueError(

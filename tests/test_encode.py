@@ -289,8 +289,8 @@ def test_latents_of_anything_else_are_refused(at, options, stage, words):
 def test_a_size_that_a_network_cannot_divide_is_mended_by_the_key_in_reach(at):
     levels = "training.network.model.channel_mult=[1,1,1]"  # divides by 4: of volumes 8 x 12 x 4 in latents 4 x 6 x 2
     said = refused(at, train.main, *TINY, levels, "training.dataset.path=lat.h5")
-    assert said.endswith("size (4, 6, 2) must divide by (4, 4, 4); nearest that do: (4, 4, 4) and (4, 8, 4); encode the "
-                         "volumes anew with --size 8 16 8")
+    assert said.endswith("size (4, 6, 2) must divide by (4, 4, 4); nearest that do: (4, 4, 4) and (4, 8, 4); encode "
+                         "the volumes anew with --size 8 16 8")
     deep = ["-cn=echo_vae", "training.network.channels=[4,4,4,4]", "training.dataset.path=vols.h5",
             "training.options.device=cpu"]
     assert refused(at, train.main, *deep).endswith("; training.dataset.size=[8,16,8] pads the volumes")
@@ -298,8 +298,9 @@ def test_a_size_that_a_network_cannot_divide_is_mended_by_the_key_in_reach(at):
                   "training.batch_transform.autoencoder=stage.pt"]
     assert refused(at, train.main, *on_the_fly).endswith("; training.dataset.size=[8,16,8] pads the volumes")
     patches = [*deep, "training.network.channels=[4,4]", "augment=patches", "training.augment.size=[4,5,4]"]
-    assert refused(at, train.main, *patches).endswith("training.augment.size=[4, 5, 4]: AutoencoderKL: size (4, 5, 4) "
-                                                      "must divide by (2, 2, 2); nearest that do: (4, 4, 4) and (4, 6, 4)")
+    assert refused(at, train.main, *patches).endswith(
+        "training.augment.size=[4, 5, 4]: AutoencoderKL: size (4, 5, 4) must divide by (2, 2, 2); nearest that do: "
+        "(4, 4, 4) and (4, 6, 4)")
     stage = Snapshot.read(Path("stage.pt"))
     with pytest.raises(ValueError, match=r"nearest that do: \(8, 12, 4\) and \(8, 14, 4\); pad the images$"):
         FirstStage(stage.build(), stage.facts).encode(torch.zeros(1, 1, 8, 13, 4), torch.zeros(1, 8, 13, 4).byte())

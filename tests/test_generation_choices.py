@@ -136,7 +136,7 @@ def test_a_network_that_was_never_trained_in_three_dimensions_draws_with_a_note(
 
 FILES = {
     "README.md": (b"# edm3d\n", r"starts with b'# edm3d\n'"),
-    "volumes.h5": (b"\x89HDF\r\n\x1a\n", r"starts with b'\x89HDF"),
+    "volumes.h5": (b"\x89HDF\r\n\x1a\n", "this file holds data (HDF5)"),
     "official.pkl": (b"\x80\x04\x95", "dataset_tool.py import-edm"),
     "renamed.pt": (b"\x80\x04\x95", "dataset_tool.py import-edm"),
     "empty.pt": (b"", "is empty"),

@@ -154,7 +154,7 @@ def test_wrong_files_are_refused_by_name(example, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.h5: truncated"):
         h5.open_h5(bad)
     assert "truncated" in h5.verify(bad)[0]
-    with pytest.raises(ValueError, match=r"x\.h5: format is 'latents', wanted a 'volumes' file"):
+    with pytest.raises(ValueError, match=r"x\.h5: format is 'latents', wanted a volumes file; python dataset_tool"):
         h5.open_h5(example, "volumes")
     with h5py.File(example, "a") as file:
         file.attrs["version"] = 99

@@ -1,6 +1,10 @@
 """Run folders: what is said where an older one is taken, as newer ones hold nothing."""
 
+import re
 from pathlib import Path
+
+import h5py
+import pytest
 
 from edm3d.utils.log import write_status
 from edm3d.utils.runs import find_file, passed_over
@@ -16,6 +20,34 @@ def make_run(folder: Path, status: str, why: str = "", snapshot: bool = False) -
 
 def found(name: str, root: Path) -> list[str]:
     return passed_over(find_file(name, "network-snapshot", root, "--network"), name, root)
+
+
+def test_a_misspelt_name_is_held_against_those_of_the_runs(tmp_path):
+    make_run(tmp_path / "00000-mine", "done", snapshot=True)
+    (make_run(tmp_path / "00001-mind", "done") / "status.json").write_text("{")  # tells nobody's name
+    (tmp_path / "00002-mini").mkdir()
+    with pytest.raises(ValueError, match=rf"name=mime: no such .*in {tmp_path}/; did you mean 'mine'\?$"):
+        find_file("mime", "network-snapshot", tmp_path, "name")
+    for name, kind in (("other", "network-snapshot"), ("mine", "training-state")):
+        with pytest.raises(ValueError, match=rf"and no run of that name with a {kind} in {tmp_path}/$"):
+            find_file(name, kind, tmp_path, "name")
+
+
+def test_files_that_are_no_snapshots_are_told_from_them(tmp_path):
+    folder = make_run(tmp_path / "00000-mine", "done", snapshot=True)
+    state, data = folder / "training-state-000001.pt", tmp_path / "x.h5"
+    state.write_bytes(b"PK")
+    with h5py.File(data, "w"):
+        pass
+    newest = folder / "network-snapshot-000001.pt"
+    for path, words in {data: "wanted a network-snapshot (.pt), this file holds data (HDF5)",
+                        state: f"wanted a network-snapshot; the newest beside it is {newest}"}.items():
+        with pytest.raises(ValueError, match=f"{re.escape(words)}$"):
+            find_file(str(path), "network-snapshot", tmp_path, "name")
+    assert find_file(str(state), "training-state", tmp_path, "name") == state
+    newest.unlink()
+    with pytest.raises(ValueError, match="a training state, wanted a network-snapshot, of which there is none beside"):
+        find_file(str(state), "network-snapshot", tmp_path, "name")
 
 
 def test_newer_runs_that_left_nothing_are_named(tmp_path):

@@ -313,13 +313,36 @@ def damaged(at) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("path", "words"), [
+    ("none.h5", "none.h5: no such file; wanted a latents file; python dataset_tool.py encode makes one of a"),
+    ("data/echo.h5", "format is 'volumes', wanted a latents file; python dataset_tool.py encode makes one of"),
+    ("results", "results: a folder, wanted a latents file; python dataset_tool.py encode makes one of a volumes file"),
+])
+def test_latents_that_are_none_name_what_makes_them(at, path, words):
+    assert words in refused(at, train.main, *EDM, f"training.dataset.path={path}")
+
+
+def test_a_folder_where_a_file_is_wanted_names_the_file_that_is_meant(at):
+    words = ["evaluate", "--real", "data/echo.h5", "--dest", "results/refused", "--generated"]
+    assert refused(at, evaluate.main, *words[1:], "results/demo").endswith(
+        "results/demo: a folder, wanted a samples file; did you mean results/demo/samples.h5?")
+    assert refused(at, evaluate.main, *words[1:], "results/00000-echo_vae").endswith(
+        "a folder, wanted a samples file; generate.py makes one")
+    assert refused(at, dataset_tool.main, "info", "results/00000-echo_vae").endswith(
+        "a folder, wanted a file; did you mean results/00000-echo_vae/network-snapshot-000000.016.pt?")
+    assert refused(at, dataset_tool.main, "info", "results/demo").endswith("did you mean results/demo/samples.h5?")
+    assert refused(at, dataset_tool.main, "info", "results").endswith("results: a folder, wanted a file")
+    assert "wanted a volumes file; did you mean data/" in refused(
+        at, dataset_tool.main, "propose", "data", "--dest", "x.yaml")
+
+
 @pytest.mark.parametrize(("overrides", "wanted"), [
     (["training.dataset.path=none.h5"], ["none.h5", "no such file"]),
     (["training.dataset.path=damaged/text.h5"], ["text.h5", "not an HDF5 file"]),
     (["training.dataset.path=damaged/half.h5"], ["half.h5", "truncated"]),
     (["training.dataset.path=data/echo_latents.h5"], ["echo_latents.h5", "'latents'"]),
     (["training.dataset.split=nothing"], ["nothing", "training.dataset.split"]),
-    (["training.network.channels=[4,4,4,4,4,4]"], ["(16, 16, 16)", "(32, 32, 32)", "strides"]),
+    (["training.network.channels=[4,4,4,4,4,4]"], ["(16, 16, 16)", "training.dataset.size=[32,32,32] pads"]),
     (["training.options.batch_size=7", "training.options.batch_gpu=2"], ["batch_size=7"]),
     (["training.options.batch_sise=7"], ["training.options.batch_sise", "batch_size"]),
     (["+training.network.chanels=[4]"], ["training.network.chanels", "channels"]),
@@ -349,7 +372,7 @@ def test_train_refuses(at, damaged, overrides, wanted):
 @pytest.mark.parametrize(("overrides", "wanted"), [
     (["training.dataset.path=data/echo.h5"], ["echo.h5", "'volumes'"]),
     (["training.dataset.path=damaged/flipped.h5"], ["flipped.h5", "damaged"]),
-    (["training.network.model.channel_mult=[1,1,1,1,1]"], ["(8, 8, 8)", "(16, 16, 16)", "strides"]),
+    (["training.network.model.channel_mult=[1,1,1,1,1]"], ["(8, 8, 8)", "(16, 16, 16)", "anew with --size 32 32 32"]),
     (["training.network.model.attention_levels=[7]"], ["attention_levels"]),
     (["training.network.model.channel_mult=3"], ["training.network.model.channel_mult=3"]),
     (["training.dataset=volumes"], ["training.dataset", "dataset=NAME"]),
@@ -375,7 +398,8 @@ def test_train_diffusion_refuses(at, damaged, overrides, wanted):
     (["sampling.network=damaged"], ["sampling.network=damaged", "network-snapshot"]),
     (["sampling.network=damaged/half.pt"], ["half.pt", "damaged"]),
     (["sampling.network=damaged/text.pt"], ["text.pt"]),
-    (["sampling.network=results/00001-echo_edm/training-state-000000.016.pt"], ["wanted a snapshot", "state"]),
+    (["sampling.network=results/00001-echo_edm/training-state-000000.016.pt"],
+     ["a training state, wanted a network-snapshot; the newest beside it is"]),
     (["sampling.autoencoder=echo_edm"], ["autoencoder", "diffusion"]),
     (["sampling.format=tiff"], ["sampling.format", "tiff", "npz", "png"]),
     (["sampling.format=png"], ["sampling.format=png", "in 3D", "sampling.nifti=true", "export --format png"]),
@@ -407,9 +431,17 @@ def test_snapshot_that_names_code_is_refused(at):
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), [
-    (["--source", "none.h5"], ["none.h5", "no such file"]),
+    (["--source", "none.h5"], ["none.h5: no such file; wanted a volumes file; python dataset_tool.py prepare makes"]),
+    (["--source", "damaged/text.h5"], ["text.h5: not an HDF5 file; wanted a volumes file; python dataset_tool.py pre"]),
+    (["--source", "results"], ["results: a folder, wanted a volumes file; python dataset_tool.py prepare makes one of"]),
+    (["--source", "data/echo_latents.h5"], ["format is 'latents', wanted a volumes file; python dataset_tool"]),
     (["--source", "damaged/half.h5"], ["half.h5", "truncated"]),
-    (["--autoencoder", "nobody"], ["nobody", "no run"]),
+    (["--autoencoder", "nobody"], ["nobody", "no run of that name with a network-snapshot in results/"]),
+    (["--autoencoder", "ecko_vae"], ["no run of that name", "in results/; did you mean 'echo_vae'?"]),
+    (["--autoencoder", "data/echo.h5"], ["echo.h5: wanted a network-snapshot (.pt), this file holds data"]),
+    (["--autoencoder", "results/00000-echo_vae/training-state-000000.016.pt"],
+     ["training-state-000000.016.pt: a training state, wanted a network-snapshot; the newest beside it is results/00000"
+      "-echo_vae/network-snapshot-000000.016.pt"]),
     (["--autoencoder", "echo_edm"], ["autoencoder", "diffusion"]),
     (["--autoencoder", "damaged/half.pt"], ["half.pt"]),
     (["--run-root", "nowhere"], ["echo_vae", "nowhere"]),

@@ -105,7 +105,7 @@ def read_npz(path: str | Path, *names: str) -> dict[str, np.ndarray]:
 def npz_damage_named(path: str | Path) -> Iterator[None]:
     """Turn what is raised on an npz file that is missing or damaged, or is none, into a ValueError that names it."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'a folder, wanted a file' if Path(path).is_dir() else 'no such file'}")
     try:
         yield
     except NPZ_DAMAGE as error:

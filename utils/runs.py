@@ -7,7 +7,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,11 +16,13 @@ import psutil
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.commands import command
+from edm3d.utils.config import near
 from edm3d.utils.log import read_status, write_status
 
 RUN = re.compile(r"^(\d{5,})-")
 STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
 PUBLISHED = ("config.json", "model.safetensors")  # files by which the folder of a published network is known
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how such files start
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -153,6 +155,7 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
     if path.is_file():
         if kind == "network-snapshot":  # who reads a state says more: which one is before it
             check_is_archive(path, kind, key)
+            check_is_no_state(path, key)
         return path
     if kind == "network-snapshot" and is_published(path):
         return path
@@ -161,7 +164,18 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
             return files[-1]
     if path.is_dir():
         raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
-    raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/")
+    likely = near(name, sorted(experiments(root) - {name}))
+    raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/"
+                     + "".join(f"; did you mean '{one}'?" for one in likely))
+
+
+def experiments(root: Path) -> set[str]:
+    """Names of the experiments that have runs; a folder whose status.json is damaged is left out."""
+    names = set()
+    for folder in root.glob("*-*"):
+        with suppress(ValueError):
+            names.add(read_status(folder).get("experiment"))
+    return names - {None}
 
 
 def is_published(folder: Path) -> bool:
@@ -192,10 +206,18 @@ def check_is_archive(path: Path, kind: str, key: str) -> None:
         start = file.read(8)
     if start.startswith(b"PK"):
         return
-    found = f"starts with {start!r}" if start else "is empty"
+    found = "holds data (HDF5)" if start == HDF5 else f"starts with {start!r}" if start else "is empty"
     is_pickle = start.startswith(b"\x80") or path.suffix == ".pkl"
     hint = f"; {command('data', 'import-edm')} makes a snapshot of an official EDM network" if is_pickle else ""
     raise ValueError(f"{key}={path}: wanted a {kind} (.pt), this file {found}{hint}")
+
+
+def check_is_no_state(path: Path, key: str) -> None:
+    """ValueError for a training state by its name, where a snapshot is wanted."""
+    if path.name.startswith("training-state-"):
+        found = list_files(path.parent, "network-snapshot")
+        beside = f"; the newest beside it is {found[-1]}" if found else ", of which there is none beside it"
+        raise ValueError(f"{key}={path}: a training state, wanted a network-snapshot{beside}")
 
 
 def prune(folder: Path, kind: str, keep: int) -> None:
