@@ -225,6 +225,12 @@ def read_format(path: str | Path) -> str:
         return format_of(file)
 
 
+def check_holds(path: Path, format: str) -> None:
+    """ValueError unless a file that is to be written is of this format already; what makes such files is not said."""
+    if (got := read_format(path)) != format:
+        raise ValueError(f"{path}: format is '{got}', not '{format}'")
+
+
 def check_metadata(file: h5py.File) -> None:
     """Raise ValueError unless names, attributes and the stored hashes of the data sets are as they were written."""
     if "content_hash" not in file.attrs:

@@ -330,6 +330,8 @@ def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
     if not (dest if dest.suffix else record).is_file():
         return False
     try:
+        if dest.suffix:
+            h5.check_holds(dest, "volumes")
         found = dict(VolumesFile(dest).provenance if dest.suffix else json.loads(record.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e:
         raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e

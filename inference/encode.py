@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from edm3d.formats import h5
 from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.geometry import fit_centre
 from edm3d.formats.latents import LatentsFile, round_trip_line, write_latents
@@ -136,6 +137,7 @@ def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
         check_dest(dest, options.overwrite)
         return False
     try:
+        h5.check_holds(dest, "latents")
         old = LatentsFile(dest)
     except ValueError as e:
         raise ValueError(f"{e}; choose another --dest, or --overwrite it") from e

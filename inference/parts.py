@@ -1,6 +1,5 @@
 """Work that is shared over ranks and loses nothing by a stop: what is there already, and is it whole, and the rest."""
 
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 
 from edm3d.utils import distributed
+from edm3d.utils.checks import listed
+from edm3d.utils.config import differences, in_short
 from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
 from edm3d.utils.log import RunLog, progress
 
@@ -121,13 +122,6 @@ def check_alike(what: str, had: Mapping[str, Any], wanted: Mapping[str, Any], ad
     """ValueError unless what is there is of all that is wanted; `what` says what it is, up to 'another NAME'."""
     for name, value in wanted.items():
         if had.get(name) != value:
-            was, now = (json.dumps(each)[:100] for each in unlike(had.get(name), value))
-            raise ValueError(f"{what} another {name} ({was}, asked for is {now}); {advice}")
-
-
-def unlike(one: object, other: object) -> tuple[object, object]:
-    """Two values; of dicts only the entries that differ."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return one, other
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    return {key: one[key] for key in keys if key in one}, {key: other[key] for key in keys if key in other}
+            told = listed(f"{path}: {in_short(was)}, asked for is {in_short(now)}"
+                          for path, was, now in differences(had.get(name), value, name))
+            raise ValueError(f"{what} another {name} ({told}); {advice}")

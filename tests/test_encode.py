@@ -185,8 +185,10 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is_encoded(at, mon
     monkeypatch.setattr(encode, "encode_batch", lambda *_: pytest.fail("it was encoded"))
     Path("folder.h5").mkdir()
     Path("other.txt").write_text("mine")
+    write_volumes(Path("more.h5"))
     for dest, words in (("folder.h5", "--dest folder.h5: is a folder"), ("other.txt/l.h5", "other.txt is a file"),
-                        ("other.txt", "other.txt: not an HDF5 file; choose another --dest, or --overwrite it")):
+                        ("other.txt", "other.txt: not an HDF5 file; "),
+                        ("more.h5", "more.h5: format is 'volumes', not 'latents'; choose another --dest, or --over")):
         assert words in refused(at, dataset_tool.main, *arguments(dest))
     assert "is a folder" in refused(at, dataset_tool.main, *arguments("folder.h5", "--overwrite"))
 

@@ -128,8 +128,9 @@ def test_all_parts_go_and_those_of_other_settings_stay(parts):
 
 def test_what_is_of_other_settings_is_named():
     check_alike("x was drawn with", {"a": 1, "b": 2}, {"a": 1}, "do something")
-    with pytest.raises(ValueError, match=r"^x was drawn with another b \(null, asked for is \[2\]\); do something$"):
+    with pytest.raises(ValueError, match=r"^x was drawn with another b \(b: none, asked for is \[2\]\); do something$"):
         check_alike("x was drawn with", {"a": 1}, {"a": 1, "b": [2]}, "do something")
-    had, wanted = ({"a": {"long": "x" * 200, "tile": tile, **more}} for tile, more in ((1, {}), (2, {"first": "y"})))
-    with pytest.raises(ValueError, match=r'another a \({"tile": 1}, asked for is {"tile": 2, "first": "y"}\); do'):
+    had, wanted = ({"a": {"long": "x" * 200, "in": {"steps": n, **more}}} for n, more in ((18, {}), (5, {"eta": 1})))
+    with pytest.raises(ValueError, match=r"with another a \(a\.in\.eta: none, asked for is 1, a\.in\.steps: 18, asked "
+                                         r"for is 5\); do something$"):
         check_alike("x was drawn with", had, wanted, "do something")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.training import selftest
 from edm3d.training.batch_transforms import Identity
@@ -18,21 +20,24 @@ from edm3d.training.selftest import (
     bf16_warnings,
     bytes_to_come,
     check_folder,
-    spread_lines,
+    data_lines,
 )
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
 from tests.toy import OPTIONS, Points, Toy, make_trainer, trained
 
+TRAINING = {"network": {"_target_": "networks.precond.EDMPrecond"}, "loss": {"_target_": "training.loss.EDMLoss"},
+            "options": {"seed": 0}}
 CPU = torch.device("cpu")
 
 
 class Normal:
-    """Items [1,1000] of a normal law with mean 3."""
+    """Items [1,1000] of a normal law with mean 3, as latents or as images."""
 
-    def __init__(self, std: float):
-        self.std = std
+    def __init__(self, std: float, latents: bool = True, clip: bool = True):
+        known = LatentFacts("", "", [0.0], [1.0], None, "standardize", "gaussian") if latents else None
+        self.std, self.facts = std, Facts("", "", intensity=Intensity(0, 1, clip, ""), latents=known)
 
     def __len__(self) -> int:
         return 50
@@ -51,7 +56,7 @@ def task_with(sigma_data: float | None):
 
 @pytest.mark.parametrize(("std", "warned"), [(0.5, False), (0.53, False), (0.57, True), (0.43, True)])
 def test_spread_of_the_data_is_held_against_sigma_data(std, warned):
-    lines = spread_lines(task_with(0.5), Normal(std), 0, CPU)
+    lines = data_lines(task_with(0.5), Normal(std), TRAINING, CPU)
     assert float(lines[0].split()[2]) == pytest.approx(std, rel=0.01) and "sigma_data 0.5" in lines[0]
     assert len(lines) == 1 + warned
     if warned:
@@ -59,8 +64,29 @@ def test_spread_of_the_data_is_held_against_sigma_data(std, warned):
 
 
 def test_spread_is_told_without_sigma_data_and_left_out_where_nothing_is_to_be_learned():
-    assert len(spread_lines(task_with(None), Normal(2), 0, CPU)) == 1
-    assert spread_lines(replace(task_with(0.5), clean=None), Normal(2), 0, CPU) == []
+    assert len(data_lines(task_with(None), Normal(2), TRAINING, CPU)) == 1
+    assert data_lines(replace(task_with(0.5), clean=None), Normal(2), TRAINING, CPU) == []
+
+
+@pytest.mark.parametrize(("network", "loss", "keys"), [
+    ({"sigma_data": 0.5}, {"sigma_data": 0.5}, "give training.network.sigma_data={0} training.loss.sigma_data={0}, or"),
+    ({}, {}, "give +training.network.sigma_data={0} +training.loss.sigma_data={0}, or scale"),
+    ({"sigma_data": 0.5}, {"_target_": "training.loss.VPLoss"}, "give training.network.sigma_data={0}, or scale"),
+    ({"_target_": "networks.precond.VPPrecond"}, {"_target_": "training.loss.VPLoss"}, "sigma_data; scale the data"),
+])
+def test_only_keys_that_there_are_are_named(network, loss, keys):
+    training = {**TRAINING, "network": TRAINING["network"] | network, "loss": TRAINING["loss"] | loss}
+    measured, warning = data_lines(task_with(0.5), Normal(0.1), training, CPU)
+    assert keys.format(measured.split()[2]) in warning
+
+
+@pytest.mark.parametrize(("std", "clip", "warned"), [(0.5, True, True), (0.5, False, False), (5, False, True)])
+def test_images_far_outside_their_range_are_warned_of(std, clip, warned):
+    data = Normal(std, latents=False, clip=clip)
+    values = np.concatenate([data[i].image for i in torch.linspace(0, 49, 16).long().tolist()])
+    lines = data_lines(replace(task_with(None), clean=None), data, TRAINING, CPU)
+    said = f"Warning: images must be in [-1, 1], those of 16 items go from {values.min():.4g} to {values.max():.4g}"
+    assert [line.partition(";")[0] for line in lines] == [said] * warned
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -10,7 +10,7 @@ import torch
 from edm3d.formats.facts import Facts
 from edm3d.formats.training_state import TrainingState
 from edm3d.utils.checks import listed
-from edm3d.utils.config import differences, read_yaml
+from edm3d.utils.config import differences, in_short, read_yaml
 from edm3d.utils.config_hash import config_hash, hashed_part
 from edm3d.utils.log import read_status
 from edm3d.utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
@@ -18,7 +18,6 @@ from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named
-LENGTH = 40  # characters of a value
 
 
 class RunRecord(NamedTuple):
@@ -116,12 +115,6 @@ def different_settings(old: dict, new: dict) -> str:
 def listed_differences(old: object, new: object) -> str:
     """Paths at which two trees of plain data differ, with the values of both: `a.b: 1 -> 2, c: none -> x`."""
     return listed(sorted(f"{path}: {in_short(a)} -> {in_short(b)}" for path, a, b in differences(old, new)))
-
-
-def in_short(value: object) -> str:
-    """A value in a line; hashes, paths and long lists by how they start and end."""
-    text = "none" if value is None else str(value)
-    return text if len(text) <= LENGTH else f"{text[:LENGTH // 2]}...{text[-LENGTH // 2:]}"
 
 
 def changes(old: dict, new: dict) -> list[str]:

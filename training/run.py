@@ -18,7 +18,7 @@ from edm3d.training.phases import Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from edm3d.training.schedule import lr_factor
-from edm3d.training.selftest import bf16_of_all_ranks, check_folder, spread_lines
+from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import key_of_size_named
 from edm3d.training.training_loop import Trainer, split_batch
@@ -196,7 +196,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
-    for line in (*trainer.task.notes, *spread_lines(trainer.task, dataset, options.seed, trainer.device)):
+    training = trainer.record.config["training"]
+    for line in (*trainer.task.notes, *data_lines(trainer.task, dataset, training, trainer.device)):
         log(line)
     if start.state:
         log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")

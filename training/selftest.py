@@ -1,25 +1,39 @@
 """What is looked at before the first step: the device's bf16 convolution, the spread of the data, and the disk."""
 
+import inspect
 import tempfile
-from collections.abc import Sequence
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
+from edm3d.formats.facts import Facts
 from edm3d.inference.batch import Sample, collate
 from edm3d.samplers.noise import ImageGenerators, mix_seed
 from edm3d.training.ema import halflives
 from edm3d.training.phases import Task
 from edm3d.utils import distributed
 from edm3d.utils.checkpoint import tensor_bytes
+from edm3d.utils.config import find_target
 from edm3d.utils.files import check_free_disk, what_exists
 from edm3d.utils.schema import Options
 
 CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 MAX_ERROR = 0.03    # of a bf16 convolution, relative; rounding alone gives 0.003
 MAX_STD_OFF = 0.1   # of the data's standard deviation from sigma_data, relative
-STD_ITEMS = 16
+LOOKED_AT = 16      # items
+FAR = 2.0           # |value| of an image from which on it is no longer taken for one in [-1, 1]
+FAR_UNCLIPPED = 10.0  # the same where the contract says that values may lie beyond
+
+
+class Dataset(Protocol):
+    """Items, and what is known of them."""
+
+    facts: Facts
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 class Trial(NamedTuple):
@@ -67,30 +81,64 @@ def try_convolution(dims: int, device: torch.device, dtype: torch.dtype) -> Tria
     return Trial([part.detach().float().cpu() for part in (y, x.grad, weight.grad)], peak)
 
 
-def spread_lines(task: Task, dataset: Sequence[Sample], seed: int, device: torch.device) -> list[str]:
-    """The standard deviation of what the network is to learn, over a few items, beside its sigma_data."""
-    sigma_data = getattr(task.net, "sigma_data", None)
-    if task.clean is None:
+class Seen(NamedTuple):
+    """Of a few items: lowest and highest value of the images, and the standard deviation of what the network is to
+    learn (None: of nothing that has one).
+    """
+
+    lowest: float
+    highest: float
+    std: float | None
+
+
+def data_lines(task: Task, dataset: Dataset, training: dict, device: torch.device) -> list[str]:
+    """What a few items look like: images far outside [-1, 1], and their spread beside the network's sigma_data."""
+    items = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long().tolist()
+    seen = look(task, dataset, items, training["options"]["seed"], device)
+    return [*range_lines(seen, dataset.facts, len(items)), *spread_lines(seen.std, len(items), task.net, training)]
+
+
+def range_lines(seen: Seen, facts: Facts, count: int) -> list[str]:
+    """A warning where images lie far outside [-1, 1]; none of latents, which have no range."""
+    if facts.latents or max(-seen.lowest, seen.highest) <= (FAR if facts.intensity.clip else FAR_UNCLIPPED):
         return []
-    items = torch.linspace(0, len(dataset) - 1, min(STD_ITEMS, len(dataset))).long().tolist()
-    std = measured_std(task, dataset, items, seed, device)
+    return [f"Warning: images must be in [-1, 1], those of {count} items go from {seen.lowest:.4g} to "
+            f"{seen.highest:.4g}; have the data set scale them, as Intensity.to_network does (docs/own_code.md)"]
+
+
+def spread_lines(std: float | None, count: int, net: torch.nn.Module, training: dict) -> list[str]:
+    """The standard deviation of the data beside the network's sigma_data, and what to set where they differ much."""
+    if std is None:
+        return []
+    sigma_data = getattr(net, "sigma_data", None)
     beside = "" if sigma_data is None else f", sigma_data {sigma_data:g}"
-    lines = [f"Data std    {std:.3g} over {len(items)} items{beside}"]
+    lines = [f"Data std    {std:.3g} over {count} items{beside}"]
     if sigma_data is not None and not abs(std / sigma_data - 1) <= MAX_STD_OFF:
-        lines.append(f"Warning: the data's standard deviation is {std / sigma_data:.2f} times sigma_data; set that of "
-                     "training.network, training.loss and training.batch_transform to it, or scale the data")
+        keys = "".join(f" {key}={std:.3g}" for part in ("network", "loss") for key in key_of(part, training))
+        lines.append(f"Warning: the data's standard deviation is {std / sigma_data:.2f} times sigma_data; "
+                     + (f"give{keys}, or scale the data" if keys else "scale the data"))
     return lines
 
 
+def key_of(part: str, training: dict) -> list[str]:
+    """How the command line sets sigma_data of a part of the training half, [] where that takes none."""
+    node, path = training[part], f"training.{part}"
+    takes = "sigma_data" in inspect.signature(find_target(node["_target_"], path)).parameters
+    return [f"{'' if 'sigma_data' in node else '+'}{path}.sigma_data"] if takes else []
+
+
 @torch.no_grad()
-def measured_std(task: Task, dataset: Sequence[Sample], items: list[int], seed: int, device: torch.device) -> float:
-    """Standard deviation of all values of some items, as the network will see them."""
-    count, total, squares = 0, 0.0, 0.0
+def look(task: Task, dataset: Dataset, items: list[int], seed: int, device: torch.device) -> Seen:
+    """What some items look like, and all their values as the network will see them."""
+    lowest, highest, count, total, squares = inf, -inf, 0, 0.0, 0.0
     for i in items:
-        generators = ImageGenerators([i], seed=mix_seed("spread", seed), device=device)
-        x = task.clean(collate([dataset[i]]).to(device), generators).double()
-        count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
-    return max(0.0, squares / count - (total / count) ** 2) ** 0.5
+        batch = collate([dataset[i]])
+        lowest, highest = min(lowest, float(batch.images.min())), max(highest, float(batch.images.max()))
+        if task.clean is not None:
+            generators = ImageGenerators([i], seed=mix_seed("spread", seed), device=device)
+            x = task.clean(batch.to(device), generators).double()
+            count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
+    return Seen(lowest, highest, max(0.0, squares / count - (total / count) ** 2) ** 0.5 if count else None)
 
 
 def check_folder(folder: Path, task: Task, options: Options, with_best: bool) -> None:

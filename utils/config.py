@@ -26,6 +26,7 @@ TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.ne
 TRUSTED_SAMPLERS = ("edm3d.samplers.",)  # homes of the functions that a file may name as its sampler
 ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
+LENGTH = 40  # characters of a value in a message
 # arguments that the program itself gives a target, by the target's place in the config, which must not
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
@@ -235,6 +236,12 @@ def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str,
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
+
+
+def in_short(value: object) -> str:
+    """A value in a line; hashes, paths and long lists by how they start and end."""
+    text = "none" if value is None else str(value)
+    return text if len(text) <= LENGTH else f"{text[:LENGTH // 2]}...{text[-LENGTH // 2:]}"
 
 
 def no_such(what: str, name: object, known: Iterable[str], are: str = "there are") -> str:
