@@ -21,8 +21,7 @@ import train
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
-from edm3d.utils import checkpoint
-from edm3d.utils.commands import command
+from edm3d.utils import checkpoint, commands
 from tests.commands import call, files_below, refused, succeed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,7 +320,7 @@ def damaged(at) -> Path:
 ])
 def test_latents_that_are_none_name_what_makes_them(at, path, words):
     said = refused(at, train.main, *EDM, f"training.dataset.path={path}")
-    assert f"{words}{command('data', 'encode')} makes one of a volumes file" in said
+    assert f"{words}{commands.command('data', 'encode')} makes one of a volumes file" in said
 
 
 def test_a_folder_where_a_file_is_wanted_names_the_file_that_is_meant(at):
@@ -329,7 +328,7 @@ def test_a_folder_where_a_file_is_wanted_names_the_file_that_is_meant(at):
     assert refused(at, evaluate.main, *words[1:], "results/demo").endswith(
         "results/demo: a folder, wanted a samples file; did you mean results/demo/samples.h5?")
     assert refused(at, evaluate.main, *words[1:], "results/00000-echo_vae").endswith(
-        f"a folder, wanted a samples file; {command('generate')} makes one")
+        f"a folder, wanted a samples file; {commands.command('generate')} makes one")
     assert refused(at, dataset_tool.main, "info", "results/00000-echo_vae").endswith(
         "a folder, wanted a file; did you mean results/00000-echo_vae/network-snapshot-000000.016.pt?")
     assert refused(at, dataset_tool.main, "info", "results/demo").endswith("did you mean results/demo/samples.h5?")

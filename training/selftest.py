@@ -81,7 +81,7 @@ def try_convolution(dims: int, device: torch.device, dtype: torch.dtype) -> Tria
     return Trial([part.detach().float().cpu() for part in (y, x.grad, weight.grad)], peak)
 
 
-class Seen(NamedTuple):
+class Glance(NamedTuple):
     """Of a few items: lowest and highest value of the images, and the standard deviation of what the network is to
     learn (None: of nothing that has one).
     """
@@ -98,7 +98,7 @@ def data_lines(task: Task, dataset: Dataset, training: dict, device: torch.devic
     return [*range_lines(seen, dataset.facts, len(items)), *spread_lines(seen.std, len(items), task.net, training)]
 
 
-def range_lines(seen: Seen, facts: Facts, count: int) -> list[str]:
+def range_lines(seen: Glance, facts: Facts, count: int) -> list[str]:
     """A warning where images lie far outside [-1, 1]; none of latents, which have no range."""
     if facts.latents or max(-seen.lowest, seen.highest) <= (FAR if facts.intensity.clip else FAR_UNCLIPPED):
         return []
@@ -128,7 +128,7 @@ def key_of(part: str, training: dict) -> list[str]:
 
 
 @torch.no_grad()
-def look(task: Task, dataset: Dataset, items: list[int], seed: int, device: torch.device) -> Seen:
+def look(task: Task, dataset: Dataset, items: list[int], seed: int, device: torch.device) -> Glance:
     """What some items look like, and all their values as the network will see them."""
     lowest, highest, count, total, squares = inf, -inf, 0, 0.0, 0.0
     for i in items:
@@ -138,7 +138,7 @@ def look(task: Task, dataset: Dataset, items: list[int], seed: int, device: torc
             generators = ImageGenerators([i], seed=mix_seed("spread", seed), device=device)
             x = task.clean(batch.to(device), generators).double()
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
-    return Seen(lowest, highest, max(0.0, squares / count - (total / count) ** 2) ** 0.5 if count else None)
+    return Glance(lowest, highest, max(0.0, squares / count - (total / count) ** 2) ** 0.5 if count else None)
 
 
 def check_folder(folder: Path, task: Task, options: Options, with_best: bool) -> None:
