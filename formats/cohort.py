@@ -75,6 +75,8 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True)]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; wanted a table with a column id, as --table has it") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as a table ({error})") from error
     lines = [line for line in lines if any(line)]

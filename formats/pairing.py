@@ -41,7 +41,8 @@ def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None =
     if there are any.
     """
     image_names, label_names = Pattern(IMAGES, image_pattern or ANY, channels), Pattern(LABELS, label_pattern or ANY)
-    labels = images if labels is None and label_pattern else labels
+    among = labels is None
+    labels = images if among and label_pattern else labels
     taken, notes = _sorted_out(images, labels, image_names, label_names)
     image_files, label_files = taken[IMAGES], taken[LABELS]
     label_of = {label_names.read(stem)[0]: path for stem, path in label_files.items()}
@@ -51,7 +52,9 @@ def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None =
         found, names = _by_pattern(image_files, image_names, channels)
     if labels is not None:
         _refuse_lonely({case: files[0] for case, files in found.items() if case not in label_of},
-                       {case: path for case, path in label_of.items() if case not in found}, image_files, label_files)
+                       {case: path for case, path in label_of.items() if case not in found}, image_files, label_files,
+                       "They are paired by what their patterns call {id}" if among else
+                       "They are paired by name, --images with --labels")
     else:
         label_of = _inside(found)
         notes += _looks_mixed(images, found) if image_pattern is None else []
@@ -190,7 +193,8 @@ def _inside(found: Mapping[str, tuple[Path, ...]]) -> dict[str, Path]:
     """The npz images that hold a label map too; ValueError where only some do."""
     has_label = {case: _has_label(files[0]) for case, files in found.items()}
     if any(has_label.values()):
-        _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False})
+        _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False},
+                       how="Every npz holds one, or none does")
     return {case: found[case][0] for case, has in has_label.items() if has}
 
 
@@ -203,8 +207,11 @@ def _has_label(path: Path) -> bool | None:
 
 
 def _refuse_lonely(images: Mapping[str, Path], labels: Mapping[str, Path] = MappingProxyType({}),
-                   image_files: Iterable[str] = (), label_files: Iterable[str] = ()) -> None:
-    """ValueError naming images and label maps by id that have no partner, and patterns by which more would have one."""
+                   image_files: Iterable[str] = (), label_files: Iterable[str] = (), how: str = "") -> None:
+    """ValueError naming images and label maps by id that have no partner, and patterns by which more would have one.
+
+    how: a sentence on how they are paired.
+    """
     parts = [
         f"{len(lonely)} {what}: {listed(path.name for _, path in sorted(lonely.items()))}"
         for what, lonely in (("image(s) without a label map", images), ("label map(s) without an image", labels))
@@ -212,4 +219,4 @@ def _refuse_lonely(images: Mapping[str, Path], labels: Mapping[str, Path] = Mapp
     ]
     if parts:
         more = proposal(set(image_files), set(label_files), len(images) + len(labels))
-        raise ValueError(f"{'; '.join(parts)}. Files are paired by name, --images with --labels{more}")
+        raise ValueError(f"{'; '.join(parts)}. {how}{more}")

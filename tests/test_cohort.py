@@ -23,6 +23,11 @@ def test_table(tmp_path):
     )
 
 
+def test_a_table_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(ValueError, match=r"no\.csv: no such file; wanted a table with a column id, as --table has it$"):
+        read_table(tmp_path / "no.csv")
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -171,6 +171,8 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("+training.validation.max_item=1", ["training.validation.max_item", "'max_items'"]),
     ("sampling.seds=1", ["sampling.seds", "'seeds'"]),
     ("sampling.sampler.num_stps=1", ["sampling.sampler.num_stps", "'num_steps'"]),
+    ("+sampling.sampler.qq=1", ["sampling.sampler.qq: no such parameter of samplers.edm_sampler; it has num_steps, s"]),
+    ("sampling.sampler.qq=1", ["sampling.sampler.qq: no such key; there are _target_, num_steps, "]),
     ("+sampling.sampler.S_chrn=1", ["sampling.sampler.S_chrn", "'S_churn'"]),
     # a right key that the YAML leaves out
     ("training.network.model.augment_dim=3", ["training.network.model.augment_dim",

@@ -85,6 +85,9 @@ def test_errors_list_what_all_folders_have(here):
     write(here / "more", lung=own(""), network__other=NETWORK)
     assert "no such experiment in more/ or configs/ or the shipped configs/; did you mean 'heart'?" in error_of(
         name="hearts", config_dir=Path("more"))
+    for typed in ("configs/heart.yaml", "heart.yaml", "configs/heart"):
+        said = error_of(name=typed)
+        assert said.startswith(f"-cn={typed}: no such") and said.endswith("did you mean 'heart'?")
     assert all(name in error_of(name="zzz", config_dir=Path("more")) for name in ("heart", "lung", "echo_vae"))
     said = error_of("network=zzz", config_dir=Path("more"))
     assert all(name in said for name in ("adm", "mine", "other"))

@@ -47,6 +47,13 @@ def test_everything_without_partner_is_named(tmp_path):
         find_cases(images, labels)
 
 
+def test_what_is_paired_by_patterns_says_nothing_of_labels_that_were_not_given(tmp_path):
+    images = touch(tmp_path / "i", "a_t1.nii", "b_t1.nii", "a_seg.nii")
+    with pytest.raises(ValueError, match=r"^1 image\(s\) without a label map: b_t1\.nii\. They are paired by what "
+                                         r"their patterns call {id}$"):
+        find_cases(images, None, image_pattern="{id}_t1", label_pattern="{id}_seg")
+
+
 def test_missing_channel_double_name_and_empty_folder_are_named(tmp_path):
     labels = touch(tmp_path / "l", "a.nii", "b.nii")
     images = touch(tmp_path / "i", "a_0000.nii", "a_0001.nii", "b_0001.nii")
@@ -65,7 +72,7 @@ def test_labels_inside_npz_are_found(tmp_path):
         np.savez(tmp_path / f"{name}.npz", image=np.zeros(3), label=np.zeros(3))
     assert found(find_cases(tmp_path, None))["b"] == (["b.npz"], "b.npz")
     np.savez(tmp_path / "c.npz", image=np.zeros(3))
-    with pytest.raises(ValueError, match=r"without a label map: c\.npz"):
+    with pytest.raises(ValueError, match=r"without a label map: c\.npz\. Every npz holds one, or none does$"):
         find_cases(tmp_path, None)
 
 
@@ -141,7 +148,7 @@ def test_an_error_proposes_the_patterns_that_would_fit(tmp_path):
         find_cases(images, labels)
     assert str(caught.value) == (
         f"80 image(s) without a label map: {names.replace('{}', 't1')}, ... and 70 more; 80 label map(s) without an "
-        f"image: {names.replace('{}', 'seg')}, ... and 70 more. Files are paired by name, --images with --labels; "
+        f"image: {names.replace('{}', 'seg')}, ... and 70 more. They are paired by name, --images with --labels; "
         "images end in _t1, label maps end in _seg: give --image-pattern '{id}_t1' --label-pattern '{id}_seg'")
 
 

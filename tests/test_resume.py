@@ -234,6 +234,12 @@ def test_latest_is_the_newest_state_of_the_newest_run_of_the_same_configuration(
     assert "00002-exp, it is of another configuration (training.loss.P_mean: 2.0 -> 1.0)" in start.notes[1]
 
 
+@pytest.mark.parametrize(("given", "meant"), [("true", "latest"), ("True", "latest"), ("false", "null")])
+def test_yes_and_no_are_no_states_to_resume_from(tmp_path, given, meant):
+    with pytest.raises(ValueError, match=f"resume={given}: wanted latest, a training-.*; did you mean '{meant}'"):
+        choose_start(replace(OPTIONS, resume=given, run_root=str(tmp_path)), "exp", CONFIG)
+
+
 def test_latest_with_nothing_there_starts_fresh_and_says_so(tmp_path):
     options = replace(OPTIONS, resume="latest", run_root=str(tmp_path))
     start = choose_start(options, "exp", CONFIG)

@@ -41,6 +41,9 @@ def choose_start(options: Options, experiment: str, training: dict) -> Start:
         return Start(state, ["Restarted by torchrun"])
     if options.resume is None:
         return Start(None, ["Restarted by torchrun, but there is no training state yet: starting fresh"] * restarted)
+    if meant := {"true": "latest", "false": "null"}.get(options.resume.lower()):
+        raise ValueError(f"{KEY}={options.resume}: wanted latest, a training-state file or a run folder; did you mean "
+                         f"'{meant}'?")
     if options.resume == "latest":
         return latest(root, experiment, training)
     return Start(find_file(options.resume, "training-state", root, KEY), [])

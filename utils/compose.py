@@ -62,7 +62,8 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     if name not in known:
         where = " or ".join(map(shown_folder, folders))
-        raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', name, known)}")
+        bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
+        raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
     given = added_where_new(quote_seeds(overrides))
     try:
         raw = compose_raw(folders, name, given)

@@ -228,5 +228,7 @@ def keys_around(full: str, parent: Any) -> list[str]:
         return [f.name for f in fields(schema)]
     known = [str(key) for key in parent] if isinstance(parent, DictConfig) else []
     if "_target_" in known:
-        known += inspect.signature(find_target(parent["_target_"], full.rpartition(".")[0])).parameters
+        path = full.rpartition(".")[0]
+        parameters = inspect.signature(find_target(parent["_target_"], path)).parameters
+        known += [name for name in parameters if name not in GIVEN.get(path, ())]
     return known

@@ -92,7 +92,8 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
             continue
         if key not in parameters and not takes_any:
             what = f"parameter of {node['_target_']}"
-            raise ValueError(f"{path}.{key}: {no_such(what, key, parameters, 'it has')}")
+            known = [name for name in parameters if name not in GIVEN.get(path, ())]
+            raise ValueError(f"{path}.{key}: {no_such(what, key, known, 'it has')}")
         if key in hints and not fits(value, hints[key]):
             raise ValueError(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
     for name, p in parameters.items():
