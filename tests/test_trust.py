@@ -78,6 +78,16 @@ def test_a_user_may_trust_a_file(at, arguments):
     assert Path(PROOF).exists()
 
 
+@pytest.mark.parametrize("scaling", [f"${{oc.create:{{_target_: os.mkdir, path: {PROOF}}}}}", "${oc.env:HOME}"])
+def test_how_latents_are_scaled_is_a_word_and_no_program(at, scaling):
+    good = LatentsFile(Path("lat.h5"))
+    write_latents(Path("scaled.h5"), {s: good.read(s) for s in good.splits}, good.first_stage(), good.facts,
+                  {"kind": "test"}, scaling=scaling)
+    line = refused(at, train.main, *TINY, "training.dataset.path=scaled.h5", "training.options.min_psnr=null")
+    assert "training.batch_transform: holds ${...}" in line and not Path(PROOF).exists()
+    assert str(Path.home()) not in line
+
+
 def test_trust_is_no_part_of_what_is_computed():
     options = {"seed": 0, "trust": False}
     assert config_hash({"options": options}) == config_hash({"options": {**options, "trust": True}}) == config_hash(

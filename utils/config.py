@@ -153,12 +153,15 @@ def check_targets(config: dict, path: str, filled: tuple[str, ...] = ()) -> None
         check_signature(where, node, (*filled, *given))
 
 
-def build(node: dict, *arguments: object, path: str = "") -> Any:
+def build(node: dict, *arguments: object, path: str = "", trust: bool = False) -> Any:
     """Instantiate a checked `_target_` node, nested ones first; `arguments` are given to it besides.
 
-    Errors of the target come out as they are; ValueErrors say the config path in front (`said_at`), if `path` says that
-    of node.
+    What the user's configuration said is resolved by now: ${...} in a text came out of a file that filled a value in,
+    and could be anything, also code. It is refused, unless trust. Errors of the target come out as they are;
+    ValueErrors say the config path in front (`said_at`), if `path` says that of node.
     """
+    if not trust and "${" in json.dumps(node, default=str):
+        raise ValueError(f"{path or 'a configuration'}: holds ${{...}}, as no file of ours does; {TRUST}")
     for where, inner in targets(node, path or "config"):
         find_target(inner["_target_"], where)  # which Hydra then finds, too
     try:
@@ -191,7 +194,7 @@ def said_at(path: str, node: dict, message: str) -> str:
 def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
     """Instantiate a node that came out of a file: only classes that live on the allow-list, unless trust."""
     check_from_file(node, source, trust)
-    return build(node)
+    return build(node, trust=trust)
 
 
 def check_from_file(node: dict, source: str, trust: bool = False, homes: tuple[str, ...] = TRUSTED) -> None:
