@@ -372,8 +372,10 @@ def test_text_that_would_become_a_target_does_not_come_out_of_files(tmp_path):
     hidden = f"${{oc.create:{{_target_: os.mkdir, path: {proof}}}}}"
     with pytest.raises(ValueError, match=r"net\.pt"):
         build_from_file({**GOOD, "model": hidden}, "net.pt")
+    with pytest.raises(ValueError, match=r"training\.loss: holds \$\{...\}"):
+        build({"_target_": "builtins.dict", "model": [hidden]}, path="training.loss")
     assert not proof.exists()
-    build({"_target_": "builtins.dict", "model": hidden})  # the trick does work where nobody looks
+    build({"_target_": "builtins.dict", "model": hidden}, trust=True)  # the trick does work where nobody looks
     assert proof.is_dir()
 
 
