@@ -41,15 +41,18 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
                 "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),
                 "Intended use": said.intended_use,
                 "What is not known": "\n".join(f"- {line}" for line in unknown(snapshot, preparation, report, said))}
-    front = yaml.safe_dump(front_matter(title, snapshot, report, said), sort_keys=False, allow_unicode=True)
+    head = front_matter(title, snapshot, is_first_stage, report, said)
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     return f"---\n{front}---\n\n# {title}\n\n{body}\n"
 
 
-def front_matter(title: str, snapshot: Snapshot, report: Mapping[str, Any] | None, said: Said) -> dict[str, Any]:
+def front_matter(title: str, snapshot: Snapshot, is_first_stage: bool, report: Mapping[str, Any] | None, said: Said
+                 ) -> dict[str, Any]:
     """What hubs read at the head of a card."""
     dims = f"{len(snapshot.facts.spatial_shape) or len(snapshot.shape) - 1}d"
-    front = {"license": said.licence, "library_name": "edm3d", "pipeline_tag": "unconditional-image-generation",
+    front = {"license": said.licence, "library_name": "edm3d",
+             **({} if is_first_stage else {"pipeline_tag": "unconditional-image-generation"}),
              "tags": ["medical-imaging", "diffusion", "edm", dims, *snapshot.facts.channels]}
     if report is None:
         return front

@@ -148,7 +148,7 @@ def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
 @click.command(cls=WordsCommand)
 @click.argument("network")
 @click.option("--samplers", default=("edm_ode", "multistep", "ddim"), show_default=True, type=Words(str),
-              help="Names of configs/sampler/.")
+              help="Shipped ones, by name.")
 @click.option("--steps", default=(6, 9, 12, 18, 35), show_default=True, type=Words(int), help="Numbers of steps.")
 @click.option("--seeds", default="0-3", show_default=True, help="Volumes to draw by each, one at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")

@@ -11,7 +11,7 @@ from edm3d.inference.drawing import draw_all, make_drawer
 from edm3d.inference.model import Model
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 
-LEAST_REFERENCE = 72  # steps of order 4: off by less than 1e-4 where 18 steps are off by 1e-2
+LEAST_REFERENCE = 72  # steps of order 4
 STOCHASTIC = ("S_churn", "eta")
 
 

@@ -222,6 +222,7 @@ def test_a_published_first_stage_is_one(at, tmp_path):
     wanted, found = (edm3d.load(name, device="cpu").first_stage for name in ("stage.pt", tmp_path / "stage"))
     assert torch.equal(wanted.encode(x, labels), found.encode(x, labels))
     assert not (tmp_path / "stage/first_stage.safetensors").exists()
+    assert "pipeline_tag" not in (tmp_path / "stage/README.md").read_text()  # it generates nothing
 
 
 def test_no_pickle_and_no_folder_of_this_machine_is_in_what_is_published(at, tmp_path):
@@ -313,7 +314,8 @@ def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):
             "Hearts of 5 pigs")
     front, text = (tmp_path / "echo/README.md").read_text().removeprefix("---\n").split("---\n", 1)
     front = yaml.safe_load(front)
-    assert front["license"] == "cc-by-4.0" and front["library_name"] == "edm3d" and "3d" in front["tags"]
+    assert front["license"] == "cc-by-4.0" and front["library_name"] == "edm3d"
+    assert front["pipeline_tag"] == "unconditional-image-generation" and "3d" in front["tags"]
     (result,) = front["model-index"][0]["results"]
     assert [(each["type"], each["value"]) for each in result["metrics"]] == [("ks", 0.25)]
     assert "| Kolmogorov-Smirnov distance, lv_volume | 0.25 | 0.5 |" in text and "Hearts of 5 pigs" in text
