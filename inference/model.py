@@ -20,7 +20,8 @@ from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
 from edm3d.utils.compose import shipped_configs
 from edm3d.utils.compose_errors import known_as
-from edm3d.utils.config import TRUSTED_SAMPLERS, check_from_file, fits, no_such, read_yaml
+from edm3d.utils.config import TRUSTED_SAMPLERS, check_from_file, no_such, read_yaml
+from edm3d.utils.plain import fits
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling

@@ -215,11 +215,37 @@ def test_temporary_name_is_one_that_is_cleaned(tmp_path):
         temporary.touch()
 
 
+def test_a_link_is_written_through_and_none_in_wait_is_followed(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    link, target = tmp_path / "a.txt", tmp_path / "far/b.txt"
+    link.symlink_to("far/b.txt")
+    for content in ("one", "two"):
+        with atomic_path(link) as temporary:
+            temporary.write_text(content)
+        assert link.is_symlink() and target.read_text() == content and os.listdir(tmp_path / "far") == ["b.txt"]
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 2 * n)
+    (tmp_path / f".tmp-{os.getpid()}-{'0' * 16}-c.txt").symlink_to(victim)
+    with pytest.raises(FileExistsError), atomic_path(tmp_path / "c.txt") as temporary:
+        temporary.write_text("harm")
+    assert victim.read_text() == "whole"
+
+
+def test_names_as_long_as_a_file_system_takes_are_written(tmp_path):
+    for name in ("x" * 248 + ".nii.gz", "é" * 120 + ".nii.gz"):
+        with atomic_path(tmp_path / name) as temporary:
+            assert temporary.name.endswith(".nii.gz")
+            temporary.write_text("a")
+        assert (tmp_path / name).read_text() == "a"
+
+
 def test_errors_of_writing_name_the_file_and_not_its_temporary_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/a.txt") as error, atomic_path(tmp_path / "a.txt") as path:
+        path.unlink()
         path.read_text()
     assert ".tmp-" not in str(error.value)
-    said = RuntimeError(f"File {tmp_path}/.tmp-{os.getpid()}-b.pt cannot be opened.")
+    said = RuntimeError(f"File {tmp_path}/.tmp-{os.getpid()}-{'0f' * 8}-b.pt cannot be opened.")
     assert str(write_error(tmp_path / "b.pt", 0, said)).endswith(f"(File {tmp_path}/b.pt cannot be opened.)")
 
 

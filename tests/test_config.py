@@ -16,8 +16,9 @@ from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
 from edm3d.utils.compose import compose, quote_seeds, shipped_configs
-from edm3d.utils.config import build, build_from_file, check_targets, describe, differences, fits, said_at
+from edm3d.utils.config import build, build_from_file, check_targets, differences, said_at
 from edm3d.utils.config_hash import config_hash
+from edm3d.utils.plain import describe, fits
 from edm3d.utils.schema import sampling_options
 
 CONFIGS = shipped_configs()

@@ -5,9 +5,8 @@ import importlib.util
 import inspect
 import json
 import re
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edm3d.utils.files import first_line
 from edm3d.utils.own_code import import_module
+from edm3d.utils.plain import describe, fits
 
 # homes of the classes that a file may name
 TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.networks.nets.",
@@ -100,44 +100,6 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
         needed = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         if needed and name not in node and name not in filled and not node.get("_partial_"):
             raise ValueError(f"{path}.{name}: no value, but {node['_target_']} needs one")
-
-
-def fits(value: object, hint: object) -> bool:
-    """Whether a plain value can be what a type hint says; hints that plain data cannot decide pass."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, a) for a in args)
-    if hint in (None, type(None)):
-        return value is None
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, dict):
-        return isinstance(value, hint)
-    if is_tensor(hint):
-        return False
-    if origin in (list, tuple, Sequence):
-        inner = [a for a in args if a is not Ellipsis]
-        return isinstance(value, (list, tuple)) and (not inner or all(any(fits(v, a) for a in inner) for v in value))
-    return True
-
-
-def describe(hint: object) -> str:
-    """A type hint as a person would say it, without what plain values cannot be."""
-    origin, args = typing.get_origin(hint), [a for a in typing.get_args(hint) if a is not Ellipsis]
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(a) for a in args if not is_tensor(a))
-    if hint in (None, type(None)):
-        return "null"
-    if (origin or hint) in (list, tuple, Sequence):
-        return "a list" + (f" of {' or '.join(dict.fromkeys(map(describe, args)))}" if args else "")
-    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", "")
-
-
-def is_tensor(hint: object) -> bool:
-    """Whether a type hint is torch.Tensor, which is not imported here."""
-    return inspect.isclass(hint) and f"{hint.__module__}.{hint.__qualname__}" == "torch.Tensor"
 
 
 def check_targets(config: dict, path: str, filled: tuple[str, ...] = ()) -> None:

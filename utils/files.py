@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -16,7 +17,8 @@ import numpy as np
 
 # what numpy and zipfile raise on a damaged file, by place of the damage
 NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
-TEMPORARY = re.compile(r"^\.tmp-\d+-.")  # names that atomic_path gives, by process and file
+TEMPORARY = re.compile(r"\.tmp-\d+-(?:[0-9a-f]{16}-)?(.+)")  # names that atomic_path gives, by process and file
+_TAIL_BYTES = 100  # of a file's name, in the temporary one: the suffix is there, and it is no longer than names may be
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,9 +52,11 @@ def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     """
     path = Path(path)
     check_free_disk(path.parent, needed_bytes)
+    path = path.resolve() if path.is_symlink() else path  # what a link leads to is replaced, and not the link
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(temporary_prefix() + path.name)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(8)}-{tail(path.name)}")
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # follows no link that lies in wait
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -60,31 +64,44 @@ def atomic_path(path: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _FULL:
             if error.filename:
-                error.filename = str(error.filename).replace(temporary_prefix(), "")
+                error.filename = without_temporary(str(error.filename))
             raise
         raise write_error(path, needed_bytes, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def temporary_prefix() -> str:
-    """What the name of a file begins with while this process writes it."""
-    return f".tmp-{os.getpid()}-"
+def tail(name: str) -> str:
+    """The end of a name, with its suffixes: so much of it as another name has room for."""
+    return name.encode()[-_TAIL_BYTES:].decode(errors="ignore")
+
+
+def without_temporary(text: str) -> str:
+    """A message that names files, and not what they are called while they are written."""
+    return re.sub(r"\.tmp-\d+-[0-9a-f]{16}-", "", text)
 
 
 def write_error(path: str | Path, needed_bytes: int, error: Exception) -> OSError:
     """The error to raise for a write that failed half-way, most likely because the disk is full."""
     needed = f"about {amount(needed_bytes)} are needed; " if needed_bytes else ""
     return OSError(f"{path}: could not be written, is the disk full? {needed}what was there before is unharmed "
-                   f"({first_line(error).replace(temporary_prefix(), '')})")
+                   f"({without_temporary(first_line(error))})")
 
 
-def remove_temporary(folder: str | Path) -> list[Path]:
-    """Delete the temporary files that killed processes left in a folder of which this process is the only writer."""
-    found = sorted(p for p in Path(folder).iterdir() if TEMPORARY.match(p.name) and p.is_file())
+def remove_temporary(folder: str | Path, name: str = "") -> list[Path]:
+    """Delete the temporary files that killed processes left in a folder, of which this process is the only writer.
+
+    name: only those of a file of this name, whose only writer this process is.
+    """
+    found = sorted(p for p in Path(folder).iterdir() if _is_temporary(p.name, name) and p.is_file())
     for path in found:
         path.unlink(missing_ok=True)
     return found
+
+
+def _is_temporary(found: str, name: str) -> bool:
+    match = TEMPORARY.fullmatch(found)
+    return match is not None and (not name or match[1] == tail(name))
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,5 @@
 """Run folders: results/00012-NAME[-desc], found again by a name, a folder or a file, one process group at a time."""
 
-import errno
-import fcntl
 import os
 import re
 import secrets
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from edm3d.utils import distributed
+from edm3d.utils import distributed, locks
 from edm3d.utils.checks import listed
 from edm3d.utils.commands import command
 from edm3d.utils.config import near
@@ -23,7 +21,6 @@ RUN = re.compile(r"^(\d{5,})-")
 STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
 PUBLISHED = ("config.json", "model.safetensors")  # files by which the folder of a published network is known
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how such files start
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def runs_of(root: Path, experiment: str) -> Iterator[Path]:
@@ -106,20 +103,13 @@ def locked(run_dir: Path) -> Iterator[bool]:
     def take() -> bool:
         nonlocal handle
         try:
-            handle = open(run_dir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+            handle = locks.take(run_dir / ".lock")
+        except locks.Busy as e:
+            raise ValueError(f"{run_dir}: another run is at work in this folder ({e.owner}); wait for its end, or end "
+                             f"it by a file {run_dir}/{STOP_FILE}") from e
         except OSError as e:
             raise ValueError(f"{run_dir}: no files can be written there ({e.strerror}); go on from a copy of it") from e
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno in NO_LOCKS:
-                return False
-            handle.seek(0)
-            raise ValueError(f"{run_dir}: another run is at work in this folder ({handle.read().strip()}); wait for "
-                             f"its end, or end it by a file {run_dir}/{STOP_FILE}") from e
-        handle.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=handle, flush=True)
-        return True
+        return handle is not None
 
     try:
         yield distributed.from_rank_0(take)
