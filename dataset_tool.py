@@ -70,6 +70,10 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
               "factor (never enlarge), pad.")
 @click.option("--spacing", type=Words(float), help="mm per axis, in the order of --size: resample (splines; "
               "labels nearest).")
+@click.option("--antialias/--no-antialias", default=True, show_default=True, help="Blur images before --spacing or "
+              "--fit makes their voxels larger.")
+@click.option("--max-label-loss", default=0.01, show_default=True, type=float, help="Share of a label map that may be "
+              "lost where it lies on another grid than its image.")
 @click.option("--orientation", help="Where the axes point to, such as RAS: the first to the right, the second "
               "anterior, the third superior. Turns volumes before --spacing and --size.")
 @click.option("--percentiles", type=Words(float), help="Scale each volume's own percentiles to 0..1, as in 0 99.5.")

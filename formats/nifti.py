@@ -1,19 +1,28 @@
 """Single volumes in files of their own: NIfTI, npy, npz, with the geometry in mm and RAS+ as nibabel has it."""
 
 import gzip
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
-from edm3d.utils.files import NPZ_DAMAGE, atomic_path
+from edm3d.formats.looks import check_is_plain
+from edm3d.formats.nifti_file import read_nifti
+from edm3d.formats.npy import names_of, read_npy
+from edm3d.utils.files import NPZ_DAMAGE, atomic_path, first_line
 
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
 KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file
-_UNREADABLE = (*NPZ_DAMAGE, nibabel.filebasedimages.ImageFileError)
-_MM = {"meter": 1e3, "micron": 1e-3}
+# what nibabel, numpy and zipfile raise on a damaged file, by place of the damage
+_UNREADABLE = (*NPZ_DAMAGE, HeaderDataError, WrapStructError, ArithmeticError, LookupError, MemoryError)
+VOXEL_MM = 1e-6, 1e6  # what the side of a voxel can be
+FARTHEST_MM = 1e7  # of the first voxel from the origin
+_FLAT = 1e-4  # volume of a voxel by that of the box of its sides, from which on down the axes are no three
 
 
 class Volume(NamedTuple):
@@ -39,47 +48,40 @@ def read_volume(path: Path, spatial_dims: int | None = None, role: str = "image"
     NIfTI has channels on its fourth axis, npy and npz on an extra first one. An npz file holds `role` ('image' or
     'label') under that name, or a single array, and may hold an 'affine'. spatial_dims None: as the shape suggests.
     """
+    is_npy = suffix_of(path) in (".npy", ".npz")
+    check_is_plain(path)
     try:
-        array, affine = _read_npy(path, role) if suffix_of(path) in (".npy", ".npz") else _read_nifti(path)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            array, affine = read_npy(path, KEYS[role]) if is_npy else read_nifti(path)
+        if affine is not None:
+            _check_affine(affine)
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: values of type {array.dtype} are not numbers of one channel each")
-    if affine is not None and not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12):
-        raise ValueError(f"{path}: its affine cannot be inverted: {affine.tolist()}")
-    if suffix_of(path) in (".npy", ".npz"):
+        raise ValueError(f"{path}: cannot be read ({first_line(error)})") from error
+    if is_npy:
         return Volume(_channels_first(path, array, spatial_dims or (2 if array.ndim == 2 else 3)), affine)
     return Volume(_from_nifti(path, array, spatial_dims), affine)
 
 
+def _check_affine(affine: np.ndarray) -> None:
+    """ValueError unless an affine is one by which voxels have a size and a place."""
+    if not np.isfinite(affine).all() or (affine[3] != [0, 0, 0, 1]).any():
+        raise ValueError(f"its affine is none: {affine.tolist()}")
+    sizes, (least, most) = spacing_of(affine), VOXEL_MM
+    if sizes.min() == 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT:
+        raise ValueError(f"its affine cannot be inverted: {affine.tolist()}")
+    if sizes.min() < least or sizes.max() > most or np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        raise ValueError(f"by its affine voxels of {'x'.join(f'{size:g}' for size in sizes)} mm begin at "
+                         f"{affine[:3, 3].tolist()} mm; wanted {least:g} to {most:g} mm, within {FARTHEST_MM:g} mm")
+
+
 def npz_names(path: Path) -> list[str]:
     """Return the names of the arrays in an npz file; ValueError names the file if it cannot be read."""
+    check_is_plain(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return list(arrays.files)
+        return names_of(path)
     except _UNREADABLE as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-
-
-def _read_npy(path: Path, role: str) -> tuple[np.ndarray, np.ndarray | None]:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded, None
-    with loaded:
-        arrays = [name for name in loaded.files if name != "affine"]
-        key = next((k for k in KEYS[role] if k in arrays), arrays[0] if len(arrays) == 1 else None)
-        if key is None:
-            raise ValueError(f"it holds {arrays}, wanted '{role}' or a single array")
-        affine = np.asarray(loaded["affine"], np.float64) if "affine" in loaded.files else None
-        if affine is not None and affine.shape != (4, 4):
-            raise ValueError(f"its affine has shape {affine.shape}, wanted (4, 4)")
-        return loaded[key], affine
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nibabel.load(path)
-    scale = _MM.get(image.header.get_xyzt_units()[0], 1.0) if hasattr(image.header, "get_xyzt_units") else 1.0
-    return np.asanyarray(image.dataobj), np.diag([scale, scale, scale, 1.0]) @ image.affine
+        raise ValueError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def _channels_first(path: Path, array: np.ndarray, spatial_dims: int) -> np.ndarray:
@@ -119,7 +121,7 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, *, spatial_di
         array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
     image = nibabel.Nifti1Image(array, np.asarray(affine, np.float64))
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = unit[:79]
+    image.header["descrip"] = unit.encode(errors="replace")[:79]
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
 

@@ -7,21 +7,34 @@ metadata needs is known; the second computes and writes.
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import psutil
 
 from edm3d.formats import geometry
 from edm3d.formats.cohort import CohortTable, Record, assign_splits, parse_fractions, read_table
 from edm3d.formats.decathlon import read_task
-from edm3d.formats.nifti import is_same_grid, read_volume, spacing_of
+from edm3d.formats.nifti import read_volume, spacing_of
 from edm3d.formats.pairing import CaseFiles, find_cases
 from edm3d.formats.patterns import proposal
-from edm3d.formats.prepare_facts import CaseFacts, check_together, clip_lines, raise_all, voxels_beyond
+from edm3d.formats.prepare_facts import (
+    CaseFacts,
+    check_scale,
+    check_together,
+    clip_lines,
+    label_lines,
+    raise_all,
+    vanished_lines,
+    voxels_beyond,
+)
+from edm3d.formats.prepare_load import Loaded, load
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
 from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
 from edm3d.utils.checks import listed
+from edm3d.utils.files import amount, first_line
 from edm3d.utils.log import progress
 
 _Result = TypeVar("_Result")
@@ -33,14 +46,6 @@ class Prepared(NamedTuple):
     counts: dict[str, int]  # volumes per split
     table: CohortTable | None  # as understood
     notes: list[str]  # what was done that a user may want to know
-
-
-class _Loaded(NamedTuple):
-    image: np.ndarray  # [C,X,Y,Z] float32
-    label: np.ndarray | None  # [1,X,Y,Z] uint8
-    affine: np.ndarray
-    has_geometry: bool
-    moved: bool  # whether the label map lay on another grid
 
 
 def prepare(
@@ -70,17 +75,19 @@ def prepare(
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
     check_together(cases, facts, options)
-    notes += [*_notes(facts, options), *clip_lines(_of_training(cases, facts, split_of), options)]
+    notes += [*_notes(cases, facts, options), *clip_lines(_of_training(cases, facts, split_of), options)]
     meta = _meta(cases, facts, options, dims, cohort, split_of)
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
     needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
     provenance = _provenance(decathlon or images, labels, table, options, facts)
+    vanished: dict[str, list[int]] = {}
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
-            item = _make(case, fact, options, meta, records[case.id])
+            item, missed = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
+            vanished |= {case.id: missed} if missed else {}
     counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
-    return Prepared(counts, cohort, notes)
+    return Prepared(counts, cohort, [*notes, *vanished_lines(vanished, len(cases))])
 
 
 def _sources(
@@ -105,11 +112,8 @@ def _sources(
     return task.cases, options, [left_out] if task.unlisted else []
 
 
-def _notes(facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
-    notes = []
-    if moved := sum(fact.moved for fact in facts):
-        notes.append(f"{moved} of {len(facts)} label maps lay on another grid than their image and were resampled onto "
-                     "it (nearest)")
+def _notes(cases: list[CaseFiles], facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
+    notes = label_lines(cases, facts)
     if options.value_range:
         lo, hi = options.value_range
         if outside := sum(fact.span.min() < lo or fact.span.max() > hi for fact in facts):
@@ -126,6 +130,8 @@ def _each(cases: list[CaseFiles], work: Callable[[CaseFiles], _Result], what: st
             results.append(work(case))
         except ValueError as error:
             problems.append(str(error))
+        except MemoryError as error:
+            problems.append(f"{case.images[0]}: does not fit into the memory ({first_line(error)})")
     raise_all(problems, len(cases))
     return results
 
@@ -166,77 +172,8 @@ def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) 
 # ---- first pass ----
 
 
-def _load(case: CaseFiles, dims: int, options: PrepareOptions) -> _Loaded:
-    volumes = [read_volume(path, dims) for path in case.images]
-    first = volumes[0]
-    affine = np.eye(4) if first.affine is None else first.affine
-    for path, volume in zip(case.images[1:], volumes[1:]):
-        other = np.eye(4) if volume.affine is None else volume.affine
-        if not is_same_grid((first.data.shape[1:], affine), (volume.data.shape[1:], other)):
-            raise ValueError(f"{path}: lies on another grid than {case.images[0].name}; channels must share one")
-    image = _keep(np.concatenate([volume.data for volume in volumes]), case, options).astype(np.float32)
-    for c, channel in enumerate(image):
-        where = case.images[(picked(options) or range(c + 1))[c] if len(case.images) > 1 else 0]
-        if not np.isfinite(channel).all():
-            raise ValueError(f"{where}: {np.count_nonzero(~np.isfinite(channel))} values are NaN or infinite")
-        if channel.min() == channel.max():
-            raise ValueError(f"{where}: constant, every voxel is {channel.flat[0]:g}")
-    label, moved = None, False
-    if case.label:
-        label, moved = _load_label(case.label, dims, options.classes, image.shape[1:], affine, first.affine)
-    return _Loaded(image, label, affine, first.affine is not None, moved)
-
-
-def _keep(image: np.ndarray, case: CaseFiles, options: PrepareOptions) -> np.ndarray:
-    """The channels that were asked for; ValueError when the files have others than were named."""
-    count, indices = len(image), picked(options)
-    if options.channels and len(options.channels) != count:
-        raise ValueError(
-            f"{case.images[0]}: {count} channels, {len(options.channels)} have names: {listed(options.channels)}; "
-            "correct the file, or name its channels with --channels"
-        )
-    if indices and max(indices) >= count:
-        raise ValueError(f"{case.images[0]}: {count} channels, --channel {max(indices)} is not among them")
-    return image[indices] if indices else image
-
-
-def _load_label(
-    path: Path,
-    dims: int,
-    classes: tuple[str, ...],
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    image_affine: np.ndarray | None,
-) -> tuple[np.ndarray, bool]:
-    """The label map [1,X,Y,Z] on the grid of its image, and whether it had to be brought there."""
-    data, label_affine = read_volume(path, dims, "label")
-    if data.shape[0] != 1:
-        raise ValueError(f"{path}: {data.shape[0]} channels; a label map has one, with a number for each class")
-    if not np.isfinite(data).all() or (data != np.rint(data)).any():
-        raise ValueError(f"{path}: label values are not whole numbers")
-    highest = len(classes) - 1 if classes else 255
-    if data.min() < 0 or data.max() > highest:
-        outside = [int(v) for v in np.unique(data) if not 0 <= v <= highest]
-        raise ValueError(
-            f"{path}: label values {listed(outside)} are outside 0..{highest}; name all classes "
-            "with --classes, or correct the file"
-        )
-    data = data.astype(np.uint8)
-    if is_same_grid((shape, affine), (data.shape[1:], affine if label_affine is None else label_affine)):
-        return data, False
-    if label_affine is None or image_affine is None:
-        raise ValueError(
-            f"{path}: is on another grid than its image ({data.shape[1:]}, the image {shape}), and the "
-            f"{'label map' if label_affine is None else 'image'} has no affine by which it could be resampled"
-        )
-    moved = geometry.resample(data, label_affine, shape, affine, order=0, outside=0)
-    if data.any() and not moved.any():
-        raise ValueError(f"{path}: lies outside its image; are both in the same space?")
-    return moved, True
-
-
 def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
-    loaded = _load(case, dims, options)
+    loaded = load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
         raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
     shape, affine = _target_grid(case, loaded, options, dims)
@@ -248,12 +185,18 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
             raise ValueError(
                 f"{case.images[0]}: percentiles {join(options.percentiles)} coincide; widen --percentiles"
             )
+        check_scale(case.images[0], span, scale)
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
-    labels = frozenset() if loaded.label is None else frozenset(np.unique(loaded.label).tolist())
+    labels = frozenset() if loaded.label is None else frozenset(_classes(loaded.label))
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
-    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.moved, digest,
+    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.move, digest,
                      loaded.image.size, voxels_beyond(loaded.image, scale, options))
+
+
+def _classes(label: np.ndarray) -> list[int]:
+    """The values of a label map, rising."""
+    return np.flatnonzero(np.bincount(label.ravel())).tolist()
 
 
 def _digest(path: Path) -> bytes:
@@ -261,7 +204,7 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _target_grid(case: CaseFiles, loaded: _Loaded, options: PrepareOptions, dims: int
+def _target_grid(case: CaseFiles, loaded: Loaded, options: PrepareOptions, dims: int
                  ) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine after orientation and spacing, or after shrinking to fit."""
     shape, affine = loaded.image.shape[1:], loaded.affine
@@ -272,13 +215,29 @@ def _target_grid(case: CaseFiles, loaded: _Loaded, options: PrepareOptions, dims
             raise ValueError(f"{case.images[0]}: --orientation {options.orientation} would turn its slice out of plane")
     if options.spacing:
         spacing = (*options.spacing, spacing_of(affine)[2])[:3]
-        return geometry.spaced_grid(shape, affine, np.array(spacing))
+        return _spaced(case, shape, affine, np.array(spacing), len(loaded.image))
     if options.fit:
         factor = min(1.0, *(new / old for new, old in zip(options.fit, shape)))
         shrunk = spacing_of(affine)
         shrunk[:dims] /= factor
         return geometry.spaced_grid(shape, affine, shrunk)
     return shape, affine
+
+
+def _spaced(case: CaseFiles, shape: tuple[int, ...], affine: np.ndarray, spacing: np.ndarray, channels: int
+            ) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of the grid with another spacing; ValueError where no memory holds a volume on it."""
+    try:
+        grid = geometry.spaced_grid(shape, affine, spacing)
+    except ValueError as error:
+        raise ValueError(f"{case.images[0]}: --spacing: {error}; is the voxel size of the file right?") from error
+    needed, free = 4 * channels * prod(grid[0]), psutil.virtual_memory().available
+    if needed > free:
+        old, new = ("x".join(map(str, size)) for size in (shape, grid[0]))
+        raise ValueError(f"{case.images[0]}: --spacing {join(spacing)} makes {new} voxels of its {old}, "
+                         f"{amount(needed)}, and {amount(free)} of memory are free; is the voxel size of the file "
+                         "right?")
+    return grid
 
 
 def _meta(
@@ -332,22 +291,26 @@ def _provenance(
 # ---- second pass ----
 
 
-def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: VolumesMeta, record: Record) -> Item:
-    loaded = _load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
+def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: VolumesMeta, record: Record
+          ) -> tuple[Item, list[int]]:
+    """The item as it is written, and the classes that its label map lost on a grid of other voxels."""
+    loaded = load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
     arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})
     for name, array in arrays.items():
         affine = loaded.affine
         if options.orientation:
             array, affine = geometry.reorient(array, affine, options.orientation)
-        arrays[name] = geometry.resample(array, affine, shape, target, order=3 if name == "image" else 0)
+        order, blurred = (3, options.antialias) if name == "image" else (0, False)
+        arrays[name] = geometry.resample(array, affine, shape, target, order=order, antialias=blurred)
+    missed = sorted(fact.labels - set(_classes(arrays["label"]))) if "label" in arrays else []
     arrays["image"], fill = scaled(arrays["image"], fact.span[:, 0], fact.scale, options)
     size = (*options.grid, 1)[:3] if options.grid else shape
     image, affine, box = geometry.fit_centre(arrays["image"], target, size, fill)
     label = geometry.fit_centre(arrays["label"], target, size, np.zeros(1))[0][0] if "label" in arrays else None
     if meta.spatial_dims == 2:
         image, label = image[..., 0], None if label is None else label[..., 0]
-    return Item(
+    item = Item(
         image=image,
         label=label,
         attributes=record.attributes if meta.attribute_names else None,
@@ -357,3 +320,4 @@ def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: Volum
         affine=affine,
         box=box,
     )
+    return item, missed

@@ -1,12 +1,14 @@
 """What the first pass of `prepare` learns of each case, and whether the cases fit into one file."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from edm3d.formats.pairing import CaseFiles
+from edm3d.formats.prepare_load import LabelMove, lost_line
 from edm3d.formats.prepare_options import PrepareOptions, clipping, join
 from edm3d.utils.checks import listed
 
@@ -22,7 +24,7 @@ class CaseFacts(NamedTuple):
     span: np.ndarray  # [C,2] lowest and highest value
     scale: np.ndarray  # [C,2] values that become 0 and 1
     labels: frozenset[int]  # label values
-    moved: bool  # whether the label map lay on another grid
+    move: LabelMove  # what it took to bring the label map onto the grid of the image
     digest: bytes  # of the files
     voxels: int  # of the image as its files have it, over all channels
     beyond: int  # of these, how many lie outside what is clipped to; 0 where nothing is
@@ -50,6 +52,38 @@ def clip_lines(training: Sequence[CaseFacts], options: PrepareOptions) -> list[s
                          ("--range", "wanted the lowest and the highest value in the units of the files"))
         lines.append(f"Note: {given} {join(bounds)} clips much; {wanted}")
     return lines
+
+
+def check_scale(path: Path, span: np.ndarray, scale: np.ndarray) -> None:
+    """ValueError where values, of span [C,2], leave single precision when they are scaled by percentiles [C,2]."""
+    lo, hi = scale.astype(np.float64).T
+    most = np.abs((span - lo[:, None]) / (hi - lo)[:, None]).max()
+    if max(most, (hi - lo).max()) > np.finfo(np.float32).max / 2 or np.float32((hi - lo).min()) == 0:
+        raise ValueError(f"{path}: its percentiles {scale.tolist()} are too near or too far apart for single precision")
+
+
+def label_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts]) -> list[str]:
+    """What was done to label maps that did not lie on the grid of their image, and what each of them lost."""
+    total = sum(case.label is not None for case in cases)
+    lines = []
+    if turned := sum(fact.move.turned for fact in facts):
+        lines.append(f"{turned} of {total} label maps have their axes in another order or direction than their image "
+                     "and were turned onto it, no voxel changed")
+    if moved := [(case, fact.move) for case, fact in zip(cases, facts) if fact.move.resampled]:
+        lossy = sorted((pair for pair in moved if not pair[1].is_faithful), key=lambda pair: -pair[1].share)
+        each = listed((f"{case.id}: {lost_line(move)}" for case, move in lossy), "; ")
+        lines.append(f"{len(moved)} of {total} label maps lay on another grid than their image and were resampled onto "
+                     f"it (nearest); {each or 'nothing of them was lost'}")
+    return lines
+
+
+def vanished_lines(vanished: Mapping[str, Sequence[int]], total: int) -> list[str]:
+    """A note on label maps, by case, that lost all of a class on larger voxels."""
+    if not vanished:
+        return []
+    each = listed((f"{case}: {listed(classes)}" for case, classes in vanished.items()), "; ")
+    return [f"Note: {len(vanished)} of {total} label maps lost whole classes on the new voxels, which are too large "
+            f"for them ({each})"]
 
 
 def raise_all(problems: Iterable[str], total: int) -> None:

@@ -25,6 +25,8 @@ class PrepareOptions:
     fit: tuple[int, ...] | None = None  # voxels per axis: shrink all axes by one factor until it fits in, then pad
     value_range: tuple[float, ...] | None = None  # lowest and highest value there can be; None = those there are
     clip: bool = True  # to the percentiles or value_range
+    antialias: bool = True  # blur images where voxels become larger
+    max_label_loss: float = 0.01  # share of the labelled voxels that may be lost on the way onto the image's grid
     images_only: bool = False  # leave label maps aside
     image_pattern: str | None = None  # of the images' names, such as '{id}_t1'; None = the id, or with _0000
     label_pattern: str | None = None  # of the label maps' names; None = the id
@@ -44,10 +46,14 @@ def check_options(options: PrepareOptions, dims: int) -> None:
             count = "one number" if len(values) == 1 else f"{len(values)} numbers"
             raise ValueError(f"{name} {join(values)}: {count}, but {_axes(options, dims)}; wanted one number for each "
                              "axis")
-        if values is not None and min(values) <= 0:
+        if values is not None and not all(0 < value < float("inf") for value in values):
             raise ValueError(f"{name} {join(values)}: wanted {dims} numbers above 0")
     if options.fit and (options.size or options.spacing):
         raise ValueError(f"--fit {join(options.fit)} sets size and spacing; leave --size and --spacing out")
+    if not options.antialias and not (options.spacing or options.fit):
+        raise ValueError("--no-antialias: nothing is resampled without --spacing or --fit; leave it out")
+    if not 0 <= options.max_label_loss <= 1:
+        raise ValueError(f"--max-label-loss {options.max_label_loss:g}: wanted a share between 0 and 1")
     _check_scaling(options)
     if options.orientation is not None:
         axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

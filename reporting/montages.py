@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from edm3d.formats.geometry import blur_sigmas
 from edm3d.formats.png import COLOURS
 from edm3d.utils.files import atomic_path
 
@@ -254,10 +255,13 @@ def _colour(value: int) -> str:
 
 
 def _resize(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
-    """Interpolate a slice to a number of pixels by cubic splines, voxel borders on tile borders."""
+    """Interpolate a slice to a number of pixels by cubic splines, blurred first where it shrinks."""
+    values = values.astype(np.float32)
+    sigmas = blur_sigmas(np.diag([old / new for old, new in zip(values.shape, pixels)]))
+    values = ndimage.gaussian_filter(values, sigmas, mode="nearest") if sigmas.any() else values
     grid = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(values.shape, pixels)]
     coordinates = np.meshgrid(*grid, indexing="ij")
-    return ndimage.map_coordinates(values.astype(np.float32), coordinates, order=3, mode="nearest")
+    return ndimage.map_coordinates(values, coordinates, order=3, mode="nearest")
 
 
 def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:

@@ -80,6 +80,70 @@ def test_label_moves_to_another_grid_with_background_outside():
     assert moved.dtype == np.uint8
 
 
+def test_another_order_and_direction_of_axes_is_turned_voxel_by_voxel():
+    array = np.random.default_rng(0).integers(0, 99, (1, 4, 5, 6))
+    for turn in ("RAS", "LPI", "SAR", "PIL"):
+        turned, affine = geometry.reorient(array, OBLIQUE, turn)
+        np.testing.assert_array_equal(geometry.turned_onto(turned, affine, (4, 5, 6), OBLIQUE), array)
+    other = OBLIQUE @ np.diag([1, 1, -1, 1])  # flipped in place of around its middle: covers other voxels
+    assert geometry.turned_onto(array, other, (4, 5, 6), OBLIQUE) is None
+    assert geometry.turned_onto(array, OBLIQUE @ np.diag([1, 1, 1.1, 1]), (4, 5, 6), OBLIQUE) is None
+    tilted = np.eye(4)
+    tilted[:3, :3] = Rotation.from_euler("x", 5, degrees=True).as_matrix()
+    assert geometry.turned_onto(array, tilted, (4, 5, 6), np.eye(4)) is None
+
+
+def test_voxels_whose_centre_lies_outside_are_counted_by_value():
+    label = np.zeros((1, 8, 6, 6), np.uint8)
+    label[0, :, :2] = 1  # 8 x 2 x 6
+    label[0, 6:, 4] = 7  # 2 x 6
+    fine = np.diag([0.5, 0.5, 0.5, 1.0])
+    fine[:3, 3] = -0.25  # eight voxels to one: those of the image are 4 x 3 x 3
+    assert geometry.counts_outside(label, fine, (4, 3, 3), np.eye(4))[1:].sum() == 0
+    counts = geometry.counts_outside(label, fine, (3, 3, 3), np.eye(4))  # the last two of eight slices lie outside
+    assert counts[1] == 24 and counts[7] == 12 and counts[1:].sum() == 36
+    shifted = OBLIQUE.copy()
+    shifted[:3, 3] += OBLIQUE[:3, 0] * 2  # by two voxels
+    assert geometry.counts_outside(label, shifted, (8, 6, 6), OBLIQUE)[1] == 24
+    assert geometry.counts_outside(label, OBLIQUE, (8, 6, 6), shifted)[1] == 24  # on the other side
+
+
+def test_blur_widens_what_a_voxel_sees_to_what_a_larger_one_does():
+    twice = np.sqrt(3 / (8 * np.log(2)))  # f = 2
+    np.testing.assert_allclose(geometry.blur_sigmas(np.diag([2, 1, 0.5])), [twice, 0, 0])
+    turned = Rotation.from_euler("xyz", [20, -12, 35], degrees=True).as_matrix()
+    np.testing.assert_array_equal(geometry.blur_sigmas(turned), 0)
+    np.testing.assert_allclose(geometry.blur_sigmas(2 * turned), twice)
+    np.testing.assert_allclose(geometry.blur_sigmas(np.array([[0, 2, 0], [1, 0, 0], [0, 0, 1]])), [twice, 0, 0])
+
+
+def shrunk(array: np.ndarray, factor: float, antialias: bool = True) -> np.ndarray:
+    shape, affine = geometry.spaced_grid(array.shape[1:], np.eye(4), np.full(3, factor))
+    return geometry.resample(array, np.eye(4), shape, affine, order=3, antialias=antialias)
+
+
+def test_shrinking_keeps_means_and_no_pattern_finer_than_the_voxels():
+    index = np.indices((48, 24, 12))
+    board = (index.sum(0) % 2 * 100).astype(np.float32)[None]
+    assert shrunk(board, 3, antialias=False).std() == 50  # one voxel in 27, a checkerboard as before
+    assert shrunk(board, 3).mean() == pytest.approx(50, abs=1e-3) and shrunk(board, 3).std() < 0.05
+    stripes = (index[0] % 2 * 100).astype(np.float32)[None]
+    assert shrunk(stripes, 3).mean() == pytest.approx(50, abs=0.5) and shrunk(stripes, 3).std() < 3
+    constant = np.full((1, 9, 8, 7), 0.1, np.float32)
+    assert (shrunk(constant, 2.5) == np.float32(0.1)).all()
+    smooth = (100 + 50 * np.sin(index[0] * np.pi / 12) + index[2])[None].astype(np.float32)
+    assert shrunk(smooth, 2).mean() == pytest.approx(smooth.mean(), rel=1e-4)
+    np.testing.assert_array_equal(shrunk(smooth, 0.9), shrunk(smooth, 0.9, antialias=False))  # nothing is larger
+
+
+def test_blur_keeps_to_the_axes_that_shrink():
+    step = np.zeros((1, 12, 12, 12), np.float32)
+    step[:, :, 6:] = 1
+    shape, affine = geometry.spaced_grid((12, 12, 12), np.eye(4), np.array([3, 1, 1]))
+    thick = geometry.resample(step, np.eye(4), shape, affine, order=3, antialias=True)
+    np.testing.assert_allclose(thick, step[:, :4], atol=1e-6)
+
+
 def test_fit_centre_pads_crops_and_says_what_is_valid():
     array = np.arange(1.0, 6).reshape(1, 5, 1, 1) * np.ones((1, 5, 3, 2))
     fitted, affine, box = geometry.fit_centre(array, np.diag([2.0, 3.0, 4.0, 1.0]), (3, 6, 2), np.array([-1.0]))

@@ -1,5 +1,6 @@
 """From folders of files to a volumes file: values, places, names, and every refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -8,6 +9,7 @@ import pytest
 from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
+from edm3d.formats import geometry
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.prepare import PrepareOptions, prepare
 from edm3d.formats.volumes import Intensity, VolumesFile
@@ -139,6 +141,90 @@ def test_label_on_another_grid_is_brought_onto_the_image(folders):
     np.testing.assert_array_equal(moved, expected)
 
 
+def test_label_in_another_order_of_axes_is_turned_and_counted(folders):
+    label = np.random.default_rng(0).integers(0, 2, (8, 7, 6)).astype(np.uint8)
+    turned, affine = geometry.reorient(label[None], OBLIQUE, "SLP")
+    write_nifti(folders / "labels" / "case3.nii.gz", turned[0], affine)
+    notes = prepare(folders / "images", folders / "labels", folders / "v.h5", ALL).notes
+    assert notes == ["1 of 10 label maps have their axes in another order or direction than their image and were "
+                     "turned onto it, no voxel changed"]
+    file = VolumesFile(folders / "v.h5")
+    np.testing.assert_array_equal(file.read("train", file.ids("train").index("case3")).label, label)
+
+
+def part_of_a_label_outside(folders) -> str:
+    """Cut the image of case 0 off behind its fourth slice, under a label map of 10 voxels in slices 0 to 4."""
+    label = np.zeros((8, 7, 6), np.uint8)
+    label[:5, 2, 2:4] = 1
+    write_nifti(folders / "labels" / "case0.nii.gz", label, OBLIQUE)
+    write_nifti(folders / "images" / "case0.nii.gz", random_image(0)[:4], OBLIQUE)
+    return "2 of 10 labelled voxels (20 %) were lost, 120 mm3 became 96"
+
+
+def test_label_that_loses_too_much_is_refused_with_both_grids(folders):
+    lost = part_of_a_label_outside(folders)
+    options = PrepareOptions(size=(8, 7, 6), split=(1.0,))
+    with pytest.raises(ValueError) as caught:
+        run(folders, options)
+    line = str(caught.value).splitlines()[1]
+    assert len(str(caught.value).splitlines()) == 2
+    for part in ("labels/case0.nii.gz", lost, "--max-label-loss 0.01", "label map 8x7x6 voxels", "image 4x7x6 voxels",
+                 str(OBLIQUE.astype(np.float32).round(4)[0, 0])):
+        assert part in line
+    made = prepare(folders / "images", folders / "labels", folders / "v.h5", replace(options, max_label_loss=0.2))
+    assert made.notes == [f"1 of 10 label maps lay on another grid than their image and were resampled onto it "
+                          f"(nearest); case0: {lost}"]
+    assert VolumesFile(folders / "v.h5").read("train", 0).label.sum() == 8
+    with pytest.raises(ValueError, match="case0.*were lost.*--max-label-loss 0.19"):
+        run(folders, replace(options, max_label_loss=0.19))
+
+
+def test_class_that_vanishes_between_the_voxels_is_lost(folders):
+    fine, label = OBLIQUE @ np.diag([1, 1, 0.2, 1]), np.zeros((8, 7, 30), np.uint8)
+    fine[:3, 3] = OBLIQUE[:3] @ [0, 0, -0.4, 1]  # five slices to one
+    label[2:6, 2:6, 5:15] = 1
+    label[2, 2, 5] = 2  # its one voxel is not the middle one of the five
+    write_nifti(folders / "labels" / "case0.nii.gz", label, fine)
+    refused(folders, r"case0\.nii\.gz: 1 of 160 labelled voxels \(0\.625 %, all of class 2\) were lost",
+            PrepareOptions(max_label_loss=0.005, split=(1.0,)))
+    options = PrepareOptions(classes=("a", "b", "c"), split=(1.0,))
+    made = prepare(folders / "images", folders / "labels", folders / "v.h5", options)
+    assert "case0: 1 of 160" in made.notes[0]
+    assert "384 mm3 became 384" in made.notes[0]
+    assert VolumesFile(folders / "v.h5").read("train", 0).label.sum() == 32  # 4 x 4 x 2 voxels of class 1
+
+
+def test_label_that_becomes_another_volume_is_said(folders):
+    tiny = OBLIQUE.copy()
+    tiny[:3, :3] *= 0.01  # as where centimetres were taken for mm, all within the first voxel of the image
+    write_nifti(folders / "labels" / "case0.nii.gz", np.ones((8, 7, 6), np.uint8), tiny)
+    made = prepare(folders / "images", folders / "labels", folders / "v.h5", PrepareOptions(classes=("a", "b")))
+    assert made.notes[0].endswith("case0: 0 of 336 labelled voxels (0 %) were lost, 0.004032 mm3 became 12")
+
+
+def test_classes_that_larger_voxels_lose_are_said(folders):
+    label = np.ones((8, 7, 6), np.uint8)
+    label[1, 3, 3] = 2  # between the new centres
+    write_nifti(folders / "labels" / "case4.nii.gz", label, OBLIQUE)
+    options = PrepareOptions(spacing=(6, 6, 9), classes=("a", "b", "c"), split=(1.0,))
+    made = prepare(folders / "images", folders / "labels", folders / "v.h5", options)
+    assert [note for note in made.notes if note.startswith("Note")] == [
+        "Note: 1 of 10 label maps lost whole classes on the new voxels, which are too large for them (case4: 2)"]
+
+
+@pytest.mark.parametrize("given", [{"spacing": (3, 3, 3)}, {"fit": (8, 8, 8)}])
+def test_images_are_blurred_before_they_shrink(tmp_path, given):
+    board = (np.indices((24, 24, 24)).sum(0) % 2 * 100).astype(np.float32)
+    write_nifti(tmp_path / "images" / "a.nii", board, np.eye(4))
+    file = run(tmp_path, PrepareOptions(split=(1.0,), **given), labels=False)
+    image = file.read("train", 0).image
+    assert image.shape == (1, 8, 8, 8) and abs(image.mean() - 50) < 0.01 and image.std() < 0.05
+    assert file.provenance["options"]["antialias"] is True
+    file = run(tmp_path, PrepareOptions(split=(1.0,), antialias=False, **given), labels=False)
+    np.testing.assert_allclose(file.read("train", 0).image[0], board[1::3, 1::3, 1::3], atol=1e-6)
+    assert file.provenance["options"]["antialias"] is False
+
+
 def test_table_gives_groups_classes_splits_and_attributes(folders):
     rows = [f"case{n},p{n // 2},{'AB'[n % 2]},{('train', 'test')[n // 8]},{n}.5" for n in range(10)]
     (folders / "t.csv").write_text("id,group,class,split,age [y]\n" + "\n".join(rows) + "\nother,x,A,train,1\n")
@@ -211,6 +297,12 @@ def test_all_bad_files_are_named_at_once(folders):
         (PrepareOptions(size=(8, 0, 8)), "--size 8 0 8"),
         (PrepareOptions(spacing=(1.0, 1.0)), "--spacing 1 1: 2 numbers, but the volumes have three axes"),
         (PrepareOptions(percentiles=(99.0, 1.0)), "--percentiles 99 1"),
+        (PrepareOptions(antialias=False), "--no-antialias: nothing is resampled"),
+        (PrepareOptions(max_label_loss=1.5), "--max-label-loss 1.5: wanted a share"),
+        (PrepareOptions(max_label_loss=float("nan")), "--max-label-loss nan"),
+        (PrepareOptions(spacing=(1, 1, float("inf"))), "--spacing 1 1 inf"),
+        (PrepareOptions(spacing=(1, 1, 1e-300)), r"case0\.nii\.gz: --spacing: voxels of 1x1x1e-300 mm are too small"),
+        (PrepareOptions(spacing=(1e-4, 1e-4, 1e-4)), r"case0\.nii\.gz: --spacing .* makes 160000x140000x180000 voxels"),
         (PrepareOptions(orientation="RRS"), "--orientation RRS"),
         (PrepareOptions(classes=("only",)), r"case0\.nii\.gz: label values 1 are outside 0\.\.0.*--classes"),
         (PrepareOptions(channels=("a", "b")), r"case0\.nii\.gz: 1 channels, 2 have names: a, b.*--channels"),
@@ -284,6 +376,31 @@ def test_without_geometry_nothing_is_resampled(folders):
         np.save(folders / folder / "case9.npy", np.indices((8, 7, 6))[0] % 2)
     refused(folders, r"case9\.npy: has no affine, which --spacing", PrepareOptions(spacing=(1, 1, 1), split=(1.0,)))
     assert run(folders).length("train") == 1
+
+
+@pytest.mark.parametrize(("values", "wanted"), [
+    ([-1, 1003], "label values -1, 1003 are outside 0..255; a label map has 256 classes at most, and none below 0: re"),
+    ([0, 200], "outside 0..1; name all classes with --classes"), ([0, 1e300], r"label values 1e\+300 are outside"),
+])
+def test_advice_on_label_values_is_one_that_can_help(folders, values, wanted):
+    label = np.resize(np.array(values, np.float64), (8, 7, 6))
+    np.savez(folders / "labels" / "case0.npz", label=label, affine=OBLIQUE)
+    (folders / "labels" / "case0.nii.gz").unlink()
+    classes = () if values[0] < 0 else ("a", "b")
+    refused(folders, wanted, PrepareOptions(classes=classes, split=(1.0,)))
+
+
+@pytest.mark.parametrize(("value", "options", "wanted"), [
+    (1e300, {}, r"1 values lie beyond 3\.4e\+38, the most that single precision holds: they go from 0 to 1e\+300"),
+    (np.inf, {}, "1 values are NaN or infinite"),
+    (3e38, {"percentiles": (0, 99), "clip": False}, "too near or too far apart for single precision"),
+])
+def test_values_beyond_single_precision_are_named(tmp_path, value, options, wanted):
+    (tmp_path / "images").mkdir()
+    image = np.linspace(0, 1e-30, 8000).reshape(20, 20, 20)
+    image[3, 3, 3] = value
+    np.save(tmp_path / "images" / "a.npy", image)
+    refused(tmp_path, rf"a\.npy: .*{wanted}", PrepareOptions(split=(1.0,), **options), labels=False)
 
 
 def test_coinciding_percentiles_and_far_labels_are_refused(folders):

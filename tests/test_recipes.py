@@ -272,7 +272,8 @@ def echo(tmp_path_factory):
                 nibabel.save(nibabel.Nifti1Image(values, np.diag([0.7, 0.7, 0.7, 1])),
                              f"mitea/{role}/MITEA_{n:03d}{suffix}.nii.gz")
         tool("prepare", "--images", "mitea/images", "--labels", "mitea/labels", "--dest", "data/mitea.h5", "--fit",
-             16, 16, 16, "--range", 0, 255, "--classes", "background", "myocardium", "cavity", "--split", 0.75, 0.25)
+             16, 16, 16, "--no-antialias", "--range", 0, 255, "--classes", "background", "myocardium", "cavity",
+             "--split", 0.75, 0.25)
         small = ["training.network.channels=[8,8,8,8]", "training.network.num_blocks=1"]
         ticks = [fit("diff3_vae_100", *small), fit("diff3_vae_200", *small)]
         (folder / "ticks.json").write_text(json.dumps(ticks))

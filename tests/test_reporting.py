@@ -546,6 +546,13 @@ def test_first_fact_is_what_the_numbers_allow(found, said):
     assert Scalars(NUMBERS).facts({"metrics": metrics, "shares": {}}) == [said]
 
 
+def test_pictures_smaller_than_their_slices_show_no_pattern_that_is_not_there():
+    board = (np.indices((3 * montages.TILE, 3 * montages.TILE)).sum(0) % 2)[None]
+    sheet = montages.montage([("Real", [(board, None)])], (1, 1), windows=(0, 1))
+    tile = pixels(sheet)[50:30 + montages.TILE, 30:10 + montages.TILE]
+    np.testing.assert_allclose(tile, 0.5, atol=0.01)  # grey, where samples of points would be black and white
+
+
 @pytest.mark.parametrize(("row", "said", "unsaid"), [
     (ROW, "decoded noise, which a model that learned nothing would draw, is 0.840 away. So generated volumes cannot be "
           "told from real ones by this number.", "chance"),
