@@ -93,8 +93,8 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
             overwrite: bool, **options: Any) -> None:
     """Make a volumes file of folders of NIfTI, npy or npz files, or of a Medical Decathlon task.
 
-    Images and label maps are paired by name, or by what patterns call {id}. NIfTI has channels on the fourth axis, npy
-    and npz on an extra first one.
+    Images and label maps, also in subfolders, are paired by name, or by what patterns call {id}. NIfTI has channels on
+    the fourth axis, npy and npz on an extra first one.
     """
     from edm3d.formats.prepare import PrepareOptions
     from edm3d.formats.prepare import prepare as run

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.folders import passed_over, walk
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, in_order
 from edm3d.formats.wanted import ANY, check_is_file
@@ -120,13 +121,14 @@ def check(path: Path) -> Report:
         return _check_file(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and (p.suffix in _HDF5 or suffix_of(p)))
+    found = walk(path, lambda file: file.suffix in _HDF5 or suffix_of(file))
+    files, left = found.files, passed_over(found)
     if not files:
-        raise ValueError(f"{path}: holds no .h5, .nii, .nii.gz, .npy or .npz files")
+        raise ValueError("; ".join([f"{path}: holds no .h5, .nii, .nii.gz, .npy or .npz files", *left]))
     reports = [_check_file(file) for file in progress(files, desc="check", unit="file")]
     lines = [line for report in reports for line in report.lines]
     bad = sum(bool(report.problems) for report in reports)
-    lines.append(f"{len(files)} files, {bad} bad")
+    lines += [*left, f"{len(files)} files, {bad} bad"]
     return Report(lines, [problem for report in reports for problem in report.problems])
 
 

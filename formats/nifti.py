@@ -33,8 +33,14 @@ class Volume(NamedTuple):
 
 
 def suffix_of(path: Path) -> str | None:
-    """Return the suffix if the file is one we read, else None."""
-    return next((s for s in SUFFIXES if path.name.endswith(s) and not path.name.startswith(".")), None)
+    """Return the suffix, in small letters, if the file is one we read, else None.
+
+    It may be in capitals, but not `.Nii`, which nibabel does not find.
+    """
+    name = path.name
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s) and not name.startswith(".")), None)
+    kind = name[-len(suffix):].split(".")[1] if suffix else ""
+    return suffix if kind.islower() or kind.isupper() else None
 
 
 def spacing_of(affine: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with _opened(path) as stream:
         header = _header(stream)
         shape, dtype, start = _layout(header)
-        count = check_claim(shape, dtype, path.stat().st_size, path.suffix == ".gz")
+        count = check_claim(shape, dtype, path.stat().st_size, path.suffix.lower() == ".gz")
         affine = _affine(header, shape)
         slope, inter = header.get_slope_inter()
         if skip(stream, start - header.sizeof_hdr) < start - header.sizeof_hdr:
@@ -48,7 +48,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _opened(path: Path) -> Iterator[BufferedIOBase]:
     """The file as it was before it was compressed."""
     with open(path, "rb") as file:
-        if path.suffix != ".gz":
+        if path.suffix.lower() != ".gz":
             yield file
             return
         head = file.read(HEAD)

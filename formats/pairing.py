@@ -1,14 +1,27 @@
 """Which files belong together: images with their label maps, and several images of one id as its channels, by name."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from edm3d.formats.folders import Tree, is_utf8, passed_over, relative, stem_of, stems, walk
 from edm3d.formats.nifti import KEYS, npz_names, suffix_of
-from edm3d.formats.patterns import ANY, IMAGES, LABELS, NUMBERED, Pattern, proposal, several_of_one, told_apart
+from edm3d.formats.patterns import (
+    ANY,
+    IMAGES,
+    LABELS,
+    NUMBERED,
+    Pattern,
+    is_of_label_maps,
+    proposal,
+    several_of_one,
+    told_apart,
+)
 from edm3d.utils.checks import listed
+from edm3d.utils.names import one_line
 
 Stems = dict[str, Path]  # files by their names without suffix
 
@@ -33,13 +46,17 @@ def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None =
                channels: Sequence[str] = (), table_ids: Collection[str] = ()) -> Pairing:
     """Pair images and label maps by the ids in their names; ValueError names everything that has no partner.
 
-    A pattern says what of a name, without its suffix, is the id. Images of one id are its channels, in the order of
-    `channels` where these are named, else sorted; every id must have the same. Without image_pattern an id is the whole
-    name, but for nnU-Net's channel number `_0000`, unless a label map or the table has the full name; without labels
-    and table, numbers count as channels only if every case has the same ones, from 0000 on. With label_pattern the
-    label maps may lie among the images, and labels may be None; else the label maps inside npz images are taken then,
-    if there are any.
+    Names go without suffix, in Unicode's form NFC. Subfolders are read too: where two files below `images` or below
+    `labels` have one name, the names of all begin with their folders, `p1/t1.nii` is p1_t1.
+
+    A pattern says what of a name is the id. Images of one id are its channels, in the order of `channels` where these
+    are named, else sorted; every id must have the same. Without image_pattern an id is the whole name, but for
+    nnU-Net's channel number `_0000`, unless a label map or the table has the full name; without labels and table,
+    numbers count as channels only if every case has the same ones, from 0000 on. With label_pattern the label maps may
+    lie among the images, and labels may be None; else the label maps inside npz images are taken then, if there are
+    any.
     """
+    channels = [unicodedata.normalize("NFC", channel) for channel in channels]
     image_names, label_names = Pattern(IMAGES, image_pattern or ANY, channels), Pattern(LABELS, label_pattern or ANY)
     among = labels is None
     labels = images if among and label_pattern else labels
@@ -57,6 +74,8 @@ def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None =
                        "They are paired by name, --images with --labels")
     else:
         label_of = _inside(found)
+        if image_pattern is None and not table_ids:
+            _refuse_label_folders(images, image_files.values())
         notes += _looks_mixed(images, found) if image_pattern is None else []
     return Pairing([CaseFiles(case, files, label_of.get(case)) for case, files in sorted(found.items())], names, notes)
 
@@ -75,8 +94,9 @@ def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_n
         places[0][1].append(label_names)
     elif labels is not None:
         places.append((labels, [label_names]))
-    for folder, patterns in places:
-        files, left = _files(folder), []
+    trees = _read_folders([folder for folder, _ in places])
+    for (folder, patterns), (found, files) in zip(places, trees):
+        left = []
         if [pattern.text for pattern in patterns] == [ANY, ANY]:
             raise ValueError(f"{folder}: --images and --labels are one folder, whose files {IMAGES} and {LABELS} tell "
                              f"apart{told_apart(files) or ', as in {id}_t1 and {id}_seg'}")
@@ -84,13 +104,15 @@ def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_n
             if pattern := _pattern_of(stem, path, patterns):
                 taken[pattern.option][stem] = path
             else:
-                left.append(path.name)
+                left.append(path)
         for pattern in patterns:
             if not taken[pattern.option]:
                 raise ValueError(f"{folder}: no name fits {pattern}; there are {listed(files)}")
         if left:
             misfit = f"fit neither {patterns[0]} nor {patterns[1]}" if patterns[1:] else f"do not fit {patterns[0]}"
-            notes.append(f"{len(left)} of {len(files)} files in {folder} {misfit} and are left out: {listed(left)}")
+            notes.append(f"{len(left)} of {len(files)} files in {folder} {misfit} and are left out: "
+                         f"{listed(relative(left, folder))}")
+        notes += passed_over(found)
     return taken, notes
 
 
@@ -98,21 +120,49 @@ def _pattern_of(stem: str, path: Path, patterns: Sequence[Pattern]) -> Pattern |
     """The pattern that a name fits; of two the one with more letters of its own."""
     fit = sorted((pattern for pattern in patterns if pattern.read(stem)), key=lambda pattern: pattern.literal)
     if len(fit) == 2 and fit[0].literal == fit[1].literal:
-        raise ValueError(f"{path}: fits {fit[0]} and {fit[1]} alike; make one of them say more")
+        raise ValueError(f"{one_line(str(path))}: fits {fit[0]} and {fit[1]} alike; make one of them say more")
     return fit[-1] if fit else None
 
 
-def _files(folder: Path) -> Stems:
-    """The volumes in a folder by name; ValueError for none, and for two of one name."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    files = [(path.name.removesuffix(suffix), path) for path in sorted(folder.iterdir()) if (suffix := suffix_of(path))]
-    if not files:
-        raise ValueError(f"{folder}: holds no .nii, .nii.gz, .npy or .npz files")
-    counts = Counter(stem for stem, _ in files)
-    if double := [path.name for stem, path in files if counts[stem] > 1]:
-        raise ValueError(f"{folder}: files of the same name: {listed(double)}; keep one of each")
-    return dict(files)
+def _read_folders(folders: Sequence[Path]) -> list[tuple[Tree, Stems]]:
+    """What lies below each folder, not below another one of these, and its volumes by name; ValueError for none.
+
+    All or none have the names of their folders in front (see find_cases).
+    """
+    if odd := [folder for folder in folders if not is_utf8(str(folder))]:
+        raise ValueError(f"{one_line(str(odd[0]))}: its name is not UTF-8; rename it")
+    if absent := [folder for folder in folders if not folder.is_dir()]:
+        raise ValueError(f"{absent[0]}: no such folder")
+    trees = []
+    for folder in folders:
+        trees.append(walk(folder, without=[other for other in folders if other != folder]))
+        if not trees[-1].files:
+            raise ValueError("; ".join([f"{folder}: holds no .nii, .nii.gz, .npy or .npz files",
+                                        *passed_over(trees[-1])]))
+    is_deep = any(len({(stem_of(path), path.parent) for path in found.files}) > len(set(map(stem_of, found.files)))
+                  for found in trees)
+    return [(found, _by_stem(found, is_deep)) for found in trees]
+
+
+def _by_stem(found: Tree, is_deep: bool) -> Stems:
+    """The volumes by name; ValueError naming those of one name."""
+    named = list(stems(found, is_deep))
+    counts = Counter(stem for stem, _ in named)
+    if double := [path for stem, path in named if counts[stem] > 1]:
+        written = {path.name[:-len(suffix_of(path))] for path in double}
+        how = ", in two Unicode forms" if len(written) > len(set(map(stem_of, double))) else ""
+        raise ValueError(f"{found.root}: files of the same name{how}: {listed(relative(double, found.root))}; keep one "
+                         "of each")
+    return dict(named)
+
+
+def _refuse_label_folders(root: Path, images: Iterable[Path]) -> None:
+    """ValueError where subfolders by their names hold label maps, which would be taken for images."""
+    folders = {path.relative_to(root).parts[:-1] for path in images}
+    if names := sorted({name for parts in folders for name in parts if is_of_label_maps(name)}):
+        raise ValueError(f"{root}: by their names its folders {listed(names)} hold label maps; give the folder of "
+                         "images by --images and that of label maps by --labels, a Medical Decathlon task by "
+                         "--decathlon, or list all images in a table (--table)")
 
 
 def _looks_mixed(folder: Path, found: Mapping[str, object]) -> list[str]:
@@ -150,7 +200,8 @@ def _numbered(files: Stems, known: Collection[str], channels: int) -> dict[str, 
     for stem, path in files.items():
         case, channel = (stem, "0000") if stem in known else numbered.get(stem, (stem, "0000"))
         if channel in cases[case]:
-            raise ValueError(f"{path.parent}: {path.name} and {cases[case][channel].name} are the same image")
+            names = " and ".join(one_line(file.name) for file in (path, cases[case][channel]))
+            raise ValueError(f"{path.parent}: {names} are the same image")
         cases[case][channel] = path
     return _in_order(cases, _first(max(len(found) for found in cases.values())))
 
@@ -201,7 +252,7 @@ def _inside(found: Mapping[str, tuple[Path, ...]]) -> dict[str, Path]:
 def _has_label(path: Path) -> bool | None:
     """Whether an npz file holds a label map too; None for one that cannot be read, which reading it will report."""
     try:
-        return bool(set(KEYS["label"]) & set(npz_names(path))) if path.suffix == ".npz" else False
+        return bool(set(KEYS["label"]) & set(npz_names(path))) if suffix_of(path) == ".npz" else False
     except ValueError:
         return None
 
@@ -213,10 +264,22 @@ def _refuse_lonely(images: Mapping[str, Path], labels: Mapping[str, Path] = Mapp
     how: a sentence on how they are paired.
     """
     parts = [
-        f"{len(lonely)} {what}: {listed(path.name for _, path in sorted(lonely.items()))}"
+        f"{len(lonely)} {what}: {listed(_names(lonely))}"
         for what, lonely in (("image(s) without a label map", images), ("label map(s) without an image", labels))
         if lonely
     ]
     if parts:
         more = proposal(set(image_files), set(label_files), len(images) + len(labels))
-        raise ValueError(f"{'; '.join(parts)}. {how}{more}")
+        raise ValueError(f"{'; '.join(parts)}. {how}{more or differ_in_case(images, labels)}")
+
+
+def _names(files: Mapping[str, Path]) -> list[str]:
+    """The files' names in the order of their ids; the id of one that is made of its folders too."""
+    return [path.name if case in stem_of(path) else case for case, path in sorted(files.items())]
+
+
+def differ_in_case(names: Iterable[str], others: Iterable[str]) -> str:
+    """A hint naming which of these names are among the others but for capital letters; '' for none."""
+    alike = {other.casefold(): other for other in others}
+    pairs = [f"{name} and {alike[name.casefold()]}" for name in sorted(names) if name.casefold() in alike]
+    return f"; capital and small letters differ: {listed(pairs)}" if pairs else ""

@@ -1,6 +1,7 @@
 """Patterns of names, `{id}_t1`: what stands for the id and for the channel in a file's name, and which would fit."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product, takewhile
@@ -23,6 +24,7 @@ class Pattern:
     """
 
     def __init__(self, option: str, text: str, channels: Sequence[str] = (), *, digits: bool = False):
+        text = unicodedata.normalize("NFC", text)  # as the names are
         self.option, self.text = option, text
         fields = ("{id}", "{channel}") if option == IMAGES else ("{id}",)
         parts = re.split(r"(\{[^{}]*\})", text)
@@ -34,13 +36,13 @@ class Pattern:
             got = f"{{id}} stands in it {count} times" if count != 1 else "{channel} stands in it more than once"
             raise ValueError(f"{option} {text}: {got}, wanted once, as in '{{id}}_t1'")
         if suffix := suffix_of(Path(text)):
-            raise ValueError(f"{option} {text}: names go without their suffix; wanted '{text.removesuffix(suffix)}'")
+            raise ValueError(f"{option} {text}: names go without their suffix; wanted '{text[:-len(suffix)]}'")
         self.has_channel = "{channel}" in parts
         self.literal = sum(len(part) for part in parts if part not in fields)
         longest = sorted(channels, key=len, reverse=True)
         channel = r"\d{4}" if digits else "|".join(map(re.escape, longest)) or ".+?"
         groups = {"{id}": "(?P<id>.+)", "{channel}": f"(?P<channel>{channel})"}
-        self.regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts))
+        self.regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts), re.DOTALL)
 
     def read(self, stem: str) -> tuple[str, str] | None:
         """Id and channel of a name, '' without one; None where it does not fit."""
@@ -106,6 +108,12 @@ def told_apart(stems: Collection[str]) -> str:
     labels = [stem for stem in stems if any(word in stem.rpartition("_")[2].lower() for word in LABEL_WORDS)]
     images = set(stems) - set(labels)
     return proposal(images, labels, len(stems)) if images and labels else ""
+
+
+def is_of_label_maps(folder: str) -> bool:
+    """Whether a folder by its name holds label maps: labels, labelsTr, masks, segmentations, gt."""
+    words = r"(?i:labels?|masks?|segs?|segmentations?|gts?|ground[_-]?truths?)"
+    return re.match(words + "(?![a-z])", folder) is not None
 
 
 def several_of_one(stems: Collection[str]) -> str:

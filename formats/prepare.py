@@ -15,11 +15,9 @@ import numpy as np
 import psutil
 
 from edm3d.formats import geometry
-from edm3d.formats.cohort import CohortTable, Record, assign_splits, parse_fractions, read_table
-from edm3d.formats.decathlon import read_task
+from edm3d.formats.cohort import CohortTable, Record, parse_fractions, read_table
 from edm3d.formats.nifti import read_volume, spacing_of
-from edm3d.formats.pairing import CaseFiles, find_cases
-from edm3d.formats.patterns import proposal
+from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_facts import (
     CaseFacts,
     check_scale,
@@ -32,8 +30,8 @@ from edm3d.formats.prepare_facts import (
 )
 from edm3d.formats.prepare_load import Loaded, load
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
+from edm3d.formats.prepare_sources import find_records, find_sources, find_splits
 from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
-from edm3d.utils.checks import listed
 from edm3d.utils.files import amount, first_line
 from edm3d.utils.log import progress
 
@@ -63,15 +61,16 @@ def prepare(
     """
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
-    cases, options, notes = _sources(images, labels, decathlon, options, cohort)
-    records = _records(cases, cohort, table, options)
+    cases, options, notes = find_sources(images, labels, decathlon, options, cohort)
+    records, said = find_records(cases, cohort, table, options)
+    notes += said
     grid = len(options.grid or ())
     dims = options.spatial_dims or (grid if grid in (2, 3) else _guess_dims(cases))
     check_options(options, dims)
     picked(options)
     if options.classes and not any(case.label for case in cases):
         raise ValueError(f"--classes {' '.join(options.classes)}: there are no label maps; give --labels")
-    split_of = _splits(records, fractions, options.seed)
+    split_of = find_splits(records, fractions, options.seed)
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
     check_together(cases, facts, options)
@@ -88,28 +87,6 @@ def prepare(
             vanished |= {case.id: missed} if missed else {}
     counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
     return Prepared(counts, cohort, [*notes, *vanished_lines(vanished, len(cases))])
-
-
-def _sources(
-    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions,
-    cohort: CohortTable | None,
-) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
-    """The cases, the options with the names that a dataset.json gives, and notes."""
-    if (images is None) == (decathlon is None) or (decathlon and labels):
-        raise ValueError("give --images, with --labels where there are any, or --decathlon")
-    if images:
-        if options.images_only:
-            raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
-        found = find_cases(images, labels, image_pattern=options.image_pattern, label_pattern=options.label_pattern,
-                           channels=options.channels, table_ids=cohort.rows if cohort else ())
-        return found.cases, replace(options, channels=found.channels or options.channels), found.notes
-    if options.image_pattern or options.label_pattern:
-        raise ValueError("--image-pattern and --label-pattern are for --images; a Decathlon task lists its files")
-    task = read_task(decathlon, options.images_only)
-    classes = () if options.images_only else options.classes or task.classes
-    options = replace(options, channels=options.channels or task.channels, classes=classes)
-    left_out = f"{task.unlisted} images of the test list have no label map and are left out"
-    return task.cases, options, [left_out] if task.unlisted else []
 
 
 def _notes(cases: list[CaseFiles], facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
@@ -146,27 +123,6 @@ def _guess_dims(cases: list[CaseFiles]) -> int:
         except ValueError:
             continue  # the first pass will name it
     return 3
-
-
-def _records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
-             ) -> dict[str, Record]:
-    if cohort is None:
-        return {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}
-    if absent := [case.id for case in cases if case.id not in cohort.rows]:
-        ids = [] if options.image_pattern else [case.id for case in cases]
-        more = proposal(ids, cohort.rows, len(absent), label_maps=False)
-        raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}{more}")
-    return {case.id: cohort.rows[case.id] for case in cases}
-
-
-def _splits(records: dict[str, Record], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    named = {case: record.split for case, record in records.items() if record.split}
-    if not named:
-        chosen = assign_splits([record.group for record in records.values()], fractions, seed)
-        return {case: chosen[record.group] for case, record in records.items()}
-    if without := sorted(records.keys() - named.keys()):
-        raise ValueError(f"table column 'split' is empty for {listed(without)}; fill it for all volumes or none")
-    return named  # a group in two of them is refused by VolumesWriter
 
 
 # ---- first pass ----

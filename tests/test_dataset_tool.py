@@ -127,7 +127,9 @@ def test_several_images_of_an_id_become_channels_by_pattern(tmp_path):
     assert said.splitlines() == [
         f"4 of 16 files in {tmp_path / 'in'} fit neither --image-pattern '{{id}}_{{channel}}' nor --label-pattern "
         "'{id}_seg' and are left out: pat000_report.nii.gz, pat001_report.nii.gz, pat002_report.nii.gz, "
-        "pat003_report.nii.gz", f"{tmp_path / 'v.h5'}: train 1, test 1, a 1, b 1"]
+        "pat003_report.nii.gz",
+        f"Note: {table} has splits of other names, a, b: training.dataset.split and evaluate.py's --split take them by "
+        "name, else only train, val, test are used", f"{tmp_path / 'v.h5'}: train 1, test 1, a 1, b 1"]
     file = VolumesFile(tmp_path / "v.h5")
     assert file.meta.channels == ("t1", "flair") and file.ids("train") == ["pat003"]
     assert file.read("train", 0).image[:, 1, 1, 1].tolist() == [32, 33] and file.read("b", 0).label.sum() == 2

@@ -1,6 +1,7 @@
 """Medical Decathlon tasks, choice of channels, shrinking to fit and unclipped scaling, from files to a volumes file."""
 
 import json
+import random
 from pathlib import Path
 
 import nibabel
@@ -197,6 +198,20 @@ def test_options_that_do_not_fit_are_refused(task, options, wanted):
     ({"training": [{"image": "../a.nii.gz", "label": "b.nii.gz"}]}, "../a.nii.gz lies outside its folder"),
     ({"training": [{"image": f"imagesTr/{c}.nii.gz", "label": f"labelsTr/{c}.nii.gz"} for c in CASES[:1] * 2]},
      f"listed twice: {CASES[0]}"),
+    ({"training": 3}, "training is 3, wanted a list"),
+    ({"training": None}, "has no training"),
+    ({"training": [None]}, "training entry None; wanted image and label of each"),
+    ({"training": [{"image": 1, "label": "b.nii.gz"}]}, "training: image is 1, wanted str"),
+    ({"training": [{"image": "/a.nii.gz", "label": "b.nii.gz"}]}, "/a.nii.gz lies outside its folder"),
+    ({"training": [{"image": "imagesTr\\a.nii.gz", "label": "b.nii.gz"}]}, "is no name of a volume; wanted one like"),
+    ({"training": [{"image": "a\n.nii.gz", "label": "b.nii.gz"}]}, "is no name of a volume"),
+    ({"training": [{"image": "\ud800.nii.gz", "label": "b.nii.gz"}]}, "is no name of a volume"),
+    ({"training": [{"image": ".", "label": "b.nii.gz"}]}, "'.' is no name of a volume"),
+    ({"training": [{"image": "x" * 300 + ".nii.gz", "label": "b.nii.gz"}]}, "2 of 2 listed files are not there"),
+    ({"test": 3}, "test is 3, wanted a list"),
+    ({"labels": ["background"]}, "labels is a list, wanted a name for each number"),
+    ({"labels": {"background": 0}}, "labels is of background, wanted a name for each number"),
+    ({"modality": {"0": 1}}, "modality.0 is 1, wanted str"),
 ])
 def test_a_dataset_json_that_does_not_fit_is_refused(task, keys, wanted):
     describe(task, **keys)
@@ -204,9 +219,48 @@ def test_a_dataset_json_that_does_not_fit_is_refused(task, keys, wanted):
         read_task(task)
 
 
+def test_files_outside_the_task_are_not_followed(task):
+    image = task / "imagesTr" / f"{CASES[2]}.nii.gz"
+    image.rename(task.parent / "away.nii.gz")
+    image.symlink_to(task.parent / "away.nii.gz")
+    error = fails(task)
+    assert f"1 of 20 listed files are links that lie outside its folder: imagesTr/{CASES[2]}.nii.gz" in error
+    image.unlink()
+    (task / "kept.nii.gz").symlink_to(image)
+    (task.parent / "away.nii.gz").rename(image)
+    assert len(read_task(task).cases) == 10
+
+
+def test_volumes_that_no_list_names_are_said(task):
+    describe(task, training=json.loads((task / "dataset.json").read_text())["training"][2:])
+    _, said = prepared(task, "--channel", "0", "--split", "1")
+    assert f"2 volumes that dataset.json does not list are left out: imagesTr/{CASES[8]}.nii.gz, " in said
+
+
+def test_any_dataset_json_is_read_or_refused_in_a_line(task):
+    chance, read = random.Random(0), 0
+    good = json.loads((task / "dataset.json").read_text())
+    values = [None, 3, 2.5, True, "a", "", "../x.nii.gz", "./imagesTr/BRATS_001.nii.gz", "\0", "\ud800", [], {}, [None],
+              {"0": "a"}, {"0": None}, {"0": "a", "1": []}, [{"image": None}], ["a"], 10**400, float("nan")]
+    for _ in range(100):
+        found = json.loads(json.dumps(good))
+        for key in chance.sample(list(found), chance.randint(1, 2)):
+            found[key] = chance.choice(values)
+        for entry in good["training"][:1] if chance.random() < 0.5 else []:
+            found["training"] = [entry | {chance.choice(["image", "label"]): chance.choice(values)}]
+        text = json.dumps(found if chance.random() < 0.95 else chance.choice(values))
+        (task / "dataset.json").write_text(text[:chance.randrange(len(text))] if chance.random() < 0.1 else text)
+        try:
+            read_task(task)
+            read += 1
+        except ValueError as error:
+            assert str(error).startswith(f"{task / 'dataset.json'}: ") and str(error).isprintable(), text
+    assert 5 < read < 80
+
+
 def test_a_folder_without_dataset_json_is_refused(task):
     (task / "dataset.json").write_text("{")
-    assert "dataset.json: cannot be read as JSON" in fails(task)
+    assert "dataset.json: not readable as JSON" in fails(task)
     (task / "dataset.json").unlink()
     assert "dataset.json: no such file" in fails(task)
 

@@ -1,15 +1,25 @@
-"""Pairing by name: channel numbers, patterns, what has no partner, and what would fit."""
+"""Pairing by name: channel numbers, patterns, what has no partner, and what would fit; patients by names."""
+
+import os
+import random
 
 import numpy as np
 import pytest
 
+from edm3d.formats.describe import check
+from edm3d.formats.folders import walk
+from edm3d.formats.nifti import read_volume, suffix_of, write_nifti
 from edm3d.formats.pairing import find_cases
+from edm3d.formats.patients import groups_by_name
 from edm3d.formats.patterns import proposal
+
+COMPOSED, DECOMPOSED = "\u00e9", "e\u0301"  # one letter
+NOT_UTF8 = os.fsdecode(b"bad\xff")
 
 
 def touch(folder, *names):
-    folder.mkdir(exist_ok=True)
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
 
@@ -177,3 +187,163 @@ def test_a_mixed_folder_is_seen(tmp_path):
         f"Note: names in {plain} end in _t1, _t2w, and every file is taken for a volume of its own; to make channels "
         "of them give --image-pattern '{id}_{channel}'"]
     assert find_cases(touch(tmp_path / "k", "a_1.npy", "a_2.npy", "b_1.npy", "b_2.npy"), None).notes == []
+
+
+# ---- what lies below, and what is passed over ----
+
+
+def test_subfolders_are_read_by_the_names_of_their_files(tmp_path):
+    images = touch(tmp_path / "i", *(f"sub-0{n}/anat/sub-0{n}_T1w.nii.gz" for n in (2, 1)), ".git/x.nii", "c.nii")
+    labels = touch(tmp_path / "l", *(f"sub-0{n}_T1w.nii.gz" for n in (1, 2)), "c.nii")
+    assert [case.id for case in find_cases(images, labels).cases] == ["c", "sub-01_T1w", "sub-02_T1w"]
+
+
+def test_names_that_recur_begin_with_their_folders(tmp_path):
+    images = touch(tmp_path / "i", *(f"p{n}/{word}.nii" for n in (1, 2) for word in ("t1", "flair", "seg")))
+    pairing = find_cases(images, None, image_pattern="{id}_{channel}", label_pattern="{id}_seg")
+    assert found(pairing) == {f"p{n}": (["flair.nii", "t1.nii"], "seg.nii") for n in (1, 2)}
+    assert all(path.parent.name == case.id for case in pairing.cases for path in (*case.images, case.label))
+    flat = touch(tmp_path / "l", "p1_t1.nii", "p1_flair.nii", "p1_seg.nii")
+    with pytest.raises(ValueError, match=r"3 image\(s\) without a label map: p2_flair, p2_seg, p2_t1\. They"):
+        find_cases(images, flat)
+    with pytest.raises(ValueError, match=r"of the same name: a/b_c\.nii, a_b/c\.nii; keep one"):
+        find_cases(touch(tmp_path / "j", "a/b_c.nii", "a_b/c.nii", "a/x.nii", "b/x.nii"), None)
+
+
+def test_label_maps_below_the_images_are_none_of_them(tmp_path):
+    images = touch(tmp_path / "i", "a.nii", "b.nii", "labels/a.nii", "labels/b.nii")
+    assert len(find_cases(images, images / "labels").cases) == 2
+    assert len(find_cases(touch(tmp_path / "j", "images/a.nii", "a.nii") / "images", tmp_path / "j").cases) == 1
+    with pytest.raises(ValueError, match="its folders labels hold label maps; .*--labels"):
+        find_cases(images, None)
+    assert len(find_cases(touch(tmp_path / "k", "segovia/a.nii", "maskat/b.nii"), None).cases) == 2
+
+
+def test_links_go_in_no_circles_and_nothing_is_read_twice(tmp_path):
+    folder = touch(tmp_path / "i", "a/x.nii", "b/y.nii")
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "0").symlink_to(folder / "a")
+    (folder / "self.nii").symlink_to(folder / "self.nii")
+    (folder / "elsewhere").symlink_to(touch(tmp_path / "far", "z.nii"))
+    assert [str(path.relative_to(folder)) for path in walk(folder).files] == [
+        "a/x.nii", "b/y.nii", "elsewhere/z.nii", "self.nii"]
+
+
+def test_what_is_passed_over_is_said(tmp_path):
+    folder = touch(tmp_path / "i", "a.nii", "B.NII.GZ", "c.mgz", "d.img", "d.hdr", "._a.nii.gz", "e.Nii", "n.json",
+                   "README", ".DS_Store", ".hidden/x.nii", "IM0001")
+    os.mkfifo(folder / "pipe.nii")
+    pairing = find_cases(folder, None)
+    assert [case.id for case in pairing.cases] == ["B", "a"]
+    assert pairing.notes == [
+        f"{folder}: passed over: 7 file(s) that are not read (._a.nii.gz, IM0001, c.mgz, d.hdr, d.img, e.Nii, pipe.nii)"
+        "; convert to .nii.gz what holds volumes, and rename what is hidden, no plain file, or in mixed case, as "
+        ".Nii.gz; 3 file(s) that hold no volumes (.DS_Store, .json, README); folders that are hidden, or there twice "
+        "by links (.hidden)"]
+    assert check(folder).lines == [*pairing.notes, "2 files, 2 bad"]
+    with pytest.raises(ValueError, match=r"holds no \.nii.*; .*k: passed over: 1 file\(s\) .* \(c\.mha\); convert"):
+        find_cases(touch(tmp_path / "k", "c.mha"), None)
+    assert find_cases(touch(tmp_path / "j", "a.nii"), None).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".NII", ".NII.GZ", ".nii.GZ", ".NPY"])
+def test_suffixes_in_capitals_are_read(tmp_path, suffix):
+    image = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    path = tmp_path / f"a{suffix.lower()}"
+    np.save(path, image) if suffix == ".NPY" else write_nifti(path, image, np.eye(4))
+    path = path.rename(tmp_path / f"A{suffix}")
+    assert suffix_of(path) == suffix.lower() and suffix_of(tmp_path / "a.Nii.gz") is None
+    np.testing.assert_array_equal(read_volume(path).data[0], image)
+    assert found(find_cases(tmp_path, None)) == {"A": ([f"A{suffix}"], None)}
+
+
+# ---- letters ----
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    images, labels = touch(tmp_path / "i", f"{DECOMPOSED}_t1.nii"), touch(tmp_path / "l", f"{COMPOSED}.nii")
+    pairing = find_cases(images, labels, image_pattern="{id}_t1")
+    assert [case.id for case in pairing.cases] == [COMPOSED]
+    assert len(find_cases(images, None, image_pattern=f"{COMPOSED}_{{id}}").cases) == 1
+    with pytest.raises(ValueError, match=f"same name, in two Unicode forms: {DECOMPOSED}_t1.nii, {COMPOSED}_t1.nii"):
+        find_cases(touch(images, f"{COMPOSED}_t1.nii"), None)
+
+
+def test_names_that_differ_in_capitals_or_are_no_text_are_named(tmp_path):
+    images, labels = touch(tmp_path / "i", "P1.nii", "b.nii"), touch(tmp_path / "l", "p1.nii", "b.nii")
+    with pytest.raises(ValueError, match="capital and small letters differ: P1 and p1$"):
+        find_cases(images, labels)
+    with pytest.raises(ValueError, match=r"i: names that are not UTF-8: bad\\udcff\.nii; rename them"):
+        find_cases(touch(images, f"{NOT_UTF8}.nii"), None)
+    odd = touch(tmp_path / "j", "a\nb\x1b[31m.nii", "x" * 240 + ".nii")
+    assert [case.id for case in find_cases(odd, None).cases] == ["a\nb\x1b[31m", "x" * 240]
+    with pytest.raises(ValueError, match=r"without a label map: a\\nb\\x1b\[31m\.nii, x+\.nii; 1 label"):
+        find_cases(odd, touch(tmp_path / "k", "c.nii"))
+
+
+# ---- patients ----
+
+
+@pytest.mark.parametrize("ends", [
+    ["flair", "t1", "t1ce"], ["ED", "ES"], ["frame01", "frame12"], ["visit_1", "visit_2"], ["left", "right"],
+    ["baseline", "month12"], ["foo", "bar"], ["foo1", "foo2"]])
+@pytest.mark.parametrize("between", ["_", "-", "."])
+def test_what_is_seen_of_a_patient_is_no_patient(ends, between):
+    ids = [f"p{n}{between}{end}" for n in range(5) for end in ends]
+    groups = groups_by_name(ids)
+    assert groups.of == {id_: id_.split(between)[0] for id_ in ids}
+    assert f"{len(ids)} of {len(ids)} volumes are several of one patient, 5 in all" in groups.notes[0]
+
+
+@pytest.mark.parametrize(("ids", "wanted"), [
+    (["sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-2_T1w"], ["sub-1", "sub-1", "sub-2_T1w"]),
+    (["patient001_x", "patient001_y", "patient002_x"], ["patient001", "patient001", "patient002_x"]),
+    (["t1_a", "flair_a", "t1_b", "flair_b"], ["a", "a", "b", "b"]),
+    (["a_t1_bet", "a_flair_bet", "b_t1_bet"], ["a", "a", "b_t1_bet"]),
+    (["x_a", "x_b", "x_c", "y_a", "y_b", "y_c"], ["a", "b", "c"] * 2),
+    (["a", "a_x", "b", "b_x"], ["a", "a", "b", "b"]),
+    (["x_p1", "x_p2", "y_p1", "y_p2"], ["p1", "p2", "p1", "p2"]),
+    (["A_t1", "a_t2"], ["a", "a"]),
+    (["t1", "flair"], ["flair", "flair"]),
+])
+def test_patients_by_their_names(ids, wanted):
+    assert [groups_by_name(ids).of[id_] for id_ in ids] == wanted
+
+
+@pytest.mark.parametrize(("ids", "is_said"), [
+    ([f"scan_{n:03d}" for n in range(20)], False), ([f"BraTS20_{n:03d}_t1" for n in range(9)], False),
+    (["ann_lee", "bob_lee", "ann_ray"], False), (["a", "b"], False), ([], False),
+    (["a_x", "a_y", "b_x", "b_y", "c_k", "d_l", "e_m"], False),
+    ([f"{letter}_{n}" for letter in "abc" for n in (1, 2)], True), ([f"frame{n:02d}" for n in range(9)], True),
+    ([f"x_frame{n:02d}" for n in range(9)], True)])
+def test_volumes_that_nothing_says_are_of_one_patient_stay_apart(ids, is_said):
+    groups = groups_by_name(ids)
+    assert groups.of == {id_: id_ for id_ in ids}
+    assert ["told apart by numbers" in note for note in groups.notes] == [True] * is_said
+
+
+# ---- whatever lies there ----
+
+
+def test_any_tree_of_files_is_read_or_refused_in_a_line(tmp_path):
+    chance, read = random.Random(0), 0
+    names = ["p1", "p2", "P1", COMPOSED, DECOMPOSED, "a\nb", "\x1b[1m", "p1_t1", "p1_seg", "x" * 230, NOT_UTF8, " ",
+             "p_0000", "p_0001", "{id}", "t1"]
+    suffixes = [".nii"] * 9 + [".NII.GZ", ".Nii", ".npz", ".mgz", ".txt", "_"]
+    folders = ["", "", "", "p1", "labels", "a/b"]
+    for number in range(100):
+        root = tmp_path / str(number)
+        for _ in range(chance.randint(1, 6)):
+            name = chance.choice(names if chance.random() < 0.4 else names[:2]) + chance.choice(suffixes)
+            touch(root, f"i/{chance.choice(folders)}/{name}", f"l/{name}")
+        try:
+            pairing = find_cases(root / "i", chance.choice([None, root / "i", root / "l", root / "l"]),
+                                 image_pattern=chance.choice([None, None, "{id}_t1", "{id}_{channel}"]),
+                                 label_pattern=chance.choice([None, None, "{id}_seg"]))
+        except ValueError as error:
+            lines = [str(error)]
+        else:
+            lines = pairing.notes + groups_by_name(case.id for case in pairing.cases).notes
+            read += 1
+        assert all(line.isprintable() and line.encode() for line in lines)
+    assert 10 < read < 90

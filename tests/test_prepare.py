@@ -236,6 +236,43 @@ def test_table_gives_groups_classes_splits_and_attributes(folders):
     assert item.class_index == 1 and item.attributes == np.float32(3.5)
 
 
+def several_of_each(folder, words=("flair", "t1")) -> None:
+    """Five patients, an image of each word of each."""
+    for n in range(10):
+        write_nifti(folder / "images" / f"p{n // 2}_{words[n % 2]}.nii", random_image(n), OBLIQUE)
+
+
+def splits_of(file: VolumesFile) -> dict[str, str]:
+    return {id_: split for split in file.splits for id_ in file.ids(split)}
+
+
+@pytest.mark.parametrize("words", [("flair", "t1"), ("ED", "ES"), ("foo", "bar")])
+def test_images_of_one_patient_stay_in_one_split(tmp_path, words):
+    several_of_each(tmp_path, words)
+    for seed in range(3):
+        file = run(tmp_path, PrepareOptions(seed=seed), labels=False)
+        split_of = splits_of(file)
+        assert all(split_of[f"p{n}_{words[0]}"] == split_of[f"p{n}_{words[1]}"] for n in range(5))
+        assert {*file.groups("train"), *file.groups("val"), *file.groups("test")} == {f"p{n}" for n in range(5)}
+        (tmp_path / "out" / "v.h5").unlink()
+
+
+def test_a_table_says_which_are_of_one_patient_and_what_it_says_too_much(tmp_path):
+    several_of_each(tmp_path)
+    table, ids = tmp_path / "t.csv", [f"p{n // 2}_{('flair', 't1')[n % 2]}" for n in range(10)]
+    made = lambda text: (  # noqa: E731
+        table.write_text(text), prepare(tmp_path / "images", None, tmp_path / "v.h5", ALL, table=table).notes)[1]
+    notes = made("id,age\n" + "\n".join(f"{id_},1" for id_ in [*ids, "x", "P0_t1"]))
+    assert f"2 of 12 rows of {table} have no image and are left out: x, P0_t1; capital and small letters differ: " \
+           "P0_t1 and p0_t1" in notes
+    assert "by their names 10 of 10 volumes are several of one patient, 5 in all" in notes[-1]
+    notes = made("id,group\n" + "\n".join(f"{id_},{id_}" for id_ in ids))
+    assert not any("of one patient" in note for note in notes)
+    assert VolumesFile(tmp_path / "v.h5").groups("train") == sorted(ids)
+    notes = made("id,split\n" + "\n".join(f"{id_},{('train', 'val')[id_ == 'p1_t1']}" for id_ in ids))
+    assert "several splits that by their names are of one patient: p1 in train and val" in notes[-1]
+
+
 def test_two_dimensional_npz_with_channels_and_labels_inside(tmp_path):
     (tmp_path / "images").mkdir()
     for n in range(3):
@@ -319,7 +356,8 @@ def test_options_that_do_not_fit_are_refused(folders, options, message):
 
 def test_too_few_groups_for_the_splits(folders):
     (folders / "t.csv").write_text("id,group\n" + "\n".join(f"case{n},p{n // 5}" for n in range(10)))
-    refused(folders, "empty split", PrepareOptions(), table=folders / "t.csv")
+    refused(folders, "empty split: 2 group.*Volumes of one patient stay together, as case0, case1, .*--table",
+            PrepareOptions(), table=folders / "t.csv")
 
 
 def test_table_that_does_not_fit(folders):
@@ -329,6 +367,8 @@ def test_table_that_does_not_fit(folders):
     refused(folders, "group 'g' would be in splits 'train' and 'val'", table=table)
     table.write_text("id\n" + "\n".join(f"case{n}" for n in range(8)))
     refused(folders, r"no row for 2 image\(s\): case8, case9", table=table)
+    table.write_text("id\n" + "\n".join(f"{'Case' if n > 8 else 'case'}{n}" for n in range(10)))
+    refused(folders, r"case9; capital and small letters differ: case9 and Case9$", table=table)
     table.write_text("id,split\n" + "\n".join(f"case{n},{'train' if n else ''}" for n in range(10)))
     refused(folders, "'split' is empty for case0", table=table)
 

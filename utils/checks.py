@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
+from edm3d.utils.names import one_line
+
 MOST = 10  # names that a message lists
 
 
@@ -43,10 +45,13 @@ def is_whole(value: object) -> bool:
 
 
 def listed(names: Iterable[object], between: str = ", ") -> str:
-    """Names for a message, in their order: ten at most, and how many more there are, `a, b, ... and 70 more`."""
+    """Names for a message, in their order: ten at most, and how many more there are, `a, b, ... and 70 more`.
+
+    What no line of text should hold is escaped, as they may come out of files.
+    """
     names = [str(name) for name in names]
     more = [f"... and {len(names) - MOST} more"] if len(names) > MOST else []
-    return between.join([*names[:MOST], *more])
+    return between.join([*map(one_line, names[:MOST]), *more])
 
 
 def listed_apart(one: Sequence[str], other: Sequence[str]) -> tuple[str, str]:

@@ -61,6 +61,11 @@ def printable(text: str) -> str:
                    c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str) -> str:
+    """A name for a line of text: printable, its line breaks and tabs escaped too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def cell(value: object) -> object:
     """A value for a table: text that a spreadsheet would take for a formula begins with an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value) else value

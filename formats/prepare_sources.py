@@ -1,0 +1,108 @@
+"""What `prepare` is to read: the files of each case, what a table says of it, its patient, and its split."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edm3d.formats.cohort import CohortTable, Record, assign_splits
+from edm3d.formats.decathlon import read_task
+from edm3d.formats.pairing import CaseFiles, differ_in_case, find_cases
+from edm3d.formats.patients import groups_by_name
+from edm3d.formats.patterns import proposal
+from edm3d.formats.prepare_options import PrepareOptions
+from edm3d.utils.checks import listed
+
+
+def find_sources(
+    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions,
+    cohort: CohortTable | None,
+) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
+    """The cases, the options with the names that a dataset.json gives, and notes."""
+    if (images is None) == (decathlon is None) or (decathlon and labels):
+        raise ValueError("give --images, with --labels where there are any, or --decathlon")
+    if images:
+        if options.images_only:
+            raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
+        found = find_cases(images, labels, image_pattern=options.image_pattern, label_pattern=options.label_pattern,
+                           channels=options.channels, table_ids=cohort.rows if cohort else ())
+        return found.cases, replace(options, channels=found.channels or options.channels), found.notes
+    if options.image_pattern or options.label_pattern:
+        raise ValueError("--image-pattern and --label-pattern are for --images; a Decathlon task lists its files")
+    task = read_task(decathlon, options.images_only)
+    classes = () if options.images_only else options.classes or task.classes
+    options = replace(options, channels=options.channels or task.channels, classes=classes)
+    notes = [f"{task.unlisted} images of the test list have no label map and are left out"] if task.unlisted else []
+    if task.beside:
+        notes.append(f"{len(task.beside)} volumes that dataset.json does not list are left out: {listed(task.beside)}")
+    return task.cases, options, notes
+
+
+def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
+                 ) -> tuple[dict[str, Record], list[str]]:
+    """What is known of each case, its patient by its name where no table says so, and notes."""
+    if cohort is None:
+        records, notes = {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}, []
+    else:
+        records, notes = _rows(cases, cohort, path, options), [*cohort.notes]
+        if unused := [id_ for id_ in cohort.rows if id_ not in records]:
+            notes.append(f"{len(unused)} of {len(cohort.rows)} rows of {path} have no image and are left out: "
+                         f"{listed(unused)}{differ_in_case(unused, records)}")
+    if cohort and cohort.has_groups:
+        return records, notes
+    groups = groups_by_name(records)
+    if parted := _parted(records, groups.of):
+        return records, [*notes, f"Note: {path} has volumes in several splits that by their names are of one patient: "
+                                 f"{listed(parted, '; ')}; a column group says which are of one"]
+    return {id_: record._replace(group=groups.of[id_]) for id_, record in records.items()}, [*notes, *groups.notes]
+
+
+def _rows(cases: list[CaseFiles], cohort: CohortTable, path: Path | None, options: PrepareOptions
+          ) -> dict[str, Record]:
+    if absent := [case.id for case in cases if case.id not in cohort.rows]:
+        ids = [] if options.image_pattern else [case.id for case in cases]
+        more = (proposal(ids, cohort.rows, len(absent), label_maps=False) or differ_in_case(absent, cohort.rows)
+                or _lost_zeros(absent, cohort.rows))
+        raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}{more}")
+    return {case.id: cohort.rows[case.id] for case in cases}
+
+
+def _lost_zeros(absent: Collection[str], rows: Collection[str]) -> str:
+    """A hint where a spreadsheet has made numbers of ids, `1` of `001`."""
+    pairs = [f"{id_} and {int(id_)}" for id_ in absent if id_.isascii() and id_.isdecimal() and str(int(id_)) in rows]
+    return f"; a spreadsheet may have taken zeros away: {listed(pairs)}" if pairs else ""
+
+
+def _parted(records: Mapping[str, Record], groups: Mapping[str, str]) -> list[str]:
+    """The groups that a table has put into several splits."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for id_, record in records.items():
+        if record.split:
+            splits[groups[id_]].add(record.split)
+    return [f"{group} in {' and '.join(sorted(names))}" for group, names in splits.items() if len(names) > 1]
+
+
+def find_splits(records: dict[str, Record], fractions: dict[str, float], seed: int) -> dict[str, str]:
+    """The split of each case: the table's, where it names any, else by fractions of the patients."""
+    named = {case: record.split for case, record in records.items() if record.split}
+    if not named:
+        try:
+            chosen = assign_splits([record.group for record in records.values()], fractions, seed)
+        except ValueError as error:
+            raise ValueError(f"{error}{_together(records)}") from error
+        return {case: chosen[record.group] for case, record in records.items()}
+    if without := sorted(records.keys() - named.keys()):
+        raise ValueError(f"table column 'split' is empty for {listed(without)}; fill it for all volumes or none")
+    return named  # a group in two of them is refused by VolumesWriter
+
+
+def _together(records: Mapping[str, Record]) -> str:
+    """Which volumes are of one patient, for an error on how few there are; '' where each is of its own."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for id_, record in records.items():
+        members[record.group].append(id_)
+    several = max(members.values(), key=len)
+    return (f". Volumes of one patient stay together, as {listed(several)}; a table with columns id and group "
+            "(--table) says which are") if len(several) > 1 else ""
