@@ -98,15 +98,19 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
     """
     from edm3d.formats.prepare import PrepareOptions
     from edm3d.formats.prepare import prepare as run
+    from edm3d.utils import locks
     from edm3d.utils.files import check_dest
 
-    check_dest(dest, overwrite)
-    made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon)
+    check_dest(dest, ".h5", {"--images": images, "--labels": labels, "--decathlon": decathlon, "--table": table})
+    with locks.output(dest):
+        made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon,
+                   overwrite=overwrite)
     if made.table and made.table.ignored:
         click.echo(f"{table}: columns without numbers left out: {listed(made.table.ignored)}")
     for note in made.notes:
         click.echo(note)
-    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in made.counts.items())}")
+    click.echo(f"{dest}: {', '.join(f'{split} {count}' for split, count in made.counts.items())}"
+               + ("" if made.written else ", made of these files by these options, there already"))
 
 
 # ---- import-edm ----
@@ -117,18 +121,21 @@ def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, de
 @click.option("--dest", required=True, type=PATH, help="Snapshot to write (.pt).")
 @click.option("--inflate", type=click.Choice(["3"]), help="Make a 3D network of the 2D one, as a start for training.")
 @click.option("--inflate-mode", type=click.Choice(["centre", "mean"]), help="Of the kernels.  [default: centre]")
-def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace another snapshot that is there.")
+def import_edm(source: Path, dest: Path, inflate: str | None, inflate_mode: str | None, overwrite: bool) -> None:
     """Make a snapshot of an official EDM network pickle. The file is read as data, nothing in it is ever run."""
     if inflate_mode and not inflate:
         raise click.UsageError(f"--inflate-mode {inflate_mode}: there is nothing to inflate without --inflate 3")
     from edm3d.inference.edm_snapshot import import_edm as run
 
-    made = run(source, dest, (inflate_mode or "centre") if inflate else None)
+    made = run(source, dest, (inflate_mode or "centre") if inflate else None, overwrite)
     size = "x".join(map(str, made.shape[1:]))
     click.echo(
         f"{source}: {made.class_name} of {made.model_name}, {made.shape[0]} channels, {made.classes} classes, "
         f"{made.weights / 1e6:.2f} M weights in {made.tensors} tensors"
     )
+    if not made.written:
+        click.echo(f"{dest}: made of this file in this way, there already")
     if inflate:
         click.echo(
             f"{dest}: 3D network for {size}, a start for training (training.options.init_from={dest}); what it draws "
@@ -192,7 +199,7 @@ def plan(config_name: str, config_dir: Path | None, shape: Sequence[int] | None,
               help="GiB to plan for.  [default: those of the card, or free in this machine]")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]),
               help="What they are of.  [default: cuda with --memory or where there is a card]")
-@click.option("--overwrite", is_flag=True, help="Replace experiments that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace other proposed experiments that are there.")
 def propose(path: Path, dest: Path, **options: Any) -> None:
     """Write a first-stage and a diffusion experiment that fit a volumes file and the memory; say what to run next.
 
@@ -246,7 +253,8 @@ def info(path: Path) -> None:
 @click.option("--dest", required=True, type=PATH, help="Folder to write to.")
 @click.option("--split", help="Only this split of a volumes file.")
 @click.option("--indices", help="Only these: rows of each split of a volumes file, seeds of a samples file (0-7,12).")
-def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Export over another export, of which nothing stays.")
+def export(path: Path, kind: str, dest: Path, **options: Any) -> None:
     """Write the volumes of a volumes or samples file out, with their true affines.
 
     NIfTI goes to DEST/images and DEST/labels, as `prepare` reads it; PNG shows three planes, without the label map and
@@ -254,7 +262,8 @@ def export(path: Path, kind: str, dest: Path, split: str | None, indices: str | 
     """
     from edm3d.inference.export import export as run
 
-    click.echo(f"{dest}: {run(path, kind, dest, split, indices)} volumes")
+    for line in run(path, kind, dest, **options):
+        click.echo(line)
 
 
 # ---- doctor ----

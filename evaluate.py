@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-OF_ALL = ("real", "dest", "split", "trust")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("num", "tile", *OF_TILES, "min_psnr", "run_root")
@@ -40,6 +40,7 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 @click.option("--min-psnr", default=20.0, show_default=True, help="dB that a first stage must reach to pass.")
 @click.option("--run-root", default="results", show_default=True, type=click.Path(path_type=Path),
               help="Where runs are looked for by name.")
+@click.option("--overwrite", is_flag=True, help="Replace a report of other volumes or another network in --dest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def main(context: click.Context, debug: bool, **options: object) -> None:

@@ -31,8 +31,17 @@ from edm3d.formats.prepare_facts import (
 from edm3d.formats.prepare_load import Loaded, load
 from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
 from edm3d.formats.prepare_sources import find_records, find_sources, find_splits
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, in_order
-from edm3d.utils.files import amount, first_line
+from edm3d.formats.volumes import (
+    Intensity,
+    Item,
+    VolumesMeta,
+    VolumesWriter,
+    in_order,
+    is_made_by,
+    is_volumes,
+    provenance_of,
+)
+from edm3d.utils.files import amount, check_replaced, first_line, plain_hash
 from edm3d.utils.log import progress
 
 _Result = TypeVar("_Result")
@@ -44,6 +53,7 @@ class Prepared(NamedTuple):
     counts: dict[str, int]  # volumes per split
     table: CohortTable | None  # as understood
     notes: list[str]  # what was done that a user may want to know
+    written: bool = True  # False where the same file was there already
 
 
 def prepare(
@@ -54,11 +64,14 @@ def prepare(
     *,
     table: Path | None = None,
     decathlon: Path | None = None,
+    overwrite: bool = False,
 ) -> Prepared:
     """Write the volumes file, of the files in `images` and `labels` or of a Decathlon task.
 
-    ValueError names every file that cannot be used, and what to change.
+    A file that was made just so stays as it is. ValueError names every file that cannot be used, and what to change.
     """
+    if overwrite or provenance_of(dest).get("kind") != "prepare":
+        check_replaced(dest, overwrite, is_volumes)
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
     cases, options, notes = find_sources(images, labels, decathlon, options, cohort)
@@ -79,13 +92,18 @@ def prepare(
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
     needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
     provenance = _provenance(decathlon or images, labels, table, options, facts)
+    provenance["rows_sha256"] = plain_hash([[name, r.group, r.class_name, split_of[name], r.attributes.tolist()]
+                                            for name, r in records.items()])
+    counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
+    if not overwrite and is_made_by(dest, provenance):
+        return Prepared(counts, cohort, notes, written=False)
+    check_replaced(dest, overwrite, is_volumes)
     vanished: dict[str, list[int]] = {}
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
             item, missed = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
             vanished |= {case.id: missed} if missed else {}
-    counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
     return Prepared(counts, cohort, [*notes, *vanished_lines(vanished, len(cases))])
 
 

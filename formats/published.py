@@ -18,13 +18,13 @@ from edm3d.utils.runs import PUBLISHED
 
 CONFIG, WEIGHTS = PUBLISHED
 STAGE_WEIGHTS = "first_stage.safetensors"
-VERSION = 1
+FORMAT, VERSION = "edm3d", 1
 
 
 def write_published(folder: Path, content: Mapping[str, Any], snapshot_hash: str) -> None:
     """Write what a snapshot holds (inference.snapshot.Snapshot.plain) and the hash of its file."""
     plain, tensors = json_round_trip(without_weights(content)), weights_of(content)
-    record = {"format": "edm3d", "version": VERSION, "snapshot_hash": snapshot_hash,
+    record = {"format": FORMAT, "version": VERSION, "snapshot_hash": snapshot_hash,
               "checksum": checksum({"content": plain, "tensors": tensors}), "content": plain}
     (folder / STAGE_WEIGHTS).unlink(missing_ok=True)  # of what was published here before
     for name, weights in tensors.items():
@@ -44,7 +44,7 @@ def read_published(folder: Path) -> tuple[dict[str, Any], str]:
         stage = None if content["first_stage"] is None else dict(content["first_stage"])
     except (OSError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: not the configuration of a published network ({e!r:.200})") from e
-    if record.get("format") != "edm3d" or not isinstance(version, int) or version > VERSION:
+    if record.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{path}: format {record.get('format')!r:.60}, version {version!r:.60}; this program reads "
                          f"edm3d up to {VERSION}")
     names = [WEIGHTS, STAGE_WEIGHTS] if stage and stage.get("network") else [WEIGHTS]

@@ -6,6 +6,7 @@ intensity_ranges [N,C,2], and further columns [N,...] that others have added. Al
 and held against their hashes; an image or label map is whenever it is read.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -317,10 +318,20 @@ class VolumesFile(h5.LazyFile):
 
 def is_made_by(path: Path, provenance: dict[str, Any]) -> bool:
     """Whether a file is there that was made just so."""
+    return provenance_of(path) == json.loads(json.dumps(provenance))  # tuples are lists there
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """What a file was made of, {} where there is no volumes file."""
     try:
-        return VolumesFile(path).provenance == provenance
-    except ValueError:
-        return False
+        return dict(VolumesFile(path).provenance)
+    except (ValueError, TypeError):
+        return {}
+
+
+def is_volumes(path: Path) -> None:
+    """ValueError for a file that is no volumes file."""
+    h5.check_holds(path, "volumes")
 
 
 def _read_split(group: h5py.Group, meta: VolumesMeta) -> _Split:

@@ -138,8 +138,9 @@ def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
     from edm3d.inference.publish import publish as run
 
     said = {f.name: value for f in fields(Said) if (value := options.pop(f.name)) is not None}
-    run(snapshot, dest, PublishOptions(Said(**said), **options), str(run_root))
-    click.echo(f"{dest}: {', '.join(sorted(path.name for path in dest.iterdir()))}")
+    _, written = run(snapshot, dest, PublishOptions(Said(**said), **options), str(run_root))
+    click.echo(f"{dest}: {', '.join(sorted(path.name for path in dest.iterdir()))}"
+               + ("" if written else "; just so there already"))
 
 
 # ---- solvers ----

@@ -3,10 +3,8 @@
 Split over ranks, restartable: finished volumes lie as parts beside the file to be, or as NIfTI in the folder.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -14,24 +12,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edm3d.formats import diff3, h5
-from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.latents import FirstStageRecord, LatentsFile
-from edm3d.formats.nifti import is_whole, read_volume, spacing_of, write_nifti
-from edm3d.formats.samples import SamplesFile
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.facts import Facts
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
 from edm3d.inference.first_stage import FirstStage, tile_note, tiled
-from edm3d.inference.parts import Arrays, Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
-from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.inference.latent_source import LatentSource, affine_of, build_net, find_stage, open_source
+from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
+from edm3d.inference.parts import Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
 from edm3d.networks.tiles import Tiles
-from edm3d.utils import distributed
-from edm3d.utils.files import arrays_hash, blocks_hash, check_folder, check_free_disk, write_text
+from edm3d.utils import distributed, locks
+from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, check_replaced, remove_temporary
 from edm3d.utils.log import RunLog, progress
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.runs import find_file, passed_over
+from edm3d.utils.runs import passed_over
 
-GENERATED = "generated"  # split of volumes that were drawn
-RECORD = "decode.json"
 UNLIKE = ("latents_hash", "first_stage", "settings")  # what volumes depend on
 
 
@@ -51,32 +45,6 @@ class DecodeOptions(NamedTuple):
     overwrite: bool = False
     trust: bool = False
     num_threads: int = 0
-
-
-class LatentRow(NamedTuple):
-    """Where latents lie, and what becomes of them."""
-
-    split: str
-    id: str
-    group: str
-    affine: np.ndarray
-    box: np.ndarray | None
-    class_index: int | None
-    latents: Callable[[], np.ndarray]
-
-
-class LatentSource(NamedTuple):
-    """Latents to decode: what is known of their volumes, the hash of the latents, and their first stage.
-
-    stage: as far as it is known, network and hash may be None; None in older samples files. snapshot: path of the one
-    that drew them, where one did.
-    """
-
-    rows: list[LatentRow]
-    facts: Facts
-    content_hash: str
-    stage: CarriedStage | None
-    snapshot: str | None = None
 
 
 class DecodeJob(NamedTuple):
@@ -99,12 +67,8 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
 
     Every rank calls this; each decodes its share.
     """
-    if dest.resolve() == latents.resolve():
-        raise ValueError(f"--dest {dest} is --latents; the volumes need a file of their own")
-    if dest.suffix not in (".h5", "") or (dest.is_dir() if dest.suffix else dest.is_file()):
-        raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
-    check_folder(dest.parent, f"--dest {dest}")
-    with ranks_at_work("auto", options.num_threads) as (device, log):
+    check_place(dest, {"--latents": latents, "--autoencoder": autoencoder, "--network": network})
+    with (ranks_at_work("auto", options.num_threads) as (device, log), locks.output(dest, is_folder=not dest.suffix)):
         source = open_source(latents)
         carried, facts, chosen = find_stage(source, latents, autoencoder, network, run_root)
         log(f"First stage {chosen}")
@@ -118,29 +82,68 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         job = make_job(source, stage, options)
         provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
                       "first_stage": carried.hash, "settings": settings(options)}
-        decode_to(dest, job, provenance, log)
+        (decode_to_file if dest.suffix else decode_to_folder)(dest, job, provenance, log)
 
 
-def decode_to(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
-    """A volumes file, made of parts that lie beside it until all are there, or a folder of NIfTI."""
-    rows, to_file = job.source.rows, bool(dest.suffix)
-    there = distributed.from_rank_0(lambda: is_there(dest, provenance, job.options.overwrite))
-    pieces = Parts(Path(f"{dest}.parts"), [provenance[name] for name in UNLIKE]) if to_file else NiftiFolder(dest, job)
-    if not there:
-        distributed.from_rank_0(lambda: check_space(dest, job) if to_file else pieces.begin(provenance))
-    missing = [] if there and to_file else missing_of(pieces, range(len(rows)))
-    if there and not missing:
+def check_place(dest: Path, inputs: dict[str, Path | str | None]) -> None:
+    """ValueError where dest can be neither a volumes file nor a folder, or would take an input's place."""
+    if dest.suffix not in (".h5", "") or (not dest.suffix and dest.is_file()):
+        raise ValueError(f"--dest {dest}: wanted a volumes file (.h5), or a folder for NIfTI")
+    if dest.suffix:
+        check_dest(dest, ".h5", inputs)
+    else:
+        check_dest_folder(dest, inputs)
+
+
+def decode_to_file(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
+    """A volumes file, made of parts that lie beside it until all are there; it is what is written last."""
+    numbers, parts = range(len(job.source.rows)), Parts(Path(f"{dest}.parts"), [provenance[name] for name in UNLIKE])
+    path = Path(f"{dest}.png")
+    distributed.from_rank_0(lambda: (parts.tidy(), remove_temporary(path.parent, path.name)))
+    if distributed.from_rank_0(lambda: is_there(dest, provenance, job.options.overwrite)):
+        log(f"{dest}: all {len(numbers)} there already")
+        distributed.from_rank_0(parts.remove)
+        return
+    distributed.from_rank_0(lambda: check_space(dest, job))
+    missing = missing_of(parts, numbers)
+    decode_missing(job, parts, missing, log)
+    if distributed.rank() == 0:
+        if rows := job.source.rows[:job.options.montage]:
+            write_montage(path, parts, job)
+        write_volumes(dest, parts, job, provenance)
+        parts.remove()
+        log(made_line(dest, len(numbers), len(missing)))
+        if rows:
+            log(f"Montage     {path}")
+
+
+def decode_to_folder(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
+    """NIfTI of every row, and a record of what is finished."""
+    rows = job.source.rows
+    folder = NiftiFolder(dest, rows, job.facts, job.shape, provenance, UNLIKE)
+    for line in folder.begin(job.options.overwrite):
+        log(line)
+    missing = missing_of(folder, range(len(rows)))
+    lacks_montage = bool(job.options.montage) and not distributed.from_rank_0(folder.has_montage)
+    for line in folder.changed():
+        log(line)
+    if not missing and not lacks_montage:
         log(f"{dest}: all {len(rows)} there already")
         return
-    decode_missing(job, pieces, missing, log)
+    distributed.from_rank_0(lambda: check_space(dest, job))
+    decode_missing(job, folder, missing, log)
     if distributed.rank() == 0:
-        if to_file:
-            write_volumes(dest, pieces, job, provenance)
-        log(f"{dest}: {len(rows)} volumes"
-            + (f" ({len(rows) - len(missing)} there already)" if len(missing) < len(rows) else ""))
-        write_montage(Path(f"{dest}.png") if to_file else dest / "volumes.png", pieces, job, log)
-        if to_file:
-            pieces.remove()
+        log(made_line(dest, len(rows), len(missing)))
+        if job.options.montage:
+            with folder.writing_montage() as temporary:
+                write_montage(temporary, folder, job)
+            log(f"Montage     {dest / MONTAGE}")
+        folder.manifest.settle()
+
+
+def made_line(dest: Path, count: int, made: int) -> str:
+    """How many volumes there are, and how many there were."""
+    return f"{dest}: {count} volumes" + (f" ({count - made} there already)" if made < count else "")
 
 
 def check_space(dest: Path, job: DecodeJob) -> None:
@@ -154,108 +157,6 @@ def settings(options: DecodeOptions) -> dict:
     """What volumes depend on besides latents and first stage."""
     return {"precision": options.precision, **(options.tiles.plain() if options.tiles else {}),
             **({"uint8": True} if options.uint8 else {})}
-
-
-# ---- what to decode ----
-
-
-def open_source(path: Path) -> LatentSource:
-    """The latents of a file, whatever its kind."""
-    is_h5 = path.suffix != ".npz"
-    if is_h5 and diff3.is_samples(path):
-        found = diff3.read_samples(path)
-        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])
-                for i in range(len(found.latents))]
-        return LatentSource(rows, Facts("", ""), arrays_hash({"latents": found.latents}),
-                            plain_stage(found.latents.shape[1]))
-    if is_h5 and (diff3.is_latents(path) or h5.read_format(path) == "latents"):
-        return encoded(diff3.open_latents(path))
-    samples = SamplesFile(path)
-    if "latents" not in samples.names:
-        raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i),
-                          partial(samples.row, "latents", i)) for i, seed in enumerate(samples.seeds)]
-    stage, seeds = samples.meta.stage, samples.seeds
-    found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
-                         ("seeds", seeds.dtype, seeds.shape, [seeds])])
-    return LatentSource(rows, samples.meta.facts, found,
-                        stage and CarriedStage(stage.scaling, hash=stage.hash), samples.meta.snapshot)
-
-
-def plain_stage(channels: int, record: FirstStageRecord | None = None) -> CarriedStage:
-    """A first stage whose latents are as it gives them."""
-    return CarriedStage.from_record(record, LatentScaling([0.0] * channels, [1.0] * channels, sigma_data=1.0))
-
-
-def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray]
-                  ) -> LatentRow:
-    """A row of drawn latents."""
-    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents)
-
-
-def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
-    """The posterior means of a latents file."""
-    rows = []
-    for split in sorted(file.splits):  # pieces that are half done have these numbers
-        part = file.read(split)
-        classes = part.tables.get("classes")
-        for i, name in enumerate(part.ids):
-            index = None if classes is None or classes[i] < 0 else int(classes[i])
-            box = None if part.boxes is None else part.boxes[i]
-            rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
-                                  lambda part=part, i=i: part.mean[i]))
-    return LatentSource(rows, file.facts, file.content_hash,
-                        plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
-
-
-# ---- by what ----
-
-
-def find_stage(source: LatentSource, path: Path, autoencoder: str | None, network: str | None, run_root: Path
-               ) -> tuple[CarriedStage, Facts, Path]:
-    """The whole first stage, what is known of its volumes, and where it came from.
-
-    ValueError when it is not there, or not the one that the latents belong to.
-    """
-    stage, facts, chosen = source.stage, source.facts, path
-    if stage is None or network is not None or (stage.network is None and autoencoder is None):
-        chosen = find_drawing(source, path, network, run_root)
-        stage = Snapshot.read(chosen).first_stage
-        if stage is None:
-            raise ValueError(f"{chosen}: draws voxels, and carries no first stage; name it by --autoencoder")
-        check_hash(source.stage and source.stage.hash, path, stage.hash, str(chosen))
-    if autoencoder is not None:
-        chosen = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
-        named, wanted = Snapshot.read(chosen, "autoencoder"), stage.hash
-        stage, facts = stage.with_network(named), facts if facts.channels else facts.with_volumes_of(named.facts)
-        check_hash(wanted, path, stage.hash, f"--autoencoder {autoencoder}: {chosen}")
-    return stage, facts, chosen
-
-
-def find_drawing(source: LatentSource, path: Path, network: str | None, run_root: Path) -> Path:
-    """The diffusion snapshot that drew the latents."""
-    if source.snapshot is None:
-        raise ValueError(f"{path}: the first stage of these latents is not in the file; name it by --autoencoder")
-    if network is None and not Path(source.snapshot).exists():
-        raise ValueError(f"{path}: {source.snapshot}, which drew these latents, is not there; name their first stage "
-                         "by --autoencoder, or the snapshot by --network")
-    return find_file(network or source.snapshot, "network-snapshot", run_root, "--network")
-
-
-def check_hash(wanted: str | None, path: Path, found: str | None, what: str) -> None:
-    """ValueError when the latents are known to be of another first stage, by its hash."""
-    if wanted is not None and found != wanted:
-        raise ValueError(f"{what} has first stage {found or 'none':.12}, the latents in {path} are of {wanted:.12}; "
-                         "name that one by --autoencoder or --network")
-
-
-def build_net(stage: CarriedStage, source: LatentSource, where: str, trust: bool) -> torch.nn.Module:
-    """The network of the first stage; ValueError when latents of this shape are not its own."""
-    net, shape = stage.build(where, trust), source.rows[0].latents().shape
-    if len(shape) != net.spatial_dims + 1 or shape[0] != net.latent_channels:
-        raise ValueError(f"{where}: decodes latents of {net.latent_channels} channels and {net.spatial_dims} axes, "
-                         f"these are {list(shape)}; name their own first stage by --autoencoder")
-    return net
 
 
 # ---- the work ----
@@ -301,39 +202,27 @@ def in_bytes(facts: Facts) -> Facts:
     return replace(facts, intensity=Intensity(0.0, 255.0, True, unit))
 
 
-def write_montage(path: Path, pieces: "Parts | NiftiFolder", job: DecodeJob, log: RunLog) -> None:
-    """A PNG of the first volumes with their ids, where one is asked for."""
-    rows = job.source.rows[:job.options.montage]
-    if not rows:
-        return
+def write_montage(path: Path, pieces: Parts | NiftiFolder, job: DecodeJob) -> None:
+    """A PNG of the first volumes with their ids."""
     from edm3d.reporting.montages import montage, save_png
+    rows = job.source.rows[:job.options.montage]
     found = [pieces.read(number) for number in range(len(rows))]
     affine = affine_of(rows[0], job.facts)
     spacing = spacing_of(affine)[:len(job.shape)]
     save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,
                      label_classes=job.facts.label_classes, channels=job.facts.channels,
                      captions=[row.id for row in rows], affine=affine), path)
-    log(f"Montage     {path}")
 
 
 def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
-    """Whether dest is what it is to be (a folder: as far as it is filled); ValueError when it holds something else.
-
-    False for what may be overwritten.
-    """
-    record = dest / RECORD
-    if overwrite:
-        return False
-    if dest.is_dir() and not record.is_file() and any(dest.iterdir()):
-        raise ValueError(f"--dest {dest}: the folder is not empty, and nothing says that decode filled it; choose "
-                         "another, or --overwrite what has the same names")
-    if not (dest if dest.suffix else record).is_file():
+    """Whether a file holds these volumes; ValueError when it holds something else and may not be overwritten."""
+    if overwrite or not dest.exists():
+        check_replaced(dest, overwrite, is_volumes)
         return False
     try:
-        if dest.suffix:
-            h5.check_holds(dest, "volumes")
-        found = dict(VolumesFile(dest).provenance if dest.suffix else json.loads(record.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e:
+        found = VolumesFile(dest).provenance
+    except ValueError as e:
+        check_replaced(dest, True, is_volumes)
         raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
     check_alike(f"{dest}: holds volumes of", found, {name: provenance[name] for name in ("kind", *UNLIKE)},
                 "choose another --dest, or --overwrite it")
@@ -351,42 +240,3 @@ def write_volumes(dest: Path, parts: Parts, job: DecodeJob, provenance: dict) ->
             writer.add(row.split, Item(part["image"].astype(np.float32), part.get("label"), None,
                                        row.class_index if classes else None, row.id, row.group, affine_of(row, facts),
                                        box))
-
-
-class NiftiFolder:
-    """Decoded volumes as NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
-
-    def __init__(self, dest: Path, job: DecodeJob):
-        self.dest, self.job = dest, job
-        self.kinds = ("image", "label") if job.facts.label_classes else ("image",)
-
-    def path(self, number: int, kind: str) -> Path:
-        """The image or label map of a row."""
-        return self.dest / f"{kind}s" / f"{self.job.source.rows[number].id}.nii.gz"
-
-    def begin(self, provenance: dict) -> None:
-        """Write the record; what had the names of these volumes goes first, for it would be taken for them."""
-        for path in [self.path(n, kind) for n in range(len(self.job.source.rows)) for kind in self.kinds]:
-            path.unlink(missing_ok=True)
-        write_text(self.dest / RECORD, json.dumps(provenance, indent=2) + "\n")
-
-    def is_whole(self, number: int) -> bool:
-        """Whether image and label map of a row are there and whole."""
-        return all(is_whole(self.path(number, kind)) for kind in self.kinds)
-
-    def write(self, number: int, arrays: Arrays) -> None:
-        """Write image and label map of a row."""
-        affine = affine_of(self.job.source.rows[number], self.job.facts)
-        for kind, array in arrays.items():
-            write_nifti(self.path(number, kind), array, affine, spatial_dims=len(self.job.shape),
-                        unit=self.job.facts.intensity.unit if kind == "image" else "")
-
-    def read(self, number: int) -> dict[str, np.ndarray]:
-        """Image [C,*S] and label map [*S] of a row."""
-        shapes = {"image": (-1, *self.job.shape), "label": self.job.shape}
-        return {kind: read_volume(self.path(number, kind)).data.reshape(shapes[kind]) for kind in self.kinds}
-
-
-def affine_of(row: LatentRow, facts: Facts) -> np.ndarray:
-    """Voxel index -> mm [4,4]: the row's own, or that of the first stage's volumes where the file knows none."""
-    return np.asarray(facts.affine) if np.array_equal(row.affine, np.eye(4)) else row.affine

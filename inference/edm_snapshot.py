@@ -14,8 +14,9 @@ from edm3d.formats.volumes import Intensity
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.edm_import import edm_network_node, edm_weights, inflate_weights
+from edm3d.utils import locks
 from edm3d.utils.config import build_from_file, find_target
-from edm3d.utils.files import first_line
+from edm3d.utils.files import check_dest, check_replaced, first_line
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
 
@@ -29,6 +30,7 @@ class Imported(NamedTuple):
     classes: int
     weights: int
     tensors: int
+    written: bool  # False where the same snapshot was there already
 
     @property
     def model_name(self) -> str:
@@ -58,15 +60,15 @@ def override_value(value: object) -> str:
     return "null" if value is None else str(list(value) if isinstance(value, tuple) else value).replace(" ", "")
 
 
-def import_edm(source: Path, dest: Path, inflate_mode: str | None = None) -> Imported:
+def import_edm(source: Path, dest: Path, inflate_mode: str | None = None, overwrite: bool = False) -> Imported:
     """Write the network of an official pickle as a snapshot; inflate_mode (centre, mean) makes it 3D on the way.
 
-    ValueError when the file is no such pickle, or its weights are not finite or not those of the network it names.
+    A snapshot that was made just so stays as it is. ValueError when the file is no such pickle, or its weights are not
+    finite or not those of the network it names.
     """
-    if dest.resolve() == source.resolve():
-        raise ValueError(f"--dest {dest} is the pickle itself; the snapshot needs a file of its own")
     if dest.is_dir():
         raise ValueError(f"--dest {dest} is a folder; wanted the file to write, as in --dest {dest / 'snapshot.pt'}")
+    check_dest(dest, ".pt", {"the pickle itself": source})
     official = read_edm_pickle(source)
     try:
         node = edm_network_node(official.config)
@@ -82,10 +84,25 @@ def import_edm(source: Path, dest: Path, inflate_mode: str | None = None) -> Imp
         dims = 3
     shape = (node["model"]["in_channels"], *[official.config["kwargs"]["img_resolution"]] * dims)
     classes = check_network(node, weights, shape, source)
-    Snapshot("diffusion", node, describe_images(source, shape, classes), shape, weights=weights,
-             config={"imported": {**official.config, "inflate_mode": inflate_mode}}).save(dest)
+    snapshot = Snapshot("diffusion", node, describe_images(source, shape, classes), shape, weights=weights,
+                        config={"imported": {**official.config, "inflate_mode": inflate_mode}})
+    with locks.output(dest):
+        written = overwrite or not is_there(dest, snapshot)
+        if written:
+            check_replaced(dest, overwrite, Snapshot.read)
+            snapshot.save(dest)
     return Imported(official.config["class_name"], node, shape, classes, sum(w.numel() for w in weights.values()),
-                    len(weights))
+                    len(weights), written)
+
+
+def is_there(dest: Path, snapshot: Snapshot) -> bool:
+    """Whether a file holds this network, made of the same pickle in the same way."""
+    try:
+        old = Snapshot.read(dest)
+    except ValueError:
+        return False
+    return (old.facts.content_hash, old.config, old.network_hash) == \
+        (snapshot.facts.content_hash, snapshot.config, snapshot.network_hash)
 
 
 def check_weights(model: dict, weights: dict[str, torch.Tensor]) -> None:

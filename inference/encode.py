@@ -25,9 +25,9 @@ from edm3d.metrics.overlap import dice
 from edm3d.networks.latent_codec import SCALINGS
 from edm3d.networks.layers import SizeError
 from edm3d.networks.tiles import Tiles
-from edm3d.utils import distributed
+from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice
-from edm3d.utils.files import check_dest, check_free_disk
+from edm3d.utils.files import check_dest, check_free_disk, check_replaced
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file, passed_over
 
@@ -81,10 +81,9 @@ class EncodeJob(NamedTuple):
 def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, run_root: Path = Path("results")
            ) -> None:
     """Write the latents of all splits of a volumes file. Every rank calls this; rank 0 writes the file."""
-    if dest.resolve() == source.resolve():
-        raise ValueError(f"--dest {dest} is --source; the latents need a file of their own")
+    check_dest(dest, ".h5", {"--source": source, "--autoencoder": autoencoder})
     check_choice("--scaling", options.scaling, SCALINGS)
-    with ranks_at_work("auto", options.num_threads) as (device, log):
+    with ranks_at_work("auto", options.num_threads) as (device, log), locks.output(dest):
         path = find_file(autoencoder, "network-snapshot", run_root, "--autoencoder")
         log(f"Autoencoder {path}")
         for line in passed_over(path, autoencoder, run_root):
@@ -98,13 +97,15 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
         provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
                       "first_stage": record.hash, "settings": settings(options, job.size)}
         places = all_places(volumes)
+        parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)])
+        distributed.from_rank_0(parts.tidy)
         if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
+            distributed.from_rank_0(parts.remove)
             log(f"{dest}: all {len(places)} there already")
             log(round_trip_line(LatentsFile(dest).round_trip))
             return
         space = 16 * len(places) * prod(stage.net.latent_shape(job.size))  # parts and file, float32 mean and std each
         distributed.from_rank_0(lambda: check_free_disk(dest.parent, space))
-        parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)])
         missing = missing_of(parts, range(len(places)))
         make_missing(parts, missing, job.batch_size,
                      lambda numbers, inputs: encode_batch(job, [places[n] for n in numbers], inputs),
@@ -133,18 +134,23 @@ def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
 
 def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
     """Whether a file holds these latents; ValueError when it holds something else and may not be overwritten."""
-    if not dest.is_file() or options.overwrite:
-        check_dest(dest, options.overwrite)
+    if options.overwrite or not dest.exists():
+        check_replaced(dest, options.overwrite, is_latents)
         return False
     try:
-        h5.check_holds(dest, "latents")
         old = LatentsFile(dest)
     except ValueError as e:
-        raise ValueError(f"{e}; choose another --dest, or --overwrite it") from e
+        check_replaced(dest, True, is_latents)
+        raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
     had, wanted = ({what: source.get(name) for name, what in UNLIKE.items()} for source in (old.provenance, provenance))
     check_alike(f"{dest}: holds latents of", had | {"scaling": old.facts.latents.scaling},
                 wanted | {"scaling": options.scaling}, "choose another --dest, or --overwrite it")
     return True
+
+
+def is_latents(path: Path) -> None:
+    """ValueError for a file that is no latents file."""
+    h5.check_holds(path, "latents")
 
 
 def all_places(volumes: VolumesFile) -> list[Place]:

@@ -18,9 +18,11 @@ from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases, choose_reference, file_volumes, held_out_split
-from edm3d.reporting.report import opening, write_report
+from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import missing, walk
+from edm3d.utils import locks
 from edm3d.utils.checks import listed, listed_apart
+from edm3d.utils.files import check_folder
 from edm3d.utils.log import progress
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file
@@ -30,9 +32,24 @@ FIRST_STAGE_VOLUMES = 64
 
 
 def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
-             snapshot: Path | None = None, seed: int = 0, trust: bool = False, ignore_spacing: bool = False) -> dict:
-    """Write the report of a samples file against a volumes file; returns what report.json holds."""
-    samples, file = SamplesFile(generated), VolumesFile(real)
+             snapshot: Path | None = None, seed: int = 0, trust: bool = False, ignore_spacing: bool = False,
+             overwrite: bool = False) -> dict:
+    """Write the report of a samples file against a volumes file; returns what report.json holds.
+
+    overwrite: also over a report of others than these.
+    """
+    check_folder(dest, f"--dest {dest}")
+    with locks.output(dest, is_folder=True):
+        samples, file = SamplesFile(generated), VolumesFile(real)
+        inputs = {"real": {"content_hash": file.content_hash}, "generated": {"sha256": sha256_of(samples.path)}}
+        check_report(dest, inputs, overwrite)
+        return compare(samples, file, dest, split, num_noise, snapshot, seed, trust, ignore_spacing)
+
+
+def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num_noise: int, snapshot: Path | None,
+            seed: int, trust: bool, ignore_spacing: bool) -> dict:
+    """Measure, and write the report."""
+    real, generated = file.path, samples.path
     layout = shared_layout(samples, file, ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
     size = samples.row("images", 0).shape[1:]
@@ -122,14 +139,18 @@ def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
     """What was generated, by what; labels_known: whether the real volumes have label maps."""
-    with open(samples.path, "rb") as f:
-        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     without = labels_known and "labels" not in samples.names
-    return {"path": str(samples.path), "sha256": sha256, "num": len(samples), "seeds": ranges(samples.seeds),
-            "snapshot": str(snapshot or samples.meta.snapshot), "snapshot_hash": samples.meta.snapshot_hash,
-            "sampling": samples.meta.sampling,
+    return {"path": str(samples.path), "sha256": sha256_of(samples.path), "num": len(samples),
+            "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
+            "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling,
             "labels": missing("the samples hold no label maps: only images are compared") if without else
             {"available": True}}
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def ranges(seeds: np.ndarray) -> str:

@@ -20,8 +20,10 @@ from edm3d.reporting import first_stage, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.first_stage import RoundTrip
 from edm3d.reporting.reference import Cases, file_volumes, held_out_split
-from edm3d.reporting.report import opening, write_report
+from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import walk
+from edm3d.utils import locks
+from edm3d.utils.files import check_folder
 from edm3d.utils.log import progress
 from edm3d.utils.runs import find_file, passed_over
 
@@ -35,15 +37,25 @@ class FirstStageOptions(NamedTuple):
     min_psnr: float | None = 20
     trust: bool = False
     run_root: Path = Path("results")
+    overwrite: bool = False
 
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
     """Write the report of an autoencoder (a name, run folder or snapshot) on a volumes file; what report.json holds."""
+    check_folder(dest, f"--dest {dest}")
+    with locks.output(dest, is_folder=True):
+        return measure(autoencoder, real, dest, options)
+
+
+def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
+    """Decode what was encoded, and write the report."""
     path = find_file(autoencoder, "network-snapshot", options.run_root, "--autoencoder")
     for line in passed_over(path, autoencoder, options.run_root):
         click.echo(line)
     snapshot = Snapshot.read(path, "autoencoder")
     file = VolumesFile(real)
+    check_report(dest, {"real": {"content_hash": file.content_hash}, "autoencoder": {"hash": snapshot.network_hash}},
+                 options.overwrite)
     split = held_out_split(file) if options.split == "auto" else options.split
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
     if snapshot.fits_to:

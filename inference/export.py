@@ -1,33 +1,63 @@
 """Write the volumes of a volumes or samples file out, as NIfTI or as pictures."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.manifest import Manifest
 from edm3d.formats.nifti import spacing_of, write_nifti
 from edm3d.formats.samples import SamplesFile, parse_seeds
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.folders import begin, told_of_changes, told_of_names
 from edm3d.reporting.montages import planes_figure, save_png
+from edm3d.utils import locks
 from edm3d.utils.checks import listed
+from edm3d.utils.files import check_dest_folder
 from edm3d.utils.log import progress
+from edm3d.utils.names import file_names
+
+RECORD = "export.json"
 
 
 class Exported(NamedTuple):
     """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4], and the classes of the label."""
 
-    name: str
+    id: str
     image: np.ndarray
     label: np.ndarray | None
     affine: np.ndarray
     label_classes: tuple[str, ...]
 
 
-def export(path: Path, kind: str, dest: Path, split: str | None = None, indices: str | None = None) -> int:
-    """Write volumes to files of a kind, nifti or png, in a folder; how many.
+class Exporting(NamedTuple):
+    """What is written: kind (nifti or png), names of the files without suffix by (split or seed, row), axes and unit.
+    """
 
-    split, indices: only these, rows of each split of a volumes file, seeds of a samples file (as in 0-7,12).
+    kind: str
+    names: dict[tuple[str, int], str]
+    dims: int
+    unit: str
+
+    def files(self, key: tuple[str, int], labelled: bool) -> list[str]:
+        """The files of a volume: image and label map, of one name in two folders as `prepare` reads it; or a picture.
+        """
+        name = self.names[key]
+        if self.kind != "nifti":
+            return [f"{name}.png"]
+        return [f"{folder}/{name}.nii.gz" for folder in (("images", "labels") if labelled else ("images",))]
+
+
+def export(path: Path, kind: str, dest: Path, split: str | None = None, indices: str | None = None,
+           overwrite: bool = False) -> Iterator[str]:
+    """Write volumes to files of a kind, nifti or png, in a folder, and a record of them; gives lines to say.
+
+    split, indices: only these, rows of each split of a volumes file, seeds of a samples file (as in 0-7,12). What is
+    there already is left; ValueError for a folder of anything else, unless it is an export that may be overwritten.
     """
     form = "samples" if path.suffix == ".npz" else h5.read_format(path)
     if form not in ("volumes", "samples"):
@@ -36,11 +66,49 @@ def export(path: Path, kind: str, dest: Path, split: str | None = None, indices:
         raise ValueError(f"--split {split}: samples have no splits; leave it out")
     file = VolumesFile(path) if form == "volumes" else SamplesFile(path)
     keys = _volume_keys(file, split, indices) if form == "volumes" else _sample_keys(file, indices)
-    dims = file.meta.spatial_dims if form == "volumes" else len(file.shape("images")) - 2
-    unit = file.meta.intensity.unit if form == "volumes" else file.meta.facts.intensity.unit
-    for key in progress(keys, desc="export", unit="volume"):
-        _write_out(_exported(file, key), kind, dest, dims, unit)
-    return len(keys)
+    check_dest_folder(dest, {"FILE": path})
+    ids = [_id(file, key) for key in keys]
+    work = Exporting(kind, dict(zip(keys, file_names(ids), strict=True)),
+                     file.meta.spatial_dims if form == "volumes" else len(file.shape("images")) - 2,
+                     file.meta.intensity.unit if form == "volumes" else file.meta.facts.intensity.unit)
+    made_of = {"kind": "export", "source": str(path), "source_hash": _content_hash(file),
+               "settings": {"format": kind, "split": split, "indices": indices}}
+    with locks.output(dest, is_folder=True):
+        record = Manifest(dest, RECORD, made_of, ("source_hash", "settings"))
+        yield from told_of_names(ids, list(work.names.values()))
+        yield from _export_all(file, work, record, overwrite)
+
+
+def _export_all(file: VolumesFile | SamplesFile, work: Exporting, record: Manifest, overwrite: bool) -> Iterator[str]:
+    """Write what is not there yet; lines to say."""
+    labelled = bool(file.meta.label_classes) if isinstance(file, VolumesFile) else "labels" in file.names
+    yield from begin(record, [name for key in work.names for name in work.files(key, labelled)], overwrite)
+    record.load()
+    missing = [key for key in progress(work.names, desc="look", unit="volume")
+               if not all([record.is_finished(name) for name in work.files(key, labelled)])]
+    yield from told_of_changes(record.changed)
+    for key in progress(missing, desc="export", unit="volume"):
+        volume = _exported(file, key)
+        with ExitStack() as stack:
+            paths = [stack.enter_context(record.writing(name, volume.id)) for name in work.files(key, labelled)]
+            _write_out(volume, work, paths)
+    record.settle()
+    count, made = len(work.names), len(missing)
+    yield (f"{record.folder}: {count} volumes" if made == count else f"{record.folder}: all {count} there already"
+           if not made else f"{record.folder}: {count} volumes ({count - made} there already)")
+
+
+def _content_hash(file: VolumesFile | SamplesFile) -> str:
+    """Of a volumes file the hash that it carries, of samples that of the file."""
+    if isinstance(file, VolumesFile):
+        return file.content_hash
+    with open(file.path, "rb") as opened:
+        return file_digest(opened, "sha256").hexdigest()
+
+
+def _id(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> str:
+    """What a volume is called."""
+    return file.ids(key[0])[key[1]] if isinstance(file, VolumesFile) else key[0]
 
 
 def _volume_keys(file: VolumesFile, split: str | None, indices: str | None) -> list[tuple[str, int]]:
@@ -83,14 +151,13 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
                     file.meta.facts.label_classes)
 
 
-def _write_out(volume: Exported, kind: str, dest: Path, dims: int, unit: str) -> None:
-    if kind == "nifti":
-        name = f"{volume.name}.nii.gz"  # same names in two folders: what `prepare` reads
-        write_nifti(dest / "images" / name, volume.image, volume.affine, spatial_dims=dims, unit=unit)
+def _write_out(volume: Exported, work: Exporting, paths: Sequence[Path]) -> None:
+    if work.kind == "nifti":
+        write_nifti(paths[0], volume.image, volume.affine, spatial_dims=work.dims, unit=work.unit)
         if volume.label is not None:
-            write_nifti(dest / "labels" / name, volume.label, volume.affine, spatial_dims=dims)
+            write_nifti(paths[1], volume.label, volume.affine, spatial_dims=work.dims)
         return
-    spacing = spacing_of(volume.affine)[:dims]
+    spacing = spacing_of(volume.affine)[:work.dims]
     figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine,
                            label_classes=volume.label_classes)
-    save_png(figure, dest / f"{volume.name}.png")
+    save_png(figure, paths[0])

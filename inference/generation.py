@@ -9,16 +9,16 @@ import torch
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
-from edm3d.formats.nifti import spacing_of
+from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, add_guidance, complete, draw, make_drawer, sample_meta
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
-from edm3d.inference.sample_files import PNG, check_png, write_niftis, write_pngs
+from edm3d.inference.sample_files import PNG, check_png, check_records, clear_others, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
-from edm3d.utils import distributed
+from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import build_from_file, check_targets, is_trusted
 from edm3d.utils.files import check_folder, first_line
@@ -35,7 +35,10 @@ def generate(experiment: str, config: dict) -> None:
     options, run_root = sampling_options(config), config["training"]["options"]["run_root"]
     seeds = requested_seeds(options.seeds)
     check_options(options)
-    with ranks_at_work(options.device, options.num_threads) as (device, log):
+    outdir = Path(options.outdir)
+    check_folder(outdir, f"sampling.outdir={outdir}")
+    with (ranks_at_work(options.device, options.num_threads) as (device, log),
+          locks.output(outdir, "sampling.outdir", is_folder=True)):
         path = find_file(options.network or experiment, "network-snapshot", Path(run_root), "sampling.network")
         log(f"Network   {path}")
         for line in passed_over(path, options.network or experiment, Path(run_root)):
@@ -52,9 +55,9 @@ def generate(experiment: str, config: dict) -> None:
         for line in describe_drawing(net, snapshot, options):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance)
-        outdir = Path(options.outdir)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling])
+        distributed.from_rank_0(parts.tidy)
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
         new = [s for s in seeds if not (old and s in old.rows)]
         missing = missing_of(parts, new)
@@ -63,7 +66,7 @@ def generate(experiment: str, config: dict) -> None:
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
-            for line in write_pictures(outdir, merged, set(missing), whole, options):
+            for line in write_pictures(outdir, merged, whole, options):
                 log(line)
 
 
@@ -108,12 +111,13 @@ def check_real(path: str | None) -> None:
 
 def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
     """Samples drawn before; ValueError when they are of another network or other settings, None to overwrite them."""
-    check_folder(path.parent, f"sampling.outdir={path.parent}")
+    check_records(path.parent, meta, overwrite)
     if not path.is_file():
         return None
     try:
         old = SamplesFile(path)
     except ValueError as e:
+        check_is_samples(path)
         if overwrite:
             return None
         raise ValueError(f"{e}; choose another sampling.outdir, or draw anew by sampling.overwrite=true") from e
@@ -123,6 +127,18 @@ def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | Non
     check_alike(f"{path} was drawn with", had, wanted,
                 "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
     return old
+
+
+def check_is_samples(path: Path) -> None:
+    """ValueError for a file that is not even a damaged samples file, and is not overwritten."""
+    try:
+        if path.suffix == ".h5":
+            h5.check_holds(path, "samples")
+        elif lacking := {"seeds", "content_hash"} - set(npz_names(path)):
+            raise ValueError(f"{path}: not a samples file: no {listed(sorted(lacking))} in it")
+    except ValueError as e:
+        raise ValueError(f"{e}; nothing of another kind is overwritten: delete it, or choose another "
+                         "sampling.outdir") from e
 
 
 def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int, log: RunLog) -> None:
@@ -151,19 +167,19 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
     return SamplesFile(target) if new else old
 
 
-def write_pictures(outdir: Path, samples: SamplesFile, new: set[int], snapshot: Snapshot, options: Sampling
-                   ) -> Iterator[str]:
+def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> Iterator[str]:
     """Files of every seed, and the montage of real above generated, as far as there are images; a line on each."""
+    yield from clear_others(outdir, samples.meta)
     if "images" not in samples.names:
         return
     dims = len(samples.shape("images")) - 2
     if options.nifti and dims > 1:
-        write_niftis(outdir / "nifti", samples, new)
+        yield from write_niftis(outdir, samples)
         yield f"NIfTI     {outdir / 'nifti'}"
     elif options.nifti:
         yield "NIfTI     none: it holds images and volumes, these are signals (1D)"
     if options.format == PNG:
-        write_pngs(outdir / "png", samples, new)
+        yield from write_pngs(outdir, samples)
         yield f"PNG       {outdir / 'png'}"
     if options.montage:
         from edm3d.reporting.montages import montage, save_png

@@ -14,7 +14,7 @@ import torch
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short
-from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz
+from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz, remove_temporary
 from edm3d.utils.log import RunLog, progress
 
 Read = TypeVar("Read")
@@ -65,6 +65,11 @@ class Parts:
     def read(self, number: int, *names: str) -> dict[str, np.ndarray]:
         """Arrays of a piece, these or all; ValueError when its file is damaged."""
         return read_npz(self.path(number), *names)
+
+    def tidy(self) -> None:
+        """Delete what killed processes left half-written among these pieces, and those of other settings."""
+        for folder in filter(Path.is_dir, self.folder.parent.glob("*")):
+            remove_temporary(folder)
 
     def remove(self) -> None:
         """Delete all pieces."""

@@ -1,14 +1,15 @@
 """Make a volumes file of analytic echo phantoms, with exact labels and attributes."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edm3d.formats.cohort import assign_splits, parse_fractions
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box, is_made_by
+from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box, is_made_by, is_volumes
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom, phantom_affine
-from edm3d.utils.files import check_dest, check_free_disk
+from edm3d.utils import locks
+from edm3d.utils.files import check_dest, check_free_disk, check_replaced
 from edm3d.utils.log import progress
 
 
@@ -36,9 +37,19 @@ def draw_phantoms(dest: Path, options: PhantomOptions, overwrite: bool = False) 
     fractions = parse_fractions(split)
     echo_phantom(0, seed=seed, size=size, spatial_dims=dims, pairs=pairs)  # refuses bad numbers before work
     provenance = {"kind": "phantom", **options._asdict(), "split": list(split)}
-    if not overwrite and is_made_by(dest, provenance):
-        return False
-    check_dest(dest, overwrite)
+    check_dest(dest, ".h5", {})
+    with locks.output(dest):
+        if not overwrite and is_made_by(dest, provenance):
+            return False
+        check_replaced(dest, overwrite, is_volumes)
+        write_phantoms(dest, options, fractions, provenance)
+    return True
+
+
+def write_phantoms(dest: Path, options: PhantomOptions, fractions: dict[str, float], provenance: dict[str, Any]
+                   ) -> None:
+    """Draw all phantoms into a file."""
+    num, size, seed, dims, pairs, _ = options
     needed = num * 5 * size**dims
     check_free_disk(dest.parent, needed)
     split_of = assign_splits([_patient(i // 2 if pairs else i) for i in range(num)], fractions, seed)
@@ -46,7 +57,6 @@ def draw_phantoms(dest: Path, options: PhantomOptions, overwrite: bool = False) 
         for index in progress(range(num), desc="phantom", unit="volume"):
             item = _item(index, options)
             writer.add(split_of[item.group], item)
-    return True
 
 
 def _patient(group: int) -> str:

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.published import write_published
+from edm3d.formats.published import (
+    CONFIG,
+    FORMAT,
+    json_round_trip,
+    read_published,
+    without_weights,
+    write_published,
+)
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.card import Said, card, field_of_view
 from edm3d.inference.drawing import complete
 from edm3d.inference.snapshot import Snapshot
-from edm3d.utils.files import write_text
+from edm3d.utils import locks
+from edm3d.utils.files import check_dest_folder, write_text
+from edm3d.utils.plain import read_json
 from edm3d.utils.runs import find_file, is_published
 from edm3d.utils.schema import Sampling
 
@@ -35,13 +44,21 @@ class PublishOptions:
     trust: bool = False
 
 
-def publish(name: str, dest: Path, options: PublishOptions, run_root: str = "results") -> Snapshot:
-    """Write DEST: weights as safetensors, config.json, preprocessing.json, README.md; what was published.
+def publish(name: str, dest: Path, options: PublishOptions, run_root: str = "results") -> tuple[Snapshot, bool]:
+    """Write DEST: weights as safetensors, config.json, preprocessing.json, README.md; what was published, and whether.
 
-    name: of an experiment, a run folder or a snapshot. Folders of this machine are cut off all paths. ValueError where
-    DEST holds files already, or the report is of another network.
+    False where just that was there already. name: of an experiment, a run folder or a snapshot. Folders of this machine
+    are cut off all paths. ValueError where DEST holds anything else, or the report is of another network.
     """
-    check_dest(dest, options.overwrite)
+    check_dest_folder(dest, {"SNAPSHOT": name, "--report": options.report, "--volumes": options.volumes,
+                             "--autoencoder": options.autoencoder})
+    with locks.output(dest, is_folder=True):
+        return publish_to(name, dest, options, run_root)
+
+
+def publish_to(name: str, dest: Path, options: PublishOptions, run_root: str) -> tuple[Snapshot, bool]:
+    """The same into a folder that nobody else writes to."""
+    check_published(dest)
     path = find_file(name, "network-snapshot", Path(run_root), "SNAPSHOT")
     read = Snapshot.read(path)
     snapshot = complete(read, Sampling(outdir="", autoencoder=options.autoencoder), run_root)
@@ -51,19 +68,38 @@ def publish(name: str, dest: Path, options: PublishOptions, run_root: str = "res
     report = read_report(options.report, read) if options.report else None
     preparation = found_preparation(snapshot.facts, options.volumes)
     bare = without_paths(snapshot)
+    texts = {PREPROCESSING: json.dumps(contract(bare.facts, preparation), indent=2) + "\n",
+             CARD: card(dest.absolute().name, bare, net, preparation, report, options.said)}
+    if is_published(dest) and not options.overwrite:
+        if not is_there(dest, bare, snapshot.hash, texts):
+            raise ValueError(f"--dest {dest}: holds files already, another network or card; choose another folder, or "
+                             "--overwrite what was published there")
+        return bare, False
     write_published(dest, bare.plain(), snapshot.hash)
-    write_text(dest / PREPROCESSING, json.dumps(contract(bare.facts, preparation), indent=2) + "\n")
-    write_text(dest / CARD, card(dest.absolute().name, bare, net, preparation, report, options.said))
-    return bare
+    for place, text in texts.items():
+        write_text(dest / place, text)
+    return bare, True
 
 
-def check_dest(dest: Path, overwrite: bool) -> None:
-    """ValueError for a folder that holds something, unless it is what was published there and may be overwritten."""
-    if dest.is_file():
-        raise ValueError(f"--dest {dest}: is a file; wanted a folder")
-    if dest.exists() and any(dest.iterdir()) and not (overwrite and is_published(dest)):
-        raise ValueError(f"--dest {dest}: holds files already; choose another folder, or --overwrite what was "
-                         "published there")
+def is_there(dest: Path, snapshot: Snapshot, snapshot_hash: str, texts: Mapping[str, str]) -> bool:
+    """Whether a folder holds this network, whole, and these texts."""
+    try:
+        content, found = read_published(dest)
+        had = {name: (dest / name).read_text(encoding="utf-8") for name in texts}
+    except (OSError, ValueError):
+        return False
+    wanted = json_round_trip(without_weights(snapshot.plain()))
+    return (found, json_round_trip(without_weights(content)), had) == (snapshot_hash, wanted, texts)
+
+
+def check_published(dest: Path) -> None:
+    """ValueError for a folder that holds anything but what was published there, by its config.json."""
+    if not any(not path.name.startswith(".") for path in dest.iterdir()):
+        return
+    found = read_json(dest / CONFIG) if is_published(dest) else None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"--dest {dest}: holds files already, and nothing says that publish wrote them; choose "
+                         "another folder")
 
 
 def without_paths(snapshot: Snapshot) -> Snapshot:

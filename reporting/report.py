@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,9 @@ from edm3d.reporting.html import html_frame, html_table
 from edm3d.reporting.montages import png_bytes
 from edm3d.reporting.section import Context, Section, Walked
 from edm3d.utils.files import atomic_path, write_text
+from edm3d.utils.plain import from_plain, read_json
+
+REPORT, CASES, PAGE = "report.json", "cases.csv", "report.html"
 
 
 class Frame(NamedTuple):
@@ -60,14 +64,48 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
         drawn = section.figures(found, walked.context, report)
         add(figures, {name: png_bytes(figure) for name, figure in drawn.items()})
     page, cases = html_page(sections, frame, report, figures), cases_csv(sections, frame, walked)
-    (dest / "figures").mkdir(parents=True, exist_ok=True)
+    write_text(dest / REPORT, text)  # first: it says whose the others are
     for name, png in figures.items():
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    write_text(dest / "cases.csv", cases)
-    write_text(dest / "report.json", text)
-    write_text(dest / "report.html", page)
+    write_text(dest / CASES, cases)
+    write_text(dest / PAGE, page)
     return report
+
+
+def check_report(dest: Path, inputs: Mapping[str, Mapping[str, str]], overwrite: bool) -> None:
+    """ValueError for a folder with files of a report's names that are none of ours, or a report of other inputs.
+
+    inputs: some entries of report.json that say what is compared. A report of the same inputs may be written anew.
+    """
+    if not (dest / REPORT).exists():
+        if in_the_way := [name for name in (CASES, PAGE) if (dest / name).exists()]:
+            raise ValueError(f"--dest {dest}: holds {' and '.join(in_the_way)}, and no {REPORT} that says that "
+                             "evaluate wrote it; choose another folder")
+        return
+    try:
+        found = from_plain(Head, {name: value for name, value in dict(read_json(dest / REPORT)).items()
+                                  if name in Head.__dataclass_fields__}, dest / REPORT)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"--dest {dest}: {e}; nothing but a report is overwritten, choose another folder") from e
+    had = {name: entry for name in inputs if (entry := getattr(found, name))}
+    if not overwrite and not all(had.get(name, {}).get(key) == value for name, entry in inputs.items()
+                                 for key, value in entry.items()):
+        raise ValueError(f"--dest {dest}: holds a report of other volumes or another network ({found.title}); choose "
+                         "another folder, or --overwrite it")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a report.json says of where it comes from, as far as any report does."""
+
+    title: str
+    date: str
+    command: str
+    definitions: dict[str, str]
+    real: dict[str, Any]
+    generated: dict[str, Any] | None = None
+    autoencoder: dict[str, Any] | None = None
 
 
 def add(whole: dict, part: dict) -> None:

@@ -1,5 +1,6 @@
 """The data commands as a user types them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -163,13 +164,37 @@ def test_patterns_are_proposed_and_left_out_of_the_provenance_where_there_are_no
 
 
 def test_prepare_writes_over_a_file_only_on_request(tmp_path):
-    (tmp_path / "v.h5").write_text("mine")
+    call("phantom", "--dest", tmp_path / "v.h5", "--num", 2, "--size", 8, "--split", 1)
     assert "v.h5: is there already; choose another, or --overwrite it" in call(
         "prepare", "--images", "not_even_looked_at", "--dest", tmp_path / "v.h5", code=1)
-    assert (tmp_path / "v.h5").read_text() == "mine"
     write_cases(tmp_path / "in", "t1")
     call("prepare", "--images", tmp_path / "in", "--dest", tmp_path / "v.h5", "--overwrite", "--split", 1)
     assert VolumesFile(tmp_path / "v.h5").length("train") == 4
+
+
+def test_prepare_says_that_the_same_is_there_and_refuses_what_is_not_its_own(tmp_path, monkeypatch):
+    write_cases(tmp_path / "in", "t1")
+    table, dest = tmp_path / "t.csv", tmp_path / "v.h5"
+    names = sorted(path.name.partition(".")[0] for path in (tmp_path / "in").iterdir())
+    rows = [f"{name},{i}\n" for i, name in enumerate(names)]
+    words = ["prepare", "--images", tmp_path / "in", "--dest", dest, "--split", 1, "--table", table]
+    table.write_text("id,age\n" + "".join(rows))
+    call(*words)
+    made = dest.stat().st_mtime_ns
+    assert "there already" in call(*words) and dest.stat().st_mtime_ns == made
+    table.write_text("id,age\n" + "".join(rows).replace(",0\n", ",70\n"))
+    assert "is there already; choose another, or --overwrite it" in call(*words, code=1)
+    call(*words, "--overwrite")
+    assert VolumesFile(dest).read("train", 0).attributes.tolist() == [70]
+    image = next((tmp_path / "in").iterdir())
+    before = image.read_bytes()
+    for where, said in ((image, "wanted a file whose name ends in .h5"), (tmp_path / "in", "is --images"),
+                        (table, "is --table")):
+        assert said in call(*words[:3], "--dest", where, *words[5:], "--overwrite", code=1)
+    (tmp_path / "own.h5").write_bytes(before)
+    assert "nothing of another kind is overwritten" in call(*words[:3], "--dest", tmp_path / "own.h5", "--overwrite",
+                                                            code=1)
+    assert image.read_bytes() == (tmp_path / "own.h5").read_bytes() == before
 
 
 def test_exported_volumes_can_be_prepared_again(echo, tmp_path):
@@ -187,9 +212,32 @@ def test_exported_volumes_can_be_prepared_again(echo, tmp_path):
     np.testing.assert_allclose(item.affine @ [0, 1, 0, 1], source.affine @ [0, 0, 0, 1], atol=1e-5)
 
 
+def test_an_export_is_done_once_and_mended_and_others_are_not_touched(echo, tmp_path):
+    words = ["export", echo, "--format", "nifti", "--dest", tmp_path / "out", "--indices", "0"]
+    call(*words, "--split", "train")
+    files = sorted((tmp_path / "out").glob("*/*"))
+    whole = [path.read_bytes() for path in files]
+    assert len(files) == 2 and "all 1 there already" in call(*words, "--split", "train")
+    files[0].write_bytes(whole[0][:-5])
+    files[1].unlink()
+    assert "2 files are not as they were written" in call(*words, "--split", "train")
+    assert [path.read_bytes() for path in files] == whole
+    assert "another settings" in call(*words, "--split", "val", code=1)
+    (tmp_path / "out/images/mine.nii.gz").write_text("mine")
+    call(*words, "--split", "val", "--overwrite")
+    left = {path.name for path in (tmp_path / "out").glob("*/*")}
+    assert len(left) == 2 and "mine.nii.gz" in left and not left & {path.name for path in files}
+    record = json.loads((tmp_path / "out/export.json").read_text())
+    assert {entry["id"] for entry in record["files"].values()} == {VolumesFile(echo).ids("val")[0]}
+    (tmp_path / "out/export.json").unlink()
+    assert "nothing says that export filled it" in call(*words, "--split", "val", code=1)
+    assert "what others made is not overwritten" in call(*words, "--split", "val", "--overwrite", code=1)
+    assert "is or holds FILE" in call(*words[:4], "--dest", echo.parent, code=1)
+
+
 def test_png_export(echo, tmp_path):
     call("export", echo, "--format", "png", "--dest", tmp_path, "--split", "test", "--indices", "0")
-    assert [p.read_bytes()[:4] for p in tmp_path.iterdir()] == [b"\x89PNG"]
+    assert [p.read_bytes()[:4] for p in tmp_path.glob("*.png")] == [b"\x89PNG"]
 
 
 @pytest.mark.parametrize("suffix", ["h5", "npz"])
@@ -297,8 +345,8 @@ def test_info_of_bad_files(tmp_path):
 
 
 def test_option_words():
-    assert "whole numbers" in call("prepare", "--images", "a", "--dest", "b", "--size", "3", "x", code=2)
-    assert "no such folder" in call("prepare", "--images", "absent", "--dest", "b", "--size=8,8,8", code=1)
+    assert "whole numbers" in call("prepare", "--images", "a", "--dest", "b.h5", "--size", "3", "x", code=2)
+    assert "no such folder" in call("prepare", "--images", "absent", "--dest", "b.h5", "--size=8,8,8", code=1)
 
 
 def test_commands_start_without_heavy_imports():

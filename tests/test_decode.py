@@ -26,11 +26,13 @@ from edm3d.formats.samples import SampleMeta, SamplesFile, SampleStage, write_sa
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference import decode
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.latent_source import open_source
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.training.datasets.latents import LatentsDataset
 from tests.commands import call, refused, succeed
 from tests.test_encode import AFFINE, NODE, SIZE, TINY, write_snapshot, write_volumes
+from tests.test_locks import DEAD, hold
 from tests.test_samples import zero_row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,6 +227,12 @@ def test_a_run_that_was_killed_goes_on_and_does_nothing_twice(at, monkeypatch, d
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL and not Path(dest).is_file()
+    start = f".tmp-{DEAD}-0123456789abcdef-"
+    left = [Path("killed.h5.parts/other", f"{start}x.npz"), Path(f"{start}killed.h5.png")] if dest == "killed.h5" else \
+        [Path("killed/images", f"{start}x.nii.gz")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     if dest.endswith(".h5"):
         done = len(list(Path(f"{dest}.parts").glob("*/[0-9]*.npz")))
     else:
@@ -233,7 +241,7 @@ def test_a_run_that_was_killed_goes_on_and_does_nothing_twice(at, monkeypatch, d
     assert 3 <= done <= 4  # the last one may have been on its way to the disk
     counts = count_decoded(monkeypatch)
     assert f"{dest}: 8 volumes ({done} there already)" in decoded("lat.h5", dest)
-    assert sum(counts) == 8 - done and not Path("killed.h5.parts").exists()
+    assert sum(counts) == 8 - done and not any(path.exists() for path in left)
     monkeypatch.undo()
     decoded("lat.h5", f"whole-{dest}")
     assert_same_volumes(dest, f"whole-{dest}")
@@ -285,17 +293,130 @@ def test_files_of_a_folder_that_are_damaged_lost_or_foreign_are_decoded_anew(at,
     assert_same_volumes("mended", "whole-mended")
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    ("{}", "kind is None, wanted 'decode'"), ("[]", "its content is a list"), ('{"kind": "decode"}', "missing"),
+    ('{"files": {"../../x": {}}}', "sha256 missing"), ('{"settings": 3}', "settings is 3, wanted dict"),
+    ('{"files": {"../../x": {"sha256": "%s"}}}' % ("0" * 64), "wanted a path below this folder"),
+    ('{"files": {"x": {"sha256": "0"}}}', "no hash of 64 digits"), ('{"files": 1}', "files is 1"),
+    ("[" * 100_000, "not readable as JSON")])
+def test_a_record_that_is_damaged_or_was_edited_is_named(at, text, words):
+    if not Path("edited").exists():
+        decoded("drawn.h5", "edited", "--montage", "0")
+        Path("whole.json").write_text(Path("edited/decode.json").read_text())
+    if text.startswith('{"'):
+        given = json.loads(text)
+        text = json.dumps(given if "kind" in given else json.loads(Path("whole.json").read_text()) | given)
+    Path("edited/decode.json").write_text(text)
+    said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "edited")
+    assert words in said and "--dest edited: edited/decode.json: " in said
+
+
+def content_of(folder: str) -> dict[str, bytes]:
+    """Every file below a folder but its record, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*"))
+            if path.is_file() and path.name != "decode.json"}
+
+
+@pytest.mark.parametrize("stop", [2, 7, 10, 12])
+def test_wherever_a_folder_is_interrupted_a_second_run_ends_as_one_that_was_not(at, monkeypatch, stop):
+    """Stopped before files appear: images and label maps, the picture, the record at the end."""
+    if not Path("sound").exists():
+        decoded("drawn.h5", "sound")
+    real, count = os.replace, []
+
+    def replace(old, new):
+        count.append(new)
+        if len(count) == stop:
+            raise OSError("pulled the plug")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    dest = f"stop-{stop}"
+    assert call(dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", dest, "--num-threads",
+                "1").exit_code == 1
+    monkeypatch.undo()
+    decoded("drawn.h5", dest)
+    assert content_of(dest) == content_of("sound") and "all 2 there already" in decoded("drawn.h5", dest)
+
+
+def test_what_was_decoded_before_goes_and_comes_back_under_no_other_settings(at, monkeypatch):
+    """Eight volumes give way to two; stopped on the way, none of the eight passes for one of the two."""
+    decoded("lat.h5", "less")
+    changed = sorted(Path("less/images").iterdir())[0]
+    changed.write_bytes(b"mine by now")
+    Path("less/images/mine.nii.gz").write_bytes(b"mine")
+    monkeypatch.setattr(decode, "decode_missing", lambda *_: (_ for _ in ()).throw(OSError("pulled the plug")))
+    said = call(dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "less", "--overwrite").output
+    assert "16 files made of something else before are gone" in said and "changed since" in said and "pulled" in said
+    monkeypatch.undo()
+    assert content_of("less").keys() == {f"images/{changed.name}", "images/mine.nii.gz"}
+    assert "8" not in decoded("drawn.h5", "less").split("volumes")[0][-4:]
+    assert len(list(Path("less/labels").iterdir())) == 2 and changed.read_bytes() == b"mine by now"
+    assert "another latents_hash" in refused(at, dataset_tool.main, "decode", "--latents", "lat.h5", "--dest", "less")
+
+
+def test_the_same_latents_by_another_name_are_the_same(at):
+    decoded("drawn.h5", "renamed")
+    Path("link.h5").symlink_to("drawn.h5")
+    assert "all 2 there already" in decoded("link.h5", "renamed")
+
+
+def test_ids_that_are_no_names_get_others_and_the_record_has_both(at, monkeypatch):
+    rows = open_source(Path("drawn.h5"))
+    ids = ["../../up", "../../UP"]
+    monkeypatch.setattr(decode, "open_source", lambda _: rows._replace(
+        rows=[row._replace(id=id_) for row, id_ in zip(rows.rows, ids)]))
+    said = decoded("drawn.h5", "named")
+    assert "2 ids are no names of files" in said and "'../../up' as " in said
+    entries = json.loads(Path("named/decode.json").read_text())["files"]
+    assert {entry["id"] for name, entry in entries.items() if name.startswith("images/")} == set(ids)
+    assert len({name.casefold() for name in entries}) == 5 and all(Path("named", name).is_file() for name in entries)
+
+
+def test_a_folder_of_yesterday_whose_record_lists_nothing_is_decoded_anew(at, monkeypatch):
+    decoded("drawn.h5", "yesterday")
+    path = Path("yesterday/decode.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "files"}))
+    sound, first = content_of("yesterday"), Path("yesterday/images/seed000003.nii.gz")
+    first.write_bytes(b"cut")
+    counts = count_decoded(monkeypatch)
+    decoded("drawn.h5", "yesterday")
+    assert sum(counts) == 2 and content_of("yesterday") == sound
+
+
+def test_two_at_once_are_kept_apart_and_links_are_one_output(at):
+    decoded("drawn.h5", "shared")
+    Path("shared-link").symlink_to("shared")
+    for dest, is_folder in (("shared", True), ("one.h5", False)):
+        process = hold(Path(dest).resolve(), is_folder)
+        for name in (dest, f"./{dest}", str(Path(dest).resolve()), *(["shared-link", "shared/"] if is_folder else [])):
+            said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", name)
+            assert "another command is at work on it" in said and f"process {process.pid} on" in said
+        process.kill()
+        process.wait()
+        decoded("drawn.h5", dest)
+        assert not list(at.rglob(".lock-*"))
+
+
+def test_a_folder_that_holds_an_input_is_refused(at):
+    assert "is or holds --latents" in refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", ".",
+                                              "--overwrite")
+
+
 def test_a_folder_that_nothing_is_known_of_is_not_touched(at):
     Path("mine/images").mkdir(parents=True)
     Path("mine/images/seed000003.nii.gz").write_bytes(b"mine")
     said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "mine")
     assert "not empty" in said and "--overwrite" in said
+    said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "mine", "--overwrite")
+    assert "made images/seed000003.nii.gz in it, and what others made is not overwritten" in said
+    Path("mine/images/seed000003.nii.gz").rename("mine/images/mine.nii.gz")
     decoded("drawn.h5", "mine", "--overwrite")
-    assert len(volumes_at("mine")) == 2
+    assert len(list(Path("mine/images").iterdir())) == 3 and len(list(Path("mine/labels").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("dest", "words"), [
-    ("other.h5", "--dest other.h5: other.h5: not an HDF5 file; choose another, or --overwrite it"),
+    ("other.h5", "--dest other.h5: not an HDF5 file; nothing of another kind is overwritten, choose another name"),
     ("other.h5/v.h5", "other.h5 is a file, wanted a folder"),
     ("strange", "choose another, or --overwrite it"),
 ])

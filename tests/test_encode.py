@@ -187,9 +187,11 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is_encoded(at, mon
     Path("other.txt").write_text("mine")
     write_volumes(Path("more.h5"))
     for dest, words in (("folder.h5", "--dest folder.h5: is a folder"), ("other.txt/l.h5", "other.txt is a file"),
-                        ("other.txt", "other.txt: not an HDF5 file; "),
-                        ("more.h5", "more.h5: format is 'volumes', not 'latents'; choose another --dest, or --over")):
+                        ("other.txt", "other.txt: wanted a file whose name ends in .h5"),
+                        ("stage.pt", "--dest stage.pt is --autoencoder"), ("vols.h5", "--dest vols.h5 is --source"),
+                        ("more.h5", "more.h5: format is 'volumes', not 'latents'; nothing of another kind is overwr")):
         assert words in refused(at, dataset_tool.main, *arguments(dest))
+        assert words in refused(at, dataset_tool.main, *arguments(dest, "--overwrite"))
     assert "is a folder" in refused(at, dataset_tool.main, *arguments("folder.h5", "--overwrite"))
 
 

@@ -36,6 +36,7 @@ from edm3d.utils.config import build
 from edm3d.utils.runs import find_file
 from tests.commands import call, refused, succeed
 from tests.denoisers import Denoiser, gaussian
+from tests.test_locks import hold
 from tests.test_volumes import make_item
 
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=edm.pt", "sampling.seeds=0-2", "sampling.num_threads=1",
@@ -127,6 +128,23 @@ def test_pngs_lie_beside_samples_that_are_not_drawn_again(at):
     paths[1].unlink()
     assert "3 asked for, 3 there already" in succeed(generate.main, *arguments) and paths[1].is_file()
     assert not Path("pictures/nifti").exists() and Path("pictures/samples.png").is_file()
+
+
+def test_nothing_of_another_network_stays_beside_samples_and_two_at_once_are_kept_apart(at):
+    arguments = [*DRAW, "sampling.format=png", "sampling.outdir=anew", "sampling.montage=0"]
+    succeed(generate.main, *arguments)
+    process = hold(Path("anew").resolve(), is_folder=True)
+    said = refused(at, generate.main, *arguments, "sampling.seeds=7")
+    assert "sampling.outdir anew: another command is at work on it" in said and f"process {process.pid} on" in said
+    process.kill()
+    process.wait()
+    other = ["sampling.seeds=1", "sampling.network=ddpm.pt", "sampling.overwrite=true"]
+    said = succeed(generate.main, *arguments, *other, "sampling.format=h5", "sampling.nifti=false")
+    assert "3 files made of something else before are gone" in said and list(Path("anew/png").iterdir()) == []
+    succeed(generate.main, *arguments, *other)
+    assert [path.name for path in Path("anew/png").iterdir()] == ["seed000001.png"]
+    Path("anew/png.json").write_text("[]")
+    assert "delete it, and what lies beside it is written anew" in refused(at, generate.main, *arguments, *other[:2])
 
 
 def test_a_network_that_was_never_trained_in_three_dimensions_draws_with_a_note(at):
@@ -346,9 +364,9 @@ def test_nifti_of_images_has_their_unit_and_of_label_maps_none(tmp_path):
     write_samples(tmp_path / "s.h5", [3], {"images": np.ones((1, 1, 4, 4, 4), np.float32),
                                            "labels": np.ones((1, 4, 4, 4), np.uint8)}, np.eye(4),
                   SampleMeta(facts, "x.pt", "0", {}))
-    sample_files.write_niftis(tmp_path, SamplesFile(tmp_path / "s.h5"), {3})
-    units = {kind: bytes(nibabel.load(tmp_path / f"seed000003_{kind}.nii.gz").header["descrip"].item()).rstrip(b"\0")
-             for kind in ("image", "label")}
+    sample_files.write_niftis(tmp_path, SamplesFile(tmp_path / "s.h5"))
+    paths = {kind: tmp_path / f"nifti/seed000003_{kind}.nii.gz" for kind in ("image", "label")}
+    units = {kind: bytes(nibabel.load(path).header["descrip"].item()).rstrip(b"\0") for kind, path in paths.items()}
     assert units == {"image": b"HU", "label": b""}
 
 
@@ -359,6 +377,14 @@ def test_an_outdir_that_cannot_be_is_refused_before_anything_is_drawn(here, monk
         assert "taken is a file, wanted a folder" in refused(here, generate.main, *DRAW, "sampling.outdir=taken")
         Path("damaged").mkdir()
         Path("damaged/samples.npz").write_text("mine")
+        for more in ([], ["sampling.overwrite=true"]):
+            assert "nothing of another kind is overwritten: delete it" in refused(here, generate.main, *DRAW,
+                                                                                  "sampling.outdir=damaged", *more)
+        write_samples("damaged/samples.npz", [3], {"images": np.ones((1, 1, 2, 2), np.float32)}, np.eye(4),
+                      SampleMeta(FACTS, "x.pt", "0", {}))
+        content = bytearray(Path("damaged/samples.npz").read_bytes())
+        content[content.index(np.ones(4, np.float32).tobytes())] ^= 1
+        Path("damaged/samples.npz").write_bytes(content)
         assert "or draw anew by sampling.overwrite=true" in refused(here, generate.main, *DRAW,
                                                                     "sampling.outdir=damaged")
         monkeypatch.undo()

@@ -67,7 +67,8 @@ def call(command, *arguments: str, code: int = 0) -> str:
 
 def imported(*options: str) -> tuple[torch.nn.Module, Snapshot, str]:
     """Network and snapshot of the official file, and what the command printed."""
-    printed = call(dataset_tool.main, "import-edm", "official.pkl", "--dest", "out/snapshot.pt", *options)
+    printed = call(dataset_tool.main, "import-edm", "official.pkl", "--dest", "out/snapshot.pt", "--overwrite",
+                   *options)
     snapshot = Snapshot.read(Path("out/snapshot.pt"), "diffusion")
     return snapshot.build(), snapshot, printed
 
@@ -162,6 +163,20 @@ def test_inflated_network_is_a_start_in_three_dimensions(at, net):
 
 def test_kernels_are_inflated_at_the_centre_unless_told_otherwise(at):
     assert imported("--inflate", "3")[1].config["imported"]["inflate_mode"] == "centre"
+
+
+def test_the_same_again_is_there_and_others_give_way_on_request_alone(at):
+    words = ["import-edm", "official.pkl", "--dest", "again.pt"]
+    call(dataset_tool.main, *words)
+    before = Path("again.pt").stat().st_mtime_ns
+    assert "again.pt: made of this file in this way, there already" in call(dataset_tool.main, *words)
+    assert Path("again.pt").stat().st_mtime_ns == before
+    assert "is there already; choose another, or --overwrite it" in refused(at, *words[1:], "--inflate", "3")
+    Path("own.pt").write_text("mine")
+    assert "nothing of another kind is overwritten" in refused(at, "official.pkl", "--dest", "own.pt", "--overwrite")
+    Path("link.pt").symlink_to("there/new.pt")  # which is not there
+    call(dataset_tool.main, *words[:3], "link.pt")
+    assert Path("link.pt").is_symlink() and Snapshot.read(Path("there/new.pt")).shape == (3, 8, 8)
 
 
 # ---- bad input ----

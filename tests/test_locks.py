@@ -12,6 +12,7 @@ import pytest
 from edm3d.utils import locks
 
 ROOT = Path(__file__).resolve().parents[1]
+DEAD = 2 ** 30  # more than any process has
 HOLD = ("import sys, time; from pathlib import Path\nfrom edm3d.utils.locks import output\n"
         "with output(Path(sys.argv[1]), is_folder=sys.argv[2] == 'True'):\n"
         "    print('locked', flush=True); time.sleep(60)")
@@ -41,10 +42,12 @@ def test_a_second_command_is_refused_by_name_until_the_first_is_gone(tmp_path, i
 
 
 def test_what_killed_commands_left_goes_and_nothing_else(tmp_path):
-    ours = [".tmp-1-0123456789abcdef-a.h5", ".tmp-2-a.h5"]
-    others = [".tmp-1-0123456789abcdef-b.h5", "a.h5", ".a.h5", "tmp-1-a.h5"]
+    """Of a file all that has its name; in a folder, where others may write files of their own, what the dead had."""
+    alive = f".tmp-{os.getppid()}-0123456789abcdef-b.h5"
+    ours = [f".tmp-{os.getppid()}-0123456789abcdef-a.h5", ".tmp-2-a.h5"]
+    others = [f".tmp-{DEAD}-0123456789abcdef-b.h5", alive, "a.h5", ".a.h5", "tmp-1-a.h5"]
     (tmp_path / "images").mkdir()
-    for name in (*ours, *others, "images/.tmp-7-0123456789abcdef-c.nii.gz"):
+    for name in (*ours, *others, f"images/.tmp-{DEAD}-0123456789abcdef-c.nii.gz"):
         (tmp_path / name).touch()
     with locks.output(tmp_path / "a.h5"):
         pass
@@ -97,3 +100,16 @@ def test_many_at_once_leave_one_at_work(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT) for _ in range(3)]
     assert [process.wait() for process in processes] == [0] * 3
     assert path.read_text() == "90" and not [*tmp_path.glob(".lock*")]
+
+
+def test_what_cannot_be_written_to_is_named_and_no_empty_folder_stays(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--dest .*file/x.h5: no files can be written there \((Not a dir|File ex)"), \
+            locks.output(tmp_path / "file/x.h5"):
+        pass
+    with pytest.raises(ValueError, match="refused"), locks.output(tmp_path / "a/b/c", is_folder=True):
+        raise ValueError("refused")
+    assert os.listdir(tmp_path) == ["file"]
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(ValueError, match="links lead nowhere"), locks.output(tmp_path / "circle"):
+        pass

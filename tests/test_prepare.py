@@ -35,7 +35,8 @@ def folders(tmp_path):
 
 
 def run(folder, options=ALL, labels=True, **kwargs) -> VolumesFile:
-    prepare(folder / "images", folder / "labels" if labels else None, folder / "out" / "v.h5", options, **kwargs)
+    prepare(folder / "images", folder / "labels" if labels else None, folder / "out" / "v.h5", options, overwrite=True,
+            **kwargs)
     return VolumesFile(folder / "out" / "v.h5")
 
 
@@ -260,8 +261,11 @@ def test_images_of_one_patient_stay_in_one_split(tmp_path, words):
 def test_a_table_says_which_are_of_one_patient_and_what_it_says_too_much(tmp_path):
     several_of_each(tmp_path)
     table, ids = tmp_path / "t.csv", [f"p{n // 2}_{('flair', 't1')[n % 2]}" for n in range(10)]
-    made = lambda text: (  # noqa: E731
-        table.write_text(text), prepare(tmp_path / "images", None, tmp_path / "v.h5", ALL, table=table).notes)[1]
+
+    def made(text: str) -> list[str]:
+        table.write_text(text)
+        return prepare(tmp_path / "images", None, tmp_path / "v.h5", ALL, table=table, overwrite=True).notes
+
     notes = made("id,age\n" + "\n".join(f"{id_},1" for id_ in [*ids, "x", "P0_t1"]))
     assert f"2 of 12 rows of {table} have no image and are left out: x, P0_t1; capital and small letters differ: " \
            "P0_t1 and p0_t1" in notes

@@ -180,10 +180,21 @@ def test_document_nests_keys_and_keeps_to_the_width():
 def test_files_that_are_there_and_odd_names_are_refused(folder):
     succeed(dataset_tool.main, "phantom", "--dest", "e.h5", "--num", "4", "--size", "8")
     Path("configs/mine_vae.yaml").write_text("mine\n")
-    for memory, dest, message in (("1", "mine", "mine_vae.yaml: is there already"), ("1", "my one", "ends in .yaml"),
+    for memory, dest, message in (("1", "mine", "mine_vae.yaml: does not say that it was proposed"),
+                                  ("1", "my one", "ends in .yaml"),
                                   ("0.001", "new", "not even the narrowest first stage fits, which takes")):
         assert message in refused(folder, dataset_tool.main, "propose", "e.h5", "--memory", memory, "--dest",
                                   f"configs/{dest}.yaml")
+
+
+def test_the_same_proposal_again_is_there_and_another_takes_its_place_on_request_alone(folder):
+    succeed(dataset_tool.main, "phantom", "--dest", "same.h5", "--num", "4", "--size", "8")
+    words = ["propose", "same.h5", "--dest", "configs/same.yaml", "--device", "cpu", "--memory"]
+    succeed(dataset_tool.main, *words, "1")
+    assert "just so there already" in succeed(dataset_tool.main, *words, "1")
+    assert "is there already; choose another" in refused(folder, dataset_tool.main, *words, "2")
+    assert "just so there already" not in succeed(dataset_tool.main, *words, "2", "--overwrite")
+    assert "with 2 GiB" in " ".join(Path("configs/same.yaml").read_text().replace("#", "").split())
 
 
 def test_what_is_written_is_what_was_planned(folder):

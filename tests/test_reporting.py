@@ -15,6 +15,7 @@ from edm3d.reporting.comparison import FRAME, Comparison
 from edm3d.reporting.distances import radial_log_power
 from edm3d.reporting.html import html_strips, html_table
 from edm3d.reporting.reference import Cases
+from edm3d.reporting.report import check_report
 from edm3d.reporting.section import Section, missing, walk
 from edm3d.reporting.sections import COMPARISON, NUMBERS
 from edm3d.reporting.sections.held_out import HeldOut
@@ -571,3 +572,24 @@ def test_page_explains_its_scalars_by_the_first_of_them(row, said, unsaid):
     example, = re.findall("<p>(How to read it, by the example of LA volume: .*?)</p>", text)
     assert f"is {row['ks']:.3f}, where 0 is alike" in example and f"below {row['floor_p99']:.3f} in 99 of" in example
     assert example.endswith(said) and unsaid not in example
+
+
+def test_a_report_takes_the_place_of_one_of_the_same_volumes_and_of_no_other_file(tmp_path):
+    inputs = {"real": {"content_hash": "ab"}, "generated": {"sha256": "cd"}}
+    check_report(tmp_path, inputs, overwrite=False)
+    head = {"title": "samples.h5", "date": "", "command": "", "definitions": {}, **inputs, "more": 1}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(head))
+    check_report(tmp_path, inputs, overwrite=False)
+    other = inputs | {"generated": {"sha256": "ef"}}
+    with pytest.raises(ValueError, match=r"holds a report of other volumes .*samples.h5.*--overwrite"):
+        check_report(tmp_path, other, overwrite=False)
+    check_report(tmp_path, other, overwrite=True)
+    for text in ("mine", "[]", "{}", json.dumps(head | {"real": 3})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"report.json: .*; nothing but a report is overwritten"):
+            check_report(tmp_path, inputs, overwrite=True)
+    path.unlink()
+    (tmp_path / "cases.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds cases.csv, and no report.json that says that evaluate wrote it"):
+        check_report(tmp_path, inputs, overwrite=True)

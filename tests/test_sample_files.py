@@ -37,7 +37,7 @@ def pixels_of(path: Path, mode: str) -> list:
 def test_an_image_spans_lo_to_hi_and_a_label_map_keeps_its_numbers(tmp_path):
     label = np.array([[0, 1, 2], [255, 0, 3]], np.uint8)
     samples = samples_of(tmp_path, ("ct",), images=IMAGE[None, None], labels=label[None])
-    write_pngs(tmp_path / "png", samples, {3})
+    assert write_pngs(tmp_path, samples) == []
     assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["seed000003.png", "seed000003_label.png"]
     assert pixels_of(tmp_path / "png/seed000003.png", "L") == GREY  # two rows of three, as the array's
     assert pixels_of(tmp_path / "png/seed000003_label.png", "L") == label.tolist()
@@ -46,28 +46,58 @@ def test_an_image_spans_lo_to_hi_and_a_label_map_keeps_its_numbers(tmp_path):
 @pytest.mark.parametrize(("channels", "names"), [
     (("ct", "pet"), ["seed000003_ct.png", "seed000003_pet.png"]), ((), ["seed000003_0.png", "seed000003_1.png"])])
 def test_channels_are_files_of_their_own(tmp_path, channels, names):
-    write_pngs(tmp_path, samples_of(tmp_path, channels, images=np.stack([IMAGE, -IMAGE])[None]), {3})
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == names
-    assert [pixels_of(tmp_path / name, "L") for name in names] == [GREY, [[200, 100, 0], [0, 255, 73]]]
+    write_pngs(tmp_path, samples_of(tmp_path, channels, images=np.stack([IMAGE, -IMAGE])[None]))
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == names
+    assert [pixels_of(tmp_path / "png" / name, "L") for name in names] == [GREY, [[200, 100, 0], [0, 255, 73]]]
 
 
 def test_red_green_and_blue_are_one_file(tmp_path):
     image = np.stack([np.full((1, 2), value, np.float32) for value in (155, -100, -99)])
-    write_pngs(tmp_path, samples_of(tmp_path, ("red", "green", "blue"), images=image[None]), {3})
-    path, = tmp_path.glob("*.png")
+    write_pngs(tmp_path, samples_of(tmp_path, ("red", "green", "blue"), images=image[None]))
+    path, = tmp_path.glob("png/*")
     assert path.name == "seed000003.png" and pixels_of(path, "RGB") == [[[255, 0, 1], [255, 0, 1]]]
 
 
-def test_what_is_new_missing_or_older_than_the_samples_is_written(tmp_path):
+def paths_of(folder: Path) -> dict[str, bytes]:
+    """Content of the PNGs by name."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "png").iterdir())}
+
+
+def test_what_is_missing_changed_or_of_another_row_is_written_whatever_its_date(tmp_path):
     samples = samples_of(tmp_path, ("ct",), images=np.stack([IMAGE[None]] * 4))
-    write_pngs(tmp_path, samples, set())
-    paths, written = [tmp_path / f"seed{seed:06d}.png" for seed in (3, 5, 7, 9)], samples.path.stat().st_mtime
-    for path in paths:
-        write_png(path, np.zeros((2, 3), np.uint8))
-    os.utime(paths[0], (written - 9, written - 9))
-    paths[1].unlink()
-    write_pngs(tmp_path, samples, {7})
-    assert [pixels_of(path, "L") for path in paths] == [GREY, GREY, GREY, [[0] * 3] * 2]
+    write_pngs(tmp_path, samples)
+    whole = paths_of(tmp_path)
+    paths = [tmp_path / "png" / name for name in whole]
+    assert write_pngs(tmp_path, samples) == [] and list(whole) == [f"seed{s:06d}.png" for s in (3, 5, 7, 9)]
+    for path in paths:  # as a copy of the folder has them
+        os.utime(path, (1, 1))
+    write_png(paths[1], np.zeros((2, 3), np.uint8))
+    paths[2].unlink()
+    note, = write_pngs(tmp_path, samples)
+    assert "2 files are not as they were written" in note and paths_of(tmp_path) == whole
+    assert [path.stat().st_mtime == 1 for path in paths] == [True, False, False, True]
+    moved = samples_of(tmp_path, ("ct",), images=np.stack([IMAGE[None]] * 3 + [-IMAGE[None]]))
+    assert write_pngs(tmp_path, moved) == [] and pixels_of(paths[3], "L") == [[200, 100, 0], [0, 255, 73]]
+    assert paths[0].stat().st_mtime == 1
+
+
+def test_nothing_of_another_network_stays_but_what_somebody_changed(tmp_path):
+    samples = samples_of(tmp_path, ("ct",), images=np.stack([IMAGE[None]] * 4))
+    write_pngs(tmp_path, samples)
+    mine = tmp_path / "png/seed000009.png"
+    mine.write_bytes(b"mine")
+    (tmp_path / "png/notes.txt").write_text("mine")
+    write_samples(tmp_path / "samples.h5", [3], {"images": -IMAGE[None, None]}, np.eye(4),
+                  samples.meta._replace(snapshot_hash="another"))
+    assert "seed000009.png: changed since" in " ".join(write_pngs(tmp_path, SamplesFile(tmp_path / "samples.h5")))
+    assert list(paths_of(tmp_path)) == ["notes.txt", "seed000003.png", "seed000009.png"]
+    assert pixels_of(tmp_path / "png/seed000003.png", "L") == [[200, 100, 0], [0, 255, 73]]
+
+
+def test_names_of_channels_stay_in_the_folder(tmp_path):
+    write_pngs(tmp_path, samples_of(tmp_path, ("../../out", "a/b"), images=np.stack([IMAGE, IMAGE])[None]))
+    assert len(paths_of(tmp_path)) == 2 and sorted(p.name for p in tmp_path.iterdir()) == \
+        ["png", "png.json", "samples.h5"]
 
 
 @pytest.mark.parametrize(("shape", "wanted"), [((1, 8), "in 1D; wanted h5 or npz"),

@@ -84,6 +84,25 @@ def test_every_command_says_what_it_chose_and_wrote(at):
     assert "00001-echo_edm" in said["edm"] and "results/demo/samples.h5" in said["generate"]
 
 
+def test_the_six_commands_given_again_do_no_work_twice(at):
+    report = ["--real", "data/echo.h5", "--generated", "results/demo/samples.h5", "--dest", "results/demo", "--split",
+              "all", "--num-noise", "2"]
+    succeed(evaluate.main, *report)
+    before = {path: path.stat().st_mtime_ns for path in [*Path().glob("data/*"), *Path("results").rglob("*.pt"),
+                                                         *Path("results/demo").rglob("*.nii.gz")]}
+    resume = "training.options.resume=latest"
+    for command, words, said in (
+            (dataset_tool.main, ["phantom", "--dest", "data/echo.h5", "--num", "12", "--size", "16"], "there already"),
+            (train.main, [*VAE, resume], "Nothing left to do"),
+            (dataset_tool.main, ["encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5", "--dest",
+                                 "data/echo_latents.h5"], "all 12 there already"),
+            (train.main, [*EDM, resume], "Nothing left to do"),
+            (generate.main, [*DRAW, "sampling.seeds=0-3", "sampling.outdir=results/demo"], "4 there already"),
+            (evaluate.main, report, "Report ")):
+        assert said in succeed(command, *words)
+    assert {path: path.stat().st_mtime_ns for path in before} == before and len(before) > 10
+
+
 def test_run_folder_holds_what_the_design_says(at):
     for run in (at / "results/00000-echo_vae", at / "results/00001-echo_edm"):
         status = json.loads((run / "status.json").read_text())

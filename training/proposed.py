@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +26,12 @@ from edm3d.training.propose import (
     steps_of,
     this_machine,
 )
+from edm3d.utils import locks
 from edm3d.utils.commands import command
 from edm3d.utils.compose import config_folders
-from edm3d.utils.files import write_text
+from edm3d.utils.files import check_dest, check_replaced, write_text
 
+PROPOSED = "proposed by"  # at the top of a file
 WIDTH = 120  # of a line
 COMMENT_AT = 44  # column of comments, at most
 STAGE_GROUPS = {"dataset": "volumes", "autoencoder": "kl", "augment": "none", "discriminator": "none",
@@ -65,19 +69,41 @@ def write(path: Path, dest: Path, memory: float | None = None, device: str | Non
           overwrite: bool = False) -> list[str]:
     """Write the experiments for a volumes file, and give what there is to say; dest: of the diffusion experiment.
 
-    ValueError for files that are there already, and for what fits nothing.
+    ValueError for other files that are there already, and for what fits nothing.
     """
     if dest.suffix != ".yaml" or not re.fullmatch(r"[\w-]+", dest.stem):
         raise ValueError(f"--dest {dest}: wanted a name of letters, digits, - and _ that ends in .yaml, as "
                          "configs/mine.yaml")
     files = Files(dest.stem, dest.parent, path.with_name(f"{dest.stem}_latents.h5"))
-    if (taken := [p for p in (files.stage, files.diffusion) if p.exists()]) and not overwrite:
-        raise ValueError(f"{taken[0]}: is there already; choose another --dest, or --overwrite it")
-    made = propose(path, files.latents, this_machine(memory, device))
-    for place, text in texts(made, files).items():
-        write_text(place, text)
+    with ExitStack() as stack:
+        for place in (files.stage, files.diffusion):
+            check_dest(place, ".yaml", {})
+            stack.enter_context(locks.output(place))
+            check_replaced(place, True, check_proposed)
+        made = propose(path, files.latents, this_machine(memory, device))
+        wanted = texts(made, files)
+        if not overwrite and all(place.exists() and place.read_text(encoding="utf-8") == text
+                                 for place, text in wanted.items()):
+            there = [f"{files.stage}, {files.diffusion}: just so there already"]
+        else:
+            there = []
+            for place in wanted:
+                check_replaced(place, overwrite, check_proposed)
+            for place, text in wanted.items():
+                write_text(place, text)
     found = files.folder.resolve() in config_folders()
-    return list(summary(made, files, found))
+    return [*there, *summary(made, files, found)]
+
+
+def check_proposed(path: Path) -> None:
+    """ValueError for a YAML that does not say at its top that it was proposed."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: cannot be read ({e})") from e
+    top = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    if PROPOSED not in top:
+        raise ValueError(f"{path}: does not say that it was proposed")
 
 
 def texts(made: Proposed, files: Files) -> dict[Path, str]:
@@ -98,7 +124,7 @@ def texts(made: Proposed, files: Files) -> dict[Path, str]:
 def header(made: Proposed, chosen: Chosen, what: str) -> str:
     """What stands at the top of a file."""
     step, steps = chosen.step, steps_of(chosen.config)
-    return (f"{what}, proposed by {command('data', 'propose')} for {machine_line(made)}, of which a tenth stays "
+    return (f"{what}, {PROPOSED} {command('data', 'propose')} for {machine_line(made)}, of which a tenth stays "
             f"free, and {cohort_line(made)}. Planned: "
             f"{step.parameters / 1e6:.2f} M parameters, {gib(step.peak)} at the peak of a step, {steps:,} steps of "
             f"{step.flops / 1e12:.3g} TFLOP: {flops_of(chosen.config, step) / 1e15:.3g} PFLOP.")

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 # what numpy and zipfile raise on a damaged file, by place of the damage
 NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
-TEMPORARY = re.compile(r"\.tmp-\d+-(?:[0-9a-f]{16}-)?(.+)")  # names that atomic_path gives, by process and file
+TEMPORARY = re.compile(r"\.tmp-(\d+)-(?:[0-9a-f]{16}-)?(.+)")  # names that atomic_path gives, by process and file
 _TAIL_BYTES = 100  # of a file's name, in the temporary one: the suffix is there, and it is no longer than names may be
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,20 +88,31 @@ def write_error(path: str | Path, needed_bytes: int, error: Exception) -> OSErro
                    f"({without_temporary(first_line(error))})")
 
 
-def remove_temporary(folder: str | Path, name: str = "") -> list[Path]:
+def remove_temporary(folder: str | Path, name: str = "", spare_living: bool = False) -> list[Path]:
     """Delete the temporary files that killed processes left in a folder, of which this process is the only writer.
 
-    name: only those of a file of this name, whose only writer this process is.
+    name: only those of a file of this name, whose only writer this process is. spare_living: others write there, too;
+    what processes of this machine have that are alive stays.
     """
-    found = sorted(p for p in Path(folder).iterdir() if _is_temporary(p.name, name) and p.is_file())
+    found = sorted(p for p in Path(folder).iterdir() if _is_temporary(p.name, name, spare_living) and p.is_file())
     for path in found:
         path.unlink(missing_ok=True)
     return found
 
 
-def _is_temporary(found: str, name: str) -> bool:
+def _is_temporary(found: str, name: str, spare_living: bool) -> bool:
     match = TEMPORARY.fullmatch(found)
-    return match is not None and (not name or match[1] == tail(name))
+    return match is not None and (not name or match[2] == tail(name)) and not (spare_living and _lives(int(match[1])))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of somebody else
+        return True
+    return process != os.getpid()
 
 
 def _sync(path: Path) -> None:
@@ -134,18 +145,61 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def check_dest(dest: Path, overwrite: bool) -> None:
-    """ValueError where a file cannot be written, or lies already and may not be overwritten; before there is work."""
+def check_dest(dest: Path, suffix: str, inputs: Mapping[str, str | Path | None]) -> None:
+    """ValueError where no file of that name, which must have the suffix, can be written, or one of the inputs lies.
+
+    inputs: files and folders that are read, by the option that names them; None, and what is no path, counts as absent.
+    """
+    for option, path in inputs.items():
+        if path is not None and is_one(dest, Path(path)):
+            raise ValueError(f"--dest {dest} is {option}; what is written needs a file of its own")
     if dest.is_dir():
-        raise ValueError(f"--dest {dest}: is a folder; wanted the name of a file")
-    if dest.exists() and not overwrite:
-        raise ValueError(f"--dest {dest}: is there already; choose another, or --overwrite it")
+        raise ValueError(f"--dest {dest}: is a folder; wanted the name of a file ({suffix})")
+    if dest.suffix != suffix:
+        raise ValueError(f"--dest {dest}: wanted a file whose name ends in {suffix}")
     check_folder(dest.parent, f"--dest {dest}")
+
+
+def check_dest_folder(dest: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """ValueError where no folder of that name can be, or it is or holds one of the inputs (see check_dest)."""
+    check_folder(dest, f"--dest {dest}")
+    for option, path in inputs.items():
+        if path is not None and Path(path).exists() and resolved(dest) in (resolved(path), *resolved(path).parents):
+            raise ValueError(f"--dest {dest}: is or holds {option} {path}; what is written needs a folder of its own")
+
+
+def check_replaced(dest: Path, overwrite: bool, check_kind: Callable[[Path], object]) -> None:
+    """ValueError for a file that is there and may not be overwritten, or is none of the kind that will be written.
+
+    check_kind raises the ValueError that says so.
+    """
+    if not dest.exists():
+        return
+    try:
+        check_kind(dest)
+    except ValueError as e:
+        why = str(e).removeprefix(f"{dest}: ")
+        raise ValueError(f"--dest {dest}: {why}; nothing of another kind is overwritten, choose another name") from e
+    if not overwrite:
+        raise ValueError(f"--dest {dest}: is there already; choose another, or --overwrite it")
+
+
+def is_one(first: Path, second: Path) -> bool:
+    """Whether two names are those of one file or folder, through links of both kinds."""
+    return resolved(first) == resolved(second) or (first.exists() and second.exists() and first.samefile(second))
+
+
+def resolved(path: str | Path) -> Path:
+    """What a name leads to through links; ValueError for links in a circle."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError) as e:
+        raise ValueError(f"{path}: its links lead nowhere ({first_line(e)})") from e
 
 
 def check_folder(folder: Path, key: str) -> None:
     """ValueError where there can be no folder of that name, as a file is in its way; key: what the user gave."""
-    if not (found := what_exists(folder)).is_dir():
+    if not (found := what_exists(resolved(folder))).is_dir():
         raise ValueError(f"{key}: {found} is a file, wanted a folder")
 
 

@@ -5,12 +5,12 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from edm3d.utils import distributed
-from edm3d.utils.files import remove_temporary, tail
+from edm3d.utils.files import remove_temporary, resolved, tail
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -61,20 +61,22 @@ def output(dest: Path, key: str = "--dest", *, is_folder: bool = False) -> Itera
     ValueError naming it, and who is at it. What killed commands left half-written goes. The lock is a hidden file, in
     the folder or beside the file, and gone at the end.
     """
-    target = dest.resolve()  # through links: two names of one output are one
+    target = resolved(dest)  # through links: two names of one output are one
     path = target / ".lock-output" if is_folder else target.with_name(f".lock-{tail(target.name)}")
+    made = [folder for folder in path.parents if not folder.exists()]
     handle = None
 
     def lock() -> None:
         nonlocal handle
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = take(path)
+            handle = _take_in_new_folder(path)
         except Busy as e:
             raise ValueError(f"{key} {dest}: another command is at work on it ({e.owner}); wait for its end, or choose "
                              "another") from e
+        except OSError as e:
+            raise ValueError(f"{key} {dest}: no files can be written there ({e.strerror})") from e
         for folder in [target, *filter(Path.is_dir, target.iterdir())] if is_folder else [target.parent]:
-            remove_temporary(folder, "" if is_folder else target.name)
+            remove_temporary(folder, "" if is_folder else target.name, spare_living=is_folder)
 
     try:
         distributed.from_rank_0(lock)
@@ -83,3 +85,15 @@ def output(dest: Path, key: str = "--dest", *, is_folder: bool = False) -> Itera
         if handle:
             path.unlink(missing_ok=True)
             handle.close()
+        for folder in made if distributed.rank() == 0 else ():
+            with suppress(OSError):  # something was written into it
+                folder.rmdir()
+
+
+def _take_in_new_folder(path: Path) -> IO[str] | None:
+    """The same where the folder may not be there: whoever leaves it empty may be deleting it."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return take(path)
+    raise FileNotFoundError(errno.ENOENT, "the folder is deleted again and again", str(path.parent))

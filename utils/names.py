@@ -17,12 +17,23 @@ def file_names(ids: Sequence[str]) -> list[str]:
     Others have separators, control characters, leading dots and blanks at their ends replaced, are cut to MOST_BYTES,
     and end in a hash of the id. So do ids that differ in case or Unicode form alone, which some systems hold for one.
     """
+    ids = _apart(ids)
     names = [_component(id_) for id_ in ids]
     odd = {i for i, (name, id_) in enumerate(zip(names, ids)) if name != id_} | _alike(names)
     while odd:
         names = [_hashed(name, id_) if i in odd else name for i, (name, id_) in enumerate(zip(names, ids))]
         odd = _alike(names)  # an id may be what another became
     return names
+
+
+def _apart(ids: Sequence[str]) -> list[str]:
+    """The ids, what is there more than once with its number among its like, so that no two are one."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for id_ in ids:
+        seen[id_] += 1
+        numbered.append(id_ if seen[id_] == 1 else f"{id_}/{seen[id_]}")
+    return numbered if len(set(numbered)) == len(ids) else [f"{id_}/{i}" for i, id_ in enumerate(ids)]
 
 
 def _alike(names: Sequence[str]) -> set[int]:

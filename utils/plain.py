@@ -27,10 +27,10 @@ def parse_json(text: str, source: object) -> Any:
         raise ValueError(f"{source}: not readable as JSON ({type(e).__name__}: {e!s:.200})") from e
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; ValueError naming it when it is missing, damaged, or larger than any of ours."""
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """What a JSON file holds; ValueError naming it when it is missing, damaged, or larger than any of its kind."""
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
+        if (size := path.stat().st_size) > most_bytes:
             raise ValueError(f"{path}: {size:,} bytes, more than any JSON file of this program has")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
