@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BASE_PYTHON := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-slow attack lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: lint  ## lint and the whole CPU test suite
 
 test-slow: $(STAMP)  ## the tests marked slow
 	python -m pytest -q -m 'slow and not gpu'
+
+attack: $(STAMP)  ## damaged and hostile files, races and kills against every command
+	python -m benchmarks.attack
 
 clean:  ## remove .venv and caches; data/ and results/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache
