@@ -5,6 +5,8 @@ Functions import what they need when they are called, so that the commands start
 
 from __future__ import annotations
 
+import getpass
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +40,14 @@ def train(config: str | Path | Mapping[str, Any], *overrides: str, name: str | N
     return train_from(config, overrides, name)
 
 
+def _name_user() -> None:
+    """Give a user whom the machine does not know, as in a container, a name: MONAI asks for one when it is imported."""
+    try:
+        getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
+
+
 class _Package(ModuleType):
     """The package, in which `train` stays the function where the script edm3d/train.py is imported as well."""
 
@@ -47,3 +57,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+_name_user()

@@ -10,6 +10,7 @@ import yaml
 from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
+from edm3d.utils.names import printable
 
 INTENDED = "Research on synthetic volumes. Not a medical device: nothing it draws may be used for diagnosis."
 
@@ -44,7 +45,7 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
     head = front_matter(title, snapshot, is_first_stage, report, said)
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    return f"---\n{front}---\n\n# {title}\n\n{body}\n"
+    return printable(f"---\n{front}---\n\n# {title}\n\n{body}\n")
 
 
 def front_matter(title: str, snapshot: Snapshot, is_first_stage: bool, report: Mapping[str, Any] | None, said: Said

@@ -20,11 +20,12 @@ from edm3d.inference.sample_files import PNG, check_png, check_records, clear_ot
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
-from edm3d.utils.config import build_from_file, check_targets, is_trusted
+from edm3d.utils.config import build_from_file, check_targets
 from edm3d.utils.files import check_folder, first_line
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
+from edm3d.utils.trusted import DATASETS, is_listed
 
 HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
 Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
@@ -251,7 +252,7 @@ def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Pictu
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     changed = ValueError(f"{path} is not what the network was trained on, but another file of that name")
-    ours = is_trusted(str(snapshot.training["dataset"]["_target_"]), "training.dataset")
+    ours = is_listed(dataset_node(snapshot)["_target_"], DATASETS)
     if holds_volumes(path):
         file = VolumesFile(path)
         if file.content_hash == facts.content_hash:
@@ -277,14 +278,26 @@ def holds_volumes(path: Path) -> bool:
         return False
 
 
+def dataset_node(snapshot: Snapshot) -> dict:
+    """What a snapshot says of its data set; ValueError for nothing."""
+    training = snapshot.config.get("training")
+    node = training.get("dataset") if isinstance(training, dict) else None
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ValueError("the snapshot names no data set")
+    return node
+
+
 def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
-    """The data set that a snapshot names, of the split that validation takes where it has splits."""
-    node = dict(snapshot.training["dataset"])
-    if not trust and not is_trusted(str(node["_target_"]), "training.dataset"):
+    """The data set that a snapshot names, of the split that validation takes where it has splits.
+
+    Out of a file come only data sets of ours, which read regular files of the formats that we parse, and never write.
+    """
+    node = dict(dataset_node(snapshot))
+    if not trust and not is_listed(node["_target_"], DATASETS):
         raise ValueError(f"{node['_target_']} is a class of your own, which may read them by sampling.trust=true")
     if "split" in node:
         node["split"] = snapshot.training["validation"]["split"]
-    return build_from_file(node, "the snapshot", trust)
+    return build_from_file(node, "the snapshot", trust, DATASETS)
 
 
 def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:

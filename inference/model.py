@@ -20,14 +20,15 @@ from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
 from edm3d.utils.compose import shipped_configs
 from edm3d.utils.compose_errors import known_as
-from edm3d.utils.config import TRUSTED_SAMPLERS, check_from_file, no_such, read_yaml
+from edm3d.utils.config import check_from_file, no_such, read_yaml
 from edm3d.utils.plain import fits
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
+from edm3d.utils.trusted import SAMPLERS
 
 OWN = ("sampler", "guidance", "classes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode", "precision")
-SAMPLERS = shipped_configs() / "sampler"
+SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
 class Model:
@@ -118,7 +119,7 @@ class Model:
         """Sampling options of a call, checked as those of a command; what is None is as in the experiment."""
         own = own_sampling(self.snapshot)
         if sampler is None and "sampler" in own:  # it comes out of a file
-            check_from_file(own["sampler"], str(self.snapshot.path), self.trust, TRUSTED_SAMPLERS)
+            check_from_file(own["sampler"], str(self.snapshot.path), self.trust, SAMPLERS)
         node = sampler_group(sampler or "edm_ode") if sampler or "sampler" not in own else own["sampler"]
         given = {name: value for name, value in options.items() if value is not None}
         made = replace(Sampling(outdir=""), **own | given | {
@@ -155,9 +156,9 @@ def guidance_of(asked: float | Mapping[str, Any]) -> Guidance:
 
 def sampler_group(name: str) -> dict[str, Any]:
     """A file of configs/sampler/; ValueError when there is none of that name."""
-    known = sorted(path.stem for path in SAMPLERS.glob("*.yaml"))
+    known = sorted(path.stem for path in SAMPLER_GROUP.glob("*.yaml"))
     if name not in known:
         meant = known_as("sampler", name)
         raise ValueError(f"sampler={name!r}: " + (f"no such sampler; here that is {meant}" if meant else
                                                   no_such("sampler", name, known)))
-    return read_yaml(SAMPLERS / f"{name}.yaml")
+    return read_yaml(SAMPLER_GROUP / f"{name}.yaml")

@@ -5,6 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from edm3d.reporting.tables import titled
+from edm3d.reporting.words import shown_word
+
 COLOURS = {"real": "#57606a", "generated": "#0969da", "decoded": "#0969da", "noise": "#d4721c"}
 STYLES = {"real": "-", "generated": "-", "decoded": "-", "noise": (0, (4, 2))}
 NAMES = {"real": "real", "generated": "generated", "decoded": "decoded again", "noise": "decoded noise"}
@@ -29,7 +32,7 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
         axes.plot(row["ks"], y, "o", ms=8, color=COLOURS["generated"], zorder=4, clip_on=False,
                   label=NAMES["generated"] * (y == 0))
     axes.set(xlim=(0, 1), ylim=(len(metrics) - 0.45, -0.55), yticks=range(len(metrics)),
-             yticklabels=[titles[name] for name in metrics])
+             yticklabels=[shown_word(titles[name]) for name in metrics])
     axes.grid(axis="y", visible=False)
     _legend(figure, columns=2)
     return figure
@@ -37,7 +40,7 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
 
 def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: str) -> Figure:
     """Cumulative shares of one scalar in every set; the KS distance is the largest gap between two of the curves."""
-    figure, axes = chart(f"{title} [{unit}]" if unit else title, "share of cases at most")
+    figure, axes = chart(titled(title, unit), "share of cases at most")
     for key, sample in values.items():
         if sample is None or not np.isfinite(sample).any():
             continue
@@ -52,7 +55,7 @@ def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: s
 
 def histogram_chart(row: dict, title: str, unit: str) -> Figure:
     """Share of voxels per intensity bin, on a logarithmic scale since most voxels of a volume are background."""
-    figure, axes = chart(f"{title} [{unit}]" if unit else title, "share of voxels")
+    figure, axes = chart(titled(title, unit), "share of voxels")
     for key in COLOURS:
         if row.get(f"{key}_curve") is not None:
             axes.stairs(np.maximum(row[f"{key}_curve"], 1e-6), row["bins"], color=COLOURS[key], ls=STYLES[key], lw=1.6,
@@ -91,9 +94,9 @@ def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
 
 
 def chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty chart in the style of all."""
+    """An empty chart in the style of all, its axes named by words that may come out of files."""
     figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="constrained")
-    return figure, _styled(figure.subplots(), xlabel, ylabel)
+    return figure, _styled(figure.subplots(), shown_word(xlabel), shown_word(ylabel))
 
 
 def _legend(figure: Figure, columns: int = 3) -> None:

@@ -1,6 +1,7 @@
 """Pictures of volumes: three orthogonal planes, grey image with its label map, real above generated; and of signals."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from edm3d.formats.geometry import blur_sigmas
 from edm3d.formats.png import COLOURS
+from edm3d.reporting.words import shown_lines, shown_word
 from edm3d.utils.files import atomic_path
 
 BACKGROUND = "#0d1117"
@@ -24,7 +26,7 @@ FILL, OUTLINE = 0.12, 0.95
 WHITE = 99.8  # percentile of the intensities that is shown as white
 TILE = 168  # pixels of the longer side of a volume
 GAP = 6
-LINE = 16  # pixels of a line of a caption
+LINE, LETTER, FEWEST_LETTERS = 16, 6, 16  # pixels of a line of a caption, and of a letter in it
 MARGIN, HEADING, LEGEND_LINE = 18, 40, 22  # pixels
 DPI = 100
 # Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
@@ -85,7 +87,8 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
                     facecolor=BACKGROUND, layout="constrained")
     grid = figure.subplots(len(shown), columns, sharex=True, sharey=True, squeeze=False)
     for (title, signals), row in zip(shown, grid, strict=True):
-        row[0].set_title(title, color=TEXT, fontsize=14, fontweight="bold", loc="left")
+        row[0].set_title(shown_word(title, columns * TILE // 2 // LETTER), color=TEXT, fontsize=14, fontweight="bold",
+                         loc="left")
         for axis, signal in zip(row, signals):
             for values, colour in zip(np.atleast_2d(signal), cycle((TEXT, *LABEL_COLOURS))):
                 axis.plot(values, color=colour, linewidth=1)
@@ -95,7 +98,7 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
         axis.set_facecolor(BACKGROUND)
         axis.tick_params(colors=TEXT, labelsize=8)
     for axis, caption in zip(grid[-1], captions):
-        axis.set_xlabel(caption, color=TEXT, fontsize=9)
+        axis.set_xlabel(shown_lines(caption, TILE // LETTER), color=TEXT, fontsize=9)
     return figure
 
 
@@ -144,7 +147,10 @@ def save_png(figure: Figure, path: Path) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """PNG bytes of a figure: the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    with warnings.catch_warnings():  # letters that the font lacks are boxes in the picture, not news for the terminal
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor=figure.get_facecolor(),
+                       metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -293,7 +299,7 @@ def _legend(label_classes: Sequence[str], columns: Sequence[Sequence[Plane]]) ->
     """Number and name of the classes, the background aside, that are seen in columns of planes."""
     seen = {int(value) for planes in columns for plane in planes if plane.label is not None
             for value in np.unique(plane.label)}
-    return {value: name for value, name in enumerate(label_classes) if value and value in seen}
+    return {value: shown_word(name) for value, name in enumerate(label_classes) if value and value in seen}
 
 
 def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
@@ -323,6 +329,8 @@ def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Map
     sheets = [(title, _sheet(columns)) for title, columns in blocks]
     width = 2 * MARGIN + max([*(sheet.shape[1] for _, sheet in sheets), *map(_legend_width, legend.values())])
     height = sum(sheet.shape[0] + (HEADING if title else MARGIN) for title, sheet in sheets)
+    captions = [shown_lines(caption, max(FEWEST_LETTERS, max(tile.shape[1] for tile in column) // LETTER))
+                for caption, column in zip(captions, blocks[-1][1])]
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     places = _legend_places(legend, width)
     height += LINE * lines + (LEGEND_LINE * (1 + max(places.values())[0]) + 27 if legend else MARGIN)
@@ -331,8 +339,8 @@ def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Map
     for (title, sheet), (_, columns) in zip(sheets, blocks, strict=True):
         top += HEADING if title else MARGIN
         if title:
-            figure.text(MARGIN / width, 1 - (top - 12) / height, title, color=TEXT, fontsize=14, fontweight="bold",
-                        va="bottom")
+            figure.text(MARGIN / width, 1 - (top - 12) / height, shown_word(title), color=TEXT, fontsize=14,
+                        fontweight="bold", va="bottom")
         figure.figimage(sheet, xo=MARGIN, yo=height - top - len(sheet), origin="upper")
         if names:
             _draw_names(figure, columns, names, top)

@@ -1,7 +1,7 @@
 """Volumes by number, and the real ones that generated ones are held against."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from edm3d.formats.geometry import fit_centre
 from edm3d.formats.volumes import VolumesFile
 from edm3d.physics.phantoms import Phantom, echo_phantom
 from edm3d.reporting.cases import Case
+from edm3d.utils.plain import from_plain
 
 FRESH_PHANTOMS = 512
 FEWEST_HELD_OUT = 32
@@ -43,6 +44,29 @@ class Cases(NamedTuple):
                          self.length, case)
 
 
+class Origin(NamedTuple):
+    """How the phantoms of a file were made, as its provenance says."""
+
+    size: int
+    seed: int
+    spatial_dims: int
+    pairs: bool
+
+    @classmethod
+    def read(cls, provenance: Mapping[str, Any], shape: Sequence[int], source: object) -> "Origin":
+        """Of volumes [*S] that are there; ValueError for what cannot have made them, before any is made again."""
+        known = {key: provenance[key] for key in cls._fields if key in provenance}
+        found = from_plain(cls, known, source, "provenance")
+        if tuple(shape) != (found.size,) * found.spatial_dims:
+            raise ValueError(f"{source}: its volumes are {list(shape)}, its phantoms were made with size={found.size} "
+                             f"and spatial_dims={found.spatial_dims}; they were padded, cropped or are others")
+        return found
+
+    def phantom(self, index: int, seed: int) -> Phantom:
+        """One of another seed, or of the same."""
+        return echo_phantom(index, seed=seed, size=self.size, spatial_dims=self.spatial_dims, pairs=self.pairs)
+
+
 def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Cases:
     """Fresh phantoms if the file holds phantoms, its held-out volumes otherwise.
 
@@ -50,20 +74,21 @@ def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Case
     channels: numbers of the image channels to keep.
     """
     if split == "auto" and file.provenance.get("kind") == "phantom":
-        return fresh_phantoms(file.provenance)
+        shape = file_volumes(file, "all", channels).case(0).image.shape[1:]
+        return fresh_phantoms(Origin.read(file.provenance, shape, file.path))
     if split == "auto":
         split = "test" if "test" in file.splits and file.length("test") >= FEWEST_HELD_OUT else "all"
     return file_volumes(file, split, channels)
 
 
-def fresh_phantoms(provenance: dict[str, Any]) -> Cases:
+def fresh_phantoms(origin: Origin) -> Cases:
     """Phantoms of the next seed: the true distribution, of which no training run has seen an item."""
-    seed = provenance["seed"] + 1
+    seed = origin.seed + 1
 
     def case(index: int) -> Case:
-        phantom = _phantom(index, seed, provenance)
+        phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if provenance["pairs"] else None)
+                    phantom.phase if origin.pairs else None)
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
@@ -90,19 +115,14 @@ def held_out_split(file: VolumesFile) -> str:
     return next((name for name in ("test", "val") if name in file.splits), file.splits[-1])
 
 
-def speckle_free(case: Case, provenance: dict[str, Any]) -> np.ndarray:
+def speckle_free(case: Case, provenance: Mapping[str, Any]) -> np.ndarray:
     """The image [C, *S] of a file's phantom without speckle; ValueError if the phantom cannot be made again."""
     number = re.fullmatch(r"phantom-(\d+)", case.id)
     if number is None:
         raise ValueError(f"{case.id}: not the id of a phantom (phantom-000012)")
-    phantom = _phantom(int(number[1]), provenance["seed"], provenance)
-    if phantom.image.shape != case.image.shape[1:]:
-        raise ValueError(f"{case.id}: the phantom has another size, as volumes are padded or cropped here")
+    origin = Origin.read(provenance, case.image.shape[1:], case.id)
+    phantom = origin.phantom(int(number[1]), origin.seed)
     if not np.allclose(phantom.image[None], case.image, atol=1e-5):
         raise ValueError(f"{case.id}: the phantom made again differs from the one in the file")
     return phantom.clean[None]
 
-
-def _phantom(index: int, seed: int, provenance: dict[str, Any]) -> Phantom:
-    return echo_phantom(index, seed=seed, size=provenance["size"], spatial_dims=provenance["spatial_dims"],
-                        pairs=provenance["pairs"])

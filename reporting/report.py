@@ -23,6 +23,8 @@ from edm3d.reporting.html import html_frame, html_table
 from edm3d.reporting.montages import png_bytes
 from edm3d.reporting.section import Context, Section, Walked
 from edm3d.utils.files import atomic_path, write_text
+from edm3d.utils.log import note
+from edm3d.utils.names import cell, file_names, printable, renamed
 from edm3d.utils.plain import from_plain, read_json
 
 REPORT, CASES, PAGE = "report.json", "cases.csv", "report.html"
@@ -65,11 +67,14 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
         add(figures, {name: png_bytes(figure) for name, figure in drawn.items()})
     page, cases = html_page(sections, frame, report, figures), cases_csv(sections, frame, walked)
     write_text(dest / REPORT, text)  # first: it says whose the others are
-    for name, png in figures.items():
+    names = file_names([*figures])
+    for name, png in zip(names, figures.values(), strict=True):
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    write_text(dest / CASES, cases)
-    write_text(dest / PAGE, page)
+    if changed := renamed(figures, names):
+        note(f"Figures of names that no file can have: {', '.join(changed)}")
+    write_text(dest / CASES, printable(cases))
+    write_text(dest / PAGE, printable(page))
     return report
 
 
@@ -126,7 +131,7 @@ def html_page(sections: Sequence[Section], frame: Frame, report: dict, figures: 
 
 
 def cases_csv(sections: Sequence[Section], frame: Frame, walked: Walked) -> str:
-    """CSV text, a row per volume of the sets that are listed."""
+    """CSV text, a row per volume of the sets that are listed; nothing that a spreadsheet would compute."""
     tables = []
     for name in frame.listed:
         if name in walked.ids:
@@ -136,7 +141,7 @@ def cases_csv(sections: Sequence[Section], frame: Frame, walked: Walked) -> str:
             tables.append(columns)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(tables[0])
+    writer.writerow(map(cell, tables[0]))
     for columns in tables:
-        writer.writerows(zip(*columns.values(), strict=True))
+        writer.writerows(map(cell, row) for row in zip(*columns.values(), strict=True))
     return out.getvalue()

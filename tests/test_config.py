@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import hydra
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import requested_seeds
@@ -375,8 +377,10 @@ def test_text_that_would_become_a_target_does_not_come_out_of_files(tmp_path):
         build_from_file({**GOOD, "model": hidden}, "net.pt")
     with pytest.raises(ValueError, match=r"training\.loss: holds \$\{...\}"):
         build({"_target_": "builtins.dict", "model": [hidden]}, path="training.loss")
-    assert not proof.exists()
-    build({"_target_": "builtins.dict", "model": hidden}, trust=True)  # the trick does work where nobody looks
+    assert build({"_target_": "builtins.dict", "model": [hidden]}, trust=True) == {"model": [hidden]}
+    assert not proof.exists()  # whether trusted or not: text is never resolved again
+    resolve = OmegaConf.create({"_target_": "builtins.dict", "model": hidden})
+    hydra.utils.instantiate(resolve)  # as it would be here
     assert proof.is_dir()
 
 

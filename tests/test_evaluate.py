@@ -120,8 +120,23 @@ def test_true_phantoms_are_within_the_floor_and_noise_is_not(result):
 
 def test_reference_is_fresh_phantoms_of_the_next_seed(result):
     assert result["real"]["num"] == 40 and f"seed {SEED + 1}" in result["real"]["reference"]
-    fresh = reference.fresh_phantoms({"seed": SEED, "size": SIZE, "spatial_dims": 3, "pairs": False}).case(3)
+    fresh = reference.fresh_phantoms(reference.Origin(SIZE, SEED, 3, False)).case(3)
     np.testing.assert_array_equal(fresh.label, echo_phantom(3, seed=SEED + 1, size=SIZE).label)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"size": 10 ** 9}, r"size=1000000000 and"), ({"size": "28"}, r"provenance\.size is '28', wanted int"),
+    ({"size": None}, r"provenance\.size"), ({"seed": [1]}, r"provenance\.seed"), ({"pairs": 3}, r"provenance\.pairs"),
+    ({"spatial_dims": 2}, "spatial_dims=2"), ({"seed": float("nan")}, "provenance.seed")])
+def test_what_a_file_says_of_its_phantoms_is_checked_before_any_is_made(tmp_path, wrong, said):
+    file = VolumesFile(write_phantoms(tmp_path / "echo.h5", count=2))
+    file.provenance.update(wrong)
+    with pytest.raises(ValueError, match=rf"echo\.h5: .*{said}"):
+        reference.choose_reference(file, "auto", [0])
+    assert reference.choose_reference(file, "all", [0]).length == 2
+    case = reference.file_volumes(file, "all", [0]).case(0)
+    with pytest.raises(ValueError, match=rf"phantom-000000: .*{said}"):
+        reference.speckle_free(case, file.provenance)
 
 
 def test_first_stage_and_the_ceiling_of_speckle(result):

@@ -57,6 +57,7 @@ class Addition(NamedTuple):
     before: str
     imported: str
     after_imports: str
+    network: str = ""  # where in the list of what files may name its network stands: above the line that starts so
 
     def make(self, house: Path) -> None:
         """Add it to a copy."""
@@ -67,13 +68,15 @@ class Addition(NamedTuple):
         assert blocks[self.registry].count("\n") == 1
         add_line(house / self.registry, self.after_imports, self.imported)
         add_line(house / self.registry, self.before, blocks[self.registry])
+        if self.network:
+            add_line(house / "utils/trusted.py", self.network, blocks["utils/trusted.py"])
 
 
 ADDITIONS = (
     Addition("Add a task", ("training/tasks/toy.py", "configs/toy.yaml"), "training/tasks/__init__.py", "}",
              "from edm3d.training.tasks.toy import ToyTask", "TASKS"),
     Addition("Add a condition", ("networks/parts/severity.py", "configs/severity.yaml"), "networks/parts/__init__.py",
-             "}", "from edm3d.networks.parts.severity import Severity", "PARTS"),
+             "}", "from edm3d.networks.parts.severity import Severity", "PARTS", '    "edm3d.networks.precond"'),
     Addition("Add a metric", ("reporting/sections/bright_level.py",), "reporting/sections/__init__.py",
              ")\n# Sections of the report of generated",
              "from edm3d.reporting.sections.bright_level import BrightLevel",

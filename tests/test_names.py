@@ -51,5 +51,6 @@ def test_a_terminal_gets_no_escapes():
 
 
 def test_a_spreadsheet_gets_no_formulas():
-    assert [cell(v) for v in ("=1+1", "+x", "-x", "@x", "\t=1")] == ["'=1+1", "'+x", "'-x", "'@x", "'\t=1"]
+    odd = ("=1+1", "+x", "-x", "@x", "\t=1", "＝1")
+    assert [cell(v) for v in odd] == [f"'{v}" for v in odd]
     assert [cell(v) for v in ("-1.5", "x=1", "", 3, -2.0, None)] == ["-1.5", "x=1", "", 3, -2.0, None]

@@ -177,6 +177,18 @@ def test_document_nests_keys_and_keeps_to_the_width():
     assert text.count("because") == 20 and text.count("title") == 30
 
 
+def test_words_out_of_files_are_comments_and_no_keys():
+    """A class called so stands in the file as a word; a path that a configuration would fill in is refused."""
+    evil = "ED\ntraining: {loss: {_target_: os.mkdir}}\u2028\x1b[31m\x85a: b"
+    config = {"training": {"dataset": {"path": "data/it's: #1.h5"}}}
+    settings = [Setting("training.dataset.path", f"classes {evil}")]
+    text = document(f"Of {evil}", {}, config, settings)
+    assert yaml.safe_load(text) == {"defaults": ["experiment_schema", "_self_"], **config}
+    assert all(line.startswith("#") or "os.mkdir" not in line.partition("#")[0] for line in text.splitlines())
+    with pytest.raises(ValueError, match="rename the file"):
+        document("", {}, {"a": "${oc.env:HOME}.h5"}, [Setting("a", "b")])
+
+
 def test_files_that_are_there_and_odd_names_are_refused(folder):
     succeed(dataset_tool.main, "phantom", "--dest", "e.h5", "--num", "4", "--size", "8")
     Path("configs/mine_vae.yaml").write_text("mine\n")

@@ -1,5 +1,6 @@
 """Features, tables, pictures and the page, against answers known by hand."""
 
+import csv
 import io
 import json
 import re
@@ -21,10 +22,11 @@ from edm3d.reporting.sections import COMPARISON, NUMBERS
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.scalars import Scalars
-from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.structures import Structures, volume_names
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.variety import ms_ssim_row
 from edm3d.reporting.strips import pictures_of, strips
+from edm3d.reporting.words import shown_lines, shown_word
 
 HEART = ("background", "cavity", "myocardium", "atrium")
 GREY_3D = Layout(("echo",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -593,3 +595,61 @@ def test_a_report_takes_the_place_of_one_of_the_same_volumes_and_of_no_other_fil
     (tmp_path / "cases.csv").write_text("mine")
     with pytest.raises(ValueError, match=r"holds cases.csv, and no report.json that says that evaluate wrote it"):
         check_report(tmp_path, inputs, overwrite=True)
+
+
+# ---- words out of files ----
+
+HOSTILE = ("=HYPERLINK(0)", "../../up", "$\\frac{", "a$b$c", "</script><script>x()</script>", "心臓\u202e",
+           "\x1b[31mred", "line\nfeed", "x" * 300, "\\$", "é\u0301%s{0}", "lv", "cavity", "\ud800")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_word_can_stand_on_a_picture(name, capfd, recwarn):
+    label = np.ones((8, 8), np.uint8)
+    figures = [montages.montage([(name, [(blank((8, 8)), label)])], (1.0, 1.0), label_classes=["", name],
+                                captions=[f"class {name}\n{name}"]),
+               montages.montage([(name, [(blank((8,)), None)])], (1.0,), captions=[name]),
+               charts.distribution_chart({"real": np.arange(4.0)}, name, name),
+               charts.histogram_chart({"real_curve": [0.1], "bins": [0.0, 1.0]}, name, name)]
+    assert all(pixels(figure).size for figure in figures)
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+    assert max(figures[0].get_size_inches() * montages.DPI) < 900
+
+
+def test_a_word_on_a_picture_is_the_name_that_was_given_and_not_mathematics():
+    assert shown_word("a$b$c\n\x1b") == r"a\$b\$c \x1b" and shown_word("MR T1") == "MR T1"
+    assert shown_word("0123456789" * 3, 13) == "012345...6789"
+    assert shown_lines("a\nb\nc\nd\ne") == "a\nb\nc\nd"
+    dots = pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a$_b$", ""))
+    assert (dots != pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a_b", ""))).any()
+
+
+def test_classes_never_share_a_name_of_their_volumes():
+    assert volume_names(("cavity", "atrium", "wall")) == ["lv_volume", "la_volume", "wall_volume"]
+    assert volume_names(("cavity", "lv")) == ["cavity_volume", "lv_volume"]
+
+
+def test_report_of_hostile_names_keeps_to_its_folder_and_is_text(tmp_path, capsys):
+    words = HOSTILE[1:3], HOSTILE[:1] + HOSTILE[4:6]
+    layout = Layout(words[0], ("", *words[1]), (1.0, 1.0), 0.0, 1.0, "</b>$x$")
+    rng = np.random.default_rng(0)
+    sets = {name: [Case(f"{odd}{i}", rng.random((2, 16, 16), dtype=np.float32), rng.integers(4, size=(16, 16)))
+                   for i, odd in enumerate((*words[1], "\x1b[31mred"))] for name in ("real", "generated")}
+    cases = {name: Cases(name, len(kept), kept.__getitem__) for name, kept in sets.items()}
+    absent = {"decoded": "<i>", "noise": "n"}
+    context = Comparison(layout=layout, provenance={}, seeds=range(4), missing=absent, **cases)
+    about = {**ABOUT, "title": "</title><script>", "noise": missing("<u>")}
+    found = report.write_report(tmp_path / "out/rep", COMPARISON, FRAME, walk(COMPARISON, context, sets), about)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and [p.name for p in (tmp_path / "out").iterdir()] == ["rep"]
+    figures = [p.name for p in (tmp_path / "out/rep/figures").rglob("*")]
+    assert len(figures) == 3 * 2 + len(found["metrics"]) + 2  # the overview, and one montage
+    assert all(len(name.encode()) < 255 and not re.search(r"[\x00-\x1f/<>]", name) for name in figures)
+    said = capsys.readouterr().err
+    assert said.startswith("Figures of names that no file can have: ")
+    assert "'histogram_../../up' as histogram_.._" in said
+    rows = list(csv.reader(io.StringIO((tmp_path / "out/rep/cases.csv").read_text(encoding="utf-8"))))
+    assert len(rows) == 1 + 2 * 4 and rows[1][1] == "'=HYPERLINK(0)0" and "'=HYPERLINK(0)_volume" in rows[0]
+    assert not any(text.startswith(("=", "+", "@", "\t", "\r")) for row in rows for text in row)
+    page = (tmp_path / "out/rep/report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|<i>|<u>|</b>\$|[\x1b\u202e]", page) and page.count("&lt;script&gt;") > 3
+    assert not re.search(r"[\x1b\u202e]", comparison.text(COMPARISON, found))

@@ -1,4 +1,7 @@
-"""What a bug report needs: versions, devices, disk, and whether training, resuming and drawing work here at all."""
+"""What a bug report needs: versions, devices, disk, and whether training, resuming and drawing work here at all.
+
+Each check imports what it needs, so that a library which is missing or broken hides none of the others.
+"""
 
 import io
 import os
@@ -7,27 +10,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import psutil
-import torch
-
-from edm3d.inference.model import Model
-from edm3d.training.run import train
-from edm3d.training.selftest import CONVOLUTIONS, bf16_warnings
-from edm3d.utils import distributed
-from edm3d.utils.compose import compose, shipped_configs
-from edm3d.utils.files import amount, first_line, what_exists
-from edm3d.utils.runs import locked
+from edm3d.utils.names import printable
 
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops",
             "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm")
+IMPORTED_AS = {"hydra-core": "hydra"}
 OLDEST_TORCH = (2, 11)
 MAX_CONVOLUTION_ERROR = 1e-5  # of float32 against float64, relative; on CUDA with TF32 it is 1e-3
 LEAST_DISK = 2**30
+MOST_TOLD = 1000  # characters of an error
 TOY = ("dataset=arrays", "training.network.model.model_channels=8",
        "training.network.model.channel_mult=[1,1]", "training.network.model.attention_levels=[]",
        "training.options.batch_size=4", "training.options.kimg_per_tick=0.008", "training.options.total_kimg=0.016",
@@ -44,7 +40,7 @@ class Finding(NamedTuple):
 
 
 def examine(run_root: Path, device_type: str = "auto") -> Iterator[Finding]:
-    """Run all checks one by one; an exception in one is its failure."""
+    """Run all checks one by one; an exception in one is its failure, whichever it is."""
     checks: dict[str, Callable[[], str]] = {
         "packages": packages, "device": lambda: devices(device_type), "memory": memory, "disk": lambda: disk(run_root),
         "convolution": lambda: convolution(device_type), "bf16": lambda: bf16(device_type),
@@ -52,28 +48,42 @@ def examine(run_root: Path, device_type: str = "auto") -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield Finding(name, True, check())
-        except Exception as e:  # whatever it is, it is what the report is for
-            yield Finding(name, False, f"{type(e).__name__}: {first_line(e)}")
+        except (Exception, SystemExit) as e:  # what the report is for
+            yield Finding(name, False, told(e))
+
+
+def told(error: BaseException) -> str:
+    """An error in one line, not a long one."""
+    text = printable(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text if len(text) <= MOST_TOLD else text[:MOST_TOLD] + '...'}"
 
 
 def packages() -> str:
-    """Versions; ValueError where one is missing or torch is too old."""
-    found, missing = [f"Python {platform.python_version()}"], []
+    """Versions of what can be imported; ValueError, with these, where something cannot, or torch is too old."""
+    found, wrong = [f"Python {platform.python_version()}"], []
     for name in PACKAGES:
         try:
             found.append(f"{name} {version(name)}")
+            import_module(IMPORTED_AS.get(name, name))
         except PackageNotFoundError:
-            missing.append(name)
-    if missing:
-        raise ValueError(f"not installed: {', '.join(missing)}")
-    numbers = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
-    if numbers < OLDEST_TORCH:
-        raise ValueError(f"torch {version('torch')} is too old, wanted {'.'.join(map(str, OLDEST_TORCH))} or newer")
+            wrong.append(f"{name} is not installed")
+        except Exception as e:  # libraries fail in many ways when they are imported
+            wrong.append(f"{name} cannot be imported ({told(e)})")
+    if "torch is not installed" not in wrong:
+        numbers = tuple(int(part) for part in version("torch").split("+")[0].split(".")[:2])
+        if numbers < OLDEST_TORCH:
+            wrong.append(f"torch is too old, wanted {'.'.join(map(str, OLDEST_TORCH))} or newer")
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}; found {', '.join(found)}")
     return ", ".join(found)
 
 
 def devices(device_type: str) -> str:
     """The device that would be used, and what it has; ValueError where it is not there."""
+    import torch
+
+    from edm3d.utils import distributed
+
     device = distributed.choose_device(device_type)
     machine = f"{platform.machine()}, {platform.system()}"
     threads = f"{torch.get_num_threads()} CPU threads of {os.cpu_count()} cores ({machine})"
@@ -87,12 +97,21 @@ def devices(device_type: str) -> str:
 
 def memory() -> str:
     """Of the machine."""
+    import psutil
+
+    from edm3d.utils.files import amount
+
     found = psutil.virtual_memory()
     return f"{amount(found.available)} free of {amount(found.total)}"
 
 
 def disk(run_root: Path) -> str:
     """Where runs go: room, write access, locks; ValueError or OSError where something fails."""
+    import psutil
+
+    from edm3d.utils.files import amount, what_exists
+    from edm3d.utils.runs import locked
+
     there = what_exists(run_root)
     with tempfile.TemporaryDirectory(dir=there) as folder, locked(Path(folder)) as works:
         (Path(folder) / "file").write_bytes(bytes(2**20))
@@ -105,6 +124,11 @@ def disk(run_root: Path) -> str:
 
 def convolution(device_type: str) -> str:
     """A 3D convolution in float32 against float64, forwards and backwards."""
+    import torch
+
+    from edm3d.training.selftest import CONVOLUTIONS
+    from edm3d.utils import distributed
+
     device = distributed.choose_device(device_type)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 8, 12, 12, 12), (8, 8, 3, 3, 3)))
@@ -123,6 +147,9 @@ def convolution(device_type: str) -> str:
 
 def bf16(device_type: str) -> str:
     """2D and 3D bf16 convolutions against float32; ValueError for what is wrong with them."""
+    from edm3d.training.selftest import bf16_warnings
+    from edm3d.utils import distributed
+
     device = distributed.choose_device(device_type)
     if wrong := [line for dims in (2, 3) for line in bf16_warnings(dims, device)]:
         raise ValueError("; ".join(line.removeprefix("Warning: ") for line in wrong))
@@ -131,6 +158,13 @@ def bf16(device_type: str) -> str:
 
 def toy_road(device_type: str) -> str:
     """Train a tiny network, once through and once stopped half-way and resumed, and draw from both."""
+    import numpy as np
+    import torch
+
+    from edm3d.inference.model import Model
+    from edm3d.training.run import train
+    from edm3d.utils.compose import compose, shipped_configs
+
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         data = Path(folder) / "toy.npy"

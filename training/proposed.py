@@ -30,6 +30,7 @@ from edm3d.utils import locks
 from edm3d.utils.commands import command
 from edm3d.utils.compose import config_folders
 from edm3d.utils.files import check_dest, check_replaced, write_text
+from edm3d.utils.names import printable
 
 PROPOSED = "proposed by"  # at the top of a file
 WIDTH = 120  # of a line
@@ -271,7 +272,7 @@ def document(title: str, groups: dict[str, str], config: dict, settings: Sequenc
     lines = [*comment(title, ""), "defaults:", "  - experiment_schema",
              *(f"  - {group}: {choice}" for group, choice in groups.items()), "  - _self_", ""]
     rows, before = [], []
-    for key, why in settings:
+    for key, why in ((key, " ".join(printable(why).split())) for key, why in settings):
         *path, last = key.split(".")
         shared = next((i for i, (a, b) in enumerate(zip(path, before)) if a != b), min(len(path), len(before)))
         rows += [("  " * depth + f"{part}:", "") for depth, part in enumerate(path) if depth >= shared]
@@ -287,7 +288,7 @@ def document(title: str, groups: dict[str, str], config: dict, settings: Sequenc
 
 def comment(text: str, indent: str) -> list[str]:
     """A comment in lines of WIDTH."""
-    lines, words = [], text.split()
+    lines, words = [], printable(text).split()
     while words:
         line = f"{indent}#"
         while words and (len(line) + 1 + len(words[0]) <= WIDTH or line == f"{indent}#"):
@@ -297,7 +298,9 @@ def comment(text: str, indent: str) -> list[str]:
 
 
 def plain(value: object) -> str:
-    """A value as YAML, in one line."""
+    """A value as YAML, in one line; ValueError for text that a configuration would fill something into."""
+    if "${" in str(value):
+        raise ValueError(f"{value}: holds ${{, which means something in a configuration; rename the file")
     return yaml.safe_dump(value, default_flow_style=True, width=10 ** 6, allow_unicode=True).removesuffix(
         "\n").removesuffix("\n...")
 

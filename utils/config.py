@@ -3,31 +3,30 @@
 import difflib
 import importlib.util
 import inspect
-import json
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edm3d.utils.files import first_line
+from edm3d.utils.log import is_lack_of_memory
 from edm3d.utils.own_code import import_module
-from edm3d.utils.plain import describe, fits
+from edm3d.utils.plain import describe, fits, shown
+from edm3d.utils.trusted import NETWORKS, SAMPLERS, is_listed
 
-# homes of the classes that a file may name
-TRUSTED = ("edm3d.networks.", "edm3d.training.datasets.", "torch.nn.", "monai.networks.nets.",
-           "monai.networks.blocks.", "monai.networks.layers.")
-TRUSTED_SAMPLERS = ("edm3d.samplers.",)  # homes of the functions that a file may name as its sampler
 ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
+RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_")  # words of a node that are no argument
+DEEPEST, MOST_VALUES, MOST_PATH = 32, 100_000, 1000  # of a node out of a file; MOST_PATH in characters of a message
 LENGTH = 40  # characters of a value in a message
 # arguments that the program itself gives a target, by the target's place in the config, which must not
+GIVEN_SAMPLER = ("net", "latents")
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
 
@@ -62,13 +61,6 @@ def full_name(name: str) -> str:
     return f"edm3d.{name}" if is_ours else name
 
 
-def with_full_names(node: Any) -> Any:
-    """A plain config whose `_target_`s stand as they are imported."""
-    if isinstance(node, dict):
-        return {k: full_name(v) if k == "_target_" else with_full_names(v) for k, v in node.items()}
-    return [with_full_names(value) for value in node] if isinstance(node, (list, tuple)) else node
-
-
 def targets(config: object, path: str) -> Iterator[tuple[str, dict]]:
     """All nodes with a `_target_` below a plain config, inner ones included, with their paths."""
     if isinstance(config, dict):
@@ -88,7 +80,7 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
-        if key in ("_target_", "_partial_", "_convert_", "_recursive_"):
+        if key in RESERVED:
             continue
         if key not in parameters and not takes_any:
             what = f"parameter of {node['_target_']}"
@@ -116,27 +108,54 @@ def check_targets(config: dict, path: str, filled: tuple[str, ...] = ()) -> None
 
 
 def build(node: dict, *arguments: object, path: str = "", trust: bool = False) -> Any:
-    """Instantiate a checked `_target_` node, nested ones first; `arguments` are given to it besides.
+    """Make a checked `_target_` node, nested ones first; `arguments` are given to it besides. Its text stays text.
 
-    What the user's configuration said is resolved by now: ${...} in a text came out of a file that filled a value in,
-    and could be anything, also code. It is refused, unless trust. Errors of the target come out as they are;
-    ValueErrors say the config path in front (`said_at`), if `path` says that of node.
+    What the user's configuration said is resolved by now: ${...} in a text came out of a file that filled a value in.
+    It is refused, unless trust. Errors of the target come out as they are; ValueErrors say the config path in front
+    (`said_at`), if `path` says that of node.
     """
-    if not trust and "${" in json.dumps(node, default=str):
-        raise ValueError(f"{path or 'a configuration'}: holds ${{...}}, as no file of ours does; {TRUST}")
-    for where, inner in targets(node, path or "config"):
-        find_target(inner["_target_"], where)  # which Hydra then finds, too
+    if not trust and (found := next(interpolations(node, path or "a configuration"), None)):
+        raise ValueError(f"{path or found}: holds ${{...}}, as no file of ours does; {TRUST}")
+    return _made(node, path, path, arguments)
+
+
+def _made(node: dict, path: str, root: str, arguments: Sequence[object] = ()) -> Any:
+    """What a node's target makes of its values; root: path of the node that is built, "" where errors stay as they are.
+    """
+    target = find_target(node["_target_"], path or "config")
+    values = {key: value if node.get("_recursive_") is False else _value(value, f"{path}.{key}", root)
+              for key, value in node.items() if key not in RESERVED}
+    if node.get("_partial_"):
+        return partial(target, *arguments, **values)
     try:
-        return hydra.utils.instantiate(with_full_names(node), *arguments, _convert_="all")
-    except InstantiationException as e:
-        cause = e.__cause__
-        if not isinstance(cause, Exception):
-            raise ValueError(str(e)) from e
-        if not path or not isinstance(cause, ValueError) or str(cause).startswith(path):
-            raise cause from None
-        inner = re.search(r"\nfull_key: (.+)$", str(e))
-        where = f"{path}.{inner[1]}" if inner else path
-        raise ValueError(said_at(where, dict(targets(node, path))[where], str(cause))) from cause
+        return target(*arguments, **values)
+    except ValueError as e:
+        if not root or str(e).startswith(root):
+            raise
+        raise ValueError(said_at(path, node, str(e))) from e
+
+
+def _value(value: object, path: str, root: str) -> Any:
+    """A value as a target gets it: its nodes made, its dicts and lists its own."""
+    if isinstance(value, dict):
+        return _made(value, path, root) if "_target_" in value else {
+            key: _value(inner, f"{path}.{key}", root) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_value(inner, f"{path}[{i}]", root) for i, inner in enumerate(value)]
+    return value
+
+
+def interpolations(value: object, path: str) -> Iterator[str]:
+    """Paths of texts, keys too, in which OmegaConf would fill something in."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from interpolations(str(key), path)
+            yield from interpolations(inner, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from interpolations(inner, f"{path}[{i}]")
+    elif isinstance(value, str) and "${" in value:
+        yield path
 
 
 def said_at(path: str, node: dict, message: str) -> str:
@@ -153,33 +172,74 @@ def said_at(path: str, node: dict, message: str) -> str:
     return f"{keys[0] if len(keys) == 1 else path}: {message}"
 
 
-def build_from_file(node: dict, source: str, trust: bool = False) -> Any:
-    """Instantiate a node that came out of a file: only classes that live on the allow-list, unless trust."""
-    check_from_file(node, source, trust)
-    return build(node, trust=trust)
+def build_from_file(node: dict, source: str, trust: bool = False, allowed: frozenset[str] = NETWORKS) -> Any:
+    """Make a node that came out of a file: only what its list allows, unless trust.
 
-
-def check_from_file(node: dict, source: str, trust: bool = False, homes: tuple[str, ...] = TRUSTED) -> None:
-    """ValueError for a node out of a file that names what does not live in these homes, unless trust.
+    ValueError where that fails; what is trusted fails as it does.
     """
-    for path, inner in targets(node, "config"):
-        name = str(inner["_target_"])
-        if not trust and not is_trusted(name, path, homes):
-            raise ValueError(f"{source}: {path}._target_={name} is not on the list of what a file may name "
-                             f"(those of {', '.join(homes)}); {TRUST}")
-        if homes == TRUSTED:
-            check_signature(path, inner)
-    if not trust and "${" in json.dumps(node, default=str):  # could make a target out of text, after the check
-        raise ValueError(f"{source}: its configuration holds ${{...}}; {TRUST}")
+    check_from_file(node, source, trust, allowed)
+    try:
+        return build(node, trust=trust)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        if trust or is_lack_of_memory(e) or str(e).startswith(source):
+            raise
+        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+        raise ValueError(f"{source}: {shown(node['_target_'])} cannot be built of what is said of it there "
+                         f"({kind}{first_line(e)})") from e
 
 
-def is_trusted(name: str, path: str, homes: tuple[str, ...] = TRUSTED) -> bool:
-    """Whether a target is a class (of TRUSTED_SAMPLERS: a function) that is defined, not only imported, in its home."""
-    if not full_name(name).startswith(homes):
+def check_from_file(node: dict, source: str, trust: bool = False, allowed: frozenset[str] = NETWORKS) -> None:
+    """ValueError for a node out of a file that is not plain, or names what is not on its list, unless trust."""
+    check_plain(node, source, trust)
+    if "_target_" not in node:
+        raise ValueError(f"{source}: config._target_ is missing: it names no class")
+    named = list(targets(node, "config"))
+    for path, inner in named:
+        if not trust and not is_trusted(inner["_target_"], path, allowed):
+            raise ValueError(f"{source}: {path}._target_={inner['_target_']!s:.200} is not on the list of what a file "
+                             f"may name (docs/files.md has it); {TRUST}")
+    for path, inner in named:
+        try:
+            check_signature(path, inner, GIVEN_SAMPLER if allowed is SAMPLERS else ())
+        except ValueError as e:
+            raise ValueError(f"{source}: {e}") from e
+
+
+def check_plain(node: object, source: str, trust: bool = False) -> None:
+    """ValueError unless a node out of a file is a dict of plain values, of no great depth or number.
+
+    Neither words of Hydra's own (`_partial_`, `_args_`, ...) nor ${...} are taken, unless trust.
+    """
+    waiting, count = [("config", node, 0)], 0
+    if not isinstance(node, dict):
+        raise ValueError(f"{source}: config is {shown(node)}, wanted names with values")
+    while waiting:
+        path, value, depth = waiting.pop()
+        count += len(value) if isinstance(value, (dict, list, tuple)) else 0
+        if depth > DEEPEST or count > MOST_VALUES:
+            raise ValueError(f"{source}: {path[:LENGTH]}... is nested deeper than {DEEPEST}, or one of more than "
+                             f"{MOST_VALUES:,} values; no configuration of ours is")
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if not isinstance(key, str) or (not trust and key.startswith("_") and key != "_target_"):
+                    raise ValueError(f"{source}: {path} has the key {shown(key)}, as no file of ours does"
+                                     + (f"; {TRUST}" if isinstance(key, str) else ""))
+                waiting += [(path, key, depth), (f"{path}.{key}"[:MOST_PATH], inner, depth + 1)]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(f"{path}[{i}]"[:MOST_PATH], inner, depth + 1) for i, inner in enumerate(value)]
+        elif isinstance(value, str):
+            if "${" in value and not trust:
+                raise ValueError(f"{source}: {path} holds ${{...}}; {TRUST}")
+        elif not isinstance(value, (bool, int, float, type(None))):
+            raise ValueError(f"{source}: {path} is a {type(value).__name__}, wanted a plain value")
+
+
+def is_trusted(name: object, path: str, allowed: frozenset[str] = NETWORKS) -> bool:
+    """Whether a file may name a target: it stands on the list, and is a class (of SAMPLERS: a function)."""
+    if not is_listed(name, allowed):
         return False
     target = find_target(name, path)
-    is_kind = inspect.isfunction(target) if homes == TRUSTED_SAMPLERS else inspect.isclass(target)
-    return is_kind and f"{target.__module__}.".startswith(homes)
+    return inspect.isfunction(target) if allowed is SAMPLERS else inspect.isclass(target)
 
 
 def fill(node: dict, **values: object) -> dict:

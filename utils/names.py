@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 MOST_BYTES = 200  # of the name of a file, so that suffixes still fit into the 255 of most file systems
 RESERVED = re.compile(r'[/\\:*?"<>|]')  # what separates folders, or no other system takes
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how cells begin that a spreadsheet computes
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how cells begin that a spreadsheet computes
 
 
 def file_names(ids: Sequence[str]) -> list[str]:

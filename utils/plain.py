@@ -144,6 +144,8 @@ def fits(value: object, hint: object) -> bool:
         return isinstance(value, hint)
     if is_tensor(hint):
         return False
+    if named(hint) == "torch.nn.modules.module.Module":  # which is not imported here, either
+        return isinstance(value, dict) and "_target_" in value
     if origin in (list, tuple, Sequence):
         inner = [a for a in args if a is not Ellipsis]
         return isinstance(value, (list, tuple)) and (not inner or all(any(fits(v, a) for a in inner) for v in value))
@@ -164,4 +166,9 @@ def describe(hint: object) -> str:
 
 def is_tensor(hint: object) -> bool:
     """Whether a type hint is torch.Tensor, which is not imported here."""
-    return inspect.isclass(hint) and f"{hint.__module__}.{hint.__qualname__}" == "torch.Tensor"
+    return named(hint) == "torch.Tensor"
+
+
+def named(hint: object) -> str:
+    """The full name of a class, "" for another hint."""
+    return f"{hint.__module__}.{hint.__qualname__}" if inspect.isclass(hint) else ""
