@@ -11,6 +11,7 @@ from edm3d.inference.commands import decode, encode, publish, solvers
 from edm3d.utils.checks import listed
 from edm3d.utils.command_line import PATH, Tool, Words, WordsCommand
 from edm3d.utils.commands import command
+from edm3d.utils.terminal import printing_is_all
 
 
 @click.group(cls=Tool, context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,6 +176,7 @@ def plan(config_name: str, config_dir: Path | None, shape: Sequence[int] | None,
     from edm3d.training.plan import find_source
     from edm3d.utils.compose import compose
 
+    printing_is_all()
     if fit and not card:
         raise ValueError(f"--fit {fit}: wanted --card as well, the GiB that there are")
     config = compose(config_name, overrides, config_dir)
@@ -220,6 +222,7 @@ def check(path: Path) -> None:
     """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
     from edm3d.formats.describe import check as run
 
+    printing_is_all()
     if path.suffix == ".pt" and path.is_file():
         raise ValueError(
             f"{path}: check reads data files; {command('data', 'info', str(path))} says what this one holds, and "
@@ -240,6 +243,7 @@ def info(path: Path) -> None:
     """Print what a file holds: .h5, .npz, .npy, NIfTI, snapshot or training state (.pt)."""
     from edm3d.formats.describe import describe
 
+    printing_is_all()
     for line in describe(path):
         click.echo(line)
 
@@ -279,6 +283,7 @@ def doctor(run_root: Path, device: str) -> None:
     """
     from edm3d.training.doctor import examine
 
+    printing_is_all()
     passed = True
     for name, well, text in examine(run_root, device):
         click.echo(f"{'pass' if well else 'FAIL'}  {name:<12} {text}")

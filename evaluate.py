@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from edm3d.utils.command_line import Scripts
+
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
 OF_TILES = ("tile_overlap", "tile_mode")
@@ -11,7 +13,7 @@ OF_FIRST_STAGE = ("num", "tile", *OF_TILES, "min_psnr", "run_root")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 
 
-@click.group(invoke_without_command=True, subcommand_metavar="",
+@click.group(cls=Scripts, invoke_without_command=True, subcommand_metavar="",
              context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--real", type=click.Path(path_type=Path), help="Real volumes (volumes.h5).  [required]")
 @click.option("--generated", type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")

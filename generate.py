@@ -4,8 +4,10 @@ from pathlib import Path
 
 import click
 
+from edm3d.utils.command_line import Script
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(cls=Script, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-cn", "--config-name", required=True, help="Experiment: the name of a YAML in configs/.")
 @click.option("--config-dir", type=click.Path(path_type=Path), help="Folder of experiments and groups of your own, "
               "searched first; then configs/ in the working folder, then the shipped ones.")

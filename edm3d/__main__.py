@@ -4,9 +4,10 @@ import click
 
 from edm3d import dataset_tool, evaluate, generate
 from edm3d.train import main as train
+from edm3d.utils.command_line import Scripts
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Scripts, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Diffusion models that draw 3D medical volumes with their label maps.
 

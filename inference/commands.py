@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edm3d.utils.command_line import PATH, Words, WordsCommand
+from edm3d.utils.terminal import printing_is_all
 
 Decorator = Callable[[Callable], Callable]
 
@@ -169,6 +170,7 @@ def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: 
     from edm3d.inference.model import Model
     from edm3d.inference.solvers import table, try_solvers
 
+    printing_is_all()
     model = Model.load(network, run_root=str(run_root), **options)
     rows = list(try_solvers(model, samplers, steps, requested_seeds(seeds)))
     for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows):

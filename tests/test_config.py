@@ -17,7 +17,7 @@ from edm3d.inference.generation import check_options
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
-from edm3d.utils.compose import compose, quote_seeds, shipped_configs
+from edm3d.utils.compose import compose, readable, shipped_configs
 from edm3d.utils.config import build, build_from_file, check_targets, differences, said_at
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.plain import describe, fits
@@ -200,7 +200,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, none"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
-    ("sampler=edm_odd", ["sampler/edm_odd", "edm_ode"]),
+    ("sampler=edm_odd", ["sampler=edm_odd: no such sampler; there are", "edm_ode"]),
     ("training.dataset=volumes", ["training.dataset", "dataset=NAME"]),
     ("training.network.model._target_=networks.unet.Unet", ["training.network.model._target_", "networks.unet.Unet"]),
     ("training.network._target_=no.such.thing", ["training.network._target_", "no.such.thing"]),
@@ -210,7 +210,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("network.model.channel_mult=[1]", ["network is a group", "network=NAME", "training.network"]),
     ("sampler.num_steps=3", ["sampler is a group", "sampler=NAME", "sampling.sampler"]),
     # several values for one key
-    ("training.network.model.channel_mult=1,2", ["channel_mult=1,2", "channel_mult='a,b'", "channel_mult=[a,b]"]),
+    ("training.network.model.channel_mult=1,2", ["channel_mult=1,2: ", "channel_mult='1,2'", "channel_mult=[1,2]"]),
     ("sampler=edm_ode,edm_sde", ["sampler=edm_ode,edm_sde", "sweep"]),
     ("training.optimizer.lr=choice(1,2)", ["training.optimizer.lr=choice(1,2)", "sweep"]),
     # not an override at all
@@ -231,10 +231,14 @@ def test_what_does_not_fit_is_said_by_path(override, wanted):
     ("sampling.seeds='1,2'", "sampling.seeds='1,2'"),
     ('sampling.seeds="1,2"', 'sampling.seeds="1,2"'),
     ("sampling.seeds=0-63", "sampling.seeds=0-63"),
-    ("training.network.model.channel_mult=1,2", "training.network.model.channel_mult=1,2"),
+    ("sampling.outdir=a=b(1)#2[é]", "sampling.outdir='a=b(1)#2[é]'"),
+    ("training.options.desc=2024_01", "training.options.desc='2024_01'"),  # for Hydra a number, 202401
+    ("training.options.desc=null", "training.options.desc=null"),
+    (r"sampling.outdir=a\,b", r"sampling.outdir=a\,b"),  # quoted already, in Hydra's way
+    ("training.options.seed=1_0", "training.options.seed=1_0"),
 ])  # fmt: skip
-def test_only_a_bare_list_of_seeds_is_quoted(override, wanted):
-    assert quote_seeds([override]) == [wanted]
+def test_text_where_text_alone_is_taken_needs_no_quotes(override, wanted):
+    assert readable([override], [CONFIGS]) == [wanted]
 
 
 @pytest.mark.parametrize("text", ["1,2,5-7", "'1,2,5-7'", "[1,2,5-7]"])

@@ -231,3 +231,17 @@ def test_no_beat_outlives_its_group():
     roll = distributed.Roll(SlowStore(), 0, 1, timeout_s=5)
     roll.close()
     assert not roll.beats.is_alive()
+
+
+@pytest.mark.parametrize(("environment", "wanted"), [
+    ({"RANK": "x"}, "RANK=x: wanted a whole number"), ({"RANK": "-1"}, "RANK=-1: wanted"),
+    ({"RANK": "0"}, "WORLD_SIZE=: wanted"), ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 of WORLD_SIZE=2: wanted less"),
+    ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "z"}, "MASTER_PORT=z: wanted"),
+])
+def test_an_environment_that_torchrun_did_not_set_is_refused(monkeypatch, environment, wanted):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=wanted):
+        distributed.init("cpu")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edm3d.training.run import failure_noted
-from edm3d.utils.log import read_status, run_main, write_status
+from edm3d.utils.log import RunLog, error_text, note, read_status, run_main, write_status
 
 ADVICE = r"training\.options\.batch_gpu .*training\.options\.checkpointing=true .*python dataset_tool\.py plan"
 
@@ -48,3 +48,43 @@ def test_an_error_of_ours_is_still_a_traceback(capsys):
         run_main(no_memory(RuntimeError("shapes do not fit")), debug=False)
     said = capsys.readouterr().err
     assert "Traceback" in said and "batch_gpu" not in said
+
+
+def test_memory_that_a_file_asks_for_brings_no_advice_on_networks(root):
+    read = {"__file__": str(root / "formats/volumes.py")}
+    code = compile("def act():\n    raise MemoryError('900 GiB')", read["__file__"], "exec")
+    exec(code, read)
+    with pytest.raises(MemoryError) as error:
+        read["act"]()
+    assert "too large for this machine, or damaged" in error_text(error.value)
+    assert "batch_gpu" not in error_text(error.value)
+
+
+def test_an_error_is_one_line_but_for_lists():
+    assert error_text(ValueError("a\nb\n\n c:\n  d\n  e\n")) == "a b c:\n  d\n  e"
+    assert error_text(UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "no")).startswith("a\udcff: not UTF-8; rename")
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
+    log = RunLog(run_dir=tmp_path)
+    (tmp_path / "log.txt").mkdir()
+    for text in "ab":
+        log(text)
+    (tmp_path / "log.txt").rmdir()
+    log("c\x1b[31m\udcff")
+    (tmp_path / "log.txt").rename(tmp_path / "first.txt")
+    (tmp_path / "log.txt").mkdir()
+    log("d")
+    said = capsys.readouterr()
+    assert said.out == "a\nb\nc\\x1b[31m\\udcff\nd\n" and (tmp_path / "first.txt").read_text() == "c\\x1b[31m\\udcff\n"
+    assert said.err == 2 * f"Warning: {tmp_path}/log.txt: cannot be written (Is a directory); lines are printed only\n"
+
+
+@pytest.mark.parametrize("rank", ["x", "-1", "1"])
+def test_notes_are_those_of_rank_0(capsys, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    note("here")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(SystemExit):
+        run_main(no_memory(ValueError("wrong")), debug=False)
+    assert capsys.readouterr().err == f"Error (rank {rank}): wrong\n"

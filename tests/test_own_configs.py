@@ -9,7 +9,7 @@ import dataset_tool
 import generate
 import train
 from edm3d.training.build import check_training
-from edm3d.utils.compose import added_where_new, compose, config_folders, quote_seeds, shipped_configs
+from edm3d.utils.compose import added_where_new, compose, config_folders, shipped_configs
 from edm3d.utils.compose_errors import config_groups, known_as, paths_of
 from edm3d.utils.config import find_target
 from edm3d.utils.config_hash import config_hash
@@ -278,5 +278,7 @@ def test_every_optimiser_that_is_named_is_there():
         find_target(f"torch.optim.{name}", "x")
 
 
-def test_a_list_of_seeds_is_text_at_the_top_too():
-    assert quote_seeds(["seeds=1,2", "xseeds=1,2"]) == ["seeds='1,2'", "xseeds=1,2"]
+@pytest.mark.parametrize(("override", "meant"), [("seeds=1,2", "sampling.seeds"), ("outdir=a=b", "sampling.outdir")])
+def test_an_odd_value_does_not_hide_that_the_key_is_not_there(override, meant):
+    with pytest.raises(ValueError, match=f"no such key here; write {meant}"):
+        compose("echo_edm", [override])

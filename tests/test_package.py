@@ -89,7 +89,7 @@ def test_the_command_names_its_parts(installed, tmp_path):
     said = run([str(installed / "edm3d"), "--help"], tmp_path)
     names = re.findall(r"^  (\w+) ", said.split("Commands:")[1], re.MULTILINE)
     assert names == ["data", "evaluate", "generate", "train"]
-    look = "from edm3d.utils.log import LESS_MEMORY; print(LESS_MEMORY)"
+    look = "from edm3d.utils.log import less_memory; print(less_memory())"
     assert "edm3d data plan says how much" in run([str(installed / "python"), "-c", look], tmp_path)
     said = run([str(installed / "edm3d"), "train"], tmp_path, code=2)
     assert "Usage: edm3d train [OPTIONS]" in said and "--config-name" in said

@@ -36,7 +36,7 @@ def go_on(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(("number", "why", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGUSR1, "SIGUSR1", 75),
-                                                     (signal.SIGINT, "Ctrl-C", 130)])
+                                                     (signal.SIGHUP, "SIGHUP", 75), (signal.SIGINT, "Ctrl-C", 130)])
 @pytest.mark.parametrize("step", [7, 9])  # in the middle of a tick, and the last of one
 def test_signal_leaves_a_state_that_goes_on_bit_for_bit(whole, tmp_path, number, why, code, step):
     before = [signal.getsignal(n) for n in stop.BY_SIGNAL]
@@ -78,6 +78,30 @@ def test_second_ctrl_c_interrupts_at_once_but_an_echo_of_the_first_does_not(tmp_
     assert not list_files(tmp_path, "training-state")
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signal_that_was_ignored_at_the_start_stays_so(tmp_path, number):
+    """As nohup does, and a shell that starts something in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Stop(tmp_path) as asked:
+            os.kill(os.getpid(), number)
+            assert asked.wish() == 0 and signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", sorted(stop.BY_SIGNAL))
+def test_signal_is_heard_where_standard_error_takes_nothing(tmp_path, monkeypatch, number):
+    def fail(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(os, "write", fail)
+    with Stop(tmp_path) as asked:
+        signal.raise_signal(number)
+        assert asked.wish() == stop.BY_SIGNAL[number]
+
+
 def test_file_stop_ends_the_run_with_state_and_snapshot(whole, tmp_path, at_once):
     trainer = make_trainer(tmp_path, ACCUMULATED, dropout=0.3)
     in_step(trainer, 7, (tmp_path / "STOP").touch)
@@ -98,11 +122,11 @@ def test_file_stop_of_before_the_start_is_obeyed_after_a_step(tmp_path):
 def test_scheduler_comes_before_the_file_and_a_person_before_the_scheduler(tmp_path, at_once):
     (tmp_path / "STOP").touch()
     asked, found = Stop(tmp_path), []
-    for number in (None, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (None, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         if number:
             asked.ask(number, None)
         found.append(reason_of(asked.wish()).why)
-    assert found == ["the file STOP", "SIGUSR1", "SIGTERM", "Ctrl-C", "Ctrl-C"]
+    assert found == ["the file STOP", "SIGUSR1", "SIGHUP", "SIGTERM", "Ctrl-C", "Ctrl-C"]
     assert reason_of(Stop(tmp_path / "other").wish()) is None
 
 
@@ -118,12 +142,13 @@ def test_state_is_written_once_where_a_signal_meets_the_end_of_a_tick(tmp_path, 
 def test_error_after_a_sigterm_is_told_by_rank_0_alone(tmp_path, monkeypatch):
     raised = []
     monkeypatch.setattr(signal, "raise_signal", raised.append)
-    for rank, number in ((0, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGTERM)):
+    for rank, number in ((0, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGTERM), (1, signal.SIGHUP)):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         with pytest.raises(RuntimeError), Stop(tmp_path) as asked:
             asked.ask(number, None)
             raise RuntimeError("lost a rank")
-        assert raised == ([signal.SIGTERM] if (rank, number) == (1, signal.SIGTERM) else [])
+        assert raised == ([signal.SIGTERM] if rank and number != signal.SIGUSR1 else [])
+        raised.clear()
 
 
 def test_loader_processes_outlive_a_signal_to_the_whole_group(tmp_path):

@@ -45,10 +45,10 @@ def test_threads_are_those_asked_for_or_of_the_environment_or_a_share_of_the_cor
     assert distributed.set_threads(num_threads) == torch.get_num_threads() == wanted
 
 
-@pytest.mark.parametrize("text", ["many", "0", "-1", "1.5"])
+@pytest.mark.parametrize("text", ["many", "0", "-1", "1.5", "9" * 20])
 def test_odd_numbers_of_threads_are_refused(monkeypatch, text):
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    with pytest.raises(ValueError, match=f"OMP_NUM_THREADS={text}: wanted a whole number of 1 or more"):
+    with pytest.raises(ValueError, match=f"OMP_NUM_THREADS={text}: wanted a whole number of 1 .. 1024"):
         distributed.set_threads(0)
     assert distributed.set_threads(2) == 2
 

@@ -10,6 +10,7 @@ from typing import Any
 from edm3d.training.run import train
 from edm3d.utils.compose import compose
 from edm3d.utils.config import read_yaml, to_yaml
+from edm3d.utils.terminal import sturdy_streams
 
 SCHEMA = ["experiment_schema", "_self_"]  # defaults of a configuration that is whole, as a run folder's config.yaml
 
@@ -18,9 +19,10 @@ def train_from(config: str | Path | Mapping[str, Any], overrides: Sequence[str],
     """Train what edm3d.train is given; the run folder, None for a dry run."""
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name!r}: wanted letters, digits, _, - and .: it becomes part of a folder's name")
-    with experiment(config) as (found, folder, run):
-        resolved = compose(found, overrides, folder)
-    return train(name or run, resolved)
+    with sturdy_streams():
+        with experiment(config) as (found, folder, run):
+            resolved = compose(found, overrides, folder)
+        return train(name or run, resolved)
 
 
 @contextmanager

@@ -24,16 +24,21 @@ from edm3d.training.tasks.base import key_of_size_named
 from edm3d.training.training_loop import Trainer, split_batch
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_positive
+from edm3d.utils.checks import check_least, check_positive
 from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text
 from edm3d.utils.log import RunLog, append_log, error_text, read_status, write_status
+from edm3d.utils.names import file_names
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import attempt, launch, locked, new_run
 from edm3d.utils.schema import Options
 from edm3d.utils.stats import wandb_package
 from edm3d.utils.stop import TRY_AGAIN, Reason, Stop
+from edm3d.utils.terminal import printing_is_all
+
+MOST_WORKERS = 1024    # processes that a typing error may start
+MOST_IMAGES = 10 ** 9  # in a step, and thousands of them in a run: beyond these it never ends
 
 
 def check_options(options: Options, device: torch.device) -> None:
@@ -46,16 +51,21 @@ def check_options(options: Options, device: torch.device) -> None:
         if options.parallel == "fsdp" and getattr(options, name):
             raise ValueError(f"training.options.{name}=true does not go with training.options.parallel=fsdp; "
                              "turn one of them off")
-    if options.num_workers < 0:
-        raise ValueError(f"training.options.num_workers={options.num_workers}: wanted 0 or more")
+    for name, least, most in (("num_workers", 0, MOST_WORKERS), ("batch_size", 1, MOST_IMAGES),
+                              ("total_kimg", 0, MOST_IMAGES), ("seed", 0, 2 ** 32 - 1)):
+        if not least <= (value := getattr(options, name)) <= most:
+            raise ValueError(f"training.options.{name}={value}: wanted {least} .. {most}")
     check_positive({f"training.options.{name}": getattr(options, name) for name in (
         "batch_size", "total_kimg", "kimg_per_tick", "keep_snapshots", "keep_states", "max_bad_steps")})
+    given = {name: value for name in ("lr_rampup_kimg", "grad_clip", "ema_rampup_ratio", "snapshot_ticks",
+                                      "state_ticks", "min_psnr") if (value := getattr(options, name)) is not None}
+    check_least(0, {f"training.options.{name}": value for name, value in given.items()})
+    if options.desc and file_names([options.desc]) != [options.desc]:
+        raise ValueError(f"training.options.desc={options.desc}: wanted what can be part of a folder's name")
     halflives(options.ema_halflife_kimg)
     if options.wandb:
         wandb_package(options.wandb)
     split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
-    if not 0 <= options.seed < 2 ** 32:
-        raise ValueError(f"training.options.seed={options.seed}: wanted 0 .. 2^32 - 1")
 
 
 def train(experiment: str, config: dict) -> Path | None:
@@ -74,7 +84,8 @@ def train(experiment: str, config: dict) -> Path | None:
     if options.dry_run:
         check_options(options, torch.device("cpu"))
         check_without_data(training)
-        print(yaml)
+        printing_is_all()
+        print(yaml, flush=True)
         return None
     device = distributed.init(options.device, options.timeout_s)
     try:

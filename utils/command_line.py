@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,25 @@ class WordsCommand(click.Command):
         return super().parse_args(ctx, joined)
 
 
-class Tool(click.Group):
+class Script(click.Command):
+    """A program of ours: what it prints ends nothing that it does (utils/terminal.py)."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run it."""
+        from edm3d.utils.terminal import sturdy_streams
+        with sturdy_streams():
+            try:
+                os.getcwd()
+            except OSError as e:
+                sys.exit(f"Error: the working folder cannot be reached ({e.strerror}); change to one that is there")
+            return super().main(*args, **extra)
+
+
+class Scripts(Script, click.Group):
+    """A program of several commands."""
+
+
+class Tool(Scripts):
     """Turns errors a user can cause into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -61,6 +80,6 @@ class Tool(click.Group):
             from edm3d.utils.log import error_text, is_lack_of_memory
             if ctx.params["debug"] or not (isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error)):
                 raise
-            if int(os.environ.get("RANK", 0)):
+            if os.environ.get("RANK", "0") != "0":
                 time.sleep(3)  # rank 0 speaks for all; torchrun ends the others meanwhile
             raise click.ClickException(error_text(error)) from error

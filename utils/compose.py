@@ -16,6 +16,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from edm3d.utils import overrides as typed
 from edm3d.utils.compose_errors import composition_error, config_groups, no_such_key, paths_of, yaml_error
 from edm3d.utils.config import no_such
 from edm3d.utils.files import first_line
@@ -64,20 +66,27 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         where = " or ".join(map(shown_folder, folders))
         bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
         raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
-    given = added_where_new(quote_seeds(overrides))
+    given = added_where_new(readable(overrides, folders))
     try:
         raw = compose_raw(folders, name, given)
         composed = {} if any(map(changes_targets, given)) else {name: raw}  # experiments by themselves
         notes = leave_out(raw, yaml_layers(folders, name, given), typed_paths(given),
                           cache(partial(targets_alone, folders, composed)))
         plain = to_plain(raw)
-    except (HydraException, OmegaConfBaseException) as e:
-        raise ValueError(composition_error(e, name, config_groups(folders), partial(
+    except (HydraException, OmegaConfBaseException, NotComposed) as e:
+        place = at_fault(folders, name, given) or f"-cn={name}"
+        if isinstance(e, NotComposed):
+            raise ValueError(f"{place}: {e}") from e
+        raise ValueError(composition_error(e, place, given, config_groups(folders), partial(
             elsewhere, folders, name, given))) from e
     check_keys(plain, Experiment, plain)
     for text in notes:
         note(text)
     return plain
+
+
+class NotComposed(ValueError):
+    """What Hydra cannot compose, for a reason that it says in no way of its own."""
 
 
 class MoreFolders(SearchPathPlugin):
@@ -119,8 +128,8 @@ def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Dic
         raise
     except yaml.YAMLError as e:
         raise ValueError(yaml_error(e)) from e
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"-cn={name}: cannot be composed, look at its defaults ({first_line(e)})") from e
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as e:
+        raise NotComposed(f"cannot be composed, look at its defaults ({first_line(e)})") from e
     if OmegaConf.get_type(config) is not Experiment:
         raise ValueError(f"-cn={name}: its defaults lack experiment_schema, by which all keys are checked")
     return config
@@ -129,9 +138,48 @@ def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Dic
 # ---- overrides ----
 
 
-def quote_seeds(overrides: Overrides) -> list[str]:
-    """Overrides in which a list of seeds is text: Hydra takes `sampling.seeds=1,2` for a sweep, `[1,2]` for a list."""
-    return [re.sub(r"""^(\+{0,2}(?:sampling\.)?seeds)=([^'"]*,[^'"]*)$""", r"\1='\2'", text) for text in overrides]
+def readable(given: Overrides, folders: Sequence[Path]) -> list[str]:
+    """Overrides as Hydra reads them; ValueError, naming the one at fault, for what it cannot read.
+
+    Where a key takes text alone and what was typed is something else to Hydra (`a=b`, `1,2`, `1_000`), the text is put
+    in quotes. So is what is typed for a key of which there is none: that is said of it later.
+    """
+    groups = cache(lambda: {name: group.choices for name, group in config_groups(folders).items()})
+    texts = []
+    for override in given:
+        parsed, (sign, key, value) = parse(override), typed.split(override)
+        is_several = parsed is not None and parsed.is_sweep_override()
+        is_text = parsed is not None and not is_several and isinstance(parsed.value(), (str, type(None)))
+        if typed.takes_text(key) and not is_text and typed.is_plain(value):
+            texts.append(f"{sign}{key}={typed.quoted(value)}")
+        elif parsed is not None and key and not is_several and (sign or key not in groups() or (is_text and value)):
+            texts.append(override)
+        elif typed.names_nothing(key, groups()) and parse(f"{sign}{key}=''"):
+            texts.append(f"{sign}{key}=''")
+        else:
+            raise ValueError(typed.several(override) if is_several else typed.unreadable(override, groups()))
+    return texts
+
+
+def at_fault(folders: Sequence[Path], name: str, given: Overrides) -> str:
+    """The first override that cannot be composed by itself, '' where there is none."""
+    for override in given:
+        try:
+            compose_raw(folders, name, [override])
+        except (HydraException, OmegaConfBaseException, ValueError):
+            return override
+    return ""
+
+
+def parse(override: str) -> Override | None:
+    """What Hydra reads in an override, None where it cannot; ValueError for bytes that are no text."""
+    try:
+        override.encode()
+        return OverridesParser.create().parse_override(override)
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{override}: not UTF-8; rename what it names, or set LC_ALL=C.UTF-8") from e
+    except (HydraException, RecursionError):
+        return None
 
 
 def added_where_new(overrides: Overrides) -> list[str]:

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from edm3d.utils import schema
 from edm3d.utils.config import GIVEN, find_target, near, no_such, targets
+from edm3d.utils.overrides import split, takes_text, to_type
 
 COMPOSING = re.compile(r"In '.*': \w+ raised while composing config:$")  # Hydra's heading above OmegaConf's error
 HEADER = re.compile(r"#\s*@package\s+(\S+)")
@@ -96,24 +97,23 @@ def yaml_error(error: yaml.YAMLError) -> str:
     return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
-def composition_error(error: Exception, name: str, groups: Mapping[str, Group], elsewhere: Elsewhere) -> str:
+def composition_error(error: Exception, place: str, given: Sequence[str], groups: Mapping[str, Group],
+                      elsewhere: Elsewhere) -> str:
     """Hydra's or OmegaConf's error as one line with the config path and the nearest right key or group.
 
-    name: of the experiment.
+    place: the override that is at fault, or the experiment; given: all overrides.
     """
     override = re.match(r"Could not override '(.*)'", str(error))
     while not isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not COMPOSING.match(line)]
-    if "--multirun" in str(error):
-        given = re.search(r"'(.*)'", lines[0])[1]
-        key = given.partition("=")[0]
-        return f"{given}: several values for one key, but there are no sweeps; write {key}=[a,b] or \"{key}='a,b'\""
     full = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), None)
     if full is None:
-        return missing_file(lines, name, groups)
+        return missing_file(lines, place, groups)
+    literal = next((f"; for the text itself write {to_type(key, value)}" for _, key, value in map(split, given)
+                    if key == full and "${" in value and takes_text(key)), "")
     if isinstance(error, InterpolationKeyError):
-        return missing_source(full, lines[0])
+        return missing_source(full, lines[0]) + literal
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(full, override[1] if override else full, error.parent_node, groups, elsewhere)
     if full in groups and groups[full].without:
@@ -124,18 +124,19 @@ def composition_error(error: Exception, name: str, groups: Mapping[str, Group], 
         return f"{full}: {no_such('key', found[1], known)}"
     group = full.rpartition(".")[2]
     hint = f"; to choose another {group}, write {group}=NAME" if group in groups else ""
-    return f"{full or f'-cn={name}'}: {lines[0]}{hint}"
+    return f"{full or place}: {lines[0]}{hint}{literal}"
 
 
-def missing_file(lines: Sequence[str], name: str, groups: Mapping[str, Group]) -> str:
+def missing_file(lines: Sequence[str], place: str, groups: Mapping[str, Group]) -> str:
     """What is said of a choice for which there is no file, and of overrides that are none; lines: Hydra's."""
-    text = " ".join(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines))
-    if found := re.search(r"Could not find '(\w+)/(.+?)'", text):
+    told = itertools.takewhile(lambda line: not line.startswith(("Config search path", "See http")), lines)
+    text = " ".join(told)
+    if (found := re.search(r"Could not find '(\w+)/(.*?)'", text)) and found[1] in groups:
         group, choice = found.groups()
-        if meant := known_as(group, choice):
-            return (f"{group}={choice}: no such {group}; here that is {meant}; there are "
-                    f"{', '.join(groups[group].choices)}")
-    return f"-cn={name}: {text}"
+        meant = f"; here that is {known}" if (known := known_as(group, choice)) else ""
+        of = "" if place.lstrip("+").startswith(f"{group}=") else f"{place}: "
+        return f"{of}{group}={choice}: no such {group}{meant}; there are {', '.join(groups[group].choices)}"
+    return f"{place}: {text}"
 
 
 def unknown_key(full: str, typed: str, parent: Any, groups: Mapping[str, Group], elsewhere: Elsewhere) -> str:

@@ -87,7 +87,8 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
             known = [name for name in parameters if name not in GIVEN.get(path, ())]
             raise ValueError(f"{path}.{key}: {no_such(what, key, known, 'it has')}")
         if key in hints and not fits(value, hints[key]):
-            raise ValueError(f"{path}.{key}={value!r}: wanted {describe(hints[key])}")
+            as_text = f"; text stands in quotes, \"{path}.{key}='...'\"" if fits("", hints[key]) else ""
+            raise ValueError(f"{path}.{key}={value!r}: wanted {describe(hints[key])}{as_text}")
     for name, p in parameters.items():
         needed = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
         if needed and name not in node and name not in filled and not node.get("_partial_"):

@@ -5,6 +5,7 @@ Only this file and utils/sharding.py call torch.distributed.
 
 import itertools
 import os
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from edm3d.utils.files import first_line
 from edm3d.utils.log import error_text, is_lack_of_memory
 
 BEAT_S = 1  # how often a rank shows that its process is alive; it counts as lost after five beats that stay out
+LONGEST_S = 10 ** 8  # of waiting: three years, which the libraries can count
+MOST_THREADS = 1024
 NCCL_S = 1800  # the least time-out of NCCL itself: it connects at the first collective, on many machines for minutes
 
 
@@ -155,7 +158,7 @@ def choose_device(device_type: str = "auto") -> torch.device:
     if device_type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no CUDA device here; use device=cpu or auto")
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
+    return torch.device("cuda", number("LOCAL_RANK", 0)) if use_cuda else torch.device("cpu")
 
 
 def join(device: torch.device, timeout_s: float) -> None:
@@ -165,20 +168,34 @@ def join(device: torch.device, timeout_s: float) -> None:
     have a part of its own.
     """
     global _roll
-    limit, nccl = timedelta(seconds=timeout_s), device.type == "cuda"
+    limit, nccl = timedelta(seconds=min(timeout_s, LONGEST_S)), device.type == "cuda"
+    if number("RANK") >= number("WORLD_SIZE"):
+        raise ValueError(f"RANK={number('RANK')} of WORLD_SIZE={number('WORLD_SIZE')}: wanted less; torchrun sets both")
+    number("MASTER_PORT")
     try:
         store, rank, ranks = next(dist.rendezvous("env://", timeout=limit))
     except dist.DistError as e:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in str(e):
+            raise ConnectionError(f"{where} is in use by another program; choose another port, or --standalone") from e
         raise ConnectionError(f"the {os.environ.get('WORLD_SIZE')} ranks did not all meet at {where} "
                               f"within {timeout_s:g} s") from e
-    store = dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.PrefixStore(f"start/{number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     _roll = Roll(dist.PrefixStore("roll", store.clone()), rank, ranks, timeout_s)
     with meeting("the start"):
         dist.init_process_group("nccl" if nccl else "gloo", store=store, rank=rank, world_size=ranks,
                                 timeout=max(limit, timedelta(seconds=NCCL_S)) if nccl else limit,
                                 device_id=device if nccl else None)
     _roll.gated = nccl
+
+
+def number(name: str, default: int | None = None) -> int:
+    """A whole number that torchrun sets in the environment; ValueError for anything else, or where it lacks."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{name}={text}: wanted a whole number, as torchrun sets it in the environment; without "
+                         "torchrun unset RANK, WORLD_SIZE and the like")
+    return int(text)
 
 
 def shutdown() -> None:
@@ -212,10 +229,10 @@ def set_threads(num_threads: int) -> int:
 
     0: what OMP_NUM_THREADS says, or this machine's cores shared between its ranks.
     """
-    if num_threads < 0:
-        raise ValueError(f"training.options.num_threads={num_threads}: wanted 0 (share the cores) or more")
+    if not 0 <= num_threads <= MOST_THREADS:
+        raise ValueError(f"training.options.num_threads={num_threads}: wanted 0 (share the cores) .. {MOST_THREADS}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = num_threads or asked_threads() or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = num_threads or asked_threads() or max(1, cores // number("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(threads)
     return threads
 
@@ -226,8 +243,8 @@ def asked_threads() -> int | None:
     first = text.partition(",")[0].strip()  # the others are for threads inside of threads
     if not first or (first == "1" and set_by_torchrun()):
         return None
-    if not first.isdecimal() or int(first) < 1:
-        raise ValueError(f"OMP_NUM_THREADS={text}: wanted a whole number of 1 or more, or none")
+    if not re.fullmatch("[0-9]{1,4}", first) or not 1 <= int(first) <= MOST_THREADS:
+        raise ValueError(f"OMP_NUM_THREADS={text}: wanted a whole number of 1 .. {MOST_THREADS}, or none")
     return int(first)
 
 
@@ -237,7 +254,7 @@ def set_by_torchrun() -> bool:
     That is told by the environment that torchrun, the parent of all ranks, was started with; where the system does not
     show it (/proc), 1 counts as torchrun's.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < 2:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or number("LOCAL_WORLD_SIZE", 1) < 2:
         return False
     try:
         started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes()

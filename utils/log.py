@@ -2,55 +2,76 @@
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from edm3d.utils.commands import command
 from edm3d.utils.files import first_line, overwrite_text, write_text
+from edm3d.utils.names import printable
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
-LESS_MEMORY = ("a smaller training.options.batch_gpu or training.options.checkpointing=true takes less memory, when "
-               f"drawing a smaller sampling.batch_size or sampling.tile, in {command('data')} --batch-size or --tile; "
-               f"{command('data', 'plan')} says how much")
+READERS = ("formats/", "training/datasets/", "training/loader.py", "utils/checkpoint.py")  # of files of data
 
 
 class RunLog:
     """Prints on rank 0, and into run_dir/log.txt where there is a run folder; silent on other ranks."""
 
     def __init__(self, is_main: bool = True, run_dir: Path | None = None):
-        self.is_main, self.run_dir = is_main, run_dir
+        self.is_main, self.run_dir, self.is_whole = is_main, run_dir, True  # whether all lines are in log.txt
 
     def __call__(self, text: str = "") -> None:
         if not self.is_main:
             return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        say(text, sys.stdout)
         if self.run_dir:
+            self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Add a line to log.txt; where that cannot be done, say so once: it ends no run."""
+        try:
             append_log(self.run_dir, text)
+            self.is_whole = True
+        except OSError as e:
+            if self.is_whole:
+                note(f"Warning: {self.run_dir / 'log.txt'}: cannot be written ({e.strerror}); lines are printed only")
+            self.is_whole = False
+
+
+def say(text: str, stream: Any) -> None:
+    """Print a line, above the progress bars where there are some."""
+    with tqdm.external_write_mode(file=bars()):
+        print(printable(text), file=stream, flush=True)
+
+
+def bars() -> Any:
+    """Where progress bars are drawn, by terminal escapes: past what makes standard error printable."""
+    return getattr(sys.stderr, "stream", sys.stderr)
 
 
 def note(text: str) -> None:
     """A line on rank 0's stderr, also before the ranks have met."""
-    if not int(os.environ.get("RANK", 0)):
-        print(text, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        say(text, sys.stderr)
 
 
 def append_log(run_dir: Path, text: str) -> None:
     """Add a line to log.txt."""
     with open(run_dir / "log.txt", "a", encoding="utf-8") as file:
-        print(text, file=file)
+        print(printable(text), file=file)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str, unit: str,
              is_main: bool = True) -> tqdm:
     """A progress bar on terminals; nothing where the output is a file or on other ranks than 0."""
-    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=None if is_main else True, dynamic_ncols=True,
-                smoothing=0.05, leave=False)
+    return tqdm(iterable, total=total, desc=printable(desc), unit=unit, file=bars(),
+                disable=None if is_main else True, dynamic_ncols=True, smoothing=0.05, leave=False)
 
 
 def read_status(run_dir: Path) -> dict:
@@ -87,9 +108,30 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
+def less_memory() -> str:
+    """What takes less memory where networks are at work."""
+    return ("a smaller training.options.batch_gpu or training.options.checkpointing=true takes less memory, when "
+            f"drawing a smaller sampling.batch_size or sampling.tile, in {command('data')} --batch-size or --tile; "
+            f"{command('data', 'plan')} says how much")
+
+
 def error_text(error: BaseException) -> str:
-    """What an error says; where memory has run out, in one line with what takes less."""
-    return f"{first_line(error)}; {LESS_MEMORY}" if is_lack_of_memory(error) else str(error)
+    """What an error says, in one line but for lists; where memory has run out with what helps."""
+    if isinstance(error, UnicodeEncodeError) and re.search("[\ud800-\udfff]", error.object):
+        return f"{error.object[:100]}: not UTF-8; rename what it names, or set LC_ALL=C.UTF-8"
+    if not is_lack_of_memory(error):
+        return re.sub(r"\s*\n(?!  )\s*", " ", str(error).strip())
+    if is_of_a_file(error):
+        return (f"{first_line(error)}: a file that was read asks for more memory than there is; it is too large for "
+                "this machine, or damaged")
+    return f"{first_line(error)}; {less_memory()}"
+
+
+def is_of_a_file(error: BaseException) -> bool:
+    """Whether an error comes out of the reading of a file of data."""
+    root = f"{Path(__file__).resolve().parents[1]}/"
+    places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any(place.startswith(root) and place.removeprefix(root).startswith(READERS) for place in places)
 
 
 def run_main(main: Callable[[], None], debug: bool) -> None:
@@ -98,16 +140,16 @@ def run_main(main: Callable[[], None], debug: bool) -> None:
     An error that all ranks share is printed by rank 0: the others wait a moment, in which torchrun ends them, and
     speak up only when rank 0 did not fail.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "0")
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as e:
-        if rank:
+        if rank != "0":
             time.sleep(3)
         if debug or not (isinstance(e, (ValueError, OSError)) or is_lack_of_memory(e)):
             traceback.print_exc()
         else:
-            print(f"Error{f' (rank {rank})' if rank else ''}: {error_text(e)}", file=sys.stderr, flush=True)
+            say(f"Error{f' (rank {rank})' if rank != '0' else ''}: {error_text(e)}", sys.stderr)
         sys.exit(1)

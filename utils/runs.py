@@ -88,7 +88,7 @@ def started(pid: int) -> str:
 
 def attempt() -> int:
     """How often torchrun has started this group of processes again (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return distributed.number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 @contextmanager

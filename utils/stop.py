@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from types import FrameType
@@ -22,15 +24,19 @@ class Reason(NamedTuple):
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: ended early, start the same command again
 REASONS = (Reason(f"the file {STOP_FILE}", "done", 0), Reason("SIGUSR1", "requeue", TRY_AGAIN),
-           Reason("SIGTERM", "requeue", TRY_AGAIN), Reason("Ctrl-C", "requeue", 130))  # where several: the last
-BY_SIGNAL = {signal.SIGUSR1: 2, signal.SIGTERM: 3, signal.SIGINT: 4}
+           Reason("SIGHUP", "requeue", TRY_AGAIN), Reason("SIGTERM", "requeue", TRY_AGAIN),
+           Reason("Ctrl-C", "requeue", 130))  # where several: the last
+BY_SIGNAL = {signal.SIGUSR1: 2, signal.SIGHUP: 3, signal.SIGTERM: 4, signal.SIGINT: 5}
+FROM_TORCHRUN = (BY_SIGNAL[signal.SIGHUP], BY_SIGNAL[signal.SIGTERM])  # by which it ends all ranks where one fails
+OF_TERMINAL = (signal.SIGHUP, signal.SIGINT)  # ignored by who detaches a program from it: nohup, a shell's `&`
 LOOK_SECONDS = 1    # how often rank 0 looks for the file
 REPEAT_SECONDS = 1  # a terminal and torchrun may both pass on one Ctrl-C
 
 
 class Stop:
-    """Requests to end a run; while entered, SIGUSR1, SIGTERM and Ctrl-C are such. A second Ctrl-C interrupts at once.
+    """Requests to end a run; while entered, SIGUSR1, SIGHUP, SIGTERM and Ctrl-C are such.
 
+    A second Ctrl-C interrupts at once. SIGHUP and Ctrl-C stay ignored where they were, as nohup and `&` in a script do.
     A file STOP in the run folder is one too, also when it was there before the start.
     """
 
@@ -39,14 +45,16 @@ class Stop:
         self.before: dict = {}
 
     def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self.ask) for number in BY_SIGNAL}
+        self.before = {number: signal.signal(number, self.ask) for number in BY_SIGNAL
+                       if number not in OF_TERMINAL or signal.getsignal(number) is not signal.SIG_IGN}
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Put the handlers back. Where an error follows a SIGTERM, rank 0 tells of it and the other ranks just end."""
+        """Put the handlers back. Where an error follows a signal of torchrun's, rank 0 tells of it, and the other ranks
+        just end."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if error and distributed.rank() and self.asked == BY_SIGNAL[signal.SIGTERM]:
+        if error and distributed.rank() and self.asked in FROM_TORCHRUN:
             signal.raise_signal(signal.SIGTERM)
 
     def ask(self, number: int, frame: FrameType | None) -> None:
@@ -57,7 +65,7 @@ class Stop:
         if number == signal.SIGINT:
             self.interrupted = min(self.interrupted, now)
         if distributed.rank() == 0 and BY_SIGNAL[number] > self.asked:  # print() is not safe in a signal handler
-            os.write(2, f"\n{REASONS[BY_SIGNAL[number] - 1].why}: ending after this step\n".encode())
+            write_safely(f"\n{REASONS[BY_SIGNAL[number] - 1].why}: ending after this step\n")
         self.asked = max(self.asked, BY_SIGNAL[number])
 
     def wish(self) -> int:
@@ -66,6 +74,13 @@ class Stop:
             self.looked = time.monotonic()
             self.asked = max(self.asked, int(self.file.exists()))
         return self.asked
+
+
+def write_safely(text: str) -> None:
+    """Write to standard error from within a signal handler, where there is one."""
+    if sys.__stderr__ is not None:  # otherwise its number may be that of another file
+        with suppress(OSError):
+            os.write(2, text.encode())
 
 
 def reason_of(wish: float) -> Reason | None:
