@@ -21,7 +21,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.utils.files import TEMPORARY
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """path: of a good file in the world; twin: another good one. checked: whether it carries a checksum.
 
     names: what a message may call it besides its own name.
@@ -190,35 +190,35 @@ KEYS = ("training.", "sampling.")  # what a configuration may be called by
 PART = "lat3.h5.parts/*/0000000002.npz"
 
 
-def network_kinds() -> list[Kind]:
+def network_kinds() -> list[FileKind]:
     """Snapshots, states and what is published."""
     start = [train("train init_from", VOXEL_RUN, "training.options.init_from=voxel.pt")]
     latent_start = train("train init_from", LATENT_RUN, "training.options.init_from=published")
     published = (generate("generate", "sampling.network=published"), load("published"), latent_start)
     return [
-        Kind("snapshot of voxels", "voxel.pt", "voxel2.pt", (
+        FileKind("snapshot of voxels", "voxel.pt", "voxel2.pt", (
             info("voxel.pt"), generate("generate", "sampling.network=voxel.pt"), *start, load("voxel.pt"),
             publish("voxel.pt"))),
-        Kind("snapshot with first stage", "latent.pt", "latent2.pt", (
+        FileKind("snapshot with first stage", "latent.pt", "latent2.pt", (
             info("latent.pt"), generate("generate", "sampling.network=latent.pt"), load("latent.pt"),
             decode("--latents", "samples.h5", "--network", "latent.pt"), publish("latent.pt"),
             evaluate("--generated", "samples.h5", *REAL))),
-        Kind("autoencoder", "stage.pt", "stage2.pt", (
+        FileKind("autoencoder", "stage.pt", "stage2.pt", (
             info("stage.pt"), encode("--autoencoder", "stage.pt", *VOLUMES), load("stage.pt"),
             decode("--latents", "lat.h5", "--autoencoder", "stage.pt"),
             evaluate("--real", "vols.h5", "--autoencoder", "stage.pt", "--num", "2", "--min-psnr", "0"))),
-        Kind("training state", "voxel-state.pt", "voxel-state2.pt", (
+        FileKind("training state", "voxel-state.pt", "voxel-state2.pt", (
             info("voxel-state.pt"), train("train resume", VOXEL_RUN, *MORE, "training.options.resume=voxel-state.pt"))),
-        *(Kind(f"published {name}", f"published/{name}", twin, published, names=("published",))
+        *(FileKind(f"published {name}", f"published/{name}", twin, published, names=("published",))
           for name, twin in (("config.json", "published/preprocessing.json"),
                              ("model.safetensors", "published/first_stage.safetensors"),
                              ("first_stage.safetensors", "published/model.safetensors"))),
-        Kind("official pickle", "official.pkl", "official2.pkl", (
+        FileKind("official pickle", "official.pkl", "official2.pkl", (
             tool("import-edm", "official.pkl", "--dest", "out/s.pt", read=partial(snapshot_in, "out/s.pt")),),
             checked=False)]
 
 
-def data_kinds() -> list[Kind]:
+def data_kinds() -> list[FileKind]:
     """Volumes, latents and samples."""
     sample_commands = {kind: (
         check(f"samples.{kind}"), info(f"samples.{kind}"), evaluate("--generated", f"samples.{kind}", *REAL),
@@ -229,20 +229,20 @@ def data_kinds() -> list[Kind]:
                 partial(samples_in, f"drawn-{kind}/samples.{kind}"), f"drawn-{kind}"))
         for kind in ("h5", "npz")}
     return [
-        Kind("volumes", "vols.h5", "vols2.h5", (
+        FileKind("volumes", "vols.h5", "vols2.h5", (
             check("vols.h5"), info("vols.h5"), train("train", VOXEL_RUN), export("vols.h5"),
             encode("--autoencoder", "stage.pt", *VOLUMES), plan(*VOXEL_RUN),
             evaluate("--generated", "samples.h5", *REAL))),
-        Kind("latents", "lat.h5", "lat2.h5", (
+        FileKind("latents", "lat.h5", "lat2.h5", (
             check("lat.h5"), info("lat.h5"), train("train", LATENT_RUN), decode("--latents", "lat.h5"),
             plan(*LATENT_RUN))),
-        *(Kind(f"samples {kind}", f"samples.{kind}", f"samples2.{kind}", sample_commands[kind][:-1])
+        *(FileKind(f"samples {kind}", f"samples.{kind}", f"samples2.{kind}", sample_commands[kind][:-1])
           for kind in ("h5", "npz")),
-        *(Kind(f"samples {kind} to add to", f"drawn-{kind}/samples.{kind}", f"samples2.{kind}",
+        *(FileKind(f"samples {kind} to add to", f"drawn-{kind}/samples.{kind}", f"samples2.{kind}",
                sample_commands[kind][-1:]) for kind in ("h5", "npz"))]
 
 
-def folder_kinds() -> list[Kind]:
+def folder_kinds() -> list[FileKind]:
     """What lies in folders of unfinished or finished work."""
     again = tool("decode", "--latents", "samples.h5", "--dest", "decoded", "--montage", "0", *ALONE,
                  read=partial(niftis_in, "decoded"), writes=("decoded",))
@@ -253,17 +253,17 @@ def folder_kinds() -> list[Kind]:
     runs = (train("train resume", LATENT_RUN, *MORE, "training.options.resume=latest", root="latent-runs"), by_name)
     python = Command("edm3d.train", lambda: _train_again(RUN.format("latent") + "/config.yaml"), ("out", "latent-runs"))
     return [
-        Kind("decode.json", "decoded/decode.json", "decoded2/decode.json", (again,), names=("decoded",)),
-        Kind("decoded image", "decoded/images/seed000001.nii.gz", "decoded2/images/seed000002.nii.gz", (again,),
+        FileKind("decode.json", "decoded/decode.json", "decoded2/decode.json", (again,), names=("decoded",)),
+        FileKind("decoded image", "decoded/images/seed000001.nii.gz", "decoded2/images/seed000002.nii.gz", (again,),
              names=("decoded",)),
-        Kind("part", PART, "lat3.h5.parts/*/0000000003.npz", (parts,), names=("lat3.h5",)),
-        Kind("status.json", RUN.format("latent") + "/status.json", RUN.format("voxel") + "/status.json", runs, False),
-        Kind("config.yaml", RUN.format("latent") + "/config.yaml", RUN.format("voxel") + "/config.yaml",
+        FileKind("part", PART, "lat3.h5.parts/*/0000000003.npz", (parts,), names=("lat3.h5",)),
+        FileKind("status.json", RUN.format("latent") + "/status.json", RUN.format("voxel") + "/status.json", runs, False),
+        FileKind("config.yaml", RUN.format("latent") + "/config.yaml", RUN.format("voxel") + "/config.yaml",
              (*runs, python), False, names=KEYS),
-        Kind("stats.jsonl", RUN.format("latent") + "/stats.jsonl", RUN.format("voxel") + "/stats.jsonl", runs, False),
-        Kind("training state in its run", RUN.format("latent") + "/training-state-000000.008.pt", "latent-state2.pt",
+        FileKind("stats.jsonl", RUN.format("latent") + "/stats.jsonl", RUN.format("voxel") + "/stats.jsonl", runs, False),
+        FileKind("training state in its run", RUN.format("latent") + "/training-state-000000.008.pt", "latent-state2.pt",
              runs[:1]),
-        Kind("experiment", "conf/mine.yaml", RUN.format("voxel") + "/config.yaml", (
+        FileKind("experiment", "conf/mine.yaml", RUN.format("voxel") + "/config.yaml", (
             command("train", partial(call, TRAIN, "--config-dir", "conf", "-cn=mine",
                                      "training.options.run_root=out"), state_in),
             plan("--config-dir", "conf", "-cn=mine")), False, names=("mine", "experiment_schema", *KEYS))]
@@ -278,15 +278,15 @@ def _train_again(path: str) -> object:
     return state_in()
 
 
-def cohort_kinds() -> list[Kind]:
+def cohort_kinds() -> list[FileKind]:
     """What users bring."""
     gz = ("--images", "gz/images", "--labels", "gz/labels", "--table", "gz/table.csv")
     task = (prepare("--decathlon", "task"),)
     nii, npy, npz = (("--images", f"{name}/images") for name in ("nii", "npy", "npz"))
     both = (*npz, "--labels", "npz/labels")
 
-    def kind(name: str, path: str, number: int, commands: tuple[Command, ...], checked: bool) -> Kind:
-        return Kind(name, path.format(number), path.format(number + 1), (
+    def kind(name: str, path: str, number: int, commands: tuple[Command, ...], checked: bool) -> FileKind:
+        return FileKind(name, path.format(number), path.format(number + 1), (
             info(path.format(number)), check(str(Path(path).parent)), *commands), checked)
 
     return [
@@ -296,11 +296,11 @@ def cohort_kinds() -> list[Kind]:
         kind("image .npy", "npy/images/case{}.npy", 1, (prepare(*npy),), False),
         kind("image .npz", "npz/images/case{}.npz", 1, (prepare(*npz),), True),
         kind("label .npz", "npz/labels/case{}.npz", 1, (prepare(*both),), True),
-        Kind("table", "gz/table.csv", "task/dataset.json", (prepare(*gz),), False),
-        Kind("dataset.json", "task/dataset.json", "decoded/decode.json", task, False),
-        Kind("image of a task", "task/imagesTr/case2.nii.gz", "task/imagesTr/case3.nii.gz", task)]
+        FileKind("table", "gz/table.csv", "task/dataset.json", (prepare(*gz),), False),
+        FileKind("dataset.json", "task/dataset.json", "decoded/decode.json", task, False),
+        FileKind("image of a task", "task/imagesTr/case2.nii.gz", "task/imagesTr/case3.nii.gz", task)]
 
 
-def all_kinds() -> list[Kind]:
+def all_kinds() -> list[FileKind]:
     """Every kind that is attacked."""
     return [*network_kinds(), *data_kinds(), *folder_kinds(), *cohort_kinds()]

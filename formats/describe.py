@@ -1,7 +1,7 @@
 """What a file holds (info) and whether it is well (check), as lines of text."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,14 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.folders import passed_over, walk
+from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
-from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, in_order
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, in_order, value_problems
 from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.files import read_npz
 from edm3d.utils.log import progress
+from edm3d.utils.plain import shown
 
 _ENTRIES = 16  # per level of a tree
 _WIDTH = 100  # characters of a value
@@ -34,9 +37,7 @@ def describe(path: Path) -> Iterator[str]:
     elif path.suffix == ".pt":
         yield from _tree(path.name, _load_torch(path), 0)
     elif path.suffix == ".npz":
-        npz_names(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            yield from _tree(path.name, dict(arrays), 0)
+        yield from _tree(path.name, read_npz(path), 0)
     elif suffix_of(path):
         yield _volume_line(path, read_volume(path, role=_role(path)))
     else:
@@ -150,10 +151,9 @@ def _check_h5(path: Path) -> Report:
         return Report([], problems)
     with h5.open_h5(path) as file:
         kind = h5.format_of(file)
-        if kind != "volumes":
-            floats = [n for n in h5.datasets(file) if n.dtype.kind == "f" and not np.isfinite(n[()]).all()]
-            lines = [f"{path}: {kind}, hashes agree", *list(_h5_tree(path.name, file, 0))[1:]]
-            return Report(lines, [f"{path}: {n.name} has values that are not finite" for n in floats])
+        lines = [f"{path}: {kind}, hashes agree", *list(_h5_tree(path.name, file, 0))[1:]]
+    if kind != "volumes":
+        return Report(lines, _problems(path, kind))
     volumes = VolumesFile(path)
     lines, problems = [f"{path}: volumes, hashes agree; {_contract(volumes.meta)}"], _shared_groups(volumes)
     for split in volumes.splits:
@@ -161,6 +161,28 @@ def _check_h5(path: Path) -> Report:
         lines.append(line)
         problems += bad
     return Report(lines, problems)
+
+
+def _problems(path: Path, kind: str) -> list[str]:
+    """What is wrong with latents or samples, a line for each part of them that is."""
+    found: list[str] = []
+
+    def tried(read: Callable, *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except ValueError as error:
+            found.append(str(error))
+
+    if kind == "latents" and (file := tried(LatentsFile, path)):
+        for split in file.splits:
+            tried(file.read, split)
+        tried(file.first_stage)
+    elif kind == "samples" and (samples := tried(SamplesFile, path)):
+        for name, index in product(samples.names, range(len(samples))):
+            tried(samples.row, name, index)
+    elif kind not in h5.VERSIONS:
+        found.append(f"{path}: format is {shown(kind)}, wanted one of {', '.join(h5.VERSIONS)}")
+    return found
 
 
 def _contract(meta: VolumesMeta) -> str:
@@ -185,7 +207,7 @@ def _shared_groups(file: VolumesFile) -> list[str]:
 def _check_split(file: VolumesFile, split: str) -> tuple[str, list[str]]:
     span, labels, problems = [np.inf, -np.inf], set(), []
     for index in progress(range(file.length(split)), desc=f"check {split}", unit="volume"):
-        item = file.read(split, index)
+        item = file.stored(split, index)
         problems += [f"{file.path}: /{split} {item.id}: {what}" for what in _item_problems(item, file.meta)]
         span = [min(span[0], float(item.image.min())), max(span[1], float(item.image.max()))]
         labels |= set() if item.label is None else {int(v) for v in np.unique(item.label)}
@@ -202,24 +224,14 @@ def _check_split(file: VolumesFile, split: str) -> tuple[str, list[str]]:
 
 
 def _item_problems(item: Item, meta: VolumesMeta) -> list[str]:
-    image, found = item.image, []
-    if not np.isfinite(image).all():
-        found.append("values that are not finite")
-    found += [f"channel {meta.channels[c]} is constant" for c in range(len(image)) if image[c].min() == image[c].max()]
-    if item.label is not None and item.label.max() >= max(1, len(meta.label_classes)):
-        found.append(f"label value {item.label.max()} outside the {len(meta.label_classes)} classes")
-    intensity = meta.intensity
-    slack = 1e-4 * (intensity.hi - intensity.lo)
-    if intensity.clip and (image.min() < intensity.lo - slack or image.max() > intensity.hi + slack):
-        found.append(f"values {image.min():g}..{image.max():g} outside {intensity.lo:g}..{intensity.hi:g}")
-    return found
+    image, found = item.image, value_problems(item, meta)
+    return found + [f"channel {name} is constant" for name, values in zip(meta.channels, image, strict=True)
+                    if values.min() == values.max()]
 
 
 def _check_samples_npz(path: Path) -> Report:
-    arrays = read_npz(path)
-    bad = [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
-    problems = [f"{path}: {name} has values that are not finite" for name in bad]
-    return Report(list(_tree(str(path), arrays, 0)), problems)
+    problems = _problems(path, "samples")
+    return Report([] if problems else list(_tree(str(path), read_npz(path), 0)), problems)
 
 
 def _volume_line(path: Path, volume: Volume) -> str:

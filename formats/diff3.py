@@ -14,9 +14,9 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentFacts
-from edm3d.formats.latents import EncodedSplit, LatentsFile, Moments, Statistics
+from edm3d.formats.latents import EncodedSplit, LatentsFile, Moments, Statistics, check_latents
 from edm3d.formats.volumes import in_order
-from edm3d.utils.checks import listed
+from edm3d.utils.checks import check_memory, listed
 from edm3d.utils.files import plain_hash
 
 COLUMNS = ("mean", "std", "min", "max")
@@ -51,18 +51,23 @@ def open_latents(path: str | Path) -> "LatentsFile | Diff3File":
 def read_samples(path: str | Path) -> Diff3Samples:
     """The latents of a _samplesV.h5; ValueError when they are not those of one run."""
     with h5.open_h5(path) as file, h5.damage_named(path):
-        samples = np.asarray(h5.need(file, "samples")[()], np.float32)
-        found = {name: np.ravel(h5.need(file, name)[()]) for name in ("min", "max", "model_id") if name != "model_id"
+        samples = np.asarray(_numbers(file, "samples")[()], np.float32)
+        found = {name: np.ravel(_numbers(file, name)[()]) for name in ("min", "max", "model_id") if name != "model_id"
                  or name in file}
     for name, values in found.items():
         if len(values) != 1:
             raise ValueError(f"{path}: {name} has {len(values)} values, wanted 1: a second run was appended to the "
                              "first, and its samples cannot be told from those; draw them again into a new file")
     lo, hi = float(found["min"][0]), float(found["max"][0])
-    if samples.ndim < 3 or not np.isfinite(samples).all() or not lo < hi:
+    with np.errstate(all="ignore"):
+        latents = samples * np.float32(hi - lo) + np.float32(lo)
+    if not 3 <= samples.ndim <= 5 or 0 in samples.shape or not np.isfinite(latents).all() or not lo < hi:
         raise ValueError(f"{path}: samples {samples.shape} with min {lo:g} and max {hi:g}, wanted finite ones [N,C,*s] "
                          "and min less than max")
-    return Diff3Samples(samples * np.float32(hi - lo) + np.float32(lo), int(found.get("model_id", [-1])[0]))
+    number = found.get("model_id", np.array([-1]))[0]
+    if not np.isfinite(number):
+        raise ValueError(f"{path}: model_id is {number}, wanted a whole number")
+    return Diff3Samples(latents, int(number))
 
 
 class Diff3File:
@@ -90,8 +95,9 @@ class Diff3File:
         if split not in self.splits:
             raise ValueError(f"{self.path}: no split {split!r}, it has {listed(self.splits)}")
         with h5.open_h5(self.path) as file, h5.damage_named(self.path):
-            mean, std = (np.asarray(file[split][name][()], np.float32) for name in ("mean", "std"))
+            mean, std = (np.asarray(_numbers(file[split], name)[()], np.float32) for name in ("mean", "std"))
         names = [f"{split}-{i:06d}" for i in range(len(mean))]
+        check_latents(mean, std, names, f"{self.path}: /{split}")
         return EncodedSplit(mean, std, names, names, np.tile(np.eye(4), (len(mean), 1, 1)))
 
     def first_stage(self) -> None:
@@ -99,15 +105,24 @@ class Diff3File:
         return
 
 
+def _numbers(group: h5py.Group, name: str) -> h5py.Dataset:
+    """A data set of numbers that there is memory for; ValueError for another."""
+    dataset = h5.need(group, name)
+    if dataset.dtype.kind not in "fiu":
+        raise ValueError(f"{group.file.filename}: {dataset.name} is {dataset.dtype}, wanted numbers")
+    check_memory(dataset.name, dataset.nbytes)
+    return dataset
+
+
 def _check_subset(group: h5py.Group) -> None:
     """ValueError unless mean and std are alike in shape, and min and max, where they are, have a value for each row."""
-    path, shape = group.file.filename, h5.need(group, "mean").shape
-    if len(shape) < 3 or 0 in shape or h5.need(group, "std").shape != shape:
-        raise ValueError(f"{path}: {group.name}/mean is {shape}, std {h5.need(group, 'std').shape}; wanted items "
+    path, shape = group.file.filename, _numbers(group, "mean").shape
+    if not 3 <= len(shape) <= 5 or 0 in shape or _numbers(group, "std").shape != shape:
+        raise ValueError(f"{path}: {group.name}/mean is {shape}, std {_numbers(group, 'std').shape}; wanted items "
                          "[N,C,*s] both")
     for name in ("min", "max"):
-        if name in group and group[name].shape != shape[:1]:
-            raise ValueError(f"{path}: {group.name}/{name} has {group[name].shape[0]} values for {shape[0]} items: a "
+        if name in group and _numbers(group, name).shape != shape[:1]:
+            raise ValueError(f"{path}: {group.name}/{name} has {group[name].size} values for {shape[0]} items: a "
                              "second export was appended in part; export the latents again into a new file")
 
 
@@ -119,9 +134,10 @@ def _statistics(group: h5py.Group) -> Statistics:
         raise ValueError(f"{group.file.filename}: rows of {group.name[1:]} from {period} on are those before them once "
                          "more: a second export was appended; export the latents again into a new file")
     for i in range(len(rows)):
-        mean, std = np.asarray(group["mean"][i], np.float32), np.asarray(group["std"][i], np.float32)
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise ValueError(f"{group.file.filename}: item {i} of {group.name[1:]} is not finite; export the latents "
-                             "again")
+        with np.errstate(over="ignore"):
+            mean, std = np.asarray(group["mean"][i], np.float32), np.asarray(group["std"][i], np.float32)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()) or std.min() < 0:
+            raise ValueError(f"{group.file.filename}: item {i} of {group.name[1:]} is not finite, or its std negative; "
+                             "export the latents again")
         moments.add(mean, std)
     return moments.statistics()

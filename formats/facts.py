@@ -6,14 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm3d.formats.items import affine_problem
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import ROLES, Intensity, VolumesFile
+from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
 IDENTITY = ("source", "content_hash", "channels", "label_classes", "class_names", "intensity", "spatial_shape",
             "affine", "latents", "latents_hash", "first_stage")
 LISTS = ("channels", "label_classes", "class_names", "spatial_shape", "channel_roles", "attribute_names",
-         "attribute_units")
+         "attribute_units")  # tuples, which plain data has none of
+POSTERIORS = ("gaussian", "gamma", "point")  # of networks.posteriors
+SCALINGS = ("standardize", "minmax", "scale_factor")  # of networks.latent_codec
 UNIT_RANGE = Intensity(0.0, 1.0, True, "a.u.")
 NO_AFFINE = tuple(map(tuple, np.eye(4).tolist()))
 OF_VOLUMES = ("channels", "channel_roles", "label_classes", "intensity", "spatial_shape", "affine")
@@ -27,6 +31,18 @@ class LatentScaling(NamedTuple):
     limits: list[float] | None = None
     scaling: str = "standardize"
     sigma_data: float = 0.5
+
+    @classmethod
+    def from_plain(cls, found: object, source: object, key: str) -> "LatentScaling":
+        """From plain data of a file; ValueError naming it (source) and the key for anything else."""
+        scaling = from_plain(cls, found, source, key)
+        try:
+            check_statistics(scaling)
+            if not scaling.sigma_data > 0:
+                raise ValueError(f"sigma_data is {scaling.sigma_data}, wanted more than 0")
+        except ValueError as e:
+            raise ValueError(f"{source}: {key}: {e}") from e
+        return scaling
 
 
 class LatentFacts(NamedTuple):
@@ -47,6 +63,22 @@ class LatentFacts(NamedTuple):
     def statistics(self) -> dict[str, Any]:
         """What a batch transform must know: all but where the latents are."""
         return {name: value for name, value in self._asdict().items() if name not in ("path", "hash")}
+
+
+def check_statistics(known: LatentScaling | LatentFacts) -> None:
+    """ValueError unless means and deviations are of the same channels, these 0 or more, limits two and rising, and the
+    scaling one that there is.
+    """
+    if known.channel_mean is not None or known.channel_std is not None:
+        counts = [len(numbers or ()) for numbers in (known.channel_mean, known.channel_std)]
+        if counts[0] != counts[1] or not counts[0]:
+            raise ValueError(f"channel_mean has {counts[0]} numbers, channel_std {counts[1]}; wanted one per channel")
+        if min(known.channel_std) < 0:
+            raise ValueError(f"channel_std is {known.channel_std}, wanted 0 or more")
+    if known.limits is not None and (len(known.limits) != 2 or known.limits[0] > known.limits[1]):
+        raise ValueError(f"limits is {known.limits}, wanted the lowest and the highest")
+    if known.scaling not in (None, *SCALINGS):
+        raise ValueError(f"scaling={shown(known.scaling)}, this program reads {', '.join(SCALINGS)}")
 
 
 @dataclass(frozen=True)
@@ -73,10 +105,34 @@ class Facts:
     latents: LatentFacts | None = None
     first_stage: str | None = None
 
+    def __post_init__(self) -> None:
+        if problem := affine_problem(self.affine):
+            raise ValueError(f"affine {problem}")
+        if len(self.spatial_shape) > 3 or any(n < 1 for n in self.spatial_shape):
+            raise ValueError(f"spatial_shape is {list(self.spatial_shape)}, wanted 1 to 3 numbers of 1 or more")
+        if self.channel_roles is not None and (len(self.channel_roles) != len(self.channels)
+                                               or set(self.channel_roles) - set(ROLES)):
+            raise ValueError(f"channel_roles is {list(self.channel_roles)}, wanted one of {', '.join(ROLES)} for each "
+                             f"of {len(self.channels)} channels")
+        names, units = self.attribute_names, self.attribute_units
+        if names is not None and units is not None and len(names) != len(units):
+            raise ValueError(f"attribute_names has {len(names)} names, attribute_units {len(units)}")
+        if len(self.label_classes) > 256:
+            raise ValueError(f"label_classes has {len(self.label_classes)} names; labels are uint8, so at most 256")
+        if self.latents is not None:
+            check_statistics(self.latents)
+            if self.latents.posterior not in (None, *POSTERIORS):
+                raise ValueError(f"posterior={shown(self.latents.posterior)}, this program reads "
+                                 f"{', '.join(POSTERIORS)}")
+
     @property
     def file(self) -> str:
         """The file that training reads: that of the latents where there are some."""
         return self.latents.path if self.latents else self.source
+
+    def class_name(self, index: int) -> str:
+        """Name of a class, its number where they have no names."""
+        return self.class_names[index] if self.class_names else str(index)
 
     @property
     def spacing(self) -> np.ndarray:
@@ -97,16 +153,14 @@ class Facts:
     @classmethod
     def from_plain(cls, found: Mapping[str, Any], source: object) -> "Facts":
         """From what `plain` gave, also that of older files; ValueError naming the file (source) for anything else."""
-        try:
-            found = dict(found)
-            found |= {name: tuple(found[name]) for name in LISTS if name in found}
-            if "latents" in found:
-                known = found.pop("latent_statistics", {})
-                found["latents"] = LatentFacts(found["latents"], found.pop("latents_hash"), **known)
-            return cls(**found | {"intensity": Intensity(**found["intensity"]),
-                                  "affine": tuple(map(tuple, found["affine"]))})
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"{source}: what it says of its volumes cannot be understood: {e}") from e
+        found = dict(taken(found, Mapping[str, Any], source, "what it says of its volumes"))
+        if lacking := [name for name in ("intensity", "affine") if name not in found]:
+            raise ValueError(f"{source}: what it says of its volumes has no {' and no '.join(lacking)}")
+        if "latents" in found:
+            known = taken(found.pop("latent_statistics", {}), Mapping[str, Any], source, "latent_statistics")
+            place = {"path": found["latents"], "hash": found.pop("latents_hash", None)}
+            found["latents"] = from_plain(LatentFacts, known | place, source, "latents")
+        return from_plain(cls, found, source)
 
     def identity(self) -> dict[str, Any]:
         """The part of `plain` by which a run knows its data again."""

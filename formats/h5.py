@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from edm3d.formats.h5_hashes import blocks, dataset_hash, datasets, digest, row_digest, walk
+from edm3d.formats.h5_structure import check_structure, is_text
 from edm3d.formats.spool import Spool
 from edm3d.formats.wanted import as_wanted, check_is_file
-from edm3d.utils.files import atomic_path, write_error
+from edm3d.utils.checks import check_memory, is_whole
+from edm3d.utils.files import atomic_path, first_line, write_error
+from edm3d.utils.plain import parse_json, shown, taken
 
 Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # type (or "strings") and shape of a row, by data set
 
@@ -22,7 +26,6 @@ VERSIONS = {"volumes": 1, "latents": 1, "samples": 1}  # what this code writes; 
 # what h5py raises on a damaged file, by place of the damage
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError)
 CHUNK_BYTES = 4 << 20
-_BLOCK_BYTES = 4 << 20
 _OWN_ATTRIBUTES = ("sha256", "content_hash")
 
 
@@ -147,8 +150,8 @@ def damage_named(path: str | Path) -> Iterator[None]:
 def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
     """Open a file for reading; ValueError names the file if it is missing, damaged, or of another format.
 
-    With a format also names, attributes and stored hashes are held against the file's content_hash; what the data
-    sets hold is not read yet (see `read`).
+    All of it must lie in the file and be plain (see formats/h5_structure.py). With a format also names, attributes and
+    stored hashes are held against the file's content_hash; what the data sets hold is not read yet (see `read`).
     """
     path = Path(path)
     check_is_h5(path, format)
@@ -156,9 +159,10 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
         try:
             file = h5py.File(path, "r", locking=False)  # finished files never change, so readers need no lock
         except OSError as error:
-            what = "truncated" if "truncated" in str(error) else "cannot be opened"
-            raise ValueError(f"{path}: {what}, write it again ({error})") from error
+            raise ValueError(f"{path}: {_why_closed(path, str(error))} ({first_line(error)})") from error
         try:
+            is_ours = "content_hash" in file.attrs or (format is not None and format_of(file) == format)
+            check_structure(file, is_ours)
             if format is not None:
                 check_format(file, format)
                 check_metadata(file)
@@ -166,6 +170,16 @@ def open_h5(path: str | Path, format: str | None = None) -> h5py.File:
             file.close()
             raise
     return file
+
+
+def _why_closed(path: Path, said: str) -> str:
+    """Why HDF5 does not open a file, and what to do."""
+    if "already open for" in said or "consistency flags" in said:
+        return (f"another process writes it, or was killed while it did; wait for its end, or, where there is none, "
+                f"write the file again, or try `h5clear -s {path}` on a copy")
+    if "unable to lock" in said:
+        return "another program has it locked; wait for its end, or set HDF5_USE_FILE_LOCKING=FALSE"
+    return f"{'truncated' if 'truncated' in said else 'cannot be opened'}, write it again"
 
 
 def check_is_h5(path: Path, format: str | None = None) -> None:
@@ -207,7 +221,9 @@ def check_format(file: h5py.File, format: str) -> None:
     got = format_of(file)
     if got != format:
         raise ValueError(f"{file.filename}: format is '{got}', {as_wanted(format)}")
-    version = int(file.attrs.get("version", 0))
+    version = file.attrs.get("version", 0)
+    if not is_whole(version):
+        raise ValueError(f"{file.filename}: attribute 'version' of / is {shown(version)}, wanted a whole number")
     if version > VERSIONS[format]:
         raise ValueError(
             f"{file.filename}: {format} version {version} is newer than this code reads ({VERSIONS[format]}); update it"
@@ -244,28 +260,37 @@ def get_text(node: h5py.Group | h5py.Dataset, name: str) -> str:
     where = f"{node.file.filename}: attribute '{name}' of {node.name}"
     if name not in node.attrs:
         raise ValueError(f"{where} is missing")
-    value = node.attrs[name]
-    if isinstance(value, bytes):
-        value = value.decode()
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is not text")
-    return value
-
-
-def get_json(node: h5py.Group, name: str) -> Any:
-    """Read a JSON attribute; ValueError names file and attribute if it is missing or unreadable."""
-    text = get_text(node, name)
+    value = node.attrs[name] if is_text(node, name) else None
+    if not isinstance(value, bytes):  # an array of several
+        raise ValueError(f"{where} is not text, of fixed length")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{node.file.filename}: attribute '{name}' of {node.name} is not JSON: {error}") from error
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 ({error})") from error
+
+
+def get_json(node: h5py.Group, name: str, hint: Any = Any) -> Any:
+    """Read a JSON attribute; ValueError names file and attribute if it is missing, unreadable, or not as hinted."""
+    value = parse_json(get_text(node, name), f"{node.file.filename}: attribute '{name}' of {node.name}")
+    return taken(value, hint, node.file.filename, f"attribute '{name}' of {node.name}")
 
 
 def need(group: h5py.Group, name: str, kind: type = h5py.Dataset) -> Any:
     """Return a data set (or what `kind` says) of a group; ValueError names file and data set if it is missing."""
-    if not isinstance(group.get(name), kind):
-        raise ValueError(f"{group.file.filename}: {group.name.rstrip('/')}/{name} is missing")
-    return group[name]
+    found, where = group.get(name), f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
+    if found is None:
+        raise ValueError(f"{where} is missing")
+    if not isinstance(found, kind):
+        raise ValueError(f"{where} is a {type(found).__name__.lower()}, wanted a {kind.__name__.lower()}")
+    return found
+
+
+def shape_of(group: h5py.Group, name: str) -> tuple[int, ...]:
+    """Shape [N,...] of a data set that has rows; ValueError names file and data set if it is missing or has none."""
+    dataset = need(group, name)
+    if not dataset.shape:
+        raise ValueError(f"{group.file.filename}: {dataset.name} is a single value, wanted rows")
+    return tuple(map(int, dataset.shape))
 
 
 def check_columns(group: h5py.Group, rows: int, columns: Columns, needed: Collection[str]) -> None:
@@ -286,8 +311,9 @@ def read(dataset: h5py.Dataset) -> np.ndarray:
     """All values of a data set; ValueError when they are not those of its stored hash. Strings come as bytes."""
     path = dataset.file.filename
     with damage_named(path):
+        check_memory(dataset.name, dataset.nbytes)
         values = np.asarray(dataset[()], dataset.dtype.newbyteorder("="))
-        if _digest(dataset, [values]) != get_text(dataset, "sha256"):
+        if digest(dataset, [values]) != get_text(dataset, "sha256"):
             raise ValueError(f"{path}: damaged, {dataset.name} differs from its stored hash")
     return values
 
@@ -304,15 +330,20 @@ def problem_of(dataset: h5py.Dataset) -> str:
 def row_hashes(dataset: h5py.Dataset) -> np.ndarray | None:
     """Hashes [N,32] uint8 of the rows of a data set made with hash_rows, None for others."""
     with damage_named(dataset.file.filename):
-        return dataset.attrs.get("row_sha256")
+        hashes = dataset.attrs.get("row_sha256")
+    if hashes is not None and (np.shape(hashes), hashes.dtype) != ((dataset.shape[:1] + (32,)), np.uint8):
+        raise ValueError(f"{dataset.file.filename}: attribute 'row_sha256' of {dataset.name} is {np.shape(hashes)}, "
+                         f"wanted uint8 {(*dataset.shape[:1], 32)}")
+    return hashes
 
 
 def read_row(dataset: h5py.Dataset, index: int, hashes: np.ndarray | None) -> np.ndarray:
     """One row of a data set, held against `hashes` (see row_hashes); ValueError when it is damaged."""
     where = f"{dataset.file.filename}: {dataset.name}, row {index}, is damaged"
     try:
+        check_memory(f"a row of {dataset.name}", dataset.nbytes // dataset.shape[0])
         row = dataset[index]
-        whole = hashes is None or _row_digest(row) == hashes[index].tobytes()
+        whole = hashes is None or row_digest(row) == hashes[index].tobytes()
     except DAMAGE as error:
         raise ValueError(f"{where} ({error})") from error
     if not whole:
@@ -333,65 +364,15 @@ def seal(file: h5py.File) -> None:
     """Store the SHA-256 of every data set on it, and of all of them with all metadata as the root's content_hash."""
     for dataset in datasets(file):
         if "row_sha256" in dataset.attrs:
-            digests = b"".join(_row_digest(row) for block in _blocks(dataset) for row in block)
+            digests = b"".join(row_digest(row) for block in blocks(dataset) for row in block)
             dataset.attrs["row_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
         put_text(dataset, "sha256", dataset_hash(dataset))
     put_text(file, "content_hash", _content_hash(file))
 
 
-def dataset_hash(dataset: h5py.Dataset) -> str:
-    """SHA-256 of type, shape and values, whatever the layout in the file."""
-    return _digest(dataset, _blocks(dataset))
-
-
-def _digest(dataset: h5py.Dataset, blocks: Iterable[np.ndarray]) -> str:
-    text = h5py.check_string_dtype(dataset.dtype) is not None
-    digest = hashlib.sha256(f"{'utf-8' if text else dataset.dtype.newbyteorder('<').str}{dataset.shape}".encode())
-    for block in blocks:
-        if text:
-            for string in np.ravel(block):
-                digest.update(len(string).to_bytes(8, "little") + string)
-        else:
-            digest.update(np.ascontiguousarray(block, dataset.dtype.newbyteorder("<")).data)
-    return digest.hexdigest()
-
-
-def _row_digest(row: np.ndarray) -> bytes:
-    dtype = row.dtype.newbyteorder("<")
-    digest = hashlib.sha256(f"{dtype.str}{row.shape}".encode())
-    digest.update(np.ascontiguousarray(row, dtype).data)
-    return digest.digest()
-
-
-def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-    if not dataset.shape:
-        yield np.asarray(dataset[()])
-        return
-    if dataset.size == 0:
-        return
-    step = max(1, _BLOCK_BYTES // max(1, dataset.dtype.itemsize * dataset.size // dataset.shape[0]))
-    for start in range(0, dataset.shape[0], step):
-        yield dataset[start : start + step]
-
-
-def _walk(group: h5py.Group) -> Iterator[h5py.Group | h5py.Dataset]:
-    yield group
-    for name in sorted(group):
-        node = group[name]
-        if isinstance(node, h5py.Group):
-            yield from _walk(node)
-        else:
-            yield node
-
-
-def datasets(group: h5py.Group) -> list[h5py.Dataset]:
-    """All data sets in a group and below it."""
-    return [node for node in _walk(group) if isinstance(node, h5py.Dataset)]
-
-
 def _content_hash(file: h5py.File) -> str:
     entries = []
-    for node in _walk(file):
+    for node in walk(file):
         attributes = {k: _plain(v) for k, v in node.attrs.items() if k not in _OWN_ATTRIBUTES}
         stored = get_text(node, "sha256") if isinstance(node, h5py.Dataset) else ""
         entries.append([node.name, stored, attributes])

@@ -8,7 +8,6 @@ highest max), round_trip (what held-out items lose, see inference/encode.py), da
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -17,12 +16,16 @@ import h5py
 import numpy as np
 
 from edm3d.formats import h5
-from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.formats.facts import Facts
+from edm3d.formats.items import check_ids, check_tables
 from edm3d.formats.volumes import in_order
 from edm3d.utils.checks import listed
 from edm3d.utils.log import progress
+from edm3d.utils.plain import from_plain, shown
 
-POSTERIORS = ("gaussian", "gamma", "point")
+STATISTICS = {"channel_mean": list[float], "channel_std": list[float], "posterior": str, "limits": list[float],
+              "scaling": str}  # attributes of a file
+LATER = ("limits", "scaling")  # those that files from before do not have
 
 
 class EncodedSplit(NamedTuple):
@@ -101,6 +104,25 @@ class FirstStageRecord(NamedTuple):
     hash: str
 
 
+class MeasuredRoundTrip(NamedTuple):
+    """What files say of how well a first stage gives volumes back: means over `num` items of a split."""
+
+    psnr_db: float
+    num: int
+    split: str
+    dice: dict[str, float | None] | None = None
+
+
+def checked_round_trip(found: object, source: object, key: str = "round_trip") -> dict:
+    """What a file says of it, as it stands; ValueError naming the file (source) and the key unless it is one.
+    """
+    known = dict(found) if isinstance(found, Mapping) else found
+    if isinstance(known, dict) and known.get("psnr_db") == np.inf:  # volumes that came back as they were
+        known["psnr_db"] = 0.0
+    from_plain(MeasuredRoundTrip, known, source, key)
+    return found
+
+
 def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStageRecord, facts: Facts,
                   provenance: dict, *, posterior: str = "gaussian", scaling: str = "standardize",
                   round_trip: dict | None = None) -> None:
@@ -129,7 +151,11 @@ def _write_split(group: h5py.Group, split: Rows) -> Statistics:
     mean, std = (h5.create(group, name, split.shape, np.float32, contiguous=True) for name in ("mean", "std"))
     moments, limits = Moments(), []
     for i in progress(range(split.shape[0]), desc=f"write {group.name[1:]}", unit="item"):
-        mean[i], std[i] = row = split.row(i)
+        row = split.row(i)
+        if {np.shape(array) for array in row} != {mean.shape[1:]}:
+            raise ValueError(f"{group.name[1:]} {split.ids[i]}: latents are {[np.shape(part) for part in row]}, those "
+                             f"of the first {mean.shape[1:]}")
+        mean[i], std[i] = row
         limits.append(moments.add(*row))
         h5.check_disk(mean)
     for name, column in zip(("min", "max"), np.asarray(limits, np.float32).T, strict=True):
@@ -148,21 +174,19 @@ class LatentsFile:
     def __init__(self, path: Path):
         self.path = Path(path)
         with h5.open_h5(path, "latents") as file, h5.damage_named(path):
-            optional = {name: h5.get_json(file, name) for name in ("scaling", "limits", "round_trip")
-                        if name in file.attrs}
-            self.round_trip: dict | None = optional.get("round_trip")
-            self.provenance: dict = h5.get_json(file, "provenance")
+            self.provenance: dict = h5.get_json(file, "provenance", dict)
             self.content_hash = h5.get_text(file, "content_hash")
-            known = LatentFacts(  # files from before there was another scaling do not name theirs
-                str(path), self.content_hash, h5.get_json(file, "channel_mean"), h5.get_json(file, "channel_std"),
-                optional.get("limits"), optional.get("scaling", "standardize"), h5.get_json(file, "posterior"))
-            self.facts = replace(Facts.from_plain(h5.get_json(file, "data"), path), latents=known)
+            self.facts = _read_facts(file, str(path), self.content_hash)
+            self.round_trip: dict | None = None
+            if "round_trip" in file.attrs:
+                self.round_trip = checked_round_trip(h5.get_json(file, "round_trip"), path)
             self.first_stage_hash = h5.get_text(h5.need(file, "first_stage", h5py.Group), "hash")
             self.splits = in_order(name for name in file if name != "first_stage")
+            if not self.splits:
+                raise ValueError(f"{path}: holds no split")
             for split in self.splits:
-                _check_split(h5.need(file, split, h5py.Group), len(known.channel_mean))
-        if known.posterior not in POSTERIORS:
-            raise ValueError(f"{path}: posterior={known.posterior!r}, this program reads {', '.join(POSTERIORS)}")
+                _check_split(h5.need(file, split, h5py.Group), self.facts)
+            check_ids([id_ for split in self.splits for id_ in h5.read_strings(file[split]["ids"])], str(path))
 
     def read(self, split: str) -> EncodedSplit:
         """All latents of a split; ValueError when there is none of that name or it is damaged."""
@@ -172,15 +196,18 @@ class LatentsFile:
             group = file[split]
             found = {name: h5.read(group[name]) for name in group if name not in ("ids", "groups", "min", "max")}
             names = [h5.read_strings(group[name]) for name in ("ids", "groups")]
+            where = f"{self.path}: /{split}"
+            check_tables(found, names[0], where, classes=self.facts.class_names, spatial_shape=self.facts.spatial_shape)
             mean, std, affines, boxes = (found.pop(name, None) for name in ("mean", "std", "affines", "boxes"))
+            check_latents(mean, std, names[0], where)
             return EncodedSplit(mean, std, *names, affines, found, boxes)
 
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder that made the latents."""
         with h5.open_h5(self.path, "latents") as file:
             stage = file["first_stage"]
-            weights = {name: h5.read(h5.need(stage, name)) for name in stage}
-            return FirstStageRecord(h5.get_json(stage, "network"), weights, self.first_stage_hash)
+            weights = {name: _weight(h5.need(stage, name)) for name in stage}
+            return FirstStageRecord(h5.get_json(stage, "network", dict), weights, self.first_stage_hash)
 
 
 def round_trip_line(found: dict | None) -> str:
@@ -193,14 +220,41 @@ def round_trip_line(found: dict | None) -> str:
     return f"Round trip  PSNR {found['psnr_db']:.2f} dB{overlap} over {measured}"
 
 
-def _check_split(group: h5py.Group, channels: int) -> None:
+def _read_facts(file: h5py.File, path: str, content_hash: str) -> Facts:
+    """What is known of the volumes and of their latents."""
+    known = {name: h5.get_json(file, name, hint) for name, hint in STATISTICS.items()
+             if name in file.attrs or name not in LATER}
+    known.setdefault("scaling", "standardize")  # files from before there was another do not name theirs
+    data = h5.get_json(file, "data", dict)
+    return Facts.from_plain(data | {"latents": path, "latents_hash": content_hash, "latent_statistics": known}, path)
+
+
+def _weight(dataset: h5py.Dataset) -> np.ndarray:
+    weight = h5.read(dataset)
+    if weight.dtype.kind not in "fiub" or not np.isfinite(weight).all():
+        raise ValueError(f"{dataset.file.filename}: {dataset.name} is {weight.dtype} with values that are no weights, "
+                         "wanted finite numbers")
+    return weight
+
+
+def check_latents(mean: np.ndarray, std: np.ndarray, ids: Sequence[str], where: str) -> None:
+    """ValueError naming the first item whose mean or std is not finite, or whose std is negative."""
+    for id_, one, other in zip(ids, mean, std, strict=True):
+        if not np.isfinite(one).all() or not np.isfinite(other).all() or other.min() < 0:
+            raise ValueError(f"{where}: mean or std of {shown(id_)} is not finite, or std negative; encode the volumes "
+                             "again")
+
+
+def _check_split(group: h5py.Group, facts: Facts) -> None:
     """Raise ValueError unless the data sets of a split are there, of the right types and shapes."""
-    N, *row = h5.need(group, "mean").shape
-    if len(row) < 2 or row[0] != channels:
+    N, *row = h5.shape_of(group, "mean")
+    channels = len(facts.latents.channel_mean)
+    if len(row) < 2 or row[0] != channels or 0 in row:
         raise ValueError(f"{group.file.filename}: {group.name}/mean is {(N, *row)}, wanted [N,{channels},*s]")
-    attributes = group["attributes"].shape[1:] if "attributes" in group else ()
+    names = facts.attribute_names  # None in older files: any number of columns
+    attributes = h5.shape_of(group, "attributes")[1:] if "attributes" in group and not names else (len(names or ()),)
     h5.check_columns(group, N, {
         "mean": ("float32", tuple(row)), "std": ("float32", tuple(row)), "ids": ("strings", ()),
         "groups": ("strings", ()), "affines": ("float64", (4, 4)), "boxes": ("int64", (2, 3)), "classes": ("int64", ()),
-        "attributes": ("float32", attributes),
+        "attributes": ("float32", attributes), "min": ("float32", ()), "max": ("float32", ()),
     }, needed=("std", "ids", "groups", "affines"))

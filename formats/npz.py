@@ -4,28 +4,15 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from edm3d.utils.files import atomic_path, blocks_hash, npz_damage_named, read_npz
+from edm3d.utils.npz_members import members_of
 
 HASH = "content_hash"
 _BLOCK_BYTES = 1 << 20
-_LOCAL_HEADER = 30  # bytes before the name in front of a member; those from 26 on are the lengths of name and extra
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-class Member(NamedTuple):
-    """An array of an npz file: its values begin behind a header of so many bytes, and in the file at `place`.
-
-    place None: they are compressed.
-    """
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    header: int
-    place: int | None
 
 
 class ArrayRows(NamedTuple):
@@ -41,9 +28,11 @@ class NpzFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with npz_damage_named(path), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            self.members = {info.filename.removesuffix(".npy"): _member(file, archive, info)
-                            for info in archive.infolist()}
+        self._stamp = self._stamped()
+        with npz_damage_named(path):
+            self.members = members_of(path)
+            if turned := [name for name, member in self.members.items() if member.fortran]:
+                raise ValueError(f"{turned[0]!r} is in Fortran order, wanted rows one after another")
         self._unpacked: dict[str, np.ndarray] = {}
 
     def check_content(self) -> None:
@@ -60,7 +49,9 @@ class NpzFile:
 
     def row(self, name: str, index: int) -> np.ndarray:
         """A row of an array, read where it lies."""
-        dtype, (_, *shape), _, place = self.members[name]
+        dtype, (_, *shape), _, place, _ = self.members[name]
+        if self._stamped() != self._stamp:
+            raise ValueError(f"{self.path}: was changed after it was opened, and its content hash checked")
         if place is not None:
             with npz_damage_named(self.path):
                 offset = place + index * prod(shape) * dtype.itemsize
@@ -69,19 +60,11 @@ class NpzFile:
             self._unpacked[name] = self.array(name)
         return self._unpacked[name][index]
 
-
-def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    """What directory, local header and npy header say of a member; ValueError where they disagree."""
-    with archive.open(info) as stream:
-        shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
-        header = stream.tell()
-    if fortran or dtype.hasobject or info.file_size != header + prod(shape) * dtype.itemsize:
-        raise ValueError(f"{info.filename} is not a plain array of {info.file_size} bytes")
-    if info.compress_type != zipfile.ZIP_STORED:
-        return Member(dtype, shape, header, None)
-    file.seek(info.header_offset)
-    lengths = np.frombuffer(file.read(_LOCAL_HEADER)[26:], "<u2")
-    return Member(dtype, shape, header, info.header_offset + _LOCAL_HEADER + int(lengths.sum()) + header)
+    def _stamped(self) -> tuple[int, ...]:
+        """By what a file is known to be the same one, unchanged."""
+        with npz_damage_named(self.path):
+            found = self.path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _values(archive: zipfile.ZipFile, name: str, header: int) -> Iterator[bytes]:

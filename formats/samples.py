@@ -18,14 +18,17 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.items import affine_problem, class_problem
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
+from edm3d.formats.sample_layout import KINDS, check_layout
 from edm3d.utils.log import progress
+from edm3d.utils.plain import from_plain, parse_json, shown, taken
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
-ARRAYS = {"latents": "float32", "images": "float32", "labels": "uint8", "classes": "int64", "trajectory": "float32"}
+ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
 NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz"}  # what follows seed000000 in names of files
 TABLES = ("seeds", "affine", "classes")  # small: kept in memory
 
@@ -81,6 +84,16 @@ class SampleStage(NamedTuple):
     scaling: LatentScaling
 
 
+class Settings(NamedTuple):
+    """Of the settings of samples those that reading them again asks for, with what those are of files without them."""
+
+    precision: str = "fp32"
+    first_stage: str | None = None
+    tile: tuple[int, ...] | None = None
+    tile_overlap: float = 0.25
+    tile_mode: str = "blend"
+
+
 class SampleMeta(NamedTuple):
     """What all rows of a samples file share.
 
@@ -97,7 +110,7 @@ class SampleMeta(NamedTuple):
     @property
     def precision(self) -> str:
         """What the first stage decoded in, as `sampling.precision` has it."""
-        return self.sampling.get("precision", "fp32")
+        return self.sampling.get("precision", Settings().precision)
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
@@ -108,13 +121,30 @@ class SampleMeta(NamedTuple):
     @classmethod
     def from_plain(cls, found: dict[str, Any], source: object) -> "SampleMeta":
         """From what `plain` gave; ValueError naming the file (source) for anything else."""
-        try:
-            data, *rest = (found[name] for name in META)
-            stage = dict(data.get("first_stage") or {})
-            facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
-            return cls(facts, *rest, SampleStage(stage.pop("hash"), LatentScaling(**stage)) if stage else None)
-        except (AttributeError, KeyError, TypeError) as e:
-            raise ValueError(f"{source}: not a samples file: {e!r}") from e
+        found = taken(found, Mapping[str, Any], source, "what all samples share")
+        if missing := [name for name in META if name not in found]:
+            raise ValueError(f"{source}: not a samples file: {', '.join(missing)} missing")
+        data = taken(found["data"], Mapping[str, Any], source, "data")
+        sampling = taken(found["sampling"], dict[str, Any], source, "sampling")
+        settings = {name: value for name, value in sampling.items() if name in Settings._fields}
+        if len(settings.keys() & {"tile", "tile_overlap", "tile_mode"}) not in (0, 3):
+            raise ValueError(f"{source}: sampling has {', '.join(settings)}, wanted all or none that is said of tiles")
+        from_plain(Settings, settings, source, "sampling")
+        snapshot = taken(found["snapshot"], str, source, "snapshot")
+        if len(snapshot) > 4096 or "\0" in snapshot:
+            raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
+        facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+        return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
+                   _stage(data.get("first_stage"), source))
+
+
+def _stage(found: object, source: object) -> SampleStage | None:
+    """What a file says of the first stage of its latents; older ones say nothing."""
+    if not found:
+        return None
+    known = dict(taken(found, Mapping[str, Any], source, "data.first_stage"))
+    hash_ = taken(known.pop("hash", 0), str | None, source, "data.first_stage.hash")
+    return SampleStage(hash_, LatentScaling.from_plain(known, source, "data.first_stage"))
 
 
 class SamplesFile:
@@ -129,12 +159,11 @@ class SamplesFile:
         self.path = Path(path)
         self._file = (_NpzArrays if self.path.suffix == ".npz" else _H5Arrays)(self.path)
         self.meta = SampleMeta.from_plain(self._file.meta, self.path)
-        _check_layout(self.path, self._file.layout)
+        check_layout(self.path, self._file.layout, self.meta.facts, self.meta.stage and self.meta.stage.scaling)
         self.names = tuple(name for name in ARRAYS if name in self._file.layout)
         self._tables = {name: self._file.array(name) for name in TABLES if name in self._file.layout}
         self.seeds, self.affine = self._tables["seeds"], self._tables["affine"]
-        if (np.diff(self.seeds) <= 0).any():
-            raise ValueError(f"{self.path}: seeds do not rise from row to row")
+        self._check_tables()
         self.rows = {int(s): i for i, s in enumerate(self.seeds)}
 
     def __len__(self) -> int:
@@ -148,17 +177,40 @@ class SamplesFile:
         index = range(len(self))[index]
         if name in self._tables:
             return self._tables[name][index]
-        return self._file.row(name, index) if name in self.names else None
+        return self._checked(name, self._file.row(name, index), index) if name in self.names else None
 
     def array(self, name: str) -> np.ndarray | None:
         """A whole array in memory, None where there is none of that name; ValueError when it is damaged."""
         if name in self._tables:
             return self._tables[name].copy()
-        return self._file.array(name) if name in self.names else None
+        array = self._file.array(name) if name in self.names else None
+        for index, row in enumerate(() if array is None else array):
+            self._checked(name, row, index)
+        return array
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of an array [N,...], None where there is none of that name."""
         return self._file.layout[name][1] if name in self.names else None
+
+    def _check_tables(self) -> None:
+        """ValueError for seeds that do not rise, an affine that is none, and classes that there are not."""
+        if self.seeds[0] < 0 or (np.diff(self.seeds) <= 0).any():
+            raise ValueError(f"{self.path}: seeds do not rise from row to row, from 0 or more")
+        if problem := affine_problem(self.affine):
+            raise ValueError(f"{self.path}: affine {problem}")
+        for seed, index in zip(self.seeds, self._tables.get("classes", ())):
+            if problem := class_problem(index, self.meta.facts.class_names, least=0):
+                raise ValueError(f"{self.path}: classes: that of seed {seed} {problem}")
+
+    def _checked(self, name: str, row: np.ndarray, index: int) -> np.ndarray:
+        """A row as it is; ValueError naming the seed of one that holds what no sample has."""
+        where = f"{self.path}: {name} of seed {self.seeds[index]}"
+        if row.dtype.kind == "f" and not np.isfinite(row).all():
+            raise ValueError(f"{where} have values that are not finite")
+        classes = self.meta.facts.label_classes
+        if name == "labels" and classes and row.max() >= len(classes):
+            raise ValueError(f"{where} have the value {row.max()}, and there are {len(classes)} classes")
+        return row
 
 
 @dataclass(frozen=True, repr=False)
@@ -195,7 +247,7 @@ class Samples:
     def classes(self) -> list[str] | None:
         """The class of each, None of a network that is not told any."""
         found = self.arrays.get("classes")
-        return None if found is None else [self.meta.facts.class_names[i] for i in found]
+        return None if found is None else [self.meta.facts.class_name(i) for i in found]
 
     @property
     def affine(self) -> np.ndarray:
@@ -258,6 +310,7 @@ class _H5Arrays(h5.LazyFile):
         file = self._open()
         found = {name: h5.need(file, name) for name in (*ARRAYS, *TABLES) if name in file}
         self.meta = {name: h5.get_json(file, name) for name in META}
+        h5.get_json(file, "provenance", dict)
         self.layout = {name: (dataset.dtype, dataset.shape) for name, dataset in found.items()}
         self._hashes = {name: h5.row_hashes(dataset) for name, dataset in found.items()}
 
@@ -282,25 +335,9 @@ class _NpzArrays(NpzFile):
             raise ValueError(f"{path}: not a samples file: there is no content_hash in it")
         self.check_content()
         self.layout = {name: member[:2] for name, member in self.members.items()}
-        try:
-            self.meta = json.loads(str(self.array("meta")))
-        except ValueError as e:
-            raise ValueError(f"{path}: not a samples file: {e}") from e
-
-
-def _check_layout(path: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-    """ValueError unless seeds and affine are there, and all arrays have a row for each seed and the right types."""
-    if missing := {"seeds", "affine"} - layout.keys():
-        raise ValueError(f"{path}: not a samples file: {', '.join(sorted(missing))} missing")
-    (_, seeds), (kind, affine) = layout["seeds"], layout["affine"]
-    if layout["seeds"][0] != np.int64 or len(seeds) != 1:
-        raise ValueError(f"{path}: seeds are {layout['seeds'][0]} {seeds}, wanted int64 [N]")
-    if kind != np.float64 or affine != (4, 4):
-        raise ValueError(f"{path}: affine is {kind} {affine}, wanted float64 (4, 4)")
-    for name in ARRAYS.keys() & layout.keys():
-        dtype, shape = layout[name]
-        if dtype != ARRAYS[name] or shape[:1] != seeds:
-            raise ValueError(f"{path}: {name} are {dtype} {shape}, wanted {ARRAYS[name]} with {seeds[0]} rows")
+        if self.layout.get("meta", ("", (0,)))[1] or self.layout["meta"][0].kind != "U":
+            raise ValueError(f"{path}: not a samples file: there is no meta in it that is text")
+        self.meta = parse_json(str(self.array("meta")), f"{path}: meta")
 
 
 # ---- writing ----

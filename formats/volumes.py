@@ -17,13 +17,16 @@ import h5py
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.items import check_ids, check_tables
 from edm3d.utils.checks import listed
+from edm3d.utils.plain import from_plain, shown
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
 DTYPES = {"images": "float32", "labels": "uint8", "attributes": "float32", "classes": "int64", "affines": "float64",
           "boxes": "int64", "intensity_ranges": "float32"}  # fmt: skip
 ARRAYS = ("images", "labels")  # big: read row by row; the others are kept in memory
+FLOAT_MAX = float(np.finfo(np.float32).max)
 _ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
 
@@ -37,8 +40,13 @@ class Intensity:
     unit: str
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.lo) and np.isfinite(self.hi) and self.lo < self.hi):
-            raise ValueError(f"intensity range [{self.lo}, {self.hi}]: lo must be less than hi, both finite")
+        if not -FLOAT_MAX <= self.lo < self.hi <= FLOAT_MAX:
+            raise ValueError(f"intensity range [{self.lo}, {self.hi}]: lo must be less than hi, both finite in float32")
+
+    def is_left_by(self, lo: float, hi: float) -> bool:
+        """Whether images that span [lo, hi] break what the contract promises, by more than rounding."""
+        slack = 1e-4 * (self.hi - self.lo)
+        return self.clip and bool(lo < self.lo - slack or hi > self.hi + slack)
 
     def to_network(self, images: _ArrayOrTensor) -> _ArrayOrTensor:
         """Map [lo, hi] to [-1, 1]."""
@@ -203,8 +211,7 @@ def _check_image(item: Item, meta: VolumesMeta, shape: tuple[int, ...] | None) -
     if not np.isfinite(item.image).all():
         raise ValueError(f"{item.id}: image has values that are not finite")
     lo, hi = float(item.image.min()), float(item.image.max())
-    slack = 1e-4 * (meta.intensity.hi - meta.intensity.lo)
-    if meta.intensity.clip and (lo < meta.intensity.lo - slack or hi > meta.intensity.hi + slack):
+    if meta.intensity.is_left_by(lo, hi):
         raise ValueError(f"{item.id}: values {lo:g}..{hi:g} leave the intensity contract {meta.intensity}")
     if item.affine.shape != (4, 4) or item.box.shape != (2, 3):
         raise ValueError(f"{item.id}: affine {item.affine.shape} and box {item.box.shape} must be (4, 4) and (2, 3)")
@@ -253,13 +260,13 @@ class VolumesFile(h5.LazyFile):
         super().__init__(path, "volumes")
         file = self._open()
         self.meta = _read_meta(file)
-        self.provenance: dict[str, Any] = h5.get_json(file, "provenance")
+        self.provenance: dict[str, Any] = h5.get_json(file, "provenance", dict)
         self.content_hash = h5.get_text(file, "content_hash")
-        names = [name for name in file if isinstance(file[name], h5py.Group)]
-        self.splits = in_order(names)
+        self.splits = in_order(file)
         if not self.splits:
             raise ValueError(f"{self.path}: holds no split")
-        self._splits = {split: _read_split(file[split], self.meta) for split in self.splits}
+        self._splits = {split: _read_split(h5.need(file, split, h5py.Group), self.meta) for split in self.splits}
+        check_ids([id_ for split in self.splits for id_ in self.ids(split)], f"{self.path}")
 
     def _split(self, split: str) -> _Split:
         if split not in self._splits:
@@ -296,7 +303,14 @@ class VolumesFile(h5.LazyFile):
         return {name: table.copy() for name, table in self._split(split).tables.items()}
 
     def read(self, split: str, index: int) -> Item:
-        """Read one volume; ValueError when the file is damaged there."""
+        """Read one volume; ValueError when the file is damaged there, or holds values that no volume has."""
+        item = self.stored(split, index)
+        if problems := value_problems(item, self.meta):
+            raise ValueError(f"{self.path}: /{split} {shown(item.id)}: {', '.join(problems)}")
+        return item
+
+    def stored(self, split: str, index: int) -> Item:
+        """The same whatever its values are."""
         known = self._split(split)
         if not 0 <= index < known.shape[0]:
             raise IndexError(f"{self.path}: index {index} outside 0..{known.shape[0] - 1} of split '{split}'")
@@ -308,12 +322,24 @@ class VolumesFile(h5.LazyFile):
             image=arrays["images"].astype(np.float32, copy=False),
             label=arrays.get("labels"),
             attributes=table.get("attributes"),
-            class_index=None if class_index < 0 else class_index,
+            class_index=class_index if self.meta.class_names and class_index >= 0 else None,
             id=known.ids[index],
             group=known.groups[index],
             affine=table.get("affines", np.eye(4)),
             box=table.get("boxes", full_box(known.shape[2:])),
         )
+
+
+def value_problems(item: Item, meta: VolumesMeta) -> list[str]:
+    """What no volume has: values that are not finite or leave the intensity contract, and labels of no class."""
+    image, found = item.image, []
+    if not np.isfinite(image).all():
+        found.append("values that are not finite")
+    if item.label is not None and item.label.max() >= max(1, len(meta.label_classes)):
+        found.append(f"label value {item.label.max()} outside the {len(meta.label_classes)} classes")
+    if meta.intensity.is_left_by(lo := image.min(), hi := image.max()):
+        found.append(f"values {lo:g}..{hi:g} outside {meta.intensity.lo:g}..{meta.intensity.hi:g}")
+    return found
 
 
 def is_made_by(path: Path, provenance: dict[str, Any]) -> bool:
@@ -337,19 +363,20 @@ def is_volumes(path: Path) -> None:
 def _read_split(group: h5py.Group, meta: VolumesMeta) -> _Split:
     """All of a split but images and labels; ValueError when something is missing or not as it should be."""
     _check_split(group, meta)
+    where, shape = f"{group.file.filename}: {group.name}", tuple(map(int, group["images"].shape))
     ids = h5.read_strings(group["ids"])
-    return _Split(tuple(map(int, group["images"].shape)), ids,
-                  h5.read_strings(group["groups"]) if "groups" in group else ids,
-                  {name: h5.read(group[name]) for name in group if name not in (*ARRAYS, "ids", "groups")},
+    tables = {name: h5.read(group[name]) for name in group if name not in (*ARRAYS, "ids", "groups")}
+    check_tables(tables, ids, where, classes=meta.class_names, spatial_shape=shape[2:])
+    return _Split(shape, ids, h5.read_strings(group["groups"]) if "groups" in group else ids, tables,
                   {name: h5.row_hashes(group[name]) for name in ARRAYS if name in group})
 
 
 def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
     """Raise ValueError unless all data sets of a split are there, of the right types and shapes."""
-    N, *row = h5.need(group, "images").shape
-    if len(row) != meta.spatial_dims + 1 or row[0] != len(meta.channels):
-        raise ValueError(f"{group.file.filename}: {group.name}/images is {(N, *row)}, wanted {len(meta.channels)} "
-                         f"channel(s) and {meta.spatial_dims} axes")
+    N, *row = h5.shape_of(group, "images")
+    if len(row) != meta.spatial_dims + 1 or row[0] != len(meta.channels) or 0 in (N, *row):
+        raise ValueError(f"{group.file.filename}: {group.name}/images is {(N, *row)}, wanted one volume or more of "
+                         f"{len(meta.channels)} channel(s) and {meta.spatial_dims} axes")
     shapes = {"images": row, "labels": row[1:], "attributes": [len(meta.attribute_names)], "classes": [],
               "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}  # fmt: skip
     columns = {"ids": ("strings", ()), "groups": ("strings", ())}
@@ -362,9 +389,4 @@ def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
 
 def _read_meta(file: h5py.File) -> VolumesMeta:
     values = {field.name: h5.get_json(file, field.name) for field in fields(VolumesMeta)}
-    try:
-        intensity = Intensity(**values.pop("intensity"))
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return VolumesMeta(**values, intensity=intensity)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file.filename}: metadata cannot be understood: {error}") from error
+    return from_plain(VolumesMeta, values, file.filename)

@@ -132,9 +132,9 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
     label = samples.row("labels", index) if layout.label_classes else None
-    number, names = samples.row("classes", index), samples.meta.facts.class_names
+    number = samples.row("classes", index)
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
-                None if number is None else names[number])
+                None if number is None else samples.meta.facts.class_name(number))
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

@@ -198,7 +198,7 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
 def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:
     """Class (where there are some) and seed of the first samples."""
     texts = [f"seed {seed}" for seed in seeds]
-    return texts if classes is None else [f"class {facts.class_names[i]}\n{text}" for i, text in zip(classes, texts)]
+    return texts if classes is None else [f"class {facts.class_name(i)}\n{text}" for i, text in zip(classes, texts)]
 
 
 def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:

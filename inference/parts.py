@@ -16,6 +16,7 @@ from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short
 from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz, remove_temporary
 from edm3d.utils.log import RunLog, progress
+from edm3d.utils.npz_members import members_of
 
 Read = TypeVar("Read")
 Arrays = Mapping[str, np.ndarray]
@@ -50,8 +51,9 @@ class Parts:
         return self.folder / f"{number:010d}.npz"
 
     def is_whole(self, number: int) -> bool:
-        """Whether a piece is there and its checksums agree."""
+        """Whether a piece is there, is of arrays, and its checksums agree."""
         try:
+            members_of(self.path(number))
             with zipfile.ZipFile(self.path(number)) as archive:
                 return archive.testzip() is None
         except NPZ_DAMAGE:

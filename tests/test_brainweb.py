@@ -59,10 +59,12 @@ def test_damaged_file_is_named(archive, tmp_path):
 
 
 def test_other_content_has_another_hash(archive):
-    first = BrainwebSlices(str(archive)).facts.content_hash
+    first = BrainwebSlices(str(archive), split="all").facts.content_hash
     assert first == hashlib.sha256(archive.read_bytes()).hexdigest()
     np.savez(archive, phantoms=np.ones((ROWS, 4096), np.uint8))
-    assert BrainwebSlices(str(archive)).facts.content_hash != first
+    assert BrainwebSlices(str(archive), split="all").facts.content_hash != first
+    with pytest.raises(ValueError, match="split 'train' has no slice"):
+        BrainwebSlices(str(archive))
 
 
 def test_real_neighbours_overlap(shared):

@@ -139,7 +139,7 @@ def test_changed_string_or_metadata_is_noticed(example, text):
 
 def test_changed_attribute_is_noticed(example):
     with h5py.File(example, "a") as file:
-        file.attrs["posterior"] = "gamma"
+        file.attrs["posterior"] = np.bytes_("gamma")
     assert "metadata differs" in h5.verify(example)[0]
 
 

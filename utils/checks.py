@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 
+import psutil
+
 from edm3d.utils.names import one_line
 
 MOST = 10  # names that a message lists
@@ -37,6 +39,12 @@ def check_count(least: int, values: Mapping[str, int | Sequence[int]]) -> None:
         if not numbers or not all(is_whole(number) and number >= least for number in numbers):
             what = "one or more whole numbers, each" if several else "a whole number"
             raise ValueError(f"{key}={value!r}: wanted {what} of {least} or more")
+
+
+def check_memory(what: str, nbytes: int) -> None:
+    """ValueError for more bytes than there is memory left."""
+    if nbytes > (free := psutil.virtual_memory().available):
+        raise ValueError(f"{what} takes {nbytes:,} bytes of memory, and {free:,} are free")
 
 
 def is_whole(value: object) -> bool:

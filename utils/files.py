@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from edm3d.utils.checks import check_memory
+from edm3d.utils.npz_members import members_of
+
 # what numpy and zipfile raise on a damaged file, by place of the damage
-NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
+NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError, zlib.error,
+              struct.error, zipfile.BadZipFile)
 TEMPORARY = re.compile(r"\.tmp-(\d+)-(?:[0-9a-f]{16}-)?(.+)")  # names that atomic_path gives, by process and file
 _TAIL_BYTES = 100  # of a file's name, in the temporary one: the suffix is there, and it is no longer than names may be
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -125,8 +130,11 @@ def _sync(path: Path) -> None:
 
 def read_npz(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     """Arrays of an npz file by name, these or all; ValueError names the file if it is missing or damaged."""
-    with npz_damage_named(path), np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in names or archive.files}
+    with npz_damage_named(path):
+        found = members_of(path, names)
+        check_memory("all that is asked for", sum(member.nbytes for member in found.values()))
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names or found}
 
 
 @contextmanager
@@ -137,7 +145,7 @@ def npz_damage_named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except NPZ_DAMAGE as error:
-        raise ValueError(f"{path}: not an npz file, or damaged ({error})") from error
+        raise ValueError(f"{path}: not an npz file, or damaged ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:

@@ -30,12 +30,16 @@ class BrainwebSlices:
         if "phantoms" not in archive:
             raise ValueError(f"{path}: no array 'phantoms', it has {listed(archive)}")
         rows = archive["phantoms"]
-        if rows.ndim != 2 or rows.shape[1] != SIZE ** 2:
-            raise ValueError(f"{path}: phantoms {rows.shape}, wanted [slices, {SIZE ** 2}]")
+        if rows.ndim != 2 or rows.shape[1] != SIZE ** 2 or rows.dtype.kind not in "iuf" or not np.isfinite(rows).all():
+            raise ValueError(f"{path}: phantoms {rows.dtype} {rows.shape}, wanted finite numbers "
+                             f"[slices, {SIZE ** 2}]")
         volume = np.empty_like(rows)
         volume[sorted(range(len(rows)), key=str)] = rows
         chosen = volume[split_slices(len(rows), split, held_out, gap)].reshape(-1, 1, SIZE, SIZE).astype(np.float32)
-        chosen = chosen[chosen.max(axis=(1, 2, 3)) > 0]
+        chosen = chosen[chosen.max(axis=(1, 2, 3), initial=0) > 0]
+        if not len(chosen):
+            raise ValueError(f"{path}: split {split!r} has no slice with anything in it; change training.dataset.split "
+                             "or the file")
         self.images = chosen / chosen.max(axis=(1, 2, 3), keepdims=True) * 2 - 1
         self.shape = self.images.shape[1:]
         content_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,61 @@
+"""Which arrays samples files hold, and that they agree with each other and with what is said of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edm3d.formats.facts import Facts, LatentScaling
+
+Layout = Mapping[str, tuple[np.dtype, tuple[int, ...]]]  # type and shape of each array
+
+
+class Kind(NamedTuple):
+    """An array with a row for each seed: its type, and how many axes it may have with that of the rows."""
+
+    dtype: str
+    least: int
+    most: int
+
+
+KINDS = {"latents": Kind("float32", 3, 5), "images": Kind("float32", 3, 5), "labels": Kind("uint8", 2, 4),
+         "classes": Kind("int64", 1, 1), "trajectory": Kind("float32", 4, 6)}
+
+
+def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:
+    """ValueError unless seeds and affine are there, and all arrays have a row for each seed and the right types.
+
+    Images and label maps must have the shape that the meta data say, where those do.
+    """
+    if missing := {"seeds", "affine"} - layout.keys():
+        raise ValueError(f"{path}: not a samples file: {', '.join(sorted(missing))} missing")
+    (_, seeds), (kind, affine) = layout["seeds"], layout["affine"]
+    if layout["seeds"][0] != np.int64 or len(seeds) != 1 or seeds == (0,):
+        raise ValueError(f"{path}: seeds are {layout['seeds'][0]} {seeds}, wanted int64 [N], one or more")
+    if kind != np.float64 or affine != (4, 4):
+        raise ValueError(f"{path}: affine is {kind} {affine}, wanted float64 (4, 4)")
+    for name in KINDS.keys() & layout.keys():
+        (dtype, shape), (wanted, least, most) = layout[name], KINDS[name]
+        if dtype != wanted or shape[:1] != seeds:
+            raise ValueError(f"{path}: {name} are {dtype} {shape}, wanted {wanted} with {seeds[0]} rows")
+        if not least <= len(shape) <= most or 0 in shape:
+            raise ValueError(f"{path}: {name} are {shape}, wanted {least} to {most} axes, none empty")
+    if "images" in layout and "labels" in layout and layout["images"][1][2:] != layout["labels"][1][1:]:
+        raise ValueError(f"{path}: images are {layout['images'][1]}, labels {layout['labels'][1]}; wanted one grid")
+    _check_images(path, layout, facts, scaling)
+
+
+def _check_images(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:
+    """ValueError unless images, and latents by their channels, are what the meta data say, where those do."""
+    _, shape = layout.get("images", ("", None))
+    if shape and ((facts.channels and shape[1] != len(facts.channels))
+                  or (facts.spatial_shape and shape[2:] != facts.spatial_shape)):
+        raise ValueError(f"{path}: images are {shape}, and data says {len(facts.channels)} channels and a grid of "
+                         f"{facts.spatial_shape}")
+    drawn = [layout[name][1][1:] for name in ("latents", "images") if name in layout]
+    if "trajectory" in layout and drawn and layout["trajectory"][1][2:] not in drawn:
+        raise ValueError(f"{path}: trajectory is {layout['trajectory'][1]}, wanted steps of {drawn[0]}")
+    if scaling and "latents" in layout and layout["latents"][1][1] != len(scaling.channel_mean):
+        raise ValueError(f"{path}: latents are {layout['latents'][1]}, and data.first_stage has statistics of "
+                         f"{len(scaling.channel_mean)} channels")
