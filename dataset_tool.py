@@ -218,17 +218,14 @@ def propose(path: Path, dest: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("path", type=PATH)
-def check(path: Path) -> None:
-    """Read a file, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
-    from edm3d.formats.describe import check as run
+@click.option("--trust", is_flag=True, help="Build networks of your own, which a snapshot names, to see whether its "
+              "weights fit.")
+def check(path: Path, trust: bool) -> None:
+    """Read a file of any kind, or all files below a folder: what is in them, and what is wrong (exit code 1)."""
+    from edm3d.inference.check import check as run
 
     printing_is_all()
-    if path.suffix == ".pt" and path.is_file():
-        raise ValueError(
-            f"{path}: check reads data files; {command('data', 'info', str(path))} says what this one holds, and "
-            "every program that reads it compares its checksum"
-        )
-    report = run(path)
+    report = run(path, trust)
     for line in report.lines:
         click.echo(line)
     for problem in report.problems:
@@ -240,7 +237,10 @@ def check(path: Path) -> None:
 @main.command()
 @click.argument("path", type=PATH)
 def info(path: Path) -> None:
-    """Print what a file holds: .h5, .npz, .npy, NIfTI, snapshot or training state (.pt)."""
+    """Print what a file holds: .h5, .npz, .npy, NIfTI, PNG, .pt, .pkl, JSON, YAML; or the folder of a run.
+
+    Or the folder of a published network.
+    """
     from edm3d.formats.describe import describe
 
     printing_is_all()

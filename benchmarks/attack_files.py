@@ -12,7 +12,7 @@ from typing import NamedTuple
 from benchmarks.attack_contents import ALTER, alter
 from benchmarks.attack_damage import WAYS, damage, find
 from benchmarks.attack_judge import Offence, Verdict, faults_of, findings_of
-from benchmarks.attack_kinds import FileKind
+from benchmarks.attack_kinds import Target
 from benchmarks.attack_watch import LIMIT_S, Command, Observed, spread, watch
 
 
@@ -59,7 +59,7 @@ def try_whole(kinds: Sequence[tuple[str, tuple[Command, ...]]], ground: Ground, 
         ground.whole[kind, seen.command] = seen
 
 
-def trial(ground: Ground, part: str, number: int, kind: FileKind, what: str, make: Callable[[Path], None], compared: bool
+def trial(ground: Ground, part: str, number: int, kind: Target, what: str, make: Callable[[Path], None], compared: bool
           ) -> Verdict:
     """Make a bad file, let all commands of the kind read it, and judge."""
     def made(folder: Path) -> None:
@@ -75,7 +75,7 @@ def trial(ground: Ground, part: str, number: int, kind: FileKind, what: str, mak
     return Verdict(part, outcomes, findings)
 
 
-def damage_trial(ground: Ground, kinds: Sequence[FileKind], number: int) -> Verdict:
+def damage_trial(ground: Ground, kinds: Sequence[Target], number: int) -> Verdict:
     """Damage number N: of kind N mod kinds, in the way that follows from the rest."""
     kind, way = kinds[number % len(kinds)], number // len(kinds) % len(WAYS)
     chance = ground.chance("damages", number)
@@ -90,12 +90,12 @@ def damage_trial(ground: Ground, kinds: Sequence[FileKind], number: int) -> Verd
     return trial(ground, "damages", number, kind, what, make, kind.checked)
 
 
-def content_kinds(kinds: Sequence[FileKind]) -> list[FileKind]:
+def content_kinds(kinds: Sequence[Target]) -> list[Target]:
     """Kinds whose content can be altered under valid checksums."""
     return [kind for kind in kinds if Path(kind.path).suffix in ALTER]
 
 
-def content_trial(ground: Ground, kinds: Sequence[FileKind], number: int) -> Verdict:
+def content_trial(ground: Ground, kinds: Sequence[Target], number: int) -> Verdict:
     """Wrong content number N."""
     kind = kinds[number % len(kinds)]
     chance = ground.chance("contents", number)

@@ -21,7 +21,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.utils.files import TEMPORARY
 
 
-class FileKind(NamedTuple):
+class Target(NamedTuple):
     """path: of a good file in the world; twin: another good one. checked: whether it carries a checksum.
 
     names: what a message may call it besides its own name.
@@ -190,35 +190,35 @@ KEYS = ("training.", "sampling.")  # what a configuration may be called by
 PART = "lat3.h5.parts/*/0000000002.npz"
 
 
-def network_kinds() -> list[FileKind]:
+def network_kinds() -> list[Target]:
     """Snapshots, states and what is published."""
     start = [train("train init_from", VOXEL_RUN, "training.options.init_from=voxel.pt")]
     latent_start = train("train init_from", LATENT_RUN, "training.options.init_from=published")
     published = (generate("generate", "sampling.network=published"), load("published"), latent_start)
     return [
-        FileKind("snapshot of voxels", "voxel.pt", "voxel2.pt", (
+        Target("snapshot of voxels", "voxel.pt", "voxel2.pt", (
             info("voxel.pt"), generate("generate", "sampling.network=voxel.pt"), *start, load("voxel.pt"),
             publish("voxel.pt"))),
-        FileKind("snapshot with first stage", "latent.pt", "latent2.pt", (
+        Target("snapshot with first stage", "latent.pt", "latent2.pt", (
             info("latent.pt"), generate("generate", "sampling.network=latent.pt"), load("latent.pt"),
             decode("--latents", "samples.h5", "--network", "latent.pt"), publish("latent.pt"),
             evaluate("--generated", "samples.h5", *REAL))),
-        FileKind("autoencoder", "stage.pt", "stage2.pt", (
+        Target("autoencoder", "stage.pt", "stage2.pt", (
             info("stage.pt"), encode("--autoencoder", "stage.pt", *VOLUMES), load("stage.pt"),
             decode("--latents", "lat.h5", "--autoencoder", "stage.pt"),
             evaluate("--real", "vols.h5", "--autoencoder", "stage.pt", "--num", "2", "--min-psnr", "0"))),
-        FileKind("training state", "voxel-state.pt", "voxel-state2.pt", (
+        Target("training state", "voxel-state.pt", "voxel-state2.pt", (
             info("voxel-state.pt"), train("train resume", VOXEL_RUN, *MORE, "training.options.resume=voxel-state.pt"))),
-        *(FileKind(f"published {name}", f"published/{name}", twin, published, names=("published",))
+        *(Target(f"published {name}", f"published/{name}", twin, published, names=("published",))
           for name, twin in (("config.json", "published/preprocessing.json"),
                              ("model.safetensors", "published/first_stage.safetensors"),
                              ("first_stage.safetensors", "published/model.safetensors"))),
-        FileKind("official pickle", "official.pkl", "official2.pkl", (
+        Target("official pickle", "official.pkl", "official2.pkl", (
             tool("import-edm", "official.pkl", "--dest", "out/s.pt", read=partial(snapshot_in, "out/s.pt")),),
             checked=False)]
 
 
-def data_kinds() -> list[FileKind]:
+def data_kinds() -> list[Target]:
     """Volumes, latents and samples."""
     sample_commands = {kind: (
         check(f"samples.{kind}"), info(f"samples.{kind}"), evaluate("--generated", f"samples.{kind}", *REAL),
@@ -229,20 +229,20 @@ def data_kinds() -> list[FileKind]:
                 partial(samples_in, f"drawn-{kind}/samples.{kind}"), f"drawn-{kind}"))
         for kind in ("h5", "npz")}
     return [
-        FileKind("volumes", "vols.h5", "vols2.h5", (
+        Target("volumes", "vols.h5", "vols2.h5", (
             check("vols.h5"), info("vols.h5"), train("train", VOXEL_RUN), export("vols.h5"),
             encode("--autoencoder", "stage.pt", *VOLUMES), plan(*VOXEL_RUN),
             evaluate("--generated", "samples.h5", *REAL))),
-        FileKind("latents", "lat.h5", "lat2.h5", (
+        Target("latents", "lat.h5", "lat2.h5", (
             check("lat.h5"), info("lat.h5"), train("train", LATENT_RUN), decode("--latents", "lat.h5"),
             plan(*LATENT_RUN))),
-        *(FileKind(f"samples {kind}", f"samples.{kind}", f"samples2.{kind}", sample_commands[kind][:-1])
+        *(Target(f"samples {kind}", f"samples.{kind}", f"samples2.{kind}", sample_commands[kind][:-1])
           for kind in ("h5", "npz")),
-        *(FileKind(f"samples {kind} to add to", f"drawn-{kind}/samples.{kind}", f"samples2.{kind}",
+        *(Target(f"samples {kind} to add to", f"drawn-{kind}/samples.{kind}", f"samples2.{kind}",
                sample_commands[kind][-1:]) for kind in ("h5", "npz"))]
 
 
-def folder_kinds() -> list[FileKind]:
+def folder_kinds() -> list[Target]:
     """What lies in folders of unfinished or finished work."""
     again = tool("decode", "--latents", "samples.h5", "--dest", "decoded", "--montage", "0", *ALONE,
                  read=partial(niftis_in, "decoded"), writes=("decoded",))
@@ -253,17 +253,17 @@ def folder_kinds() -> list[FileKind]:
     runs = (train("train resume", LATENT_RUN, *MORE, "training.options.resume=latest", root="latent-runs"), by_name)
     python = Command("edm3d.train", lambda: _train_again(RUN.format("latent") + "/config.yaml"), ("out", "latent-runs"))
     return [
-        FileKind("decode.json", "decoded/decode.json", "decoded2/decode.json", (again,), names=("decoded",)),
-        FileKind("decoded image", "decoded/images/seed000001.nii.gz", "decoded2/images/seed000002.nii.gz", (again,),
+        Target("decode.json", "decoded/decode.json", "decoded2/decode.json", (again,), names=("decoded",)),
+        Target("decoded image", "decoded/images/seed000001.nii.gz", "decoded2/images/seed000002.nii.gz", (again,),
              names=("decoded",)),
-        FileKind("part", PART, "lat3.h5.parts/*/0000000003.npz", (parts,), names=("lat3.h5",)),
-        FileKind("status.json", RUN.format("latent") + "/status.json", RUN.format("voxel") + "/status.json", runs, False),
-        FileKind("config.yaml", RUN.format("latent") + "/config.yaml", RUN.format("voxel") + "/config.yaml",
+        Target("part", PART, "lat3.h5.parts/*/0000000003.npz", (parts,), names=("lat3.h5",)),
+        Target("status.json", RUN.format("latent") + "/status.json", RUN.format("voxel") + "/status.json", runs, False),
+        Target("config.yaml", RUN.format("latent") + "/config.yaml", RUN.format("voxel") + "/config.yaml",
              (*runs, python), False, names=KEYS),
-        FileKind("stats.jsonl", RUN.format("latent") + "/stats.jsonl", RUN.format("voxel") + "/stats.jsonl", runs, False),
-        FileKind("training state in its run", RUN.format("latent") + "/training-state-000000.008.pt", "latent-state2.pt",
+        Target("stats.jsonl", RUN.format("latent") + "/stats.jsonl", RUN.format("voxel") + "/stats.jsonl", runs, False),
+        Target("training state in its run", RUN.format("latent") + "/training-state-000000.008.pt", "latent-state2.pt",
              runs[:1]),
-        FileKind("experiment", "conf/mine.yaml", RUN.format("voxel") + "/config.yaml", (
+        Target("experiment", "conf/mine.yaml", RUN.format("voxel") + "/config.yaml", (
             command("train", partial(call, TRAIN, "--config-dir", "conf", "-cn=mine",
                                      "training.options.run_root=out"), state_in),
             plan("--config-dir", "conf", "-cn=mine")), False, names=("mine", "experiment_schema", *KEYS))]
@@ -278,15 +278,15 @@ def _train_again(path: str) -> object:
     return state_in()
 
 
-def cohort_kinds() -> list[FileKind]:
+def cohort_kinds() -> list[Target]:
     """What users bring."""
     gz = ("--images", "gz/images", "--labels", "gz/labels", "--table", "gz/table.csv")
     task = (prepare("--decathlon", "task"),)
     nii, npy, npz = (("--images", f"{name}/images") for name in ("nii", "npy", "npz"))
     both = (*npz, "--labels", "npz/labels")
 
-    def kind(name: str, path: str, number: int, commands: tuple[Command, ...], checked: bool) -> FileKind:
-        return FileKind(name, path.format(number), path.format(number + 1), (
+    def kind(name: str, path: str, number: int, commands: tuple[Command, ...], checked: bool) -> Target:
+        return Target(name, path.format(number), path.format(number + 1), (
             info(path.format(number)), check(str(Path(path).parent)), *commands), checked)
 
     return [
@@ -296,11 +296,11 @@ def cohort_kinds() -> list[FileKind]:
         kind("image .npy", "npy/images/case{}.npy", 1, (prepare(*npy),), False),
         kind("image .npz", "npz/images/case{}.npz", 1, (prepare(*npz),), True),
         kind("label .npz", "npz/labels/case{}.npz", 1, (prepare(*both),), True),
-        FileKind("table", "gz/table.csv", "task/dataset.json", (prepare(*gz),), False),
-        FileKind("dataset.json", "task/dataset.json", "decoded/decode.json", task, False),
-        FileKind("image of a task", "task/imagesTr/case2.nii.gz", "task/imagesTr/case3.nii.gz", task)]
+        Target("table", "gz/table.csv", "task/dataset.json", (prepare(*gz),), False),
+        Target("dataset.json", "task/dataset.json", "decoded/decode.json", task, False),
+        Target("image of a task", "task/imagesTr/case2.nii.gz", "task/imagesTr/case3.nii.gz", task)]
 
 
-def all_kinds() -> list[FileKind]:
+def all_kinds() -> list[Target]:
     """Every kind that is attacked."""
     return [*network_kinds(), *data_kinds(), *folder_kinds(), *cohort_kinds()]

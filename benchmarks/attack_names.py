@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.attack_files import Ground, trial
 from benchmarks.attack_judge import Verdict
-from benchmarks.attack_kinds import FileKind, check, info, prepare, published_in, train
+from benchmarks.attack_kinds import Target, check, info, prepare, published_in, train
 from benchmarks.attack_watch import CANARY, Command, Fault
 from benchmarks.attack_world import ALONE, CASES, EVALUATE, GENERATE, LATENT_RUN, TABLE, TOOL, VOXEL_RUN, call
 from edm3d.formats import h5
@@ -270,6 +270,6 @@ def name_trial(ground: Ground, number: int) -> Verdict:
     place, chance = PLACES[number % len(PLACES)], ground.chance("names", number)
     names = chance.sample(HOSTILE, 4)
     said_as = (*SAID, *filter(None, (name.strip() for name in names)))
-    kind = FileKind(place.name, "vols.h5", "vols2.h5", place.commands, False, said_as)
+    kind = Target(place.name, "vols.h5", "vols2.h5", place.commands, False, said_as)
     return trial(ground, "names", number, kind, f"{place.name}: {names!r:.300}",
                  lambda folder: place.put(folder, names, chance), False)

@@ -15,7 +15,8 @@ _NO_VOLUMES = """
     .txt .json .jsonl .csv .tsv .md .rst .pdf .xml .yaml .yml .toml .ini .bval .bvec .log .out .err .html .htm .xls
     .xlsx .ods .doc .docx .ppt .pptx .py .ipynb .sh .m .r .md5 .sha1 .sha256 .lock .bak .url .lnk .tmp"""
 NO_VOLUMES = frozenset(_NO_VOLUMES.split())  # suffixes of what lies beside volumes and is none
-NO_VOLUMES_STEMS = ("readme", "license", "licence", "changes", "changelog", "makefile", "thumbs.db", "citation")
+NO_VOLUMES_STEMS = ("readme", "license", "licence", "changes", "changelog", "makefile", "thumbs.db", "citation",
+                    "events.out.tfevents")
 
 MOST_LETTERS = 300  # of a path in a message
 

@@ -6,14 +6,15 @@ config.json holds what a snapshot holds besides the weights, model.safetensors a
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from edm3d.utils.checkpoint import checksum, tensor_bytes
-from edm3d.utils.files import atomic_path, write_text
+from edm3d.utils.checks import is_whole
+from edm3d.utils.files import atomic_path, first_line, write_text
+from edm3d.utils.plain import from_plain, read_json, shown
 from edm3d.utils.runs import PUBLISHED
 
 CONFIG, WEIGHTS = PUBLISHED
@@ -34,28 +35,40 @@ def write_published(folder: Path, content: Mapping[str, Any], snapshot_hash: str
     write_text(folder / CONFIG, json.dumps(record, indent=2) + "\n")
 
 
+class Published(NamedTuple):
+    """What config.json holds; content: what a snapshot holds (inference.snapshot.Content), without the weights."""
+
+    format: str
+    version: int
+    snapshot_hash: str
+    checksum: str
+    content: dict[str, Any]
+
+
 def read_published(folder: Path) -> tuple[dict[str, Any], str]:
     """What a snapshot holds, and the hash of its file; ValueError when something is missing, damaged or newer."""
     path = folder / CONFIG
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version, content = record["version"], dict(record["content"])
-        stored, snapshot_hash = record["checksum"], record["snapshot_hash"]
-        stage = None if content["first_stage"] is None else dict(content["first_stage"])
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path}: not the configuration of a published network ({e!r:.200})") from e
-    if record.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
-        raise ValueError(f"{path}: format {record.get('format')!r:.60}, version {version!r:.60}; this program reads "
-                         f"edm3d up to {VERSION}")
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the configuration of a published network (format {FORMAT})")
+    version = found.get("version")
+    if not is_whole(version) or not 1 <= version <= VERSION:
+        raise ValueError(f"{path}: version is {shown(version)}; this program reads up to {VERSION}")
+    record = from_plain(Published, found, path)
+    content, stage = record.content, record.content.get("first_stage")
+    if "first_stage" not in content or not isinstance(stage, dict | None):
+        raise ValueError(f"{path}: content.first_stage is {shown(stage)}, wanted names with values, or null")
     names = [WEIGHTS, STAGE_WEIGHTS] if stage and stage.get("network") else [WEIGHTS]
     tensors = {name: read_tensors(folder / name) for name in names}
-    if checksum({"content": content, "tensors": tensors}) != stored:
+    try:
+        agrees = checksum({"content": content, "tensors": tensors}) == record.checksum
+    except (ValueError, RecursionError) as e:  # as of numbers of thousands of digits
+        raise ValueError(f"{path}: not what a published network holds: {first_line(e)}") from e
+    if not agrees:
         raise ValueError(f"{folder}: the checksum does not match: {CONFIG} or the weights beside it are damaged or "
                          "were changed")
-    content["ema"] = tensors[WEIGHTS]
-    if stage:
-        content["first_stage"] = {**stage, "weights": tensors.get(STAGE_WEIGHTS, {})}
-    return content, snapshot_hash
+    more = {"first_stage": {**stage, "weights": tensors.get(STAGE_WEIGHTS, {})}} if stage else {}
+    return {**content, "ema": tensors[WEIGHTS], **more}, record.snapshot_hash
 
 
 def without_weights(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,5 +93,5 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; ValueError when it is missing or damaged."""
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise ValueError(f"{path}: not readable as safetensors ({e})") from e
+    except Exception as e:  # safetensors and torch raise what they please on a damaged file
+        raise ValueError(f"{path}: not readable as safetensors ({type(e).__name__}: {first_line(e)})") from e

@@ -252,7 +252,7 @@ def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Pictu
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     changed = ValueError(f"{path} is not what the network was trained on, but another file of that name")
-    ours = is_listed(dataset_node(snapshot)["_target_"], DATASETS)
+    ours = is_listed(snapshot.setting("training", "dataset", "_target_"), DATASETS)
     if holds_volumes(path):
         file = VolumesFile(path)
         if file.content_hash == facts.content_hash:
@@ -278,25 +278,16 @@ def holds_volumes(path: Path) -> bool:
         return False
 
 
-def dataset_node(snapshot: Snapshot) -> dict:
-    """What a snapshot says of its data set; ValueError for nothing."""
-    training = snapshot.config.get("training")
-    node = training.get("dataset") if isinstance(training, dict) else None
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ValueError("the snapshot names no data set")
-    return node
-
-
 def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
     """The data set that a snapshot names, of the split that validation takes where it has splits.
 
     Out of a file come only data sets of ours, which read regular files of the formats that we parse, and never write.
     """
-    node = dict(dataset_node(snapshot))
-    if not trust and not is_listed(node["_target_"], DATASETS):
+    node = dict(snapshot.setting("training", "dataset"))
+    if not trust and not is_listed(snapshot.setting("training", "dataset", "_target_"), DATASETS):
         raise ValueError(f"{node['_target_']} is a class of your own, which may read them by sampling.trust=true")
     if "split" in node:
-        node["split"] = snapshot.training["validation"]["split"]
+        node["split"] = snapshot.setting("training", "validation", "split")
     return build_from_file(node, "the snapshot", trust, DATASETS)
 
 

@@ -1,6 +1,7 @@
 """A trained network from Python: it draws, denoises, encodes and decodes; docs/python.md shows how."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,17 @@ from edm3d.formats.samples import Samples, requested_seeds
 from edm3d.inference.drawing import add_guidance, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
+from edm3d.inference.network_files import check_size
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
+from edm3d.utils.checks import check_choice
 from edm3d.utils.compose import shipped_configs
 from edm3d.utils.compose_errors import known_as
 from edm3d.utils.config import check_from_file, no_such, read_yaml
-from edm3d.utils.plain import fits
-from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.plain import taken
+from edm3d.utils.precision import PRECISIONS, autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
@@ -97,7 +100,8 @@ class Model:
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
-        drawer = make_drawer(self.net, whole, options, self.device, guided)
+        with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
+            drawer = make_drawer(self.net, whole, options, self.device, guided)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
                        sample_meta(self.snapshot, whole, options, record))
 
@@ -124,7 +128,8 @@ class Model:
         given = {name: value for name, value in options.items() if value is not None}
         made = replace(Sampling(outdir=""), **own | given | {
             "sampler": {**node, **sampler_options}, "trust": self.trust, "precision": self.precision})
-        check_options(made)
+        with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
+            check_options(made)
         return made
 
     def check_draws(self) -> None:
@@ -138,10 +143,24 @@ def own_sampling(snapshot: Snapshot) -> dict[str, Any]:
     """How the experiment of a snapshot draws, as far as it matters here; ValueError for what no experiment says."""
     half = snapshot.config.get("sampling") or {}
     own = {name: half[name] for name in OWN if half.get(name) not in (None, {})}
-    for name, value in own.items():
-        if not fits(value, dict if name in ("guidance", "sampler") else get_type_hints(Sampling)[name]):
-            raise ValueError(f"{snapshot.path}: its experiment has sampling.{name}={value!r:.60}")
-    return own | ({"guidance": guidance_of(own["guidance"])} if "guidance" in own else {})
+    hints = {**get_type_hints(Sampling), "guidance": Guidance}
+    made = {name: taken(value, hints[name], snapshot.path, f"config.sampling.{name}")
+            for name, value in own.items()}
+    check_choice(f"{snapshot.path}: config.sampling.precision", made.get("precision", PRECISIONS[0]), PRECISIONS)
+    if "sampler" in made:
+        check_size(made["sampler"], f"{snapshot.path}: sampling.sampler")
+    return made
+
+
+@contextmanager
+def errors_of_own(snapshot: Snapshot, is_own: bool) -> Iterator[None]:
+    """Have errors of a sampler that the snapshot's own experiment names say so."""
+    try:
+        yield
+    except ValueError as e:
+        if is_own and str(e).startswith("sampling.sampler"):
+            raise ValueError(f"{snapshot.path}: its experiment has {e}") from e
+        raise
 
 
 def guidance_of(asked: float | Mapping[str, Any]) -> Guidance:

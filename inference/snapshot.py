@@ -2,21 +2,65 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord
 from edm3d.formats.published import read_published
+from edm3d.inference.conditions import drawn_conditions
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
+from edm3d.networks.autoencoder import Autoencoder
+from edm3d.networks.conditioning import takes_of
+from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.networks.layers import per_axis
 from edm3d.utils import checkpoint
-from edm3d.utils.checks import listed_apart
-from edm3d.utils.config import build_from_file
+from edm3d.utils.checks import is_whole, listed_apart
+from edm3d.utils.plain import from_plain, shown
 
-Weights = dict[str, torch.Tensor]
+# places of a configuration, where it has them, that hold names with values
+DICTS = ("training.dataset", "training.options", "training.validation", "sampling", "imported")
+MOST_VALUES = 2 ** 31  # of an item that a network sees
+
+
+class RoundTripContent(NamedTuple):
+    """What held-out items lose in a first stage: mean PSNR, and Dice by class, of so many of a split."""
+
+    psnr_db: float
+    num: int
+    split: str
+    dice: dict[str, float | None] | None = None
+
+
+class StageContent(NamedTuple):
+    """What a snapshot file holds of a first stage; the defaults are what files of before leave out."""
+
+    network: dict[str, Any] | None
+    weights: Weights
+    hash: str | None
+    channel_mean: list[float]
+    channel_std: list[float]
+    limits: list[float] | None = None
+    scaling: str = "standardize"
+    sigma_data: float = 0.5
+    round_trip: RoundTripContent | None = None
+
+
+class Content(NamedTuple):
+    """What a snapshot file holds."""
+
+    task: str
+    network: dict[str, Any]
+    data: dict[str, Any]
+    shape: tuple[int, ...]
+    first_stage: dict[str, Any] | None
+    config: dict[str, Any]
+    nimg: int
+    ema: Weights
 
 
 @dataclass(frozen=True)
@@ -42,10 +86,28 @@ class CarriedStage:
         return cls(scaling, record.network, weights, record.hash, round_trip)
 
     @classmethod
-    def from_plain(cls, found: Mapping[str, Any]) -> "CarriedStage":
-        """From what `plain` gave."""
-        scaling = LatentScaling(**{name: found[name] for name in LatentScaling._fields if name in found})
-        return cls(scaling, *(found[name] for name in ("network", "weights", "hash")), found.get("round_trip"))
+    def from_plain(cls, found: Mapping[str, Any], source: object, channels: int) -> "CarriedStage":
+        """From what `plain` gave, of latents of so many channels; ValueError naming the file (source) and the key."""
+        key, trip = "first_stage", found.get("round_trip")
+        if isinstance(trip, dict) and trip.get("psnr_db") == inf:  # of one that loses nothing
+            found = {**found, "round_trip": {**trip, "psnr_db": 0.0}}
+        held = from_plain(StageContent, found, source, key)
+        scaling = LatentScaling(*(getattr(held, name) for name in LatentScaling._fields))
+        for name in ("channel_mean", "channel_std"):
+            if len(getattr(scaling, name)) != channels:
+                raise ValueError(f"{source}: {key}.{name} has {len(getattr(scaling, name))} values, wanted one for "
+                                 f"each of {channels} channels")
+        if (scaling.limits is not None and len(scaling.limits) != 2) or not scaling.sigma_data > 0:
+            raise ValueError(f"{source}: {key} has limits={scaling.limits}, sigma_data={scaling.sigma_data}: wanted a "
+                             "lowest and a highest value, and more than 0")
+        try:
+            shift_and_gain(*scaling)
+        except ValueError as e:
+            raise ValueError(f"{source}: {key}: {e}") from e
+        if (held.network is None) == bool(held.weights) or (held.network is not None and held.hash is None):
+            raise ValueError(f"{source}: {key} needs network, weights and hash together, or none of them")
+        checkpoint.check_finite(held.weights, source, f"{key}.weights")
+        return cls(scaling, held.network, held.weights, held.hash, trip)
 
     def plain(self) -> dict[str, Any]:
         """As a snapshot file holds it."""
@@ -56,15 +118,19 @@ class CarriedStage:
         """The same with the network of an autoencoder's snapshot."""
         return replace(self, network=snapshot.network, weights=snapshot.weights, hash=snapshot.network_hash)
 
-    def build(self, source: str, trust: bool = False) -> torch.nn.Module:
-        """Its network; ValueError when it is not there or is not that of its hash."""
+    def build(self, source: str, trust: bool = False, trial: Trial | None = None) -> torch.nn.Module:
+        """Its network; ValueError when it is not there or is not that of its hash. trial: see build_network."""
+        return build_network(*self.own_network(source), source, trust, key="first_stage.weights", trial=trial)
+
+    def own_network(self, source: str) -> tuple[dict, Weights]:
+        """Config and weights of its network; ValueError when they are not there or not those of its hash."""
         if self.network is None:
             raise ValueError(f"{source}: the first stage of its latents is not in it, as their file did not hold it; "
                              "name it by sampling.autoencoder (--autoencoder), or leave the latents by "
                              "sampling.decode=false")
         if network_hash(self.network, self.weights) != self.hash:
             raise ValueError(f"{source}: the first stage does not match its own hash")
-        return build_network(self.network, self.weights, source, trust)
+        return self.network, self.weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,16 +159,15 @@ class Snapshot:
     def read(cls, path: Path, task: str | None = None) -> "Snapshot":
         """From a file or a published folder; ValueError when it is damaged, lacks something or is of another task."""
         found, checksum = read_published(Path(path)) if Path(path).is_dir() else checkpoint.load(path, "snapshot")
-        try:
-            stage = found.get("first_stage")
-            for name in ("network", "config"):
-                if not isinstance(found[name], dict):
-                    raise TypeError(f"{name} is a {type(found[name]).__name__}")
-            snapshot = cls(found["task"], found["network"], Facts.from_plain(found["data"], path),
-                           tuple(found["shape"]), None if stage is None else CarriedStage.from_plain(stage),
-                           found["ema"], found["config"], found["nimg"], Path(path), checksum)
-        except (AttributeError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}: not what a snapshot holds: {e!r}") from e
+        held = from_plain(Content, {name: found[name] for name in Content._fields if name in found}, path)
+        check_content(held, path)
+        stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
+        snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
+                       held.config, held.nimg, Path(path), checksum)
+        if len(sizes := snapshot.facts.spatial_shape) > 3 or not all(is_whole(size) and size > 0 for size in sizes):
+            raise ValueError(f"{path}: data.spatial_shape is {shown(sizes)}, wanted up to three sizes")
+        if stage is None and snapshot.facts.latents:
+            raise ValueError(f"{path}: first_stage is missing, though it was trained on latents")
         if task is not None and snapshot.task != task:
             raise ValueError(f"{path}: wanted a snapshot of task {task}, this is one of {snapshot.task}")
         return snapshot
@@ -119,12 +184,45 @@ class Snapshot:
 
     def build(self, trust: bool = False) -> torch.nn.Module:
         """Its network in eval mode with the averaged weights."""
-        return build_network(self.network, self.weights, str(self.path), trust)
+        return build_network(self.network, self.weights, str(self.path), trust, trial=self.try_network)
+
+    def verify(self, trust: bool = False) -> None:
+        """Hold its weights, and those of the first stage in it, against the networks that it names, without memory."""
+        verify_network(self.network, self.weights, str(self.path), trust, trial=self.try_network)
+        if (stage := self.first_stage) and stage.network is not None:
+            verify_network(*stage.own_network(str(self.path)), str(self.path), trust, key="first_stage.weights",
+                           trial=self.try_first_stage)
+
+    def try_network(self, net: torch.nn.Module) -> None:
+        """Run its network on an item of its shape, shapes only (meta device); ValueError where one does not fit."""
+        x = torch.empty(1, *self.shape)
+        if isinstance(net, Autoencoder):
+            label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
+            self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
+        elif hasattr(net, "sigma_min"):
+            told = drawn_conditions(takes_of(net), None, self.facts.class_names, self.shape[1:])([0])
+            if (made := net(x, torch.ones(1), condition=told.to(x.device))).shape != x.shape:
+                raise ValueError(f"the network makes {list(made.shape)} of {list(x.shape)}")
+
+    def try_first_stage(self, net: torch.nn.Module) -> None:
+        """Run the network of its first stage in the same way, on latents of its shape."""
+        targets = self.facts.channels if self.facts.channel_roles is None else ()
+        self.check_decoded(len(targets) or None, *net.decode(torch.empty(1, *self.shape)))
+
+    def check_decoded(self, channels: int | None, image: torch.Tensor, logits: torch.Tensor | None) -> None:
+        """ValueError unless what an autoencoder gives has so many channels (None: any), and the classes of its volumes.
+        """
+        if channels is not None and image.shape[1] != channels:
+            raise ValueError(f"the first stage gives {image.shape[1]} channels, wanted {channels}")
+        classes = len(self.facts.label_classes)
+        if logits is not None and classes and logits.shape[1] != classes:
+            raise ValueError(f"the first stage gives {logits.shape[1]} label classes, its volumes have {classes}")
 
     def open_first_stage(self, trust: bool = False, precision: str = "fp32") -> FirstStage:
         """The first stage that it carries; ValueError when its network is not there."""
         stage = self.first_stage
-        return FirstStage(stage.build(str(self.path), trust), self.facts, stage.scaling, precision)
+        net = stage.build(str(self.path), trust, self.try_first_stage)
+        return FirstStage(net, self.facts, stage.scaling, precision)
 
     @property
     def network_hash(self) -> str:
@@ -139,17 +237,21 @@ class Snapshot:
     @property
     def target(self) -> str:
         """The class of the network."""
-        return self.network["_target_"]
+        return str(self.network.get("_target_", ""))
 
-    @property
-    def training(self) -> dict[str, Any]:
-        """The training half of the configuration that it was trained by."""
-        return self.config["training"]
+    def setting(self, *place: str) -> Any:
+        """What the configuration that it was trained by says at a place; ValueError where it does not say that."""
+        node: Any = self.config
+        for name in place:
+            if not isinstance(node, dict) or node.get(name) is None:
+                raise ValueError(f"{self.path}: its configuration has no {'.'.join(place)}")
+            node = node[name]
+        return node
 
     @property
     def fits_to(self) -> tuple[int, ...] | None:
         """The size [*S] that its data set pads or crops volumes to, None: none."""
-        size = self.config.get("training", {}).get("dataset", {}).get("size")
+        size = ((self.config.get("training") or {}).get("dataset") or {}).get("size")
         return per_axis(size, len(self.shape) - 1, "training.dataset.size") if size else None
 
     @property
@@ -168,19 +270,24 @@ class Snapshot:
                        facts=self.facts.with_volumes_of(other.facts))
 
 
-def build_network(node: dict, weights: Weights, source: str, trust: bool = False) -> torch.nn.Module:
-    """A network from its config and weights, both out of a file; eval mode, no gradients."""
-    net = build_from_file(node, source, trust)
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ValueError(f"{source}: weights do not fit the network it names: {checkpoint.first_line(e)}") from e
-    return net.eval().requires_grad_(False)
-
-
-def network_hash(network: dict, weights: Weights) -> str:
-    """Hash of a network: its config and weights."""
-    return checkpoint.checksum({"network": network, "weights": weights})
+def check_content(held: Content, source: object) -> None:
+    """ValueError naming file and key for values that no snapshot has; what weights belong to is for building to see."""
+    if not 2 <= len(held.shape) <= 4 or min(held.shape) < 1 or prod(held.shape) > MOST_VALUES:
+        raise ValueError(f"{source}: shape is {list(held.shape)}, wanted channels and one to three sizes")
+    if held.nimg < 0:
+        raise ValueError(f"{source}: nimg is {held.nimg}, wanted 0 or more")
+    checkpoint.check_finite(held.ema, source, "ema")
+    for place in DICTS:
+        node: Any = held.config
+        for name in place.split("."):
+            node = node.get(name) or {}
+            if not isinstance(node, dict):
+                raise ValueError(f"{source}: config.{place} is {shown(node)}, wanted names with values")
+    size, sizes = ((held.config.get("training") or {}).get("dataset") or {}).get("size"), len(held.shape) - 1
+    whole = [size] * sizes if is_whole(size) else size
+    if size is not None and not (isinstance(whole, list) and len(whole) == sizes and all(
+            is_whole(n) and n > 0 for n in whole)):
+        raise ValueError(f"{source}: config.training.dataset.size is {shown(size)}, wanted {sizes} whole numbers")
 
 
 def check_contract(found: Facts, trained: Facts, source: str | Path, path: Path) -> None:

@@ -21,7 +21,7 @@ from benchmarks.attack_contents import alter
 from benchmarks.attack_damage import WAYS, damage
 from benchmarks.attack_files import Ground, damage_trial
 from benchmarks.attack_judge import FAULTS, Verdict
-from benchmarks.attack_kinds import FileKind, all_kinds
+from benchmarks.attack_kinds import Target, all_kinds
 from benchmarks.attack_names import check_tables
 from benchmarks.attack_watch import CANARY, SECRET, Command, Fault, spread, watch
 from edm3d.formats import h5
@@ -104,7 +104,7 @@ def ground(tmp_path) -> Ground:
 
 def attacked(ground: Ground, command: Command, number: int = 0, checked: bool = True) -> Verdict:
     """Damage number N of the one kind that is attacked; there is another to put in its place."""
-    kinds = [FileKind("word", "a.bin", "b.bin", (command,), checked), FileKind("other", "other.bin", "b.bin", ())]
+    kinds = [Target("word", "a.bin", "b.bin", (command,), checked), Target("other", "other.bin", "b.bin", ())]
     return damage_trial(ground, kinds, number * len(kinds))
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from edm3d.formats import h5
-from edm3d.formats.describe import check
 from edm3d.formats.facts import Facts
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.inference.check import check
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"state": "training-state-000012.pt", "volumes": "volumes.h5", "latents": "latents.h5", "samples": "samples.h5",

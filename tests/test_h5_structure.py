@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from edm3d.formats import h5
-from edm3d.formats.describe import check, describe
+from edm3d.formats.describe import describe
 from edm3d.formats.diff3 import is_latents, is_samples
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.check import check
 from tests.test_corruption import write_volumes
 
 Change = Callable[[h5py.File, Path], None]

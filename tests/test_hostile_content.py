@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from edm3d.formats import diff3, h5
-from edm3d.formats.describe import check
 from edm3d.formats.facts import POSTERIORS, SCALINGS, Facts, LatentScaling
 from edm3d.formats.npz import HASH
 from edm3d.formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
+from edm3d.inference.check import check
 from edm3d.networks import latent_codec, posteriors
 from edm3d.training.datasets.arrays import ArraysDataset
 from edm3d.training.datasets.brainweb import BrainwebSlices

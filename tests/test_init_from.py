@@ -27,7 +27,7 @@ def start(tmp_path, net: nn.Module, weights: dict, node: dict = NODE) -> list[st
 def known(node: dict = NODE, first_stage: str | None = None) -> Snapshot:
     """What is known of a network on images, or on latents of a first stage of such a hash."""
     stage = first_stage and CarriedStage(LatentScaling([0.0], [1.0]), hash=first_stage)
-    return Snapshot("diffusion", node, Facts("", ""), (), stage)
+    return Snapshot("diffusion", node, Facts("", ""), (1, 2), stage)
 
 
 def network(width: int = 3, extra: bool = False) -> nn.Module:

@@ -282,15 +282,16 @@ def test_an_experiment_that_needs_tiles_is_drawn_in_them(at, tmp_path):
     assert (settings["tile"], settings["tile_overlap"], settings["precision"]) == ([4, 8, 8], 0, "bf16")
     for name, value in (("batch_size", "many"), ("sampler", ["a"]), ("tile", 8)):
         replace(snapshot, config={"sampling": {**half, name: value}}).save(tmp_path / "odd.pt")
-        with pytest.raises(ValueError, match=f"odd.pt: its experiment has sampling.{name}="):
+        with pytest.raises(ValueError, match=f"odd.pt: config.sampling.{name} is "):
             edm3d.load(tmp_path / "odd.pt", device="cpu").sample([0])
 
 
 @pytest.mark.parametrize(("name", "change", "said"), [
-    ("config.json", lambda text: re.sub(rb'"first_stage": {', b'"first_stage": "abc", "x": {', text), "not the config"),
+    ("config.json", lambda text: re.sub(rb'"first_stage": {', b'"first_stage": "abc", "x": {', text),
+     "content.first_stage is 'abc', wanted"),
     ("config.json", lambda text: text.replace(b'"hi": 30.0', b'"hi": 40.0'), "the checksum does not match"),
-    ("config.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version 2; this program reads"),
-    ("config.json", lambda text: text[:-9], "not the configuration of a published network"),
+    ("config.json", lambda text: text.replace(b'"version": 1', b'"version": 2'), "version is 2; this program reads"),
+    ("config.json", lambda text: text[:-9], "config.json: not readable as JSON"),
     ("model.safetensors", lambda text: text[:-1] + bytes([text[-1] ^ 1]), "the checksum does not match"),
     ("first_stage.safetensors", lambda text: text[:-5], "not readable as safetensors"),
     ("first_stage.safetensors", lambda text: b"", "not readable as safetensors"),

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from edm3d.formats import bounded
-from edm3d.formats.describe import check
 from edm3d.formats.nifti import npz_names, read_volume
 from edm3d.formats.prepare import PrepareOptions, prepare
+from edm3d.inference.check import check
 
 VOXELS = np.random.default_rng(0).normal(100, 20, (12, 11, 10)).astype(np.int16)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])

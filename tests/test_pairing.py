@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 
-from edm3d.formats.describe import check
 from edm3d.formats.folders import walk
 from edm3d.formats.nifti import read_volume, suffix_of, write_nifti
 from edm3d.formats.pairing import find_cases
 from edm3d.formats.patients import groups_by_name
 from edm3d.formats.patterns import proposal
+from edm3d.inference.check import check
 
 COMPOSED, DECOMPOSED = "\u00e9", "e\u0301"  # one letter
 NOT_UTF8 = os.fsdecode(b"bad\xff")
@@ -240,7 +240,9 @@ def test_what_is_passed_over_is_said(tmp_path):
         "; convert to .nii.gz what holds volumes, and rename what is hidden, no plain file, or in mixed case, as "
         ".Nii.gz; 3 file(s) that hold no volumes (.DS_Store, .json, README); folders that are hidden, or there twice "
         "by links (.hidden)"]
-    assert check(folder).lines == [*pairing.notes, "2 files, 2 bad"]
+    assert check(folder).lines == [pairing.notes[0].replace("3 file(s) that hold no volumes (.DS_Store, .json, README)",
+                                                            "2 file(s) that hold no volumes (.DS_Store, README)"),
+                                   "3 files, 3 bad"]  # it reads JSON, too
     with pytest.raises(ValueError, match=r"holds no \.nii.*; .*k: passed over: 1 file\(s\) .* \(c\.mha\); convert"):
         find_cases(touch(tmp_path / "k", "c.mha"), None)
     assert find_cases(touch(tmp_path / "j", "a.nii"), None).notes == []

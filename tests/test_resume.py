@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -645,3 +646,43 @@ def test_ranks_share_all_but_how_they_use_their_machines():
     same = {**training, "options": {**training["options"], "num_threads": 2, "device": "cuda"}}
     longer = {**training, "options": {**training["options"], "total_kimg": 2}}
     assert common_part(same) == common_part(training) != common_part(longer)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda status: {}, "experiment is None"), (lambda status: [], "its content is a list"),
+    (lambda status: None, "its content is None"), (lambda status: {**status, "experiment": 3}, "experiment is 3"),
+    (lambda status: {**status, "experiment": "other"}, "experiment is 'other'"),
+    (lambda status: {**status, "config_hash": []}, "config_hash is a list"),
+    (lambda status: {**status, "nimg": "x"}, "nimg is 'x'"), (lambda status: {**status, "launch": {}}, "launch is a"),
+    (lambda status: {**status, "config_hash": "0" * 16}, "config_hash is '0000000000000000', not that of"),
+    (lambda status: {k: v for k, v in status.items() if k != "config_hash"}, "config_hash is None, not that of"),
+])  # fmt: skip
+def test_a_status_that_does_not_tell_whose_run_it_is_never_makes_latest_begin_anew(tmp_path, change, said):
+    folder = make_run(tmp_path, 3, CONFIG, states=("000009",))
+    status = folder / "status.json"
+    status.write_text(json.dumps(change(json.loads(status.read_text()))))
+    with pytest.raises(ValueError, match=f"{status}.*{re.escape(said)}.*training-state-000009.pt") as error:
+        latest(tmp_path, "exp", CONFIG)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=str(status)):
+        latest(tmp_path, "exp", {**CONFIG, "loss": {"P_mean": 3.0}})
+
+
+def test_damage_in_other_runs_is_named_and_stops_nothing(tmp_path):
+    mine = make_run(tmp_path, 0, CONFIG, states=("000001",))
+    for number, text in enumerate(("[", "training: 3", "training: {options: 3}", "&a [*a]", "- 1", "\0"), 1):
+        other = make_run(tmp_path, number, OTHER, states=("000002",))
+        (other / "config.yaml").write_text(text)
+    (tmp_path / "00009-other").mkdir()
+    (tmp_path / "00009-other/status.json").write_text("[1]")
+    start = latest(tmp_path, "exp", CONFIG)
+    assert start.state == mine / "training-state-000001.pt"
+    assert "00009-other/status.json: damaged" in start.notes[0] and "00006-exp" in start.notes[1]
+    assert "config.yaml" in start.notes[1]
+
+
+def test_a_damaged_status_of_a_run_that_goes_on_stops_nothing(tmp_path):
+    folder = make_run(tmp_path, 0, CONFIG)
+    (folder / "status.json").write_text("{")
+    write_status(folder, "running", nimg=3)
+    assert json.loads((folder / "status.json").read_text()) == {"nimg": 3, "status": "running", "why": ""}

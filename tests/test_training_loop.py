@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from edm3d.formats.training_state import TrainingState
+from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.training.batch_transforms import DrawLatents, Identity
 from edm3d.training.data_sampler import InfiniteSampler
@@ -23,7 +23,7 @@ from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.resume import is_newest, read_state
 from edm3d.training.tasks.diffusion import diffusion_task
-from edm3d.training.ticks import SIGMA_EDGES, Progress
+from edm3d.training.ticks import SIGMA_EDGES
 from edm3d.training.training_loop import split_batch
 from edm3d.training.validation import Held
 from edm3d.utils import checkpoint, distributed

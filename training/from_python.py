@@ -36,8 +36,6 @@ def experiment(config: str | Path | Mapping[str, Any]) -> Iterator[tuple[str, Pa
             yield str(config), None, str(config)
             return
         content, run = read_yaml(path), path.stem
-        if not isinstance(content, Mapping):
-            raise ValueError(f"{path}: wanted keys and values, this is a {type(content).__name__}")
         if "defaults" in content:
             yield path.stem, path.parent, run
             return

@@ -45,22 +45,32 @@ def own_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def fitting(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights that fit a network by name and shape."""
-    return {k: weights[k] for k, v in own_weights(net).items() if k in weights and weights[k].shape == v.shape}
+    """The weights that fit a network by name, shape and type; another type would be cast in silence."""
+    return {k: weights[k] for k, v in own_weights(net).items() if k in weights and kind_of(weights[k]) == kind_of(v)}
+
+
+def kind_of(weight: torch.Tensor) -> str:
+    """Shape of a weight, and its type where that is not the usual one."""
+    return f"{list(weight.shape)}" + ("" if weight.dtype == torch.float32 else f" {weight.dtype}")
 
 
 def take_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
     """Copy what fits by name and shape; the report."""
     own, taken = own_weights(net), fitting(net, weights)
     net.load_state_dict(taken, strict=False)
-    other = [f"{k} {list(weights[k].shape)} -> {list(own[k].shape)}" for k in own if k in weights and k not in taken]
+    other = [f"{k} {kind_of(weights[k])} -> {kind_of(own[k])}" for k in own if k in weights and k not in taken]
     left = weights.keys() - net.state_dict().keys()
-    changed = [k for k, v in net.named_buffers(recurse=False) if k in weights and not torch.equal(weights[k].to(v), v)]
+    changed = [k for k, v in net.named_buffers(recurse=False) if k in weights and not same(weights[k], v)]
     return [f"  {len(taken)} of the network's {len(own)} taken",
             *report("not taken, of another shape", other),
             *report("start afresh, not in the snapshot", own.keys() - weights.keys()),
             *report("left over in the snapshot", left),
             *report("not taken, as the configuration says otherwise", changed)]
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two weights hold the same."""
+    return kind_of(one) == kind_of(other) and torch.equal(one.to(other), other)
 
 
 def report(what: str, names: Iterable[str]) -> list[str]:

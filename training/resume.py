@@ -13,7 +13,7 @@ from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short, read_yaml
 from edm3d.utils.config_hash import config_hash, hashed_part
 from edm3d.utils.log import read_status
-from edm3d.utils.runs import attempt, find_file, launch, list_files, runs_of, without_status
+from edm3d.utils.runs import attempt, find_file, launch, list_files, odd_runs, runs_of, without_status
 from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
@@ -64,14 +64,24 @@ def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
 
 
 def latest(root: Path, experiment: str, training: dict) -> Start:
-    """The newest state of the newest run of this configuration, and why newer runs were passed over."""
-    passed: list[str] = []
+    """The newest state of the newest run of this configuration, and why newer runs were passed over.
+
+    ValueError for a run with states whose status.json does not say of which configuration it is.
+    """
+    passed = [f"Note: {what}; it is another run's" for what in odd_runs(root, experiment)[:NOTES]]
     for folder in runs_of(root, experiment):
         states = list_files(folder, "training-state")
-        same = read_status(folder).get("config_hash") == config_hash(training)
+        said = read_status(folder).get("config_hash")
+        same = said == config_hash(training)
         if same and states:
             return Start(states[-1], passed[:NOTES])
-        why = "it has no training state" if same else f"it is of another configuration{keys_of(folder, training)}"
+        own, how = own_config(folder)
+        if states and not same and (said is None or (own and config_hash(own) != said)):
+            raise ValueError(f"{folder}/status.json: config_hash is {said!r:.60}, not that of the config.yaml "
+                             "beside it, so whether the run is of this configuration is not known; "
+                             f"{KEY}={states[-1]} goes on from it, or move the folder away to start anew")
+        how = f" ({keys})" if own and (keys := different_settings({"training": own}, {"training": training})) else how
+        why = "it has no training state" if same else f"it is of another configuration{how}"
         passed.append(f"{KEY}=latest: passed over {folder}, {why}")
     strays = [f"{KEY}=latest: passed over {folder}, it has states but no status.json; {KEY}={folder} goes on from them"
               for folder in without_status(root, experiment)]
@@ -79,11 +89,19 @@ def latest(root: Path, experiment: str, training: dict) -> Start:
                         *passed[:NOTES]])
 
 
-def keys_of(folder: Path, training: dict) -> str:
-    """In brackets, how a run folder's configuration differs; nothing where it holds none."""
+def own_config(folder: Path) -> tuple[dict | None, str]:
+    """The training half of a run folder's config.yaml; None where there is none, and what is wrong with it."""
     path = folder / "config.yaml"
-    keys = different_settings(read_yaml(path), {"training": training}) if path.is_file() else ""
-    return f" ({keys})" if keys else ""
+    if not path.is_file():
+        return None, ""
+    try:
+        training = read_yaml(path).get("training")
+        config_hash(training)
+    except ValueError as e:
+        return None, f"; {e}"
+    except (AttributeError, KeyError, TypeError):  # of what is no training half
+        return None, f"; {path} holds no configuration of a run"
+    return training, ""
 
 
 def read_state(path: Path, record: RunRecord) -> TrainingState:
@@ -95,19 +113,24 @@ def read_state(path: Path, record: RunRecord) -> TrainingState:
     for what, keys in (("configuration", different_settings(state.config, record.config)),
                        ("data set", listed_differences(state.facts.identity(), record.facts.identity()))):
         if keys:
-            raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, or leave resume "
-                             "away to start anew")
+            raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, leave resume away "
+                             f"to start anew{from_weights(path)}")
     return state
 
 
 def one_before(path: Path) -> str:
     """What a user may choose by name instead of a damaged state: an older one, or a snapshot's weights."""
-    states, snapshots = (list_files(path.parent, kind) for kind in ("training-state", "network-snapshot"))
+    states = list_files(path.parent, "training-state")
     older = states[:states.index(path)] if path in states else []
     if older:
         return f"; the one before it is {KEY}={older[-1]}"
-    weights = f", or from weights by training.options.init_from={snapshots[-1]}" if snapshots else ""
-    return f"; there is none before it: leave resume away to start anew{weights}"
+    return f"; there is none before it: leave resume away to start anew{from_weights(path)}"
+
+
+def from_weights(path: Path) -> str:
+    """How to start anew from the weights that a snapshot beside a state holds; '' where there is none."""
+    snapshots = list_files(path.parent, "network-snapshot")
+    return f", or from weights by training.options.init_from={snapshots[-1]}" if snapshots else ""
 
 
 def different_settings(old: dict, new: dict) -> str:

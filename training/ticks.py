@@ -1,30 +1,16 @@
 """How far a run is, the numbers of a tick, and the line that people read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf, nan
+from math import nan
 
 import psutil
 import torch
 
+from edm3d.formats.training_state import Progress
 from edm3d.training.phases import ByLevel, LossOutput, Numbers, Phase, Sum
 from edm3d.utils.stats import Collector
 
 SIGMA_EDGES = (0.03, 0.1, 0.3, 1, 3, 10, 30)  # half decades of noise level that losses are logged by
-
-
-@dataclass
-class Progress:
-    """What changes from step to step besides weights; all of it is in the training state."""
-
-    nimg: int = 0
-    tick: int = 0
-    tick_nimg: int = 0          # at the start of the tick
-    tick_seconds: float = 0
-    seconds: float = 0          # of the ticks that are over
-    bad_steps: int = 0          # in a row
-    best: float = inf           # score of the best validation, lower is better
-    measured: str = ""          # what it was measured on, as `Held.fingerprint`
 
 
 def report(stats: Collector, group: str, numbers: Numbers) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from edm3d.formats.training_state import TrainingState
+from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.samplers.noise import ImageGenerators, mix_seed
 from edm3d.training.buffers import Buffers
@@ -21,12 +21,12 @@ from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
+from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes, processor
 from edm3d.training.schedule import lr_factor
-from edm3d.training.ticks import Progress, learning_rates, report_loss, tick_fields, tick_line
+from edm3d.training.ticks import learning_rates, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.files import first_line
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
@@ -103,22 +103,20 @@ class Trainer:
             {p.name: sharding.full_state(p.optimizer) for p in self.task.phases})
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from a training state that `read_state` gave; ValueError when its weights do not fit."""
+        """Go on from a training state that `read_state` gave; ValueError, and nothing changed, where it does not fit.
+        """
         for line in changes(state.environment, self.environment()):
             self.log(line)
         length = state.total_kimg
         if self.options.lr_schedule == "cosine" and length != self.options.total_kimg:
             self.log(f"Warning: training.options.total_kimg was {length:g}, is {self.options.total_kimg:g}: the cosine "
                      "schedule is another one from here on, and the result not that of one long run")
-        try:
-            for phase in self.task.phases:
-                sharding.load_full_state(phase.module, state.modules[phase.name])
-                sharding.load_full_optimizer_state(phase.optimizer, state.optimizers[phase.name])
-            for ema, weights in zip(self.emas, [state.ema, *state.more_emas], strict=True):
-                sharding.load_full_state(ema, weights)
-        except (RuntimeError, KeyError, ValueError) as e:
-            raise ValueError("training.options.resume: the state does not fit the networks or optimisers of this "
-                             f"program, though its configuration does: {first_line(e)}") from e
+        check_fits(state, self.task.phases, self.emas, self.options.batch_size)
+        for phase in self.task.phases:
+            sharding.load_full_state(phase.module, state.modules[phase.name])
+            sharding.load_full_optimizer_state(phase.optimizer, state.optimizers[phase.name])
+        for ema, weights in zip(self.emas, [state.ema, *state.more_emas], strict=True):
+            sharding.load_full_state(ema, weights)
         self.progress = Progress(**state.progress)
         self.measure_anew()
         self.stats.load_state(state.stats)

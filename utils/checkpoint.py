@@ -1,20 +1,21 @@
 """Snapshots and training states: tensors and plain data in one file, written whole or not at all, checked on load."""
 
 import hashlib
-import pickle
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from edm3d.utils.checks import is_whole, listed
 from edm3d.utils.files import atomic_path, first_line, write_error
+from edm3d.utils.torch_files import check_archive, check_tree
 
 VERSION = 2
 KINDS = ("snapshot", "state")
+DAMAGED = "{}: damaged or incomplete, or no file of this program"
 
 
 def walk(value: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -87,13 +88,13 @@ def load(path: Path, kind: str) -> Checked:
     if not isinstance(found, str) or found != kind:
         raise ValueError(f"{path}: wanted a {kind}, this is {found!r:.60}")
     version, stored = data.get("version"), data.pop("checksum", None)
-    if not isinstance(version, int) or version > VERSION:
+    if not is_whole(version) or not 1 <= version <= VERSION:
         raise ValueError(f"{path}: format version {version!r:.60}, this program reads up to {VERSION}; update it")
     try:
-        whole = stored == checksum(data)
-    except Exception as e:  # tensors and nestings that no file of ours holds
+        agrees = stored == checksum(data)
+    except (ValueError, TypeError) as e:  # as of numbers of thousands of digits
         raise ValueError(f"{path}: not what a {kind} file holds: {first_line(e)}") from e
-    if not whole:
+    if not agrees:
         older = f" or of an older program (format version {version})" if version < VERSION else ""
         raise ValueError(f"{path}: the checksum does not match, the file is damaged{older}")
     return Checked(data, stored)
@@ -102,16 +103,38 @@ def load(path: Path, kind: str) -> Checked:
 def read_plain(path: Path) -> object:
     """The content of a torch file: tensors and plain data; ValueError when it is damaged or holds anything else."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the CRCs
-            damaged = archive.testzip()
-    except Exception as e:  # zipfile raises what it pleases on a damaged file
-        raise ValueError(f"{path}: damaged or incomplete, or no file of this program") from e
-    if damaged:
-        raise ValueError(f"{path}: the file is damaged, a checksum inside it does not match")
-    try:
+        check_archive(path)
         with warnings.catch_warnings(action="ignore"):  # what it warns of is no file of ours, and refused
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise ValueError(f"{path}: refused, it is not plain tensors and data: {first_line(e)}") from e
-    except Exception as e:  # whatever else a hostile or damaged file provokes
-        raise ValueError(f"{path}: damaged, or no file of this program") from e
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ValueError as e:
+        if str(path) in str(e):
+            raise
+        raise ValueError(DAMAGED.format(path)) from e
+    except Exception as e:  # zipfile and torch raise what they please on a damaged or hostile file
+        raise ValueError(DAMAGED.format(path)) from e
+    check_tree(content, path)
+    return content
+
+
+# ---- weights ----
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: object, key: str) -> None:
+    """ValueError naming file and weight for one that is NaN or infinite."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{source}: {key}.{name} has values that are not finite")
+
+
+def check_weights(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: object, key: str
+                  ) -> None:
+    """ValueError naming file and weight unless tensors are, by name, type and shape, those of a network."""
+    if lacking := [name for name in wanted if name not in found]:
+        raise ValueError(f"{source}: {key} lacks {listed(lacking)}")
+    if unknown := [name for name in found if name not in wanted]:
+        raise ValueError(f"{source}: {key} has {listed(unknown)}, which the network has not")
+    for name, tensor in wanted.items():
+        for what, got, asked in (("shape", list(found[name].shape), list(tensor.shape)),
+                                 ("type", found[name].dtype, tensor.dtype)):
+            if got != asked:  # another type would be cast in silence
+                raise ValueError(f"{source}: {key}.{name} has {what} {got}, wanted {asked}")

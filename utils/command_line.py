@@ -60,7 +60,7 @@ class Script(click.Command):
                 os.getcwd()
             except OSError as e:
                 sys.exit(f"Error: the working folder cannot be reached ({e.strerror}); change to one that is there")
-            return super().main(*args, **extra)
+            return super().main(*args, **{"color": True, **extra})  # click cuts escapes out of names; we show them
 
 
 class Scripts(Script, click.Group):

@@ -12,6 +12,8 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -19,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +34,7 @@ from edm3d.utils.files import first_line
 from edm3d.utils.log import note
 from edm3d.utils.retarget import Layer, leave_out, leaves, target_paths
 from edm3d.utils.schema import Experiment
+from edm3d.utils.yaml_files import Refused, check_yaml
 
 Overrides = Sequence[str]
 
@@ -100,10 +104,22 @@ class MoreFolders(SearchPathPlugin):
             search_path.append("edm3d", f"file://{folder}")
 
 
+class CheckedFiles(FileConfigSource):
+    """Hydra's reader of YAML files, told first what reading one would cost."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file; Refused where that would take for ever."""
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if path.is_file():
+            check_yaml(path)
+        return super().load_config(config_path)
+
+
 @contextmanager
 def hydra_in(folders: Sequence[Path]) -> Iterator[None]:
     """Hydra, looking into these folders while the block lasts."""
     Plugins.instance().register(MoreFolders)
+    SourcesRegistry.instance().types["file"] = CheckedFiles
     MoreFolders.folders = folders[1:]
     try:
         with hydra.initialize_config_dir(str(folders[0]), version_base=None):
@@ -124,7 +140,7 @@ def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Dic
     try:
         with hydra_in(folders):
             config = hydra.compose(name, list(overrides))
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, Refused):
         raise
     except yaml.YAMLError as e:
         raise ValueError(yaml_error(e)) from e

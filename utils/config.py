@@ -19,6 +19,7 @@ from edm3d.utils.log import is_lack_of_memory
 from edm3d.utils.own_code import import_module
 from edm3d.utils.plain import describe, fits, shown
 from edm3d.utils.trusted import NETWORKS, SAMPLERS, is_listed
+from edm3d.utils.yaml_files import check_yaml
 
 ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
@@ -259,7 +260,7 @@ def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str,
     """Paths at which two plain configs differ, with the values of both; None is none, and as good as an empty node."""
     if all(value is None or isinstance(value, dict) for value in (old, new)):
         old, new = old or {}, new or {}
-        for key in sorted({*old, *new}):
+        for key in sorted({*old, *new}, key=str):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new
@@ -287,9 +288,14 @@ def to_yaml(config: dict) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def read_yaml(path: Path) -> dict:
-    """A plain config from a YAML file of ours; ValueError when it is damaged."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A plain config from a YAML file, its ${...} as they stand; ValueError when it is damaged or no keys and values.
+    """
+    check_yaml(path)
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as e:
-        raise ValueError(f"{path}: not readable as YAML ({str(e).splitlines()[0]})") from e
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError, AssertionError) as e:
+        raise ValueError(f"{path}: not readable as YAML ({first_line(e)})") from e
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: wanted keys and values, this is a {type(found).__name__}")
+    return found

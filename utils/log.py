@@ -8,13 +8,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from edm3d.utils.commands import command
 from edm3d.utils.files import first_line, overwrite_text, write_text
 from edm3d.utils.names import printable
+from edm3d.utils.plain import from_plain, read_json
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
 READERS = ("formats/", "training/datasets/", "training/loader.py", "utils/checkpoint.py")  # of files of data
@@ -74,15 +75,33 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
                 disable=None if is_main else True, dynamic_ncols=True, smoothing=0.05, leave=False)
 
 
+class RunStatus(NamedTuple):
+    """What status.json may say of a run, each as `write_status` gave it."""
+
+    experiment: str | None = None
+    config_hash: str | None = None
+    run_id: str | None = None
+    launch: str | None = None
+    attempt: int | None = None
+    status: str | None = None
+    why: str = ""
+    nimg: int | None = None
+    state: str | None = None
+
+
 def read_status(run_dir: Path) -> dict:
-    """What status.json says, {} where there is none; ValueError when it is damaged."""
+    """What status.json says, {} where there is none; ValueError when it is damaged, or says what no run does."""
     path = run_dir / "status.json"
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{path}: damaged ({e}); delete it, or the folder, if the run is not needed") from e
+        found = read_json(path)
+        known = {name: found[name] for name in RunStatus._fields if name in found} if isinstance(found, dict) else found
+        from_plain(RunStatus, known, path)
+    except ValueError as e:
+        raise ValueError(f"{path}: damaged ({str(e).removeprefix(f'{path}: ')}); delete it, or the folder, if the run "
+                         "is not needed") from e
+    return found
 
 
 def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> None:
@@ -91,7 +110,11 @@ def write_status(run_dir: Path, status: str, why: str = "", **facts: object) -> 
     On a full disk in place of what is there.
     """
     assert status in ("running", "requeue", "done", "failed")
-    new = {**read_status(run_dir), **facts, "status": status, "why": why}
+    try:
+        old = read_status(run_dir)
+    except ValueError:  # damaged while the run goes on, which that does not stop
+        old = {}
+    new = {**old, **facts, "status": status, "why": why}
     path, text = run_dir / "status.json", json.dumps(new, indent=2) + "\n"
     try:
         write_text(path, text)

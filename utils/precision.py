@@ -6,10 +6,12 @@ import torch
 
 from edm3d.utils.checks import check_choice
 
+PRECISIONS = ("fp32", "bf16", "auto")
+
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """fp32 or bf16; auto is bf16 where the processor has matrix units for it."""
-    check_choice("precision", precision, ("fp32", "bf16", "auto"))
+    check_choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return precision
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()

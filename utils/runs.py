@@ -31,15 +31,39 @@ def runs_of(root: Path, experiment: str) -> Iterator[Path]:
 
 
 def is_run_of(folder: Path, experiment: str) -> bool:
-    """Whether a run folder is an experiment's; ValueError where it may be, but status.json, which says so, is damaged.
+    """Whether a run folder is an experiment's; ValueError where it may be, but status.json, which says so, is damaged
+    or, beside states, names no experiment that the folder could be of.
     """
     try:
-        return read_status(folder).get("experiment") == experiment
+        said = read_status(folder).get("experiment")
     except ValueError as e:
         if not is_named_after(folder, experiment):
             return False
-        states = list_files(folder, "training-state")
-        raise ValueError(f"{e}; its last training state is {states[-1]}" if states else str(e)) from e
+        raise ValueError(f"{e}{last_state(folder)}") from e
+    if said == experiment or not is_named_after(folder, experiment) or (said and is_named_after(folder, said)):
+        return said == experiment
+    if (folder / "status.json").is_file() and (state := last_state(folder)):
+        raise ValueError(f"{folder}/status.json: damaged (experiment is {said!r:.60}, the folder is named after "
+                         f"{experiment}); delete it, or the folder, if the run is not needed{state}")
+    return False
+
+
+def last_state(folder: Path) -> str:
+    """Which state of a run folder there is to go on from, for an error; '' for none."""
+    states = list_files(folder, "training-state")
+    return f"; its last training state is {states[-1]}" if states else ""
+
+
+def odd_runs(root: Path, experiment: str) -> list[str]:
+    """What is wrong with the status.json of runs that are none of an experiment's."""
+    found = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if RUN.match(folder.name) and not is_named_after(folder, experiment):
+            try:
+                read_status(folder)
+            except ValueError as e:
+                found.append(str(e).partition("; delete it")[0])
+    return found
 
 
 def is_named_after(folder: Path, experiment: str) -> bool:

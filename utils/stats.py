@@ -13,8 +13,11 @@ import numpy as np
 import torch
 
 from edm3d.utils import distributed
-from edm3d.utils.files import first_line, write_text
+from edm3d.utils.checks import listed
+from edm3d.utils.files import atomic_path, first_line
 from edm3d.utils.log import read_status
+from edm3d.utils.names import printable
+from edm3d.utils.plain import parse_json, taken
 
 
 class Collector:
@@ -90,7 +93,8 @@ class StatsFiles:
         """nimg: images seen so far; what an earlier process wrote of later ticks is dropped, they come again."""
         from torch.utils.tensorboard import SummaryWriter
         path = run_dir / "stats.jsonl"
-        drop_later_ticks(path, nimg)
+        if odd := drop_later_ticks(path, nimg):
+            log(f"Warning: {path}: {listed(odd)} of it say nothing of a tick and are left out; the other lines stay")
         self.jsonl = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self.writer = SummaryWriter(str(run_dir), purge_step=nimg + 1)
         self.wandb_run, self.log = wandb_run, log
@@ -129,22 +133,38 @@ class StatsFiles:
                      "start; stats.jsonl and TensorBoard go on")
 
 
-def drop_later_ticks(path: Path, nimg: int) -> None:
-    """Keep the lines of a stats.jsonl up to a number of images; a line that was cut off goes too."""
+def drop_later_ticks(path: Path, nimg: int) -> list[str]:
+    """Keep the lines of a stats.jsonl up to a number of images, as they are; a last one that was cut off goes too.
+
+    Other lines that are no ticks go as well, and are named.
+    """
     if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if images_of(line) <= nimg]
-    if kept != lines:
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        return []
+    whole, (_, odd) = path.read_bytes(), odd_ticks(path)
+    kept = [line for line in whole.split(b"\n") if (images := images_of(line)) is not None and images <= nimg]
+    text = b"".join(line + b"\n" for line in kept)
+    if text != whole:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(text)
+    return odd
 
 
-def images_of(line: str) -> float:
-    """Images seen at a line of stats.jsonl; infinite for a line that was cut off."""
+def odd_ticks(path: Path) -> tuple[int, list[str]]:
+    """How many lines of a stats.jsonl are ticks, and which are not, `line 3 ('[1]')`; the last may be cut off."""
+    lines = path.read_bytes().split(b"\n")
+    ticks = [images_of(line) is not None for line in lines]
+    return sum(ticks), [f"line {number} ({printable(line[:40].decode(errors='replace'))!r})"
+                        for number, (line, is_tick) in enumerate(zip(lines[:-1], ticks, strict=False), 1)
+                        if not is_tick and line.strip()]
+
+
+def images_of(line: bytes) -> float | None:
+    """Images seen at a line of stats.jsonl; None for a line that is none."""
     try:
-        return round(json.loads(line)["kimg"] * 1000)
+        tick = parse_json(line.decode(), "a line")
+        return round(taken(tick["kimg"], float, "a line", "kimg") * 1000)
     except (ValueError, KeyError, TypeError):
-        return inf
+        return None
 
 
 def wandb_package(project: str) -> ModuleType:
