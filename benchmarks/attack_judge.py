@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.attack_watch import RISE, SECRET, Observed
-from edm3d.utils.log import LESS_MEMORY
+from edm3d.utils.log import less_memory
 
 FAULTS = ("tracebacks", "hangs", "memory", "silent_changes", "lost_outputs", "files_outside", "code_run",
           "network_asked", "unnamed", "unclean", "leaks", "leftovers")
@@ -41,7 +41,7 @@ def kind_of_death(seen: Observed) -> list[str]:
         found.append(seen.code)
     elif isinstance(seen.code, str) or TRACEBACK in seen.text:
         found.append("memory" if "MemoryError" in seen.text else "tracebacks")
-    elif LESS_MEMORY in seen.text or "bad_alloc" in seen.text:
+    elif less_memory() in seen.text or "bad_alloc" in seen.text:
         found.append("memory")
     return found if "memory" in found or seen.rise < RISE else [*found, "memory"]
 

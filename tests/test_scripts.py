@@ -348,8 +348,7 @@ def test_a_folder_where_a_file_is_wanted_names_the_file_that_is_meant(at):
         "results/demo: a folder, wanted a samples file; did you mean results/demo/samples.h5?")
     assert refused(at, evaluate.main, *words[1:], "results/00000-echo_vae").endswith(
         f"a folder, wanted a samples file; {commands.command('generate')} makes one")
-    assert refused(at, dataset_tool.main, "info", "results/00000-echo_vae").endswith(
-        "a folder, wanted a file; did you mean results/00000-echo_vae/network-snapshot-000000.016.pt?")
+    assert "network-snapshot-000000.016.pt" in succeed(dataset_tool.main, "info", "results/00000-echo_vae")
     assert refused(at, dataset_tool.main, "info", "results/demo").endswith("did you mean results/demo/samples.h5?")
     assert refused(at, dataset_tool.main, "info", "results").endswith("results: a folder, wanted a file")
     assert "wanted a volumes file; did you mean data/" in refused(
