@@ -23,6 +23,7 @@ from edm3d.formats.describe import (
 )
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.npz import HASH
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, value_problems
 from edm3d.utils.config import read_yaml
@@ -70,7 +71,7 @@ def checker_of(path: Path) -> Checker | None:
 
 def check_volume(path: Path) -> Report:
     """A NIfTI, npy or npz file of a volume, or an npz file of samples."""
-    if path.suffix == ".npz" and "seeds" in npz_names(path):
+    if path.suffix == ".npz" and {"seeds", HASH} & set(npz_names(path)):
         return check_samples_npz(path)
     volume = read_volume(path, role=role_of(path))
     return Report([volume_line(path, volume)], _volume_problems(path, volume.data))

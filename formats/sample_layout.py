@@ -26,7 +26,7 @@ KINDS = {"latents": Kind("float32", 3, 5), "images": Kind("float32", 3, 5), "lab
 def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:
     """ValueError unless seeds and affine are there, and all arrays have a row for each seed and the right types.
 
-    Images and label maps must have the shape that the meta data say, where those do.
+    Images must have the channels and axes that the meta data say, where those do, and latents the channels.
     """
     if missing := {"seeds", "affine"} - layout.keys():
         raise ValueError(f"{path}: not a samples file: {', '.join(sorted(missing))} missing")
@@ -50,9 +50,9 @@ def _check_images(path: Path, layout: Layout, facts: Facts, scaling: LatentScali
     """ValueError unless images, and latents by their channels, are what the meta data say, where those do."""
     _, shape = layout.get("images", ("", None))
     if shape and ((facts.channels and shape[1] != len(facts.channels))
-                  or (facts.spatial_shape and shape[2:] != facts.spatial_shape)):
-        raise ValueError(f"{path}: images are {shape}, and data says {len(facts.channels)} channels and a grid of "
-                         f"{facts.spatial_shape}")
+                  or (facts.spatial_shape and len(shape) != len(facts.spatial_shape) + 2)):
+        raise ValueError(f"{path}: images are {shape}, and data says {len(facts.channels)} channels and "
+                         f"{len(facts.spatial_shape)} axes")
     drawn = [layout[name][1][1:] for name in ("latents", "images") if name in layout]
     if "trajectory" in layout and drawn and layout["trajectory"][1][2:] not in drawn:
         raise ValueError(f"{path}: trajectory is {layout['trajectory'][1]}, wanted steps of {drawn[0]}")

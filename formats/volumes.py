@@ -181,6 +181,9 @@ class VolumesWriter:
         _check_image(item, self._meta, self._shape)
         _check_label(item, self._meta)
         _check_conditions(item, self._meta)
+        rows = {"affines": item.affine, "boxes": item.box, "attributes": item.attributes}
+        check_tables({name: row[None] for name, row in rows.items() if row is not None}, [item.id], str(self._path),
+                     classes=self._meta.class_names, spatial_shape=item.image.shape[1:])
         if split in self._rows and ("intensity_ranges" in self._rows[split]) != (intensity_range is not None):
             raise ValueError(f"{item.id}: intensity_range is given for some volumes of '{split}' only")
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, prod
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.latents import FirstStageRecord
+from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.published import read_published
 from edm3d.inference.conditions import drawn_conditions
 from edm3d.inference.first_stage import FirstStage
@@ -27,27 +27,13 @@ DICTS = ("training.dataset", "training.options", "training.validation", "samplin
 MOST_VALUES = 2 ** 31  # of an item that a network sees
 
 
-class RoundTripContent(NamedTuple):
-    """What held-out items lose in a first stage: mean PSNR, and Dice by class, of so many of a split."""
-
-    psnr_db: float
-    num: int
-    split: str
-    dice: dict[str, float | None] | None = None
-
-
 class StageContent(NamedTuple):
-    """What a snapshot file holds of a first stage; the defaults are what files of before leave out."""
+    """What a snapshot file holds of a first stage, besides the scaling; the default is what files of before leave out."""
 
     network: dict[str, Any] | None
     weights: Weights
     hash: str | None
-    channel_mean: list[float]
-    channel_std: list[float]
-    limits: list[float] | None = None
-    scaling: str = "standardize"
-    sigma_data: float = 0.5
-    round_trip: RoundTripContent | None = None
+    round_trip: dict[str, Any] | None = None
 
 
 class Content(NamedTuple):
@@ -88,18 +74,15 @@ class CarriedStage:
     @classmethod
     def from_plain(cls, found: Mapping[str, Any], source: object, channels: int) -> "CarriedStage":
         """From what `plain` gave, of latents of so many channels; ValueError naming the file (source) and the key."""
-        key, trip = "first_stage", found.get("round_trip")
-        if isinstance(trip, dict) and trip.get("psnr_db") == inf:  # of one that loses nothing
-            found = {**found, "round_trip": {**trip, "psnr_db": 0.0}}
-        held = from_plain(StageContent, found, source, key)
-        scaling = LatentScaling(*(getattr(held, name) for name in LatentScaling._fields))
+        key, names = "first_stage", LatentScaling._fields
+        held = from_plain(StageContent, {n: value for n, value in found.items() if n not in names}, source, key)
+        scaling = LatentScaling.from_plain({n: value for n, value in found.items() if n in names}, source, key)
+        if held.round_trip is not None:
+            checked_round_trip(held.round_trip, source, f"{key}.round_trip")
         for name in ("channel_mean", "channel_std"):
             if len(getattr(scaling, name)) != channels:
                 raise ValueError(f"{source}: {key}.{name} has {len(getattr(scaling, name))} values, wanted one for "
                                  f"each of {channels} channels")
-        if (scaling.limits is not None and len(scaling.limits) != 2) or not scaling.sigma_data > 0:
-            raise ValueError(f"{source}: {key} has limits={scaling.limits}, sigma_data={scaling.sigma_data}: wanted a "
-                             "lowest and a highest value, and more than 0")
         try:
             shift_and_gain(*scaling)
         except ValueError as e:
@@ -107,7 +90,7 @@ class CarriedStage:
         if (held.network is None) == bool(held.weights) or (held.network is not None and held.hash is None):
             raise ValueError(f"{source}: {key} needs network, weights and hash together, or none of them")
         checkpoint.check_finite(held.weights, source, f"{key}.weights")
-        return cls(scaling, held.network, held.weights, held.hash, trip)
+        return cls(scaling, held.network, held.weights, held.hash, held.round_trip)
 
     def plain(self) -> dict[str, Any]:
         """As a snapshot file holds it."""

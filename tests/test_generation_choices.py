@@ -16,7 +16,7 @@ import dataset_tool
 import generate
 from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
@@ -190,7 +190,8 @@ def two_channels(path: str, names: tuple[str, str] = ("t2", "t1")) -> VolumesFil
     image = np.stack([np.zeros((8, 8)), np.ones((8, 8))]).astype(np.float32)
     meta = VolumesMeta(2, names, ("target",) * 2, (), (), (), (), Intensity(0.0, 1.0, True, ""))
     with VolumesWriter(path, meta, {}) as writer:
-        writer.add("train", make_item(0)._replace(image=image, label=None, attributes=None, class_index=None))
+        writer.add("train", make_item(
+            0, image=image, label=None, attributes=None, class_index=None, box=full_box((8, 8))))
     return VolumesFile(path)
 
 

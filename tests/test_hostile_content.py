@@ -158,7 +158,7 @@ def change_attribute(chance: random.Random, file: h5py.File) -> None:
 
 def change_data(chance: random.Random, file: h5py.File) -> None:
     """Lose or replace a data set, or a group."""
-    every = h5.datasets(file)
+    every = [dataset for dataset in h5.datasets(file) if dataset.shape is not None]
     node = chance.choice([d for d in every if "first_stage" not in d.name] if chance.random() < 0.8 else every)
     name, values, how, rows = node.name, node[()], chance.randrange(10), "row_sha256" in node.attrs
     if how == 1 and node.parent != file:
