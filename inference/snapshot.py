@@ -28,7 +28,7 @@ MOST_VALUES = 2 ** 31  # of an item that a network sees
 
 
 class StageContent(NamedTuple):
-    """What a snapshot file holds of a first stage, besides the scaling; the default is what files of before leave out."""
+    """What a snapshot file holds of a first stage but the scaling; the default is what files of before leave out."""
 
     network: dict[str, Any] | None
     weights: Weights
