@@ -52,7 +52,8 @@ def report_of(folder, asked: list[int], drawn: list[int]) -> dict:
     Samples(list(range(len(asked))), arrays, meta).save(folder / "samples.h5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "FRESH_PHANTOMS", 20)
-        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report", num_noise=0)
+        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report", num_noise=0,
+                                 overwrite=True)
 
 
 def test_volumes_of_the_classes_asked_for_are_told_from_those_of_others(folder):

@@ -200,13 +200,13 @@ def test_files_that_are_there_and_odd_names_are_refused(folder):
 
 
 def test_the_same_proposal_again_is_there_and_another_takes_its_place_on_request_alone(folder):
-    succeed(dataset_tool.main, "phantom", "--dest", "same.h5", "--num", "4", "--size", "8")
+    succeed(dataset_tool.main, "phantom", "--dest", "same.h5", "--num", "4", "--size", "8", "--spatial-dims", "2")
     words = ["propose", "same.h5", "--dest", "configs/same.yaml", "--device", "cpu", "--memory"]
-    succeed(dataset_tool.main, *words, "1")
-    assert "just so there already" in succeed(dataset_tool.main, *words, "1")
-    assert "is there already; choose another" in refused(folder, dataset_tool.main, *words, "2")
-    assert "just so there already" not in succeed(dataset_tool.main, *words, "2", "--overwrite")
-    assert "with 2 GiB" in " ".join(Path("configs/same.yaml").read_text().replace("#", "").split())
+    succeed(dataset_tool.main, *words, "0.02")
+    assert "just so there already" in succeed(dataset_tool.main, *words, "0.02")
+    assert "is there already; choose another" in refused(folder, dataset_tool.main, *words, "0.03")
+    assert "just so there already" not in succeed(dataset_tool.main, *words, "0.03", "--overwrite")
+    assert "with 0.03 GiB" in " ".join(Path("configs/same.yaml").read_text().replace("#", "").split())
 
 
 def test_what_is_written_is_what_was_planned(folder):
