@@ -15,24 +15,32 @@ from edm3d.utils.checkpoint import checksum, tensor_bytes
 from edm3d.utils.checks import is_whole
 from edm3d.utils.files import atomic_path, first_line, write_text
 from edm3d.utils.plain import from_plain, read_json, shown
-from edm3d.utils.runs import PUBLISHED
+from edm3d.utils.runs import PUBLISHED, PUBLISHED_FORMAT
 
 CONFIG, WEIGHTS = PUBLISHED
 STAGE_WEIGHTS = "first_stage.safetensors"
-FORMAT, VERSION = "edm3d", 1
+FORMAT, VERSION = PUBLISHED_FORMAT, 1
 
 
 def write_published(folder: Path, content: Mapping[str, Any], snapshot_hash: str) -> None:
-    """Write what a snapshot holds (inference.snapshot.Snapshot.plain) and the hash of its file."""
-    plain, tensors = json_round_trip(without_weights(content)), weights_of(content)
-    record = {"format": FORMAT, "version": VERSION, "snapshot_hash": snapshot_hash,
-              "checksum": checksum({"content": plain, "tensors": tensors}), "content": plain}
+    """Write what a snapshot holds (inference.snapshot.Snapshot.plain) and the hash of its file.
+
+    config.json first: by it a folder is known as ours, also where a kill leaves it without all weights.
+    """
+    tensors, record = weights_of(content), record_of(content, snapshot_hash)
+    write_text(folder / CONFIG, json.dumps(record, indent=2) + "\n")
     (folder / STAGE_WEIGHTS).unlink(missing_ok=True)  # of what was published here before
     for name, weights in tensors.items():
         with atomic_path(folder / name, tensor_bytes(weights) + 2**20) as temporary:
             plain_weights = {k: w.detach().cpu().contiguous().clone() for k, w in weights.items()}
             temporary.write_bytes(save(plain_weights, metadata={"format": "pt"}))  # save_file lets its owner alone read
-    write_text(folder / CONFIG, json.dumps(record, indent=2) + "\n")
+
+
+def record_of(content: Mapping[str, Any], snapshot_hash: str) -> dict[str, Any]:
+    """What config.json holds of a network."""
+    plain = json_round_trip(without_weights(content))
+    return {"format": FORMAT, "version": VERSION, "snapshot_hash": snapshot_hash,
+            "checksum": checksum({"content": plain, "tensors": weights_of(content)}), "content": plain}
 
 
 class Published(NamedTuple):
@@ -91,6 +99,8 @@ def json_round_trip(value: Any) -> Any:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; ValueError when it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; publish the network again if that was stopped on the way")
     try:
         return load_file(path)
     except Exception as e:  # safetensors and torch raise what they please on a damaged file

@@ -1,7 +1,7 @@
 """Publishing: a snapshot as a folder that a model hub takes, with what its volumes must be like and a card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.published import (
     CONFIG,
     FORMAT,
-    json_round_trip,
     read_published,
-    without_weights,
+    record_of,
     write_published,
 )
 from edm3d.formats.volumes import VolumesFile
@@ -22,7 +21,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import locks
 from edm3d.utils.files import check_dest_folder, write_text
 from edm3d.utils.plain import read_json
-from edm3d.utils.runs import find_file, is_published
+from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Sampling
 
 CARD, PREPROCESSING = "README.md", "preprocessing.json"
@@ -70,33 +69,42 @@ def publish_to(name: str, dest: Path, options: PublishOptions, run_root: str) ->
     bare = without_paths(snapshot)
     texts = {PREPROCESSING: json.dumps(contract(bare.facts, preparation), indent=2) + "\n",
              CARD: card(dest.absolute().name, bare, net, preparation, report, options.said)}
-    if is_published(dest) and not options.overwrite:
-        if not is_there(dest, bare, snapshot.hash, texts):
+    if (dest / CONFIG).exists() and not options.overwrite:
+        if not is_begun(dest, bare, snapshot.hash, texts):
             raise ValueError(f"--dest {dest}: holds files already, another network or card; choose another folder, or "
                              "--overwrite what was published there")
-        return bare, False
+        if is_whole(dest, texts):
+            return bare, False
     write_published(dest, bare.plain(), snapshot.hash)
     for place, text in texts.items():
         write_text(dest / place, text)
     return bare, True
 
 
-def is_there(dest: Path, snapshot: Snapshot, snapshot_hash: str, texts: Mapping[str, str]) -> bool:
-    """Whether a folder holds this network, whole, and these texts."""
+def is_begun(dest: Path, snapshot: Snapshot, snapshot_hash: str, texts: Mapping[str, str]) -> bool:
+    """Whether a folder is of this network, and of these texts as far as they are there."""
     try:
-        content, found = read_published(dest)
-        had = {name: (dest / name).read_text(encoding="utf-8") for name in texts}
+        had = {name: (dest / name).read_text(encoding="utf-8") for name in texts if (dest / name).exists()}
     except (OSError, ValueError):
         return False
-    wanted = json_round_trip(without_weights(snapshot.plain()))
-    return (found, json_round_trip(without_weights(content)), had) == (snapshot_hash, wanted, texts)
+    wanted = record_of(snapshot.plain(), snapshot_hash)
+    return read_json(dest / CONFIG) == wanted and had == {name: texts[name] for name in had}
+
+
+def is_whole(dest: Path, texts: Iterable[str]) -> bool:
+    """Whether a folder holds all that is published, undamaged: a killed command leaves one that does not."""
+    try:
+        read_published(dest)
+    except (OSError, ValueError):
+        return False
+    return all((dest / name).exists() for name in texts)
 
 
 def check_published(dest: Path) -> None:
     """ValueError for a folder that holds anything but what was published there, by its config.json."""
     if not any(not path.name.startswith(".") for path in dest.iterdir()):
         return
-    found = read_json(dest / CONFIG) if is_published(dest) else None
+    found = read_json(dest / CONFIG) if (dest / CONFIG).is_file() else None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"--dest {dest}: holds files already, and nothing says that publish wrote them; choose "
                          "another folder")

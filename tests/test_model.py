@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from edm3d.inference.evaluate import find_first_stage
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.compose import compose
 from edm3d.utils.config import build
-from tests.commands import refused, succeed
+from tests.commands import call, refused, succeed
 from tests.conftest import ROOT
 
 AFFINE = ((2.0, 0.0, 0.0, -7.0), (0.0, 0.0, -3.0, 5.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))  # axes change
@@ -345,6 +346,36 @@ def test_what_cannot_be_published_is_refused_and_leaves_nothing(at, tmp_path):
     said = refused(at, dataset_tool.main, *words, "o2", "--volumes", other)
     assert "not the volumes that the network was trained on" in said
     shutil.rmtree("out")
+
+
+def test_a_publishing_that_was_killed_goes_on(at, tmp_path, monkeypatch):
+    publish("cut0")
+    for number in range(1, 5):  # files that are there; the next one never comes
+        written, folder = iter(range(number)), f"cut{number}"
+
+        def cut(move=os.replace, written=written) -> Callable[[Path, Path], None]:
+            def replaced(old: Path, new: Path) -> None:
+                next(written)
+                move(old, new)
+            return replaced
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", cut())
+            assert call(dataset_tool.main, "publish", "net.pt", "--dest", folder, "--licence", "cc-by-4.0").exit_code
+        assert len(list(Path(folder).iterdir())) == number
+        if number < 3:  # config.json, the network; its first stage comes then
+            with pytest.raises(ValueError, match="safetensors: no such file; publish the network again"):
+                edm3d.load(folder)
+            assert "1 bad" in call(dataset_tool.main, "check", folder).output
+        assert "holds files already" in refused(at, dataset_tool.main, "publish", "stage.pt", "--licence", "cc-by-4.0",
+                                                "--dest", folder)
+        publish(folder)
+        for file in Path("cut0").iterdir():
+            same = file.read_bytes().replace(b"cut0", folder.encode()) == (Path(folder) / file.name).read_bytes()
+            assert same or file.suffix == ".safetensors", file
+        publish(folder)
+    for folder in Path().glob("cut?"):
+        shutil.rmtree(folder)
 
 
 # ---- training, and the page ----

@@ -16,10 +16,12 @@ from edm3d.utils.checks import listed
 from edm3d.utils.commands import command
 from edm3d.utils.config import near
 from edm3d.utils.log import read_status, write_status
+from edm3d.utils.plain import read_json
 
 RUN = re.compile(r"^(\d{5,})-")
 STOP_FILE = "STOP"  # a file of this name in a run folder ends the run
 PUBLISHED = ("config.json", "model.safetensors")  # files by which the folder of a published network is known
+PUBLISHED_FORMAT = "edm3d"  # in its config.json
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how such files start
 
 
@@ -193,8 +195,14 @@ def experiments(root: Path) -> set[str]:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder holds a published network (formats/published.py)."""
-    return all((folder / name).is_file() for name in PUBLISHED)
+    """Whether a folder holds a published network (formats/published.py), or what a killed command left of one."""
+    config, weights = (folder / name for name in PUBLISHED)
+    if not config.is_file() or weights.is_file():
+        return config.is_file()
+    with suppress(ValueError):
+        found = read_json(config)
+        return isinstance(found, dict) and found.get("format") == PUBLISHED_FORMAT
+    return False
 
 
 def passed_over(path: Path, name: str, root: Path) -> list[str]:
