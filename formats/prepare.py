@@ -161,7 +161,7 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
             )
         check_scale(case.images[0], span, scale)
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
-    labels = frozenset() if loaded.label is None else frozenset(_classes(loaded.label))
+    labels = frozenset() if loaded.label is None else frozenset((*_classes(loaded.label), *loaded.move.vanished))
     files = [*case.images, *([case.label] if case.label else [])]
     digest = b"".join(_digest(path) for path in files)
     return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.move, digest,

@@ -104,7 +104,9 @@ def check_together(cases: list[CaseFiles], facts: list[CaseFacts], options: Prep
     )  # fmt: skip
     if options.orientation is None and len({f.codes for f in facts}) > 1:
         found = listed((f"{c.id} {f.codes or 'none'}" for c, f in _one_per(pairs, lambda f: f.codes)), "; ")
-        raise ValueError(f"the cases differ in orientation ({found}); give --orientation, for instance RAS")
+        advice = ("give --orientation, for instance RAS" if all(f.codes for f in facts) else
+                  "those without one have no affine: make NIfTI of them, or leave them out")
+        raise ValueError(f"the cases differ in orientation ({found}); {advice}")
     others = [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]
     if others and not options.fit:
         sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others]]

@@ -193,6 +193,9 @@ def test_class_that_vanishes_between_the_voxels_is_lost(folders):
     assert "case0: 1 of 160" in made.notes[0]
     assert "384 mm3 became 384" in made.notes[0]
     assert VolumesFile(folders / "v.h5").read("train", 0).label.sum() == 32  # 4 x 4 x 2 voxels of class 1
+    for path in (folders / "labels").glob("case[1-9].*"):
+        write_nifti(path, np.arange(336).reshape(8, 7, 6).astype(np.uint8) % 3, OBLIQUE)  # class 2, which others keep
+    assert run(folders, replace(options, classes=())).meta.label_classes == ("class_0", "class_1", "class_2")
 
 
 def test_label_that_becomes_another_volume_is_said(folders):
@@ -385,6 +388,12 @@ def test_cases_that_differ_are_refused(folders):
     write_nifti(folders / "images" / "case9.nii.gz", random_image(9), flipped)
     write_nifti(folders / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), flipped)
     refused(folders, "case9 LAS.*--orientation")
+    for name, array in (("images", random_image(9)), ("labels", np.ones((8, 7, 6), np.uint8))):
+        (folders / name / "case9.nii.gz").unlink()
+        np.save(folders / name / "case9.npy", array)
+    refused(folders, "case9 none.*; those without one have no affine")  # --orientation would not help
+    for name in ("images", "labels"):
+        (folders / name / "case9.npy").unlink()
     write_nifti(folders / "images" / "case9.nii.gz", random_image(9, (2, 8, 7, 6)), OBLIQUE)
     write_nifti(folders / "labels" / "case9.nii.gz", np.ones((8, 7, 6), np.uint8), OBLIQUE)
     refused(folders, r"case9\.nii\.gz: 2 channels, case0 has 1")
