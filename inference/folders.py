@@ -14,12 +14,13 @@ def begin(manifest: Manifest, names: Iterable[str], overwrite: bool) -> list[str
     ValueError where the record is of something else and may not be overwritten, and for files of others: without a
     record all of a folder is others', and names of theirs are not even overwritten.
     """
-    folder, advice = manifest.folder, "choose another, or --overwrite it"
+    folder, names = manifest.folder, list(names)
     try:
         had = manifest.found()
     except ValueError as e:
-        if not overwrite:
-            raise ValueError(f"--dest {folder}: {e}; {advice}") from e
+        if not overwrite:  # which would be refused, too, for files that then may be anybody's
+            can = "delete" if any((folder / name).exists() for name in names) else "--overwrite"
+            raise ValueError(f"--dest {folder}: {e}; choose another, or {can} it") from e
         had = None
     if had is None:
         check_others(manifest, names, overwrite)
@@ -33,12 +34,12 @@ def begin(manifest: Manifest, names: Iterable[str], overwrite: bool) -> list[str
 def check_others(manifest: Manifest, names: Iterable[str], overwrite: bool) -> None:
     """ValueError where a folder without a record holds files that would be in the way."""
     folder, kind = manifest.folder, manifest.made_of["kind"]
-    if not overwrite and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"--dest {folder}: the folder is not empty, and nothing says that {kind} filled it; choose "
-                         "another, or fill it all the same by --overwrite")
     if in_the_way := [name for name in names if (folder / name).exists()]:
         raise ValueError(f"--dest {folder}: nothing says that {kind} made {listed(in_the_way)} in it, and what others "
                          "made is not overwritten; choose another folder")
+    if not overwrite and folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"--dest {folder}: the folder is not empty, and nothing says that {kind} filled it; choose "
+                         "another, or fill it all the same by --overwrite")
 
 
 def told_of_names(ids: Sequence[str], names: Sequence[str]) -> list[str]:

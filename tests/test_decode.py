@@ -406,11 +406,14 @@ def test_a_folder_that_holds_an_input_is_refused(at):
 def test_a_folder_that_nothing_is_known_of_is_not_touched(at):
     Path("mine/images").mkdir(parents=True)
     Path("mine/images/seed000003.nii.gz").write_bytes(b"mine")
-    said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "mine")
-    assert "not empty" in said and "--overwrite" in said
-    said = refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", "mine", "--overwrite")
-    assert "made images/seed000003.nii.gz in it, and what others made is not overwritten" in said
+    words = ["decode", "--latents", "drawn.h5", "--dest", "mine"]
+    for more in ([], ["--overwrite"]):  # which would not help, and is not advised
+        said = refused(at, dataset_tool.main, *words, *more)
+        assert "made images/seed000003.nii.gz in it, and what others made is not overwritten" in said
+        assert "--overwrite" not in said
     Path("mine/images/seed000003.nii.gz").rename("mine/images/mine.nii.gz")
+    said = refused(at, dataset_tool.main, *words)
+    assert "not empty" in said and "--overwrite" in said
     decoded("drawn.h5", "mine", "--overwrite")
     assert len(list(Path("mine/images").iterdir())) == 3 and len(list(Path("mine/labels").iterdir())) == 2
 
@@ -419,11 +422,15 @@ def test_a_folder_that_nothing_is_known_of_is_not_touched(at):
     ("other.h5", "--dest other.h5: not an HDF5 file; nothing of another kind is overwritten, choose another name"),
     ("other.h5/v.h5", "other.h5 is a file, wanted a folder"),
     ("strange", "choose another, or --overwrite it"),
+    ("full", "choose another, or delete it"),  # nothing says whose its volume is
 ])
 def test_what_cannot_be_gone_on_with_is_refused_before_anything_is_decoded(at, monkeypatch, dest, words):
     Path("other.h5").write_text("mine")
     Path("strange").mkdir(exist_ok=True)
-    Path("strange/decode.json").write_text("[")
+    Path("full/images").mkdir(parents=True, exist_ok=True)
+    Path("full/images/seed000003.nii.gz").write_bytes(b"mine")
+    for folder in ("strange", "full"):
+        Path(folder, "decode.json").write_text("[")
     counts = count_decoded(monkeypatch)
     assert words in refused(at, dataset_tool.main, "decode", "--latents", "drawn.h5", "--dest", dest)
     assert not counts
