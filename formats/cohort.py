@@ -22,7 +22,7 @@ DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 KNOWN = ("id", "group", "class", "split")
-PATIENTS = ("patient", "subject", "participant")  # what a column begins with that may be meant for groups
+PATIENTS = ("patient", "subject", "participant", "pid", "mrn")  # what a column begins with that may be meant for groups
 OWN_SPLIT = re.compile(r"\w[\w .+-]*")
 RESERVED = "first_stage"  # of latents files, where splits stand beside it
 
@@ -85,12 +85,18 @@ def read_table(path: Path) -> CohortTable:
 
 
 def _check_columns(path: Path, header: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
-    """ValueError for columns that seem to be meant for others: `Split`, or `patient` with rows of one patient."""
+    """ValueError for columns that seem to be meant for others: `Split`, `set` with train and val, or `patient` with rows
+    of one patient.
+    """
     for column in header:
         near = [name for name in KNOWN if column.casefold() in (name, f"{name}s")]
         if near and column not in KNOWN:
             raise ValueError(f"{path}: column {one_line(column)!r}: did you mean {near[0]!r}? rename it, to this or to "
                              "something else")
+        values = {row[column] for row in rows} - {""}
+        if "split" not in header and len(values) > 1 and all(v in SPLITS or nearest_split(v) for v in values):
+            raise ValueError(f"{path}: column {one_line(column)!r} holds names of splits ({listed(sorted(values))}); "
+                             "rename it to 'split', or leave it out")
         several = Counter(row[column] for row in rows if row[column])
         if "group" not in header and column.casefold().startswith(PATIENTS) and max(several.values(), default=0) > 1:
             raise ValueError(f"{path}: column {one_line(column)!r} has several rows of one, "

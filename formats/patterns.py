@@ -111,8 +111,8 @@ def told_apart(stems: Collection[str]) -> str:
 
 
 def is_of_label_maps(folder: str) -> bool:
-    """Whether a folder by its name holds label maps: labels, labelsTr, masks, segmentations, gt."""
-    words = r"(?i:labels?|masks?|segs?|segmentations?|gts?|ground[_-]?truths?)"
+    """Whether a folder by its name holds label maps: labels, labelsTr, masks, segmentations, gt, annotations, rois."""
+    words = r"(?i:labels?|masks?|segs?|segmentations?|gts?|(ground[_-]?)?truths?|annotations?|contours?|rois?)"
     return re.match(words + "(?![a-z])", folder) is not None
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from edm3d.formats.cohort import CohortTable, Record, assign_splits
 from edm3d.formats.decathlon import read_task
+from edm3d.formats.folders import stem_of
+from edm3d.formats.nifti import suffix_of
 from edm3d.formats.pairing import CaseFiles, differ_in_case, find_cases
 from edm3d.formats.patients import groups_by_name
 from edm3d.formats.patterns import proposal
@@ -64,7 +66,7 @@ def _rows(cases: list[CaseFiles], cohort: CohortTable, path: Path | None, option
     if absent := [case.id for case in cases if case.id not in cohort.rows]:
         ids = [] if options.image_pattern else [case.id for case in cases]
         more = (proposal(ids, cohort.rows, len(absent), label_maps=False) or differ_in_case(absent, cohort.rows)
-                or _lost_zeros(absent, cohort.rows))
+                or _lost_zeros(absent, cohort.rows) or _with_suffix(cohort.rows))
         raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}{more}")
     return {case.id: cohort.rows[case.id] for case in cases}
 
@@ -73,6 +75,12 @@ def _lost_zeros(absent: Collection[str], rows: Collection[str]) -> str:
     """A hint where a spreadsheet has made numbers of ids, `1` of `001`."""
     pairs = [f"{id_} and {int(id_)}" for id_ in absent if id_.isascii() and id_.isdecimal() and str(int(id_)) in rows]
     return f"; a spreadsheet may have taken zeros away: {listed(pairs)}" if pairs else ""
+
+
+def _with_suffix(rows: Collection[str]) -> str:
+    """A hint where ids are names of files."""
+    named = [id_ for id_ in rows if suffix_of(Path(id_))]
+    return f"; ids go without the suffix of the file, as {stem_of(Path(named[0]))} for {named[0]}" if named else ""
 
 
 def _parted(records: Mapping[str, Record], groups: Mapping[str, str]) -> list[str]:

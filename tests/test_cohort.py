@@ -99,6 +99,19 @@ def test_own_splits_and_groups_that_differ_in_capitals_are_said(tmp_path):
     assert table.notes[1].endswith("count as patients of their own: P1 and p1") and len(table.notes) == 2
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("id,set\na,train\nb,val\nc,\n", "column 'set' holds names of splits .train, val.; rename it to 'split'"),
+    ("id,fold\na,Training\nb,Testing\n", "column 'fold' holds names of splits"),
+    ("id,pid\na,7\nb,7\n", "column 'pid' has several rows of one")])
+def test_columns_meant_for_splits_and_groups_by_other_names_are_refused(tmp_path, text, message):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+    path.write_text("id,split,set,fold\na,train,train,1\nb,val,val,2\n")
+    assert read_table(path).ignored == ("set",)  # where there is a column split
+
+
 @pytest.mark.parametrize(("wanted", "names"), [
     ("train", "Train TRAIN training Training trian tr train_set train."), ("val", "valid validation VAL vali va vals"),
     ("test", "Test testing tset tests te"),

@@ -10,7 +10,7 @@ from edm3d.formats.folders import walk
 from edm3d.formats.nifti import read_volume, suffix_of, write_nifti
 from edm3d.formats.pairing import find_cases
 from edm3d.formats.patients import groups_by_name
-from edm3d.formats.patterns import proposal
+from edm3d.formats.patterns import is_of_label_maps, proposal
 from edm3d.inference.check import check
 
 COMPOSED, DECOMPOSED = "\u00e9", "e\u0301"  # one letter
@@ -208,6 +208,13 @@ def test_names_that_recur_begin_with_their_folders(tmp_path):
         find_cases(images, flat)
     with pytest.raises(ValueError, match=r"of the same name: a/b_c\.nii, a_b/c\.nii; keep one"):
         find_cases(touch(tmp_path / "j", "a/b_c.nii", "a_b/c.nii", "a/x.nii", "b/x.nii"), None)
+
+
+@pytest.mark.parametrize(("folder", "is_one"), [
+    *((name, True) for name in ("labelsTr", "Masks", "seg", "ground_truth", "truth", "annotations", "ROI", "contours")),
+    *((name, False) for name in ("images", "heroic", "annotated", "roister", "segovia", "t1"))])
+def test_folders_of_label_maps_are_known_by_name(folder, is_one):
+    assert is_of_label_maps(folder) == is_one
 
 
 def test_label_maps_below_the_images_are_none_of_them(tmp_path):

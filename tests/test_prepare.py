@@ -376,6 +376,8 @@ def test_table_that_does_not_fit(folders):
     refused(folders, r"no row for 2 image\(s\): case8, case9", table=table)
     table.write_text("id\n" + "\n".join(f"{'Case' if n > 8 else 'case'}{n}" for n in range(10)))
     refused(folders, r"case9; capital and small letters differ: case9 and Case9$", table=table)
+    table.write_text("id\n" + "\n".join(f"case{n}.nii.gz" for n in range(10)))
+    refused(folders, r"ids go without the suffix of the file, as case0 for case0\.nii\.gz$", table=table)
     table.write_text("id,split\n" + "\n".join(f"case{n},{'train' if n else ''}" for n in range(10)))
     refused(folders, "'split' is empty for case0", table=table)
 
