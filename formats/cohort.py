@@ -85,9 +85,7 @@ def read_table(path: Path) -> CohortTable:
 
 
 def _check_columns(path: Path, header: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
-    """ValueError for columns that seem to be meant for others: `Split`, `set` with train and val, or `patient` with rows
-    of one patient.
-    """
+    """ValueError for columns that seem meant for ours: `Split`, `set` of train and val, `patient` with rows of one."""
     for column in header:
         near = [name for name in KNOWN if column.casefold() in (name, f"{name}s")]
         if near and column not in KNOWN:

@@ -10,6 +10,7 @@ from edm3d.formats.manifest import Manifest
 from edm3d.formats.png import COLOURS, write_png
 from edm3d.formats.samples import NIFTI, SampleMeta, SamplesFile, write_as_nifti
 from edm3d.inference.folders import told_of_changes
+from edm3d.inference.parts import check_alike
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils.commands import command
 from edm3d.utils.files import arrays_hash, plain_hash
@@ -39,15 +40,18 @@ def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
 
 
 def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
-    """ValueError for a record that is damaged, before anything is drawn; to overwrite, it goes."""
+    """ValueError for a record that is damaged, which to overwrite goes, or of another network; before any drawing."""
     for record in records(outdir, meta).values():
         try:
-            record.found()
+            had = record.found()
         except ValueError as e:
             if overwrite:
                 record.path.unlink()
                 continue
             raise ValueError(f"{e}; delete it, and what lies beside it is written anew") from e
+        if had and not overwrite:  # beside a samples file of another format, or one that is gone
+            check_alike(f"{record.path} is of samples that were drawn with", had, record.made_of,
+                        "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
 
 
 def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:

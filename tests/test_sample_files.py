@@ -11,7 +11,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.png import write_png
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity
-from edm3d.inference.sample_files import check_png, write_pngs
+from edm3d.inference.sample_files import check_png, check_records, write_pngs
 from edm3d.inference.snapshot import Snapshot
 
 CT = Intensity(lo=-100.0, hi=155.0, clip=False, unit="HU")  # a step of the grey is 1 HU
@@ -92,6 +92,16 @@ def test_nothing_of_another_network_stays_but_what_somebody_changed(tmp_path):
     assert "seed000009.png: changed since" in " ".join(write_pngs(tmp_path, SamplesFile(tmp_path / "samples.h5")))
     assert list(paths_of(tmp_path)) == ["notes.txt", "seed000003.png", "seed000009.png"]
     assert pixels_of(tmp_path / "png/seed000003.png", "L") == [[200, 100, 0], [0, 255, 73]]
+
+
+def test_nothing_goes_unasked_beside_samples_of_another_format(tmp_path):
+    samples = samples_of(tmp_path, ("ct",), images=IMAGE[None, None])
+    write_pngs(tmp_path, samples)
+    check_records(tmp_path, samples.meta, overwrite=False)
+    other = samples.meta._replace(snapshot_hash="other")  # as where samples.npz is to lie beside samples.h5
+    with pytest.raises(ValueError, match="png.json is of samples that were drawn with another snapshot_hash"):
+        check_records(tmp_path, other, overwrite=False)
+    check_records(tmp_path, other, overwrite=True)
 
 
 def test_names_of_channels_stay_in_the_folder(tmp_path):
