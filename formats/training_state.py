@@ -113,6 +113,8 @@ def check_numbers(held: StateContent, path: Path) -> None:
     if ranks.dtype != torch.float64 or ranks.ndim != 3 or not len(ranks) or ranks.shape[1:] != (names, 2):
         raise ValueError(f"{path}: stats.ranks is {ranks.dtype} {list(ranks.shape)}, wanted float64 "
                          f"[ranks, {names}, 2]")
+    if not ranks.isfinite().all():
+        raise ValueError(f"{path}: stats.ranks has values that are not finite")
     averages = {"ema": held.ema, **{f"more_emas[{i}]": ema for i, ema in enumerate(held.more_emas)}}
     for key, weights in {**averages, **{f"modules.{name}": m for name, m in held.modules.items()}}.items():
         checkpoint.check_finite(weights, path, key)

@@ -636,6 +636,10 @@ def test_a_damaged_status_is_named_and_never_the_reason_of_a_fresh_start(tmp_pat
             patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
             choose_start(replace(options, resume=None), "exp", CONFIG)
     (folder / "status.json").unlink()
+    (folder / "status.json").mkdir()  # what is no file does not count as none
+    with pytest.raises(ValueError, match=rf"{folder}/status.json: damaged .*{advice}"):
+        choose_start(options, "exp", CONFIG)
+    (folder / "status.json").rmdir()
     state.write_bytes(b"PK")
     assert choose_start(replace(options, resume=str(state)), "exp", CONFIG).state == state
     assert f"passed over {folder}, it has states but no status.json" in choose_start(options, "exp", CONFIG).notes[1]

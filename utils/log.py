@@ -92,9 +92,11 @@ class RunStatus(NamedTuple):
 def read_status(run_dir: Path) -> dict:
     """What status.json says, {} where there is none; ValueError when it is damaged, or says what no run does."""
     path = run_dir / "status.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("no file that can be read")
         found = read_json(path)
         known = {name: found[name] for name in RunStatus._fields if name in found} if isinstance(found, dict) else found
         from_plain(RunStatus, known, path)
