@@ -3,12 +3,14 @@
 from functools import partial
 from pathlib import Path
 
-from edm3d.formats.check import Checker, Report, checker_of
-from edm3d.formats.describe import KINDS
+from edm3d.formats import h5
+from edm3d.formats.check import Checker, Report, check_h5, checker_of
+from edm3d.formats.describe import HDF5, KINDS
 from edm3d.formats.edm_pickle import read_edm_pickle
 from edm3d.formats.folders import passed_over, walk
 from edm3d.formats.published import STAGE_WEIGHTS
 from edm3d.formats.training_state import TrainingState
+from edm3d.inference.latent_source import open_source
 from edm3d.inference.network_files import Weights
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import checkpoint
@@ -53,7 +55,8 @@ def checker(path: Path, trust: bool) -> Checker | None:
         return partial(check_snapshot, trust=trust) if is_published(path) else None
     if path.name.startswith(".") or is_of_published(path):
         return None
-    own = {".pt": partial(check_torch, trust=trust), ".pkl": check_pickle}
+    own = {".pt": partial(check_torch, trust=trust), ".pkl": check_pickle,
+           **dict.fromkeys(HDF5, partial(check_data, trust=trust))}
     return own.get(path.suffix) or checker_of(path)
 
 
@@ -64,6 +67,14 @@ def checked(path: Path, own: Checker) -> Report:
     except Exception as e:  # libraries raise what they please on a damaged file
         text = str(e) if isinstance(e, ValueError) else f"cannot be read ({type(e).__name__}: {first_line(e):.200})"
         return Report([], [text if str(path) in text else f"{path}: {text}"])
+
+
+def check_data(path: Path, trust: bool) -> Report:
+    """A data file (formats/check.py); of latents of ours the first stage as well, without memory for it."""
+    report = check_h5(path)
+    if not report.problems and h5.read_format(path) == "latents":
+        open_source(path).stage.verify(str(path), trust)
+    return report
 
 
 def check_torch(path: Path, trust: bool) -> Report:

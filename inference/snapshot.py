@@ -105,6 +105,10 @@ class CarriedStage:
         """Its network; ValueError when it is not there or is not that of its hash. trial: see build_network."""
         return build_network(*self.own_network(source), source, trust, key="first_stage.weights", trial=trial)
 
+    def verify(self, source: str, trust: bool = False, trial: Trial | None = None) -> None:
+        """Hold its weights against the network that it names, without memory; ValueError where they do not fit."""
+        verify_network(*self.own_network(source), source, trust, key="first_stage.weights", trial=trial)
+
     def own_network(self, source: str) -> tuple[dict, Weights]:
         """Config and weights of its network; ValueError when they are not there or not those of its hash."""
         if self.network is None:
@@ -147,8 +151,9 @@ class Snapshot:
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
         snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
                        held.config, held.nimg, Path(path), checksum)
-        if len(sizes := snapshot.facts.spatial_shape) > 3 or not all(is_whole(size) and size > 0 for size in sizes):
-            raise ValueError(f"{path}: data.spatial_shape is {shown(sizes)}, wanted up to three sizes")
+        sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
+        if len(sizes) not in (0, axes) or not all(is_whole(size) and size > 0 for size in sizes):
+            raise ValueError(f"{path}: data.spatial_shape is {shown(sizes)}, wanted {axes} sizes, as shape has")
         if stage is None and snapshot.facts.latents:
             raise ValueError(f"{path}: first_stage is missing, though it was trained on latents")
         if task is not None and snapshot.task != task:
@@ -173,8 +178,7 @@ class Snapshot:
         """Hold its weights, and those of the first stage in it, against the networks that it names, without memory."""
         verify_network(self.network, self.weights, str(self.path), trust, trial=self.try_network)
         if (stage := self.first_stage) and stage.network is not None:
-            verify_network(*stage.own_network(str(self.path)), str(self.path), trust, key="first_stage.weights",
-                           trial=self.try_first_stage)
+            stage.verify(str(self.path), trust, self.try_first_stage)
 
     def try_network(self, net: torch.nn.Module) -> None:
         """Run its network on an item of its shape, shapes only (meta device); ValueError where one does not fit."""

@@ -3,19 +3,23 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import dataset_tool
+from edm3d.formats import h5
 from edm3d.formats.check import is_odd
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.inference.check import check
+from edm3d.inference.network_files import network_hash
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.config import build
 from edm3d.utils.config_hash import config_hash
 from tests.commands import call, succeed
+from tests.test_corruption import write_latents_file
 from tests.test_hostile_networks import NODE, STAGE
 from tests.toy import trained
 
@@ -94,6 +98,18 @@ def test_a_status_is_held_against_the_configuration_beside_it(tmp_path):
     (tmp_path / "status.json").write_text(json.dumps({"experiment": "a", "config_hash": "0", "status": "done"}))
     assert check(tmp_path / "status.json").problems == [
         f"{tmp_path}/status.json: config_hash is 0, that of config.yaml beside it is {config_hash(TRAINING)}"]
+
+
+def test_the_first_stage_in_a_file_of_latents_is_looked_at(tmp_path):
+    write_latents_file(tmp_path / "latents.h5")  # of a class that no file may name, under a hash that is not its own
+    for change, said in ((None, "first stage does not match its own hash"), (network_hash, "is not on the list")):
+        with h5py.File(tmp_path / "latents.h5", "r+") as file:
+            stage = file["first_stage"]
+            weights = {name: torch.from_numpy(stage[name][()]) for name in stage}
+            if change:
+                h5.put_text(stage, "hash", change(h5.get_json(stage, "network"), weights))
+            h5.seal(file)
+        assert [said in problem for problem in check(tmp_path / "latents.h5").problems] == [True]
 
 
 def test_one_rule_says_in_which_arrays_a_value_may_be_missing():
