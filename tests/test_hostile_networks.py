@@ -144,7 +144,7 @@ def changed(folder: Path, tmp_path: Path, name: str, change: Callable[[dict], ob
     ("net.pt", use_network, lambda c: c["config"]["sampling"].update(batch_size="x"), "config.sampling.batch_size is"),
     ("state.pt", use_state, lambda c: c["progress"].update(nimg="x"), "progress.nimg is 'x', wanted int"),
     ("state.pt", use_state, lambda c: c["stats"].update(ranks=torch.zeros(1, 1, 2)), "stats.ranks is torch.float32"),
-    ("state.pt", use_state, lambda c: c["stats"].update(groups=[["a"]], ranks=torch.full((1, 1, 2), torch.nan).double()),
+    ("state.pt", use_state, lambda c: c["stats"].update(groups=[["a"]], ranks=torch.ones(1, 1, 2).double() * torch.nan),
      "stats.ranks has values that are not finite"),
     ("state.pt", use_state, lambda c: c["modules"]["diffusion"]["layers.0.bias"].fill_(float("nan")),
      "modules.diffusion.layers.0.bias has values that are not finite"),

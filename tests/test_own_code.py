@@ -229,7 +229,8 @@ def test_the_example_trains_and_draws_in_a_folder_of_its_own(example):
         "training.datasets.volumes.VolumesDataset; left out" in said
     assert "18 items of [1, 8, 8, 6]" in said and "Done: results/00000-mine" in said
     said = run(example, *generate, "sampling.seeds=0-1", "sampling.sampler.num_steps=2", "sampling.device=cpu")
-    assert {path.name for path in (example / "results/mine").iterdir()} == {"samples.h5", "samples.png", "nifti"}
+    assert {path.name for path in (example / "results/mine").iterdir()} == {
+        "samples.h5", "samples.png", "nifti", "nifti.json"}
     shown = run(example, *first_stage, "training.options.dry_run=true")
     assert "_target_: mydata.CardiacDataset" in shown and "folder: data/hearts" in shown and "cache" not in \
         shown.partition("training:")[2].partition("network:")[0]

@@ -231,5 +231,5 @@ def keys_around(full: str, parent: Any) -> list[str]:
     if "_target_" in known:
         path = full.rpartition(".")[0]
         parameters = inspect.signature(find_target(parent["_target_"], path)).parameters
-        known += [name for name in parameters if name not in GIVEN.get(path, ())]
+        known += [name for name in parameters if name not in (*known, *GIVEN.get(path, ()))]
     return known
