@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
 
+from edm3d.utils.checks import MOST_GROWTH
 from edm3d.utils.plain import shown
 
 MOST_DEPTH = 32  # groups in groups; ours have one below the root
 MOST_NODES = 200_000
 MOST_TEXT = 64 << 20  # bytes of an attribute
 FILTERS = {h5z.FILTER_SHUFFLE: 1, h5z.FILTER_FLETCHER32: 1,  # by how much each can make values grow
-           h5z.FILTER_DEFLATE: 1100, h5z.FILTER_LZF: 1100}  # deflate by 1032
+           h5z.FILTER_DEFLATE: MOST_GROWTH, h5z.FILTER_LZF: MOST_GROWTH}
 LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link into another file"}
 PLAIN_TYPES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING)
 

@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 in one file: the header by nibabel, the voxels in one go, and what lies behind them.
 
-A .nii.gz is read to its end, as only there gzip compares its checksum.
+A .nii.gz is read to its end, as only there gzip compares its checksum. Never more is allocated or unpacked than the
+header says that is there, and could be there.
 """
 
 import gzip
@@ -8,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
+from math import prod
 from pathlib import Path
 
 import nibabel
@@ -15,14 +17,17 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-from edm3d.formats.bounded import check_claim, fill, skip
 from edm3d.formats.looks import HEAD, UNKNOWN, looks_like
+from edm3d.utils.checks import MOST_GROWTH, check_memory
+from edm3d.utils.files import amount
 
 _KINDS = (nibabel.Nifti1Header, nibabel.Nifti2Header)
 _MM = {"meter": 1e3, "micron": 1e-3}
 _MOST_EXTENSIONS = 1 << 28  # bytes between header and voxels
 _REST = 1 << 12  # bytes that may follow the voxels, where these are as many: some programs fill a block
 _MOST_AXES = 7
+_SLACK = 1 << 16  # bytes, so that the bound on what is claimed does not hinge on headers
+_CHUNK = 1 << 20  # bytes that are unpacked at a time
 _REFUSED = 40  # level of what nibabel finds in a header from which on it gives up; it mends what is below
 _SILENT = logging.Logger("nibabel's findings", logging.CRITICAL + 1)
 
@@ -32,13 +37,13 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with _opened(path) as stream:
         header = _header(stream)
         shape, dtype, start = _layout(header)
-        count = check_claim(shape, dtype, path.stat().st_size, path.suffix.lower() == ".gz")
+        count = _checked_claim(shape, dtype, path.stat().st_size, path.suffix.lower() == ".gz")
         affine = _affine(header, shape)
         slope, inter = header.get_slope_inter()
-        if skip(stream, start - header.sizeof_hdr) < start - header.sizeof_hdr:
+        if _skip(stream, start - header.sizeof_hdr) < start - header.sizeof_hdr:
             raise ValueError(f"its voxels are to begin at byte {start}, behind its end")
-        content = fill(stream, count)
-        if skip(stream, (most := min(_REST, count)) + 1) > most:
+        content = _fill(stream, count)
+        if _skip(stream, (most := min(_REST, count)) + 1) > most:
             raise ValueError(f"it goes on behind the {'x'.join(map(str, shape))} voxels of {dtype} that its header "
                              "claims: the header is damaged")
     return apply_read_scaling(np.ndarray(shape, dtype, buffer=content, order="F"), slope, inter), affine
@@ -118,3 +123,50 @@ def _affine(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> np.ndarray:
     except (HeaderDataError, ValueError) as e:
         raise ValueError(f"its qform is no rotation ({e})") from e
     return np.diag([unit, unit, unit, 1.0]) @ affine
+
+
+# ---- no more than there can be ----
+
+
+def _checked_claim(shape: tuple[int, ...], dtype: np.dtype, file_bytes: int, is_packed: bool) -> int:
+    """Bytes of an array as its header says; ValueError where a file of that size cannot hold them, nor the memory.
+
+    is_packed: whether they are deflated in the file.
+    """
+    if any(n < 0 for n in shape):
+        raise ValueError(f"its header claims the shape {shape}")
+    if 0 in shape:
+        raise ValueError(f"its shape is {shape}: it holds no values")
+    claimed = prod(shape) * dtype.itemsize
+    most = MOST_GROWTH * file_bytes + _SLACK if is_packed else file_bytes
+    what = f"{'x'.join(map(str, shape)) or 'one'} values of {dtype}"
+    if claimed > most:
+        raise ValueError(f"its header claims {what}, {_size(claimed)}, and the {_size(file_bytes)} of the file cannot "
+                         "hold them: it is cut off, or its header is damaged")
+    check_memory(f"an array of {what}", claimed)
+    return claimed
+
+
+def _size(count: int) -> str:
+    return amount(count) if count >= 1 << 20 else f"{count:,} bytes"
+
+
+def _fill(stream: BufferedIOBase, count: int) -> np.ndarray:
+    """The next `count` bytes of a stream; ValueError where there are fewer."""
+    content, done = np.empty(count, np.uint8), 0  # takes no memory before it is written to
+    view = memoryview(content)
+    while done < count:
+        got = stream.readinto(view[done:done + _CHUNK])
+        if not got:
+            raise ValueError(f"it ends after {done} of {count} bytes of values: it is cut off, or its header is "
+                             "damaged")
+        done += got
+    return content
+
+
+def _skip(stream: BufferedIOBase, count: int) -> int:
+    """Read over the next `count` bytes of a stream, and say how many there were."""
+    done = 0
+    while done < count and (got := len(stream.read(min(_CHUNK, count - done)))):
+        done += got
+    return done

@@ -1,22 +1,15 @@
 """Arrays in .npy and .npz files of others: nothing is unpickled, and no claim of a header is believed unchecked."""
 
-import warnings
-import zipfile
 from collections.abc import Sequence
-from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
-from edm3d.formats.bounded import DEFLATE, check_claim, fill
 from edm3d.formats.looks import HEAD, looks_like
+from edm3d.utils.checks import check_memory
+from edm3d.utils.numpy_files import NPY, ZIP, arrays_of, member_of, members_of, names_in
 
 AFFINE = "affine"
-_MAGIC, _ZIP = b"\x93NUMPY", b"PK"
-_MOST_HEADER = 10_000  # bytes, as numpy takes them
-_HEADERS = {1: (2, np.lib.format.read_array_header_1_0), 2: (4, np.lib.format.read_array_header_2_0),
-            3: (4, np.lib.format.read_array_header_2_0)}  # 3 is 2 with other letters in names of fields
 
 
 def read_npy(path: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -24,84 +17,58 @@ def read_npy(path: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray | 
 
     ValueError, or an error of zipfile.
     """
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-        file.seek(0)
-        if head.startswith(_MAGIC):
-            return _array(file, path.stat().st_size), None
-        if not head.startswith(_ZIP):
-            raise ValueError(looks_like(head))
-        with zipfile.ZipFile(file) as archive:
-            return _members(archive, keys)
+    if _begins(path, NPY, ZIP) == ZIP:
+        return _members(path, keys)
+    member = member_of(path)
+    _check_numbers(member.dtype, member.shape)
+    check_memory("its array", member.nbytes)
+    return np.load(path, allow_pickle=False), None
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a .npy, mapped from disk; ValueError."""
+    _begins(path, NPY)
+    member_of(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def names_of(path: Path) -> list[str]:
     """Names of the arrays of an .npz; ValueError, or an error of zipfile."""
+    _begins(path, ZIP)
+    return names_in(path)
+
+
+def _begins(path: Path, *starts: bytes) -> bytes:
+    """By which of these a file begins; ValueError that says what it looks like by none of them."""
     with open(path, "rb") as file:
         head = file.read(HEAD)
-        if head and not head.startswith(_ZIP):
-            raise ValueError(looks_like(head))
-        with zipfile.ZipFile(file) as archive:
-            return [_name(info) for info in archive.infolist()]
+    for start in starts:
+        if head.startswith(start):
+            return start
+    raise ValueError(looks_like(head))
 
 
-def _name(info: zipfile.ZipInfo) -> str:
-    return info.filename.removesuffix(".npy")
-
-
-def _members(archive: zipfile.ZipFile, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
-    members = {_name(info): info for info in archive.infolist()}
-    arrays = [name for name in members if name != AFFINE]
+def _members(path: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    names = names_in(path)
+    arrays = [name for name in names if name != AFFINE]
     key = next((key for key in keys if key in arrays), arrays[0] if len(arrays) == 1 else None)
     if key is None:
         raise ValueError(f"it holds {arrays}, wanted '{keys[0]}' or a single array")
-    array = _member(archive, members[key])
-    if AFFINE not in members:
-        return array, None
-    affine = _member(archive, members[AFFINE])
+    wanted = [key, AFFINE] if AFFINE in names else [key]
+    for member in members_of(path, wanted).values():
+        _check_numbers(member.dtype, member.shape)
+    found = arrays_of(path, *wanted)
+    affine = found.get(AFFINE)
+    if affine is None:
+        return found[key], None
     if affine.shape != (4, 4):
         raise ValueError(f"its affine has shape {affine.shape}, wanted (4, 4)")
-    return array, affine.astype(np.float64)
+    return found[key], affine.astype(np.float64)
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """An array, read to its end, where zipfile compares its checksum."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} in it is compressed as numpy never does")
-    if info.file_size > DEFLATE * (info.compress_size + 64):
-        raise ValueError(f"{info.filename} in it claims {info.file_size} bytes in {info.compress_size} compressed ones")
-    with archive.open(info) as stream:
-        return _array(stream, info.file_size, f"{info.filename}: ")
-
-
-def _array(stream: BufferedIOBase, size: int, name: str = "") -> np.ndarray:
-    """An array of numbers, the only content of a stream of `size` bytes."""
-    shape, is_fortran, dtype, header = _header(stream)
-    if dtype.hasobject:
-        raise ValueError(f"{name}it holds Python objects, which are programs and are not read; save plain numbers")
+def _check_numbers(dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """ValueError unless an array is one of real numbers, and has some."""
     if dtype.kind not in "biuf":
-        raise ValueError(f"{name}values of type {dtype} are not numbers of one channel each")
-    count = check_claim(shape, dtype, size - header, is_packed=False)
-    if count != size - header:
-        raise ValueError(f"{name}its header claims {'x'.join(map(str, shape))} values of {dtype}, {count} bytes, and "
-                         f"there are {size - header}")
-    return np.ndarray(shape, dtype, buffer=fill(stream, count), order="F" if is_fortran else "C")
-
-
-def _header(stream: BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, whether the first axis runs fastest, type, and the bytes that say so."""
-    start = stream.read(8)
-    if not start.startswith(_MAGIC) or len(start) < 8 or start[6] not in _HEADERS:
-        raise ValueError("it does not begin as a .npy of versions 1 to 3 does")
-    width, read = _HEADERS[start[6]]
-    prefix = stream.read(width)
-    length = int.from_bytes(prefix, "little")
-    if length > _MOST_HEADER:
-        raise ValueError(f"its header is to have {length} bytes, wanted {_MOST_HEADER} at most")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
-        try:
-            shape, is_fortran, dtype = read(BytesIO(prefix + stream.read(length)))
-        except (ValueError, TypeError, LookupError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
-            raise ValueError("its header is not one that numpy writes") from e
-    return tuple(int(n) for n in shape), is_fortran, dtype, 8 + width + length
+        raise ValueError(f"values of type {dtype} are not numbers of one channel each")
+    if 0 in shape:
+        raise ValueError(f"its shape is {shape}: it holds no values")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edm3d.utils.files import atomic_path, blocks_hash, npz_damage_named, read_npz
-from edm3d.utils.npz_members import members_of
+from edm3d.utils.numpy_files import members_of
 
 HASH = "content_hash"
 _BLOCK_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short
 from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz, remove_temporary
 from edm3d.utils.log import RunLog, progress
-from edm3d.utils.npz_members import members_of
+from edm3d.utils.numpy_files import members_of
 
 Read = TypeVar("Read")
 Arrays = Mapping[str, np.ndarray]

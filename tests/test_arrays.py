@@ -133,6 +133,8 @@ def test_files_that_are_not_there_or_something_else_are_refused():
     Path("half.npy").write_bytes(Path("whole.npy").read_bytes()[:-9])
     Path("x.csv").write_text("1,2")
     Path("zip.npy").write_bytes(Path("two.npz").read_bytes())
+    with open("huge.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1000,) * 4})
     np.save("objects.npy", np.array([{}, {}]), allow_pickle=True)
     for path, arguments, match in (
             ("none.npy", {}, "none.npy: no such file; set training.dataset.path"),
@@ -140,7 +142,9 @@ def test_files_that_are_not_there_or_something_else_are_refused():
             ("two.npz", {}, "several arrays, it has a, b; set training.dataset.key"),
             ("two.npz", {"key": "c"}, "no array 'c', it has a, b"),
             ("half.npy", {}, "half.npy: not a .npy file, or damaged"),
-            ("zip.npy", {}, "zip.npy: is an .npz"), ("objects.npy", {}, "objects.npy: not a .npy file")):
+            ("zip.npy", {}, r"zip.npy: .*\(it looks like a zip archive: is it a .npz"),
+            ("huge.npy", {}, r"huge.npy: .* 8,000,000,000,000 bytes, as float64 \(1000, .*, and has 0"),
+            ("objects.npy", {}, "objects.npy: not a .npy file")):
         with pytest.raises(ValueError, match=match):
             ArraysDataset(path, **arguments)
 

@@ -14,7 +14,6 @@ import nibabel
 import numpy as np
 import pytest
 
-from edm3d.formats import bounded
 from edm3d.formats.nifti import npz_names, read_volume
 from edm3d.formats.prepare import PrepareOptions, prepare
 from edm3d.inference.check import check
@@ -202,15 +201,15 @@ def test_claims_take_no_memory(tmp_path, monkeypatch):
         tracemalloc.reset_peak()
         start = tracemalloc.get_traced_memory()[0]
         assert "it goes on behind" in refusal(tmp_path / "a.nii.gz", gzip.compress(flood))
-        assert "and the 0 bytes" in refusal(tmp_path / "a.npy", npy("(1000000, 1000, 1000)"))
+        assert "and has 0: it is cut off" in refusal(tmp_path / "a.npy", npy("(1000000, 1000, 1000)"))
         assert "10000 at most" in refusal(tmp_path / "a.npy", b"\x93NUMPY\2\0\xff\xff\xff\x7f")
         del flood
         assert tracemalloc.get_traced_memory()[1] - start < 16 << 20
     finally:
         tracemalloc.stop()
     free = type("Free", (), {"available": 2000})
-    monkeypatch.setattr(bounded.psutil, "virtual_memory", lambda: free)
-    assert "2,640 bytes, and 0.00 MiB of memory are free" in refusal(tmp_path / "a.nii", nifti())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    assert "values of int16 takes 2,640 bytes of memory, and 2,000 are free" in refusal(tmp_path / "a.nii", nifti())
 
 
 def npy(shape: str, kind: str = "<f8", values: bytes = b"", order: str = "False") -> bytes:
@@ -223,8 +222,8 @@ def npy(shape: str, kind: str = "<f8", values: bytes = b"", order: str = "False"
     (npy("(2, 2, 2)", "|O", b"x" * 64), "Python objects"), (npy("(2, 2, 2)", "<c16", b"\0" * 128), "complex128"),
     (npy("(2, 2, 2)", "<M8[ns]", b"\0" * 64), "datetime64"), (npy("()", values=b"\0" * 8), "shape ()"),
     (npy("(4, 0, 4)"), "holds no values"), (npy("(-2, -2, 2)", values=b"\0" * 64), "claims the shape"),
-    (npy("(2, 2, 2)", values=b"\0" * 63), "2x2x2 values of float64, 64 bytes"),
-    (npy("(2, 2, 1)", values=b"\0" * 64), "32 bytes, and there are 64"),
+    (npy("(2, 2, 2)", values=b"\0" * 63), "64 bytes, as float64 (2, 2, 2), and has 63"),
+    (npy("(2, 2, 1)", values=b"\0" * 64), "32 bytes, as float64 (2, 2, 1), and has 64"),
     (npy("(2, 2, 2"), "not one that numpy writes"), (npy("(" * 90), "not one that numpy writes"),
     (b"\x93NUMPY\7\0aa", "versions 1 to 3"), (b"\x93NUM", "damaged"), (b"\x80\4K\1.", "damaged"), (b"", "it is empty"),
 ])  # fmt: skip

@@ -8,6 +8,7 @@ import psutil
 from edm3d.utils.names import one_line
 
 MOST = 10  # names that a message lists
+MOST_GROWTH = 1100  # of a byte that is unpacked: deflate can make 1032 of one
 
 
 def check_choice(key: str, value: object, choices: Iterable[object]) -> None:

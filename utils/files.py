@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edm3d.utils.checks import check_memory
-from edm3d.utils.npz_members import members_of
+from edm3d.utils.numpy_files import arrays_of
 
 # what numpy and zipfile raise on a damaged file, by place of the damage
 NPZ_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError, zlib.error,
@@ -131,10 +130,7 @@ def _sync(path: Path) -> None:
 def read_npz(path: str | Path, *names: str) -> dict[str, np.ndarray]:
     """Arrays of an npz file by name, these or all; ValueError names the file if it is missing or damaged."""
     with npz_damage_named(path):
-        found = members_of(path, names)
-        check_memory("all that is asked for", sum(member.nbytes for member in found.values()))
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names or found}
+        return arrays_of(path, *names)
 
 
 @contextmanager

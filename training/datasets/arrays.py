@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.npy import map_npy
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.utils.checks import listed
-from edm3d.utils.files import NPZ_DAMAGE, read_npz
+from edm3d.utils.files import NPZ_DAMAGE, first_line, read_npz
 
 BLOCK = 2 ** 24  # bytes that are looked at in one go
 
@@ -50,7 +51,10 @@ def open_array(path: Path, key: str | None) -> np.ndarray:
     if path.suffix == ".npy":
         if key is not None:
             raise ValueError(f"training.dataset.key={key}: {path} is a .npy, which has no keys; leave it away")
-        return map_npy(path)
+        try:
+            return map_npy(path)
+        except NPZ_DAMAGE as e:
+            raise ValueError(f"{path}: not a .npy file, or damaged ({first_line(e)})") from e
     if path.suffix != ".npz":
         raise ValueError(f"training.dataset.path={path}: wanted a .npy or .npz")
     archive = read_npz(path)
@@ -60,17 +64,6 @@ def open_array(path: Path, key: str | None) -> np.ndarray:
         what = f"no array {key!r}" if key is not None else "several arrays"
         raise ValueError(f"{path}: {what}, it has {listed(archive) or 'none'}; set training.dataset.key to one")
     return archive[key]
-
-
-def map_npy(path: Path) -> np.ndarray:
-    """The array of a .npy, mapped from disk."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except NPZ_DAMAGE as e:
-        raise ValueError(f"{path}: not a .npy file, or damaged ({e})") from e
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path}: is an .npz; rename it")
-    return array
 
 
 def check_axes(array: np.ndarray, path: str) -> None:
