@@ -47,7 +47,8 @@ def write(path: Path, parts: Parts, count: int) -> None:
 
 def measure(path: Path, count: int) -> None:
     """Merge, and print peak and seconds."""
-    parts, first, warm = Parts(path.parent / "parts", count), path.with_stem("first"), Parts(path.parent / "warm", 0)
+    parts, warm = (Parts(path.parent / name, name, lambda *_: None) for name in ("parts", "warm"))
+    first = path.with_stem("first")
     write(path, parts, count)
     write(first, warm, 4)
     merge(first, SamplesFile(first), warm, [1, 3], META)  # what is loaded at the first call

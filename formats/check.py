@@ -23,7 +23,7 @@ from edm3d.formats.describe import (
 )
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import npz_names, read_volume, spacing_of, suffix_of
-from edm3d.formats.npz import HASH
+from edm3d.formats.npz import HASH, is_odd
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, value_problems
 from edm3d.utils.config import read_yaml
@@ -33,7 +33,6 @@ from edm3d.utils.log import progress, read_status
 from edm3d.utils.plain import read_json, shown
 from edm3d.utils.stats import odd_ticks
 
-MAY_LACK = ("dice",)  # arrays of unfinished items in which NaN stands for a value that there is not
 PART = re.compile(r"\d{10}\.npz")  # of an unfinished encode, generate or decode
 
 
@@ -45,11 +44,6 @@ class Report(NamedTuple):
 
 
 Checker = Callable[[Path], Report]
-
-
-def is_odd(name: str, array: np.ndarray) -> bool:
-    """Whether an array has values that are not finite, missing ones aside where it may have these (MAY_LACK)."""
-    return array.dtype.kind == "f" and bool((np.isinf(array) if name in MAY_LACK else ~np.isfinite(array)).any())
 
 
 def checker_of(path: Path) -> Checker | None:

@@ -12,6 +12,7 @@ from edm3d.utils.files import atomic_path, blocks_hash, npz_damage_named, read_n
 from edm3d.utils.numpy_files import members_of
 
 HASH = "content_hash"
+MAY_BE = {"dice": np.isnan, "psnr": np.isposinf}  # of a class that is not there, of a volume that came back as it was
 _BLOCK_BYTES = 1 << 20
 
 
@@ -80,6 +81,12 @@ def write_npz(path: Path, arrays: Mapping[str, ArrayRows], needed_bytes: int) ->
         text = np.array(blocks_hash((name, array.dtype, array.shape, _written(archive, name, array))
                                     for name, array in sorted(arrays.items())))
         list(_written(archive, HASH, ArrayRows(text.dtype, (), [text])))
+
+
+def is_odd(name: str, array: np.ndarray) -> bool:
+    """Whether an array of an unfinished item has values that are not finite, but for those that it may have."""
+    odd = ~np.isfinite(array) if array.dtype.kind == "f" else np.zeros(1, bool)
+    return bool((odd & ~MAY_BE[name](array) if name in MAY_BE and odd.any() else odd).any())
 
 
 def _written(archive: zipfile.ZipFile, name: str, array: ArrayRows) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ Split over ranks, restartable: finished volumes lie as parts beside the file to 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,16 @@ from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, Vol
 from edm3d.inference.first_stage import FirstStage, tile_note, tiled
 from edm3d.inference.latent_source import LatentSource, affine_of, build_net, find_stage, open_source
 from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
-from edm3d.inference.parts import Parts, Pieces, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.parts import (
+    Arrays,
+    Parts,
+    Pieces,
+    check_alike,
+    check_shapes,
+    make_missing,
+    missing_of,
+    ranks_at_work,
+)
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed, locks
 from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, check_replaced, remove_temporary
@@ -97,7 +107,8 @@ def check_place(dest: Path, inputs: dict[str, Path | str | None]) -> None:
 
 def decode_to_file(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
     """A volumes file, made of parts that lie beside it until all are there; it is what is written last."""
-    numbers, parts = range(len(job.source.rows)), Parts(Path(f"{dest}.parts"), [provenance[name] for name in UNLIKE])
+    numbers = range(len(job.source.rows))
+    parts = Parts(Path(f"{dest}.parts"), [provenance[name] for name in UNLIKE], partial(check_part, job))
     path = Path(f"{dest}.png")
     distributed.from_rank_0(lambda: (parts.tidy(), remove_temporary(path.parent, path.name)))
     if distributed.from_rank_0(lambda: is_there(dest, provenance, job.options.overwrite)):
@@ -192,6 +203,15 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
 
 
 # ---- what comes out ----
+
+
+def check_part(job: DecodeJob, _: int, arrays: Arrays) -> None:
+    """ValueError for arrays that decode_missing cannot have made."""
+    check_shapes(arrays, {"image": (len(job.facts.channels) or None, *job.shape),
+                          **({"label": job.shape} if job.facts.label_classes else {})})
+    label, count = arrays.get("label"), len(job.facts.label_classes)
+    if count and (label.dtype != np.uint8 or label.max() >= count):
+        raise ValueError(f"label is {label.dtype} up to {label.max()}, wanted uint8 below {count}")
 
 
 def in_bytes(facts: Facts) -> Facts:

@@ -5,6 +5,7 @@ Split over ranks, restartable: finished items lie as parts beside the file to be
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,11 @@ import torch
 from edm3d.formats import h5
 from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.geometry import fit_centre
-from edm3d.formats.latents import LatentsFile, round_trip_line, write_latents
+from edm3d.formats.items import check_tables
+from edm3d.formats.latents import LatentsFile, check_latents, round_trip_line, write_latents
 from edm3d.formats.volumes import Item, VolumesFile
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.metrics.image import psnr
 from edm3d.metrics.overlap import dice
@@ -97,7 +99,8 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
         provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
                       "first_stage": record.hash, "settings": settings(options, job.size)}
         places = all_places(volumes)
-        parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)])
+        parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)],
+                      partial(check_part, job))
         distributed.from_rank_0(parts.tidy)
         if distributed.from_rank_0(lambda: is_there(dest, provenance, options)):
             distributed.from_rank_0(parts.remove)
@@ -232,6 +235,16 @@ def losses(job: EncodeJob, z: torch.Tensor, image: torch.Tensor, label: torch.Te
 
 
 # ---- from parts to the file ----
+
+
+def check_part(job: EncodeJob, number: int, arrays: Arrays) -> None:
+    """ValueError for arrays that encode_batch cannot have made."""
+    latent, classes = job.stage.net.latent_shape(job.size), job.volumes.meta.label_classes
+    measured = {"psnr": (), **({"dice": (len(classes),)} if classes else {})} if number in job.measured else {}
+    check_shapes(arrays, {"mean": latent, "std": latent, "affine": (4, 4), "box": (2, 3), **measured})
+    check_latents(arrays["mean"][None], arrays["std"][None], [str(number)], "parts")
+    check_tables({"affines": arrays["affine"][None], "boxes": arrays["box"][None]}, [str(number)], "parts", classes=(),
+                 spatial_shape=job.size)
 
 
 class PartRows:

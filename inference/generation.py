@@ -1,6 +1,7 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import torch
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import npz_names, spacing_of
-from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
+from edm3d.formats.samples import ARRAYS, FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, add_guidance, complete, draw, make_drawer, sample_meta
 from edm3d.inference.first_stage import tile_note
-from edm3d.inference.parts import Parts, check_alike, make_missing, missing_of, ranks_at_work
+from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.sample_files import PNG, check_png, check_records, clear_others, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import distributed, locks
@@ -57,7 +58,7 @@ def generate(experiment: str, config: dict) -> None:
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
-        parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling])
+        parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling], partial(check_part, drawer))
         distributed.from_rank_0(parts.tidy)
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
         new = [s for s in seeds if not (old and s in old.rows)]
@@ -154,6 +155,16 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
     make_missing(parts, missing, batch_size, drawn, read=lambda batch: None, desc="generate", unit="sample")
 
 
+def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:
+    """ValueError for arrays that cannot have been drawn."""
+    drawn, any_image = drawer.shape, (None,) * len(drawer.shape)
+    images = {} if drawer.latent and drawer.first_stage is None else {"images": any_image if drawer.latent else drawn}
+    check_shapes(arrays, {**images, **({"latents": drawn} if drawer.latent else {}),
+                          **({"trajectory": (None, *drawn)} if drawer.trajectory else {})})
+    if unknown := arrays.keys() - ARRAYS.keys():
+        raise ValueError(f"{listed(sorted(unknown))} is nothing that is drawn")
+
+
 def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], meta: SampleMeta) -> SamplesFile:
     """One file in seed order from the samples that were there and the new seeds' parts, with one row in memory."""
     if new:
@@ -163,7 +174,7 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
             seed = seeds[index]
             return parts.read(seed, name)[name] if seed in fresh else old.row(name, old.rows[seed])
 
-        write_rows(target, seeds, list(parts.read(new[0])), row, np.asarray(meta.facts.affine), meta)
+        write_rows(target, seeds, parts.names(new), row, np.asarray(meta.facts.affine), meta)
     parts.remove()
     return SamplesFile(target) if new else old
 

@@ -1,6 +1,5 @@
 """Work that is shared over ranks and loses nothing by a stop: what is there already, and is it whole, and the rest."""
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -11,12 +10,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from edm3d.formats.npz import is_odd
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short
-from edm3d.utils.files import NPZ_DAMAGE, atomic_path, plain_hash, read_npz, remove_temporary
+from edm3d.utils.files import atomic_path, npz_damage_named, plain_hash, read_npz, remove_temporary
 from edm3d.utils.log import RunLog, progress
-from edm3d.utils.numpy_files import members_of
+from edm3d.utils.numpy_files import names_in
 
 Read = TypeVar("Read")
 Arrays = Mapping[str, np.ndarray]
@@ -41,23 +41,26 @@ class Pieces(Protocol):
 
 
 class Parts:
-    """Pieces that are to become one file: small npz files, in a folder under a hash of all that they depend on."""
+    """Pieces that are to become one file: small npz files, in a folder under a hash of all that they depend on.
 
-    def __init__(self, folder: Path, depends_on: object):
-        self.folder = folder / plain_hash(depends_on)[:16]
+    check: raises a ValueError for a number and arrays that cannot be what was made of it.
+    """
+
+    def __init__(self, folder: Path, depends_on: object, check: Callable[[int, Arrays], None]):
+        self.folder, self.check = folder / plain_hash(depends_on)[:16], check
 
     def path(self, number: int) -> Path:
         """File of a piece."""
         return self.folder / f"{number:010d}.npz"
 
     def is_whole(self, number: int) -> bool:
-        """Whether a piece is there, is of arrays, and its checksums agree."""
+        """Whether a piece is there, its checksums agree, and its arrays are such as are made here, and finite."""
         try:
-            members_of(self.path(number))
-            with zipfile.ZipFile(self.path(number)) as archive:
-                return archive.testzip() is None
-        except NPZ_DAMAGE:
+            arrays = self.read(number)
+            self.check(number, arrays)
+        except ValueError:
             return False
+        return not any(is_odd(name, array) for name, array in arrays.items())
 
     def write(self, number: int, arrays: Arrays) -> None:
         """Store the arrays of a piece."""
@@ -67,6 +70,19 @@ class Parts:
     def read(self, number: int, *names: str) -> dict[str, np.ndarray]:
         """Arrays of a piece, these or all; ValueError when its file is damaged."""
         return read_npz(self.path(number), *names)
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """Names of the arrays that each of these pieces has; ValueError naming one that has others."""
+        found = {}
+        for number in numbers:
+            with npz_damage_named(path := self.path(number)):
+                found[path] = names_in(path)
+        first = next(iter(found))
+        for path, names in found.items():
+            if set(names) != set(found[first]):
+                raise ValueError(f"{path}: holds {listed(names)}, and {first} {listed(found[first])}; delete both, and "
+                                 "they are made anew")
+        return found[first]
 
     def tidy(self) -> None:
         """Delete what killed processes left half-written among these pieces, and those of other settings."""
@@ -80,6 +96,15 @@ class Parts:
         for folder in (self.folder, self.folder.parent):
             with suppress(OSError):  # there never was one, or there still are pieces of other settings
                 folder.rmdir()
+
+
+def check_shapes(arrays: Arrays, wanted: Mapping[str, Sequence[int | None]]) -> None:
+    """ValueError unless arrays of numbers of these names are there, of these shapes, None being any length."""
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].dtype.kind not in "iuf" or arrays[name].ndim != len(shape) or any(
+                length not in (None, found) for length, found in zip(shape, arrays[name].shape, strict=True)):
+            found = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "missing"
+            raise ValueError(f"{name} is {found}, wanted numbers {tuple(shape)}")
 
 
 def missing_of(pieces: Pieces, numbers: Sequence[int]) -> list[int]:

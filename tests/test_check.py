@@ -11,8 +11,8 @@ from PIL import Image
 
 import dataset_tool
 from edm3d.formats import h5
-from edm3d.formats.check import is_odd
 from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.npz import is_odd
 from edm3d.inference.check import check
 from edm3d.inference.network_files import network_hash
 from edm3d.inference.snapshot import CarriedStage, Snapshot
@@ -115,6 +115,7 @@ def test_the_first_stage_in_a_file_of_latents_is_looked_at(tmp_path):
 def test_one_rule_says_in_which_arrays_a_value_may_be_missing():
     nan, inf = np.array([1.0, np.nan]), np.array([np.inf])
     assert not is_odd("dice", nan) and is_odd("dice", inf) and is_odd("mean", nan)
+    assert not is_odd("psnr", inf) and is_odd("psnr", -inf) and is_odd("psnr", nan)
     assert not is_odd("mean", np.array([1.0])) and not is_odd("classes", np.array([1]))
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
@@ -273,6 +274,29 @@ def test_a_run_that_was_stopped_goes_on_and_makes_a_damaged_part_anew(at, monkey
     assert done == [[0, 1], [2, 3], [1, 4], [5, 6], [7]] and not Path("stopped.h5.parts").exists()
     for name, wanted in rows("lat.h5").items():
         np.testing.assert_allclose(rows("stopped.h5")[name], wanted, atol=1e-6)
+
+
+def replaced(**arrays: np.ndarray) -> Callable[[dict], dict]:
+    """Put other arrays into a part."""
+    return lambda part: part | arrays
+
+
+CHANGES = [lambda part: part | {"mean": np.where(part["mean"] > 0, np.nan, part["mean"])}, replaced(std=np.array("x")),
+           lambda part: part | {"std": -part["std"]}, lambda part: {n: a for n, a in part.items() if n != "std"},
+           lambda part: part | {"mean": part["mean"][:, 1:]}, replaced(affine=np.zeros((4, 4))),
+           replaced(box=np.eye(3)), replaced(psnr=np.array(np.nan))]
+
+
+def test_whole_parts_of_what_cannot_be_are_made_anew(at, monkeypatch):
+    monkeypatch.setattr(encode, "write_latents", lambda *_, **__: (_ for _ in ()).throw(OSError("pulled the plug")))
+    assert call(dataset_tool.main, *arguments("wrong.h5")).exit_code == 1
+    monkeypatch.undo()
+    for path, change in zip(sorted(Path("wrong.h5.parts").rglob("*.npz")), CHANGES, strict=True):
+        np.savez(path, **change(dict(np.load(path))))
+    assert "there already" not in encoded("wrong.h5")
+    for name, wanted in rows("lat.h5").items():
+        np.testing.assert_array_equal(rows("wrong.h5")[name], wanted)
+    assert LatentsFile(Path("wrong.h5")).round_trip == LatentsFile(Path("lat.h5")).round_trip
 
 
 @pytest.mark.parametrize(("options", "stage", "words"), [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edm3d.inference.parts import Parts, ahead, check_alike, make_missing, missing_of
+from edm3d.inference.parts import Parts, ahead, check_alike, check_shapes, make_missing, missing_of
 from edm3d.utils import distributed
 
 ARRAYS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4), "label": np.ones(3, np.uint8)}
@@ -16,7 +16,7 @@ ARRAYS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4), "label": np.ones(3
 @pytest.fixture
 def parts(tmp_path) -> Parts:
     """Where parts of something are to lie."""
-    return Parts(tmp_path / "parts", {"all": "that they depend on"})
+    return Parts(tmp_path / "parts", {"all": "that they depend on"}, lambda number, arrays: None)
 
 
 def double(numbers: list[int], found: list[int]) -> list[dict[str, np.ndarray]]:
@@ -36,7 +36,7 @@ def test_what_is_written_is_there_whole_and_alone(parts):
     assert parts.is_whole(7) and not parts.is_whole(8)
     assert parts.read(7).keys() == ARRAYS.keys() and parts.read(7, "label").keys() == {"label"}
     np.testing.assert_array_equal(parts.read(7)["x"], ARRAYS["x"])
-    assert not Parts(parts.folder.parent, {"all": "something else"}).is_whole(7)
+    assert not Parts(parts.folder.parent, {"all": "something else"}, parts.check).is_whole(7)
 
 
 def test_a_part_that_is_cut_off_or_changed_is_not_whole(parts):
@@ -53,6 +53,31 @@ def test_a_part_that_is_cut_off_or_changed_is_not_whole(parts):
         if parts.is_whole(7):  # a byte that nothing depends on, such as a date
             for name, array in parts.read(7).items():
                 np.testing.assert_array_equal(array, ARRAYS[name])
+
+
+def test_a_part_of_values_that_are_not_finite_is_not_whole_but_for_those_that_may_lack(parts):
+    for number, (name, value) in enumerate([("x", np.nan), ("x", np.inf), ("dice", np.nan), ("psnr", np.inf)]):
+        parts.write(number, {name: np.array([1, value])})
+    assert [parts.is_whole(number) for number in range(4)] == [False, False, True, True]
+
+
+def test_a_part_that_the_job_refuses_is_not_whole(tmp_path):
+    parts = Parts(tmp_path, "these", lambda number, arrays: check_shapes(arrays, {"x": (number, None), "y": ()}))
+    whole = {"x": np.ones((2, 3)), "y": np.array(1)}
+    for arrays in (whole, {"x": whole["x"]}, whole | {"x": np.ones(2)}, whole | {"y": np.array("a")}):
+        parts.write(2, arrays)
+        assert parts.is_whole(2) == (arrays is whole)
+        parts.write(3, arrays)
+        assert not parts.is_whole(3)
+
+
+def test_parts_that_are_merged_have_the_same_arrays(parts):
+    parts.write(1, ARRAYS)
+    parts.write(2, dict(reversed(ARRAYS.items())))
+    assert parts.names([1, 2]) == ["x", "label"]
+    parts.write(3, {"x": ARRAYS["x"]})
+    with pytest.raises(ValueError, match=r"0000000003\.npz: holds x, and .*0000000001\.npz x, label; delete both"):
+        parts.names([1, 2, 3])
 
 
 def test_what_is_missing_is_made_in_batches_and_what_is_whole_is_left(parts):
@@ -115,7 +140,7 @@ def test_one_batch_is_read_ahead():
 
 
 def test_all_parts_go_and_those_of_other_settings_stay(parts):
-    other = Parts(parts.folder.parent, "other settings")
+    other = Parts(parts.folder.parent, "other settings", parts.check)
     parts.write(1, ARRAYS)
     other.write(1, ARRAYS)
     (parts.folder / f".tmp-{os.getpid()}-0000000002.npz").touch()

@@ -192,7 +192,7 @@ def rows_of(seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_merging_takes_the_memory_of_rows_whatever_their_number(tmp_path, kind):
     path, count = tmp_path / f"samples.{kind}", 200
-    seeds, parts = list(range(0, count, 2)), Parts(tmp_path / "parts", "these")
+    seeds, parts = list(range(0, count, 2)), Parts(tmp_path / "parts", "these", lambda *_: None)
     write_rows(path, seeds, ["latents", "images", "classes"], lambda name, i: rows_of(seeds[i])[name], np.eye(4), META)
     new = list(range(1, count, 2))
     for seed in new:
@@ -211,7 +211,7 @@ def test_merging_takes_the_memory_of_rows_whatever_their_number(tmp_path, kind):
 
 
 def test_a_damaged_row_of_the_old_file_stops_the_merge_and_nothing_is_lost(tmp_path):
-    path, parts = tmp_path / "samples.h5", Parts(tmp_path / "parts", "these")
+    path, parts = tmp_path / "samples.h5", Parts(tmp_path / "parts", "these", lambda *_: None)
     write_samples(path, [3, 8], {"images": IMAGES}, np.eye(4), META)
     zero_row(path, "images", 1)
     before = path.read_bytes()
