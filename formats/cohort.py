@@ -89,7 +89,7 @@ def _check_columns(path: Path, header: Sequence[str], rows: Sequence[dict[str, s
     for column in header:
         near = [name for name in KNOWN if column.casefold() in (name, f"{name}s")]
         if near and column not in KNOWN:
-            raise ValueError(f"{path}: column {one_line(column)!r}: did you mean {near[0]!r}? rename it, to this or to "
+            raise ValueError(f"{path}: column {column!r}: did you mean {near[0]!r}? rename it, to this or to "
                              "something else")
         values = {row[column] for row in rows} - {""}
         if "split" not in header and len(values) > 1 and all(v in SPLITS or nearest_split(v) for v in values):
@@ -97,8 +97,8 @@ def _check_columns(path: Path, header: Sequence[str], rows: Sequence[dict[str, s
                              "rename it to 'split', or leave it out")
         several = Counter(row[column] for row in rows if row[column])
         if "group" not in header and column.casefold().startswith(PATIENTS) and max(several.values(), default=0) > 1:
-            raise ValueError(f"{path}: column {one_line(column)!r} has several rows of one, "
-                             f"{one_line(several.most_common(1)[0][0])!r}; rename it to 'group' where these must stay "
+            raise ValueError(f"{path}: column {column!r} has several rows of one, "
+                             f"{several.most_common(1)[0][0]!r}; rename it to 'group' where these must stay "
                              "in one split, else leave it out")
 
 
@@ -110,9 +110,9 @@ def _own_splits(path: Path, records: Mapping[str, Record]) -> list[str]:
             first.setdefault(record.split, id_)
     for split, id_ in first.items():
         if near := nearest_split(split):
-            raise ValueError(f"{path}: split {one_line(split)!r} of {one_line(id_)}: did you mean {near!r}?")
+            raise ValueError(f"{path}: split {split!r} of {one_line(id_)}: did you mean {near!r}?")
         if not OWN_SPLIT.fullmatch(split) or split == RESERVED:
-            raise ValueError(f"{path}: split {one_line(split)!r} of {one_line(id_)}: no name for a split; wanted "
+            raise ValueError(f"{path}: split {split!r} of {one_line(id_)}: no name for a split; wanted "
                              f"{', '.join(SPLITS)}, or letters and digits")
     return [f"Note: {path} has splits of other names, {listed(first)}: training.dataset.split and evaluate.py's "
             f"--split take them by name, else only {', '.join(SPLITS)} are used"] if first else []

@@ -16,7 +16,6 @@ from edm3d.formats.volumes import in_order
 from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.config import read_yaml
 from edm3d.utils.files import first_line, read_npz
-from edm3d.utils.names import printable
 from edm3d.utils.plain import read_json
 from edm3d.utils.runs import is_published, list_files
 
@@ -94,9 +93,9 @@ def h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator[
     indent = "  " * depth
     if isinstance(node, h5py.Dataset):
         kind = "utf-8" if h5py.check_string_dtype(node.dtype) else node.dtype
-        yield f"{indent}{printable(name)}: {shape_of(node.shape or ())} {kind}"
+        yield f"{indent}{short(name)}: {shape_of(node.shape or ())} {kind}"
         return
-    yield f"{indent}{name}/" if depth else name
+    yield f"{indent}{short(name)}/" if depth else name
     for key, value in node.attrs.items():
         yield f"{indent}  @{short(key)}: {short(value.decode(errors='replace') if isinstance(value, bytes) else value)}"
     for key in islice(in_order(node), ENTRIES):
@@ -133,8 +132,8 @@ def shape_of(shape: Iterable[int]) -> str:
 
 
 def short(value: Any) -> str:
-    """A value in a line, fit for a terminal."""
-    text = printable(" ".join(str(value).split()))
+    """A value in a line."""
+    text = " ".join(str(value).split())
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]} ..."
 
 

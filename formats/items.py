@@ -11,8 +11,11 @@ from edm3d.utils.plain import shown
 LAST_ROW = (0, 0, 0, 1)
 
 
-def affine_problem(affine: np.ndarray) -> str:
-    """What keeps a matrix from taking voxel indices to mm and back, "" where it does."""
+def affine_problem(affine: np.ndarray, flat: float = 1e-9) -> str:
+    """What keeps a matrix from taking voxel indices to mm and back, "" where it does.
+
+    flat: volume of a voxel by that of the box of its sides, from which on down the axes are no three.
+    """
     matrix = np.asarray(affine, np.float64)
     if matrix.shape != (4, 4):
         return f"is {matrix.shape}, wanted (4, 4)"
@@ -23,7 +26,7 @@ def affine_problem(affine: np.ndarray) -> str:
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         volume = abs(np.linalg.det(matrix[:3, :3] / lengths)) if lengths.all() and np.isfinite(lengths).all() else 0
-    return "" if volume > 1e-9 else "cannot be inverted: axes have no length, or lie in one plane"
+    return "" if volume > flat else "cannot be inverted: axes have no length, or lie in one plane"
 
 
 def box_problem(box: np.ndarray, spatial_shape: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from edm3d.formats.items import affine_problem
 from edm3d.formats.looks import check_is_plain
 from edm3d.formats.nifti_file import read_nifti
 from edm3d.formats.npy import names_of, read_npy
@@ -22,7 +23,7 @@ KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of 
 _UNREADABLE = (*NPZ_DAMAGE, HeaderDataError, WrapStructError, ArithmeticError, LookupError, MemoryError)
 VOXEL_MM = 1e-6, 1e6  # what the side of a voxel can be
 FARTHEST_MM = 1e7  # of the first voxel from the origin
-_FLAT = 1e-4  # volume of a voxel by that of the box of its sides, from which on down the axes are no three
+_FLAT = 1e-4  # see affine_problem; headers round to float32
 
 
 class Volume(NamedTuple):
@@ -71,11 +72,9 @@ def read_volume(path: Path, spatial_dims: int | None = None, role: str = "image"
 
 def _check_affine(affine: np.ndarray) -> None:
     """ValueError unless an affine is one by which voxels have a size and a place."""
-    if not np.isfinite(affine).all() or (affine[3] != [0, 0, 0, 1]).any():
-        raise ValueError(f"its affine is none: {affine.tolist()}")
+    if problem := affine_problem(affine, _FLAT):
+        raise ValueError(f"its affine {problem} ({affine.tolist()})")
     sizes, (least, most) = spacing_of(affine), VOXEL_MM
-    if sizes.min() == 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT:
-        raise ValueError(f"its affine cannot be inverted: {affine.tolist()}")
     if sizes.min() < least or sizes.max() > most or np.abs(affine[:3, 3]).max() > FARTHEST_MM:
         raise ValueError(f"by its affine voxels of {'x'.join(f'{size:g}' for size in sizes)} mm begin at "
                          f"{affine[:3, 3].tolist()} mm; wanted {least:g} to {most:g} mm, within {FARTHEST_MM:g} mm")

@@ -58,12 +58,7 @@ def _members(path: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray | 
     for member in members_of(path, wanted).values():
         _check_numbers(member.dtype, member.shape)
     found = arrays_of(path, *wanted)
-    affine = found.get(AFFINE)
-    if affine is None:
-        return found[key], None
-    if affine.shape != (4, 4):
-        raise ValueError(f"its affine has shape {affine.shape}, wanted (4, 4)")
-    return found[key], affine.astype(np.float64)
+    return found[key], found[AFFINE].astype(np.float64) if AFFINE in found else None
 
 
 def _check_numbers(dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edm3d.utils.checks import listed
-from edm3d.utils.names import one_line
 from edm3d.utils.plain import MOST_BYTES
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -88,6 +87,6 @@ def _check_header(path: Path, header: Sequence[str], key: str) -> None:
     if key in header and len(set(header)) == len(header) and "" not in header:
         return
     near = sorted((name for name in header if name.casefold().endswith(key)), key=len)
-    hint = f"; did you mean {key!r} by {one_line(near[0])!r}?" if near and key not in header else ""
+    hint = f"; did you mean {key!r} by {near[0]!r}?" if near and key not in header else ""
     raise ValueError(f"{path}: its first line must name every column once, one of them {key!r}, by commas, "
                      f"semicolons or tabs; got {listed(header)}{hint}")

@@ -16,7 +16,6 @@ from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
-from edm3d.utils.names import printable
 
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
@@ -63,7 +62,7 @@ def text(sections: Sequence[Section], report: dict) -> str:
     """What is held against what, and what all sections say, for the terminal."""
     table = aligned([HEADER, *(row for section in sections for row in section.rows(report))])
     lines = [line for section in sections for line in section.lines(report)]
-    return printable("\n".join([f"Real      {report['real']['reference']}\n\n{table}\n", *lines]))
+    return "\n".join([f"Real      {report['real']['reference']}\n\n{table}\n", *lines])
 
 
 FRAME = Frame(COMPARED, keys, head, origin)

@@ -14,7 +14,6 @@ from edm3d.reporting.cases import DecodedCase
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import DECODED, Context, Section
-from edm3d.utils.names import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +53,9 @@ def origin(report: dict) -> list[list[str]]:
 def text(sections: Sequence[Section], report: dict) -> str:
     """What all sections say, and the verdict, for the terminal."""
     lines = (line for section in sections for line in section.lines(report))
-    return printable("\n".join([
+    return "\n".join([
         f"First stage {report['autoencoder']['path']} on {report['real']['num']} volumes of split "
-        f"{report['real']['split']!r}", *lines, f"Verdict     {verdict_line(report['verdict'])}"]))
+        f"{report['real']['split']!r}", *lines, f"Verdict     {verdict_line(report['verdict'])}"])
 
 
 FRAME = Frame(DECODED, lambda context, name, ids: {"id": ids}, head, origin)

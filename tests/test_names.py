@@ -45,7 +45,7 @@ def test_what_was_renamed_is_said():
 
 
 def test_a_terminal_gets_no_escapes():
-    assert printable("a\x1b[2Jb\r\x07\x9b\u202e") == "a\\x1b[2Jb\\r\\x07\\x9b\\u202e"
+    assert printable("a\x1b[2Jb\r\x07\x9b\u202e\u2028") == "a\\x1b[2Jb\\r\\x07\\x9b\\u202e\\u2028"
     assert printable("één\n\tß 患者") == "één\n\tß 患者"
     printable("\udcff").encode()
 

@@ -133,7 +133,7 @@ DAMAGE = [  # byte, layout and values of what is put there; what is said of it, 
     (108, "<f", (np.nan,), "at byte nan (vox_offset)"), (108, "<f", (-16,), "vox offset -16 too low"),
     (108, "<f", (0,), "at byte 0"), (108, "<f", (1e30,), "at byte 1e+30"), (108, "<f", (1e6,), "cannot"),
     (112, "<ff", (1, np.inf), "invalid intercept"), (254, "<h", (77,), "sform_code in its header is 77"),
-    (280, "<f", (np.nan,), "its affine is none"), (280, "<f", (0,), "cannot be inverted"),
+    (280, "<f", (np.nan,), "its affine has values that are not finite"), (280, "<f", (0,), "cannot be inverted"),
     (280, "<f", (3e38,), "3e+38x2x3 mm"), (292, "<f", (1e12,), "begin at [99999999"),
     (344, "<4s", (b"ni1\0",), None), (344, "<4s", (b"n+9\0",), "no kind that is read here, or damaged"),
 ]  # fmt: skip
@@ -235,7 +235,8 @@ def test_arrays_that_are_no_volume_are_named(tmp_path, content, wanted):
 
 
 @pytest.mark.parametrize(("affine", "wanted"), [
-    (np.full((4, 4), np.nan), "its affine is none"), (np.eye(3), "wanted (4, 4)"), (np.zeros((4, 4)), "affine"),
+    (np.full((4, 4), np.nan), "its affine has values that are not finite"), (np.eye(3), "its affine is (3, 3), wanted"),
+    (np.zeros((4, 4)), "affine"),
     (np.eye(4) * 1e30, "affine"), (np.array(["a"] * 16).reshape(4, 4), "not numbers"),
     (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "cannot be inverted"),
 ])  # fmt: skip

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from edm3d.utils.names import printable
-
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops",
             "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm")
 IMPORTED_AS = {"hydra-core": "hydra"}
@@ -54,7 +52,7 @@ def examine(run_root: Path, device_type: str = "auto") -> Iterator[Finding]:
 
 def told(error: BaseException) -> str:
     """An error in one line, not a long one."""
-    text = printable(" ".join(str(error).split()))
+    text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= MOST_TOLD else text[:MOST_TOLD] + '...'}"
 
 

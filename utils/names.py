@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 MOST_BYTES = 200  # of the name of a file, so that suffixes still fit into the 255 of most file systems
 RESERVED = re.compile(r'[/\\:*?"<>|]')  # what separates folders, or no other system takes
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how cells begin that a spreadsheet computes
+HIDDEN = ("Cc", "Cs", "Cf", "Zl", "Zp")  # categories of letters that move a cursor, show nothing or cannot be encoded
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
@@ -44,7 +45,7 @@ def _alike(names: Sequence[str]) -> set[int]:
 
 def renamed(ids: Iterable[str], names: Iterable[str]) -> list[str]:
     """What to tell of ids that became other names of files, `'a/b' as a_b-1f3c`."""
-    return [f"{printable(id_)!r} as {name}" for id_, name in zip(ids, names) if id_ != name]
+    return [f"{id_!r} as {name}" for id_, name in zip(ids, names) if id_ != name]
 
 
 def _component(text: str) -> str:
@@ -68,7 +69,7 @@ def printable(text: str) -> str:
 
     So a name out of a file moves no cursor and colours nothing. What no terminal could encode is written so, too.
     """
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Cf") else
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else
                    c.encode("unicode_escape").decode() for c in text)
 
 

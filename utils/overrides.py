@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from edm3d.utils.checks import listed
+from edm3d.utils.names import one_line
 from edm3d.utils.plain import describe, fits
 from edm3d.utils.schema import Experiment
 
@@ -69,8 +70,7 @@ def names_nothing(key: str, groups: Mapping[str, Sequence[str]]) -> bool:
 def unreadable(override: str, groups: Mapping[str, Sequence[str]]) -> str:
     """What is said of an override that Hydra cannot read; groups: their choices."""
     sign, key, value = split(override)
-    shown = override if len(override) <= LONGEST else f"{override[:LONGEST]}... ({len(override)} letters)"
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    shown = one_line(override if len(override) <= LONGEST else f"{override[:LONGEST]}... ({len(override)} letters)")
     if "=" not in override and (sign != "~" or not KEY.fullmatch(key)):
         return f"{shown!r}: wanted key=value or group=NAME, without blanks around '='"
     if not KEY.fullmatch(key):

@@ -16,7 +16,6 @@ from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.files import atomic_path, first_line
 from edm3d.utils.log import read_status
-from edm3d.utils.names import printable
 from edm3d.utils.plain import parse_json, taken
 
 
@@ -153,7 +152,7 @@ def odd_ticks(path: Path) -> tuple[int, list[str]]:
     """How many lines of a stats.jsonl are ticks, and which are not, `line 3 ('[1]')`; the last may be cut off."""
     lines = path.read_bytes().split(b"\n")
     ticks = [images_of(line) is not None for line in lines]
-    return sum(ticks), [f"line {number} ({printable(line[:40].decode(errors='replace'))!r})"
+    return sum(ticks), [f"line {number} ({line[:40].decode(errors='replace')!r})"
                         for number, (line, is_tick) in enumerate(zip(lines[:-1], ticks, strict=False), 1)
                         if not is_tick and line.strip()]
 
