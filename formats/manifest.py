@@ -8,11 +8,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from edm3d.utils.files import atomic_path, write_text
+from edm3d.utils.files import atomic_path, file_hash, write_text
 from edm3d.utils.plain import from_plain, read_json, shown, taken
 
 FILES = "files"  # in the record, beside what they were made of
@@ -169,7 +168,6 @@ def check_entry(name: object, entry: Entry, source: Path) -> None:
 def content_hash(path: Path) -> str | None:
     """sha256 of a file's content, None where there is no file or it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     except OSError:
         return None

@@ -41,7 +41,7 @@ from edm3d.formats.volumes import (
     is_volumes,
     provenance_of,
 )
-from edm3d.utils.files import amount, check_replaced, first_line, plain_hash
+from edm3d.utils.files import amount, check_replaced, file_hash, first_line, plain_hash
 from edm3d.utils.log import progress
 
 _Result = TypeVar("_Result")
@@ -163,7 +163,7 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
     labels = frozenset() if loaded.label is None else frozenset((*_classes(loaded.label), *loaded.move.vanished))
     files = [*case.images, *([case.label] if case.label else [])]
-    digest = b"".join(_digest(path) for path in files)
+    digest = b"".join(bytes.fromhex(file_hash(path)) for path in files)
     return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.move, digest,
                      loaded.image.size, voxels_beyond(loaded.image, scale, options))
 
@@ -171,11 +171,6 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
 def _classes(label: np.ndarray) -> list[int]:
     """The values of a label map, rising."""
     return np.flatnonzero(np.bincount(label.ravel())).tolist()
-
-
-def _digest(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _target_grid(case: CaseFiles, loaded: Loaded, options: PrepareOptions, dims: int

@@ -25,13 +25,14 @@ from edm3d.inference.parts import (
     Pieces,
     check_alike,
     check_shapes,
+    made_before,
     make_missing,
     missing_of,
     ranks_at_work,
 )
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed, locks
-from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, check_replaced, remove_temporary
+from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, remove_temporary
 from edm3d.utils.log import RunLog, progress
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import passed_over
@@ -236,15 +237,10 @@ def write_montage(path: Path, pieces: Parts | NiftiFolder, job: DecodeJob) -> No
 
 def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
     """Whether a file holds these volumes; ValueError when it holds something else and may not be overwritten."""
-    if overwrite or not dest.exists():
-        check_replaced(dest, overwrite, is_volumes)
+    old = made_before(dest, overwrite, VolumesFile, is_volumes)
+    if old is None:
         return False
-    try:
-        found = VolumesFile(dest).provenance
-    except ValueError as e:
-        check_replaced(dest, True, is_volumes)
-        raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
-    check_alike(f"{dest}: holds volumes of", found, {name: provenance[name] for name in ("kind", *UNLIKE)},
+    check_alike(f"{dest}: holds volumes of", old.provenance, {name: provenance[name] for name in ("kind", *UNLIKE)},
                 "choose another --dest, or --overwrite it")
     return True
 

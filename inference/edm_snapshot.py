@@ -1,7 +1,6 @@
 """From an official EDM pickle to a snapshot of ours, of the same network or of one inflated to three dimensions."""
 
 import inspect
-from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.networks.edm_import import edm_network_node, edm_weights, inflate_weights
 from edm3d.utils import locks
 from edm3d.utils.config import build_from_file, find_target
-from edm3d.utils.files import check_dest, check_replaced, first_line
+from edm3d.utils.files import check_dest, check_replaced, file_hash, first_line
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
 
@@ -136,7 +135,5 @@ def check_network(node: dict, weights: dict[str, torch.Tensor], shape: tuple[int
 def describe_images(source: Path, shape: tuple[int, ...], classes: int) -> Facts:
     """What the images of an official network mean: bytes as [-1, 1], colours, classes by number, no geometry."""
     channels = COLOURS if shape[0] == 3 else tuple(f"channel {i}" for i in range(shape[0]))
-    with open(source, "rb") as file:
-        content_hash = file_digest(file, "sha256").hexdigest()
-    return Facts(f"imported from {source.name}", content_hash, channels, spatial_shape=shape[1:],
+    return Facts(f"imported from {source.name}", file_hash(source), channels, spatial_shape=shape[1:],
                  class_names=tuple(str(i) for i in range(classes)), intensity=Intensity(0.0, 255.0, True, "8 bit"))

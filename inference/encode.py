@@ -20,7 +20,16 @@ from edm3d.formats.items import check_tables
 from edm3d.formats.latents import LatentsFile, check_latents, round_trip_line, write_latents
 from edm3d.formats.volumes import Item, VolumesFile
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
+from edm3d.inference.parts import (
+    Arrays,
+    Parts,
+    check_alike,
+    check_shapes,
+    made_before,
+    make_missing,
+    missing_of,
+    ranks_at_work,
+)
 from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.metrics.image import psnr
 from edm3d.metrics.overlap import dice
@@ -29,7 +38,7 @@ from edm3d.networks.layers import SizeError
 from edm3d.networks.tiles import Tiles
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice
-from edm3d.utils.files import check_dest, check_free_disk, check_replaced
+from edm3d.utils.files import check_dest, check_free_disk
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file, passed_over
 
@@ -137,14 +146,9 @@ def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
 
 def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
     """Whether a file holds these latents; ValueError when it holds something else and may not be overwritten."""
-    if options.overwrite or not dest.exists():
-        check_replaced(dest, options.overwrite, is_latents)
+    old = made_before(dest, options.overwrite, LatentsFile, is_latents)
+    if old is None:
         return False
-    try:
-        old = LatentsFile(dest)
-    except ValueError as e:
-        check_replaced(dest, True, is_latents)
-        raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
     had, wanted = ({what: source.get(name) for name, what in UNLIKE.items()} for source in (old.provenance, provenance))
     check_alike(f"{dest}: holds latents of", had | {"scaling": old.facts.latents.scaling},
                 wanted | {"scaling": options.scaling}, "choose another --dest, or --overwrite it")

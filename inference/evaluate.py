@@ -1,6 +1,5 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import missing, walk
 from edm3d.utils import locks
 from edm3d.utils.checks import listed, listed_apart
-from edm3d.utils.files import check_folder
+from edm3d.utils.files import check_folder, file_hash
 from edm3d.utils.log import progress
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file
@@ -41,7 +40,7 @@ def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_n
     check_folder(dest, f"--dest {dest}")
     with locks.output(dest, is_folder=True):
         samples, file = SamplesFile(generated), VolumesFile(real)
-        inputs = {"real": {"content_hash": file.content_hash}, "generated": {"sha256": sha256_of(samples.path)}}
+        inputs = {"real": {"content_hash": file.content_hash}, "generated": {"sha256": file_hash(samples.path)}}
         check_report(dest, inputs, overwrite)
         return compare(samples, file, dest, split, num_noise, snapshot, seed, trust, ignore_spacing)
 
@@ -140,17 +139,11 @@ def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
     """What was generated, by what; labels_known: whether the real volumes have label maps."""
     without = labels_known and "labels" not in samples.names
-    return {"path": str(samples.path), "sha256": sha256_of(samples.path), "num": len(samples),
+    return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling,
             "labels": missing("the samples hold no label maps: only images are compared") if without else
             {"available": True}}
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def ranges(seeds: np.ndarray) -> str:

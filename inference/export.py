@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from edm3d.inference.folders import begin, told_of_changes, told_of_names
 from edm3d.reporting.montages import planes_figure, save_png
 from edm3d.utils import locks
 from edm3d.utils.checks import listed
-from edm3d.utils.files import check_dest_folder
+from edm3d.utils.files import check_dest_folder, file_hash
 from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
@@ -100,10 +99,7 @@ def _export_all(file: VolumesFile | SamplesFile, work: Exporting, record: Manife
 
 def _content_hash(file: VolumesFile | SamplesFile) -> str:
     """Of a volumes file the hash that it carries, of samples that of the file."""
-    if isinstance(file, VolumesFile):
-        return file.content_hash
-    with open(file.path, "rb") as opened:
-        return file_digest(opened, "sha256").hexdigest()
+    return file.content_hash if isinstance(file, VolumesFile) else file_hash(file.path)
 
 
 def _id(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> str:

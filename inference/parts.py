@@ -14,11 +14,12 @@ from edm3d.formats.npz import is_odd
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.config import differences, in_short
-from edm3d.utils.files import atomic_path, npz_damage_named, plain_hash, read_npz, remove_temporary
+from edm3d.utils.files import atomic_path, check_replaced, npz_damage_named, plain_hash, read_npz, remove_temporary
 from edm3d.utils.log import RunLog, progress
 from edm3d.utils.numpy_files import names_in
 
 Read = TypeVar("Read")
+Old = TypeVar("Old")
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -148,6 +149,22 @@ def ahead(batches: Iterable[list[int]], read: Callable[[list[int]], Read]) -> It
             waiting = following
         if waiting is not None:
             yield waiting[0], waiting[1].result()
+
+
+def made_before(dest: Path, overwrite: bool, read: Callable[[Path], Old], check_kind: Callable[[Path], None]
+                ) -> Old | None:
+    """What a file that is to be made is by now; None where there is none, or it is to be overwritten.
+
+    ValueError for one of another kind (check_kind says so), and for a damaged one.
+    """
+    if overwrite or not dest.exists():
+        check_replaced(dest, overwrite, check_kind)
+        return None
+    try:
+        return read(dest)
+    except ValueError as e:
+        check_replaced(dest, True, check_kind)
+        raise ValueError(f"--dest {dest}: {e}; choose another, or --overwrite it") from e
 
 
 def check_alike(what: str, had: Mapping[str, Any], wanted: Mapping[str, Any], advice: str) -> None:

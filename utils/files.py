@@ -235,6 +235,12 @@ def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return blocks_hash((name, array.dtype, array.shape, [array.tobytes()]) for name, array in sorted(arrays.items()))
 
 
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def plain_hash(value: object) -> str:
     """sha256 of plain data by its JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """Axial slices of the BrainWeb phantom as the PET system of acec2127 stores them: uint8 rows of 64x64 activities."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.utils.checks import listed
-from edm3d.utils.files import read_npz
+from edm3d.utils.files import file_hash, read_npz
 
 SIZE = 64
 
@@ -42,8 +41,7 @@ class BrainwebSlices:
                              "or the file")
         self.images = chosen / chosen.max(axis=(1, 2, 3), keepdims=True) * 2 - 1
         self.shape = self.images.shape[1:]
-        content_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        self.facts = Facts(str(path), content_hash, ("activity",), spatial_shape=(SIZE, SIZE),
+        self.facts = Facts(str(path), file_hash(path), ("activity",), spatial_shape=(SIZE, SIZE),
                            intensity=Intensity(0.0, 1.0, True, "share of maximum"))
 
     def __len__(self) -> int:
