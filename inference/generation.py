@@ -161,8 +161,11 @@ def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:
     images = {} if drawer.latent and drawer.first_stage is None else {"images": any_image if drawer.latent else drawn}
     check_shapes(arrays, {**images, **({"latents": drawn} if drawer.latent else {}),
                           **({"trajectory": (None, *drawn)} if drawer.trajectory else {})})
-    if unknown := arrays.keys() - ARRAYS.keys():
-        raise ValueError(f"{listed(sorted(unknown))} is nothing that is drawn")
+    maps = {"labels": arrays["images"].shape[1:]} if images else {}
+    check_shapes(arrays, {name: shape for name, shape in {**maps, "classes": ()}.items() if name in arrays})
+    for name, array in arrays.items():
+        if name not in ARRAYS or (array.dtype.kind == "f") != (np.dtype(ARRAYS[name]).kind == "f"):
+            raise ValueError(f"{name} of {array.dtype} is nothing that is drawn")
 
 
 def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], meta: SampleMeta) -> SamplesFile:
