@@ -16,7 +16,7 @@ import torch
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
-from edm3d.inference.first_stage import FirstStage, tile_note, tiled
+from edm3d.inference.first_stage import FirstStage, check_decoding, tile_note, tiled
 from edm3d.inference.latent_source import LatentSource, affine_of, build_net, find_stage, open_source
 from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
 from edm3d.inference.parts import (
@@ -177,6 +177,7 @@ def settings(options: DecodeOptions) -> dict:
 def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> DecodeJob:
     """All that decoding takes, checked before anything is decoded."""
     shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
+    check_decoding(stage, source.rows[0].latents().shape[1:], options.batch_size, "--latents")
     return DecodeJob(source, *tiled(stage, options.tiles, options.compare),
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)
 

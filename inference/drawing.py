@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +12,18 @@ import torch
 from edm3d.formats.samples import SampleMeta, SampleStage
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.conditions import drawn_conditions, stored_values
-from edm3d.inference.first_stage import FirstStage, tiled, tiles_of
+from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Sampling
+
+DRAWING = 40  # bytes per value at least: a sampler's estimates are in float64, and it keeps several of them
 
 
 class Drawer(NamedTuple):
@@ -97,9 +101,13 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
                 guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
     """Put the first stage on the device and the sampler beside the network; guided: see add_guidance."""
     stage, first_stage, whole = snapshot.first_stage, None, None
+    if device.type == "cpu":
+        check_memory(f"{snapshot.path}: drawing {options.batch_size} x {list(snapshot.shape)}",
+                     DRAWING * options.batch_size * prod(snapshot.shape))
     precision = resolve_precision(options.precision, device)
     if stage is not None and options.decode:
         first_stage = snapshot.open_first_stage(options.trust, precision).to(device)
+        check_decoding(first_stage, snapshot.shape[1:], options.batch_size, snapshot.path)
         try:
             first_stage, whole = tiled(first_stage, tiles_of(vars(options)), options.tile_compare)
         except ValueError as e:

@@ -1,7 +1,8 @@
 """A trained first stage in the units of the volumes it was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from edm3d.networks.latent_codec import shift_and_gain, unwhiten, whiten
 from edm3d.networks.layers import SizeError
 from edm3d.networks.posteriors import AnyPosterior
 from edm3d.networks.tiles import Tiles, by_parts
+from edm3d.utils.checks import check_memory
 from edm3d.utils.precision import autocast
 
 
@@ -139,6 +141,14 @@ def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, lab
     off = float((image - wanted).square().mean().sqrt()) / scale
     agree = "" if label is None else f", labels {100 * float((label == wanted_label).float().mean()):.2f} % agree"
     return f"Tiles differ from whole: image {off:.2g} (rms, share of range){agree}"
+
+
+def check_decoding(stage: FirstStage, spatial_shape: Sequence[int], batch_size: int, source: object) -> None:
+    """ValueError where the memory does not hold a batch of volumes, decoded of latents [*s]: once, and their features.
+    """
+    shape = [n * f for n, f in zip(spatial_shape, stage.net.factor, strict=True)]
+    if stage.device.type == "cpu":
+        check_memory(f"{source}: decoding {batch_size} x {shape}", 8 * batch_size * prod(shape))
 
 
 def tiled(stage: FirstStage, tiles: Tiles | None, compare: bool) -> tuple[FirstStage, FirstStage | None]:

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.inference import drawing
 from edm3d.inference.check import check
 from edm3d.inference.model import Model
 from edm3d.inference.snapshot import CarriedStage, Snapshot
@@ -173,6 +176,18 @@ def test_a_network_that_is_larger_than_its_file_takes_no_memory_and_no_time(fold
     with pytest.raises(ValueError, match=r"net\.pt"):
         use_network(path)
     assert time.monotonic() - start < 5
+
+
+def test_an_item_that_memory_does_not_hold_is_refused_before_it_is_drawn_or_decoded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 ** 20))
+    use_network(folder / "net.pt")
+    large = changed(folder, tmp_path, "net.pt", lambda content: content.update(shape=[2, 256, 256]))
+    with pytest.raises(ValueError, match=r"net\.pt: drawing 2 x \[2, 256, 256\] takes 10,485,760 bytes of memory"):
+        use_network(large)
+    monkeypatch.setattr(drawing, "DRAWING", 1)
+    large = changed(folder, tmp_path, "net.pt", lambda content: content.update(shape=[2, 512, 256]))
+    with pytest.raises(ValueError, match=r"net\.pt: decoding 2 x \[1024, 512\] takes 8,388,608 bytes of memory"):
+        use_network(large)
 
 
 # ---- what torch files may hold ----
