@@ -87,7 +87,7 @@ def damage_trial(ground: Ground, kinds: Sequence[Target], number: int) -> Verdic
     what = f"{kind.name} ({kind.path}): {WAYS[way]}"
     if WAYS[way] == "folder":  # which `check` is right to walk through
         kind = kind._replace(commands=tuple(each for each in kind.commands if each.name != "check"))
-    return trial(ground, "damages", number, kind, what, make, kind.checked)
+    return trial(ground, "damages", number, kind, what, make, kind.checked and WAYS[way] != "other kind")
 
 
 def content_kinds(kinds: Sequence[Target]) -> list[Target]:

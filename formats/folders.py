@@ -39,6 +39,7 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
     """
     found = Tree(root, [], [], [], [])
     entered = {_identity(folder) for folder in without}
+    named: list[Path] = []  # folders that are called as volumes are
     folders, links = [root], []  # links come last: where a folder is there twice, it has its own name
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
@@ -51,6 +52,7 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
         except OSError as error:
             raise ValueError(f"{one_line(str(folder))[:MOST_LETTERS]}: cannot be read ({error.strerror})") from error
         entered.add(identity)
+        named += [folder] if suffix_of(folder) and folder != root else []
         for entry in entries:
             path = folder / entry.name
             if not _is_folder(entry):
@@ -59,6 +61,7 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
                 found.closed.append(path)
             else:
                 (links if entry.is_symlink() else folders).append(path)
+    found.others.extend(folder for folder in named if not any(folder in path.parents for path in found.files))
     for paths in found[1:]:
         paths.sort()
     if odd := [path for path in found.files if not is_utf8(str(path.relative_to(root)))]:

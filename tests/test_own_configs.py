@@ -9,6 +9,7 @@ import dataset_tool
 import generate
 import train
 from edm3d.training.build import check_training
+from edm3d.training.from_python import train_from
 from edm3d.utils.compose import added_where_new, compose, config_folders, shipped_configs
 from edm3d.utils.compose_errors import config_groups, known_as, paths_of
 from edm3d.utils.config import find_target
@@ -282,3 +283,13 @@ def test_every_optimiser_that_is_named_is_there():
 def test_an_odd_value_does_not_hide_that_the_key_is_not_there(override, meant):
     with pytest.raises(ValueError, match=f"no such key here; write {meant}"):
         compose("echo_edm", [override])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "status: done\nnimg: 3\n"])
+def test_a_file_that_is_no_experiment_is_named(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    found = "its keys are status, nimg" if text.startswith("s") else "it is empty"
+    with pytest.raises(ValueError, match=rf"{tmp_path}/mine.yaml: no experiment, {found}; wanted a list 'defaults'"):
+        compose("mine", ["training.options.seed=3"], tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/mine.yaml: no experiment, {found}"):
+        train_from(tmp_path / "mine.yaml", [], None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edm3d.training.run import train
-from edm3d.utils.compose import compose
+from edm3d.utils.compose import check_is_experiment, compose
 from edm3d.utils.config import read_yaml, to_yaml
 from edm3d.utils.terminal import sturdy_streams
 
@@ -39,6 +39,7 @@ def experiment(config: str | Path | Mapping[str, Any]) -> Iterator[tuple[str, Pa
         if "defaults" in content:
             yield path.stem, path.parent, run
             return
+    check_is_experiment(content, "config" if content is config else path)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "given.yaml").write_text(to_yaml({"defaults": SCHEMA, **content}), encoding="utf-8")
         yield "given", Path(folder), run

@@ -28,8 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edm3d.utils import overrides as typed
+from edm3d.utils.checks import listed
 from edm3d.utils.compose_errors import composition_error, config_groups, no_such_key, paths_of, yaml_error
-from edm3d.utils.config import no_such
+from edm3d.utils.config import no_such, read_yaml
 from edm3d.utils.files import first_line
 from edm3d.utils.log import note
 from edm3d.utils.retarget import Layer, leave_out, leaves, target_paths
@@ -70,6 +71,7 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         where = " or ".join(map(shown_folder, folders))
         bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
         raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
+    check_file(next(path for folder in folders if (path := folder / f"{name}.yaml").is_file()))
     given = added_where_new(readable(overrides, folders))
     try:
         raw = compose_raw(folders, name, given)
@@ -87,6 +89,24 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
     for text in notes:
         note(text)
     return plain
+
+
+def check_file(path: Path) -> None:
+    """ValueError for a YAML that can be read and is no experiment; of one that cannot be, Hydra says where it is not.
+    """
+    try:
+        content = read_yaml(path)
+    except ValueError:
+        return
+    check_is_experiment(content, path)
+
+
+def check_is_experiment(content: Mapping[str, Any], source: object) -> None:
+    """ValueError for the content of a YAML, or a dict of such, that cannot be an experiment's."""
+    if not {"defaults", "training"} & set(content):
+        found = f"its keys are {listed(content)}" if content else "it is empty"
+        raise ValueError(f"{source}: no experiment, {found}; wanted a list 'defaults', as the shipped ones have, or "
+                         "'training' and 'sampling' in full, as config.yaml in the folder of a run")
 
 
 class NotComposed(ValueError):
