@@ -112,10 +112,16 @@ def check_real(path: str | None) -> None:
 
 
 def existing(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
-    """Samples drawn before; ValueError when they are of another network or other settings, None to overwrite them."""
+    """Samples drawn before; ValueError when they, or what lies beside them, are of another network or other settings,
+    None to overwrite them.
+    """
+    old = drawn_before(path, meta, overwrite) if path.is_file() else None
     check_records(path.parent, meta, overwrite)
-    if not path.is_file():
-        return None
+    return old
+
+
+def drawn_before(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile | None:
+    """The same of the samples file alone, which is there."""
     try:
         old = SamplesFile(path)
     except ValueError as e:

@@ -153,7 +153,7 @@ class Snapshot:
                        held.config, held.nimg, Path(path), checksum)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
         if len(sizes) not in (0, axes) or not all(is_whole(size) and size > 0 for size in sizes):
-            raise ValueError(f"{path}: data.spatial_shape is {shown(sizes)}, wanted {axes} sizes, as shape has")
+            raise ValueError(f"{path}: data.spatial_shape is {list(sizes)}, wanted {axes} sizes, as shape has")
         if stage is None and snapshot.facts.latents:
             raise ValueError(f"{path}: first_stage is missing, though it was trained on latents")
         if task is not None and snapshot.task != task:

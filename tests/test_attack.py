@@ -272,8 +272,8 @@ def run_attack(root: Path, *arguments: str, timeout: int) -> dict:
 
 
 def test_a_short_attack_finds_nothing(root):
-    figures = run_attack(root, "--share", "0.006", timeout=240)
-    assert [figures[part] for part in ("damages", "contents", "names", "races", "kills")] == [12, 3, 1, 1, 1]
+    figures = run_attack(root, "--share", "0.003", timeout=240)
+    assert [figures[part] for part in ("damages", "contents", "names", "races", "kills")] == [6, 2, 1, 1, 1]
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_an_export_is_done_once_and_mended_and_others_are_not_touched(echo, tmp_
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert {entry["id"] for entry in record["files"].values()} == {VolumesFile(echo).ids("val")[0]}
     (tmp_path / "out/export.json").unlink()
-    assert "nothing says that export filled it" in call(*words, "--split", "val", code=1)
+    assert "nothing says that export made image" in call(*words, "--split", "val", code=1)
     assert "what others made is not overwritten" in call(*words, "--split", "val", "--overwrite", code=1)
     assert "is or holds FILE" in call(*words[:4], "--dest", echo.parent, code=1)
 

@@ -63,7 +63,7 @@ def write_snapshot(path: Path, facts: Facts, first_stage: bool = True) -> str:
                 "latent_channels": 2, "spatial_dims": 3, "channels": [4, 4], "num_blocks": 1, "num_blocks_decoder": 1}
         weights = build(node).state_dict()
         stage = CarriedStage(LatentScaling([0.0, 0.0], [1.0, 1.0]), node, weights, network_hash(node, weights))
-    Snapshot("diffusion", {}, facts, (2, 14, 14, 14), stage).save(path)
+    Snapshot("diffusion", {}, facts, (2, *[14] * len(facts.spatial_shape)), stage).save(path)
     return Snapshot.read(path).hash
 
 

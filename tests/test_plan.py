@@ -196,6 +196,7 @@ def test_proposals_go_on_until_the_step_fits():
     assert plan_step(again["training"], LABELLED).peak == found[-1].peak
 
 
+@pytest.mark.slow
 def test_proposals_end_before_patches_that_are_too_small_for_the_discriminator():
     config, source = vae("discriminator=patch"), planned((1, 32, 32, 32), "abc")
     found = plan(config, source, 0.001).step_proposals

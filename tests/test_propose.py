@@ -199,6 +199,7 @@ def test_files_that_are_there_and_odd_names_are_refused(folder):
                                   f"configs/{dest}.yaml")
 
 
+@pytest.mark.slow
 def test_the_same_proposal_again_is_there_and_another_takes_its_place_on_request_alone(folder):
     succeed(dataset_tool.main, "phantom", "--dest", "same.h5", "--num", "4", "--size", "8", "--spatial-dims", "2")
     words = ["propose", "same.h5", "--dest", "configs/same.yaml", "--device", "cpu", "--memory"]
