@@ -29,6 +29,7 @@ class Tree(NamedTuple):
     others: list[Path]  # that are not, and may hold volumes all the same
     beside: list[Path]  # that hold none by their names
     closed: list[Path]  # hidden folders, and links to folders that are there already: not entered
+    called: list[Path]  # folders that have the name of a volume: what they hold is read
 
 
 def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: Iterable[Path] = ()) -> Tree:
@@ -37,9 +38,8 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
     Links to folders are followed, each folder is entered once. ValueError for a folder that cannot be read, and naming
     all wanted files whose names are not UTF-8.
     """
-    found = Tree(root, [], [], [], [])
+    found = Tree(root, [], [], [], [], [])
     entered = {_identity(folder) for folder in without}
-    named: list[Path] = []  # folders that are called as volumes are
     folders, links = [root], []  # links come last: where a folder is there twice, it has its own name
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
@@ -52,7 +52,7 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
         except OSError as error:
             raise ValueError(f"{one_line(str(folder))[:MOST_LETTERS]}: cannot be read ({error.strerror})") from error
         entered.add(identity)
-        named += [folder] if suffix_of(folder) and folder != root else []
+        found.called.extend([folder] if suffix_of(folder) and folder != root else [])
         for entry in entries:
             path = folder / entry.name
             if not _is_folder(entry):
@@ -61,7 +61,6 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
                 found.closed.append(path)
             else:
                 (links if entry.is_symlink() else folders).append(path)
-    found.others.extend(folder for folder in named if not any(folder in path.parents for path in found.files))
     for paths in found[1:]:
         paths.sort()
     if odd := [path for path in found.files if not is_utf8(str(path.relative_to(root)))]:
@@ -151,4 +150,7 @@ def passed_over(found: Tree) -> list[str]:
         parts.append(f"{len(found.beside)} file(s) that hold no volumes ({listed(kinds)})")
     if found.closed:
         parts.append(f"folders that are hidden, or there twice by links ({listed(relative(found.closed, found.root))})")
+    if found.called:
+        parts.append("folders that have the name of a volume, of which what lies in them is read "
+                     f"({listed(relative(found.called, found.root))})")
     return [f"{one_line(str(found.root))}: passed over: {'; '.join(parts)}"] if parts else []

@@ -186,12 +186,17 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
     """Decode this rank's share: an image [C,*S] and, where there are label classes, a label map [*S] of each row."""
     rows = job.source.rows
 
+    def told(numbers: list[int]) -> str:
+        return f"{job.source.path}: latents of {rows[numbers[0]].id} to {rows[numbers[-1]].id}"
+
     def made(numbers: list[int], latents: np.ndarray) -> list[dict[str, np.ndarray]]:
         z = torch.from_numpy(latents).to(job.stage.device)
         if not z.isfinite().all():
-            raise ValueError(f"latents of {rows[numbers[0]].id} to {rows[numbers[-1]].id} are not finite: they cannot "
-                             "be decoded")
+            raise ValueError(f"{told(numbers)} are not finite: they cannot be decoded")
         image, label = job.stage.decode(z)
+        if not image.isfinite().all():
+            raise ValueError(f"{told(numbers)} become values that are not finite: they are damaged, or of another "
+                             "first stage")
         if job.whole is not None and numbers[0] == missing[0]:
             log(tile_note(job.whole, z[:1], image[:1], None if label is None else label[:1]))
         image = image.cpu().numpy()

@@ -308,7 +308,7 @@ def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
         raise ValueError(f"{node['_target_']} is a class of your own, which may read them by sampling.trust=true")
     if "split" in node:
         node["split"] = snapshot.setting("training", "validation", "split")
-    return build_from_file(node, "the snapshot", trust, DATASETS)
+    return build_from_file(node, str(snapshot.path), trust, DATASETS)
 
 
 def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:

@@ -32,12 +32,13 @@ class LatentRow(NamedTuple):
 
 
 class LatentSource(NamedTuple):
-    """Latents to decode: what is known of their volumes, the hash of the latents, and their first stage.
+    """Latents to decode: their file, what is known of their volumes, the hash of the latents, and their first stage.
 
     stage: as far as it is known, network and hash may be None; None in older samples files. snapshot: path of the one
     that drew them, where one did.
     """
 
+    path: Path
     rows: list[LatentRow]
     facts: Facts
     content_hash: str
@@ -52,7 +53,7 @@ def open_source(path: Path) -> LatentSource:
         found = diff3.read_samples(path)
         rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])
                 for i in range(len(found.latents))]
-        return LatentSource(rows, Facts("", ""), arrays_hash({"latents": found.latents}),
+        return LatentSource(path, rows, Facts("", ""), arrays_hash({"latents": found.latents}),
                             plain_stage(found.latents.shape[1]))
     if is_h5 and (diff3.is_latents(path) or h5.read_format(path) == "latents"):
         return encoded(diff3.open_latents(path))
@@ -64,7 +65,7 @@ def open_source(path: Path) -> LatentSource:
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
-    return LatentSource(rows, samples.meta.facts, found,
+    return LatentSource(path, rows, samples.meta.facts, found,
                         stage and CarriedStage(stage.scaling, hash=stage.hash), samples.meta.snapshot)
 
 
@@ -90,7 +91,7 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
             box = None if part.boxes is None else part.boxes[i]
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
                                   lambda part=part, i=i: part.mean[i]))
-    return LatentSource(rows, file.facts, file.content_hash,
+    return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
 
 

@@ -255,11 +255,11 @@ def test_what_is_passed_over_is_said(tmp_path):
     assert find_cases(touch(tmp_path / "j", "a.nii"), None).notes == []
 
 
-def test_a_folder_called_like_a_volume_is_entered_and_named_where_it_holds_none(tmp_path):
+def test_a_folder_called_like_a_volume_is_entered_and_named(tmp_path):
     folder = touch(tmp_path / "i", "a.nii", "b.nii.gz/b.nii", "c.nii.gz/readme.txt")
     pairing = find_cases(folder, None)
     assert [case.id for case in pairing.cases] == ["a", "b"]
-    assert "1 file(s) that are not read (c.nii.gz)" in pairing.notes[0]
+    assert "name of a volume, of which what lies in them is read (b.nii.gz, c.nii.gz)" in pairing.notes[0]
 
 
 @pytest.mark.parametrize("suffix", [".NII", ".NII.GZ", ".nii.GZ", ".NPY"])

@@ -67,8 +67,8 @@ class DiffusionTask(TaskType):
 
     def decoding(self, config: dict, data: PlannedData) -> Decoding | None:
         """What generate.py decodes at a time, where the first stage is known."""
-        trust = config["training"]["options"]["trust"]
-        make = partial(build_from_file, data.first_stage, "the latents", trust)
+        trust, source = config["training"]["options"]["trust"], config["training"]["dataset"].get("path", "the latents")
+        make = partial(build_from_file, data.first_stage, source, trust)
         return Decoding(make, config["sampling"]["batch_size"]) if data.first_stage else None
 
 
