@@ -25,6 +25,7 @@ from edm3d.inference.parts import (
     Pieces,
     check_alike,
     check_shapes,
+    check_types,
     made_before,
     make_missing,
     missing_of,
@@ -216,9 +217,10 @@ def check_part(job: DecodeJob, _: int, arrays: Arrays) -> None:
     """ValueError for arrays that decode_missing cannot have made."""
     check_shapes(arrays, {"image": (len(job.facts.channels) or None, *job.shape),
                           **({"label": job.shape} if job.facts.label_classes else {})})
-    label, count = arrays.get("label"), len(job.facts.label_classes)
-    if count and (label.dtype != np.uint8 or label.max() >= count):
-        raise ValueError(f"label is {label.dtype} up to {label.max()}, wanted uint8 below {count}")
+    count = len(job.facts.label_classes)
+    check_types(arrays, {"image": "uint8" if job.options.uint8 else "float32", **({"label": "uint8"} if count else {})})
+    if count and (highest := arrays["label"].max()) >= count:
+        raise ValueError(f"label is up to {highest}, wanted values below {count}")
 
 
 def in_bytes(facts: Facts) -> Facts:

@@ -25,6 +25,7 @@ from edm3d.inference.parts import (
     Parts,
     check_alike,
     check_shapes,
+    check_types,
     made_before,
     make_missing,
     missing_of,
@@ -246,6 +247,7 @@ def check_part(job: EncodeJob, number: int, arrays: Arrays) -> None:
     latent, classes = job.stage.net.latent_shape(job.size), job.volumes.meta.label_classes
     measured = {"psnr": (), **({"dice": (len(classes),)} if classes else {})} if number in job.measured else {}
     check_shapes(arrays, {"mean": latent, "std": latent, "affine": (4, 4), "box": (2, 3), **measured})
+    check_types(arrays, {"mean": "float32", "std": "float32", "affine": "float64", "box": "int64"})
     check_latents(arrays["mean"][None], arrays["std"][None], [str(number)], "parts")
     check_tables({"affines": arrays["affine"][None], "boxes": arrays["box"][None]}, [str(number)], "parts", classes=(),
                  spatial_shape=job.size)

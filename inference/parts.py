@@ -108,6 +108,13 @@ def check_shapes(arrays: Arrays, wanted: Mapping[str, Sequence[int | None]]) -> 
             raise ValueError(f"{name} is {found}, wanted numbers {tuple(shape)}")
 
 
+def check_types(arrays: Arrays, wanted: Mapping[str, str]) -> None:
+    """ValueError unless the arrays of these names have these types."""
+    for name, dtype in wanted.items():
+        if arrays[name].dtype != dtype:
+            raise ValueError(f"{name} is {arrays[name].dtype}, wanted {dtype}")
+
+
 def missing_of(pieces: Pieces, numbers: Sequence[int]) -> list[int]:
     """Those of these numbers that are not there, or not whole. Every rank looks at its share, and all know all."""
     mine = [n for n in numbers[distributed.rank()::distributed.world_size()] if not pieces.is_whole(n)]
