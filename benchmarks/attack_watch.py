@@ -117,7 +117,7 @@ class Hook:
         """Note a path that is written to, unless it lies in the cage, where the listing tells."""
         with suppress(TypeError, ValueError):
             full = os.path.abspath(os.fsdecode(path)) + "/" * (event == "os.mkdir")
-            if CANARY in full:
+            if CANARY in full.split("/"):  # names that are made of such an id are longer
                 self.events.append(f"run: {event} {full}")
             elif not full.startswith(self.inside):
                 self.events.append(f"outside: {event} {full}")

@@ -35,8 +35,7 @@ class Tree(NamedTuple):
 def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: Iterable[Path] = ()) -> Tree:
     """Everything below a folder, folders `without` and what is below them left out.
 
-    Links to folders are followed, each folder is entered once. ValueError for a folder that cannot be read, and naming
-    all wanted files whose names are not UTF-8.
+    Links to folders are followed, each folder is entered once. ValueError for a folder that cannot be read.
     """
     found = Tree(root, [], [], [], [], [])
     entered = {_identity(folder) for folder in without}
@@ -63,9 +62,14 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
                 (links if entry.is_symlink() else folders).append(path)
     for paths in found[1:]:
         paths.sort()
-    if odd := [path for path in found.files if not is_utf8(str(path.relative_to(root)))]:
-        raise ValueError(f"{one_line(str(root))}: names that are not UTF-8: {listed(relative(odd, root))}; rename them")
     return found
+
+
+def check_names(found: Tree) -> None:
+    """ValueError naming all files below a folder whose names are not UTF-8."""
+    if odd := [path for path in found.files if not is_utf8(str(path.relative_to(found.root)))]:
+        raise ValueError(f"{one_line(str(found.root))}: names that are not UTF-8: {listed(relative(odd, found.root))}; "
+                         "rename them")
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from edm3d.formats.folders import Tree, is_utf8, passed_over, relative, stem_of, stems, walk
+from edm3d.formats.folders import Tree, check_names, is_utf8, passed_over, relative, stem_of, stems, walk
 from edm3d.formats.nifti import KEYS, npz_names, suffix_of
 from edm3d.formats.patterns import (
     ANY,
@@ -136,6 +136,7 @@ def _read_folders(folders: Sequence[Path]) -> list[tuple[Tree, Stems]]:
     trees = []
     for folder in folders:
         trees.append(walk(folder, without=[other for other in folders if other != folder]))
+        check_names(trees[-1])
         if not trees[-1].files:
             raise ValueError("; ".join([f"{folder}: holds no .nii, .nii.gz, .npy or .npz files",
                                         *passed_over(trees[-1])]))

@@ -7,7 +7,7 @@ from edm3d.formats import h5
 from edm3d.formats.check import Checker, Report, check_h5, checker_of
 from edm3d.formats.describe import HDF5, KINDS
 from edm3d.formats.edm_pickle import read_edm_pickle
-from edm3d.formats.folders import passed_over, walk
+from edm3d.formats.folders import is_utf8, passed_over, walk
 from edm3d.formats.published import STAGE_WEIGHTS
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.latent_source import open_source
@@ -16,6 +16,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.utils import checkpoint
 from edm3d.utils.files import first_line
 from edm3d.utils.log import progress
+from edm3d.utils.names import one_line
 from edm3d.utils.runs import PUBLISHED, is_published
 
 
@@ -62,6 +63,8 @@ def checker(path: Path, trust: bool) -> Checker | None:
 
 def checked(path: Path, own: Checker) -> Report:
     """The report on a path; whatever reading it raises is a problem of that file, and the next is looked at."""
+    if not is_utf8(str(path)):
+        return Report([], [f"{one_line(str(path))}: its name is not UTF-8; rename it"])
     try:
         return own(path)
     except Exception as e:  # libraries raise what they please on a damaged file

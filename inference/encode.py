@@ -81,8 +81,9 @@ class Inputs(NamedTuple):
 
 
 class EncodeJob(NamedTuple):
-    """What turns items into parts. measured: numbers of the items that are decoded again."""
+    """What turns items into parts. path: of the first stage; measured: numbers of the items that are decoded again."""
 
+    path: Path
     stage: FirstStage
     volumes: VolumesFile
     size: tuple[int, ...]
@@ -185,7 +186,7 @@ def make_job(stage: FirstStage, snapshot: Snapshot, volumes: VolumesFile, option
     stage = stage.in_parts(options.tiles)
     held = "val" if "val" in volumes.splits else "train" if "train" in volumes.splits else volumes.splits[0]
     measured = [p.number for p in all_places(volumes) if p.split == held][:options.round_trip]
-    return EncodeJob(stage, volumes, size, frozenset(measured), options.batch_size)
+    return EncodeJob(snapshot.path, stage, volumes, size, frozenset(measured), options.batch_size)
 
 
 # ---- the work ----
@@ -221,7 +222,8 @@ def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         first, last = batch[0], batch[-1]
         raise ValueError(f"{job.volumes.path}: the latents of {first.split} {first.index} to {last.split} {last.index} "
-                         "are not finite; the autoencoder has diverged, train it again with a lower learning rate")
+                         f"are not finite; the autoencoder {job.path} has diverged, train it again with a lower "
+                         "learning rate")
     rows = [{"mean": mean[i], "std": std[i], "affine": item.affine, "box": item.box} for i, item in enumerate(items)]
     for i, place in enumerate(batch):
         if place.number in job.measured:

@@ -175,6 +175,9 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
         return None, "the network draws voxels, it has no first stage"
     if snapshot.first_stage.network is None:
         return None, f"{path} does not carry the first stage of its latents"
+    if (had := samples.meta.facts.label_classes) != (wanted := snapshot.facts.label_classes):
+        raise ValueError(f"{samples.path}: label_classes are {listed(had) or 'none'}, those of {path}, which drew "
+                         f"them, are {listed(wanted) or 'none'}")
     stage = snapshot.open_first_stage(trust, resolve_precision(samples.meta.precision, device)).to(device)
     return stage.in_parts(tiles_of(samples.meta.sampling)), ""
 

@@ -63,7 +63,7 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot.facts, real, path)
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
 
-    decoded = partial(coded, stage.in_parts(options.tiles), held, bool(layout.label_classes))
+    decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes))
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
                         min_psnr=options.min_psnr)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
@@ -91,7 +91,7 @@ def layout_of(file: VolumesFile, split: str) -> Layout:
                   meta.intensity.lo, meta.intensity.hi, meta.intensity.unit, rows_of(affine))
 
 
-def coded(stage: FirstStage, held: Cases, labelled: bool, indices: Sequence[int]) -> Iterator[DecodedCase]:
+def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, indices: Sequence[int]) -> Iterator[DecodedCase]:
     """Volumes by number, each with what comes back of it, in stored units."""
     for index in indices:
         case = held.case(index)
@@ -102,8 +102,8 @@ def coded(stage: FirstStage, held: Cases, labelled: bool, indices: Sequence[int]
             raise ValueError(f"{case.id}: {e}; prepare the volumes anew with --size "
                              f"{' '.join(map(str, e.larger))}") from e
         if not out.finite:
-            raise ValueError(f"{case.id}: what the first stage gives back is not finite; it has diverged, train it "
-                             "again with a lower training.optimizer.lr")
+            raise ValueError(f"{case.id}: what the first stage {path} gives back is not finite; it has diverged, "
+                             "train it again with a lower training.optimizer.lr")
         back = Case(case.id, out.image[0].cpu().numpy(), out.label[0].cpu().numpy() if labelled else None)
         mean, std = (part[0].float().cpu().numpy() for part in (out.posterior.mean, out.posterior.std))
         yield DecodedCase(case, back, mean, std, None if out.codes is None else out.codes.indices.cpu().numpy())

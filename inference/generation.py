@@ -64,7 +64,7 @@ def generate(experiment: str, config: dict) -> None:
         new = [s for s in seeds if not (old and s in old.rows)]
         missing = missing_of(parts, new)
         log(f"Seeds     {len(seeds)} asked for, {len(seeds) - len(missing)} there already")
-        draw_missing(drawer, missing, parts, options.batch_size, log)
+        draw_missing(drawer, missing, parts, options.batch_size, log, path)
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
@@ -149,10 +149,16 @@ def check_is_samples(path: Path) -> None:
                          "sampling.outdir") from e
 
 
-def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int, log: RunLog) -> None:
-    """Draw this rank's share of the seeds, batch by batch; say by how much tiles differ in the first."""
+def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: int, log: RunLog, path: Path) -> None:
+    """Draw this rank's share of the seeds, batch by batch; say by how much tiles differ in the first.
+
+    ValueError naming the snapshot (path) for what is not finite.
+    """
     def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
         arrays = draw(drawer, batch)
+        if odd := [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
+            raise ValueError(f"{path}: what it draws for seeds {batch[0]} to {batch[-1]} is not finite "
+                             f"({listed(odd)}): its network has diverged or is damaged")
         if drawer.whole is not None and batch[0] == missing[0]:
             log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
                                           for k in ("latents", "images", "labels"))))
@@ -183,7 +189,11 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
             seed = seeds[index]
             return parts.read(seed, name)[name] if seed in fresh else old.row(name, old.rows[seed])
 
-        write_rows(target, seeds, parts.names(new), row, np.asarray(meta.facts.affine), meta)
+        names = parts.names(new)
+        if old and set(names) - {"seeds", "affine"} != set(old.names):
+            raise ValueError(f"{old.path}: holds {listed(old.names)}, and what is drawn now is {listed(names)}; choose "
+                             "another sampling.outdir, or draw anew by sampling.overwrite=true")
+        write_rows(target, seeds, names, row, np.asarray(meta.facts.affine), meta)
     parts.remove()
     return SamplesFile(target) if new else old
 

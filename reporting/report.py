@@ -72,7 +72,7 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
         with atomic_path(dest / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(png)
     if changed := renamed(figures, names):
-        note(f"Figures of names that no file can have: {', '.join(changed)}")
+        note(f"Note: figures of names that no file can have: {', '.join(changed)}")
     write_text(dest / CASES, printable(cases))
     write_text(dest / PAGE, printable(page))
     return report

@@ -645,7 +645,7 @@ def test_report_of_hostile_names_keeps_to_its_folder_and_is_text(tmp_path, capsy
     assert len(figures) == 3 * 2 + len(found["metrics"]) + 2  # the overview, and one montage
     assert all(len(name.encode()) < 255 and not re.search(r"[\x00-\x1f/<>]", name) for name in figures)
     said = capsys.readouterr().err
-    assert said.startswith("Figures of names that no file can have: ")
+    assert said.startswith("Note: figures of names that no file can have: ")
     assert "'histogram_../../up' as histogram_.._" in said
     rows = list(csv.reader(io.StringIO((tmp_path / "out/rep/cases.csv").read_text(encoding="utf-8"))))
     assert len(rows) == 1 + 2 * 4 and rows[1][1] == "'=HYPERLINK(0)0" and "'=HYPERLINK(0)_volume" in rows[0]

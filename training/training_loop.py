@@ -276,11 +276,12 @@ class Trainer:
         all_bad = p.nimg >= self.total and p.bad_steps * self.options.batch_size >= p.nimg
         if p.bad_steps >= self.options.max_bad_steps or all_bad:
             self.save_state()
+            started = f", or from other weights than {self.options.init_from}" if self.options.init_from else ""
             go_on = "" if self.precision == "fp32" else "go on from it with training.options.precision=fp32, or "
             raise ValueError(f"loss or gradients were not finite in {p.bad_steps} steps in a row (up to {p.nimg} "
                              f"images); training-state-{self.kimg_name(self.good[0].nimg)}.pt is from before "
                              f"them; {go_on}start anew with a lower training.optimizer.lr or with "
-                             "training.options.grad_clip")
+                             f"training.options.grad_clip{started}")
 
     # ---- the loop ----
 
