@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -142,7 +143,7 @@ def run_watched(command: Command, cage: Path, hook: Hook) -> Observed:
     """Run a command of this process in a fresh copy of the cage's files."""
     seen, work = Observed(command.name), cage / "work"
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(cage / "made", work, symlinks=True)
+    subprocess.run(["cp", "-a", cage / "made", work], check=True)  # links and pipes as they are
     os.chdir(work)
     before, rise = listing(cage), resident_peak()
     streams = [open(cage / "said" / f"{command.name}.{n}", "w+", buffering=1, encoding="utf-8",  # noqa: SIM115

@@ -57,7 +57,9 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
     stage, reason = find_first_stage(samples, snapshot, trust, best_device())
-    absent = {"decoded": reason, "noise": reason or ("" if num_noise else "--num-noise is 0")}
+    unlabelled = "" if layout.label_classes or stage is None or not stage.net.num_classes else \
+        "the samples hold no label maps, which their first stage encodes with the images"
+    absent = {"decoded": reason or unlabelled, "noise": reason or ("" if num_noise else "--num-noise is 0")}
     if not absent["noise"]:
         sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout), num_noise
     if not absent["decoded"]:
