@@ -84,7 +84,7 @@ PLANTED = {
     "files_outside": (lambda: Path("elsewhere").write_text("x"), lambda: Path("../up").write_text("x"),
                       lambda: Path("b.bin").unlink(), lambda: os.mkdir("/tmp/attack-planted-outside"),
                       lambda: open("/tmp/attack-planted-file", "w").close()),
-    "code_run": (lambda: os.system("true"), lambda: subprocess.run(["true"]), lambda: os.mkdir(CANARY)),
+    "code_run": (lambda: os.system("true"), lambda: subprocess.run(["true"]), lambda: os.makedirs(f"out/{CANARY}")),
     "network_asked": (connect, lambda: socket.getaddrinfo("localhost", 9)),
     "unnamed": (lambda: say("Error: something is wrong"),),
     "unclean": (lambda: say("Error: a.bin: damaged\nError: and more"), lambda: say("a.bin is bad"),
