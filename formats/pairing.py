@@ -245,8 +245,9 @@ def _inside(found: Mapping[str, tuple[Path, ...]]) -> dict[str, Path]:
     """The npz images that hold a label map too; ValueError where only some do."""
     has_label = {case: _has_label(files[0]) for case, files in found.items()}
     if any(has_label.values()):
+        those = listed(found[case][0].name for case, has in sorted(has_label.items()) if has)
         _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False},
-                       how="Every npz holds one, or none does")
+                       how=f"Every npz holds one, or none does; there is one in {those}")
     return {case: found[case][0] for case, has in has_label.items() if has}
 
 

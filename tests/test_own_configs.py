@@ -285,6 +285,12 @@ def test_an_odd_value_does_not_hide_that_the_key_is_not_there(override, meant):
         compose("echo_edm", [override])
 
 
+def test_a_folder_that_is_called_like_an_experiment_is_named(tmp_path):
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ValueError, match=rf"{tmp_path}/mine.yaml: no file, wanted the YAML of an experiment"):
+        compose("mine", [], tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "status: done\nnimg: 3\n"])
 def test_a_file_that_is_no_experiment_is_named(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)

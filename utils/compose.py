@@ -71,7 +71,7 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         where = " or ".join(map(shown_folder, folders))
         bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
         raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
-    check_file(next(path for folder in folders if (path := folder / f"{name}.yaml").is_file()))
+    check_file(next(path for folder in folders if (path := folder / f"{name}.yaml").exists()))
     given = added_where_new(readable(overrides, folders))
     try:
         raw = compose_raw(folders, name, given)
@@ -94,6 +94,8 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
 def check_file(path: Path) -> None:
     """ValueError for a YAML that can be read and is no experiment; of one that cannot be, Hydra says where it is not.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no file, wanted the YAML of an experiment")
     try:
         content = read_yaml(path)
     except ValueError:
