@@ -37,6 +37,16 @@ def check_free_disk(folder: str | Path, needed_bytes: int) -> None:
         )
 
 
+def read_bounded(path: Path, most_bytes: int, kind: str) -> str:
+    """The text of a file; ValueError naming it when it is missing, no UTF-8, or larger than any of its kind."""
+    try:
+        if (size := path.stat().st_size) > most_bytes:
+            raise ValueError(f"{path}: {size:,} bytes, more than {kind} has")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: cannot be read ({e})") from e
+
+
 def what_exists(folder: str | Path) -> Path:
     """A folder, or the nearest one above it that is there."""
     folder = Path(folder).absolute()

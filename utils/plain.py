@@ -10,6 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edm3d.utils.files import read_bounded
+
 Built = TypeVar("Built")
 
 MOST_BYTES = 64 << 20  # of a JSON file
@@ -29,13 +31,7 @@ def parse_json(text: str, source: object) -> Any:
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     """What a JSON file holds; ValueError naming it when it is missing, damaged, or larger than any of its kind."""
-    try:
-        if (size := path.stat().st_size) > most_bytes:
-            raise ValueError(f"{path}: {size:,} bytes, more than any JSON file of this program has")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: cannot be read ({e})") from e
-    return parse_json(text, path)
+    return parse_json(read_bounded(path, most_bytes, "any JSON file of this program"), path)
 
 
 # ---- objects ----

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from edm3d.utils.files import read_bounded
+
 MOST_BYTES = 1 << 18  # of a YAML file; the largest of ours has some 5 kB
 MOST_VALUES, MOST_LEVELS = 20_000, 50  # that it may hold, anchors written out; an experiment has a few hundred
 MOST_REFERENCE, MOST_NESTED = 1000, 10  # characters of a text with ${...}, and of these within one another
@@ -22,11 +24,9 @@ def check_yaml(path: Path) -> None:
     What is no YAML is left to who reads it.
     """
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise Refused(f"{path}: {size:,} bytes, more than any configuration has")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise Refused(f"{path}: cannot be read ({e})") from e
+        text = read_bounded(path, MOST_BYTES, "any configuration")
+    except ValueError as e:
+        raise Refused(str(e)) from e
     with suppress(yaml.YAMLError):
         check_events(text, path)
 
