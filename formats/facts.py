@@ -12,15 +12,15 @@ from edm3d.formats.volumes import ROLES, Intensity, VolumesFile
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
-IDENTITY = ("source", "content_hash", "channels", "label_classes", "class_names", "intensity", "spatial_shape",
-            "affine", "latents", "latents_hash", "first_stage")
-LISTS = ("channels", "label_classes", "class_names", "spatial_shape", "channel_roles", "attribute_names",
-         "attribute_units")  # tuples, which plain data has none of
+IDENTITY = ("source", "content_hash", "channels", "condition_channels", "label_classes", "map_classes", "class_names",
+            "intensity", "spatial_shape", "affine", "latents", "latents_hash", "first_stage")
+LISTS = ("channels", "condition_channels", "label_classes", "map_classes", "class_names", "spatial_shape",
+         "attribute_names", "attribute_units")  # tuples, which plain data has none of
 POSTERIORS = ("gaussian", "gamma", "point")  # of networks.posteriors
 SCALINGS = ("standardize", "minmax", "scale_factor")  # of networks.latent_codec
 UNIT_RANGE = Intensity(0.0, 1.0, True, "a.u.")
 NO_AFFINE = tuple(map(tuple, np.eye(4).tolist()))
-OF_VOLUMES = ("channels", "channel_roles", "label_classes", "intensity", "spatial_shape", "affine")
+OF_VOLUMES = ("channels", "condition_channels", "label_classes", "map_classes", "intensity", "spatial_shape", "affine")
 
 
 class LatentScaling(NamedTuple):
@@ -65,6 +65,28 @@ class LatentFacts(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name not in ("path", "hash")}
 
 
+class AttributeStatistics(NamedTuple):
+    """Of the attributes of a split, in their units: those of the items that have one, and how many have none.
+
+    A number for each attribute; mean 0, std 1 and the range 0 to 0 where no item has it.
+    """
+
+    mean: list[float]
+    std: list[float]
+    lo: list[float]
+    hi: list[float]
+    missing: list[int]
+
+    @classmethod
+    def of(cls, attributes: np.ndarray) -> "AttributeStatistics":
+        """Of values [N,A], NaN where missing."""
+        columns = [column[~np.isnan(column)] for column in np.asarray(attributes, np.float64).T]
+        some = [column if len(column) else np.zeros(1) for column in columns]
+        return cls([float(column.mean()) for column in some], [float(column.std()) or 1.0 for column in some],
+                   [float(column.min()) for column in some], [float(column.max()) for column in some],
+                   [len(attributes) - len(column) for column in columns])
+
+
 def check_statistics(known: LatentScaling | LatentFacts) -> None:
     """ValueError unless means and deviations are of the same channels, these 0 or more, limits two and rising, and the
     scaling one that there is.
@@ -86,9 +108,10 @@ class Facts:
     """Of volumes: where they come from, what their channels, labels, classes and attributes are, and their geometry.
 
     source and content_hash: of the file; spatial_shape [*S] and affine [4,4] of a volume (of the first, where they
-    differ); intensity: what image values mean. channel_roles None: all are targets; attribute_names None: not known, as
-    files of before do not say. latents: of those that stand for the volumes; first_stage: hash of the one that makes
-    latents of them while training.
+    differ); intensity: what image values mean. channels are those that are drawn, condition_channels those that a
+    network may be shown; map_classes of the maps, which stand beside label maps. attribute_names None: not known, as
+    files of before do not say; attribute_statistics: of the training split. latents: of those that stand for the
+    volumes; first_stage: hash of the one that makes latents of them while training.
     """
 
     source: str
@@ -99,9 +122,11 @@ class Facts:
     intensity: Intensity = UNIT_RANGE
     spatial_shape: tuple[int, ...] = ()
     affine: tuple[tuple[float, ...], ...] = NO_AFFINE
-    channel_roles: tuple[str, ...] | None = None
+    condition_channels: tuple[str, ...] | None = None
+    map_classes: tuple[str, ...] | None = None
     attribute_names: tuple[str, ...] | None = None
     attribute_units: tuple[str, ...] | None = None
+    attribute_statistics: AttributeStatistics | None = None
     latents: LatentFacts | None = None
     first_stage: str | None = None
 
@@ -110,15 +135,17 @@ class Facts:
             raise ValueError(f"affine {problem}")
         if len(self.spatial_shape) > 3 or any(n < 1 for n in self.spatial_shape):
             raise ValueError(f"spatial_shape is {list(self.spatial_shape)}, wanted 1 to 3 numbers of 1 or more")
-        if self.channel_roles is not None and (len(self.channel_roles) != len(self.channels)
-                                               or set(self.channel_roles) - set(ROLES)):
-            raise ValueError(f"channel_roles is {list(self.channel_roles)}, wanted one of {', '.join(ROLES)} for each "
-                             f"of {len(self.channels)} channels")
         names, units = self.attribute_names, self.attribute_units
         if names is not None and units is not None and len(names) != len(units):
             raise ValueError(f"attribute_names has {len(names)} names, attribute_units {len(units)}")
-        if len(self.label_classes) > 256:
-            raise ValueError(f"label_classes has {len(self.label_classes)} names; labels are uint8, so at most 256")
+        for known in self.attribute_statistics or ():
+            if names is None or len(known) != len(names):
+                raise ValueError(f"attribute_statistics are of {len(known)} attributes, there are {len(names or ())}")
+        if self.attribute_statistics and not min([*self.attribute_statistics.std, 1]) > 0:
+            raise ValueError(f"attribute_statistics: std is {self.attribute_statistics.std}, wanted more than 0")
+        for key in ("label_classes", "map_classes"):
+            if len(getattr(self, key) or ()) > 256:
+                raise ValueError(f"{key} has {len(getattr(self, key))} names; maps are uint8, so at most 256")
         if self.latents is not None:
             check_statistics(self.latents)
             if self.latents.posterior not in (None, *POSTERIORS):
@@ -135,6 +162,11 @@ class Facts:
         return self.class_names[index] if self.class_names else str(index)
 
     @property
+    def semantic_classes(self) -> tuple[str, ...]:
+        """Names of the classes of the map that a network may be told: of the maps, else of the label maps."""
+        return self.map_classes or self.label_classes
+
+    @property
     def spacing(self) -> np.ndarray:
         """Voxel size per axis in mm."""
         return spacing_of(np.asarray(self.affine))[:len(self.spatial_shape)]
@@ -144,6 +176,8 @@ class Facts:
         found = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         found |= {name: list(found[name]) for name in LISTS if name in found}
         found |= {"intensity": asdict(self.intensity), "affine": [list(row) for row in self.affine]}
+        if self.attribute_statistics:
+            found["attribute_statistics"] = self.attribute_statistics._asdict()
         if self.latents:
             known = {name: value for name, value in self.latents._asdict().items() if value is not None}
             found |= {"latents": known.pop("path"), "latents_hash": known.pop("hash")}
@@ -173,11 +207,12 @@ class Facts:
 
 def volume_facts(file: VolumesFile, split: str) -> Facts:
     """What is known of the volumes of a split; the affine is that of its first."""
-    meta = file.meta
-    conditions = set(meta.channel_roles) - {"target"}
-    return Facts(str(file.path), file.content_hash, meta.channels, meta.label_classes, meta.class_names, meta.intensity,
-                 file.spatial_shape(split), rows_of(file.affines(split)[0]),
-                 meta.channel_roles if conditions else None, meta.attribute_names, meta.attribute_units)
+    meta, attributes = file.meta, file.table(split, "attributes")
+    targets, conditions = (tuple(meta.channels[i] for i in meta.numbers(role)) for role in ROLES)
+    return Facts(str(file.path), file.content_hash, targets, meta.label_classes, meta.class_names, meta.intensity,
+                 file.spatial_shape(split), rows_of(file.affines(split)[0]), conditions or None,
+                 meta.map_classes or None, meta.attribute_names, meta.attribute_units,
+                 None if attributes is None or not meta.attribute_names else AttributeStatistics.of(attributes))
 
 
 def rows_of(affine: np.ndarray | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:

@@ -1,7 +1,8 @@
 """latents.h5: posterior means and standard deviations of a cohort, with the first stage that made them.
 
 Layout, per split: mean and std [N,C,*s] float32 (contiguous), min and max [N] (mean -/+ 3 std over the item), ids,
-groups, affines, and boxes, classes, attributes and further columns where there are any. Root: posterior, scaling (how
+groups, affines, and boxes, classes, attributes and further columns where there are any; of the volumes at full size
+labels and maps [N,*S] uint8 and cond_images [N,C,*S] float32 in stored units. Root: posterior, scaling (how
 diffusion is to scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its
 highest max), round_trip (what held-out items lose, see inference/encode.py), data (what is known of the volumes) and
 /first_stage (its config as JSON, its weights, its hash). Files of DIFF-3 are read by formats/diff3.py.
@@ -26,12 +27,13 @@ from edm3d.utils.plain import from_plain, shown
 STATISTICS = {"channel_mean": list[float], "channel_std": list[float], "posterior": str, "limits": list[float],
               "scaling": str}  # attributes of a file
 LATER = ("limits", "scaling")  # those that files from before do not have
+GRIDS = {"labels": "uint8", "maps": "uint8", "cond_images": "float32"}  # at full size: read row by row
 
 
 class EncodedSplit(NamedTuple):
     """The latents of one split: mean and std [N,C,*s] float32, and what the volumes have besides images and labels.
 
-    tables: data sets [N,...] of conditions by name, as the volumes hold them.
+    tables: data sets [N,...] of conditions by name, as the volumes hold them; grids: rows of GRIDS by name.
     """
 
     mean: np.ndarray
@@ -41,6 +43,7 @@ class EncodedSplit(NamedTuple):
     affines: np.ndarray
     tables: Mapping[str, np.ndarray] = MappingProxyType({})
     boxes: np.ndarray | None = None
+    grids: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,6 +64,7 @@ class Rows(Protocol):
     affines: np.ndarray
     boxes: np.ndarray | None
     tables: Mapping[str, np.ndarray]
+    grids: Mapping[str, Sequence[np.ndarray]]
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -128,6 +132,7 @@ def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStag
                   round_trip: dict | None = None) -> None:
     """Write a latents file, row by row; its statistics are those of split `train` (of the first split without one)."""
     needed = sum(2 * 4 * int(np.prod(s.shape)) for s in splits.values())
+    needed += sum(s.shape[0] * rows[0].nbytes for s in splits.values() for rows in s.grids.values())
     needed += sum(w.nbytes for w in first_stage.weights.values())
     measured = "train" if "train" in splits else next(iter(splits))
     with h5.atomic_h5(path, needed_bytes=needed + 2 ** 20) as file:
@@ -165,11 +170,34 @@ def _write_split(group: h5py.Group, split: Rows) -> Statistics:
     for name, table in {"affines": split.affines, "boxes": split.boxes, **split.tables}.items():
         if table is not None:
             h5.write_array(group, name, table)
+    for name, rows in split.grids.items():
+        dataset = h5.create(group, name, (0, *rows[0].shape), GRIDS[name], hash_rows=True,
+                            compress=GRIDS[name] == "uint8")
+        for i in progress(range(split.shape[0]), desc=f"write {name}", unit="item"):
+            h5.append_row(dataset, rows[i])
     return moments.statistics()
 
 
+class GridRows(h5.LazyFile):
+    """The rows of one of GRIDS of a split, read and held against their hashes one by one."""
+
+    def __init__(self, path: Path, split: str, name: str):
+        super().__init__(path, "latents")
+        self.split, self.name = split, name
+        dataset = self._open()[split][name]
+        self.hashes, self.length = h5.row_hashes(dataset), len(dataset)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.length:
+            raise IndexError(f"{self.path}: index {index} outside 0..{self.length - 1} of split {self.split!r}")
+        return h5.read_row(self._open()[self.split][self.name], index, self.hashes)
+
+
 class LatentsFile:
-    """A latents file for reading; the arrays of a split are read into memory when asked for."""
+    """A latents file for reading; the arrays of a split are read into memory when asked for, but for GRIDS."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -194,13 +222,15 @@ class LatentsFile:
             raise ValueError(f"{self.path}: no split {split!r}, it has {listed(self.splits)}")
         with h5.open_h5(self.path, "latents") as file:
             group = file[split]
-            found = {name: h5.read(group[name]) for name in group if name not in ("ids", "groups", "min", "max")}
+            found = {name: h5.read(group[name]) for name in group
+                     if name not in ("ids", "groups", "min", "max", *GRIDS)}
+            grids = {name: GridRows(self.path, split, name) for name in GRIDS if name in group}
             names = [h5.read_strings(group[name]) for name in ("ids", "groups")]
             where = f"{self.path}: /{split}"
             check_tables(found, names[0], where, classes=self.facts.class_names, spatial_shape=self.facts.spatial_shape)
             mean, std, affines, boxes = (found.pop(name, None) for name in ("mean", "std", "affines", "boxes"))
             check_latents(mean, std, names[0], where)
-            return EncodedSplit(mean, std, *names, affines, found, boxes)
+            return EncodedSplit(mean, std, *names, affines, found, boxes, grids)
 
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder that made the latents."""
@@ -257,4 +287,6 @@ def _check_split(group: h5py.Group, facts: Facts) -> None:
         "mean": ("float32", tuple(row)), "std": ("float32", tuple(row)), "ids": ("strings", ()),
         "groups": ("strings", ()), "affines": ("float64", (4, 4)), "boxes": ("int64", (2, 3)), "classes": ("int64", ()),
         "attributes": ("float32", attributes), "min": ("float32", ()), "max": ("float32", ()),
+        **{name: (dtype, (len(facts.condition_channels or ()), *facts.spatial_shape)[name != "cond_images":])
+           for name, dtype in GRIDS.items()}
     }, needed=("std", "ids", "groups", "affines"))

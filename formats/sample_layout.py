@@ -20,7 +20,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {"latents": Kind("float32", 3, 5), "images": Kind("float32", 3, 5), "labels": Kind("uint8", 2, 4),
-         "classes": Kind("int64", 1, 1), "trajectory": Kind("float32", 4, 6)}
+         "classes": Kind("int64", 1, 1), "attributes": Kind("float32", 2, 2), "maps": Kind("uint8", 2, 4),
+         "cond_images": Kind("float32", 3, 5), "affines": Kind("float64", 3, 3), "trajectory": Kind("float32", 4, 6)}
 
 
 def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:
@@ -41,9 +42,22 @@ def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScalin
             raise ValueError(f"{path}: {name} are {dtype} {shape}, wanted {wanted} with {seeds[0]} rows")
         if not least <= len(shape) <= most or 0 in shape:
             raise ValueError(f"{path}: {name} are {shape}, wanted {least} to {most} axes, none empty")
-    if "images" in layout and "labels" in layout and layout["images"][1][2:] != layout["labels"][1][1:]:
-        raise ValueError(f"{path}: images are {layout['images'][1]}, labels {layout['labels'][1]}; wanted one grid")
+    grids = {name: layout[name][1][1 if name in ("labels", "maps") else 2:]
+             for name in ("images", "labels", "maps", "cond_images") if name in layout}
+    if len(set(grids.values())) > 1:
+        raise ValueError(f"{path}: " + ", ".join(f"{name} are {layout[name][1]}" for name in grids)
+                         + "; wanted one grid")
+    _check_told(path, layout, facts)
     _check_images(path, layout, facts, scaling)
+
+
+def _check_told(path: Path, layout: Layout, facts: Facts) -> None:
+    """ValueError unless attributes, condition images and affines have the columns that the meta data say."""
+    for name, names in (("attributes", facts.attribute_names), ("cond_images", facts.condition_channels)):
+        if name in layout and names is not None and layout[name][1][1] != len(names):
+            raise ValueError(f"{path}: {name} are {layout[name][1]}, and data names {len(names)}")
+    if "affines" in layout and layout["affines"][1][1:] != (4, 4):
+        raise ValueError(f"{path}: affines are {layout['affines'][1]}, wanted (4, 4) for each seed")
 
 
 def _check_images(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:

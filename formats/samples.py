@@ -1,7 +1,9 @@
 """Samples: seed lists, and files of generated volumes (.h5 or .npz) whose rows are in seed order.
 
-Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; classes [N] int64; trajectory
-[N,steps,C,*s] float32, the denoised image of every step in the network's units; affine [4,4]; and as metadata `data`
+Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; trajectory [N,steps,C,*s]
+float32, the denoised image of every step in the network's units; affine [4,4], and affines [N,4,4] where they differ;
+what was asked for: classes [N] int64 (-1 = none), attributes [N,A] float32 (NaN = none), maps [N,*S] uint8 and
+cond_images [N,C,*S] float32 in the units of the images; and as metadata `data`
 (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
 """
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.items import affine_problem, class_problem
+from edm3d.formats.items import affine_problem, check_tables
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
@@ -30,7 +32,7 @@ MOST_SEEDS = 1_000_000
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
 NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz"}  # what follows seed000000 in names of files
-TABLES = ("seeds", "affine", "classes")  # small: kept in memory
+TABLES = ("seeds", "affine", "affines", "classes", "attributes")  # small: kept in memory
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -193,22 +195,22 @@ class SamplesFile:
         return self._file.layout[name][1] if name in self.names else None
 
     def _check_tables(self) -> None:
-        """ValueError for seeds that do not rise, an affine that is none, and classes that there are not."""
+        """ValueError for seeds that do not rise, an affine that is none, classes that there are not, and the like."""
         if self.seeds[0] < 0 or (np.diff(self.seeds) <= 0).any():
             raise ValueError(f"{self.path}: seeds do not rise from row to row, from 0 or more")
         if problem := affine_problem(self.affine):
             raise ValueError(f"{self.path}: affine {problem}")
-        for seed, index in zip(self.seeds, self._tables.get("classes", ())):
-            if problem := class_problem(index, self.meta.facts.class_names, least=0):
-                raise ValueError(f"{self.path}: classes: that of seed {seed} {problem}")
+        tables = {name: self._tables[name] for name in ("affines", "classes", "attributes") if name in self._tables}
+        check_tables(tables, [f"seed {seed}" for seed in self.seeds], f"{self.path}: ",
+                     classes=self.meta.facts.class_names)
 
     def _checked(self, name: str, row: np.ndarray, index: int) -> np.ndarray:
         """A row as it is; ValueError naming the seed of one that holds what no sample has."""
         where = f"{self.path}: {name} of seed {self.seeds[index]}"
         if row.dtype.kind == "f" and not np.isfinite(row).all():
             raise ValueError(f"{where} have values that are not finite")
-        classes = self.meta.facts.label_classes
-        if name == "labels" and classes and row.max() >= len(classes):
+        classes = {"labels": self.meta.facts.label_classes, "maps": self.meta.facts.semantic_classes}.get(name)
+        if classes and row.max() >= len(classes):
             raise ValueError(f"{where} have the value {row.max()}, and there are {len(classes)} classes")
         return row
 

@@ -1,9 +1,10 @@
 """volumes.h5: images, label maps, attributes and geometry of a cohort, split into training and held-out parts.
 
-Layout, per split: images [N,C,*S] float32 (or uint8, for intensities 0 to 255), ids; if present labels [N,*S] uint8,
+Layout, per split: images [N,C,*S] float32 (or uint8, for intensities 0 to 255), ids; if present labels and maps [N,*S]
+uint8 (two kinds of label map with classes of their own: what is to be learned, and what is to be drawn from),
 attributes [N,A] float32 (NaN = missing), classes [N] int64 (-1 = missing), groups, affines [N,4,4], boxes [N,2,3],
-intensity_ranges [N,C,2], and further columns [N,...] that others have added. All but images and labels are read once
-and held against their hashes; an image or label map is whenever it is read.
+intensity_ranges [N,C,2], and further columns [N,...] that others have added. All but images, labels and maps are read
+once and held against their hashes; an image or map is whenever it is read.
 """
 
 import json
@@ -23,9 +24,10 @@ from edm3d.utils.plain import from_plain, shown
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
-DTYPES = {"images": "float32", "labels": "uint8", "attributes": "float32", "classes": "int64", "affines": "float64",
+DTYPES = {"images": "float32", "labels": "uint8", "maps": "uint8", "attributes": "float32", "classes": "int64", "affines": "float64",
           "boxes": "int64", "intensity_ranges": "float32"}  # fmt: skip
-ARRAYS = ("images", "labels")  # big: read row by row; the others are kept in memory
+ARRAYS = ("images", "labels", "maps")  # big: read row by row; the others are kept in memory
+LATER = ("map_classes",)  # of the meta data, those that files from before do not have
 FLOAT_MAX = float(np.finfo(np.float32).max)
 _ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
@@ -74,6 +76,7 @@ class VolumesMeta:
     attribute_units: tuple[str, ...]
     class_names: tuple[str, ...]  # () = no classes
     intensity: Intensity
+    map_classes: tuple[str, ...] = ()  # () = no maps; as label_classes
 
     def __post_init__(self) -> None:
         if self.spatial_dims not in (2, 3):
@@ -82,10 +85,17 @@ class VolumesMeta:
             raise ValueError(f"channels {self.channels} need one role each, got {self.channel_roles}")
         if unknown := set(self.channel_roles) - set(ROLES):
             raise ValueError(f"channel roles {sorted(unknown)} unknown; use {ROLES}")
+        if "target" not in self.channel_roles:
+            raise ValueError(f"channels {self.channels} are all conditions; wanted one or more with the role 'target'")
         if len(self.attribute_names) != len(self.attribute_units):
             raise ValueError(f"attributes {self.attribute_names} need one unit each, got {self.attribute_units}")
-        if len(self.label_classes) > 256:
-            raise ValueError(f"{len(self.label_classes)} label classes; labels are uint8, so at most 256")
+        for classes, what in ((self.label_classes, "label"), (self.map_classes, "map")):
+            if len(classes) > 256:
+                raise ValueError(f"{len(classes)} {what} classes; {what}s are uint8, so at most 256")
+
+    def numbers(self, role: str) -> list[int]:
+        """Numbers of the channels of a role."""
+        return [i for i, found in enumerate(self.channel_roles) if found == role]
 
 
 class Item(NamedTuple):
@@ -99,6 +109,7 @@ class Item(NamedTuple):
     group: str  # the patient: splits never share one
     affine: np.ndarray  # [4,4] float64, voxel index -> mm, RAS+
     box: np.ndarray  # [2,3] int64: first and past-last index of the valid region; 2D: the third axis is 0..1
+    map: np.ndarray | None = None  # [*S] uint8
 
 
 def in_order(splits: Iterable[str]) -> list[str]:
@@ -148,8 +159,9 @@ class VolumesWriter:
             self._start_split(split, item)
         group = self._file[split]
         h5.append_row(group["images"], item.image if self._image_dtype == "float32" else np.rint(item.image))
-        if item.label is not None:
-            h5.append_row(group["labels"], item.label)
+        for name, values in (("labels", item.label), ("maps", item.map)):
+            if values is not None:
+                h5.append_row(group[name], values)
         class_index = -1 if item.class_index is None else item.class_index
         row = {"ids": item.id, "groups": item.group, "attributes": item.attributes,
                "classes": class_index if self._meta.class_names else None, "affines": item.affine, "boxes": item.box,
@@ -165,8 +177,9 @@ class VolumesWriter:
         group = self._file.create_group(split)
         compress = self._image_dtype == "uint8"
         h5.create(group, "images", (0, *item.image.shape), self._image_dtype, hash_rows=True, compress=compress)
-        if item.label is not None:
-            h5.create(group, "labels", (0, *item.label.shape), DTYPES["labels"], hash_rows=True, compress=compress)
+        for name, values in (("labels", item.label), ("maps", item.map)):
+            if values is not None:
+                h5.create(group, name, (0, *values.shape), DTYPES[name], hash_rows=True, compress=compress)
         self._rows[split] = {}
 
     def _check(self, split: str, item: Item, intensity_range: np.ndarray | None) -> None:
@@ -179,7 +192,8 @@ class VolumesWriter:
             one, two = in_order((other, split))
             raise ValueError(f"group '{item.group}' would be in splits '{one}' and '{two}'; splits never share one")
         _check_image(item, self._meta, self._shape)
-        _check_label(item, self._meta)
+        _check_label(item, item.label, self._meta.label_classes, "label")
+        _check_label(item, item.map, self._meta.map_classes, "map")
         _check_conditions(item, self._meta)
         rows = {"affines": item.affine, "boxes": item.box, "attributes": item.attributes}
         check_tables({name: row[None] for name, row in rows.items() if row is not None}, [item.id], str(self._path),
@@ -220,18 +234,17 @@ def _check_image(item: Item, meta: VolumesMeta, shape: tuple[int, ...] | None) -
         raise ValueError(f"{item.id}: affine {item.affine.shape} and box {item.box.shape} must be (4, 4) and (2, 3)")
 
 
-def _check_label(item: Item, meta: VolumesMeta) -> None:
-    if (item.label is None) == bool(meta.label_classes):
-        raise ValueError(f"{item.id}: {'no label' if meta.label_classes else 'a label, but no label classes'}")
-    if item.label is None:
+def _check_label(item: Item, label: np.ndarray | None, classes: Sequence[str], what: str) -> None:
+    """what: label or map."""
+    if (label is None) == bool(classes):
+        raise ValueError(f"{item.id}: {f'no {what}' if classes else f'a {what}, but no {what} classes'}")
+    if label is None:
         return
-    if item.label.dtype != np.uint8 or item.label.shape != item.image.shape[1:]:
-        raise ValueError(f"{item.id}: label {item.label.dtype} {item.label.shape}, wanted uint8 {item.image.shape[1:]}")
-    if item.label.max() >= len(meta.label_classes):
-        raise ValueError(
-            f"{item.id}: label value {item.label.max()} is outside the {len(meta.label_classes)} classes "
-            f"{listed(meta.label_classes)}"
-        )
+    if label.dtype != np.uint8 or label.shape != item.image.shape[1:]:
+        raise ValueError(f"{item.id}: {what} {label.dtype} {label.shape}, wanted uint8 {item.image.shape[1:]}")
+    if label.max() >= len(classes):
+        raise ValueError(f"{item.id}: {what} value {label.max()} is outside the {len(classes)} classes "
+                         f"{listed(classes)}")
 
 
 def _check_conditions(item: Item, meta: VolumesMeta) -> None:
@@ -330,6 +343,7 @@ class VolumesFile(h5.LazyFile):
             group=known.groups[index],
             affine=table.get("affines", np.eye(4)),
             box=table.get("boxes", full_box(known.shape[2:])),
+            map=arrays.get("maps"),
         )
 
 
@@ -338,8 +352,9 @@ def value_problems(item: Item, meta: VolumesMeta) -> list[str]:
     image, found = item.image, []
     if not np.isfinite(image).all():
         found.append("values that are not finite")
-    if item.label is not None and item.label.max() >= max(1, len(meta.label_classes)):
-        found.append(f"label value {item.label.max()} outside the {len(meta.label_classes)} classes")
+    for what, label, classes in (("label", item.label, meta.label_classes), ("map", item.map, meta.map_classes)):
+        if label is not None and label.max() >= max(1, len(classes)):
+            found.append(f"{what} value {label.max()} outside the {len(classes)} classes")
     if meta.intensity.is_left_by(lo := image.min(), hi := image.max()):
         found.append(f"values {lo:g}..{hi:g} outside {meta.intensity.lo:g}..{meta.intensity.hi:g}")
     return found
@@ -380,16 +395,18 @@ def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
     if len(row) != meta.spatial_dims + 1 or row[0] != len(meta.channels) or 0 in (N, *row):
         raise ValueError(f"{group.file.filename}: {group.name}/images is {(N, *row)}, wanted one volume or more of "
                          f"{len(meta.channels)} channel(s) and {meta.spatial_dims} axes")
-    shapes = {"images": row, "labels": row[1:], "attributes": [len(meta.attribute_names)], "classes": [],
+    shapes = {"images": row, "labels": row[1:], "maps": row[1:], "attributes": [len(meta.attribute_names)], "classes": [],
               "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}  # fmt: skip
     columns = {"ids": ("strings", ()), "groups": ("strings", ())}
     columns |= {name: (DTYPES[name], tuple(shape)) for name, shape in shapes.items()}
     if group["images"].dtype == "uint8":
         columns["images"] = ("uint8", tuple(row))
-    promised = {"labels": meta.label_classes, "attributes": meta.attribute_names, "classes": meta.class_names}
+    promised = {"labels": meta.label_classes, "maps": meta.map_classes, "attributes": meta.attribute_names,
+                "classes": meta.class_names}
     h5.check_columns(group, N, columns, ["ids", *(name for name, names in promised.items() if names)])
 
 
 def _read_meta(file: h5py.File) -> VolumesMeta:
-    values = {field.name: h5.get_json(file, field.name) for field in fields(VolumesMeta)}
+    values = {field.name: h5.get_json(file, field.name) for field in fields(VolumesMeta)
+              if field.name in file.attrs or field.name not in LATER}
     return from_plain(VolumesMeta, values, file.filename)

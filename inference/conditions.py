@@ -1,13 +1,12 @@
 """Conditions of items out of files, and of seeds that are to be drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import ARRAYS
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.utils.checks import listed
@@ -17,28 +16,42 @@ class StoredConditions:
     """The conditions of the items of a split: table(name) is a data set of it [N,...] or None.
 
     Every part that the facts have names for is there, and missing for all items where the split does not hold it.
+    told: names of the parts that are wanted, None for all.
     """
 
     def __init__(self, table: Callable[[str], np.ndarray | None], facts: Facts):
         self.columns: dict[str, tuple[np.ndarray | None, int]] = {}
+        self.on_grid: dict[str, int] = {}
+        self.told: Container[str] | None = None
         for name, kind in PARTS.items():
-            rows = table(kind.stored) if kind.stored else None
             names = getattr(facts, kind.names) if kind.names else None
+            if kind.grid:
+                self.on_grid |= {name: len(names)} if names else {}
+                continue
+            rows = table(kind.stored)
             if names is None and np.ndim(rows) == 1:
                 rows = rows[:, None]
             width = len(names) if names is not None else 0 if rows is None else rows.shape[1]
             if width:
                 self.columns[name] = rows, width
 
-    def __getitem__(self, index: int) -> Condition:
-        return Condition({name: PARTS[name].row(None if rows is None else rows[index], width)
-                          for name, (rows, width) in self.columns.items()})
+    def __call__(self, index: int, size: Sequence[int], on_grid: Callable[[str], np.ndarray | None]) -> Condition:
+        """Of an item whose volume is of a size [*S]; on_grid(name) is what it has of a part that lies on its grid."""
+        found = {name: PARTS[name].row(None if rows is None else rows[index], width)
+                 for name, (rows, width) in self.columns.items() if self.is_told(name)}
+        found |= {name: PARTS[name].row(on_grid(name), width, size) for name, width in self.on_grid.items()
+                  if self.is_told(name)}
+        return Condition(found)
+
+    def is_told(self, name: str) -> bool:
+        """Whether a part is wanted."""
+        return self.told is None or name in self.told
 
 
 class Conditions(NamedTuple):
     """What a network is told of seeds: for each part that it takes the values that they go through in turn.
 
-    size [*S]: of what is drawn. A part of which nothing is asked is drawn as its kind says.
+    size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says.
     """
 
     takes: dict[str, Part]
@@ -50,8 +63,17 @@ class Conditions(NamedTuple):
         rows = {}
         for name, part in self.takes.items():
             values = self.asked.get(name) or PARTS[name].unasked(part.width, self.size)
-            rows[name] = np.stack([PARTS[name].row(values[seed % len(values)], part.width) for seed in seeds])
+            rows[name] = np.stack([PARTS[name].row(values[seed % len(values)], part.width, self.size)
+                                   for seed in seeds])
         return Condition({name: torch.from_numpy(array) for name, array in rows.items()})
+
+    def stored(self, condition: Condition) -> dict[str, np.ndarray]:
+        """What samples files hold of a batch's condition, by name of the array, with a value for each image.
+
+        Maps and images only where some were asked for.
+        """
+        return {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
+                for name, kind in PARTS.items() if name in condition and (name in self.asked or not kind.grid)}
 
 
 def drawn_conditions(takes: dict[str, Part], classes: list[str] | None, names: Sequence[str], size: Sequence[int]
@@ -64,9 +86,3 @@ def drawn_conditions(takes: dict[str, Part], classes: list[str] | None, names: S
     if unknown:
         raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {listed(names)}")
     return Conditions(takes, {"class_labels": [names.index(name) for name in classes or names]}, tuple(size))
-
-
-def stored_values(condition: Condition) -> dict[str, np.ndarray]:
-    """What samples files hold of a condition: arrays by name, with a value for each image."""
-    return {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
-            for name, kind in PARTS.items() if name in condition and kind.stored in ARRAYS}

@@ -11,7 +11,7 @@ import torch
 
 from edm3d.formats.samples import SampleMeta, SampleStage
 from edm3d.formats.volumes import Intensity
-from edm3d.inference.conditions import drawn_conditions, stored_values
+from edm3d.inference.conditions import Conditions, drawn_conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
@@ -35,7 +35,7 @@ class Drawer(NamedTuple):
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
-    conditions: Callable[[Sequence[int]], Condition]
+    conditions: Conditions
     latent: bool
     first_stage: FirstStage | None
     sampler: Callable
@@ -115,7 +115,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
-    conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.shape[1:])
+    conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.volume_shape)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory)
 
@@ -175,7 +175,10 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
             arrays["labels"] = label
     elif not drawer.latent:
         arrays["images"] = drawer.intensity.from_network(x)
-    return stored_values(condition) | {name: array.cpu().numpy() for name, array in arrays.items()}
+    asked = drawer.conditions.stored(condition)
+    if "cond_images" in asked:
+        asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
+    return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
 def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ from edm3d.formats import h5
 from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.geometry import fit_centre
 from edm3d.formats.items import check_tables
-from edm3d.formats.latents import LatentsFile, check_latents, round_trip_line, write_latents
-from edm3d.formats.volumes import Item, VolumesFile
+from edm3d.formats.latents import GRIDS, LatentsFile, check_latents, round_trip_line, write_latents
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.parts import (
     Arrays,
@@ -108,7 +108,7 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
         job = make_job(stage, snapshot, volumes, options)
         record = snapshot.record
         provenance = {"kind": "encode", "source": str(source), "source_hash": volumes.content_hash,
-                      "first_stage": record.hash, "settings": settings(options, job.size)}
+                      "first_stage": record.hash, "settings": settings(options, job.size, volumes.meta)}
         places = all_places(volumes)
         parts = Parts(Path(f"{dest}.parts"), [*(provenance[k] for k in UNLIKE), sorted(job.measured)],
                       partial(check_part, job))
@@ -141,9 +141,11 @@ def encode(autoencoder: str, source: Path, dest: Path, options: EncodeOptions, r
 UNLIKE = {"source_hash": "volumes", "first_stage": "first stage", "settings": "settings"}
 
 
-def settings(options: EncodeOptions, size: Sequence[int]) -> dict:
-    """What latents depend on besides volumes and first stage."""
-    return {"size": list(size), "precision": options.precision, **(options.tiles.plain() if options.tiles else {})}
+def settings(options: EncodeOptions, size: Sequence[int], meta: VolumesMeta) -> dict:
+    """What latents depend on besides volumes and first stage, and what is carried along with them."""
+    grids = sorted(grid_shapes(meta, ()))
+    return {"size": list(size), "precision": options.precision, **(options.tiles.plain() if options.tiles else {}),
+            **({"grids": grids} if grids else {})}
 
 
 def is_there(dest: Path, provenance: dict, options: EncodeOptions) -> bool:
@@ -195,7 +197,8 @@ def make_job(stage: FirstStage, snapshot: Snapshot, volumes: VolumesFile, option
 def read_batch(job: EncodeJob, batch: Sequence[Place]) -> Inputs:
     """The items of a batch."""
     items = [fitted(job.volumes, place.split, place.index, job.size) for place in batch]
-    images = job.volumes.meta.intensity.to_network(np.stack([item.image for item in items])).astype(np.float32)
+    targets = np.stack([item.image[job.volumes.meta.numbers("target")] for item in items])
+    images = job.volumes.meta.intensity.to_network(targets).astype(np.float32)
     labels = None if items[0].label is None else torch.from_numpy(np.stack([item.label for item in items]))
     return Inputs(torch.from_numpy(images), labels, items)
 
@@ -207,10 +210,11 @@ def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) 
         return item
     low = np.full(len(item.image), volumes.meta.intensity.lo)
     image, affine, inside = fit_centre(item.image, item.affine, size, low)
-    label = None if item.label is None else fit_centre(item.label[None], item.affine, size, np.zeros(1))[0][0]
+    label, map_ = (None if each is None else fit_centre(each[None], item.affine, size, np.zeros(1))[0][0]
+                   for each in (item.label, item.map))
     moved = np.rint(np.linalg.solve(item.affine, affine)[:3, 3]).astype(np.int64)  # old index of the first new voxel
     box = np.clip(item.box - moved, inside[0], inside[1])
-    return item._replace(image=image, label=label, affine=affine, box=box)
+    return item._replace(image=image, label=label, affine=affine, box=box, map=map_)
 
 
 def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
@@ -224,11 +228,19 @@ def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list
         raise ValueError(f"{job.volumes.path}: the latents of {first.split} {first.index} to {last.split} {last.index} "
                          f"are not finite; the autoencoder {job.path} has diverged, train it again with a lower "
                          "learning rate")
-    rows = [{"mean": mean[i], "std": std[i], "affine": item.affine, "box": item.box} for i, item in enumerate(items)]
+    shown = job.volumes.meta.numbers("condition")
+    rows = [{"mean": mean[i], "std": std[i], "affine": item.affine, "box": item.box, **on_grid(item, shown)}
+            for i, item in enumerate(items)]
     for i, place in enumerate(batch):
         if place.number in job.measured:
             rows[i] |= losses(job, posterior.mean[i:i + 1], images[i], None if labels is None else labels[i])
     return rows
+
+
+def on_grid(item: Item, shown: Sequence[int]) -> Arrays:
+    """What latents files keep of an item at full size; shown: numbers of the condition channels."""
+    found = {"labels": item.label, "maps": item.map, "cond_images": item.image[shown] if shown else None}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def losses(job: EncodeJob, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
@@ -248,11 +260,33 @@ def check_part(job: EncodeJob, number: int, arrays: Arrays) -> None:
     """ValueError for arrays that encode_batch cannot have made."""
     latent, classes = job.stage.net.latent_shape(job.size), job.volumes.meta.label_classes
     measured = {"psnr": (), **({"dice": (len(classes),)} if classes else {})} if number in job.measured else {}
-    check_shapes(arrays, {"mean": latent, "std": latent, "affine": (4, 4), "box": (2, 3), **measured})
-    check_types(arrays, {"mean": "float32", "std": "float32", "affine": "float64", "box": "int64"})
+    grids = grid_shapes(job.volumes.meta, job.size)
+    check_shapes(arrays, {"mean": latent, "std": latent, "affine": (4, 4), "box": (2, 3), **measured, **grids})
+    check_types(arrays, {"mean": "float32", "std": "float32", "affine": "float64", "box": "int64",
+                         **{name: GRIDS[name] for name in grids}})
     check_latents(arrays["mean"][None], arrays["std"][None], [str(number)], "parts")
     check_tables({"affines": arrays["affine"][None], "boxes": arrays["box"][None]}, [str(number)], "parts", classes=(),
                  spatial_shape=job.size)
+
+
+def grid_shapes(meta: VolumesMeta, size: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is kept at full size, by name."""
+    shown = len(meta.numbers("condition"))
+    return {**({"labels": size} if meta.label_classes else {}), **({"maps": size} if meta.map_classes else {}),
+            **({"cond_images": (shown, *size)} if shown else {})}
+
+
+class PartGrids:
+    """Rows of one of GRIDS, in parts."""
+
+    def __init__(self, parts: Parts, places: list[Place], name: str):
+        self.parts, self.places, self.name = parts, places, name
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.parts.read(self.places[index].number, self.name)[self.name]
 
 
 class PartRows:
@@ -265,6 +299,7 @@ class PartRows:
         where = [parts.read(place.number, "affine", "box") for place in places]
         self.affines, self.boxes = (np.stack([each[name] for each in where]) for name in ("affine", "box"))
         self.shape = (len(places), *self.row(0)[0].shape)
+        self.grids = {name: PartGrids(parts, places, name) for name in grid_shapes(volumes.meta, ())}
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std [C,*s] of an item."""

@@ -187,14 +187,18 @@ class Snapshot:
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
         elif hasattr(net, "sigma_min"):
-            told = drawn_conditions(takes_of(net), None, self.facts.class_names, self.shape[1:])([0])
+            told = drawn_conditions(takes_of(net), None, self.facts.class_names, self.volume_shape)([0])
             if (made := net(x, torch.ones(1), condition=told.to(x.device))).shape != x.shape:
                 raise ValueError(f"the network makes {list(made.shape)} of {list(x.shape)}")
 
+    @property
+    def volume_shape(self) -> tuple[int, ...]:
+        """Size [*S] of the volumes that it draws or encodes."""
+        return self.facts.spatial_shape if self.first_stage and self.facts.spatial_shape else self.shape[1:]
+
     def try_first_stage(self, net: torch.nn.Module) -> None:
         """Run the network of its first stage in the same way, on latents of its shape."""
-        targets = self.facts.channels if self.facts.channel_roles is None else ()
-        self.check_decoded(len(targets) or None, *net.decode(torch.empty(1, *self.shape)))
+        self.check_decoded(len(self.facts.channels) or None, *net.decode(torch.empty(1, *self.shape)))
 
     def check_decoded(self, channels: int | None, image: torch.Tensor, logits: torch.Tensor | None) -> None:
         """ValueError unless what an autoencoder gives has so many channels (None: any), and the classes of its volumes.

@@ -7,10 +7,14 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """What a network takes of a part: its width, and the share of images that it was trained without it for."""
+    """What a network takes of a part: its width, and the share of images that it was trained without it for.
+
+    gaps: the share of single values, as attributes have them, that were hidden each by itself.
+    """
 
     width: int
     dropout: float = 0
+    gaps: float = 0
 
 
 class PartKind:
@@ -18,9 +22,9 @@ class PartKind:
 
     one and many name it in messages, width_key is the networks' argument for its width, dropout_key theirs or the
     preconditioners' for the share of images that are trained without it, and the purpose of the random numbers that
-    choose them. stored: the data set of a split, in volumes.h5 and latents.h5, that has a value for each item, None
-    where no file holds it; names: the list, among what is known of the data, as long as the part is wide, None where
-    the data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the images and is moved along
+    choose them. stored: the array of samples files, and in volumes.h5 and latents.h5 the data set of a split, that has a
+    value for each item; names: the list, among what is known of the data, as long as the part is wide, None where the
+    data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the volumes and is moved along
     with them.
     """
 
@@ -28,7 +32,7 @@ class PartKind:
     many: str
     width_key: str
     dropout_key: str
-    stored: str | None = None
+    stored: str
     names: str | None = None
     grid: str | None = None
     dtype: type = np.float32
@@ -41,10 +45,10 @@ class PartKind:
         """Shape of the row of an image of a size [*S]."""
         return (width,)
 
-    def row(self, value: Any, width: int) -> np.ndarray:
-        """Row of an image by its stored value; None: it is missing."""
+    def row(self, value: Any, width: int, size: Sequence[int] = ()) -> np.ndarray:
+        """Row of an image of a size [*S] by its stored value; None: it is missing."""
         if value is None:
-            return np.full(self.shape(width, ()), self.null(width), self.dtype)
+            return np.full(self.shape(width, size), self.null(width), self.dtype)
         return np.asarray(value, self.dtype)
 
     def value(self, row: np.ndarray) -> Any:

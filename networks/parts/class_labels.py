@@ -14,7 +14,7 @@ class ClassLabels(PartKind):
     width_key, dropout_key = "label_dim", "label_dropout"
     stored, names = "classes", "class_names"
 
-    def row(self, value: int | None, width: int) -> np.ndarray:
+    def row(self, value: int | None, width: int, size: Sequence[int] = ()) -> np.ndarray:
         label = np.zeros(width, self.dtype)
         if value is not None and value >= 0:
             label[value] = 1

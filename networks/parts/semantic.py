@@ -8,11 +8,11 @@ from edm3d.networks.parts.base import PartKind
 
 
 class Semantic(PartKind):
-    """[N,*S] whole numbers, 0 to K - 1; null: K, the width."""
+    """[N,*S] whole numbers, 0 to K - 1, of volumes at full size; null: K, the width."""
 
     one, many = "semantic map", "map classes"
     width_key, dropout_key = "semantic_dim", "semantic_dropout"
-    grid, dtype = "map", np.int64
+    stored, names, grid, dtype = "maps", "semantic_classes", "map", np.int16
 
     def null(self, width: int | None) -> float:
         if width is None:
@@ -21,3 +21,6 @@ class Semantic(PartKind):
 
     def shape(self, width: int, size: Sequence[int]) -> tuple[int, ...]:
         return tuple(size)
+
+    def value(self, row: np.ndarray) -> np.ndarray:
+        return row.astype(np.uint8)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from edm3d.formats.facts import rows_of, volume_facts
-from edm3d.formats.volumes import Item, VolumesFile
+from edm3d.formats.volumes import ROLES, Item, VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import StoredConditions
 from edm3d.inference.encode import fitted
@@ -17,6 +17,8 @@ from edm3d.utils.checks import listed
 
 class VolumesDataset:
     """The items of one split of a volumes.h5; cache=True keeps what was read in memory.
+
+    The semantic map of an item is its map, in files without maps its label map.
 
     size: voxels per axis of the array, to which volumes are padded or cropped centrally; None: as they are.
     """
@@ -33,7 +35,8 @@ class VolumesDataset:
         if self.size != self.facts.spatial_shape:
             affine = rows_of(self.item(0).affine)
             self.facts = replace(self.facts, spatial_shape=self.size, affine=affine)
-        self.shape = (len(self.facts.channels), *self.facts.spatial_shape)
+        self.targets, self.shown = (self.file.meta.numbers(role) for role in ROLES)
+        self.shape = (len(self.targets), *self.facts.spatial_shape)
         self.conditions = StoredConditions(partial(self.file.table, split), self.facts)
 
     def __len__(self) -> int:
@@ -48,7 +51,8 @@ class VolumesDataset:
             return self.cache[index]
         item = self.item(index)
         image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
-        sample = Sample(image, item.label, self.conditions[index])
+        on_grid = {"semantic": item.label if item.map is None else item.map, "images": image[self.shown]}
+        sample = Sample(image[self.targets], item.label, self.conditions(index, self.size, on_grid.get))
         if self.cache is not None:
             self.cache[index] = sample
         return sample
