@@ -201,7 +201,7 @@ class SamplesFile:
         if problem := affine_problem(self.affine):
             raise ValueError(f"{self.path}: affine {problem}")
         tables = {name: self._tables[name] for name in ("affines", "classes", "attributes") if name in self._tables}
-        check_tables(tables, [f"seed {seed}" for seed in self.seeds], f"{self.path}: ",
+        check_tables(tables, [f"seed {seed}" for seed in self.seeds], str(self.path),
                      classes=self.meta.facts.class_names)
 
     def _checked(self, name: str, row: np.ndarray, index: int) -> np.ndarray:

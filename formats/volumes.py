@@ -24,8 +24,8 @@ from edm3d.utils.plain import from_plain, shown
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
 ROLES = ("target", "condition")
-DTYPES = {"images": "float32", "labels": "uint8", "maps": "uint8", "attributes": "float32", "classes": "int64", "affines": "float64",
-          "boxes": "int64", "intensity_ranges": "float32"}  # fmt: skip
+DTYPES = {"images": "float32", "labels": "uint8", "maps": "uint8", "attributes": "float32", "classes": "int64",
+          "affines": "float64", "boxes": "int64", "intensity_ranges": "float32"}
 ARRAYS = ("images", "labels", "maps")  # big: read row by row; the others are kept in memory
 LATER = ("map_classes",)  # of the meta data, those that files from before do not have
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -395,8 +395,8 @@ def _check_split(group: h5py.Group, meta: VolumesMeta) -> None:
     if len(row) != meta.spatial_dims + 1 or row[0] != len(meta.channels) or 0 in (N, *row):
         raise ValueError(f"{group.file.filename}: {group.name}/images is {(N, *row)}, wanted one volume or more of "
                          f"{len(meta.channels)} channel(s) and {meta.spatial_dims} axes")
-    shapes = {"images": row, "labels": row[1:], "maps": row[1:], "attributes": [len(meta.attribute_names)], "classes": [],
-              "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}  # fmt: skip
+    shapes = {"images": row, "labels": row[1:], "maps": row[1:], "attributes": [len(meta.attribute_names)],
+              "classes": [], "affines": [4, 4], "boxes": [2, 3], "intensity_ranges": [row[0], 2]}
     columns = {"ids": ("strings", ()), "groups": ("strings", ())}
     columns |= {name: (DTYPES[name], tuple(shape)) for name, shape in shapes.items()}
     if group["images"].dtype == "uint8":

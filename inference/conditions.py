@@ -25,7 +25,7 @@ class StoredConditions:
         self.told: Container[str] | None = None
         for name, kind in PARTS.items():
             names = getattr(facts, kind.names) if kind.names else None
-            if kind.grid:
+            if kind.grid and kind.names:
                 self.on_grid |= {name: len(names)} if names else {}
                 continue
             rows = table(kind.stored)
@@ -35,7 +35,8 @@ class StoredConditions:
             if width:
                 self.columns[name] = rows, width
 
-    def __call__(self, index: int, size: Sequence[int], on_grid: Callable[[str], np.ndarray | None]) -> Condition:
+    def __call__(self, index: int, size: Sequence[int] = (),
+                 on_grid: Callable[[str], np.ndarray | None] = lambda name: None) -> Condition:
         """Of an item whose volume is of a size [*S]; on_grid(name) is what it has of a part that lies on its grid."""
         found = {name: PARTS[name].row(None if rows is None else rows[index], width)
                  for name, (rows, width) in self.columns.items() if self.is_told(name)}

@@ -1,5 +1,6 @@
 """Conditions out of files reach batches, and those of seeds are what was asked for."""
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, write_latents
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference.batch import collate
-from edm3d.inference.conditions import Conditions, StoredConditions, drawn_conditions, stored_values
+from edm3d.inference.conditions import Conditions, StoredConditions, drawn_conditions
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
@@ -82,7 +83,7 @@ def test_a_split_without_the_classes_of_its_data_has_them_missing(tmp_path):
 
 def test_a_part_that_no_name_says_the_width_of_is_as_wide_as_it_is_stored():
     stored = StoredConditions({"attributes": ATTRIBUTES}.get, known(()))
-    assert list(stored[2]) == ["attributes"] and stored[2].attributes.tolist() == [-1, 2]
+    assert list(stored(2)) == ["attributes"] and stored(2).attributes.tolist() == [-1, 2]
 
 
 @pytest.mark.parametrize(("shape", "width"), [((3, 5), 5), ((3, 2, 4, 6), 2), ((3,), 1)])
@@ -91,7 +92,7 @@ def test_a_part_without_names_is_as_wide_as_its_first_axis(monkeypatch, shape, w
     kind = type("Doses", (Images,), {"stored": "doses", "names": None})()
     monkeypatch.setitem(PARTS, "images", kind)
     stored = StoredConditions({"doses": np.ones(shape, np.float32)}.get, known(()))
-    assert stored.columns["images"][1] == width and stored[1].images.shape == (shape[1:] or (1,))
+    assert stored.columns["images"][1] == width and stored(1).images.shape == (shape[1:] or (1,))
 
 
 class Grade(PartKind):
@@ -132,21 +133,22 @@ def test_seeds_go_through_the_classes_in_turn_or_through_those_asked_for():
     some = drawn_conditions({"class_labels": Part(3)}, ["c", "a"], names, (4, 4))
     told = some([0, 1, 2, 7])
     assert told.class_labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]]
-    assert stored_values(told)["classes"].tolist() == [2, 0, 2, 0] and stored_values(told)["classes"].dtype == np.int64
+    assert some.stored(told)["classes"].tolist() == [2, 0, 2, 0] and some.stored(told)["classes"].dtype == np.int64
 
 
 def test_a_part_of_which_nothing_is_asked_is_drawn_as_its_kind_says():
-    condition = Conditions(TAKES, {}, (5, 6))([2, 3])
+    conditions = Conditions(TAKES, {}, (5, 6))
+    condition = conditions([2, 3])
     assert condition.class_labels.argmax(1).tolist() == [2, 0]
     assert condition.attributes.shape == (2, 2) and condition.attributes.isnan().all()
     assert condition.semantic.shape == (2, 5, 6) and (condition.semantic == 4).all()
     assert condition.images.shape == (2, 1, 5, 6) and not condition.images.any()
-    assert list(stored_values(condition)) == ["classes"]  # what samples files have a place for
+    assert list(conditions.stored(condition)) == ["classes", "attributes"]  # and no maps or images, as none was asked
 
 
 def test_a_network_that_takes_nothing_is_told_nothing():
-    assert drawn_conditions({}, None, ["a"], (4,))([0, 1]) == Condition()
-    assert stored_values(Condition()) == {}
+    nothing = drawn_conditions({}, None, ["a"], (4,))
+    assert nothing([0, 1]) == Condition() and nothing.stored(Condition()) == {}
 
 
 @pytest.mark.parametrize(("takes", "classes", "message"), [
@@ -177,15 +179,14 @@ def test_networks_and_data_of_other_widths_do_not_go_together(takes, message):
 def test_networks_that_take_as_much_as_the_data_have_or_nothing_pass():
     net = torch.nn.Identity()
     check_conditions(net, known())
-    net.takes = {"class_labels": Part(2), "semantic": Part(5), "attributes": Part(7)}  # the data say nothing of these
+    net.takes = {"class_labels": Part(2), "attributes": Part(7)}  # the data say nothing of these
     check_conditions(net, known())
 
 
 @pytest.mark.parametrize(("takes", "maps", "wanted"), [
     ({}, (), "2 classes (ED, ES) and 1 attribute (age) and 1 semantic map and 3 condition channels"),
     ({"class_labels": Part(2), "images": Part(3)}, (), "1 attribute (age) and 1 semantic map"),
-    ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, ("air", "wall"),
-     "label maps of 2 classes (air, wall)"),
+    ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, ("air", "wall"), None),
     ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, (), None),
 ])
 def test_what_a_network_is_not_told_is_said(takes, maps, wanted):
@@ -195,3 +196,11 @@ def test_what_a_network_is_not_told_is_said(takes, maps, wanted):
                           images=np.zeros((3, 4, 4)))
     said = left_aside(net, condition, known(attributes=("age",)), maps)
     assert said == (f"Note: v.h5 holds {wanted} that this network is not told" if wanted else "")
+
+
+def test_label_maps_beside_maps_are_said_to_be_left_aside():
+    facts = replace(known(), map_classes=("out", "in"))
+    net, condition = torch.nn.Identity(), Condition(semantic=np.zeros((4, 4)))
+    net.takes = {"semantic": Part(2)}
+    assert left_aside(net, condition, facts, ("air", "wall")) == \
+        "Note: v.h5 holds label maps of 2 classes (air, wall) that this network is not told"

@@ -56,7 +56,7 @@ def write_drawn(path: Path) -> None:
     """Samples with all that they can hold."""
     random = np.random.default_rng(0)
     facts = Facts("a.h5", "ab", ("echo",), ("none", "wall", "blood"), ("ED", "ES"), spatial_shape=(5, 6),
-                  channel_roles=("target",), attribute_names=("age",), attribute_units=("a",))
+                  attribute_names=("age",), attribute_units=("a",))
     latents = random.random((3, 2, 2, 3), np.float32)
     write_samples(path, [1, 4, 5], {
         "images": random.random((3, 1, 5, 6), np.float32), "labels": random.integers(0, 3, (3, 5, 6), np.uint8),
@@ -279,7 +279,7 @@ CASES = {
     "samples": [
         (lambda f: put(f, "images", (1, 0, 0, 0), np.nan), ": images of seed 4 have values that are not finite"),
         (lambda f: put(f, "labels", (2, 0, 0), 3), ": labels of seed 5 have the value 3, and there are 3 classes"),
-        (lambda f: put(f, "classes", 2, 2), ": classes: that of seed 5 is 2, and there are 2 classes"),
+        (lambda f: put(f, "classes", 2, 2), "/classes: that of 'seed 5' is 2, and there are 2 classes"),
         (lambda f: put(f, "affine", (0, 0), np.inf), ": affine has values that are not finite"),
         (lambda f: put(f, "seeds", 0, -1), ": seeds do not rise"),
         (lambda f: h5.put_json(f, "snapshot", "a" * 5000), ": snapshot is 'aaaa"),

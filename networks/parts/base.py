@@ -22,10 +22,10 @@ class PartKind:
 
     one and many name it in messages, width_key is the networks' argument for its width, dropout_key theirs or the
     preconditioners' for the share of images that are trained without it, and the purpose of the random numbers that
-    choose them. stored: the array of samples files, and in volumes.h5 and latents.h5 the data set of a split, that has a
-    value for each item; names: the list, among what is known of the data, as long as the part is wide, None where the
-    data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the volumes and is moved along
-    with them.
+    choose them. stored: the array of samples files, and in volumes.h5 and latents.h5 the data set of a split, that has
+    a value for each item; names: the list, among what is known of the data, as long as the part is wide, None where
+    the data set is [N,width] or [N]. grid: "map" or "image" for what lies on the grid of the volumes and is moved
+    along with them.
     """
 
     one: str

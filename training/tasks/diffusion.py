@@ -236,7 +236,8 @@ def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: S
             names = (getattr(facts, kind.names) if kind.names else None) or ()
             count = 1 if kind.grid == "map" else len(row)
             found.append(f"{count} {kind.one if count == 1 else kind.many}" + f" ({listed(names)})" * bool(names))
-    found += [f"label maps of {len(maps)} classes ({listed(maps)})"] if maps else []
+    if maps and (facts.map_classes or "semantic" not in condition):
+        found.append(f"label maps of {len(maps)} classes ({listed(maps)})")
     return f"Note: {facts.file} holds {' and '.join(found)} that this network is not told" if found else ""
 
 
