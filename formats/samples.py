@@ -86,6 +86,14 @@ class SampleStage(NamedTuple):
     scaling: LatentScaling
 
 
+class AskedRows(NamedTuple):
+    """The file that samples were asked for by, row by row, and the ids of its rows, which seeds go through in turn."""
+
+    source: str
+    hash: str
+    ids: list[str]
+
+
 class Settings(NamedTuple):
     """Of the settings of samples those that reading them again asks for, with what those are of files without them."""
 
@@ -94,6 +102,7 @@ class Settings(NamedTuple):
     tile: tuple[int, ...] | None = None
     tile_overlap: float = 0.25
     tile_mode: str = "blend"
+    conditions: AskedRows | None = None
 
 
 class SampleMeta(NamedTuple):
@@ -113,6 +122,11 @@ class SampleMeta(NamedTuple):
     def precision(self) -> str:
         """What the first stage decoded in, as `sampling.precision` has it."""
         return self.sampling.get("precision", Settings().precision)
+
+    def id_of(self, seed: int) -> str | None:
+        """Id of the row that a seed was asked for by, None where no file asked."""
+        ids = self.sampling.get("conditions", {}).get("ids")
+        return ids[seed % len(ids)] if ids else None
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
