@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.test_frame import DIRECT, lines_of, pip_name
 from tests.test_imports import LAYERS
 
-DEVELOPMENT = {"pytest", "ruff", "pre-commit", "hatchling"}
+DEVELOPMENT = {"pytest", "pytest-xdist", "ruff", "pre-commit", "hatchling"}
 TINY = ["training.options.batch_size=4", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008",
         "training.options.num_threads=1", "training.options.device=cpu", "training.options.min_psnr=null",
         "training.validation.max_items=2"]
