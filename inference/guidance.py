@@ -19,6 +19,9 @@ from edm3d.utils.names import one_line
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 
+NOTHING_AT_1 = ("does nothing at sampling.guidance.strength=1; wanted another strength, more than 1 to draw better "
+                "than the guide")
+
 
 def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, run_root: Path, device: torch.device
                  ) -> tuple[Callable[[Denoiser], Denoiser] | None, dict]:
@@ -45,10 +48,6 @@ def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, ru
         guided = partial(Guided, strength=asked.strength, interval=asked.interval, guide=guide)
     check_all_used(asked, guided(net))  # which refuses what it cannot guide before anything is drawn
     return guided, settings
-
-
-NOTHING_AT_1 = ("does nothing at sampling.guidance.strength=1; wanted another strength, more than 1 to draw better than "
-                "the guide")
 
 
 def strengths_of_parts(asked: Guidance, net: Denoiser) -> dict[str, Strength]:
