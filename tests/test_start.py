@@ -83,7 +83,7 @@ def test_every_sampler_begins_at_the_mean_with_noise_of_its_first_level(name):
 
 
 @pytest.mark.parametrize("name", ["edm", "multistep", "ablation ve vp edm"])
-@pytest.mark.parametrize("level", [2, 20])
+@pytest.mark.parametrize("level", [2, 8])
 def test_samples_are_those_of_the_closed_form(name, level):
     """x = m + (level n + mean - m) SD / sqrt(SD^2 + level^2), mean being D(80 n; 80)."""
     steps = {"num_steps": 150, "sigma_max": level, "sigma_min": 0.002}
@@ -98,11 +98,10 @@ def test_samples_are_those_of_the_closed_form(name, level):
 
 @pytest.mark.parametrize(("level", "width"), [(0.5, sqrt(0.5)), (2, 0.970), (10, 0.9988)])
 def test_the_spread_falls_short_as_said_and_is_exact_from_high_levels(level, width):
-    sampler, seeds = partial(multistep_sampler, sigma_max=level, num_steps=40), list(range(2000))
+    sampler, seeds = partial(multistep_sampler, sigma_max=level, num_steps=40), list(range(20))
     off = draw(drawer(Translation(), sampler), seeds)["latents"] - centre(seeds)
-    assert off.std() / SD == pytest.approx(width, abs=0.02) and abs(off.mean()) < 0.02
     noise = ImageGenerators(seeds, purpose="sample").randn((1, 3)).numpy()
-    assert (off * noise).mean() / (noise ** 2).mean() / SD == pytest.approx(width, abs=5e-3)
+    np.testing.assert_allclose(off / noise / SD, width, rtol=0.02)
 
 
 def test_the_mean_is_that_of_the_condition_at_a_level_that_the_network_knows():
