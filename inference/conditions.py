@@ -68,6 +68,15 @@ class Conditions(NamedTuple):
                                    for seed in seeds])
         return Condition({name: torch.from_numpy(array) for name, array in rows.items()})
 
+    def tells(self, name: str) -> bool:
+        """Whether any seed may be told something of a part, and not its null alone."""
+        if name not in self.takes:
+            return False
+        kind, width, values = PARTS[name], self.takes[name].width, self.asked.get(name, ())
+        null = kind.row(None, width, self.size)
+        return any(not np.array_equal(kind.row(value, width, self.size), null, equal_nan=True)
+                   for value in (values if len(values) else kind.unasked(width, self.size)))
+
     def stored(self, condition: Condition) -> dict[str, np.ndarray]:
         """What samples files hold of a batch's condition, by name of the array, with a value for each image.
 

@@ -13,16 +13,19 @@ from edm3d.formats.samples import SampleMeta, SampleStage
 from edm3d.formats.volumes import Intensity
 from edm3d.inference.conditions import Conditions, drawn_conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
+from edm3d.inference.guidance import check_moves
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
-from edm3d.samplers import Guided, ImageGenerators, ShownItsEstimate
+from edm3d.samplers import ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.samplers.start import first_level, latents_around, mean_level, regression_mean
 from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Sampling
 
+STARTS = ("noise", "mean")
 DRAWING = 40  # bytes per value at least: a sampler's estimates are in float64, and it keeps several of them
 
 
@@ -31,7 +34,8 @@ class Drawer(NamedTuple):
 
     denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
-    against. trajectory: keep what every step took the image to be.
+    against. trajectory: keep what every step took the image to be. start: the noise level at which the sampler starts
+    from the regression mean, None where it starts from noise alone.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -45,40 +49,7 @@ class Drawer(NamedTuple):
     precision: str
     whole: FirstStage | None = None
     trajectory: bool = False
-
-
-def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, run_root: Path, device: torch.device
-                 ) -> tuple[Callable[[Denoiser], Denoiser] | None, dict]:
-    """What puts the guidance that is asked for around the network, and a record of it; None and {} for none."""
-    strength, interval, name = options.guidance.strength, options.guidance.interval, options.guidance.network
-    if strength == 1:
-        for key in ("network", "interval"):
-            if (got := getattr(options.guidance, key)) is not None:
-                raise ValueError(f"sampling.guidance.{key}={got}: does nothing at sampling.guidance.strength=1; wanted "
-                                 "another strength, more than 1 to draw better than the guide")
-        return None, {}
-    if Wrapper(net).self_condition:
-        raise ValueError(f"sampling.guidance.strength={strength}: the network is shown its own last estimate "
-                         "(self_condition), which guidance would mix with the guide's; wanted strength 1")
-    settings, guide = {"strength": strength, "interval": interval}, None
-    if name is not None:
-        path = find_file(name, "network-snapshot", run_root, "sampling.guidance.network")
-        other = Snapshot.read(path, snapshot.task)
-        if drawn_space(other) != drawn_space(snapshot):
-            raise ValueError(f"sampling.guidance.network={name}: {path} draws {drawn_space(other)}, the network draws "
-                             f"{drawn_space(snapshot)}; choose a snapshot of the same data")
-        settings["guide"], guide = other.hash, other.build(options.trust).to(device)
-        if other.hash == snapshot.hash:
-            raise ValueError(f"sampling.guidance.network={name}: {path} is the network itself, which moves nothing; "
-                             "wanted an earlier or worse snapshot")
-    guided = partial(Guided, strength=strength, interval=interval, guide=guide)
-    guided(net)  # refuses what it cannot guide before anything is drawn
-    return guided, settings
-
-
-def drawn_space(snapshot: Snapshot) -> str:
-    """What a diffusion snapshot draws: shape, and latents of which first stage or voxels."""
-    return f"{list(snapshot.shape)} {snapshot.space}"
+    start: float | None = None
 
 
 def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
@@ -116,8 +87,10 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
     conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.volume_shape)
+    check_moves(options.guidance, denoiser(()), conditions)
+    start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
-                  snapshot.facts.intensity, device, precision, whole, options.trajectory)
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start)
 
 
 def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
@@ -142,6 +115,26 @@ def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
         raise ValueError(said_at("sampling.sampler", node, str(e))) from e
 
 
+def start_level(sampler: Callable, net: Denoiser, conditions: Conditions) -> float:
+    """The noise level at which a sampler starts from a regression mean; ValueError where that makes no sense."""
+    if "images" not in conditions.takes:
+        raise ValueError("sampling.start=mean: the network takes no condition image (image_dim=0), and what it expects "
+                         "without one is no start; wanted sampling.start=noise, or a network of condition channels")
+    if not conditions.tells("images"):
+        raise ValueError("sampling.start=mean: no condition image is asked for; wanted some (sampling.conditions), or "
+                         "sampling.start=noise")
+    try:
+        level, mean = first_level(sampler, net), mean_level(net)
+    except ValueError as e:
+        raise ValueError(f"sampling.start=mean: the sampler {e}; choose another") from e
+    if level >= mean:
+        table = "" if Wrapper(net).noise_table is None else (
+            "; a sampler on grid=table starts at the network's highest level whatever sigma_max, choose another grid")
+        raise ValueError(f"sampling.start=mean: the sampler starts at noise level {level:g}, in which a mean is lost; "
+                         f"wanted less than {mean:g}, as by sampling.sampler.sigma_max=2{table}")
+    return level
+
+
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
@@ -150,6 +143,7 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
+                **({"start": options.start} if options.start != "noise" else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
                 **({"first_stage": stage.hash} if whole is not snapshot else {})}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
@@ -161,9 +155,11 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     generators = ImageGenerators(seeds, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition, arrays, steps = drawer.conditions(seeds), {}, []
+    denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(drawer.denoiser(seeds), noise, condition=condition.to(drawer.device),
-                           randn_like=generators.randn_like,
+        if drawer.start is not None:
+            noise = latents_around(regression_mean(denoiser, noise, told), noise, drawer.start)
+        x = drawer.sampler(denoiser, noise, condition=told, randn_like=generators.randn_like,
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)

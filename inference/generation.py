@@ -14,8 +14,9 @@ from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.samples import ARRAYS, FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
-from edm3d.inference.drawing import Drawer, add_guidance, complete, draw, make_drawer, sample_meta
+from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer, sample_meta
 from edm3d.inference.first_stage import tile_note
+from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.sample_files import PNG, check_png, check_records, clear_others, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
@@ -75,6 +76,7 @@ def generate(experiment: str, config: dict) -> None:
 def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
     check_choice("sampling.format", options.format, (*FORMATS, PNG))
+    check_choice("sampling.start", options.start, STARTS)
     for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
@@ -89,13 +91,10 @@ def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling
     weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
     inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
     arguments = " ".join(f"{k}={v}" for k, v in options.sampler.items() if k != "_target_")
-    guidance = options.guidance
-    guided = "" if guidance.strength == 1 else f", guidance {guidance.strength:g}" + (
-        f" in {list(guidance.interval)}" if guidance.interval else "") + (
-        f" by {guidance.network}" if guidance.network else "")
+    start = ", from the regression mean" if options.start == "mean" else ""
     yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else 'voxels'} by "
            f"{type(net).__name__}({inner}{weights}), {options.sampler['_target_'].rpartition('.')[2]} "
-           f"{arguments}{guided}")
+           f"{arguments}{described(options.guidance)}{start}")
     if snapshot.inflated:
         yield ("Note      this network was made 3D by import-edm --inflate and never trained since: a start for "
                "training (training.options.init_from), not for drawing")

@@ -12,9 +12,10 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples, requested_seeds
-from edm3d.inference.drawing import add_guidance, complete, draw_all, make_drawer, sample_meta
+from edm3d.inference.drawing import complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
+from edm3d.inference.guidance import add_guidance
 from edm3d.inference.network_files import check_size
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
@@ -30,7 +31,8 @@ from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
-OWN = ("sampler", "guidance", "classes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode", "precision")
+OWN = ("sampler", "guidance", "start", "classes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode",
+       "precision")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
@@ -82,19 +84,19 @@ class Model:
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
     def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
-               guidance: float | Mapping[str, Any] | None = None, batch_size: int | None = None,
-               decode: bool | None = None, autoencoder: str | None = None, tile: Sequence[int] | None = None,
-               trajectory: bool = False, **sampler_options: Any) -> Samples:
+               guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
+               batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
+               tile: Sequence[int] | None = None, trajectory: bool = False, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
         samples come in rising order. sampler: a shipped file of configs/sampler/, sampler_options its parameters, such
-        as num_steps. guidance: its strength, or a mapping of strength, interval and network. The others are those of
-        `sampling`. All samples are held in memory.
+        as num_steps. guidance: its strength, or a mapping of strength, interval, parts and network. The others are
+        those of `sampling`. All samples are held in memory.
         """
         self.check_draws()
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
-                               autoencoder=autoencoder, tile=None if tile is None else list(tile),
+                               autoencoder=autoencoder, start=start, tile=None if tile is None else list(tile),
                                classes=None if classes is None else list(classes),
                                guidance=None if guidance is None else guidance_of(guidance))
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))

@@ -60,7 +60,7 @@ def try_solvers(model: Model, samplers: Sequence[str], steps: Sequence[int], see
 
 def drawn(model: Model, sampler: str, steps: int, seeds: Sequence[int]) -> tuple[np.ndarray, int, float]:
     """Latents or voxels [N,C,*S] of seeds, calls of the network for all of them, one seed at a time, and seconds."""
-    options = model.options(sampler, {"num_steps": steps}, decode=False)
+    options = model.options(sampler, {"num_steps": steps}, decode=False, start="noise")
     counted: list[Counted] = []
 
     def count(net: Denoiser) -> Denoiser:

@@ -299,6 +299,17 @@ def test_guidance_is_part_of_what_samples_record(at):
     assert "another sampling" in said
 
 
+def test_guidance_of_the_one_part_is_that_of_all_and_another_is_not_mixed_in(at):
+    network = ["sampling.network=strong.pt", "sampling.sampler.num_steps=3", "++sampling.guidance.parts.class_labels="]
+    by_part = drawn("x", "out/parts", *network[:2], f"{network[2]}2")
+    assert np.array_equal(by_part, drawn("x", "out/all", *network[:2], "sampling.guidance.strength=2"))
+    recorded = SamplesFile("out/parts/samples.h5").meta.sampling["guidance"]
+    assert recorded["parts"] == {"class_labels": {"strength": 2, "interval": None}}
+    assert "another sampling" in refused(at, generate.main, *DRAW, *network[:2], f"{network[2]}3",
+                                         "sampling.outdir=out/parts")
+    assert np.array_equal(by_part, drawn("x", "out/parts", *network[:2], f"{network[2]}2"))
+
+
 @pytest.mark.parametrize(("overrides", "wanted"), [
     (["sampling.guidance.strength=2"], ["label", "training.network.label_dropout"]),
     (["sampling.guidance.network=../weak.pt"], ["sampling.guidance.network", "strength=1"]),
@@ -306,6 +317,13 @@ def test_guidance_is_part_of_what_samples_record(at):
     (["sampling.guidance.strength=2", "sampling.guidance.network=nobody"], ["sampling.guidance.network=nobody"]),
     (["sampling.guidance.strength=2", "sampling.guidance.interval=[2]", "sampling.network=strong.pt"], ["interval"]),
     (["sampling.guidance.strength=2", "sampling.guidance.interval=[2,1]", "sampling.network=strong.pt"], ["interval"]),
+    (["++sampling.guidance.parts.class_label=2", "sampling.network=strong.pt"], ["did you mean 'class_labels'"]),
+    (["++sampling.guidance.parts.class_labels=2"], ["training.network.label_dropout=0.1"]),
+    (["++sampling.guidance.parts.class_labels={strenght: 2}"], ["sampling.guidance.parts.class_labels", "strenght"]),
+    (["++sampling.guidance.parts.class_labels=2", "sampling.guidance.network=../weak.pt", "sampling.network=strong.pt"],
+     ["sampling.guidance.network=../weak.pt", "class_labels", "one of both"]),
+    (["sampling.start=mean", "sampling.sampler.sigma_max=2"], ["sampling.start=mean", "no condition image"]),
+    (["sampling.start=middle"], ["sampling.start='middle'", "noise, mean"]),
 ])
 def test_guidance_that_cannot_be_is_refused(at, overrides, wanted):
     said = refused(at, generate.main, *DRAW, "training.options.run_root=results/plain", "sampling.outdir=out/no",

@@ -8,11 +8,12 @@ import torch
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.precond import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
 from edm3d.networks.unet import ADMUNet
-from edm3d.samplers import Guided, edm_sampler, multistep_sampler
+from edm3d.samplers import Calls, Guided, edm_sampler, multistep_sampler
 from tests.denoisers import F64
 
 LABELS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
 CONDITION = Condition(class_labels=LABELS)
+APART = Calls(together=False)
 LATENTS = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(0)).to(F64)
 
 
@@ -60,15 +61,17 @@ def gaussian_by_class(mean: float, sd: float, sd_unlabelled: float | None = None
 def test_classifier_free_guidance_moves_from_the_unlabelled_image_through_the_labelled_one(strength):
     net, x = sum_of_labels(), torch.ones(3, 1, 4)
     wanted = 10 + strength * torch.tensor([1.0, 2.0, 2.0])
-    got = Guided(net, strength)(x, torch.tensor(1.0), CONDITION)
+    got = Guided(net, strength, calls=APART)(x, torch.tensor(1.0), CONDITION)
     torch.testing.assert_close(got, wanted.reshape(3, 1, 1).expand_as(x))
-    assert [call.class_labels.tolist() for call in net.calls] == [LABELS.tolist(), [[0, 0]] * 3]
+    without, labelled = [[0, 0]] * 3, LABELS.tolist()
+    assert [call.class_labels.tolist() for call in net.calls] == {0: [without], 1: [labelled]}.get(
+        strength, [without, labelled])
 
 
 def test_other_parts_of_the_condition_are_kept():
     net = sum_of_labels()
     condition = CONDITION.replace(images=torch.ones(3, 1, 4))
-    Guided(net, 2)(torch.ones(3, 1, 4), torch.tensor(1.0), condition)
+    Guided(net, 2, calls=APART)(torch.ones(3, 1, 4), torch.tensor(1.0), condition)
     assert all(call.images is condition.images for call in net.calls)
 
 
@@ -82,9 +85,9 @@ def test_every_part_that_was_dropped_in_training_is_left_out_and_no_other():
     network.sigma_min, network.sigma_max = 0, inf
     network.takes = {"class_labels": Part(2, 0.1), "semantic": Part(5, 0.1), "images": Part(1)}
     condition = CONDITION.replace(semantic=torch.ones(3, 4, dtype=torch.int64), images=torch.ones(3, 1, 4))
-    guided = Guided(network, 2)
+    guided = Guided(network, 2, calls=APART)
     guided(torch.ones(3, 1, 4), torch.tensor(1.0), condition)
-    plain, guide = told
+    guide, plain = told
     assert plain is condition and not guide.class_labels.any() and (guide.semantic == 5).all()
     assert guide.images is condition.images
     with pytest.raises(ValueError, match="drops the semantic map, and condition.semantic is None"):
@@ -132,7 +135,7 @@ def test_interval_holds_for_each_image_of_a_batch_with_several_levels():
 
 def test_sampler_calls_the_guide_within_the_interval_alone():
     net = gaussian_by_class(1.0, 0.5)
-    multistep_sampler(Guided(net, 2, interval=(0.3, 3)), LATENTS, condition=CONDITION,
+    multistep_sampler(Guided(net, 2, interval=(0.3, 3), calls=APART), LATENTS, condition=CONDITION,
                       sigmas=[80, 10, 3, 1, 0.3, 0.01, 0])
     assert len(net.calls) == 6 + 2
     assert sum(bool(call.class_labels.any()) for call in net.calls) == 6

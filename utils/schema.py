@@ -1,9 +1,13 @@
 """The schema of an experiment: its keys with types and defaults, but for what stands in the signatures of targets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
+
+from edm3d.utils.names import one_line
+from edm3d.utils.plain import from_plain, shown
 
 
 @dataclass
@@ -73,12 +77,34 @@ class Training:
 
 
 @dataclass
-class Guidance:
-    """How far samples are pushed towards their condition (sampling.guidance.*)."""
+class PartGuidance:
+    """The same of one part of the condition (sampling.guidance.parts.PART, a strength or these)."""
 
-    strength: float = 1                 # 1 = the network alone; more pushes away from the guide
+    strength: float
+    interval: list[float] | None = None  # null = as for all parts
+
+    def __post_init__(self) -> None:
+        self.strength = float(self.strength)
+        self.interval = None if self.interval is None else [float(level) for level in self.interval]
+
+
+@dataclass
+class Guidance:
+    """How far samples are pushed towards their condition (sampling.guidance.*).
+
+    ValueError for what can be no strength of a part; which parts there are, it does not know.
+    """
+
+    strength: float = 1                 # of all parts: 1 = the network alone; more pushes away from the guide
     interval: list[float] | None = None  # noise levels [lo, hi] between which the guide acts, null = all
-    network: str | None = None          # a worse or earlier snapshot as guide (autoguidance); null = no class label
+    network: str | None = None          # a worse or earlier snapshot as guide (autoguidance); null = no condition
+    parts: dict[str, Any] = field(default_factory=dict)  # PART: strength, or PART: {strength: w, interval: [lo, hi]}
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, Mapping):
+            raise ValueError(f"sampling.guidance.parts={shown(self.parts)}: wanted strengths of parts by name, as in "
+                             "{semantic: 3}")
+        self.parts = {name: part_guidance(name, value) for name, value in self.parts.items()}
 
 
 @dataclass
@@ -107,6 +133,7 @@ class Sampling:
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
     guidance: Guidance = field(default_factory=Guidance)
+    start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
     sampler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -122,3 +149,11 @@ def sampling_options(config: dict) -> Sampling:
     """The sampling half of a plain config as typed options."""
     half = config["sampling"]
     return Sampling(**{**half, "guidance": Guidance(**half["guidance"])})
+
+
+def part_guidance(name: str, value: object) -> PartGuidance:
+    """What is said of a part's guidance, a number or names with values, as typed options."""
+    if isinstance(value, PartGuidance):
+        return value
+    given = value if isinstance(value, Mapping) else {"strength": value}
+    return from_plain(PartGuidance, given, f"sampling.guidance.parts.{one_line(str(name))}")
