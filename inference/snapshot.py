@@ -11,7 +11,7 @@ import torch
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.published import read_published
-from edm3d.inference.conditions import drawn_conditions
+from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
@@ -187,7 +187,7 @@ class Snapshot:
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
         elif hasattr(net, "sigma_min"):
-            told = drawn_conditions(takes_of(net), None, self.facts.class_names, self.volume_shape)([0])
+            told = Conditions(takes_of(net), {}, self.volume_shape)([0])
             if (made := net(x, torch.ones(1), condition=told.to(x.device))).shape != x.shape:
                 raise ValueError(f"the network makes {list(made.shape)} of {list(x.shape)}")
 
