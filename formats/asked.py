@@ -118,8 +118,9 @@ def of_table(path: Path, facts: Facts, dims: int) -> AskedFile:
     """A CSV: id, class, map and image (files, by their paths from the table on), and attributes, `lv_volume [ml]`."""
     table = read_rows(path, "id")
     columns = {name: [row[name] for row in table.rows] for name in table.header}
+    near = [*OF_TABLES, *(f"{name}s" for name in OF_TABLES), "classes"]
     for name in table.header:
-        if name not in OF_TABLES and name.casefold().rstrip("s") in (*OF_TABLES, "classe"):
+        if name not in OF_TABLES and name.casefold() in near:
             raise ValueError(f"{path}: column {one_line(name)!r}: wanted one of {', '.join(OF_TABLES)}, or the name of "
                              "an attribute")
     ids = columns["id"]

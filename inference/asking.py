@@ -24,7 +24,6 @@ from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
-from edm3d.utils.config import near
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
 from edm3d.utils.schema import Sampling
@@ -63,8 +62,8 @@ class Asker:
         for name in self.takes.keys() - conditions.asked.keys():
             self.check_unasked(name)
         if seeds is not None and (max(seeds) + 1) * conditions.per_seed - 1 > MOST_NUMBER:
-            raise ValueError(f"sampling.sweep: seed {max(seeds)} times {conditions.per_seed} values is more than a file "
-                             "can hold; wanted smaller seeds")
+            raise ValueError(f"sampling.sweep: seed {max(seeds)} times {conditions.per_seed} values is more than a "
+                             "file can hold; wanted smaller seeds")
         return self.recorded(conditions, file, list(asked)) if file else conditions
 
     def opened(self, options: Sampling) -> AskedFile | None:
@@ -126,9 +125,7 @@ class Asker:
                 return int(text)
             raise ValueError(f"{where}: there is no class {text}, but {count}, 0 to {count - 1}"
                              + (f" ({listed(names)})" if names else ""))
-        likely = near(text, names)
-        raise ValueError(f"{where}: {text!r} is not one of {listed(names) or f'0 to {count - 1}'}"
-                         + (f"; did you mean {one_line(likely[0])!r}?" if likely else ""))
+        raise ValueError(f"{where}: {text!r} is not one of {listed(names) or f'0 to {count - 1}'}")
 
     def takes_of_file(self, name: str, file: AskedFile, what: str) -> bool:
         """Whether a network takes a part that a file has; ValueError where somebody asks for it in vain."""

@@ -72,7 +72,7 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
         raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
     check_file(next(path for folder in folders if (path := folder / f"{name}.yaml").exists()))
-    asked = [found for override in overrides if (found := typed.named(override))]
+    asked = [(found, value_of(found)) for override in overrides if (found := typed.named(override))]
     given = added_where_new(readable([text for text in overrides if not typed.named(text)], folders))
     try:
         raw = compose_raw(folders, name, given)
@@ -87,8 +87,8 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         raise ValueError(composition_error(e, place, given, config_groups(folders), partial(
             elsewhere, folders, name, given))) from e
     check_keys(plain, Experiment, plain)
-    for each in asked:
-        put_in(plain, each)
+    for each, value in asked:
+        put_in(plain, each, value)
     for text in notes:
         note(text)
     return plain
@@ -202,15 +202,21 @@ def readable(given: Overrides, folders: Sequence[Path]) -> list[str]:
     return texts
 
 
-def put_in(plain: dict, asked: typed.Named) -> None:
-    """Give a name of the user's its value in a composed config; ValueError naming the override for one that is none."""
+def value_of(asked: typed.Named) -> Any:
+    """What is typed for a name of the user's, as plain data; ValueError naming the override for what is no value."""
     parsed = parse(f"k={asked.value}")
     if "${" in asked.value or (parsed is None and (asked.value[:1] in ("[", "{") or not typed.is_plain(asked.value))):
         raise ValueError(f"{asked.override}: cannot be read; text with such letters stands in quotes, and holds no "
                          "'${'")
     if parsed is not None and parsed.is_sweep_override():
         raise ValueError(f"{asked.override}: several values for one name; write a list, as in [40,200,6]")
-    value, node = to_native(asked.value if parsed is None else parsed.value()), plain
+    return to_native(asked.value if parsed is None else parsed.value())
+
+
+def put_in(plain: dict, asked: typed.Named, value: Any) -> None:
+    """Give a name of the user's its value in a composed config; ValueError naming the override for one that has none.
+    """
+    node = plain
     for name in asked.path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
