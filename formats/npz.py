@@ -12,7 +12,8 @@ from edm3d.utils.files import atomic_path, blocks_hash, npz_damage_named, read_n
 from edm3d.utils.numpy_files import members_of
 
 HASH = "content_hash"
-MAY_BE = {"dice": np.isnan, "psnr": np.isposinf}  # of a class that is not there, of a volume that came back as it was
+# of a class that is not there, of a volume that came back as it was, of what is not asked for
+MAY_BE = {"dice": np.isnan, "psnr": np.isposinf, "attributes": np.isnan}
 _BLOCK_BYTES = 1 << 20
 
 

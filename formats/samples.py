@@ -24,6 +24,7 @@ from edm3d.formats.items import affine_problem, check_tables
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
+from edm3d.formats.sample_settings import Settings, SweptAttribute
 from edm3d.utils.log import progress
 from edm3d.utils.plain import from_plain, parse_json, shown, taken
 
@@ -86,25 +87,6 @@ class SampleStage(NamedTuple):
     scaling: LatentScaling
 
 
-class AskedRows(NamedTuple):
-    """The file that samples were asked for by, row by row, and the ids of its rows, which seeds go through in turn."""
-
-    source: str
-    hash: str
-    ids: list[str]
-
-
-class Settings(NamedTuple):
-    """Of the settings of samples those that reading them again asks for, with what those are of files without them."""
-
-    precision: str = "fp32"
-    first_stage: str | None = None
-    tile: tuple[int, ...] | None = None
-    tile_overlap: float = 0.25
-    tile_mode: str = "blend"
-    conditions: AskedRows | None = None
-
-
 class SampleMeta(NamedTuple):
     """What all rows of a samples file share.
 
@@ -123,10 +105,20 @@ class SampleMeta(NamedTuple):
         """What the first stage decoded in, as `sampling.precision` has it."""
         return self.sampling.get("precision", Settings().precision)
 
+    @property
+    def sweep(self) -> SweptAttribute | None:
+        """The attribute that goes through values for every seed, None where none does."""
+        found = self.sampling.get("sweep")
+        return SweptAttribute(**found) if found else None
+
+    def noise_of(self, number: int) -> int:
+        """The seed that a sample's noise was drawn by: its own number, but in a sweep."""
+        return number // len(self.sweep.values) if self.sweep else number
+
     def id_of(self, seed: int) -> str | None:
-        """Id of the row that a seed was asked for by, None where no file asked."""
+        """Id of the row that a sample, by its number, was asked for by, None where no file asked."""
         ids = self.sampling.get("conditions", {}).get("ids")
-        return ids[seed % len(ids)] if ids else None
+        return ids[self.noise_of(seed) % len(ids)] if ids else None
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
@@ -145,7 +137,9 @@ class SampleMeta(NamedTuple):
         settings = {name: value for name, value in sampling.items() if name in Settings._fields}
         if len(settings.keys() & {"tile", "tile_overlap", "tile_mode"}) not in (0, 3):
             raise ValueError(f"{source}: sampling has {', '.join(settings)}, wanted all or none that is said of tiles")
-        from_plain(Settings, settings, source, "sampling")
+        checked = from_plain(Settings, settings, source, "sampling")
+        if checked.sweep and not checked.sweep.values:
+            raise ValueError(f"{source}: sampling.sweep.values is empty, wanted those of {shown(checked.sweep.name)}")
         snapshot = taken(found["snapshot"], str, source, "snapshot")
         if len(snapshot) > 4096 or "\0" in snapshot:
             raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
@@ -203,6 +197,11 @@ class SamplesFile:
         for index, row in enumerate(() if array is None else array):
             self._checked(name, row, index)
         return array
+
+    def affine_of(self, index: int) -> np.ndarray:
+        """Voxel index -> mm [4,4] of a row: its own where it has one, else that of all."""
+        own = self.row("affines", index)
+        return self.affine if own is None else own
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of an array [N,...], None where there is none of that name."""
@@ -270,6 +269,10 @@ class Samples:
         """Voxel index -> mm [4,4]."""
         return np.asarray(self.meta.facts.affine)
 
+    def affine_of(self, index: int) -> np.ndarray:
+        """The same of a row, which differs where voxel sizes were asked for."""
+        return self.arrays["affines"][index] if "affines" in self.arrays else self.affine
+
     @property
     def spacing(self) -> np.ndarray:
         """Voxel size per axis in mm."""
@@ -307,14 +310,14 @@ class Samples:
         for row, seed in enumerate(self.seeds):
             for name in NIFTI.keys() & self.arrays.keys():
                 written.append(Path(folder) / f"seed{seed:06d}{NIFTI[name]}")
-                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts)
+                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts, self.affine_of(row))
         return sorted(written)
 
 
-def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts) -> None:
-    """Write an image [C,*S] (name "images") or a label map [*S] ("labels")."""
+def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts, affine: np.ndarray) -> None:
+    """Write an image [C,*S] (name "images") or a label map [*S] ("labels"), of an affine of its own."""
     is_image = name == "images"
-    write_nifti(path, array, np.asarray(facts.affine), spatial_dims=array.ndim - is_image,
+    write_nifti(path, array, affine, spatial_dims=array.ndim - is_image,
                 unit=facts.intensity.unit if is_image else "")
 
 

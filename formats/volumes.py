@@ -325,13 +325,17 @@ class VolumesFile(h5.LazyFile):
             raise ValueError(f"{self.path}: /{split} {shown(item.id)}: {', '.join(problems)}")
         return item
 
-    def stored(self, split: str, index: int) -> Item:
-        """The same whatever its values are."""
+    def grid(self, split: str, name: str, index: int) -> np.ndarray:
+        """The image [C,*S], label map or map [*S] of one volume alone, as stored; ValueError when it is damaged."""
         known = self._split(split)
         if not 0 <= index < known.shape[0]:
             raise IndexError(f"{self.path}: index {index} outside 0..{known.shape[0] - 1} of split '{split}'")
-        group = self._open()[split]
-        arrays = {name: h5.read_row(group[name], index, hashes) for name, hashes in known.row_hashes.items()}
+        return h5.read_row(self._open()[split][name], index, known.row_hashes[name])
+
+    def stored(self, split: str, index: int) -> Item:
+        """The same whatever its values are."""
+        known = self._split(split)
+        arrays = {name: self.grid(split, name, index) for name in known.row_hashes}
         table = {name: rows[index].copy() for name, rows in known.tables.items()}
         class_index = int(table.get("classes", -1))
         return Item(

@@ -1,15 +1,16 @@
 """Conditions of items out of files, and of seeds that are to be drawn."""
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.sample_settings import SweptAttribute
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
-from edm3d.utils.checks import listed
 
 
 class StoredConditions:
@@ -49,23 +50,62 @@ class StoredConditions:
         return self.told is None or name in self.told
 
 
-class Conditions(NamedTuple):
-    """What a network is told of seeds: for each part that it takes the values that they go through in turn.
+class Geometry(NamedTuple):
+    """How voxel sizes that are asked for change the affine [4,4]: axis -> number of the attribute, and mm of its unit.
+    """
 
-    size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says.
+    affine: np.ndarray
+    axes: Mapping[int, tuple[int, float]]
+
+    def affines(self, attributes: np.ndarray) -> np.ndarray:
+        """[N,4,4] for attributes [N,A]: columns of the lengths asked for, from the same first voxel; NaN: as it is."""
+        affines = np.tile(np.asarray(self.affine, np.float64), (len(attributes), 1, 1))
+        for axis, (number, mm) in self.axes.items():
+            column, sizes = affines[:, :3, axis], attributes[:, number].astype(np.float64) * mm
+            sizes = np.where(np.isnan(sizes), np.linalg.norm(column, axis=1), sizes)
+            affines[:, :3, axis] = column / np.linalg.norm(column, axis=1, keepdims=True) * sizes[:, None]
+        return affines
+
+
+class Conditions(NamedTuple):
+    """What a network is told of samples: for each part that it takes the values that seeds go through in turn.
+
+    size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
+    sample per value of it, from the same noise: number seed * n + k is value k of n. record: what samples files say of
+    it among the settings; notes: what there is to tell.
     """
 
     takes: dict[str, Part]
     asked: Mapping[str, Sequence[Any]]
     size: tuple[int, ...]
+    sweep: SweptAttribute | None = None
+    geometry: Geometry | None = None
+    record: Mapping[str, Any] = MappingProxyType({})
+    notes: Sequence[str] = ()
 
-    def __call__(self, seeds: Sequence[int]) -> Condition:
-        """The condition of a batch of seeds, on the CPU."""
-        rows = {}
+    @property
+    def per_seed(self) -> int:
+        """Samples that each seed makes."""
+        return len(self.sweep.values) if self.sweep else 1
+
+    def numbers(self, seeds: Sequence[int]) -> list[int]:
+        """Numbers of the samples that seeds make."""
+        return [seed * self.per_seed + k for seed in seeds for k in range(self.per_seed)]
+
+    def seeds(self, numbers: Sequence[int]) -> list[int]:
+        """The seed of each sample, by which its noise is drawn."""
+        return [number // self.per_seed for number in numbers]
+
+    def __call__(self, numbers: Sequence[int]) -> Condition:
+        """The condition of a batch of samples, on the CPU."""
+        rows, seeds = {}, self.seeds(numbers)
         for name, part in self.takes.items():
-            values = self.asked.get(name) or PARTS[name].unasked(part.width, self.size)
-            rows[name] = np.stack([PARTS[name].row(values[seed % len(values)], part.width, self.size)
-                                   for seed in seeds])
+            values = self.asked[name] if name in self.asked else PARTS[name].unasked(part.width, self.size)
+            places = [seed % len(values) for seed in seeds]
+            found = {place: PARTS[name].row(values[place], part.width, self.size) for place in dict.fromkeys(places)}
+            rows[name] = np.stack([found[place] for place in places])
+        if self.sweep:
+            rows["attributes"][:, self.sweep.column] = [self.sweep.values[n % self.per_seed] for n in numbers]
         return Condition({name: torch.from_numpy(array) for name, array in rows.items()})
 
     def tells(self, name: str) -> bool:
@@ -80,19 +120,14 @@ class Conditions(NamedTuple):
     def stored(self, condition: Condition) -> dict[str, np.ndarray]:
         """What samples files hold of a batch's condition, by name of the array, with a value for each image.
 
-        Maps and images only where some were asked for.
+        Maps and images only where some were asked for, affines where voxel sizes were.
         """
-        return {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
-                for name, kind in PARTS.items() if name in condition and (name in self.asked or not kind.grid)}
+        arrays = {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
+                  for name, kind in PARTS.items() if name in condition and (name in self.asked or not kind.grid)}
+        return arrays | ({"affines": self.geometry.affines(arrays["attributes"])} if self.geometry else {})
 
-
-def drawn_conditions(takes: dict[str, Part], classes: list[str] | None, names: Sequence[str], size: Sequence[int]
-                     ) -> Conditions:
-    """What is told of seeds: the classes asked for by name, all by default; ValueError for what is not known."""
-    if classes and "class_labels" not in takes:
-        raise ValueError(f"sampling.classes={classes}: the network was trained without classes; train one "
-                         f"with training.network.model.label_dim={len(names) or 'K'}")
-    unknown = [name for name in classes or () if name not in names]
-    if unknown:
-        raise ValueError(f"sampling.classes: {unknown[0]!r} is not one of {listed(names)}")
-    return Conditions(takes, {"class_labels": [names.index(name) for name in classes or names]}, tuple(size))
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of a row of each of these arrays."""
+        shapes = {kind.stored: np.shape(kind.value(np.zeros(kind.shape(self.takes[name].width, self.size), kind.dtype)))
+                  for name, kind in PARTS.items() if name in self.takes and (name in self.asked or not kind.grid)}
+        return shapes | ({"affines": (4, 4)} if self.geometry else {})

@@ -1,21 +1,22 @@
 """Drawing: what is checked and built once, a batch of seeds -> noise -> sampler -> (decode), and what is recorded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from edm3d.formats.samples import SampleMeta, SampleStage
 from edm3d.formats.volumes import Intensity
-from edm3d.inference.conditions import Conditions, drawn_conditions
+from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.snapshot import Snapshot
-from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.networks.conditioning import Condition
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.start import first_level, latents_around, mean_level, regression_mean
@@ -69,7 +70,7 @@ def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
 
 
 def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, device: torch.device,
-                guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
+                conditions: Conditions, guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
     """Put the first stage on the device and the sampler beside the network; guided: see add_guidance."""
     stage, first_stage, whole = snapshot.first_stage, None, None
     if device.type == "cpu":
@@ -86,7 +87,6 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
-    conditions = drawn_conditions(takes_of(net), options.classes, snapshot.facts.class_names, snapshot.volume_shape)
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
@@ -135,24 +135,27 @@ def start_level(sampler: Callable, net: Denoiser, conditions: Conditions) -> flo
     return level
 
 
-def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict) -> SampleMeta:
+def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
+                asked: Mapping[str, Any] = MappingProxyType({})) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
-    whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it.
+    whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
+    record of the conditions.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
                 **({"start": options.start} if options.start != "noise" else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
-                **({"first_stage": stage.hash} if whole is not snapshot else {})}
+                **({"first_stage": stage.hash} if whole is not snapshot else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 
 
 def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
-    """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
-    generators = ImageGenerators(seeds, purpose="sample")
+    """Samples of some numbers, which but in a sweep are seeds; the noise is drawn on the CPU, the same on every device.
+    """
+    generators = ImageGenerators(drawer.conditions.seeds(seeds), purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition, arrays, steps = drawer.conditions(seeds), {}, []
     denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ import torch
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import npz_names, spacing_of
+from edm3d.formats.npz import is_odd
 from edm3d.formats.samples import ARRAYS, FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer, sample_meta
 from edm3d.inference.first_stage import tile_note
@@ -20,6 +22,7 @@ from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.sample_files import PNG, check_png, check_records, clear_others, write_niftis, write_pngs
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.sweeps import write_sweep
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import build_from_file, check_targets
@@ -54,22 +57,26 @@ def generate(experiment: str, config: dict) -> None:
             check_png(snapshot, options.decode)
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
-        drawer = make_drawer(net.to(device), whole, options, device, guided)
-        for line in describe_drawing(net, snapshot, options):
+        conditions = asker_of(net, whole)(options, seeds)
+        drawer = make_drawer(net.to(device), whole, options, device, conditions, guided)
+        for line in (*describe_drawing(net, snapshot, options), *conditions.notes):
             log(line)
-        meta = sample_meta(snapshot, whole, options, guidance)
+        meta, numbers = sample_meta(snapshot, whole, options, guidance, conditions.record), conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling], partial(check_part, drawer))
         distributed.from_rank_0(parts.tidy)
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
-        new = [s for s in seeds if not (old and s in old.rows)]
+        new = [number for number in numbers if not (old and number in old.rows)]
         missing = missing_of(parts, new)
-        log(f"Seeds     {len(seeds)} asked for, {len(seeds) - len(missing)} there already")
+        of_each = f", {conditions.per_seed} samples of each (numbers {numbers[0]} to {numbers[-1]})"
+        log(f"Seeds     {len(seeds)} asked for{of_each if conditions.sweep else ''}, {len(numbers) - len(missing)} "
+            "there already")
         draw_missing(drawer, missing, parts, options.batch_size, log, path)
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
-            for line in write_pictures(outdir, merged, whole, options):
+            for line in chain(write_pictures(outdir, merged, whole, options),
+                              write_sweep(outdir, merged, options.montage)):
                 log(line)
 
 
@@ -155,7 +162,7 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
     """
     def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
         arrays = draw(drawer, batch)
-        if odd := [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]:
+        if odd := [name for name, array in arrays.items() if is_odd(name, array)]:
             raise ValueError(f"{path}: what it draws for seeds {batch[0]} to {batch[-1]} is not finite "
                              f"({listed(odd)}): its network has diverged or is damaged")
         if drawer.whole is not None and batch[0] == missing[0]:
@@ -172,8 +179,8 @@ def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:
     images = {} if drawer.latent and drawer.first_stage is None else {"images": any_image if drawer.latent else drawn}
     check_shapes(arrays, {**images, **({"latents": drawn} if drawer.latent else {}),
                           **({"trajectory": (None, *drawn)} if drawer.trajectory else {})})
-    maps = {"labels": arrays["images"].shape[1:]} if images else {}
-    check_shapes(arrays, {name: shape for name, shape in {**maps, "classes": ()}.items() if name in arrays})
+    maps = {"labels": arrays["images"].shape[1:]} if images and "labels" in arrays else {}
+    check_shapes(arrays, maps | drawer.conditions.shapes())
     for name, array in arrays.items():
         if name not in ARRAYS or (array.dtype.kind == "f") != (np.dtype(ARRAYS[name]).kind == "f"):
             raise ValueError(f"{name} of {array.dtype} is nothing that is drawn")

@@ -9,9 +9,11 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples, requested_seeds
+from edm3d.inference.asking import asker_of, in_memory
 from edm3d.inference.drawing import complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
@@ -25,13 +27,14 @@ from edm3d.utils.checks import check_choice
 from edm3d.utils.compose import shipped_configs
 from edm3d.utils.compose_errors import known_as
 from edm3d.utils.config import check_from_file, no_such, read_yaml
+from edm3d.utils.log import note
 from edm3d.utils.plain import taken
 from edm3d.utils.precision import PRECISIONS, autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
-OWN = ("sampler", "guidance", "start", "classes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode",
+OWN = ("sampler", "guidance", "start", "classes", "attributes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode",
        "precision")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
@@ -86,26 +89,40 @@ class Model:
     def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
                guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
                batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
-               tile: Sequence[int] | None = None, trajectory: bool = False, **sampler_options: Any) -> Samples:
+               tile: Sequence[int] | None = None, trajectory: bool = False,
+               attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
+               conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
+               **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
         samples come in rising order. sampler: a shipped file of configs/sampler/, sampler_options its parameters, such
-        as num_steps. guidance: its strength, or a mapping of strength, interval, parts and network. The others are
-        those of `sampling`. All samples are held in memory.
+        as num_steps. guidance: its strength, or a mapping of strength, interval, parts and network. maps [N,*S] and
+        images [N,C,*S] in stored units, or lists of them, stand for the file `conditions`, whose rows seeds go through
+        in turn. The others are those of `sampling`. All samples are held in memory.
         """
         self.check_draws()
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, start=start, tile=None if tile is None else list(tile),
                                classes=None if classes is None else list(classes),
+                               attributes=None if attributes is None else dict(attributes),
+                               sweep=None if sweep is None else {name: list(found) for name, found in sweep.items()},
+                               conditions=None if conditions is None else str(conditions),
                                guidance=None if guidance is None else guidance_of(guidance))
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
+        if (given := in_memory(maps, images)) and conditions is not None:
+            raise ValueError(f"conditions={conditions}: maps and images are given, too; wanted the file or the arrays")
+        asked = asker_of(self.net, whole)(options, numbers, given)
+        for line in asked.notes:
+            if line.startswith("Warning"):
+                note(line)
         with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
-            drawer = make_drawer(self.net, whole, options, self.device, guided)
+            drawer = make_drawer(self.net, whole, options, self.device, asked, guided)
+        numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
-                       sample_meta(self.snapshot, whole, options, record))
+                       sample_meta(self.snapshot, whole, options, record, asked.record))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

@@ -61,8 +61,8 @@ def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
 
 def write_niftis(outdir: Path, samples: SamplesFile) -> list[str]:
     """NIfTI of every seed, as nifti/seedNNNNNN_image.nii.gz and nifti/seedNNNNNN_label.nii.gz; notes."""
-    def write(name: str, row: np.ndarray, paths: Sequence[Path]) -> None:
-        write_as_nifti(paths[0], name, row, samples.meta.facts)
+    def write(name: str, row: np.ndarray, paths: Sequence[Path], index: int) -> None:
+        write_as_nifti(paths[0], name, row, samples.meta.facts, samples.affine_of(index))
 
     return write_all(outdir, "nifti", samples, {name: [end] for name, end in NIFTI.items()}, write)
 
@@ -77,7 +77,7 @@ def write_pngs(outdir: Path, samples: SamplesFile) -> list[str]:
     names = file_names([str(name) for name in facts.channels or range(count)])
     images = [".png"] if in_colour or count == 1 else [f"_{name}.png" for name in names]
 
-    def write(name: str, row: np.ndarray, paths: Sequence[Path]) -> None:
+    def write(name: str, row: np.ndarray, paths: Sequence[Path], index: int) -> None:
         planes = [row] if name == "labels" else \
             facts.intensity.to_bytes(np.moveaxis(row, 0, -1)[None] if in_colour else row)
         for path, plane in zip(paths, planes, strict=True):
@@ -87,10 +87,10 @@ def write_pngs(outdir: Path, samples: SamplesFile) -> list[str]:
 
 
 def write_all(outdir: Path, folder: str, samples: SamplesFile, endings: Mapping[str, Sequence[str]],
-              write: Callable[[str, np.ndarray, Sequence[Path]], None]) -> list[str]:
+              write: Callable[[str, np.ndarray, Sequence[Path], int], None]) -> list[str]:
     """Files seedNNNNNN and an ending of every row, but for those that are there as they were made of just this row.
 
-    write: an array's name, a row of it, and the paths to write it to. Notes.
+    write: an array's name, a row of it, the paths to write it to, and the row's number. Notes.
     """
     record, facts = records(outdir, samples.meta)[folder], plain_hash(samples.meta.facts.plain())
     notes = record.begin()
@@ -98,10 +98,11 @@ def write_all(outdir: Path, folder: str, samples: SamplesFile, endings: Mapping[
     for i, seed in enumerate(progress(samples.seeds, desc=folder, unit="sample")):
         for name in (name for name in endings if name in samples.names):
             row, files = samples.row(name, i), [f"{folder}/seed{seed:06d}{ending}" for ending in endings[name]]
-            of = plain_hash([arrays_hash({name: row}), facts])
+            own = {"affines": samples.affine_of(i)} if "affines" in samples.names else {}
+            of = plain_hash([arrays_hash({name: row, **own}), facts])
             if all([record.is_finished(file, of) for file in files]):
                 continue
             with ExitStack() as stack:
-                write(name, row, [stack.enter_context(record.writing(file, str(seed), of)) for file in files])
+                write(name, row, [stack.enter_context(record.writing(file, str(seed), of)) for file in files], i)
     record.settle()
     return [*notes, *told_of_changes(record.changed)]

@@ -14,7 +14,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, write_latents
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference.batch import collate
-from edm3d.inference.conditions import Conditions, StoredConditions, drawn_conditions
+from edm3d.inference.conditions import Conditions, StoredConditions
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
@@ -126,16 +126,6 @@ def test_a_column_with_too_few_rows_is_refused(tmp_path):
 TAKES = {"class_labels": Part(3), "attributes": Part(2), "semantic": Part(4), "images": Part(1)}
 
 
-def test_seeds_go_through_the_classes_in_turn_or_through_those_asked_for():
-    names = ["a", "b", "c"]
-    everything = drawn_conditions({"class_labels": Part(3)}, None, names, (4, 4))
-    assert everything([4, 5, 6]).class_labels.argmax(1).tolist() == [1, 2, 0]
-    some = drawn_conditions({"class_labels": Part(3)}, ["c", "a"], names, (4, 4))
-    told = some([0, 1, 2, 7])
-    assert told.class_labels.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 0]]
-    assert some.stored(told)["classes"].tolist() == [2, 0, 2, 0] and some.stored(told)["classes"].dtype == np.int64
-
-
 def test_a_part_of_which_nothing_is_asked_is_drawn_as_its_kind_says():
     conditions = Conditions(TAKES, {}, (5, 6))
     condition = conditions([2, 3])
@@ -144,20 +134,6 @@ def test_a_part_of_which_nothing_is_asked_is_drawn_as_its_kind_says():
     assert condition.semantic.shape == (2, 5, 6) and (condition.semantic == 4).all()
     assert condition.images.shape == (2, 1, 5, 6) and not condition.images.any()
     assert list(conditions.stored(condition)) == ["classes", "attributes"]  # and no maps or images, as none was asked
-
-
-def test_a_network_that_takes_nothing_is_told_nothing():
-    nothing = drawn_conditions({}, None, ["a"], (4,))
-    assert nothing([0, 1]) == Condition() and nothing.stored(Condition()) == {}
-
-
-@pytest.mark.parametrize(("takes", "classes", "message"), [
-    ({}, ["a"], r"sampling\.classes=\['a'\]: the network was trained without classes.*label_dim=2"),
-    ({"class_labels": Part(2)}, ["a", "z"], r"sampling\.classes: 'z' is not one of a, b"),
-])
-def test_classes_that_the_network_does_not_know_are_refused(takes, classes, message):
-    with pytest.raises(ValueError, match=message):
-        drawn_conditions(takes, classes, ["a", "b"], (4,))
 
 
 # ---- data and network ----

@@ -72,7 +72,8 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         bare = Path(name).name.removesuffix(".yaml")  # it may have been typed as a path
         raise ValueError(f"-cn={name}: {no_such(f'experiment in {where}', bare, known)}")
     check_file(next(path for folder in folders if (path := folder / f"{name}.yaml").exists()))
-    given = added_where_new(readable(overrides, folders))
+    asked = [(found, value_of(found)) for override in overrides if (found := typed.named(override))]
+    given = added_where_new(readable([text for text in overrides if not typed.named(text)], folders))
     try:
         raw = compose_raw(folders, name, given)
         composed = {} if any(map(changes_targets, given)) else {name: raw}  # experiments by themselves
@@ -86,6 +87,8 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
         raise ValueError(composition_error(e, place, given, config_groups(folders), partial(
             elsewhere, folders, name, given))) from e
     check_keys(plain, Experiment, plain)
+    for each, value in asked:
+        put_in(plain, each, value)
     for text in notes:
         note(text)
     return plain
@@ -197,6 +200,38 @@ def readable(given: Overrides, folders: Sequence[Path]) -> list[str]:
         else:
             raise ValueError(typed.several(override) if is_several else typed.unreadable(override, groups()))
     return texts
+
+
+def value_of(asked: typed.Named) -> Any:
+    """What is typed for a name of the user's, as plain data; ValueError naming the override for what is no value."""
+    parsed = parse(f"k={asked.value}")
+    if "${" in asked.value or (parsed is None and (asked.value[:1] in ("[", "{") or not typed.is_plain(asked.value))):
+        raise ValueError(f"{asked.override}: cannot be read; text with such letters stands in quotes, and holds no "
+                         "'${'")
+    if parsed is not None and parsed.is_sweep_override():
+        raise ValueError(f"{asked.override}: several values for one name; write a list, as in [40,200,6]")
+    return to_native(asked.value if parsed is None else parsed.value())
+
+
+def put_in(plain: dict, asked: typed.Named, value: Any) -> None:
+    """Give a name of the user's its value in a composed config; ValueError naming the override for one that has none.
+    """
+    node = plain
+    for name in asked.path[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{asked.override}: {name} has a value of its own already, and no names below it")
+    if isinstance(value, dict) and isinstance(node.get(asked.path[-1]), dict):
+        node[asked.path[-1]].update(value)
+    else:
+        node[asked.path[-1]] = value
+
+
+def to_native(value: Any) -> Any:
+    """What Hydra reads, as plain data: quoted text is text, also in lists and dicts."""
+    if isinstance(value, dict):
+        return {str(getattr(key, "text", key)): to_native(inner) for key, inner in value.items()}
+    return [to_native(inner) for inner in value] if isinstance(value, list) else getattr(value, "text", value)
 
 
 def at_fault(folders: Sequence[Path], name: str, given: Overrides) -> str:

@@ -5,16 +5,18 @@ Hydra itself is asked in utils/compose.py alone.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from edm3d.utils.checks import listed
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import describe, fits
-from edm3d.utils.schema import Experiment
+from edm3d.utils.schema import TARGETS, Experiment, Sampling
 
 KEY = re.compile(r"[A-Za-z_$][\w$-]*(?:\.[\w$-]+)*(?:/[A-Za-z_][\w-]*)*(?:@[\w$.-]*)?", re.ASCII)
 LONGEST = 200  # letters of an override that is quoted in full
+NAME = re.compile(r"""\.(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^."'=]+))""", re.DOTALL)  # in quotes, or bare
 
 
 def split(override: str) -> tuple[str, str, str]:
@@ -97,3 +99,52 @@ def several(override: str) -> str:
     a_list = "" if re.match(r"\w+\s*\(", value) else f"{sign}{key}=[{value}] or "
     return (f"{override}: several values for one key, but there are no sweeps; write {a_list}"
             f"{to_type(sign + key, value)}")
+
+
+# ---- names that are the user's ----
+
+
+class Named(NamedTuple):
+    """An override of a key below one whose names are the user's: `sampling.attributes."body mass"=25`.
+
+    Or of several as a dict, `sampling.attributes={age: 60, ef: 55}`: path is that of the open key.
+    """
+
+    path: tuple[str, ...]
+    value: str  # as it was typed
+    override: str
+
+
+@cache
+def open_keys() -> list[str]:
+    """Keys of the sampling half whose names below them are the user's, such as sampling.attributes."""
+    return list(_open_below(Sampling, "sampling"))
+
+
+def _open_below(kind: type, path: str) -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        if hasattr(hint, "__dataclass_fields__"):
+            yield from _open_below(hint, f"{path}.{name}")
+        elif get_origin(hint) is dict and f"{path}.{name}" not in TARGETS:
+            yield f"{path}.{name}"
+
+
+def named(override: str) -> Named | None:
+    """An override below one of the open keys, None for another; ValueError for one that cannot be read.
+
+    Names stand bare, or in quotes where they have dots, quotes or `=` in them; a sign (+, ++) says nothing here.
+    """
+    key = next((key for key in open_keys() if re.match(rf"\+{{0,2}}{re.escape(key)}(\.|={{)", override)), None)
+    if key is None:
+        return None
+    at, names = override.index(key) + len(key), []
+    while found := NAME.match(override, at):
+        names.append(found[3] if found[3] is not None else re.sub(r"\\(.)", r"\1", found[1] or found[2] or ""))
+        at = found.end()
+    shown = one_line(override if len(override) <= LONGEST else f"{override[:LONGEST]}... ({len(override)} letters)")
+    if not names and override[at:at + 1] == "=":
+        return Named(tuple(key.split(".")), override[at + 1:], shown)
+    if not names or override[at:at + 1] != "=" or any(name != name.strip() or not name for name in names):
+        raise ValueError(f"{shown}: wanted {key}.NAME=value, without blanks around '='; names with dots, quotes or '=' "
+                         f"stand in quotes, as in '{key}.\"NAME\"=value'")
+    return Named((*key.split("."), *names), override[at + 1:], shown)

@@ -118,6 +118,10 @@ class Sampling:
     format: str = "h5"                  # h5 | npz | png (of 2D: h5, and a PNG for each image and label map)
     nifti: bool = True                  # one NIfTI per seed and kind
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
+    attributes: dict[str, Any] = field(default_factory=dict)  # by name, in units of the data: numbers; null = missing
+    sweep: dict[str, Any] = field(default_factory=dict)  # an attribute: [lo, hi, n], so many values for every seed
+    conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples
+    conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     trajectory: bool = False            # keep the denoised image of every step beside the samples
     decode: bool = True                 # through the first stage that the snapshot carries
@@ -135,6 +139,10 @@ class Sampling:
     guidance: Guidance = field(default_factory=Guidance)
     start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
     sampler: dict[str, Any] = field(default_factory=dict)
+
+
+# dicts of the sampling half that are a target with its arguments; the names in all others are the user's
+TARGETS = ("sampling.sampler",)
 
 
 @dataclass

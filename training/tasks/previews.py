@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
+from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import around, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import Picture, captions, check_options, real_pictures, spread
+from edm3d.networks.conditioning import takes_of
+from edm3d.networks.parts import PARTS
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
 from edm3d.training.preview import Block, Show, Shown
@@ -73,7 +77,8 @@ def build_given_back(config: dict, task: Task, held: Held | None, count: int, de
 def build_drawn(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
     """The preview of a diffusion network; ValueError where `sampling` says of nothing how to draw by it.
 
-    Real volumes above, samples of seeds 0, 1, ... below; latents that nothing decodes channel by channel, beside those
+    Real volumes above, samples of seeds 0, 1, ... below, told what is asked for, else what is known of held-out items;
+    latents that nothing decodes channel by channel, beside those
     of held-out items where there are any. The network is drawn from alone, without guidance; the first stage decodes
     where the run has it.
     """
@@ -84,8 +89,10 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     snapshot = complete(own, options, config["training"]["options"]["run_root"])
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
-    drawer = make_drawer(task.net, snapshot, options, device)
-    meta, seeds = sample_meta(own, snapshot, options, {}), list(range(count))
+    options = replace(options, sweep={})
+    conditions = asker_of(task.net, snapshot, of_held_out(task.net, held, count))(options)
+    drawer = make_drawer(task.net, snapshot, options, device, conditions)
+    meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record), list(range(count))
     in_latents = drawer.latent and drawer.first_stage is None
     if in_latents:
         look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, real_latents(task, held, count, device)
@@ -105,6 +112,17 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         return Shown([("Real", real), ("Generated", generated)], told, samples)
 
     return show
+
+
+def of_held_out(net: torch.nn.Module, held: Held | None, count: int) -> dict[str, list[Any]]:
+    """What is known of held-out items, as it is told in previews where nothing is asked: all but classes, which are
+    drawn in turn.
+    """
+    if held is None or not takes_of(net).keys() - {"class_labels"}:
+        return {}
+    items = [sample.condition for sample in spread(held.dataset, count)]
+    return {name: [PARTS[name].value(item[name]) for item in items] for name in takes_of(net)
+            if name != "class_labels" and all(name in item for item in items)}
 
 
 def real_latents(task: Task, held: Held | None, count: int, device: torch.device) -> np.ndarray | None:
