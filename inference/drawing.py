@@ -160,9 +160,9 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     """Volumes of some seeds; the noise is drawn on the CPU, so that it is the same on every device."""
     generators = ImageGenerators(seeds, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
-    condition, arrays, steps = drawer.conditions(seeds), {}, []
+    condition, arrays, steps = drawer.conditions(seeds).to(drawer.device), {}, []
     with autocast(drawer.precision, drawer.device):
-        x = drawer.sampler(drawer.denoiser(seeds), noise, condition=condition.to(drawer.device),
+        x = drawer.sampler(drawer.denoiser(seeds), noise, condition=condition,
                            randn_like=generators.randn_like,
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
@@ -170,12 +170,12 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     if drawer.latent:
         arrays["latents"] = x
     if drawer.first_stage is not None:
-        arrays["images"], label = drawer.first_stage.decode(x)
+        arrays["images"], label = drawer.first_stage.decode(x, condition.semantic)
         if label is not None:
             arrays["labels"] = label
     elif not drawer.latent:
         arrays["images"] = drawer.intensity.from_network(x)
-    asked = drawer.conditions.stored(condition)
+    asked = drawer.conditions.stored(condition.to(torch.device("cpu")))
     if "cond_images" in asked:
         asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
     return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
