@@ -74,7 +74,7 @@ class FirstStage:
         found, wanted = facts.semantic_classes, self.facts.semantic_classes
         if self.masked and found != wanted:
             raise ValueError(f"{source}: has " + (f"maps of {listed(found)}" if found else "no maps or label maps")
-                             + f", the first stage is masked by maps of {listed(wanted)}; prepare the volumes with them")
+                             + f", the first stage is masked by maps of {listed(wanted)}; prepare them with these")
 
     def told(self, semantic: torch.Tensor | None, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Maps [N,*S] of images of a size [*S] as an argument of a masked network; ValueError for another size."""
