@@ -111,6 +111,11 @@ class Item(NamedTuple):
     box: np.ndarray  # [2,3] int64: first and past-last index of the valid region; 2D: the third axis is 0..1
     map: np.ndarray | None = None  # [*S] uint8
 
+    @property
+    def semantic(self) -> np.ndarray | None:
+        """The map, in files without maps the label map."""
+        return self.label if self.map is None else self.map
+
 
 def in_order(splits: Iterable[str]) -> list[str]:
     """Names of splits as they are shown everywhere: train, val, test, then others by name."""

@@ -194,12 +194,14 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
         z = torch.from_numpy(latents).to(job.stage.device)
         if not z.isfinite().all():
             raise ValueError(f"{told(numbers)} are not finite: they cannot be decoded")
-        image, label = job.stage.decode(z)
+        maps = [rows[n].semantic() for n in numbers] if job.stage.masked else [None]
+        semantic = None if maps[0] is None else torch.from_numpy(np.stack(maps)).to(job.stage.device)
+        image, label = job.stage.decode(z, semantic)
         if not image.isfinite().all():
             raise ValueError(f"{told(numbers)} become values that are not finite: they are damaged, or of another "
                              "first stage")
         if job.whole is not None and numbers[0] == missing[0]:
-            log(tile_note(job.whole, z[:1], image[:1], None if label is None else label[:1]))
+            log(tile_note(job.whole, z[:1], image[:1], *(None if t is None else t[:1] for t in (label, semantic))))
         image = image.cpu().numpy()
         if job.options.uint8:
             image = job.stage.facts.intensity.to_bytes(image)

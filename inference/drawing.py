@@ -169,7 +169,7 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     if drawer.latent:
         arrays["latents"] = x
     if drawer.first_stage is not None:
-        arrays["images"], label = drawer.first_stage.decode(x)
+        arrays["images"], label = drawer.first_stage.decode(x, told.semantic)
         if label is not None:
             arrays["labels"] = label
     elif not drawer.latent:

@@ -73,10 +73,12 @@ class Place(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A batch as it was read: images [N,C,*S] as the network takes them, label maps [N,*S] uint8, and the items."""
+    """A batch as it was read: images [N,C,*S] as the network takes them, label and semantic maps [N,*S] uint8, items.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor | None
+    semantic: torch.Tensor | None
     items: list[Item]
 
 
@@ -173,6 +175,7 @@ def all_places(volumes: VolumesFile) -> list[Place]:
 def make_job(stage: FirstStage, snapshot: Snapshot, volumes: VolumesFile, options: EncodeOptions) -> EncodeJob:
     """Everything checked before the first item is read."""
     check_contract(volume_facts(volumes, volumes.splits[0]), stage.facts, volumes.path, snapshot.path)
+    stage.check_maps(volume_facts(volumes, volumes.splits[0]), volumes.path)
     shapes = {split: volumes.spatial_shape(split) for split in volumes.splits}
     fixed = options.size or snapshot.fits_to
     size = tuple(fixed or shapes[volumes.splits[0]])
@@ -199,8 +202,9 @@ def read_batch(job: EncodeJob, batch: Sequence[Place]) -> Inputs:
     items = [fitted(job.volumes, place.split, place.index, job.size) for place in batch]
     targets = np.stack([item.image[job.volumes.meta.numbers("target")] for item in items])
     images = job.volumes.meta.intensity.to_network(targets).astype(np.float32)
-    labels = None if items[0].label is None else torch.from_numpy(np.stack([item.label for item in items]))
-    return Inputs(torch.from_numpy(images), labels, items)
+    labels, semantic = (None if maps[0] is None else torch.from_numpy(np.stack(maps))
+                        for maps in ([item.label for item in items], [item.semantic for item in items]))
+    return Inputs(torch.from_numpy(images), labels, semantic, items)
 
 
 def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) -> Item:
@@ -219,9 +223,9 @@ def fitted(volumes: VolumesFile, split: str, index: int, size: tuple[int, ...]) 
 
 def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list[dict[str, np.ndarray]]:
     """Mean and std of every item [C,*s], where it lies, and what those to be measured lose, as arrays by name."""
-    images, labels, items = inputs
-    device = job.stage.device
-    posterior = job.stage.posterior(images.to(device), None if labels is None else labels.to(device))
+    images, labels, semantic, items = inputs
+    images_on, *maps = (None if t is None else t.to(job.stage.device) for t in (images, labels, semantic))
+    posterior = job.stage.posterior(images_on, *maps)
     mean, std = (t.float().cpu().numpy() for t in (posterior.mean, posterior.std))
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         first, last = batch[0], batch[-1]
@@ -233,7 +237,8 @@ def encode_batch(job: EncodeJob, batch: Sequence[Place], inputs: Inputs) -> list
             for i, item in enumerate(items)]
     for i, place in enumerate(batch):
         if place.number in job.measured:
-            rows[i] |= losses(job, posterior.mean[i:i + 1], images[i], None if labels is None else labels[i])
+            asked = None if semantic is None else semantic[i:i + 1].to(job.stage.device)
+            rows[i] |= losses(job, posterior.mean[i:i + 1], images[i], None if labels is None else labels[i], asked)
     return rows
 
 
@@ -243,9 +248,10 @@ def on_grid(item: Item, shown: Sequence[int]) -> Arrays:
     return {name: values for name, values in found.items() if values is not None}
 
 
-def losses(job: EncodeJob, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> dict[str, np.ndarray]:
+def losses(job: EncodeJob, z: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None,
+           semantic: torch.Tensor | None) -> dict[str, np.ndarray]:
     """PSNR in dB of the decoded mean z [1,C,*s], clipped like the volumes, and the Dice [K] of its label map."""
-    meta, (decoded, map_) = job.volumes.meta, job.stage.decode(z)
+    meta, (decoded, map_) = job.volumes.meta, job.stage.decode(z, semantic)
     real = meta.intensity.from_network(image.numpy())
     found = {"psnr": np.array(psnr(decoded[0].cpu().numpy(), real, meta.intensity.hi - meta.intensity.lo))}
     if map_ is not None:

@@ -196,12 +196,15 @@ def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Ite
 def reconstruct(stage: FirstStage, held: Cases, count: int, layout: Layout) -> Iterator[DecodedCase]:
     """decode(encode(x)) of the first volumes."""
     for case in map(held.case, range(count)):
-        label = torch.from_numpy(case.label)[None].to(stage.device) if layout.label_classes else None
-        latents = stage.encode(torch.from_numpy(case.image)[None].to(stage.device), label)
-        yield DecodedCase(case, decoded_case(stage, case.id, latents, layout))
+        arrays = case.image, case.label if layout.label_classes else None, case.semantic
+        image, label, semantic = (None if array is None else torch.from_numpy(array)[None].to(stage.device)
+                                  for array in arrays)
+        latents = stage.encode(image, label, semantic)
+        yield DecodedCase(case, decoded_case(stage, case.id, latents, layout, semantic))
 
 
-def decoded_case(stage: FirstStage, name: str, latents: torch.Tensor, layout: Layout) -> Case:
+def decoded_case(stage: FirstStage, name: str, latents: torch.Tensor, layout: Layout,
+                 semantic: torch.Tensor | None = None) -> Case:
     """The volume of latents [1,z,*s]."""
-    image, label = stage.decode(latents)
+    image, label = stage.decode(latents, semantic)
     return Case(name, image[0].cpu().numpy(), label[0].cpu().numpy() if layout.label_classes else None)

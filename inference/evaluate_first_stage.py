@@ -60,8 +60,10 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
     if snapshot.fits_to:
         held = held.fitted(snapshot.fits_to, file.meta.intensity.lo)
-    check_contract(volume_facts(file, file.splits[0] if split == "all" else split), snapshot.facts, real, path)
+    facts = volume_facts(file, file.splits[0] if split == "all" else split)
+    check_contract(facts, snapshot.facts, real, path)
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
+    stage.check_maps(facts, real)
 
     decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes))
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
@@ -95,9 +97,11 @@ def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, indices: S
     """Volumes by number, each with what comes back of it, in stored units."""
     for index in indices:
         case = held.case(index)
-        label = torch.from_numpy(case.label)[None].to(stage.device) if labelled else None
+        arrays = case.image, case.label if labelled else None, case.semantic
+        image, label, semantic = (None if array is None else torch.from_numpy(array)[None].to(stage.device)
+                                  for array in arrays)
         try:
-            out = stage.round_trip(torch.from_numpy(case.image)[None].to(stage.device), label)
+            out = stage.round_trip(image, label, semantic)
         except SizeError as e:
             raise ValueError(f"{case.id}: {e}; prepare the volumes anew with --size "
                              f"{' '.join(map(str, e.larger))}") from e

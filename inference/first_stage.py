@@ -13,7 +13,7 @@ from edm3d.networks.latent_codec import shift_and_gain, unwhiten, whiten
 from edm3d.networks.layers import SizeError
 from edm3d.networks.posteriors import AnyPosterior
 from edm3d.networks.tiles import Tiles, by_parts
-from edm3d.utils.checks import check_memory
+from edm3d.utils.checks import check_memory, listed
 from edm3d.utils.precision import autocast
 
 
@@ -64,29 +64,66 @@ class FirstStage:
         stage.net, stage.whole = by_parts(self.net, tiles), False
         return stage
 
+    @property
+    def masked(self) -> bool:
+        """Whether semantic maps say where images have anything: encoding then needs them, decoding takes them."""
+        return getattr(self.net, "masked", False)
+
+    def check_maps(self, facts: Facts, source: object) -> None:
+        """ValueError for volumes without the maps that mask them, or with maps of other classes."""
+        found, wanted = facts.semantic_classes, self.facts.semantic_classes
+        if self.masked and found != wanted:
+            raise ValueError(f"{source}: has " + (f"maps of {listed(found)}" if found else "no maps or label maps")
+                             + f", the first stage is masked by maps of {listed(wanted)}; prepare them with these")
+
+    def told(self, semantic: torch.Tensor | None, size: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Maps [N,*S] of images of a size [*S] as an argument of a masked network; ValueError for another size."""
+        if not self.masked or semantic is None:
+            return {}
+        if list(semantic.shape[1:]) != list(size):
+            raise ValueError(f"semantic maps are {list(semantic.shape[1:])}, their images {list(size)}; want the same")
+        return {"semantic": semantic}
+
+    def needed(self, semantic: torch.Tensor | None, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The same of images x [N,C,*S] that are to be encoded; ValueError where a masked network gets no map."""
+        if self.masked and semantic is None:
+            raise ValueError("the first stage is masked (training.network.masked): encoding wants the semantic maps "
+                             "of the images, too")
+        return self.told(semantic, x.shape[2:])
+
     @torch.no_grad()
-    def posterior(self, x: torch.Tensor, label: torch.Tensor | None = None) -> AnyPosterior:
-        """What the network says of the latents of images [N,C,*S] as it sees them, [-1,1], and label maps [N,*S]."""
+    def posterior(self, x: torch.Tensor, label: torch.Tensor | None = None, semantic: torch.Tensor | None = None
+                  ) -> AnyPosterior:
+        """What the network says of the latents of images [N,C,*S] as it sees them, [-1,1], and label maps [N,*S].
+
+        semantic: maps [N,*S], which a first stage that is masked needs.
+        """
         with autocast(self.precision, x.device):
-            return self.net.encode(x, label)
+            return self.net.encode(x, label, **self.needed(semantic, x))
 
     def scaled(self, z: torch.Tensor) -> torch.Tensor:
         """Scaled latents [N,z,*s] of latents as the network gives them."""
         return z if self.scaling is None else whiten(z, *self.shift_and_gain(z.device))
 
-    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        """Scaled posterior means [N,z,*s] of images [N,C,*S] and label maps [N,*S]."""
+    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None, semantic: torch.Tensor | None = None
+               ) -> torch.Tensor:
+        """Scaled posterior means [N,z,*s] of images [N,C,*S], label maps [N,*S] and, if masked, semantic maps."""
         try:
-            return self.scaled(self.posterior(self.facts.intensity.to_network(image), label).mean)
+            return self.scaled(self.posterior(self.facts.intensity.to_network(image), label, semantic).mean)
         except SizeError as e:
             raise ValueError(f"{e}; pad the images") from e
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images [N,C,*S] and label maps [N,*S] uint8 (or None) of scaled latents [N,z,*s]."""
-        return self.stored(*self.decoded(latents))
+    def decode(self, latents: torch.Tensor, semantic: torch.Tensor | None = None
+               ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [N,C,*S] and label maps [N,*S] uint8 (or None) of scaled latents [N,z,*s].
 
-    def decode_soft(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        semantic: maps [N,*S] that the images are to have, outside of which one that is masked leaves background.
+        """
+        return self.stored(*self.decoded(latents, semantic))
+
+    def decode_soft(self, latents: torch.Tensor, semantic: torch.Tensor | None = None
+                    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images [N,C,*S], not clipped, and probabilities of the label classes [N,K,*S], with gradients to the latents.
 
         Those through a codebook are as if nothing had been quantised. ValueError for a first stage in parts, through
@@ -94,16 +131,17 @@ class FirstStage:
         """
         if not self.whole:
             raise ValueError("gradients go through a first stage as a whole only; leave the tiles away")
-        x, logits = self.decoded(latents)
+        x, logits = self.decoded(latents, semantic)
         lo, hi = self.facts.intensity.lo, self.facts.intensity.hi
         return (x + 1) * ((hi - lo) / 2) + lo, None if logits is None else logits.softmax(1)
 
     @torch.no_grad()
-    def round_trip(self, image: torch.Tensor, label: torch.Tensor | None = None) -> GoneThrough:
-        """What comes back of images [N,C,*S] and label maps [N,*S] by way of the posteriors' means."""
+    def round_trip(self, image: torch.Tensor, label: torch.Tensor | None = None, semantic: torch.Tensor | None = None
+                   ) -> GoneThrough:
+        """What comes back of images [N,C,*S], label maps and semantic maps [N,*S] by way of the posteriors' means."""
         x = self.facts.intensity.to_network(image)
         with autocast(self.precision, x.device):
-            out = self.net(x, label)
+            out = self.net(x, label, **self.needed(semantic, x))
         finite = bool(out.image.isfinite().all())
         return GoneThrough(*self.stored(out.image, out.logits), out.posterior, out.codes, finite)
 
@@ -113,12 +151,14 @@ class FirstStage:
                      for values in (self.scaling.channel_mean, self.scaling.channel_std))
         return self.scaled(unwhiten(eps, mean, 1 / std))
 
-    def decoded(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def decoded(self, latents: torch.Tensor, semantic: torch.Tensor | None = None
+                ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the network makes of scaled latents: images in [-1,1] and logits [N,K,*S], float32."""
         z = latents.float()
         z = z if self.scaling is None else unwhiten(z, *self.shift_and_gain(z.device))
+        size = [n * f for n, f in zip(z.shape[2:], self.net.factor, strict=True)] if self.masked else ()
         with autocast(self.precision, z.device):
-            x, logits = self.net.decode(z)
+            x, logits = self.net.decode(z, **self.told(semantic, size))
         return x.float(), None if logits is None else logits.float()
 
     def shift_and_gain(self, device: torch.device) -> list[torch.Tensor]:
@@ -131,10 +171,11 @@ class FirstStage:
                 None if logits is None else logits.argmax(1).to(torch.uint8))
 
 
-def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> str:
+def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None,
+              semantic: torch.Tensor | None = None) -> str:
     """By how much image [1,C,*S] and label map [1,*S], decoded in tiles, differ from those decoded as a whole."""
     try:
-        wanted, wanted_label = whole.decode(latents)
+        wanted, wanted_label = whole.decode(latents, semantic)
     except (torch.OutOfMemoryError, MemoryError):
         return "Tiles differ from whole: not measured, there is no memory for the whole"
     scale = whole.facts.intensity.hi - whole.facts.intensity.lo

@@ -167,7 +167,7 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
                              f"({listed(odd)}): its network has diverged or is damaged")
         if drawer.whole is not None and batch[0] == missing[0]:
             log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
-                                          for k in ("latents", "images", "labels"))))
+                                          for k in ("latents", "images", "labels", "maps"))))
         return [{name: array[i] for name, array in arrays.items()} for i in range(len(batch))]
 
     make_missing(parts, missing, batch_size, drawn, read=lambda batch: None, desc="generate", unit="sample")

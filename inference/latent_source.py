@@ -20,7 +20,7 @@ GENERATED = "generated"  # split of volumes that were drawn
 
 
 class LatentRow(NamedTuple):
-    """Where latents lie, and what becomes of them."""
+    """Where latents lie, and what becomes of them. semantic: the map [*S] that their volume has, or None."""
 
     split: str
     id: str
@@ -29,6 +29,7 @@ class LatentRow(NamedTuple):
     box: np.ndarray | None
     class_index: int | None
     latents: Callable[[], np.ndarray]
+    semantic: Callable[[], np.ndarray | None] = lambda: None
 
 
 class LatentSource(NamedTuple):
@@ -61,7 +62,8 @@ def open_source(path: Path) -> LatentSource:
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
     rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i),
-                          partial(samples.row, "latents", i)) for i, seed in enumerate(samples.seeds)]
+                          partial(samples.row, "latents", i),
+                          partial(samples.row, "maps", i)) for i, seed in enumerate(samples.seeds)]
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
@@ -74,10 +76,11 @@ def plain_stage(channels: int, record: FirstStageRecord | None = None) -> Carrie
     return CarriedStage.from_record(record, LatentScaling([0.0] * channels, [1.0] * channels, sigma_data=1.0))
 
 
-def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray]
-                  ) -> LatentRow:
+def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray],
+                  semantic: Callable[[], np.ndarray | None] = lambda: None) -> LatentRow:
     """A row of drawn latents."""
-    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents)
+    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents,
+                     semantic)
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
@@ -89,8 +92,10 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
         for i, name in enumerate(part.ids):
             index = None if classes is None or classes[i] < 0 else int(classes[i])
             box = None if part.boxes is None else part.boxes[i]
+            maps = part.grids.get("maps", part.grids.get("labels"))
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
-                                  lambda part=part, i=i: part.mean[i]))
+                                  lambda part=part, i=i: part.mean[i],
+                                  lambda maps=maps, i=i: None if maps is None else maps[i]))
     return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
 

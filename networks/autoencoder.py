@@ -15,6 +15,7 @@ from edm3d.utils.checks import check_choice, check_count
 
 FINE_NORM = partial(group_norm, eps=1e-6, min_per_group=1)
 NORMS = {"compact": group_norm, "ldm": FINE_NORM, "monai": FINE_NORM}
+BACKGROUND = -1  # of images
 LAST_INIT = {"compact": 0, "ldm": None, "monai": None}  # of the last convolution beside a skip, see layers.conv
 
 
@@ -198,7 +199,9 @@ class Autoencoder(nn.Module):
     of residual blocks per level. attention_levels, counted from 0, the full size: those with attention behind each
     block. layout "ldm" is the order of blocks of Rombach et al. (2022): widths change in a level's first block,
     up-sampling repeats before it convolves, pointwise convolutions next to the latents; "monai" is MONAI's version of
-    that, with no activations before the last convolutions; "compact" costs less.
+    that, with no activations before the last convolutions; "compact" costs less. masked: images come with semantic maps
+    [N,*S], and where these are 0 is background: latents are 0 in cells [*s] that hold nothing else, images BACKGROUND
+    in its voxels, whatever was encoded or drawn. Without a map nothing is masked.
     """
 
     posterior: str  # key of networks.posteriors.POSTERIORS
@@ -207,7 +210,8 @@ class Autoencoder(nn.Module):
     def __init__(self, in_channels: int, num_classes: int = 0, latent_channels: int = 4, spatial_dims: int = 3,
                  channels: Sequence[int] = (32, 64, 128), strides: int | Sequence = 2, kernel_size: int | Sequence = 3,
                  num_blocks: int = 2, num_blocks_decoder: int = 2, bottleneck_attention: bool = False,
-                 attention_levels: Sequence[int] = (), layout: str = "compact", label_input: str = "onehot"):
+                 attention_levels: Sequence[int] = (), layout: str = "compact", label_input: str = "onehot",
+                 masked: bool = False):
         super().__init__()
         check_choice("layout", layout, NORMS)
         check_choice("label_input", label_input, ("onehot", "class_id"))
@@ -218,7 +222,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"attention_levels={list(attention_levels)}: wanted levels from 0 to {levels - 1}, as "
                              f"there are {levels} channels")
         self.in_channels, self.num_classes, self.latent_channels = in_channels, num_classes, latent_channels
-        self.spatial_dims, self.label_input = spatial_dims, label_input
+        self.spatial_dims, self.label_input, self.masked = spatial_dims, label_input, masked
         self.strides = per_level(strides, levels - 1, spatial_dims, "strides")
         trunk = Trunk(spatial_dims, layout, channels, per_level(kernel_size, levels, spatial_dims, "kernel_size"),
                       self.strides, attention_levels, bottleneck_attention)
@@ -253,33 +257,59 @@ class Autoencoder(nn.Module):
             label = label.unsqueeze(1)
         return torch.cat([image, label.to(image.dtype)], dim=1)
 
-    def read(self, h: torch.Tensor, image: torch.Tensor) -> AnyPosterior:
-        """Posterior of images [N,C,*S] by what the encoder gave [N,moments*z,*s]."""
+    def inside(self, semantic: torch.Tensor | None) -> torch.Tensor | None:
+        """Voxels [N,1,*S] of semantic maps [N,*S] that are not background; None where nothing is masked."""
+        return (semantic > 0).unsqueeze(1) if self.masked and semantic is not None else None
+
+    def cells(self, inside: torch.Tensor | None) -> torch.Tensor | None:
+        """Cells [N,1,*s] with any of the voxels [N,1,*S] in them, None for None."""
+        if inside is None:
+            return None
+        for axis, f in enumerate(self.factor, start=2):
+            inside = inside.unflatten(axis, (-1, f)).any(axis + 1)
+        return inside
+
+    def read(self, h: torch.Tensor, image: torch.Tensor, cells: torch.Tensor | None = None) -> AnyPosterior:
+        """Posterior of images [N,C,*S] by what the encoder gave [N,moments*z,*s], 0 but for the cells, if given."""
         raise NotImplementedError
 
-    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None) -> AnyPosterior:
-        """Posterior of images [N,C,*S] in [-1,1] with label maps [N,*S] (integers; needed when num_classes > 0)."""
-        return self.read(self.encoder(self.joined(image, label)), image)
+    def encode(self, image: torch.Tensor, label: torch.Tensor | None = None, semantic: torch.Tensor | None = None
+               ) -> AnyPosterior:
+        """Posterior of images [N,C,*S] in [-1,1] with label maps [N,*S] (integers; needed when num_classes > 0).
 
-    def prepare(self, z: torch.Tensor) -> torch.Tensor:
-        """What the decoder takes, of latents [N,z,*s]."""
-        return z
+        semantic: maps [N,*S] that say of a masked autoencoder's images where there is anything.
+        """
+        return self.read(self.encoder(self.joined(image, label)), image, self.cells(self.inside(semantic)))
 
-    def split(self, out: torch.Tensor, z: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Image [N,C,*S] and logits [N,K,*S] (None without labels) in what the decoder gave of latents z [N,z,*s]."""
+    def prepare(self, z: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
+        """What the decoder takes, of latents [N,z,*s] that count in the cells, if given."""
+        return within(z, cells)
+
+    def split(self, out: torch.Tensor, z: torch.Tensor | None = None, inside: torch.Tensor | None = None
+              ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image [N,C,*S] and logits [N,K,*S] (None without labels) in what the decoder gave of latents z [N,z,*s].
+
+        The image is background but for the voxels [N,1,*S] inside, if given.
+        """
         out = full(out)
-        return out[:, :self.in_channels], out[:, self.in_channels:] if self.num_classes else None
+        return (within(out[:, :self.in_channels], inside, BACKGROUND),
+                out[:, self.in_channels:] if self.num_classes else None)
 
-    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Image [N,C,*S] and label logits [N,K,*S] (None without labels) of latents [N,z,*s]."""
-        return self.split(self.decoder(self.prepare(z)), z)
+    def decode(self, z: torch.Tensor, semantic: torch.Tensor | None = None
+               ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image [N,C,*S] and label logits [N,K,*S] (None without labels) of latents [N,z,*s].
 
-    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None, noise: Draws | None = None
-                ) -> Reconstruction:
+        semantic: maps [N,*S] by which a masked autoencoder masks them.
+        """
+        inside = self.inside(semantic)
+        return self.split(self.decoder(self.prepare(z, self.cells(inside))), z, inside)
+
+    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None, noise: Draws | None = None,
+                semantic: torch.Tensor | None = None) -> Reconstruction:
         """Encode, draw latents (the mean without noise), decode."""
-        posterior = self.encode(image, label)
+        posterior = self.encode(image, label, semantic)
         z = posterior.sample(noise)
-        return Reconstruction(*self.decode(z), posterior, z)
+        return Reconstruction(*self.decode(z, semantic), posterior, z)
 
 
 class AutoencoderKL(Autoencoder):
@@ -287,10 +317,15 @@ class AutoencoderKL(Autoencoder):
 
     posterior, moments = "gaussian", 2
 
-    def read(self, h: torch.Tensor, image: torch.Tensor) -> Posterior:
+    def read(self, h: torch.Tensor, image: torch.Tensor, cells: torch.Tensor | None = None) -> Posterior:
         """Mean and log-variance, halves of what the encoder gave."""
         mean, logvar = full(h).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(-30, 20))
+        return Posterior(within(mean, cells), logvar.clamp(-30, 20), cells)
+
+
+def within(x: torch.Tensor, inside: torch.Tensor | None, outside: float = 0) -> torch.Tensor:
+    """x where inside (bool, broadcasts) is true, `outside` elsewhere; x itself for None."""
+    return x if inside is None else torch.where(inside, x, outside)
 
 
 def full(x: torch.Tensor) -> torch.Tensor:

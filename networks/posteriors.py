@@ -21,10 +21,14 @@ class Draws(Protocol):
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian over latents: mean and logvar [N,z,*s]."""
+    """Diagonal Gaussian over latents: mean and logvar [N,z,*s].
+
+    inside: cells (bool, broadcasts) that are not known to be 0, as mean is elsewhere; None: all.
+    """
 
     mean: torch.Tensor
     logvar: torch.Tensor
+    inside: torch.Tensor | None = None
 
     @classmethod
     def from_moments(cls, mean: torch.Tensor, std: torch.Tensor) -> "Posterior":
@@ -34,11 +38,13 @@ class Posterior(NamedTuple):
     @property
     def std(self) -> torch.Tensor:
         """Standard deviation [N,z,*s]."""
-        return (self.logvar / 2).exp()
+        std = (self.logvar / 2).exp()
+        return std if self.inside is None else std * self.inside
 
     def kl(self) -> torch.Tensor:
-        """KL divergence to the unit Gaussian, summed per sample [N], in nats."""
-        return 0.5 * (self.mean ** 2 + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+        """KL divergence to the unit Gaussian, summed per sample [N] over the cells inside, in nats."""
+        kl = self.mean ** 2 + self.logvar.exp() - 1 - self.logvar
+        return 0.5 * (kl if self.inside is None else kl * self.inside).flatten(1).sum(1)
 
     def sample(self, noise: Draws | None) -> torch.Tensor:
         """A draw [N,z,*s]; the mean without noise."""
@@ -81,6 +87,7 @@ class GammaPosterior(NamedTuple):
     prior_alpha: float = PRIOR_ALPHA
     prior_beta: float = PRIOR_BETA
     kl_direction: str = "posterior"
+    positive = True  # of its latents
 
     @classmethod
     def from_moments(cls, mean: torch.Tensor, std: torch.Tensor) -> "GammaPosterior":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from edm3d.networks.autoencoder import Autoencoder, Codes, Reconstruction, full
+from edm3d.networks.autoencoder import Autoencoder, Codes, Reconstruction, full, within
 from edm3d.networks.layers import conv
 from edm3d.networks.posteriors import Draws, PointPosterior
 from edm3d.utils.checks import check_choice, check_count
@@ -30,10 +30,11 @@ class AutoencoderVQ(Autoencoder):
                  channels: Sequence[int] = (32, 64, 128), strides: int | Sequence = 2, kernel_size: int | Sequence = 3,
                  num_blocks: int = 2, num_blocks_decoder: int = 2, bottleneck_attention: bool = False,
                  attention_levels: Sequence[int] = (), layout: str = "compact", label_input: str = "onehot",
-                 codebook_size: int = 512, code_dim: int | None = None, latent: str = "before", codebook: str = "ema",
-                 decay: float = 0.99, restart_below: float = 0.3):
+                 masked: bool = False, codebook_size: int = 512, code_dim: int | None = None, latent: str = "before",
+                 codebook: str = "ema", decay: float = 0.99, restart_below: float = 0.3):
         super().__init__(in_channels, num_classes, latent_channels, spatial_dims, channels, strides, kernel_size,
-                         num_blocks, num_blocks_decoder, bottleneck_attention, attention_levels, layout, label_input)
+                         num_blocks, num_blocks_decoder, bottleneck_attention, attention_levels, layout, label_input,
+                         masked)
         check_choice("latent", latent, ("before", "after"))
         check_choice("codebook", codebook, ("ema", "loss"))
         if not 0 <= restart_below < 1:
@@ -101,21 +102,26 @@ class AutoencoderVQ(Autoencoder):
 
     # ---- the autoencoder ----
 
-    def read(self, h: torch.Tensor, image: torch.Tensor) -> PointPosterior:
+    def read(self, h: torch.Tensor, image: torch.Tensor, cells: torch.Tensor | None = None) -> PointPosterior:
         """What the encoder gave, or the latents of the nearest codes."""
-        return PointPosterior(full(h) if self.latent == "before" else self.quantise(h)[0])
+        h = within(full(h), cells)
+        return PointPosterior(h if self.latent == "before" else within(self.quantise(h)[0], cells))
 
-    def prepare(self, z: torch.Tensor) -> torch.Tensor:
+    def prepare(self, z: torch.Tensor, cells: torch.Tensor | None = None) -> torch.Tensor:
         """Quantise latents taken before that."""
+        z = within(z, cells)
         return self.quantise(z)[0] if self.latent == "before" else z
 
-    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None, noise: Draws | None = None
-                ) -> Reconstruction:
+    def forward(self, image: torch.Tensor, label: torch.Tensor | None = None, noise: Draws | None = None,
+                semantic: torch.Tensor | None = None) -> Reconstruction:
         """Encode, quantise, decode; nothing is drawn."""
-        h = full(self.encoder(self.joined(image, label)))
+        inside = self.inside(semantic)
+        cells = self.cells(inside)
+        h = within(full(self.encoder(self.joined(image, label))), cells)
         quantised, codes = self.quantise(h)
-        z = h if self.latent == "before" else quantised
-        return Reconstruction(*self.split(self.decoder(quantised), z), PointPosterior(z), z, codes)
+        z = h if self.latent == "before" else within(quantised, cells)
+        parts = self.split(self.decoder(quantised if self.latent == "before" else z), z, inside)
+        return Reconstruction(*parts, PointPosterior(z), z, codes)
 
     # ---- learning ----
 

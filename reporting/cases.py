@@ -7,12 +7,16 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none."""
+    """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none.
+
+    semantic: the map [*S] that networks may be told, the label map where there is none of its own.
+    """
 
     id: str
     image: np.ndarray
     label: np.ndarray | None
     class_name: str | None = None
+    semantic: np.ndarray | None = None
 
 
 class DecodedCase(NamedTuple):

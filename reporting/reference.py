@@ -36,9 +36,10 @@ class Cases(NamedTuple):
 
         def case(index: int) -> Case:
             whole = self.case(index)
-            parts = [(whole.image, lo), *([] if whole.label is None else [(whole.label[None], 0)])]
-            image, *label = (fit_centre(array, np.eye(4), size, np.full(len(array), fill))[0] for array, fill in parts)
-            return Case(whole.id, image, label[0][0] if label else None, whole.class_name)
+            image = fit_centre(whole.image, np.eye(4), size, np.full(len(whole.image), lo))[0]
+            label, semantic = (None if each is None else fit_centre(each[None], np.eye(4), size, np.zeros(1))[0][0]
+                               for each in (whole.label, whole.semantic))
+            return Case(whole.id, image, label, whole.class_name, semantic)
 
         return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
                          self.length, case)
@@ -88,7 +89,7 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.pairs else None)
+                    phantom.phase if origin.pairs else None, phantom.label)
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
@@ -103,7 +104,7 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
     def case(index: int) -> Case:
         item = file.read(*rows[index])
         name = None if item.class_index is None else file.meta.class_names[item.class_index]
-        return Case(item.id, item.image[channels], item.label, name)
+        return Case(item.id, item.image[channels], item.label, name, item.semantic)
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""

@@ -356,12 +356,12 @@ def test_parts_that_do_not_lie_on_the_grid_stay():
 
 def test_background_comes_in_from_outside():
     label = torch.full((4, 16, 16), 3)
-    batch = Batch(torch.zeros(4, 2, 16, 16), label, Condition(semantic=label, images=torch.zeros(4, 1, 16, 16)))
+    batch = Batch(torch.zeros(4, 2, 16, 16), label, Condition(semantic=label, images=torch.ones(4, 1, 16, 16)))
     pipe = AugmentPipe(2, 1, [0, 0], translate_int=1, translate_int_max=1, fill=[-1, 5], label_fill=7,
                        condition_fill=-2)
     moved, _ = pipe(batch, ImageGenerators(range(4)))
     for part, inside, outside in [(moved.images[:, 0], 0, -1), (moved.images[:, 1], 0, 5), (moved.labels, 3, 7),
-                                  (moved.condition.semantic, 3, 7), (moved.condition.images, 0, -2)]:
+                                  (moved.condition.semantic, 3, 7), (moved.condition.images, 1, -2)]:
         assert [float(part.min()), float(part.max())] == pytest.approx(sorted([inside, outside]), abs=1e-6)
     assert set(moved.labels.unique().tolist()) == {3, 7}
 

@@ -203,7 +203,8 @@ def assert_same_volumes(dest: str, wanted: str) -> None:
 def count_decoded(monkeypatch) -> list[int]:
     """A list that grows by the number of volumes whenever some are decoded."""
     real, counts = FirstStage.decode, []
-    monkeypatch.setattr(FirstStage, "decode", lambda self, z: (counts.append(len(z)), real(self, z))[1])
+    monkeypatch.setattr(FirstStage, "decode", lambda self, z, *maps: (counts.append(len(z)),
+                                                                            real(self, z, *maps))[1])
     return counts
 
 

@@ -261,10 +261,10 @@ class Brighter:
 
     device = torch.device("cpu")
 
-    def encode(self, images, labels):
+    def encode(self, images, labels, semantic=None):
         return images, labels
 
-    def decode(self, latents):
+    def decode(self, latents, semantic=None):
         return latents[0] + 0.1, latents[1]
 
 
@@ -306,7 +306,7 @@ class Bare:
     def noise(self, eps):
         return eps * 0.5
 
-    def decode(self, latents):
+    def decode(self, latents, semantic=None):
         self.devices.add(latents.device.type)
         return torch.empty_like(latents, device="cpu") if latents.is_meta else latents, None
 

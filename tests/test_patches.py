@@ -158,7 +158,7 @@ def tick(root: str) -> dict:
 def test_a_first_stage_trains_on_patches_and_is_validated_whole(at, monkeypatch):
     from edm3d.networks.autoencoder import AutoencoderKL
     seen, encode = [], AutoencoderKL.encode
-    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, image, label=None: (
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, image, label=None, semantic=None: (
         seen.append((self.training, *image.shape[2:])), encode(self, image, label))[1])
     succeed(train.main, *VAE, "augment=patches", "training.augment.size=[8,4,8]", "training.options.run_root=results")
     assert set(seen) == {(True, 8, 4, 8), (False, 16, 16, 16)}

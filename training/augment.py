@@ -142,7 +142,8 @@ class AugmentPipe:
     how it is labelled and how wide. flip is one multiplier, or one per axis of the array; None always tries the last
     axis, the others by 1. translate_int_max and translate_std are shares of the size, rotate_max degrees, scale_std and
     aniso_std powers of 2. spacing gives voxels that are no cubes, per axis of the array. fill and condition_fill, one
-    number or one per channel, and label_fill come in from outside. All labels are 0 for an image left alone.
+    number or one per channel, and label_fill come in from outside. What is missing, a condition image of zeros or a
+    semantic map of semantic_dim all over (None: no map), stays so. All labels are 0 for an image left alone.
     ValueError for numbers out of range, and images of other dimensions.
     """
 
@@ -151,7 +152,7 @@ class AugmentPipe:
                  aniso: float = 1, translate_frac: float = 1, translate_int_max: float = 0.125, scale_std: float = 0.2,
                  rotate_max: float = 180, aniso_std: float = 0.2, translate_std: float = 0.125,
                  spacing: Sequence[float] | None = None, fill: float | Sequence[float] = -1, label_fill: int = 0,
-                 condition_fill: float | Sequence[float] = -1):
+                 condition_fill: float | Sequence[float] = -1, semantic_dim: int | None = None):
         d = spatial_dims
         self.spatial_dims, self.p = d, p
         flip = [1.0] * (d - 1) + [1e8] if flip is None else flip
@@ -162,6 +163,7 @@ class AugmentPipe:
         self.aniso_std, self.translate_std = aniso_std, translate_std
         self.spacing = [1.0] * d if spacing is None else list(spacing)
         self.fill, self.label_fill, self.condition_fill = fill, label_fill, condition_fill
+        self.semantic_dim = semantic_dim
         self._check()
 
     def _check(self) -> None:
@@ -206,12 +208,8 @@ class AugmentPipe:
             raise ValueError(f"AugmentPipe: images have {len(size)} spatial dimensions, spatial_dims is "
                              f"{self.spatial_dims}")
         move, labels = self.draw(generators, size)
-        condition = {}
-        for name, part in batch.condition.items():
-            if PARTS[name].grid == "map":
-                condition[name] = self._move_map(move, part)
-            elif PARTS[name].grid == "image":
-                condition[name] = self._move_images(move, part, "condition_fill")
+        condition = {name: self._move_part(move, name, part) for name, part in batch.condition.items()
+                     if PARTS[name].grid}
         moved = Batch(self._move_images(move, batch.images, "fill"), self._move_map(move, batch.labels),
                       batch.condition.replace(**condition))
         return moved, labels.to(batch.images.device, torch.float32)
@@ -257,6 +255,15 @@ class AugmentPipe:
         turns = signed_turns(self.spatial_dims)
         spacing = torch.tensor(self.spacing, dtype=F64)
         return turns[((turns.abs() @ size == size) & (turns.abs() @ spacing == spacing)).all(1)]
+
+    def _move_part(self, move: Move, name: str, part: torch.Tensor) -> torch.Tensor:
+        """A part that lies on the grid, moved where an image has it: no background comes into what is missing."""
+        is_map = PARTS[name].grid == "map"
+        moved = self._move_map(move, part) if is_map else self._move_images(move, part, "condition_fill")
+        if is_map and self.semantic_dim is None:
+            return moved
+        missing = (part == PARTS[name].null(self.semantic_dim)).flatten(1).all(1)
+        return torch.where(missing.reshape(-1, *[1] * (part.ndim - 1)), part, moved)
 
     def _move_images(self, move: Move, images: torch.Tensor, key: str) -> torch.Tensor:
         channels, fill = images.shape[1], torch.as_tensor(getattr(self, key), dtype=F64).flatten()

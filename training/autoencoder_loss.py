@@ -29,8 +29,9 @@ class AutoencoderLoss:
     l1, l2, ce: means over voxels; dice: 1 - soft Dice, mean over classes but the first; kl: nats per volume, or per
     voxel with kl_reduction=voxel; commitment and codebook: mean squared distances of vector quantisation (van den Oord
     et al. 2017); perceptual: training/perceptual.py; latent_mse: mean squared difference between latents and the image,
-    mean over its channels, at the latents' size. kl_capacity: nats per latent element that the posterior is to hold, a
-    number or points as well: the kl term is then |KL - capacity| (Burgess et al. 2018).
+    mean over its channels, at the latents' size, the image from 0 to 1 where latents are positive (gamma).
+    kl_capacity: nats per latent element that the posterior is to hold, a number or points as well: the kl term is then
+    |KL - capacity| (Burgess et al. 2018).
     """
 
     def __init__(self, l1_weight: Weight = 1, l2_weight: Weight = 0, ce_weight: Weight = 1, dice_weight: Weight = 0,
@@ -82,7 +83,8 @@ class AutoencoderLoss:
             if getattr(out.codes, "codebook", None) is not None:
                 found["codebook"] = lambda: out.codes.codebook
         found["perceptual"] = lambda: self.perceptual(out.image, image, noise)
-        found["latent_mse"] = lambda: latent_mse(out.z, image)
+        positive = getattr(out.posterior, "positive", False)
+        found["latent_mse"] = lambda: latent_mse(out.z, (image + 1) / 2 if positive else image)
         return {name: value for name, value in found.items() if name in self.weights}
 
     def kl(self, out: Reconstruction, kimg: float) -> torch.Tensor:

@@ -74,6 +74,7 @@ class EncodeImages:
         ValueError when it is not the first stage's data.
         """
         check_contract(dataset.facts, self.snapshot.facts, dataset.facts.source, self.path)
+        self.stage.check_maps(dataset.facts, dataset.facts.source)
         self.shape = self.stage.net.latent_shape(dataset.shape[1:])
         self.stage.to(device)
         statistics = distributed.from_rank_0(lambda: self.measure(dataset).statistics())
@@ -88,7 +89,7 @@ class EncodeImages:
         for i in range(min(len(held), ROUND_TRIP)):
             batch = collate([held[i]]).to(self.stage.device)
             real = intensity.from_network(batch.images)
-            back = self.stage.round_trip(real, batch.labels).image
+            back = self.stage.round_trip(real, batch.labels, batch.condition.semantic).image
             found.append(psnr(back[0].cpu().numpy(), real[0].cpu().numpy(), intensity.hi - intensity.lo))
         return float(np.mean(found))
 
@@ -97,7 +98,7 @@ class EncodeImages:
         moments = Moments()
         for i in torch.linspace(0, len(dataset) - 1, min(self.num, len(dataset))).long().tolist():
             batch = collate([dataset[i]]).to(self.stage.device)
-            posterior = self.stage.posterior(batch.images, batch.labels)
+            posterior = self.stage.posterior(batch.images, batch.labels, batch.condition.semantic)
             moments.add(posterior.mean[0].cpu().numpy(), posterior.std[0].cpu().numpy())
         return moments
 
@@ -109,7 +110,8 @@ class EncodeImages:
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, Condition]:
         if batch.images.is_meta:  # a check of shapes
             return batch.images.new_empty(len(batch.images), *self.shape), batch.condition
-        posterior = self.stage.to(batch.images.device).posterior(batch.images, batch.labels)
+        stage = self.stage.to(batch.images.device)
+        posterior = stage.posterior(batch.images, batch.labels, batch.condition.semantic)
         return self.stage.scaled(chosen(posterior, self.draw, generators)), batch.condition
 
 

@@ -13,7 +13,7 @@ KEY = "training.augment"
 
 
 class PatchAugment:
-    """Crops of images and label maps alike, by MONAI's transforms; validation and encoding see whole volumes.
+    """Crops of images and maps alike, by MONAI's transforms; validation and encoding see whole volumes.
 
     size: of the patch, one number or one per axis. A share `foreground` of the crops is centred on a voxel whose label
     is above 0, or, in data without labels, whose value in any channel is above `background`; the others anywhere. flip:
@@ -54,21 +54,24 @@ class PatchAugment:
         seeds = (generators.for_purpose("patches").rand((), torch.float64) * 2 ** 32).long().tolist()
         items = [self.transform.set_random_state(seed)(self.item(batch, i))[0] for i, seed in enumerate(seeds)]
         images = torch.stack([item["image"].as_tensor() for item in items]) - 1
-        labels = None if batch.labels is None else torch.stack([item["label"].as_tensor()[0] for item in items])
-        return batch._replace(images=images, labels=labels), images.new_zeros(len(images), 0)
+        labels, semantic = (torch.stack([item[key].as_tensor()[0] for item in items]) if key in items[0] else None
+                            for key in ("label", "semantic"))
+        return Batch(images, labels, batch.condition.replace(semantic=semantic)), images.new_zeros(len(images), 0)
 
     def item(self, batch: Batch, i: int) -> dict[str, torch.Tensor]:
-        """One image [C,*S], 0 at the lowest, its label map [1,*S] if there is one, and where crops may have centres."""
-        image, label = batch.images[i], {} if batch.labels is None else {"label": batch.labels[i][None]}
-        foreground = label["label"] > 0 if label else (image > self.background).any(0)
+        """One image [C,*S], 0 at the lowest, the maps [1,*S] that there are, and where crops may have centres."""
+        image, maps = batch.images[i], {"label": batch.labels, "semantic": batch.condition.semantic}
+        maps = {key: map_[i][None] for key, map_ in maps.items() if map_ is not None}
+        foreground = maps["label"] > 0 if "label" in maps else (image > self.background).any(0)
         anywhere = torch.arange(foreground.numel())
         chosen = anywhere[foreground.flatten().cpu()]
-        return {"image": image + 1, **label, "foreground": chosen if len(chosen) else anywhere, "anywhere": anywhere}
+        chosen = chosen if len(chosen) else anywhere
+        return {"image": image + 1, **maps, "foreground": chosen, "anywhere": anywhere}
 
 
 def transforms(size: Sequence[int], foreground: float, flip: Sequence[float], intensity: float, scale: float,
                shift: float, gamma: Sequence[float] | None, noise: float) -> Callable:
-    """MONAI's transforms of dictionaries with `image`, `label` and the flat indices `foreground` and `anywhere`."""
+    """MONAI's transforms of dictionaries with `image`, maps and the flat indices `foreground` and `anywhere`."""
     from monai.transforms import (  # here, since importing MONAI takes seconds
         Compose,
         RandAdjustContrastd,
@@ -78,7 +81,7 @@ def transforms(size: Sequence[int], foreground: float, flip: Sequence[float], in
         RandScaleIntensityd,
         RandShiftIntensityd,
     )
-    both = {"keys": ["image", "label"], "allow_missing_keys": True}
+    both = {"keys": ["image", "label", "semantic"], "allow_missing_keys": True}
     parts = [RandCropByPosNegLabeld(label_key="image", spatial_size=size, pos=foreground, neg=1 - foreground,
                                     fg_indices_key="foreground", bg_indices_key="anywhere", **both)]
     parts += [RandFlipd(prob=p, spatial_axis=axis, **both) for axis, p in enumerate(flip) if p]

@@ -159,7 +159,8 @@ def plan_encode(source: PlannedData, batch: int, tiles: Tiles | None) -> int:
         labels = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8) if net.num_classes else None
         stage = FirstStage(net, source.facts).in_parts(tiles)
         memory.restart()
-        assert stage.posterior(images, labels).mean.shape[1:] == net.latent_shape(images.shape[2:])
+        semantic = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8) if stage.masked else None
+        assert stage.posterior(images, labels, semantic).mean.shape[1:] == net.latent_shape(images.shape[2:])
         return memory.peak
 
 

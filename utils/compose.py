@@ -256,9 +256,13 @@ def parse(override: str) -> Override | None:
 
 
 def added_where_new(overrides: Overrides) -> list[str]:
-    """Overrides in which keys of a node whose `_target_` is given, too, may be new: ++key=value."""
+    """Overrides in which keys of a node whose `_target_` is given, too, may be new: ++key=value.
+
+    A preset, which no experiment chooses by itself, is one of the same kind: +preset=name.
+    """
     nodes = [found[1] for text in overrides if (found := re.match(r"\+{0,2}([\w.]+)\._target_=", text))]
     nodes += [found[1] for text in overrides if (found := re.match(r"([\w.]+)=\{.*\b_target_:", text))]
+    overrides = [f"+{text}" if text.startswith("preset=") else text for text in overrides]
     return [f"++{text}" if any(re.match(rf"{re.escape(node)}(\.[\w.]+)?=", text) for node in nodes) else text
             for text in overrides]
 

@@ -51,7 +51,7 @@ class VolumesDataset:
             return self.cache[index]
         item = self.item(index)
         image = self.file.meta.intensity.to_network(item.image).astype(np.float32)
-        on_grid = {"semantic": item.label if item.map is None else item.map, "images": image[self.shown]}
+        on_grid = {"semantic": item.semantic, "images": image[self.shown]}
         sample = Sample(image[self.targets], item.label, self.conditions(index, self.size, on_grid.get))
         if self.cache is not None:
             self.cache[index] = sample

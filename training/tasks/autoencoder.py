@@ -45,6 +45,9 @@ class AutoencoderTask(TaskType):
         if imagined and training["loss"].get("perceptual_weight"):  # its network lies in a file
             training = {**training, "loss": {**training["loss"], "perceptual_weight": 0}}
         net, loss, optimizer, snapshot = build_parts(training, data, augment, imagined=imagined)
+        if getattr(net, "masked", False) and not data.facts.semantic_classes:
+            raise ValueError(f"training.network.masked: {data.facts.source} has no maps or label maps to mask its "
+                             "images by; wanted such data, or training.network.masked=false")
         try:
             net.latent_shape(data.shape[1:])
         except ValueError as e:
@@ -88,8 +91,9 @@ def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.T
         training = module.training
         if augment is not None and training:
             batch, _ = augment(batch, generators)
+        masks = {"semantic": batch.condition.semantic} if getattr(net, "masked", False) else {}
         nimg = step_start(generators.keys, batch_size) if training else inf
-        out: Reconstruction = module(batch.images, batch.labels, generators.for_purpose("posterior"))
+        out: Reconstruction = module(batch.images, batch.labels, generators.for_purpose("posterior"), **masks)
         terms, handed = loss(out, batch.images, batch.labels, nimg / 1000, generators), None
         if adversary is not None and training:
             weight = adversary.weight_at(nimg)

@@ -188,7 +188,8 @@ def build_augment(training: dict, data: Data) -> Callable | None:
     if node and data.facts.latents:
         raise ValueError(f"training.augment._target_={node['_target_']}: an augmentation moves images, and latents do "
                          "not turn with their image; choose augment=none")
-    return build(fill(node, spatial_dims=len(data.shape) - 1), path="training.augment") if node else None
+    known = {"spatial_dims": len(data.shape) - 1, "semantic_dim": len(data.facts.semantic_classes)}
+    return build(fill(node, **known), path="training.augment") if node else None
 
 
 def halved(size: Sequence[int], factor: Sequence[int]) -> Iterator[list[int]]:

@@ -35,7 +35,7 @@ def given_back(samples: Sequence[Sample], facts: Facts, device: torch.device, pr
         stage, back = FirstStage(net, facts, precision=precision), []
         for sample in real:
             batch = collate([sample]).to(device)
-            out = stage.round_trip(batch.images, batch.labels)
+            out = stage.round_trip(batch.images, batch.labels, batch.condition.semantic)
             back.append((out.image[0].cpu().numpy(), None if out.label is None else out.label[0].cpu().numpy()))
         held_out = [(sample.image, sample.label) for sample in real]
         return Shown([("Held out", held_out), ("Given back", back)], {**look_of(facts), "aligned": True})
