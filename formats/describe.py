@@ -8,14 +8,14 @@ from typing import Any
 import h5py
 import nibabel
 import numpy as np
-from PIL import Image
 
 from edm3d.formats import h5
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.png import open_png
 from edm3d.formats.volumes import in_order
 from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.config import read_yaml
-from edm3d.utils.files import first_line, read_npz
+from edm3d.utils.files import read_npz
 from edm3d.utils.plain import read_json
 from edm3d.utils.runs import is_published, list_files
 
@@ -80,12 +80,8 @@ def _describe_folder(path: Path) -> Iterator[str]:
 
 def picture(path: Path) -> str:
     """Size of a PNG, which is read to its end; ValueError naming it when it is damaged."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return f"{image.width}x{image.height} {image.mode}"
-    except Exception as e:  # PIL raises what it pleases on a damaged file
-        raise ValueError(f"{path}: not readable as PNG ({first_line(e)})") from e
+    image = open_png(path).image
+    return f"{image.width}x{image.height} {image.mode}"
 
 
 def h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator[str]:
