@@ -113,7 +113,7 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     """
     values = _with_channels(image, len(spacing))[0]
     window = window or window_of([(values, label)])
-    columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, affine)]
+    columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, _known(affine))]
     names = [name for name, _ in plane_names(len(spacing), affine)]
     return _blocks_figure([("", [[_tile(plane, window) for plane in column] for column in columns])],
                           _legend(label_classes, columns), names)
