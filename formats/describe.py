@@ -41,7 +41,7 @@ def describe(path: Path) -> Iterator[str]:
     if path.suffix in HDF5:
         with h5.open_h5(path) as file, h5.damage_named(path):
             yield from h5_tree(path.name, file, 0)
-            is_volumes = file.attrs.get("format") == "volumes"
+            is_volumes = h5.format_of(file) == "volumes"
         if is_volumes:
             with suppress(ValueError):  # what is wrong is for check to say
                 volumes = VolumesFile(path)
@@ -98,8 +98,9 @@ def contract(meta: VolumesMeta) -> str:
     i = meta.intensity
     names = {role: listed(meta.channels[c] for c in meta.numbers(role)) for role in ROLES}
     shown = f" (conditions: {names['condition']})" if names["condition"] else ""
-    classes = "".join(f"; {what} {', '.join(f'{k} {one_line(c)}' for k, c in enumerate(named))}" for what, named in
-                      (("labels", meta.label_classes), ("maps", meta.map_classes), ("classes", meta.class_names)) if named)
+    numbered = {"labels": meta.label_classes, "maps": meta.map_classes, "classes": meta.class_names}
+    classes = "".join(f"; {what} {', '.join(f'{k} {one_line(c)}' for k, c in enumerate(named))}"
+                      for what, named in numbered.items() if named)
     return f"channels {names['target']}{shown}; intensity {i.lo:g}..{i.hi:g} {one_line(i.unit)}{classes}"
 
 
