@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from edm3d.formats.folders import is_utf8
 from edm3d.formats.pairing import CaseFiles
 from edm3d.utils.checks import is_whole, listed
+from edm3d.utils.names import one_line
 from edm3d.utils.plain import read_json, shown
 
 NAME = "dataset.json"
@@ -40,7 +41,7 @@ def read_classes(images: Path, cases: Sequence[CaseFiles], names: Sequence[str] 
     for case in cases:
         keys = {key for file in case.images for key in _keys(path, images, file) if key in numbers}
         if len({numbers[key] for key in keys}) > 1:
-            raise ValueError(f"{path}: images of {case.id} have several classes: {listed(sorted(keys))}")
+            raise ValueError(f"{path}: images of {one_line(case.id)} have several classes: {listed(sorted(keys))}")
         if keys:
             of[case.id] = numbers[min(keys)]
         used |= keys
@@ -60,8 +61,10 @@ def read_classes(images: Path, cases: Sequence[CaseFiles], names: Sequence[str] 
 def _numbers(path: Path, labels: Any) -> dict[str, int | None]:
     """The class number of each file as listed; ValueError for anything else."""
     pairs = list(labels.items()) if isinstance(labels, Mapping) else labels
-    if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{path}: labels is {shown(labels)} of something else, wanted [[file, class number], ...]")
+    if not isinstance(pairs, list):
+        raise ValueError(f"{path}: labels is {shown(labels)}, wanted [[file, class number], ...]")
+    if odd := [pair for pair in pairs if not isinstance(pair, (list, tuple)) or len(pair) != 2]:
+        raise ValueError(f"{path}: labels has {shown(odd[0])}, wanted [[file, class number], ...]")
     for name, number in pairs:
         if not isinstance(name, str) or not is_utf8(name):
             raise ValueError(f"{path}: labels names a file {shown(name)}, wanted the name of one")
