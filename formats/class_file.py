@@ -32,7 +32,8 @@ def read_classes(images: Path, cases: Sequence[CaseFiles], names: Sequence[str] 
     listed beside is noted. names: of the classes, from number 0 on; else they are class_0, ... ValueError names what is
     no whole number, listed twice, or beyond the names.
     """
-    path = next((path for path in (images / NAME, images.absolute().parent / NAME) if path.is_file()), None)
+    above = (images if images.name else images.absolute()).parent
+    path = next((path for path in (images / NAME, above / NAME) if path.is_file()), None)
     found = read_json(path) if path else None
     if not isinstance(found, dict) or found.get("labels") is None or set(OF_TASKS) & found.keys():
         return None

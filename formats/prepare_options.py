@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from edm3d.formats.nifti import VOXEL_MM
 from edm3d.utils.checks import listed
 
 LATER = ("image_pattern", "label_pattern", "map_pattern", "map_classes", "condition_channels", "class_names",
@@ -75,6 +76,9 @@ def check_options(options: PrepareOptions, dims: int) -> None:
         raise ValueError("--no-antialias: nothing is resampled without --spacing or --fit; leave it out")
     if not 0 <= options.max_label_loss <= 1:
         raise ValueError(f"--max-label-loss {options.max_label_loss:g}: wanted a share between 0 and 1")
+    least, most = VOXEL_MM
+    if options.pixel_spacing and not least <= min(options.pixel_spacing) <= max(options.pixel_spacing) <= most:
+        raise ValueError(f"--pixel-spacing {join(options.pixel_spacing)}: wanted {least:g} to {most:g} mm")
     if options.pixel_spacing and (dims == 3 or options.orientation):
         why = "3D volumes say their voxel size themselves" if dims == 3 else "it says no directions for --orientation"
         raise ValueError(f"--pixel-spacing {join(options.pixel_spacing)}: {why}; leave it out")

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edm3d.formats.prepare import PrepareOptions, prepare
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.inference.check import check
 from edm3d.physics.phantoms import echo_phantom
-from edm3d.reporting.montages import _known, _planes
+from edm3d.reporting.montages import planes_figure, png_bytes
 from edm3d.utils import checks
 from tests.commands import succeed
 
@@ -218,9 +219,14 @@ def test_a_picture_hangs_upright_with_and_without_pixel_spacing(tmp_path):
     for options in (ONE, replace(ONE, pixel_spacing=(0.5, 0.8))):
         item = run(root, options)[1].read("val", 0)
         np.testing.assert_allclose(spacing_of(item.affine)[:2], options.pixel_spacing or (1, 1))
-        hung = _planes(item.image[0], item.label, spacing_of(item.affine)[:2], _known(item.affine))[0]
-        np.testing.assert_array_equal(hung.values, item.image[0])
         assert np.linalg.det(item.affine) > 0
+        image = np.zeros((16, 16), np.float32)
+        image[10:, :4] = 1  # low, and on the left
+        for window, place in ((image, (1, 0)), (image.T, (0, 1)), (image[::-1], (0, 0))):
+            shown = png_bytes(planes_figure(window, None, spacing_of(item.affine)[:2], affine=item.affine))
+            pixels = np.asarray(Image.open(BytesIO(shown)).convert("L"), np.float64)
+            bright = np.argwhere(pixels > 250).mean(0) > np.array(pixels.shape) / 2
+            assert tuple(bright) == place
 
 
 def test_pixel_spacing_makes_geometry_and_is_for_pictures_alone(tmp_path):
@@ -231,6 +237,7 @@ def test_pixel_spacing_makes_geometry_and_is_for_pictures_alone(tmp_path):
             replace(ONE, spacing=(2, 2)))
     refused(tmp_path / "b", "--pixel-spacing 1 1: it says no directions for --orientation",
             replace(ONE, pixel_spacing=(1, 1), orientation="RAS"))
+    refused(tmp_path / "b", "--pixel-spacing 1e-09 1: wanted 1e-06 to", replace(ONE, pixel_spacing=(1e-9, 1)))
     refused(tmp_path / "b", "--pixel-spacing 1: one number", replace(ONE, pixel_spacing=(1,)))
     for path in (tmp_path / "b").rglob("*.png"):
         write_nifti(path.with_suffix(".nii"), np.eye(16), np.eye(4), spatial_dims=2)
