@@ -56,11 +56,13 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 
 
 @main.command(cls=WordsCommand)
-@click.option("--images", type=PATH, help="Folder of .nii, .nii.gz, .npy or .npz files.")
+@click.option("--images", type=PATH, help="Folder of .nii, .nii.gz, .npy, .npz or .png files.")
 @click.option("--labels", type=PATH, help="Folder of label maps of the same names (without channel numbers _0000).")
+@click.option("--maps", type=PATH, help="Folder of second label maps, with classes of their own: to draw from.")
 @click.option("--image-pattern", help="What images are called without suffix, as in '{id}_t1'; by '{id}_{channel}' "
               "those of an id become channels.")
 @click.option("--label-pattern", help="What label maps are called, as in '{id}_seg'; these may lie among the images.")
+@click.option("--map-pattern", help="What maps are called, likewise.")
 @click.option("--decathlon", type=PATH, help="Instead of folders: a Medical Decathlon task, by its dataset.json.")
 @click.option("--images-only", is_flag=True, help="Leave the label maps of the task aside.")
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
@@ -87,24 +89,34 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 @click.option("--seed", default=0, show_default=True, type=int, help="Of the split.")
 @click.option("--spatial-dims", type=int, help="2 or 3; by default as --size or the first image says.")
 @click.option("--classes", default=(), type=Words(str), help="Names of the label values, background first.")
+@click.option("--map-classes", default=(), type=Words(str), help="Names of the values of --maps, background first.")
+@click.option("--class-names", default=(), type=Words(str), help="Names of the class numbers in a dataset.json "
+              "beside or above the images.")
 @click.option("--channels", default=(), type=Words(str), help="Names of all image channels of the files.")
 @click.option("--channel", default=(), type=Words(str), help="Those to keep, by name or number.  [default: all]")
+@click.option("--condition-channels", default=(), type=Words(str), help="Those that a network is shown and does not "
+              "draw, by name or number.")
+@click.option("--pixel-spacing", type=Words(float), help="mm per row and column of 2D files that do not say it (PNG, "
+              "npy).")
+@click.option("--spacing-attributes", is_flag=True, help="Write voxel size and field of view as attributes.")
 @click.option("--overwrite", is_flag=True, help="Write over a file that is there.")
-def prepare(images: Path | None, labels: Path | None, decathlon: Path | None, dest: Path, table: Path | None,
-            overwrite: bool, **options: Any) -> None:
-    """Make a volumes file of folders of NIfTI, npy or npz files, or of a Medical Decathlon task.
+def prepare(images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, dest: Path,
+            table: Path | None, overwrite: bool, **options: Any) -> None:
+    """Make a volumes file of folders of NIfTI, npy, npz or PNG files, or of a Medical Decathlon task.
 
-    Images and label maps, also in subfolders, are paired by name, or by what patterns call {id}. NIfTI has channels on
-    the fourth axis, npy and npz on an extra first one.
+    Images, label maps and maps, also in subfolders, are paired by name, or by what patterns call {id}. NIfTI has
+    channels on the fourth axis, npy and npz on an extra first one. Subfolders training, validation and testing are the
+    splits.
     """
     from edm3d.formats.prepare import PrepareOptions
     from edm3d.formats.prepare import prepare as run
     from edm3d.utils import locks
     from edm3d.utils.files import check_dest
 
-    check_dest(dest, ".h5", {"--images": images, "--labels": labels, "--decathlon": decathlon, "--table": table})
+    check_dest(dest, ".h5", {"--images": images, "--labels": labels, "--maps": maps, "--decathlon": decathlon,
+                               "--table": table})
     with locks.output(dest):
-        made = run(images, labels, dest, PrepareOptions(**options), table=table, decathlon=decathlon,
+        made = run(images, labels, dest, PrepareOptions(**options), maps=maps, table=table, decathlon=decathlon,
                    overwrite=overwrite)
     if made.table and made.table.ignored:
         click.echo(f"{table}: columns without numbers left out: {listed(made.table.ignored)}")

@@ -12,6 +12,8 @@ from edm3d.formats import h5
 from edm3d.formats.describe import (
     HDF5,
     YAML,
+    attribute_lines,
+    contract,
     h5_tree,
     is_label_map,
     join,
@@ -22,7 +24,7 @@ from edm3d.formats.describe import (
     volume_line,
 )
 from edm3d.formats.latents import LatentsFile
-from edm3d.formats.nifti import npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.nifti import PICTURE, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.npz import HASH, is_odd
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, value_problems
@@ -55,9 +57,9 @@ def checker_of(path: Path) -> Checker | None:
     if PART.fullmatch(path.name):
         return check_part
     if suffix_of(path):
-        return check_volume
+        return check_png if suffix_of(path) == PICTURE else check_volume
     return {"status.json": check_status, "stats.jsonl": check_stats}.get(path.name) or {
-        **dict.fromkeys(YAML, check_yaml), ".json": check_json, ".png": check_png}.get(path.suffix)
+        **dict.fromkeys(YAML, check_yaml), ".json": check_json}.get(path.suffix)
 
 
 # ---- data ----
@@ -96,12 +98,12 @@ def check_h5(path: Path) -> Report:
     if kind != "volumes":
         return Report(lines, _problems(path, kind))
     volumes = VolumesFile(path)
-    lines, problems = [f"{path}: volumes, hashes agree; {_contract(volumes.meta)}"], _shared_groups(volumes)
+    lines, problems = [f"{path}: volumes, hashes agree; {contract(volumes.meta)}"], _shared_groups(volumes)
     for split in volumes.splits:
         line, bad = _check_split(volumes, split)
         lines.append(line)
         problems += bad
-    return Report(lines, problems)
+    return Report([*lines, *attribute_lines(volumes)], problems)
 
 
 def _problems(path: Path, kind: str) -> list[str]:
@@ -126,14 +128,6 @@ def _problems(path: Path, kind: str) -> list[str]:
     return found
 
 
-def _contract(meta: VolumesMeta) -> str:
-    i = meta.intensity
-    classes = (
-        f"; labels {', '.join(f'{k} {c}' for k, c in enumerate(meta.label_classes))}" if meta.label_classes else ""
-    )
-    return f"channels {', '.join(meta.channels)}; intensity {i.lo:g}..{i.hi:g} {i.unit}{classes}"
-
-
 def _shared_groups(file: VolumesFile) -> list[str]:
     seen: dict[str, str] = {}
     problems = []
@@ -146,12 +140,14 @@ def _shared_groups(file: VolumesFile) -> list[str]:
 
 
 def _check_split(file: VolumesFile, split: str) -> tuple[str, list[str]]:
-    span, labels, problems = [np.inf, -np.inf], set(), []
+    span, problems = [np.inf, -np.inf], []
+    found: dict[str, set[int]] = {"labels": set(), "maps": set()}
     for index in progress(range(file.length(split)), desc=f"check {split}", unit="volume"):
         item = file.stored(split, index)
         problems += [f"{file.path}: /{split} {item.id}: {what}" for what in _item_problems(item, file.meta)]
         span = [min(span[0], float(item.image.min())), max(span[1], float(item.image.max()))]
-        labels |= set() if item.label is None else {int(v) for v in np.unique(item.label)}
+        for name, array in (("labels", item.label), ("maps", item.map)):
+            found[name] |= set() if array is None else {int(v) for v in np.unique(array)}
     spacing = np.unique(np.round([spacing_of(a)[: file.meta.spatial_dims] for a in file.affines(split)], 4), axis=0)
     text = (
         f"{join(spacing.min(0))} mm" if len(spacing) == 1 else f"{join(spacing.min(0))} to {join(spacing.max(0))} mm"
@@ -159,7 +155,7 @@ def _check_split(file: VolumesFile, split: str) -> tuple[str, list[str]]:
     line = (
         f"  {split}: {file.length(split)} volumes of {len(set(file.groups(split)))} groups, "
         f"shape {shape_of((len(file.meta.channels), *file.spatial_shape(split)))}, spacing {text}, "
-        f"values {span[0]:g}..{span[1]:g}" + (f", labels {sorted(labels)}" if file.meta.label_classes else "")
+        f"values {span[0]:g}..{span[1]:g}" + "".join(f", {name} {sorted(each)}" for name, each in found.items() if each)
     )
     return line, problems
 

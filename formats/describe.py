@@ -1,6 +1,7 @@
 """What a file or folder holds (info), as lines of text."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import h5py
 import nibabel
 import numpy as np
-from PIL import Image
 
 from edm3d.formats import h5
-from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
-from edm3d.formats.volumes import in_order
+from edm3d.formats.facts import AttributeStatistics
+from edm3d.formats.nifti import PICTURE, Volume, npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.png import open_png
+from edm3d.formats.volumes import ROLES, VolumesFile, VolumesMeta, in_order
 from edm3d.formats.wanted import ANY, check_is_file
+from edm3d.utils.checks import listed
 from edm3d.utils.config import read_yaml
-from edm3d.utils.files import first_line, read_npz
+from edm3d.utils.files import read_npz
+from edm3d.utils.names import one_line
 from edm3d.utils.plain import read_json
 from edm3d.utils.runs import is_published, list_files
 
@@ -37,10 +41,15 @@ def describe(path: Path) -> Iterator[str]:
     if path.suffix in HDF5:
         with h5.open_h5(path) as file, h5.damage_named(path):
             yield from h5_tree(path.name, file, 0)
+            is_volumes = h5.format_of(file) == "volumes"
+        if is_volumes:
+            with suppress(ValueError):  # what is wrong is for check to say
+                volumes = VolumesFile(path)
+                yield from [f"  {contract(volumes.meta)}", *attribute_lines(volumes)]
     elif path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines()
         yield f"{path.name}: {len(lines)} lines, the last: {short(lines[-1].decode(errors='replace') if lines else '')}"
-    elif path.suffix == ".png":
+    elif suffix_of(path) == PICTURE:
         yield f"{path.name}: {picture(path)}"
     elif path.suffix == ".npz":
         yield from tree(path.name, read_npz(path), 0)
@@ -80,12 +89,34 @@ def _describe_folder(path: Path) -> Iterator[str]:
 
 def picture(path: Path) -> str:
     """Size of a PNG, which is read to its end; ValueError naming it when it is damaged."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return f"{image.width}x{image.height} {image.mode}"
-    except Exception as e:  # PIL raises what it pleases on a damaged file
-        raise ValueError(f"{path}: not readable as PNG ({first_line(e)})") from e
+    image = open_png(path).image
+    return f"{image.width}x{image.height} {image.mode}"
+
+
+def contract(meta: VolumesMeta) -> str:
+    """What all volumes of a file have in common, in a line."""
+    i = meta.intensity
+    names = {role: listed(meta.channels[c] for c in meta.numbers(role)) for role in ROLES}
+    shown = f" (conditions: {names['condition']})" if names["condition"] else ""
+    numbered = {"labels": meta.label_classes, "maps": meta.map_classes, "classes": meta.class_names}
+    classes = "".join(f"; {what} {', '.join(f'{k} {one_line(c)}' for k, c in enumerate(named))}"
+                      for what, named in numbered.items() if named)
+    return f"channels {names['target']}{shown}; intensity {i.lo:g}..{i.hi:g} {one_line(i.unit)}{classes}"
+
+
+def attribute_lines(file: VolumesFile) -> list[str]:
+    """Range of each attribute over all splits, and how many volumes have none."""
+    if not file.meta.attribute_names:
+        return []
+    values = np.concatenate([file.table(split, "attributes") for split in file.splits])
+    known = AttributeStatistics.of(values)
+    lines = []
+    for name, unit, lo, hi, missing in zip(file.meta.attribute_names, file.meta.attribute_units, known.lo, known.hi,
+                                           known.missing, strict=True):
+        span = f"{lo:g}..{hi:g}" if missing < len(values) else "none"
+        lines.append(one_line(f"  attribute {name}{f' [{unit}]' if unit else ''}: {span}"
+                              + (f", missing in {missing} of {len(values)}" if missing else "")))
+    return lines
 
 
 def h5_tree(name: str, node: h5py.Group | h5py.Dataset, depth: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from edm3d.formats.nifti import SUFFIXES, suffix_of
+from edm3d.formats.nifti import PICTURE, SUFFIXES, suffix_of
 from edm3d.utils.checks import listed
 from edm3d.utils.names import one_line
 
@@ -17,6 +17,7 @@ _NO_VOLUMES = """
 NO_VOLUMES = frozenset(_NO_VOLUMES.split())  # suffixes of what lies beside volumes and is none
 NO_VOLUMES_STEMS = ("readme", "license", "licence", "changes", "changelog", "makefile", "thumbs.db", "citation",
                     "events.out.tfevents")
+PICTURES = (".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")  # of formats that are not read
 
 MOST_LETTERS = 300  # of a path in a message
 
@@ -30,6 +31,7 @@ class Tree(NamedTuple):
     beside: list[Path]  # that hold none by their names
     closed: list[Path]  # hidden folders, and links to folders that are there already: not entered
     called: list[Path]  # folders that have the name of a volume: what they hold is read
+    pictures: list[Path]  # PNG beside volumes of other formats
 
 
 def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: Iterable[Path] = ()) -> Tree:
@@ -37,7 +39,7 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
 
     Links to folders are followed, each folder is entered once. ValueError for a folder that cannot be read.
     """
-    found = Tree(root, [], [], [], [], [])
+    found = Tree(root, [], [], [], [], [], [])
     entered = {_identity(folder) for folder in without}
     folders, links = [root], []  # links come last: where a folder is there twice, it has its own name
     while folders or links:
@@ -63,6 +65,14 @@ def walk(root: Path, is_wanted: Callable[[Path], object] = suffix_of, without: I
     for paths in found[1:]:
         paths.sort()
     return found
+
+
+def without_pictures(found: Tree) -> Tree:
+    """A tree whose PNG are set aside where there are volumes of other formats, which they are pictures of."""
+    pictures = [path for path in found.files if suffix_of(path) == PICTURE]
+    if len(pictures) == len(found.files):
+        return found
+    return found._replace(files=[path for path in found.files if suffix_of(path) != PICTURE], pictures=pictures)
 
 
 def check_names(found: Tree) -> None:
@@ -146,9 +156,13 @@ def passed_over(found: Tree) -> list[str]:
     if found.others:
         renamed = [path for path in found.others if path.name.lower().endswith(SUFFIXES)]
         advice = ["convert to .nii.gz what holds volumes"] if len(renamed) < len(found.others) else []
+        advice += ["to .png what are pictures"] if any(path.suffix.lower() in PICTURES for path in found.others) else []
         advice += ["rename what is hidden, no plain file, or in mixed case, as .Nii.gz"] if renamed else []
         parts.append(f"{len(found.others)} file(s) that are not read ({listed(relative(found.others, found.root))}); "
                      f"{', and '.join(advice)}")
+    if found.pictures:
+        parts.append(f"{len(found.pictures)} picture(s) beside volumes of other formats "
+                     f"({listed(relative(found.pictures, found.root))})")
     if found.beside:
         kinds = sorted({path.suffix.lower() or path.name for path in found.beside})
         parts.append(f"{len(found.beside)} file(s) that hold no volumes ({listed(kinds)})")

@@ -1,4 +1,4 @@
-"""Single volumes in files of their own: NIfTI, npy, npz, with the geometry in mm and RAS+ as nibabel has it."""
+"""Single volumes in files of their own: NIfTI, npy, npz, PNG, with the geometry in mm and RAS+ as nibabel has it."""
 
 import gzip
 import warnings
@@ -15,10 +15,12 @@ from edm3d.formats.items import affine_problem
 from edm3d.formats.looks import check_is_plain
 from edm3d.formats.nifti_file import read_nifti
 from edm3d.formats.npy import names_of, read_npy
+from edm3d.formats.png import read_png, read_png_map
 from edm3d.utils.files import NPZ_DAMAGE, atomic_path, first_line
 
-SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz")
-KEYS = {"image": ("image", "images"), "label": ("label", "labels")}  # names of arrays inside an npz file
+PICTURE = ".png"
+SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz", PICTURE)
+KEYS = {"image": ("image", "images"), "label": ("label", "labels"), "map": ("map", "maps")}  # of arrays inside an npz
 # what nibabel, numpy and zipfile raise on a damaged file, by place of the damage
 _UNREADABLE = (*NPZ_DAMAGE, HeaderDataError, WrapStructError, ArithmeticError, LookupError, MemoryError)
 VOXEL_MM = 1e-6, 1e6  # what the side of a voxel can be
@@ -52,9 +54,12 @@ def spacing_of(affine: np.ndarray) -> np.ndarray:
 def read_volume(path: Path, spatial_dims: int | None = None, role: str = "image") -> Volume:
     """Read one file; ValueError names it if it cannot be read or has the wrong number of axes.
 
-    NIfTI has channels on its fourth axis, npy and npz on an extra first one. An npz file holds `role` ('image' or
-    'label') under that name, or a single array, and may hold an 'affine'. spatial_dims None: as the shape suggests.
+    NIfTI has channels on its fourth axis, npy and npz on an extra first one. An npz file holds `role` ('image', 'label'
+    or 'map') under that name, or a single array, and may hold an 'affine'. spatial_dims None: as the shape suggests.
+    A PNG is 2D, rows first; of a map it gives the numbers as stored.
     """
+    if suffix_of(path) == PICTURE:
+        return Volume(_from_png(path, spatial_dims, role), None)
     is_npy = suffix_of(path) in (".npy", ".npz")
     check_is_plain(path)
     try:
@@ -94,6 +99,13 @@ def _channels_first(path: Path, array: np.ndarray, spatial_dims: int) -> np.ndar
         raise ValueError(f"{path}: shape {array.shape}, wanted {spatial_dims} axes, or one more in front for channels")
     array = array if array.ndim > spatial_dims else array[None]
     return array if spatial_dims == 3 else array[..., None]
+
+
+def _from_png(path: Path, spatial_dims: int | None, role: str) -> np.ndarray:
+    if spatial_dims == 3:
+        raise ValueError(f"{path}: a picture has two axes; give --spatial-dims 2")
+    pixels = read_png(path) if role == "image" else read_png_map(path)
+    return pixels[None, :, :, None]
 
 
 def _from_nifti(path: Path, array: np.ndarray, spatial_dims: int | None) -> np.ndarray:

@@ -1,18 +1,29 @@
-"""Which files belong together: images with their label maps, and several images of one id as its channels, by name."""
+"""Which files belong together, by name: images with their label maps and maps, several images of one id as channels."""
 
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
-from edm3d.formats.folders import Tree, check_names, is_utf8, passed_over, relative, stem_of, stems, walk
-from edm3d.formats.nifti import KEYS, npz_names, suffix_of
+from edm3d.formats.folders import (
+    Tree,
+    check_names,
+    is_utf8,
+    passed_over,
+    relative,
+    stem_of,
+    stems,
+    walk,
+    without_pictures,
+)
+from edm3d.formats.nifti import KEYS, SUFFIXES, npz_names, suffix_of
 from edm3d.formats.patterns import (
     ANY,
     IMAGES,
     LABELS,
+    MAPS,
+    NOUNS,
     NUMBERED,
     Pattern,
     is_of_label_maps,
@@ -20,10 +31,13 @@ from edm3d.formats.patterns import (
     several_of_one,
     told_apart,
 )
+from edm3d.formats.split_folders import check_same_split, splits_by_folder
 from edm3d.utils.checks import listed
 from edm3d.utils.names import one_line
 
 Stems = dict[str, Path]  # files by their names without suffix
+FOLDERS = {IMAGES: "--images", LABELS: "--labels", MAPS: "--maps"}  # by the option of the pattern of what lies in them
+ROLES = {LABELS: "label", MAPS: "map"}  # as files are read
 
 
 class CaseFiles(NamedTuple):
@@ -31,7 +45,14 @@ class CaseFiles(NamedTuple):
 
     id: str
     images: tuple[Path, ...]  # one per channel, or one that holds all
-    label: Path | None
+    label: Path | None = None
+    map: Path | None = None
+    split: str | None = None  # that of the folder that it lies in
+
+    @property
+    def maps(self) -> dict[str, Path]:
+        """The files of its label map and map, by what they are read as."""
+        return {role: path for role, path in (("label", self.label), ("map", self.map)) if path}
 
 
 class Pairing(NamedTuple):
@@ -42,64 +63,83 @@ class Pairing(NamedTuple):
     notes: list[str]
 
 
-def find_cases(images: Path, labels: Path | None, *, image_pattern: str | None = None, label_pattern: str | None = None,
-               channels: Sequence[str] = (), table_ids: Collection[str] = ()) -> Pairing:
-    """Pair images and label maps by the ids in their names; ValueError names everything that has no partner.
+def find_cases(images: Path, labels: Path | None = None, maps: Path | None = None, *, image_pattern: str | None = None,
+               label_pattern: str | None = None, map_pattern: str | None = None, channels: Sequence[str] = (),
+               table_ids: Collection[str] = ()) -> Pairing:
+    """Pair images, label maps and maps by the ids in their names; ValueError names everything that has no partner.
 
-    Names go without suffix, in Unicode's form NFC. Subfolders are read too: where two files below `images` or below
-    `labels` have one name, the names of all begin with their folders, `p1/t1.nii` is p1_t1.
+    Names go without suffix, in Unicode's form NFC. Subfolders are read too: where two files below one of the folders
+    have one name, the names of all begin with their folders, `p1/t1.nii` is p1_t1. Subfolders called by splits
+    (training, val, ...) say which each case is for (formats/split_folders.py).
 
     A pattern says what of a name is the id. Images of one id are its channels, in the order of `channels` where these
     are named, else sorted; every id must have the same. Without image_pattern an id is the whole name, but for
-    nnU-Net's channel number `_0000`, unless a label map or the table has the full name; without labels and table,
+    nnU-Net's channel number `_0000`, unless a label map, a map or the table has the full name; without all of these,
     numbers count as channels only if every case has the same ones, from 0000 on. With label_pattern the label maps may
     lie among the images, and labels may be None; else the label maps inside npz images are taken then, if there are
-    any.
+    any. So it is with map_pattern and maps.
     """
     channels = [unicodedata.normalize("NFC", channel) for channel in channels]
-    image_names, label_names = Pattern(IMAGES, image_pattern or ANY, channels), Pattern(LABELS, label_pattern or ANY)
-    among = labels is None
-    labels = images if among and label_pattern else labels
-    taken, notes = _sorted_out(images, labels, image_names, label_names)
-    image_files, label_files = taken[IMAGES], taken[LABELS]
-    label_of = {label_names.read(stem)[0]: path for stem, path in label_files.items()}
+    patterns = {IMAGES: Pattern(IMAGES, image_pattern or ANY, channels), LABELS: Pattern(LABELS, label_pattern or ANY),
+                MAPS: Pattern(MAPS, map_pattern or ANY)}
+    given = {LABELS: (labels, label_pattern), MAPS: (maps, map_pattern)}
+    folders = {IMAGES: images}
+    folders |= {option: folder or images for option, (folder, pattern) in given.items() if folder or pattern}
+    taken, notes = _sorted_out(folders, patterns)
+    of = {option: {patterns[option].read(stem)[0]: path for stem, path in taken[option].items()}
+          for option in folders if option != IMAGES}
     if image_pattern is None:
-        found, names = _numbered(image_files, {*label_of, *table_ids}, len(channels)), ()
+        found, names = _numbered(taken[IMAGES], {*table_ids}.union(*of.values()), len(channels)), ()
     else:
-        found, names = _by_pattern(image_files, image_names, channels)
-    if labels is not None:
-        _refuse_lonely({case: files[0] for case, files in found.items() if case not in label_of},
-                       {case: path for case, path in label_of.items() if case not in found}, image_files, label_files,
-                       "They are paired by what their patterns call {id}" if among else
-                       "They are paired by name, --images with --labels")
-    else:
-        label_of = _inside(found)
-        if image_pattern is None and not table_ids:
-            _refuse_label_folders(images, image_files.values())
-        notes += _looks_mixed(images, found) if image_pattern is None else []
-    return Pairing([CaseFiles(case, files, label_of.get(case)) for case, files in sorted(found.items())], names, notes)
+        found, names = _by_pattern(taken[IMAGES], patterns[IMAGES], channels)
+    for option, files in of.items():
+        how = (f"They are paired by name, --images with {FOLDERS[option]}" if given[option][0] else
+               "They are paired by what their patterns call {id}")
+        _refuse_lonely({case: images[0] for case, images in found.items() if case not in files},
+                       {case: path for case, path in files.items() if case not in found}, option, taken[IMAGES],
+                       taken[option], how)
+    of = {option: of[option] if option in of else _inside(found, option) for option in ROLES}
+    if LABELS not in folders and image_pattern is None:
+        if not table_ids:
+            _refuse_label_folders(images, taken[IMAGES].values())
+        notes += _looks_mixed(images, found)
+    return Pairing(_cases(folders, found, of), names, notes)
+
+
+def _cases(folders: Mapping[str, Path], found: Mapping[str, tuple[Path, ...]], of: Mapping[str, Mapping[str, Path]]
+           ) -> list[CaseFiles]:
+    """The cases by id, with the splits that the folders of their images stand for."""
+    splits = splits_by_folder(folders[IMAGES], [path for files in found.values() for path in files])
+    check_same_split(splits, splits, [(files[0], path) for files in found.values() for path in files[1:]])
+    for option, paths in of.items():
+        if option in folders:
+            others = splits_by_folder(folders[option], list(paths.values()))
+            check_same_split(splits, others, [(files[0], paths[case]) for case, files in found.items()])
+    return [CaseFiles(case, files, of[LABELS].get(case), of[MAPS].get(case), splits.get(files[0]))
+            for case, files in sorted(found.items())]
 
 
 # ---- which files ----
 
 
-def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_names: Pattern
-                ) -> tuple[dict[str, Stems], list[str]]:
+def _sorted_out(folders: Mapping[str, Path], named: Mapping[str, Pattern]) -> tuple[dict[str, Stems], list[str]]:
     """The files that fit each pattern, by its option, and a note on those that fit none.
 
-    In one folder, what fits both belongs to the pattern that says more.
+    In one folder, what fits several belongs to the pattern that says most.
     """
-    places, taken, notes = [(images, [image_names])], {IMAGES: {}, LABELS: {}}, []
-    if labels is not None and labels.is_dir() and images.is_dir() and labels.samefile(images):
-        places[0][1].append(label_names)
-    elif labels is not None:
-        places.append((labels, [label_names]))
-    trees = _read_folders([folder for folder, _ in places])
-    for (folder, patterns), (found, files) in zip(places, trees):
+    places: list[tuple[Path, list[Pattern]]] = []
+    for option, folder in folders.items():
+        same = [patterns for other, patterns in places
+                if folder.is_dir() and other.is_dir() and folder.samefile(other)] or [[]]
+        same[0].append(named[option])
+        places += [(folder, same[0])] if len(same[0]) == 1 else []
+    taken, notes = {option: {} for option in folders}, []
+    for (folder, patterns), (found, files) in zip(places, _read_folders([folder for folder, _ in places])):
         left = []
-        if [pattern.text for pattern in patterns] == [ANY, ANY]:
-            raise ValueError(f"{folder}: --images and --labels are one folder, whose files {IMAGES} and {LABELS} tell "
-                             f"apart{told_apart(files) or ', as in {id}_t1 and {id}_seg'}")
+        if len(alike := [pattern.option for pattern in patterns if pattern.text == ANY]) > 1:
+            apart = told_apart(files) or ", as in {id}_t1 and {id}_seg"
+            raise ValueError(f"{folder}: {' and '.join(FOLDERS[option] for option in alike)} are one folder, whose "
+                             f"files {' and '.join(alike)} tell apart{apart}")
         for stem, path in files.items():
             if pattern := _pattern_of(stem, path, patterns):
                 taken[pattern.option][stem] = path
@@ -109,7 +149,8 @@ def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_n
             if not taken[pattern.option]:
                 raise ValueError(f"{folder}: no name fits {pattern}; there are {listed(files)}")
         if left:
-            misfit = f"fit neither {patterns[0]} nor {patterns[1]}" if patterns[1:] else f"do not fit {patterns[0]}"
+            misfit = (f"fit neither {' nor '.join(map(str, patterns))}" if patterns[1:] else
+                      f"do not fit {patterns[0]}")
             notes.append(f"{len(left)} of {len(files)} files in {folder} {misfit} and are left out: "
                          f"{listed(relative(left, folder))}")
         notes += passed_over(found)
@@ -117,10 +158,10 @@ def _sorted_out(images: Path, labels: Path | None, image_names: Pattern, label_n
 
 
 def _pattern_of(stem: str, path: Path, patterns: Sequence[Pattern]) -> Pattern | None:
-    """The pattern that a name fits; of two the one with more letters of its own."""
+    """The pattern that a name fits; of several the one with most letters of its own."""
     fit = sorted((pattern for pattern in patterns if pattern.read(stem)), key=lambda pattern: pattern.literal)
-    if len(fit) == 2 and fit[0].literal == fit[1].literal:
-        raise ValueError(f"{one_line(str(path))}: fits {fit[0]} and {fit[1]} alike; make one of them say more")
+    if len(fit) > 1 and fit[-2].literal == fit[-1].literal:
+        raise ValueError(f"{one_line(str(path))}: fits {fit[-2]} and {fit[-1]} alike; make one of them say more")
     return fit[-1] if fit else None
 
 
@@ -135,10 +176,10 @@ def _read_folders(folders: Sequence[Path]) -> list[tuple[Tree, Stems]]:
         raise ValueError(f"{absent[0]}: no such folder")
     trees = []
     for folder in folders:
-        trees.append(walk(folder, without=[other for other in folders if other != folder]))
+        trees.append(without_pictures(walk(folder, without=[other for other in folders if other != folder])))
         check_names(trees[-1])
         if not trees[-1].files:
-            raise ValueError("; ".join([f"{folder}: holds no .nii, .nii.gz, .npy or .npz files",
+            raise ValueError("; ".join([f"{folder}: holds no {', '.join(sorted(SUFFIXES))} files",
                                         *passed_over(trees[-1])]))
     is_deep = any(len({(stem_of(path), path.parent) for path in found.files}) > len(set(map(stem_of, found.files)))
                   for found in trees)
@@ -238,41 +279,42 @@ def _in_order(cases: Mapping[str, Mapping[str, Path]], wanted: Sequence[str]) ->
     return {case: tuple(found[channel] for channel in wanted) for case, found in cases.items()}
 
 
-# ---- label maps ----
+# ---- label maps and maps ----
 
 
-def _inside(found: Mapping[str, tuple[Path, ...]]) -> dict[str, Path]:
-    """The npz images that hold a label map too; ValueError where only some do."""
-    has_label = {case: _has_label(files[0]) for case, files in found.items()}
+def _inside(found: Mapping[str, tuple[Path, ...]], option: str) -> dict[str, Path]:
+    """The npz images that hold a label map or map too; ValueError where only some do."""
+    has_label = {case: _has(files[0], ROLES[option]) for case, files in found.items()}
     if any(has_label.values()):
         those = listed(found[case][0].name for case, has in sorted(has_label.items()) if has)
-        _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False},
-                       how=f"Every npz holds one, or none does; there is one in {those}")
+        _refuse_lonely({case: found[case][0] for case, has in has_label.items() if has is False}, {},
+                       option, how=f"Every npz holds one, or none does; there is one in {those}")
     return {case: found[case][0] for case, has in has_label.items() if has}
 
 
-def _has_label(path: Path) -> bool | None:
-    """Whether an npz file holds a label map too; None for one that cannot be read, which reading it will report."""
+def _has(path: Path, role: str) -> bool | None:
+    """Whether an npz file has an array of a role; None for one that cannot be read, which reading it will report."""
     try:
-        return bool(set(KEYS["label"]) & set(npz_names(path))) if suffix_of(path) == ".npz" else False
+        return bool(set(KEYS[role]) & set(npz_names(path))) if suffix_of(path) == ".npz" else False
     except ValueError:
         return None
 
 
-def _refuse_lonely(images: Mapping[str, Path], labels: Mapping[str, Path] = MappingProxyType({}),
-                   image_files: Iterable[str] = (), label_files: Iterable[str] = (), how: str = "") -> None:
-    """ValueError naming images and label maps by id that have no partner, and patterns by which more would have one.
+def _refuse_lonely(images: Mapping[str, Path], others: Mapping[str, Path], option: str,
+                   image_files: Iterable[str] = (), other_files: Iterable[str] = (), how: str = "") -> None:
+    """ValueError naming images and others by id that have no partner, and patterns by which more would have one.
 
-    how: a sentence on how they are paired.
+    option: of the pattern of the others, label maps or maps; how: a sentence on how they are paired.
     """
+    noun = NOUNS[option]
     parts = [
         f"{len(lonely)} {what}: {listed(_names(lonely))}"
-        for what, lonely in (("image(s) without a label map", images), ("label map(s) without an image", labels))
+        for what, lonely in ((f"image(s) without a {noun}", images), (f"{noun}(s) without an image", others))
         if lonely
     ]
     if parts:
-        more = proposal(set(image_files), set(label_files), len(images) + len(labels))
-        raise ValueError(f"{'; '.join(parts)}. {how}{more or differ_in_case(images, labels)}")
+        more = proposal(set(image_files), set(other_files), len(images) + len(others), option)
+        raise ValueError(f"{'; '.join(parts)}. {how}{more or differ_in_case(images, others)}")
 
 
 def _names(files: Mapping[str, Path]) -> list[str]:

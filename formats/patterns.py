@@ -10,7 +10,8 @@ from pathlib import Path
 from edm3d.formats.nifti import suffix_of
 from edm3d.utils.checks import listed
 
-IMAGES, LABELS = "--image-pattern", "--label-pattern"
+IMAGES, LABELS, MAPS = "--image-pattern", "--label-pattern", "--map-pattern"
+NOUNS = {IMAGES: "image", LABELS: "label map", MAPS: "map"}  # what each stands for
 ANY, NUMBERED = "{id}", "{id}_{channel}"
 SEPARATORS = "_-."
 LABEL_WORDS = ("seg", "label", "mask", "gt")  # in the last word of a label map's name, as most people call it
@@ -63,19 +64,22 @@ class Pattern:
 # ---- which would fit ----
 
 
-def proposal(images: Collection[str], others: Collection[str], unpaired: int, label_maps: bool = True) -> str:
-    """What to give so that fewer images and others (label maps, else rows of a table) are unpaired; '' for no idea."""
+def proposal(images: Collection[str], others: Collection[str], unpaired: int, option: str | None = LABELS) -> str:
+    """What to give so that fewer images and others are unpaired; '' for no idea.
+
+    option: of the pattern of the others, LABELS or MAPS; None: they are rows of a table.
+    """
     best = ANY, ANY
-    texts = _candidates(images, IMAGES), _candidates(others, LABELS) if label_maps else [ANY]
+    texts = _candidates(images, IMAGES), _candidates(others, option) if option else [ANY]
     ids = [{text: Pattern(IMAGES, text).by_id(stems).keys() for text in each}
            for each, stems in zip(texts, (images, others))]
     for pair in sorted(product(*texts), key=lambda pair: (NUMBERED in pair, sum(map(len, pair)))):
         one, other = (found[text] for found, text in zip(ids, pair))
-        if one & other and len(one ^ other if label_maps else one - other) < unpaired:
-            best, unpaired = pair, len(one ^ other if label_maps else one - other)
-    sides = zip(("images", "label maps"), best, (images, others))
-    said = [f"{what} {_ends(text, stems)}" for what, text, stems in sides if text != ANY]
-    given = [f"{option} '{text}'" for option, text in zip((IMAGES, LABELS), best) if text != ANY]
+        if one & other and len(one ^ other if option else one - other) < unpaired:
+            best, unpaired = pair, len(one ^ other if option else one - other)
+    sides = zip((IMAGES, option), best, (images, others))
+    said = [f"{NOUNS[each]}s {_ends(text, stems)}" for each, text, stems in sides if text != ANY]
+    given = [f"{each} '{text}'" for each, text in zip((IMAGES, option), best) if text != ANY]
     return f"; {', '.join(said)}: give {' '.join(given)}" if said else ""
 
 
@@ -111,9 +115,9 @@ def told_apart(stems: Collection[str]) -> str:
 
 
 def is_of_label_maps(folder: str) -> bool:
-    """Whether a folder by its name holds label maps: labels, labelsTr, masks, segmentations, gt, annotations, rois."""
+    """Whether a folder by its name holds label maps: labels, labelsTr, masks, segmentations, gt, sector_annotations."""
     words = r"(?i:labels?|masks?|segs?|segmentations?|gts?|(ground[_-]?)?truths?|annotations?|contours?|rois?)"
-    return re.match(words + "(?![a-z])", folder) is not None
+    return re.search("(?:^|[_-])" + words + "(?![a-z])", folder) is not None
 
 
 def several_of_one(stems: Collection[str]) -> str:

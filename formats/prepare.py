@@ -1,12 +1,12 @@
-"""From folders of NIfTI, npy or npz files to one volumes file: read, check, orient, resample, fit, scale, split.
+"""From folders of NIfTI, npy, npz or PNG files to one volumes file: read, check, orient, resample, fit, scale, split.
 
 Two passes: the first reads and judges every file, so that all bad ones are named at once and all that the file's
 metadata needs is known; the second computes and writes.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,18 +19,29 @@ from edm3d.formats.cohort import CohortTable, Record, parse_fractions, read_tabl
 from edm3d.formats.nifti import read_volume, spacing_of
 from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_facts import (
+    PLURALS,
     CaseFacts,
     check_scale,
     check_together,
     clip_lines,
+    depth_lines,
     label_lines,
     raise_all,
     vanished_lines,
     voxels_beyond,
 )
 from edm3d.formats.prepare_load import Loaded, load
-from edm3d.formats.prepare_options import PrepareOptions, channel_names, check_options, join, picked, scaled
-from edm3d.formats.prepare_sources import find_records, find_sources, find_splits
+from edm3d.formats.prepare_options import (
+    CLASSES,
+    PrepareOptions,
+    channel_names,
+    channel_roles,
+    check_options,
+    join,
+    picked,
+    scaled,
+)
+from edm3d.formats.prepare_sources import find_classes, find_records, find_sources, find_splits
 from edm3d.formats.volumes import (
     Intensity,
     Item,
@@ -41,6 +52,7 @@ from edm3d.formats.volumes import (
     is_volumes,
     provenance_of,
 )
+from edm3d.utils.checks import listed
 from edm3d.utils.files import amount, check_replaced, file_hash, first_line, plain_hash
 from edm3d.utils.log import progress
 
@@ -62,11 +74,12 @@ def prepare(
     dest: Path,
     options: PrepareOptions,
     *,
+    maps: Path | None = None,
     table: Path | None = None,
     decathlon: Path | None = None,
     overwrite: bool = False,
 ) -> Prepared:
-    """Write the volumes file, of the files in `images` and `labels` or of a Decathlon task.
+    """Write the volumes file, of the files in `images`, `labels` and `maps` or of a Decathlon task.
 
     A file that was made just so stays as it is. ValueError names every file that cannot be used, and what to change.
     """
@@ -74,41 +87,48 @@ def prepare(
         check_replaced(dest, overwrite, is_volumes)
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
-    cases, options, notes = find_sources(images, labels, decathlon, options, cohort)
+    cases, options, notes = find_sources(images, labels, maps, decathlon, options, cohort)
     records, said = find_records(cases, cohort, table, options)
-    notes += said
+    records, class_names, of_classes = find_classes(records, cases, cohort, images, options)
+    notes += said + of_classes
     grid = len(options.grid or ())
     dims = options.spatial_dims or (grid if grid in (2, 3) else _guess_dims(cases))
     check_options(options, dims)
     picked(options)
-    if options.classes and not any(case.label for case in cases):
-        raise ValueError(f"--classes {' '.join(options.classes)}: there are no label maps; give --labels")
+    for role, folder in (("label", "--labels"), ("map", "--maps")):
+        if options.names_of(role) and not any(role in case.maps for case in cases):
+            raise ValueError(f"{CLASSES[role]} {' '.join(options.names_of(role))}: there are no {PLURALS[role]}; give "
+                             f"{folder}")
     split_of = find_splits(records, fractions, options.seed)
 
     facts = _each(cases, lambda case: _judge(case, options, dims), "check")
     check_together(cases, facts, options)
     notes += [*_notes(cases, facts, options), *clip_lines(_of_training(cases, facts, split_of), options)]
-    meta = _meta(cases, facts, options, dims, cohort, split_of)
+    meta = _meta(cases, facts, options, dims, _attributes(cohort, options, dims), class_names, split_of)
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
-    needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes))
-    provenance = _provenance(decathlon or images, labels, table, options, facts)
+    needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes) + bool(meta.map_classes))
+    sources = {"images": decathlon or images, "labels": labels, "table": table} | ({"maps": maps} if maps else {})
+    provenance = _provenance(sources, options, facts)
     provenance["rows_sha256"] = plain_hash([[name, r.group, r.class_name, split_of[name], r.attributes.tolist()]
                                             for name, r in records.items()])
     counts = {split: sum(s == split for s in split_of.values()) for split in in_order(set(split_of.values()))}
     if not overwrite and is_made_by(dest, provenance):
         return Prepared(counts, cohort, notes, written=False)
     check_replaced(dest, overwrite, is_volumes)
-    vanished: dict[str, list[int]] = {}
+    vanished: dict[str, dict[str, list[int]]] = {role: {} for role in CLASSES}
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
             item, missed = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
-            vanished |= {case.id: missed} if missed else {}
-    return Prepared(counts, cohort, [*notes, *vanished_lines(vanished, len(cases))])
+            for role, classes in missed.items():
+                vanished[role][case.id] = classes
+    lost = [line for role in CLASSES for line in vanished_lines(vanished[role], len(cases), role)]
+    return Prepared(counts, cohort, [*notes, *lost])
 
 
 def _notes(cases: list[CaseFiles], facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
-    notes = label_lines(cases, facts)
+    notes = [line for role in CLASSES for line in label_lines(cases, facts, role)]
+    notes += depth_lines(cases, facts, options)
     if options.value_range:
         lo, hi = options.value_range
         if outside := sum(fact.span.min() < lo or fact.span.max() > hi for fact in facts):
@@ -149,7 +169,11 @@ def _guess_dims(cases: list[CaseFiles]) -> int:
 def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
     loaded = load(case, dims, options)
     if not loaded.has_geometry and (options.spacing or options.orientation):
-        raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need")
+        also = "; give --pixel-spacing" if dims == 2 and not options.orientation else ""
+        raise ValueError(f"{case.images[0]}: has no affine, which --spacing and --orientation need{also}")
+    if not loaded.has_geometry and options.spacing_attributes:
+        also = "; give --pixel-spacing" if dims == 2 else ""
+        raise ValueError(f"{case.images[0]}: says no voxel size, which --spacing-attributes writes{also}")
     shape, affine = _target_grid(case, loaded, options, dims)
     span = np.stack([loaded.image.min((1, 2, 3)), loaded.image.max((1, 2, 3))], axis=1)
     scale = span
@@ -161,11 +185,10 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
             )
         check_scale(case.images[0], span, scale)
     codes = geometry.axis_codes(loaded.affine) if loaded.has_geometry else ""
-    labels = frozenset() if loaded.label is None else frozenset((*_classes(loaded.label), *loaded.move.vanished))
-    files = [*case.images, *([case.label] if case.label else [])]
-    digest = b"".join(bytes.fromhex(file_hash(path)) for path in files)
-    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, labels, loaded.move, digest,
-                     loaded.image.size, voxels_beyond(loaded.image, scale, options))
+    maps = {role: frozenset((*_classes(array), *loaded.moves[role].vanished)) for role, array in loaded.maps.items()}
+    digest = b"".join(bytes.fromhex(file_hash(path)) for path in (*case.images, *case.maps.values()))
+    return CaseFacts(shape, spacing_of(affine)[:dims], codes, span, scale, maps, loaded.moves, digest,
+                     loaded.image.size, voxels_beyond(loaded.image, scale, options), loaded.dtype)
 
 
 def _classes(label: np.ndarray) -> list[int]:
@@ -214,15 +237,12 @@ def _meta(
     facts: list[CaseFacts],
     options: PrepareOptions,
     dims: int,
-    cohort: CohortTable | None,
+    attributes: Sequence[tuple[str, str]],
+    class_names: tuple[str, ...],
     split_of: dict[str, str],
 ) -> VolumesMeta:
-    count = len(facts[0].span)
-    classes = options.classes if any(case.label for case in cases) else ()
-    values = frozenset().union(*(f.labels for f in facts))
-    if not classes and values and len(values) < max(values) + 1:
-        raise ValueError(f"label values {join(sorted(values))} have gaps; name every class from 0 to {max(values)} by "
-                         "--classes, or renumber the label maps")
+    """attributes: name and unit of each."""
+    names = channel_names(options, len(facts[0].span))
     if options.percentiles:
         unit = f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}"
         intensity = Intensity(0.0, 1.0, options.clip, unit)
@@ -233,14 +253,37 @@ def _meta(
         intensity = Intensity(float(np.min(training)), float(np.max(training)), False, "a.u.")
     return VolumesMeta(
         spatial_dims=dims,
-        channels=channel_names(options, count),
-        channel_roles=("target",) * count,
-        label_classes=classes or tuple(f"class_{k}" for k in range(max(values, default=-1) + 1)),
-        attribute_names=cohort.attribute_names if cohort else (),
-        attribute_units=cohort.attribute_units if cohort else (),
-        class_names=cohort.class_names if cohort else (),
+        channels=names,
+        channel_roles=channel_roles(options, names),
+        label_classes=_map_classes(facts, options, "label"),
+        attribute_names=tuple(name for name, _ in attributes),
+        attribute_units=tuple(unit for _, unit in attributes),
+        class_names=class_names,
         intensity=intensity,
+        map_classes=_map_classes(facts, options, "map"),
     )
+
+
+def _map_classes(facts: list[CaseFacts], options: PrepareOptions, role: str) -> tuple[str, ...]:
+    """Names of the values of label maps or maps, () where there are none."""
+    values = frozenset().union(*(fact.maps.get(role, ()) for fact in facts))
+    if not values or options.names_of(role):
+        return options.names_of(role) if values else ()
+    if len(values) < max(values) + 1:
+        raise ValueError(f"{role} values {join(sorted(values))} have gaps; name every class from 0 to {max(values)} by "
+                         f"{CLASSES[role]}, or renumber the {PLURALS[role]}")
+    return tuple(f"class_{k}" for k in range(max(values) + 1))
+
+
+def _attributes(cohort: CohortTable | None, options: PrepareOptions, dims: int) -> list[tuple[str, str]]:
+    """Name and unit of each attribute, those of the table first; ValueError for two of one name."""
+    found = list(zip(cohort.attribute_names, cohort.attribute_units)) if cohort else []
+    own = [(f"{what}_{axis}", "mm") for what in ("spacing", "extent") for axis in range(dims)]
+    if not options.spacing_attributes:
+        return found
+    if double := sorted({name for name, _ in found} & {name for name, _ in own}):
+        raise ValueError(f"--spacing-attributes: the table has columns {listed(double)} too; rename them there")
+    return found + own
 
 
 def _of_training(cases: list[CaseFiles], facts: list[CaseFacts], split_of: dict[str, str]) -> list[CaseFacts]:
@@ -249,44 +292,51 @@ def _of_training(cases: list[CaseFiles], facts: list[CaseFacts], split_of: dict[
 
 
 def _provenance(
-    images: Path, labels: Path | None, table: Path | None, options: PrepareOptions, facts: list[CaseFacts]
+    sources: Mapping[str, Path | None], options: PrepareOptions, facts: list[CaseFacts]
 ) -> dict[str, Any]:
-    sources = {"images": images.name, "labels": labels.name if labels else None, "table": table.name if table else None}
+    """What a file is made of; sources: folders and table, whose names alone are told."""
+    names = {what: path.name if path else None for what, path in sources.items()}
     digest = hashlib.sha256(b"".join(f.digest for f in facts)).hexdigest()
-    given = {name: value for name, value in asdict(options).items() if value is not None or "pattern" not in name}
-    return {"kind": "prepare", **sources, "options": given, "sources_sha256": digest}
+    return {"kind": "prepare", **names, "options": options.given(), "sources_sha256": digest}
 
 
 # ---- second pass ----
 
 
 def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: VolumesMeta, record: Record
-          ) -> tuple[Item, list[int]]:
-    """The item as it is written, and the classes that its label map lost on a grid of other voxels."""
-    loaded = load(case, meta.spatial_dims, replace(options, classes=meta.label_classes))
+          ) -> tuple[Item, dict[str, list[int]]]:
+    """The item as it is written, and the classes that its label map and map lost on a grid of other voxels."""
+    named = replace(options, classes=meta.label_classes, map_classes=meta.map_classes)
+    loaded = load(case, meta.spatial_dims, named)
     shape, target = _target_grid(case, loaded, options, meta.spatial_dims)
-    arrays = {"image": loaded.image} | ({"label": loaded.label} if loaded.label is not None else {})
+    arrays = {"image": loaded.image, **loaded.maps}
     for name, array in arrays.items():
         affine = loaded.affine
         if options.orientation:
             array, affine = geometry.reorient(array, affine, options.orientation)
         order, blurred = (3, options.antialias) if name == "image" else (0, False)
         arrays[name] = geometry.resample(array, affine, shape, target, order=order, antialias=blurred)
-    missed = sorted(fact.labels - set(_classes(arrays["label"]))) if "label" in arrays else []
+    missed = {role: sorted(lost) for role in loaded.maps if (lost := fact.maps[role] - set(_classes(arrays[role])))}
     arrays["image"], fill = scaled(arrays["image"], fact.span[:, 0], fact.scale, options)
     size = (*options.grid, 1)[:3] if options.grid else shape
     image, affine, box = geometry.fit_centre(arrays["image"], target, size, fill)
-    label = geometry.fit_centre(arrays["label"], target, size, np.zeros(1))[0][0] if "label" in arrays else None
+    maps = {role: geometry.fit_centre(arrays[role], target, size, np.zeros(1))[0][0] for role in loaded.maps}
     if meta.spatial_dims == 2:
-        image, label = image[..., 0], None if label is None else label[..., 0]
+        image, maps = image[..., 0], {role: array[..., 0] for role, array in maps.items()}
+    attributes = record.attributes
+    if options.spacing_attributes:
+        spacing = spacing_of(affine)[:meta.spatial_dims]
+        extent = spacing * (box[1] - box[0])[:meta.spatial_dims]
+        attributes = np.concatenate([attributes, spacing, extent]).astype(np.float32)
     item = Item(
         image=image,
-        label=label,
-        attributes=record.attributes if meta.attribute_names else None,
+        label=maps.get("label"),
+        attributes=attributes if meta.attribute_names else None,
         class_index=meta.class_names.index(record.class_name) if record.class_name else None,
         id=case.id,
         group=record.group,
         affine=affine,
         box=box,
+        map=maps.get("map"),
     )
     return item, missed

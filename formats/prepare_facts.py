@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edm3d.formats.nifti import PICTURE, suffix_of
 from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_load import LabelMove, lost_line
-from edm3d.formats.prepare_options import PrepareOptions, clipping, join
+from edm3d.formats.prepare_options import CLASSES, PrepareOptions, clipping, join
 from edm3d.utils.checks import listed
 
+PLURALS = {"label": "label maps", "map": "maps"}  # by what a file is read as
 MOST_CLIPPED = 0.2  # of the training voxels, without a note
 
 
@@ -23,11 +25,12 @@ class CaseFacts(NamedTuple):
     codes: str  # orientation as stored, '' without geometry
     span: np.ndarray  # [C,2] lowest and highest value
     scale: np.ndarray  # [C,2] values that become 0 and 1
-    labels: frozenset[int]  # label values
-    move: LabelMove  # what it took to bring the label map onto the grid of the image
+    maps: dict[str, frozenset[int]]  # the values of its label map and its map, by 'label' and 'map'
+    moves: dict[str, LabelMove]  # likewise what it took to bring it onto the grid of the image
     digest: bytes  # of the files
     voxels: int  # of the image as its files have it, over all channels
     beyond: int  # of these, how many lie outside what is clipped to; 0 where nothing is
+    dtype: str  # of the image as its files have it
 
 
 def voxels_beyond(image: np.ndarray, scale: np.ndarray, options: PrepareOptions) -> int:
@@ -62,28 +65,41 @@ def check_scale(path: Path, span: np.ndarray, scale: np.ndarray) -> None:
         raise ValueError(f"{path}: its percentiles {scale.tolist()} are too near or too far apart for single precision")
 
 
-def label_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts]) -> list[str]:
-    """What was done to label maps that did not lie on the grid of their image, and what each of them lost."""
-    total = sum(case.label is not None for case in cases)
-    lines = []
-    if turned := sum(fact.move.turned for fact in facts):
-        lines.append(f"{turned} of {total} label maps have their axes in another order or direction than their image "
-                     "and were turned onto it, no voxel changed")
-    if moved := [(case, fact.move) for case, fact in zip(cases, facts) if fact.move.resampled]:
+def label_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts], role: str) -> list[str]:
+    """What was done to label maps that did not lie on the grid of their image, and what each of them lost.
+
+    role: label, or map for the maps beside them.
+    """
+    found = [(case, fact.moves[role]) for case, fact in zip(cases, facts) if role in fact.moves]
+    total, lines = f"{len(found)} {PLURALS[role]}", []
+    if turned := sum(move.turned for _, move in found):
+        lines.append(f"{turned} of {total} have their axes in another order or direction than their image and were "
+                     "turned onto it, no voxel changed")
+    if moved := [(case, move) for case, move in found if move.resampled]:
         lossy = sorted((pair for pair in moved if not pair[1].is_faithful), key=lambda pair: -pair[1].share)
         each = listed((f"{case.id}: {lost_line(move)}" for case, move in lossy), "; ")
-        lines.append(f"{len(moved)} of {total} label maps lay on another grid than their image and were resampled onto "
-                     f"it (nearest); {each or 'nothing of them was lost'}")
+        lines.append(f"{len(moved)} of {total} lay on another grid than their image and were resampled onto it "
+                     f"(nearest); {each or 'nothing of them was lost'}")
     return lines
 
 
-def vanished_lines(vanished: Mapping[str, Sequence[int]], total: int) -> list[str]:
-    """A note on label maps, by case, that lost all of a class on larger voxels."""
+def depth_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts], options: PrepareOptions) -> list[str]:
+    """A note on pictures of 8 and of 16 bits, whose values are rarely on one scale."""
+    found = {fact.dtype: case.id for case, fact in reversed(list(zip(cases, facts)))
+             if suffix_of(case.images[0]) == PICTURE}
+    if options.percentiles or len(found) < 2:
+        return []
+    return [f"Note: some images have 8 bits and some 16 ({found['uint8']} and {found['uint16']}); their values are "
+            "taken as they are, --percentiles puts each on a scale of its own"]
+
+
+def vanished_lines(vanished: Mapping[str, Sequence[int]], total: int, role: str) -> list[str]:
+    """A note on label maps, or maps, by case, that lost all of a class on larger voxels."""
     if not vanished:
         return []
     each = listed((f"{case}: {listed(classes)}" for case, classes in vanished.items()), "; ")
-    return [f"Note: {len(vanished)} of {total} label maps lost whole classes on the new voxels, which are too large "
-            f"for them ({each})"]
+    return [f"Note: {len(vanished)} of {total} {PLURALS[role]} lost whole classes on the new voxels, which are too "
+            f"large for them ({each})"]
 
 
 def raise_all(problems: Iterable[str], total: int) -> None:
@@ -108,19 +124,21 @@ def check_together(cases: list[CaseFiles], facts: list[CaseFacts], options: Prep
                   "those without one have no affine: make NIfTI of them, or leave them out")
         raise ValueError(f"the cases differ in orientation ({found}); {advice}")
     others = [pair for pair in pairs[1:] if not np.allclose(pair[1].spacing, first.spacing, rtol=1e-3, atol=0)]
-    if others and not options.fit:
+    if others and not options.fit and not options.spacing_attributes:
         sizes = [(c.images[0].name, "x".join(f"{s:g}" for s in f.spacing)) for c, f in [pairs[0], *others]]
         found = listed((f"{name} {size}" for name, size in sizes), "; ")
-        raise ValueError(f"the cases differ in voxel size, in mm ({found}); give --spacing")
+        raise ValueError(f"the cases differ in voxel size, in mm ({found}); give --spacing, or "
+                         "--spacing-attributes to keep each as it is and say it as an attribute")
     if options.grid is None and len({f.shape for f in facts}) > 1:
         odd = _one_per(pairs, lambda f: f.shape)
         found = listed((f"{c.id} {'x'.join(map(str, f.shape))}" for c, f in odd), "; ")
         raise ValueError(f"the cases differ in shape ({found}); give --size")
-    if not options.classes and len({f.labels for f in facts}) > 1:
-        odd = _one_per(pairs, lambda f: f.labels)
-        found = listed((f"{c.label.name} {join(sorted(f.labels))}" for c, f in odd), "; ")
-        raise ValueError(f"the label maps differ in their values ({found}); name every class with --classes if some "
-                         "volumes lack one, or correct the files")
+    for role in first.maps:
+        if not options.names_of(role) and len({f.maps[role] for f in facts}) > 1:
+            odd = _one_per(pairs, lambda f, role=role: f.maps[role])
+            found = listed((f"{c.maps[role].name} {join(sorted(f.maps[role]))}" for c, f in odd), "; ")
+            raise ValueError(f"the {PLURALS[role]} differ in their values ({found}); name every class with "
+                             f"{CLASSES[role]} if some volumes lack one, or correct the files")
 
 
 def _one_per(pairs: list[tuple[CaseFiles, CaseFacts]], key: Callable[[CaseFacts], Hashable]

@@ -1,4 +1,4 @@
-"""A case of `prepare` in memory: its image, and its label map on the grid of the image, or what is wrong with them."""
+"""A case of `prepare` in memory: its image, and its label map and map on the grid of the image, or what is wrong."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from edm3d.formats import geometry
 from edm3d.formats.nifti import Volume, is_same_grid, read_volume
 from edm3d.formats.pairing import CaseFiles
-from edm3d.formats.prepare_options import PrepareOptions, picked
+from edm3d.formats.prepare_options import CLASSES, PrepareOptions, picked
 from edm3d.utils.checks import listed
 
 MOST_CLASSES = 256
@@ -42,30 +42,41 @@ class Loaded(NamedTuple):
     """A case as its files have it."""
 
     image: np.ndarray  # [C,X,Y,Z] float32
-    label: np.ndarray | None  # [1,X,Y,Z] uint8
+    maps: dict[str, np.ndarray]  # 'label' and 'map', those that there are, [1,X,Y,Z] uint8
     affine: np.ndarray
     has_geometry: bool
-    move: LabelMove
+    moves: dict[str, LabelMove]  # likewise
+    dtype: str  # of the image as stored
 
 
 def load(case: CaseFiles, dims: int, options: PrepareOptions) -> Loaded:
     """Read a case; ValueError naming the file that cannot be used."""
     volumes = [read_volume(path, dims) for path in case.images]
     first = volumes[0]
-    affine = np.eye(4) if first.affine is None else first.affine
+    known = first.affine if first.affine is not None else _picture_affine(options)
+    if first.affine is not None and options.pixel_spacing:
+        raise ValueError(f"{case.images[0]}: has an affine, which says its voxel size; leave --pixel-spacing out")
+    affine = np.eye(4) if known is None else known
     for path, volume in zip(case.images[1:], volumes[1:]):
-        other = np.eye(4) if volume.affine is None else volume.affine
+        other = affine if volume.affine is None and first.affine is None else volume.affine
+        other = np.eye(4) if other is None else other
         if not is_same_grid((first.data.shape[1:], affine), (volume.data.shape[1:], other)):
             raise ValueError(f"{path}: lies on another grid than {case.images[0].name}; channels must share one")
     given = _keep(np.concatenate([volume.data for volume in volumes]), case, options)
     for c, channel in enumerate(given):
         _check_channel(case.images[(picked(options) or range(c + 1))[c] if len(case.images) > 1 else 0], channel)
-    image, label, move = given.astype(np.float32, copy=False), None, LabelMove()
-    if case.label:
-        found = read_volume(case.label, dims, "label")
-        data = _checked_label(case.label, found.data, options.classes)
-        label, move = _onto(case.label, Volume(data, found.affine), Volume(image, first.affine), options.max_label_loss)
-    return Loaded(image, label, affine, first.affine is not None, move)
+    image = given.astype(np.float32, copy=False)
+    moved = {role: _load_map(path, role, Volume(image, known), dims, options) for role, path in case.maps.items()}
+    return Loaded(image, {role: array for role, (array, _) in moved.items()}, affine, known is not None,
+                  {role: move for role, (_, move) in moved.items()}, str(first.data.dtype))
+
+
+def _picture_affine(options: PrepareOptions) -> np.ndarray | None:
+    """That of pictures whose pixels have a size: rows go down (to P) and columns to the right of a viewer (to L)."""
+    if not options.pixel_spacing:
+        return None
+    down, across = options.pixel_spacing
+    return np.array([[0, -across, 0, 0], [-down, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]], np.float64)
 
 
 def _keep(image: np.ndarray, case: CaseFiles, options: PrepareOptions) -> np.ndarray:
@@ -95,11 +106,22 @@ def _check_channel(path: Path, channel: np.ndarray) -> None:
         raise ValueError(f"{path}: constant, every voxel is {lowest:g}")
 
 
-# ---- label maps ----
+# ---- label maps and maps ----
 
 
-def _checked_label(path: Path, data: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """A label map [1,X,Y,Z] as uint8; ValueError where it is none, or has other values than the classes."""
+def _load_map(path: Path, role: str, image: Volume, dims: int, options: PrepareOptions
+              ) -> tuple[np.ndarray, LabelMove]:
+    """A label map or map [1,X,Y,Z] on the grid of its image, and what it took to bring it there."""
+    found = read_volume(path, dims, role)
+    data = _checked_label(path, found.data, options.names_of(role), CLASSES[role])
+    return _onto(path, Volume(data, found.affine), image, options.max_label_loss)
+
+
+def _checked_label(path: Path, data: np.ndarray, classes: tuple[str, ...], option: str) -> np.ndarray:
+    """A label map [1,X,Y,Z] as uint8; ValueError where it is none, or has other values than the classes.
+
+    option: by which these are named.
+    """
     if data.shape[0] != 1:
         raise ValueError(f"{path}: {data.shape[0]} channels; a label map has one, with a number for each class")
     if not np.isfinite(data).all() or (data != np.rint(data)).any():
@@ -109,7 +131,7 @@ def _checked_label(path: Path, data: np.ndarray, classes: tuple[str, ...]) -> np
         values = np.unique(data)
         outside = values[(values < 0) | (values > highest)]
         can_name = outside.min() >= 0 and outside.max() < MOST_CLASSES
-        advice = ("name all classes with --classes, or correct the file" if can_name else
+        advice = (f"name all classes with {option}, or correct the file" if can_name else
                   f"a label map has {MOST_CLASSES} classes at most, and none below 0: renumber those of all files "
                   "alike, from 0, the background")
         values = listed(f"{float(value):g}" for value in outside)

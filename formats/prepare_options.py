@@ -1,11 +1,17 @@
 """What `prepare` is asked to make of the files: which channels and values, and the refusal of what cannot be asked."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
+from edm3d.formats.nifti import VOXEL_MM
 from edm3d.utils.checks import listed
+
+LATER = ("image_pattern", "label_pattern", "map_pattern", "map_classes", "condition_channels", "class_names",
+         "spacing_attributes", "pixel_spacing")  # options that came when there were files of prepare already
+CLASSES = {"label": "--classes", "map": "--map-classes"}  # options that name the values, by what a file is read as
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,21 @@ class PrepareOptions:
     images_only: bool = False  # leave label maps aside
     image_pattern: str | None = None  # of the images' names, such as '{id}_t1'; None = the id, or with _0000
     label_pattern: str | None = None  # of the label maps' names; None = the id
+    map_pattern: str | None = None  # of the maps' names; None = the id
+    map_classes: tuple[str, ...] = ()  # names of the values of maps; () = as many as there are
+    condition_channels: tuple[str, ...] = ()  # names or numbers of channels with the role 'condition'
+    class_names: tuple[str, ...] = ()  # of the class numbers of a dataset.json; () = class_0, ...
+    spacing_attributes: bool = False  # voxel size and field of view as attributes
+    pixel_spacing: tuple[float, ...] | None = None  # mm per row and column of 2D files that do not say it
+
+    def given(self) -> dict[str, Any]:
+        """By name, without those that came later and stand at their defaults: files of before know none of them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)
+                if f.name not in LATER or getattr(self, f.name) != f.default}
+
+    def names_of(self, role: str) -> tuple[str, ...]:
+        """Names of the values of label maps or maps, () where they are not named; role: label or map."""
+        return {"label": self.classes, "map": self.map_classes}[role]
 
     @property
     def grid(self) -> tuple[int, ...] | None:
@@ -41,7 +62,8 @@ def check_options(options: PrepareOptions, dims: int) -> None:
     """ValueError naming the first option that cannot be followed in `dims` dimensions."""
     if dims not in (2, 3):
         raise ValueError(f"--spatial-dims {dims}: volumes have 2 or 3")
-    for name, values in (("--size", options.size), ("--fit", options.fit), ("--spacing", options.spacing)):
+    for name, values in (("--size", options.size), ("--fit", options.fit), ("--spacing", options.spacing),
+                         ("--pixel-spacing", options.pixel_spacing)):
         if values is not None and len(values) != dims:
             count = "one number" if len(values) == 1 else f"{len(values)} numbers"
             raise ValueError(f"{name} {join(values)}: {count}, but {_axes(options, dims)}; wanted one number for each "
@@ -54,6 +76,12 @@ def check_options(options: PrepareOptions, dims: int) -> None:
         raise ValueError("--no-antialias: nothing is resampled without --spacing or --fit; leave it out")
     if not 0 <= options.max_label_loss <= 1:
         raise ValueError(f"--max-label-loss {options.max_label_loss:g}: wanted a share between 0 and 1")
+    least, most = VOXEL_MM
+    if options.pixel_spacing and not least <= min(options.pixel_spacing) <= max(options.pixel_spacing) <= most:
+        raise ValueError(f"--pixel-spacing {join(options.pixel_spacing)}: wanted {least:g} to {most:g} mm")
+    if options.pixel_spacing and (dims == 3 or options.orientation):
+        why = "3D volumes say their voxel size themselves" if dims == 3 else "it says no directions for --orientation"
+        raise ValueError(f"--pixel-spacing {join(options.pixel_spacing)}: {why}; leave it out")
     _check_scaling(options)
     if options.orientation is not None:
         axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
@@ -107,6 +135,23 @@ def channel_names(options: PrepareOptions, count: int) -> tuple[str, ...]:
     if options.channels:
         return tuple(options.channels[i] for i in indices)
     return ("image",) if count == 1 else tuple(f"channel_{i}" for i in indices)
+
+
+def channel_roles(options: PrepareOptions, names: Sequence[str]) -> tuple[str, ...]:
+    """The role of each channel that was kept, by its name; ValueError for conditions that are none of them, or all."""
+    numbers = dict(zip(map(str, picked(options) or range(len(names))), names))
+    given = " ".join(options.condition_channels)
+    conditions = []
+    for word in options.condition_channels:
+        if (name := word if word in names else numbers.get(word)) is None:
+            raise ValueError(f"--condition-channels {word}: no such channel; there are {listed(names)}, or by number "
+                             f"{listed(numbers)}")
+        conditions.append(name)
+    if len(set(conditions)) < len(conditions):
+        raise ValueError(f"--condition-channels {given}: names a channel twice")
+    if len(conditions) == len(names):
+        raise ValueError(f"--condition-channels {given}: these are all channels; one or more must stay to be drawn")
+    return tuple("condition" if name in conditions else "target" for name in names)
 
 
 def clipping(options: PrepareOptions) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edm3d.formats.class_file import read_classes
 from edm3d.formats.cohort import CohortTable, Record, assign_splits
 from edm3d.formats.decathlon import read_task
 from edm3d.formats.folders import stem_of
@@ -19,20 +20,22 @@ from edm3d.utils.checks import listed
 
 
 def find_sources(
-    images: Path | None, labels: Path | None, decathlon: Path | None, options: PrepareOptions,
+    images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, options: PrepareOptions,
     cohort: CohortTable | None,
 ) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
     """The cases, the options with the names that a dataset.json gives, and notes."""
-    if (images is None) == (decathlon is None) or (decathlon and labels):
-        raise ValueError("give --images, with --labels where there are any, or --decathlon")
+    if (images is None) == (decathlon is None) or (decathlon and (labels or maps)):
+        raise ValueError("give --images, with --labels and --maps where there are any, or --decathlon")
     if images:
         if options.images_only:
             raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
-        found = find_cases(images, labels, image_pattern=options.image_pattern, label_pattern=options.label_pattern,
+        found = find_cases(images, labels, maps, image_pattern=options.image_pattern,
+                           label_pattern=options.label_pattern, map_pattern=options.map_pattern,
                            channels=options.channels, table_ids=cohort.rows if cohort else ())
         return found.cases, replace(options, channels=found.channels or options.channels), found.notes
-    if options.image_pattern or options.label_pattern:
-        raise ValueError("--image-pattern and --label-pattern are for --images; a Decathlon task lists its files")
+    if options.image_pattern or options.label_pattern or options.map_pattern:
+        raise ValueError("--image-pattern, --label-pattern and --map-pattern are for --images; a Decathlon task lists "
+                         "its files")
     task = read_task(decathlon, options.images_only)
     classes = () if options.images_only else options.classes or task.classes
     options = replace(options, channels=options.channels or task.channels, classes=classes)
@@ -44,7 +47,10 @@ def find_sources(
 
 def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
                  ) -> tuple[dict[str, Record], list[str]]:
-    """What is known of each case, its patient by its name where no table says so, and notes."""
+    """What is known of each case, its patient by its name where no table says so, and notes.
+
+    The splits are those of the table, else those of the folders.
+    """
     if cohort is None:
         records, notes = {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}, []
     else:
@@ -52,11 +58,20 @@ def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path 
         if unused := [id_ for id_ in cohort.rows if id_ not in records]:
             notes.append(f"{len(unused)} of {len(cohort.rows)} rows of {path} have no image and are left out: "
                          f"{listed(unused)}{differ_in_case(unused, records)}")
+    where = path
+    if any(case.split for case in cases):
+        if any(record.split for record in records.values()):
+            notes.append(f"Note: the images lie in folders called by splits, and {path} has a column split, which is "
+                         "taken")
+        else:
+            where = "the folder of images"
+            records = {case.id: records[case.id]._replace(split=case.split) for case in cases}
+            notes.append("splits: by the folders of the images; --split is not used")
     if cohort and cohort.has_groups:
         return records, notes
     groups = groups_by_name(records)
     if parted := _parted(records, groups.of):
-        return records, [*notes, f"Note: {path} has volumes in several splits that by their names are of one patient: "
+        return records, [*notes, f"Note: {where} has volumes in several splits that by their names are of one patient: "
                                  f"{listed(parted, '; ')}; a column group says which are of one"]
     return {id_: record._replace(group=groups.of[id_]) for id_, record in records.items()}, [*notes, *groups.notes]
 
@@ -65,7 +80,7 @@ def _rows(cases: list[CaseFiles], cohort: CohortTable, path: Path | None, option
           ) -> dict[str, Record]:
     if absent := [case.id for case in cases if case.id not in cohort.rows]:
         ids = [] if options.image_pattern else [case.id for case in cases]
-        more = (proposal(ids, cohort.rows, len(absent), label_maps=False) or differ_in_case(absent, cohort.rows)
+        more = (proposal(ids, cohort.rows, len(absent), option=None) or differ_in_case(absent, cohort.rows)
                 or _lost_zeros(absent, cohort.rows) or _with_suffix(cohort.rows))
         raise ValueError(f"{path}: no row for {len(absent)} image(s): {listed(absent)}{more}")
     return {case.id: cohort.rows[case.id] for case in cases}
@@ -84,12 +99,24 @@ def _with_suffix(rows: Collection[str]) -> str:
 
 
 def _parted(records: Mapping[str, Record], groups: Mapping[str, str]) -> list[str]:
-    """The groups that a table has put into several splits."""
+    """The groups that a table or folders have put into several splits."""
     splits: dict[str, set[str]] = defaultdict(set)
     for id_, record in records.items():
         if record.split:
             splits[groups[id_]].add(record.split)
     return [f"{group} in {' and '.join(sorted(names))}" for group, names in splits.items() if len(names) > 1]
+
+
+def find_classes(records: dict[str, Record], cases: list[CaseFiles], cohort: CohortTable | None, images: Path | None,
+                 options: PrepareOptions) -> tuple[dict[str, Record], tuple[str, ...], list[str]]:
+    """The records with their classes, the names of all classes, and notes: of the table, else of a dataset.json."""
+    found = read_classes(images, cases, options.class_names) if images and not (cohort and cohort.class_names) else None
+    if options.class_names and found is None:
+        raise ValueError(f"--class-names {' '.join(options.class_names)}: they name the numbers of a dataset.json, and "
+                         "there is none with labels beside or above the images; classes of a table have names")
+    if found is None:
+        return records, cohort.class_names if cohort else (), []
+    return {id_: record._replace(class_name=found.of[id_]) for id_, record in records.items()}, found.names, found.notes
 
 
 def find_splits(records: dict[str, Record], fractions: dict[str, float], seed: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ ANY = (*DATA, "network-snapshot-*[0-9].pt", "model.safetensors")
 
 def maker(format: str) -> str:
     """Which command makes files of a format, and of what; '' where none does."""
-    return {"volumes": f"{command('data', 'prepare')} makes one of NIfTI, npy or npz files",
+    return {"volumes": f"{command('data', 'prepare')} makes one of NIfTI, npy, npz or PNG files",
             "latents": f"{command('data', 'encode')} makes one of a volumes file",
             "samples": f"{command('generate')} makes one"}.get(format, "")
 

@@ -109,9 +109,11 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     same below with its overlay, and a legend of the label_classes (background first) that are seen.
 
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
-    the left); without, the lower of a plane's two axes runs downwards.
+    the left); without, the lower of a plane's two axes runs downwards, as that of a 2D image with the identity does,
+    which pictures have.
     """
     values = _with_channels(image, len(spacing))[0]
+    affine = _known(affine) if len(spacing) == 2 else affine
     window = window or window_of([(values, label)])
     columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, affine)]
     names = [name for name, _ in plane_names(len(spacing), affine)]
