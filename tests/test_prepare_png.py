@@ -326,6 +326,17 @@ def test_bad_maps_are_named(tmp_path):
     refused(root, "--map-classes outside sector: there are no maps; give --maps", options, maps=False)
 
 
+def test_coloured_palettes_and_few_bits_of_maps_are_classes(tmp_path):
+    root = layout(tmp_path)
+    for kind, bits, colours in (("annotations", 8, (0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255)),
+                                ("sector_annotations", 1, (9, 8, 7, 0, 1, 2))):
+        for path in (root / kind).rglob("*.png"):
+            png(path, read_png(path), bits, PALETTE, PLTE=bytes(colours))
+    item = run(root)[1].read("test", 0)
+    np.testing.assert_array_equal(item.label, PHANTOMS["p4_4CH"].label)
+    np.testing.assert_array_equal(item.map, PHANTOMS["p4_4CH"].clean > 0)
+
+
 def test_colour_and_damage_of_all_images_are_named_at_once(tmp_path):
     root = layout(tmp_path)
     write_png(path_of(root, "images"), np.full((16, 16, 3), (1, 0, 0), np.uint8))
