@@ -9,8 +9,10 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.sample_settings import SweptAttribute
+from edm3d.formats.samples import ARRAYS
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
+from edm3d.networks.parts.base import PartKind
 
 
 class StoredConditions:
@@ -110,8 +112,8 @@ class Conditions(NamedTuple):
 
     def tells(self, name: str) -> bool:
         """Whether any seed may be told something of a part, and not its null alone."""
-        if name not in self.takes:
-            return False
+        if name not in self.takes or (name == "attributes" and self.sweep):
+            return name in self.takes
         kind, width, values = PARTS[name], self.takes[name].width, self.asked.get(name, ())
         null = kind.row(None, width, self.size)
         return any(not np.array_equal(kind.row(value, width, self.size), null, equal_nan=True)
@@ -123,11 +125,16 @@ class Conditions(NamedTuple):
         Maps and images only where some were asked for, affines where voxel sizes were.
         """
         arrays = {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
-                  for name, kind in PARTS.items() if name in condition and (name in self.asked or not kind.grid)}
+                  for name, kind in self.kept().items()}
         return arrays | ({"affines": self.geometry.affines(arrays["attributes"])} if self.geometry else {})
+
+    def kept(self) -> dict[str, PartKind]:
+        """The parts that samples files have a place for, and that were asked for where they are large."""
+        return {name: kind for name, kind in PARTS.items()
+                if name in self.takes and kind.stored in ARRAYS and (name in self.asked or not kind.grid)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of a row of each of these arrays."""
         shapes = {kind.stored: np.shape(kind.value(np.zeros(kind.shape(self.takes[name].width, self.size), kind.dtype)))
-                  for name, kind in PARTS.items() if name in self.takes and (name in self.asked or not kind.grid)}
+                  for name, kind in self.kept().items()}
         return shapes | ({"affines": (4, 4)} if self.geometry else {})

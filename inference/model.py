@@ -34,8 +34,8 @@ from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
-OWN = ("sampler", "guidance", "start", "classes", "attributes", "batch_size", "tile", "tile_overlap", "tile_mode", "decode",
-       "precision")
+OWN = ("sampler", "guidance", "start", "classes", "attributes", "batch_size", "tile", "tile_overlap", "tile_mode",
+       "decode", "precision")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
