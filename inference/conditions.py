@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.sample_layout import KINDS
 from edm3d.formats.sample_settings import SweptAttribute
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
+from edm3d.networks.parts.base import PartKind
 
 
 class StoredConditions:
@@ -114,11 +116,16 @@ class Conditions(NamedTuple):
         Maps and images only where some were asked for, affines where voxel sizes were.
         """
         arrays = {kind.stored: np.stack([kind.value(row) for row in condition[name].numpy()])
-                  for name, kind in PARTS.items() if name in condition and (name in self.asked or not kind.grid)}
+                  for name, kind in self.kept().items()}
         return arrays | ({"affines": self.geometry.affines(arrays["attributes"])} if self.geometry else {})
+
+    def kept(self) -> dict[str, PartKind]:
+        """The parts that samples files keep, as far as they have an array for them."""
+        return {name: kind for name, kind in PARTS.items() if name in self.takes and kind.stored in KINDS
+                and (name in self.asked or not kind.grid)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of a row of each of these arrays."""
         shapes = {kind.stored: np.shape(kind.value(np.zeros(kind.shape(self.takes[name].width, self.size), kind.dtype)))
-                  for name, kind in PARTS.items() if name in self.takes and (name in self.asked or not kind.grid)}
+                  for name, kind in self.kept().items()}
         return shapes | ({"affines": (4, 4)} if self.geometry else {})

@@ -169,7 +169,7 @@ def drawn(house) -> Path:
 def test_a_part_of_the_condition_reaches_training_and_is_drawn_as_its_null(house, drawn):
     snapshot, = (house / "results").glob("*-severity/network-snapshot-000000.016.pt")
     found = json.loads(run(house, "-c", LOOK, str(snapshot), str(drawn / "samples.h5")))
-    assert found["takes"] == {"severity": [1, 0.2]}
+    assert found["takes"] == {"severity": [1, 0.2, 0]}
     assert abs(found["weight"]) > 1e-3  # it begins at 0 and stays there where nothing but nulls, zeros, is told
     null, value, nothing = found["apart"]
     assert null < 1e-5 < 1e-3 < value and nothing == null
