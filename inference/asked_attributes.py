@@ -55,8 +55,8 @@ class Attributes(NamedTuple):
         if name not in self.names and (found := re.fullmatch(r"(.*?)\s*\[(.*)\]", name, re.DOTALL)):
             name, unit = found.groups()
         if name not in self.names:
-            raise ValueError(f"{key}: " + (no_such("attribute", name, list(map(one_line, self.names))) if self.names
-                                           else "the snapshot names no attributes, so that none can be asked for"))
+            raise ValueError(f"{key}: " + (no_such("attribute", name, self.names) if self.names else
+                                           "the snapshot names no attributes, so that none can be asked for"))
         number = self.names.index(name)
         if unit is not None:
             self.check_unit(number, unit, key)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.sample_layout import KINDS
 from edm3d.formats.sample_settings import SweptAttribute
-from edm3d.formats.samples import ARRAYS
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
@@ -129,9 +129,9 @@ class Conditions(NamedTuple):
         return arrays | ({"affines": self.geometry.affines(arrays["attributes"])} if self.geometry else {})
 
     def kept(self) -> dict[str, PartKind]:
-        """The parts that samples files have a place for, and that were asked for where they are large."""
-        return {name: kind for name, kind in PARTS.items()
-                if name in self.takes and kind.stored in ARRAYS and (name in self.asked or not kind.grid)}
+        """The parts that samples files keep, as far as they have an array for them."""
+        return {name: kind for name, kind in PARTS.items() if name in self.takes and kind.stored in KINDS
+                and (name in self.asked or not kind.grid)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of a row of each of these arrays."""

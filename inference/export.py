@@ -143,7 +143,7 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
     if isinstance(file, VolumesFile):
         item = file.read(name, index)
         return Exported(item.id, item.image, item.label, item.affine, file.meta.label_classes)
-    return Exported(name, file.row("images", index), file.row("labels", index), file.affine,
+    return Exported(name, file.row("images", index), file.row("labels", index), file.affine_of(index),
                     file.meta.facts.label_classes)
 
 

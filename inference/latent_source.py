@@ -61,7 +61,7 @@ def open_source(path: Path) -> LatentSource:
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i),
+    rows = [generated_row(f"seed{seed:06d}", samples.affine_of(i), samples.row("classes", i),
                           partial(samples.row, "latents", i),
                           partial(samples.row, "maps", i)) for i, seed in enumerate(samples.seeds)]
     stage, seeds = samples.meta.stage, samples.seeds

@@ -78,8 +78,7 @@ def test_names_of_attributes_are_typed_as_they_stand():
 
 @pytest.mark.parametrize(("override", "wanted"), [
     ("sampling.attributes.a", "wanted sampling.attributes.NAME=value"), ("sampling.attributes.a =1", "without blanks"),
-    ("sampling.attributes.=1", "wanted sampling.attributes.NAME=value"),
-    ("sampling.attributes.a=1,2", "several values"),
+    ("sampling.attributes.=1", "wanted sampling.attributes.NAME=value"), ("sampling.attributes.a=1,2", "several value"),
     ("sampling.attributes.\"a=1", "stand in quotes"), ("sampling.attributes.a=${x}", "cannot be read"),
     ("sampling.attributes.a=[1", "cannot be read"), ("sampling.attribute.a=1", "did you mean 'attributes'"),
     ("sampling.attributes=3", "Cannot assign"),
@@ -95,9 +94,8 @@ def test_all_dicts_of_sampling_but_the_sampler_take_names_of_the_users():
 
 
 def test_yaml_files_and_the_command_line_may_ask_together(tmp_path):
-    (tmp_path / "mine.yaml").write_text("defaults: [brainweb2d_edm, _self_]\n"
-                                        "sampling:\n  attributes:\n    body mass: 25\n"
-                                        "    a.b: 1\n    half: {strength: 1}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [brainweb2d_edm, _self_]\nsampling:\n  attributes:\n"
+                                        "    body mass: 25\n    a.b: 1\n    half: {strength: 1}\n")
     found = compose("mine", ['sampling.attributes."body mass"=30', "sampling.attributes.half.more=[1,2]"], tmp_path)
     assert found["sampling"]["attributes"] == {"body mass": 30, "a.b": 1, "half": {"strength": 1, "more": [1, 2]}}
     with pytest.raises(ValueError, match=r"attributes\.a\.b=1: a has a value of its own"):
@@ -281,8 +279,7 @@ def test_what_is_typed_stands_for_all_rows_of_a_file(tmp_path):
     ("id,class", "a,ex", None, "class of a: 'ex' is not one of ED, ES"),
     ("id,class", "a,2", None, "class of a: there is no class 2"),
     ("id,Class", "a,2", None, "column 'Class': wanted one of id, class, map, image"),
-    ("id,class", "a,ED", {"attributes": Part(3, 0.1)},
-     "column class: the network was trained without classes.*label_dim"),
+    ("id,class", "a,ED", {"attributes": Part(3, 0.1)}, "column class: the network was trained without classes.*_dim"),
     ("id,lv_volume", "a,1", {"class_labels": Part(2)}, "'lv_volume': the network was trained without attributes.*_dim"),
     ("id,map", "a,m.png", {"class_labels": Part(2)}, "its maps: the network was trained without .*semantic_dim"),
     ("id,image", "a,m.png", {"class_labels": Part(2)}, "its images: the network was trained without .*image_dim"),
