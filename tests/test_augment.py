@@ -1,10 +1,12 @@
 """Augmentation against arrays and matrices worked out by hand, against scipy and numpy, and against its own labels."""
 
 from math import cos, log, pi, sin, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import ndimage
 
 from edm3d.inference.batch import Batch
@@ -345,6 +347,75 @@ def test_image_labels_and_conditions_move_together(d, size):
     for k in range(3):
         assert dice(moved.images[:, k] > 0.5, moved.labels == k) > 0.985
     torch.testing.assert_close(moved.condition.images, 2 * moved.images[:, 1:] - 1)
+
+
+def mild(d: int) -> AugmentPipe:
+    """The pipe of augment=mild."""
+    node = {k: v for k, v in yaml.safe_load(Path(__file__).parents[1].joinpath("configs/augment/mild.yaml").read_text()).items() if k != "_target_"}
+    return AugmentPipe(d, **node, semantic_dim=4)
+
+
+@pytest.mark.parametrize("size", [(24,), (24, 20), (14, 16, 12)])
+def test_a_moved_map_is_a_partition_with_background_outside(size):
+    """Of a map that is class 2 but for a block of 3 all over, so that all that is 0 came in from outside."""
+    semantic = torch.full((12, *size), 2, dtype=torch.int16)
+    semantic[:, 4:9] = 3
+    batch = noise_batch(12, *size)._replace(condition=Condition(semantic=semantic))
+    moved = mild(len(size))(batch, ImageGenerators(range(12)))[0].condition.semantic
+    one_hot = torch.nn.functional.one_hot(moved.long(), 4)
+    assert moved.dtype == torch.int16 and (one_hot.sum(-1) == 1).all()
+    assert set(moved.unique().tolist()) == {0, 2, 3}
+    scale = torch.ones(12, *size, dtype=torch.int16)
+    inside = mild(len(size))(batch._replace(condition=Condition(semantic=scale)), ImageGenerators(range(12)))[0]
+    assert torch.equal(inside.condition.semantic > 0, moved > 0)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_what_is_missing_stays_missing_when_others_move(d):
+    """Maps that are the null class, and condition images of zeros, wholly; an image keeps its move beside them."""
+    size = (8,) * d
+    semantic, images = torch.ones(6, *size, dtype=torch.int16), torch.ones(6, 2, *size)
+    semantic[::2], images[1::3] = 4, 0
+    batch = noise_batch(6, *size)._replace(condition=Condition(semantic=semantic, images=images))
+    pipe = AugmentPipe(d, 1, flip=0, translate_int=1, translate_int_max=1, semantic_dim=4)
+    moved, _ = pipe(batch, ImageGenerators(range(6)))
+    assert torch.equal(moved.condition.semantic[::2], semantic[::2])
+    assert not moved.condition.images[1::3].any()
+    for i in range(6):
+        assert i % 2 == 0 or set(moved.condition.semantic[i].unique().tolist()) <= {0, 1}
+        assert i % 3 == 1 or moved.condition.images[i].min() == -1
+        alone, _ = pipe(Batch(batch.images[i:i + 1], None, Condition(semantic=semantic[i:i + 1])), ImageGenerators([i]))
+        torch.testing.assert_close(alone.images[0], moved.images[i])
+        assert torch.equal(alone.condition.semantic[0], moved.condition.semantic[i])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_bright_blob_and_its_label_stay_together(d):
+    size = (24,) * d
+    label = torch.zeros(8, *size, dtype=torch.uint8)
+    label[:, *[slice(6, 13)] * d] = 1
+    image = 2 * label[:, None].float() - 1
+    batch = Batch(image, label, Condition(semantic=label.to(torch.int16), images=image))
+    moved, told = mild(d)(batch, ImageGenerators(range(8)))
+    assert torch.equal(moved.labels.to(torch.int16), moved.condition.semantic)
+    for i in range(8):
+        assert dice(moved.images[i, 0] > 0, moved.labels[i] > 0) > 0.95
+        assert dice(moved.labels[i] > 0, label[i] > 0) < 0.95
+    assert torch.equal(moved.images, moved.condition.images) and len(told.unique(dim=0)) == 8
+
+
+def test_mild_moves_have_their_widths_and_each_image_its_own():
+    n = 2000
+    move, labels = mild(2).draw(ImageGenerators(range(n)), (100, 50))
+    assert len(labels.unique(dim=0)) == n and not move.offset.any()
+    flips = labels[:, :2]
+    assert flips.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=5 / sqrt(4 * n))
+    assert move.shift.abs().amax(0).tolist() == [10, 5]
+    assert (move.shift.std(0) / torch.tensor([100, 50])).tolist() == pytest.approx([0.2 / sqrt(12)] * 2, rel=0.1)
+    scale = torch.linalg.det(move.matrix).sqrt()
+    assert ((scale > 0.8) & (scale < 1.2)).double().mean() == pytest.approx(0.91, abs=0.02)
+    angle = torch.atan2(move.matrix[:, 0, 1], move.matrix[:, 0, 0]) * 180 / pi
+    assert angle.abs().max() <= 10 and angle.std() == pytest.approx(20 / sqrt(12), rel=0.05)
 
 
 def test_parts_that_do_not_lie_on_the_grid_stay():

@@ -14,6 +14,7 @@ import train
 from edm3d.inference.batch import Batch
 from edm3d.networks.autoencoder import Posterior, Reconstruction
 from edm3d.networks.conditioning import Condition
+from edm3d.networks.posteriors import GammaPosterior
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.autoencoder_loss import AutoencoderLoss
 from edm3d.training.perceptual import PerceptualDistance
@@ -84,6 +85,22 @@ def test_latents_are_held_against_the_mean_of_their_block_and_of_the_channels(di
     out = reconstruction()._replace(image=image, z=z)
     terms = AutoencoderLoss(**OFF, latent_mse_weight=2)(out, image, None)
     assert terms["latent_mse"].item() == pytest.approx(2 * (1 + 0.25 ** 2) / 2)  # blocks of 1 and -0.25
+
+
+def test_positive_latents_are_held_against_the_image_from_0_to_1():
+    image, z = torch.tensor([[[-1.0, -1, 1, 0]]]), torch.tensor([[[0.0, 0.5]]])
+    posterior = GammaPosterior(torch.ones_like(z), torch.ones_like(z), torch.tensor(True))
+    out = reconstruction()._replace(image=image, z=z, posterior=posterior)
+    terms = AutoencoderLoss(**OFF, latent_mse_weight=1)(out, image, None)
+    assert terms["latent_mse"].item() == pytest.approx(0.25 ** 2 / 2)  # blocks of 0 and 0.75
+
+
+def test_latent_mse_perceptual_and_kl_each_begin_when_they_are_to():
+    loss = AutoencoderLoss(**OFF | {"kl_weight": [[3, 0], [3, 2]], "latent_mse_weight": [[5, 0], [5, 1]]})
+    out = reconstruction()._replace(z=torch.ones(2, 1, 2))
+    found = {kimg: loss(out, ZEROS, None, kimg) for kimg in (0, 2.9, 3, 4.9, 5, inf)}
+    assert [bool(terms["kl"].any()) for terms in found.values()] == [False, False, True, True, True, True]
+    assert [bool(terms["latent_mse"].any()) for terms in found.values()] == [False] * 4 + [True] * 2
 
 
 def test_capacity_is_the_distance_from_so_many_nats_per_element():

@@ -54,9 +54,10 @@ def dataset_like(name: str) -> SimpleNamespace:
 
 
 def group_files() -> list[tuple[str, Path]]:
-    """Every group file, with an experiment that uses its group: one that is composed from this file if there is one."""
+    """Every group file but presets, with an experiment that uses its group: one composed from this file if there is one.
+    """
     found = []
-    for path in sorted(CONFIGS.glob("*/*.yaml")):
+    for path in sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("preset/*"))):
         defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
         groups = {path.parent.name} | ({"precond"} if path.parent.name == "loss" and path.stem in PRECONDS else set())
         using = [name for name, entries in defaults.items() if groups <= {key for entry in entries for key in entry}]
@@ -104,6 +105,16 @@ def test_every_group_file_composes(name, path):
     assert node.get("_target_") == (yaml.safe_load(text) or {}).get("_target_")
     check_targets(node, package[1], ("in_channels", "out_channels", "channel_mean", "channel_std", "params", "net",
                                      "latents", "spatial_dims"))
+
+
+def test_a_preset_is_typed_without_a_plus_and_what_is_typed_beside_it_holds():
+    before, preset = (compose("brainweb2d_edm", more)["training"] for more in ([], ["preset=small_data"]))
+    assert preset["augment"]["_target_"] == "training.augment.AugmentPipe" and before["augment"] == {}
+    assert preset["optimizer"] == {**before["optimizer"], "_target_": "torch.optim.AdamW", "weight_decay": 0.05}
+    assert preset["network"]["model"]["dropout"] > before["network"]["model"]["dropout"]
+    assert preset["options"]["ema_halflife_kimg"] < before["options"]["ema_halflife_kimg"]
+    typed = compose("brainweb2d_edm", ["training.network.model.dropout=0.3", "preset=small_data", "augment=none"])
+    assert typed["training"]["network"]["model"]["dropout"] == 0.3 and typed["training"]["augment"] == {}
 
 
 def test_latent_scale_follows_the_network():
@@ -197,7 +208,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     # values taken from where there is none
     ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
-    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild"]),
+    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild, none"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler=edm_odd: no such sampler; there are", "edm_ode"]),
