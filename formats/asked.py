@@ -85,6 +85,8 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
     facts: of the network's data, by which two kinds of map and the channels of images are told apart. split: of volumes
     and latents, None for held-out ones first.
     """
+    if not source.strip():
+        raise ValueError(f"sampling.conditions={source!r}: {WANTED}")
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():

@@ -268,6 +268,9 @@ def in_memory(maps: Any = None, images: Any = None) -> AskedFile | None:
     if len(lengths := {len(found) for found in rows.values()}) > 1 or 0 in lengths:
         raise ValueError("; ".join(f"{name}: {len(found)} given" for name, found in rows.items())
                          + "; wanted one or more, as many of each")
+    for name, found in rows.items():
+        if odd := [row for row in found if row.dtype.kind not in "biuf" or row.ndim < 1]:
+            raise ValueError(f"{name}: holds {odd[0].dtype} {odd[0].shape}, wanted arrays of numbers")
     ids = [str(i) for i in range(*lengths)]
 
     def lazily(name: str) -> Rows | None:

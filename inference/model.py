@@ -106,7 +106,7 @@ class Model:
                                autoencoder=autoencoder, start=start, tile=None if tile is None else list(tile),
                                classes=None if classes is None else list(classes),
                                attributes=None if attributes is None else dict(attributes),
-                               sweep=None if sweep is None else {name: list(found) for name, found in sweep.items()},
+                               sweep=None if sweep is None else dict(sweep),
                                conditions=None if conditions is None else str(conditions),
                                guidance=None if guidance is None else guidance_of(guidance))
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))

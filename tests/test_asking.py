@@ -4,6 +4,7 @@ from contextlib import chdir
 from dataclasses import replace
 from math import nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -19,11 +20,13 @@ from edm3d.formats.png import write_png
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.asking import Asker, in_memory
+from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, draw
 from edm3d.inference.generation import check_part
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.samplers import edm_sampler
+from edm3d.training.tasks.previews import of_held_out
 from edm3d.utils.compose import compose
 from edm3d.utils.overrides import open_keys
 from edm3d.utils.schema import Sampling
@@ -539,9 +542,24 @@ def test_from_python_the_same_is_asked(at):
     for asked, message in ((dict(maps=[a_map(9)]), r"maps\[0\]: the map has the value 9"),
                            (dict(maps=[a_map()] * 3), "arrays: has 3 rows, and there are 2 seeds"),
                            (dict(maps=[a_map()], conditions="v.h5"), "wanted the file or the arrays"),
-                           (dict(maps=[]), "0 given"), (dict(attributes={"x": 1}), "no such attribute")):
+                           (dict(maps=[]), "0 given"), (dict(maps=[["a"]]), "wanted arrays of numbers"),
+                           (dict(conditions=""), "wanted a table"), (dict(attributes={"x": 1}), "no such attribute")):
         with pytest.raises(ValueError, match=message):
             model.sample(range(2), num_steps=2, **asked)
+
+
+def test_previews_are_told_what_is_known_of_held_out_items():
+    condition = Condition(class_labels=np.float32([0, 1]), attributes=np.float32([60, nan, 2]), semantic=a_map(1),
+                          images=np.full((1, *SIZE), 0.5, np.float32))
+    held = SimpleNamespace(dataset=[Sample(np.zeros((1, *SIZE)), None, condition)] * 3)
+    takes = {name: part._replace(dropout=0, gaps=0) for name, part in TAKES.items()}
+    otherwise = of_held_out(SimpleNamespace(takes=takes), held, 2)
+    told = Asker(takes, FACTS, SIZE, otherwise)(Sampling(outdir=""))
+    np.testing.assert_array_equal(told([0]).attributes, [condition.attributes])
+    np.testing.assert_array_equal(told([1]).semantic, [condition.semantic])
+    assert (told([5]).images == 0.5).all() and told([0, 1]).class_labels.argmax(1).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="never trained without"):
+        Asker(takes, FACTS, SIZE, of_held_out(SimpleNamespace(takes=takes), None, 2))(Sampling(outdir=""))
 
 
 @pytest.mark.parametrize(("change", "message"), [
