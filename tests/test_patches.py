@@ -38,10 +38,12 @@ def places(images: torch.Tensor, size=(12, 10, 8)) -> np.ndarray:
 
 def test_patches_are_windows_of_the_volume_that_lie_inside():
     batch, augment = volumes(40), PatchAugment(3, [4, 10, 2], 0, **PLAIN)
+    batch = batch._replace(condition=Condition(semantic=3 - batch.labels.to(torch.int16)))
     out, told = augment(batch, keys(40))
     assert type(out.images) is torch.Tensor and out.images.dtype == torch.float32 and told.shape == (40, 0)
     assert out.images.shape == (40, 1, 4, 10, 2) and out.labels.shape == (40, 4, 10, 2)
-    assert out.labels.dtype == torch.uint8
+    assert out.labels.dtype == torch.uint8 and out.condition.semantic.dtype == torch.int16
+    assert torch.equal(out.condition.semantic, 3 - out.labels.to(torch.int16))
     for i, (x, y, z) in enumerate(places(out.images)):
         window = (slice(x, x + 4), slice(y, y + 10), slice(z, z + 2))
         assert torch.allclose(out.images[i, 0], batch.images[i, 0][window], atol=1e-6)
