@@ -619,7 +619,11 @@ def test_any_word_can_stand_on_a_picture(name, capfd, recwarn):
 def test_a_word_on_a_picture_is_the_name_that_was_given_and_not_mathematics():
     assert shown_word("a$b$c\n\x1b") == r"a\$b\$c \x1b" and shown_word("MR T1") == "MR T1"
     assert shown_word("0123456789" * 3, 13) == "012345...6789"
-    assert shown_lines("a\nb\nc\nd\ne") == "a\nb\nc\nd"
+    assert shown_lines("\n".join("abcdefghijkl")) == "\n".join("abcdefghij")
+    assert shown_lines("wall thickness 9.88 mm\nseed 0", 16) == "wall thickness\n9.88 mm\nseed 0"
+    assert shown_lines("x" * 90, 16) == "x" * 16 + "\nxxx..." + "x" * 10
+    assert shown_lines("left ventricular wall thickness 9.88 mm", 16).endswith("9.88 mm")
+    assert shown_lines("$" * 20, 16) == r"\$" * 16 + "\n" + r"\$" * 4
     dots = pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a$_b$", ""))
     assert (dots != pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a_b", ""))).any()
 
