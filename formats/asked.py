@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -59,6 +60,12 @@ def values(facts: Facts, row: np.ndarray) -> list[str]:
              if not np.isnan(value)]
     more = len(found) - CAPTIONED
     return found if more <= 0 else [*found[:CAPTIONED - 1], f"and {more + 1} more"]
+
+
+def said_of_samples(path: Path) -> list[str]:
+    """What `check` and `info` say of what the samples of a file were asked for; ValueError naming one that is damaged.
+    """
+    return [f"  {line}" for line in lines(SamplesFile(path))]
 
 
 def lines(samples: SamplesFile) -> Iterator[str]:

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from edm3d.formats import h5
+from edm3d.formats.asked import said_of_samples
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.npz import HASH
 from edm3d.formats.volumes import in_order
 from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.config import read_yaml
@@ -37,6 +39,8 @@ def describe(path: Path) -> Iterator[str]:
     if path.suffix in HDF5:
         with h5.open_h5(path) as file, h5.damage_named(path):
             yield from h5_tree(path.name, file, 0)
+            is_samples = h5.format_of(file) == "samples"
+        yield from said_of_samples(path) if is_samples else ()
     elif path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines()
         yield f"{path.name}: {len(lines)} lines, the last: {short(lines[-1].decode(errors='replace') if lines else '')}"
@@ -44,6 +48,7 @@ def describe(path: Path) -> Iterator[str]:
         yield f"{path.name}: {picture(path)}"
     elif path.suffix == ".npz":
         yield from tree(path.name, read_npz(path), 0)
+        yield from said_of_samples(path) if {"seeds", HASH} <= set(npz_names(path)) else ()
     elif suffix_of(path):
         yield volume_line(path, read_volume(path, role=role_of(path)))
     else:

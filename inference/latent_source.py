@@ -1,8 +1,9 @@
 """What there is to decode: the latents of a samples or latents file, ours or DIFF-3's, and their first stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +13,17 @@ from edm3d.formats import diff3, h5
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, LatentsFile
 from edm3d.formats.samples import SamplesFile
+from edm3d.inference.sample_files import affine_of as affine_of_sample
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.files import arrays_hash, blocks_hash
 from edm3d.utils.runs import find_file
 
+CARRIED = {"map": "maps", "cond": "cond_images"}  # maps and condition images, as files of samples and latents name them
 GENERATED = "generated"  # split of volumes that were drawn
 
 
 class LatentRow(NamedTuple):
-    """Where latents lie, and what becomes of them."""
+    """Where latents lie, and what becomes of them; carried: what lies beside them at full size (see CARRIED)."""
 
     split: str
     id: str
@@ -29,6 +32,7 @@ class LatentRow(NamedTuple):
     box: np.ndarray | None
     class_index: int | None
     latents: Callable[[], np.ndarray]
+    carried: Mapping[str, Callable[[], np.ndarray]] = MappingProxyType({})
 
 
 class LatentSource(NamedTuple):
@@ -60,8 +64,11 @@ def open_source(path: Path) -> LatentSource:
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(f"seed{seed:06d}", samples.affine, samples.row("classes", i),
-                          partial(samples.row, "latents", i)) for i, seed in enumerate(samples.seeds)]
+    rows = [generated_row(name, affine_of_sample(samples, i), samples.row("classes", i),
+                          partial(samples.row, "latents", i),
+                          {kind: partial(samples.row, array, i) for kind, array in CARRIED.items()
+                           if array in samples.names})
+            for i, name in enumerate(samples.meta.file_names(samples.seeds))]
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
@@ -74,10 +81,11 @@ def plain_stage(channels: int, record: FirstStageRecord | None = None) -> Carrie
     return CarriedStage.from_record(record, LatentScaling([0.0] * channels, [1.0] * channels, sigma_data=1.0))
 
 
-def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray]
-                  ) -> LatentRow:
+def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray],
+                  carried: Mapping[str, Callable[[], np.ndarray]] = MappingProxyType({})) -> LatentRow:
     """A row of drawn latents."""
-    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents)
+    index = None if class_index is None or class_index < 0 else int(class_index)
+    return LatentRow(GENERATED, name, name, affine, None, index, latents, carried)
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
@@ -90,7 +98,9 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
             index = None if classes is None or classes[i] < 0 else int(classes[i])
             box = None if part.boxes is None else part.boxes[i]
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
-                                  lambda part=part, i=i: part.mean[i]))
+                                  lambda part=part, i=i: part.mean[i],
+                                  {kind: partial(part.grids[array].__getitem__, i)
+                                   for kind, array in CARRIED.items() if array in part.grids}))
     return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
 
