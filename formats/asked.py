@@ -17,21 +17,22 @@ CAPTIONED = 4  # attributes in a caption
 
 
 def table(samples: SamplesFile) -> str:
-    """CSV text, a row for each sample: name of its files, id, seed, class and attributes; '' where nothing was asked.
+    """CSV text, a row for each sample: name of its files, id, seed, class and attributes.
 
-    A cell is empty where nothing was asked for; nothing in it is what a spreadsheet would compute.
+    A cell is empty where nothing was asked for; nothing in it is what a spreadsheet would compute. '' where no file and
+    no attribute was asked for: classes that seeds go through in turn need no table.
     """
     meta, seeds = samples.meta, [int(seed) for seed in samples.seeds]
+    values = samples.array("attributes")
+    if not meta.ids and (values is None or np.isnan(values).all()):
+        return ""
     asked: list[tuple[str, Sequence[object]]] = []
     if "classes" in samples.names:
         asked.append(("class", [meta.class_name(i) or "" for i in samples.array("classes")]))
-    if "attributes" in samples.names:
-        found = samples.array("attributes")
+    if values is not None:
         asked += [(titled(name, unit), ["" if np.isnan(value) else str(value) for value in column])
-                  for name, unit, column in zip(*attribute_names(meta.facts, found.shape[1]), found.T, strict=True)]
+                  for name, unit, column in zip(*attribute_names(meta.facts, values.shape[1]), values.T, strict=True)]
     ids = [] if not meta.ids else [("id", [meta.id_of(seed) for seed in seeds])]
-    if not asked and not ids:
-        return ""
     columns = [("name", meta.file_names(seeds)), *ids, ("seed", seeds), *asked]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -48,12 +49,12 @@ def captions(meta: SampleMeta, seeds: Sequence[int], classes: np.ndarray | None 
         name = None if classes is None else meta.class_name(classes[i])
         lines = [] if name is None else [f"class {name}"]
         lines += [] if meta.id_of(seed) is None else [meta.id_of(seed)]
-        lines += [f"seed {seed}", *([] if attributes is None else values(meta.facts, attributes[i]))]
+        lines += [f"seed {seed}", *([] if attributes is None else attribute_words(meta.facts, attributes[i]))]
         texts.append("\n".join(" ".join(line.split()) for line in lines))
     return texts
 
 
-def values(facts: Facts, row: np.ndarray) -> list[str]:
+def attribute_words(facts: Facts, row: np.ndarray) -> list[str]:
     """The attributes of a sample that were asked for, `lv volume 120 mL`, and how many more there are."""
     names, units = attribute_names(facts, len(row))
     found = [f"{name} {value:.3g} {unit}".rstrip() for name, unit, value in zip(names, units, row, strict=True)

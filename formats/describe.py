@@ -1,6 +1,7 @@
 """What a file or folder holds (info), as lines of text."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def describe(path: Path) -> Iterator[str]:
         with h5.open_h5(path) as file, h5.damage_named(path):
             yield from h5_tree(path.name, file, 0)
             is_samples = h5.format_of(file) == "samples"
-        yield from said_of_samples(path) if is_samples else ()
+        if is_samples:
+            with suppress(ValueError):  # what is wrong is for check to say
+                yield from said_of_samples(path)
     elif path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines()
         yield f"{path.name}: {len(lines)} lines, the last: {short(lines[-1].decode(errors='replace') if lines else '')}"
@@ -48,7 +51,9 @@ def describe(path: Path) -> Iterator[str]:
         yield f"{path.name}: {picture(path)}"
     elif path.suffix == ".npz":
         yield from tree(path.name, read_npz(path), 0)
-        yield from said_of_samples(path) if {"seeds", HASH} <= set(npz_names(path)) else ()
+        if {"seeds", HASH} <= set(npz_names(path)):
+            with suppress(ValueError):
+                yield from said_of_samples(path)
     elif suffix_of(path):
         yield volume_line(path, read_volume(path, role=role_of(path)))
     else:

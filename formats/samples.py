@@ -132,12 +132,16 @@ class SampleMeta(NamedTuple):
 
     def id_of(self, seed: int) -> str | None:
         """Id of the row that a seed was asked for by, None where no file asked."""
-        return self.ids[seed % len(self.ids)] if self.ids else None
+        return self.ids[self.row_of(seed)] if self.ids else None
+
+    def row_of(self, seed: int) -> int:
+        """Number of the row that a seed was asked for by, of those that `ids` names."""
+        return seed % len(self.ids)
 
     def file_names(self, seeds: Iterable[int]) -> list[str]:
         """What files of samples are called, without what they hold: seed000012, after the id where there is one."""
         names = self.row_names
-        return [(f"{names[seed % len(names)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
+        return [(f"{names[self.row_of(seed)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
 
     @property
     def row_names(self) -> list[str]:
@@ -224,6 +228,11 @@ class SamplesFile:
             self._checked(name, row, index)
         return array
 
+    def affine_of(self, index: int) -> np.ndarray:
+        """Voxel index -> mm [4,4] of a row: its own where it has one, else that of all."""
+        own = self.row("affines", index)
+        return self.affine if own is None else own
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of an array [N,...], None where there is none of that name."""
         return self._file.layout[name][1] if name in self.names else None
@@ -300,6 +309,10 @@ class Samples:
         """Voxel index -> mm [4,4]."""
         return np.asarray(self.meta.facts.affine)
 
+    def affine_of(self, index: int) -> np.ndarray:
+        """The same of a row, which differs where voxel sizes were asked for."""
+        return self.arrays["affines"][index] if "affines" in self.arrays else self.affine
+
     @property
     def spacing(self) -> np.ndarray:
         """Voxel size per axis in mm."""
@@ -334,12 +347,11 @@ class Samples:
             raise ValueError("these samples are latents that nothing decoded: there is no image to write")
         if self.images.ndim == 3:
             raise ValueError("NIfTI holds images and volumes, these are signals (1D)")
-        written, affines = [], self.arrays.get("affines")
+        written = []
         for row, stem in enumerate(self.meta.file_names(self.seeds)):
             for name in NIFTI.keys() & self.arrays.keys():
                 written.append(Path(folder) / f"{stem}{NIFTI[name]}")
-                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts,
-                               self.affine if affines is None else affines[row])
+                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts, self.affine_of(row))
         return sorted(written)
 
 

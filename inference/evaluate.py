@@ -12,7 +12,6 @@ from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.first_stage import FirstStage, tiles_of
-from edm3d.inference.sample_files import affine_of
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
@@ -124,7 +123,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
 def shared_spacing_of(samples: SamplesFile) -> np.ndarray:
     """Voxel size per axis in mm; ValueError naming the seeds whose own differs from that of the first."""
     dims = len(samples.shape("images")) - 2
-    found = [spacing_of(affine_of(samples, i))[:dims] for i in range(len(samples))]
+    found = [spacing_of(samples.affine_of(i))[:dims] for i in range(len(samples))]
     if others := [f"seed {seed} {size}" for seed, size in zip(samples.seeds, found)
                   if not np.allclose(size, found[0], rtol=1e-3)]:
         raise ValueError(f"{samples.path}: voxels of seed {samples.seeds[0]} are {found[0]} mm, those of {len(others)} "

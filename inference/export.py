@@ -14,7 +14,6 @@ from edm3d.formats.samples import SamplesFile, parse_seeds
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.folders import begin, told_of_changes, told_of_names
 from edm3d.inference.nifti_folder import FOLDERS
-from edm3d.inference.sample_files import affine_of
 from edm3d.reporting.montages import planes_figure, save_png
 from edm3d.reporting.slices import Asked
 from edm3d.utils import locks
@@ -152,7 +151,7 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
     name, index = key
     if isinstance(file, SamplesFile):
         facts = file.meta.facts
-        return Exported(name, {kind: file.row(ARRAYS[kind], index) for kind in _kinds(file)}, affine_of(file, index),
+        return Exported(name, {kind: file.row(ARRAYS[kind], index) for kind in _kinds(file)}, file.affine_of(index),
                         facts.label_classes, facts.semantic_classes)
     item, meta = file.read(name, index), file.meta
     arrays = {"image": item.image[meta.numbers("target")], "label": item.label, "map": item.map,

@@ -20,7 +20,6 @@ from edm3d.inference.first_stage import tile_note
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.sample_files import (
     PNG,
-    affine_of,
     check_png,
     check_records,
     clear_others,
@@ -237,7 +236,7 @@ def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options:
     rows = {name: [samples.row(name, i) for i in range(count)] for name in samples.names}
     real, why = real_pictures(snapshot, options.real, count, options.trust)
     generated = list(zip(rows["images"], rows.get("labels", [None] * count), strict=True))
-    affine, dims = affine_of(samples, 0), len(samples.shape("images")) - 2
+    affine, dims = samples.affine_of(0), len(samples.shape("images")) - 2
     save_png(montage([("Real", real), ("Generated", generated)], spacing_of(affine)[:dims], affine=affine,
                      label_classes=facts.label_classes, channels=facts.channels, asked=asked_of(facts, rows),
                      captions=captions(samples.meta, samples.seeds[:count], rows.get("classes"),

@@ -13,7 +13,6 @@ from edm3d.formats import diff3, h5
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, LatentsFile
 from edm3d.formats.samples import SamplesFile
-from edm3d.inference.sample_files import affine_of as affine_of_sample
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.files import arrays_hash, blocks_hash
 from edm3d.utils.runs import find_file
@@ -64,7 +63,7 @@ def open_source(path: Path) -> LatentSource:
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(name, affine_of_sample(samples, i), samples.row("classes", i),
+    rows = [generated_row(name, samples.affine_of(i), samples.row("classes", i),
                           partial(samples.row, "latents", i),
                           {kind: partial(samples.row, array, i) for kind, array in CARRIED.items()
                            if array in samples.names})

@@ -76,12 +76,6 @@ def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
     return [note for record in records(outdir, meta).values() if record.path.is_file() for note in record.begin()]
 
 
-def affine_of(samples: SamplesFile, index: int) -> np.ndarray:
-    """Voxel index -> mm [4,4] of a row: its own, or that which all have."""
-    own = samples.row("affines", index)
-    return samples.affine if own is None else own
-
-
 # ---- what was asked for ----
 
 

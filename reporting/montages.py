@@ -128,9 +128,11 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     same with the outlines of a map that is asked for, and each channel of a condition image.
 
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
-    the left); without, the lower of a plane's two axes runs downwards.
+    the left); without, the lower of a plane's two axes runs downwards, as that of a 2D image with the identity does,
+    which pictures have.
     """
     values = _with_channels(image, len(spacing))[0]
+    affine = known_affine(affine) if len(spacing) == 2 else affine
     asked, classes = asked.in_legend_of(label_classes)
     map_ = asked.maps[0] if asked.maps else None
     centre = centre_of(values.shape, label if map_ is None else map_)

@@ -17,7 +17,7 @@ from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, f
 from edm3d.inference.batch import Sample
 from edm3d.inference.evaluate import sample_case, shared_spacing_of
 from edm3d.inference.export import export
-from edm3d.inference.sample_files import affine_of, write_asked, write_niftis, write_pngs
+from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison, keys
@@ -165,7 +165,9 @@ def test_a_table_of_others_is_left_and_where_nothing_was_asked_there_is_none(tmp
     assert "was not written by generate" in write_asked(tmp_path, samples)[0]
     assert (tmp_path / "asked.csv").read_text() == "mine"
     meta = SampleMeta(Facts("x", ""), "", "", {})
-    write_samples(tmp_path / "plain.h5", [0], {"images": np.zeros((1, 1, 4, 4), np.float32)}, np.eye(4), meta)
+    arrays = {"images": np.zeros((1, 1, 4, 4), np.float32), "classes": np.zeros(1, np.int64),
+              "attributes": np.full((1, 2), np.nan, np.float32)}
+    write_samples(tmp_path / "plain.h5", [0], arrays, np.eye(4), meta)
     assert write_asked(tmp_path / "plain", SamplesFile(tmp_path / "plain.h5")) == []
     assert not (tmp_path / "plain").exists()
 
@@ -238,7 +240,7 @@ def test_measured_samples_have_no_class_that_was_not_asked_and_their_ids(tmp_pat
 def test_samples_of_several_voxel_sizes_are_not_measured_as_one(tmp_path):
     affines = np.stack([np.diag([i, i, i, 1.0]) for i in (2, 2, 3)])
     samples = conditional(tmp_path / "samples.h5", 3, None, affines=affines)
-    assert affine_of(samples, 2)[0, 0] == 3 and affine_of(conditional(tmp_path / "o.h5", 3, None), 2)[0, 0] == 1
+    assert samples.affine_of(2)[0, 0] == 3 and conditional(tmp_path / "o.h5", 3, None).affine_of(2)[0, 0] == 1
     with pytest.raises(ValueError, match="seed 12 .*--ignore-spacing"):
         shared_spacing_of(samples)
 
