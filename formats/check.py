@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats import h5
-from edm3d.formats.asked import said_of_samples
+from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.describe import (
     HDF5,
     YAML,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from edm3d.formats import h5
-from edm3d.formats.asked import said_of_samples
+from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.nifti import Volume, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.npz import HASH
 from edm3d.formats.volumes import in_order

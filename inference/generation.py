@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edm3d.formats import h5
-from edm3d.formats.asked import captions
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.samples import ARRAYS, FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edm3d.formats import asked
+from edm3d.formats import asked_words
 from edm3d.formats.manifest import Manifest
 from edm3d.formats.png import COLOURS, write_png
 from edm3d.formats.samples import MOST_BYTES, NIFTI, SampleMeta, SamplesFile, write_as_nifti
@@ -81,7 +81,7 @@ def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
 
 def write_asked(outdir: Path, samples: SamplesFile) -> list[str]:
     """The table of what was asked for, where anything was, as asked.csv; notes."""
-    text = asked.table(samples)
+    text = asked_words.table(samples)
     if not text:
         return []
     record, of = records(outdir, samples.meta)["asked"], plain_hash(text)

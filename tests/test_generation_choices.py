@@ -14,7 +14,7 @@ from PIL import Image
 
 import dataset_tool
 import generate
-from edm3d.formats.asked import captions
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter, full_box

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from edm3d.formats.asked import captions
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
 from edm3d.inference.batch import Sample, collate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edm3d.formats import asked
+from edm3d.formats import asked_words
 from edm3d.formats.check import checker_of
 from edm3d.formats.describe import describe
 from edm3d.formats.facts import Facts
@@ -183,12 +183,12 @@ def test_an_id_that_no_text_can_hold_is_escaped(tmp_path):
 
 def test_captions_have_three_digits_units_and_the_first_of_many(tmp_path):
     samples = conditional(tmp_path / "samples.h5", 2, ["p1", "p2"])
-    found = asked.captions(samples.meta, SEEDS, samples.array("classes"), samples.array("attributes"))
+    found = asked_words.captions(samples.meta, SEEDS, samples.array("classes"), samples.array("attributes"))
     assert found == ["class ES\np2\nseed 3\nlv volume 120 mL\n-wall 9.5 mm", "class ED\np2\nseed 5\n-wall 10 mm",
                      "p1\nseed 12\nlv volume 0.1 mL\n-wall 11 mm"]
     bare = SampleMeta(Facts("x", ""), "", "", {})
-    assert asked.captions(bare, [4]) == ["seed 4"]
-    assert asked.captions(bare, [4], None, np.arange(6.0)[None]) == [
+    assert asked_words.captions(bare, [4]) == ["seed 4"]
+    assert asked_words.captions(bare, [4], None, np.arange(6.0)[None]) == [
         "seed 4\nattribute 1 0\nattribute 2 1\nattribute 3 2\nand 3 more"]
 
 
@@ -198,7 +198,7 @@ def test_check_and_info_say_what_was_asked(tmp_path, suffix):
     wanted = ["asked for by rows.csv: 3 rows", "classes asked for: ES 1, ED 1, none 1",
               "attribute asked for: lv volume 0.1 to 120 mL, 1 without", "attribute asked for: -wall 9.5 to 11 mm",
               "maps asked for, of classes outside, sector, wall", "condition images asked for, of low dose"]
-    assert list(asked.lines(samples)) == wanted
+    assert list(asked_words.lines(samples)) == wanted
     report = checker_of(samples.path)(samples.path)
     assert not report.problems and [line.strip() for line in report.lines[-6:]] == wanted
     assert [line.strip() for line in describe(samples.path)][-6:] == wanted
