@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.describe import (
     HDF5,
     YAML,
@@ -76,7 +77,7 @@ def check_volume(path: Path) -> Report:
 def check_samples_npz(path: Path) -> Report:
     """Samples, held against their content hash."""
     problems = _problems(path, "samples")
-    lines = [] if problems else list(tree(path.name, read_npz(path), 0))[1:]
+    lines = [] if problems else [*list(tree(path.name, read_npz(path), 0))[1:], *said_of_samples(path)]
     return Report([f"{path}: samples, content hash agrees", *lines] if lines else [], problems)
 
 
@@ -96,7 +97,8 @@ def check_h5(path: Path) -> Report:
         kind = h5.format_of(file)
         lines = [f"{path}: {kind}, hashes agree", *list(h5_tree(path.name, file, 0))[1:]]
     if kind != "volumes":
-        return Report(lines, _problems(path, kind))
+        problems = _problems(path, kind)
+        return Report([*lines, *([] if problems or kind != "samples" else said_of_samples(path))], problems)
     volumes = VolumesFile(path)
     lines, problems = [f"{path}: volumes, hashes agree; {contract(volumes.meta)}"], _shared_groups(volumes)
     for split in volumes.splits:

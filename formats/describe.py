@@ -11,8 +11,10 @@ import nibabel
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.facts import AttributeStatistics
 from edm3d.formats.nifti import PICTURE, Volume, npz_names, read_volume, spacing_of, suffix_of
+from edm3d.formats.npz import HASH
 from edm3d.formats.png import open_png
 from edm3d.formats.volumes import ROLES, VolumesFile, VolumesMeta, in_order
 from edm3d.formats.wanted import ANY, check_is_file
@@ -41,11 +43,13 @@ def describe(path: Path) -> Iterator[str]:
     if path.suffix in HDF5:
         with h5.open_h5(path) as file, h5.damage_named(path):
             yield from h5_tree(path.name, file, 0)
-            is_volumes = h5.format_of(file) == "volumes"
-        if is_volumes:
-            with suppress(ValueError):  # what is wrong is for check to say
+            form = h5.format_of(file)
+        with suppress(ValueError):  # what is wrong is for check to say
+            if form == "volumes":
                 volumes = VolumesFile(path)
                 yield from [f"  {contract(volumes.meta)}", *attribute_lines(volumes)]
+            elif form == "samples":
+                yield from said_of_samples(path)
     elif path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines()
         yield f"{path.name}: {len(lines)} lines, the last: {short(lines[-1].decode(errors='replace') if lines else '')}"
@@ -53,6 +57,9 @@ def describe(path: Path) -> Iterator[str]:
         yield f"{path.name}: {picture(path)}"
     elif path.suffix == ".npz":
         yield from tree(path.name, read_npz(path), 0)
+        if {"seeds", HASH} <= set(npz_names(path)):
+            with suppress(ValueError):
+                yield from said_of_samples(path)
     elif suffix_of(path):
         yield volume_line(path, read_volume(path, role=role_of(path)))
     else:

@@ -10,7 +10,7 @@ cond_images [N,C,*S] float32 in the units of the images; and as metadata `data`
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,13 +26,15 @@ from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
 from edm3d.formats.sample_settings import Settings, SweptAttribute
 from edm3d.utils.log import progress
+from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, parse_json, shown, taken
 
 FORMATS = ("h5", "npz")
 MOST_SEEDS = 1_000_000
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
-NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz"}  # what follows seed000000 in names of files
+NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz"}
+MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
 TABLES = ("seeds", "affine", "affines", "classes", "attributes")  # small: kept in memory
 
 
@@ -115,10 +117,32 @@ class SampleMeta(NamedTuple):
         """The seed that a sample's noise was drawn by: its own number, but in a sweep."""
         return number // len(self.sweep.values) if self.sweep else number
 
-    def id_of(self, seed: int) -> str | None:
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows of the file that samples were asked for by, which seeds go through in turn; [] for none."""
+        return (self.sampling.get("conditions") or {}).get("ids") or []
+
+    def id_of(self, number: int) -> str | None:
         """Id of the row that a sample, by its number, was asked for by, None where no file asked."""
-        ids = self.sampling.get("conditions", {}).get("ids")
-        return ids[self.noise_of(seed) % len(ids)] if ids else None
+        return self.ids[self.row_of(number)] if self.ids else None
+
+    def row_of(self, number: int) -> int:
+        """Number of the row that a sample was asked for by, of those that `ids` names."""
+        return self.noise_of(number) % len(self.ids)
+
+    def file_names(self, seeds: Iterable[int]) -> list[str]:
+        """What files of samples are called, without what they hold: seed000012, after the id where there is one."""
+        names = self.row_names
+        return [(f"{names[self.row_of(seed)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
+
+    @property
+    def row_names(self) -> list[str]:
+        """The ids of rows, as names of files have them."""
+        return file_names(self.ids, MOST_BYTES)
+
+    def class_name(self, index: int | None) -> str | None:
+        """Name of the class of a row, None where it is of none."""
+        return None if index is None or index < 0 else self.facts.class_name(index)
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
@@ -259,10 +283,20 @@ class Samples:
         return self.arrays.get("latents")
 
     @property
-    def classes(self) -> list[str] | None:
-        """The class of each, None of a network that is not told any."""
+    def classes(self) -> list[str | None] | None:
+        """The class of each, None for none, and None of a network that is not told any."""
         found = self.arrays.get("classes")
-        return None if found is None else [self.meta.facts.class_name(i) for i in found]
+        return None if found is None else [self.meta.class_name(i) for i in found]
+
+    @property
+    def ids(self) -> list[str | None]:
+        """Of each the id of the row of a file that it was asked for by, None where no file asked."""
+        return [self.meta.id_of(seed) for seed in self.seeds]
+
+    @property
+    def maps(self) -> np.ndarray | None:
+        """The maps [N,*S] uint8 that were asked for, None where none were."""
+        return self.arrays.get("maps")
 
     @property
     def affine(self) -> np.ndarray:
@@ -298,7 +332,8 @@ class Samples:
         write_samples(path, self.seeds, self.arrays, self.affine, self.meta)
 
     def save_nifti(self, folder: str | Path) -> list[Path]:
-        """Write seed000000_image.nii.gz and seed000000_label.nii.gz and so on into a folder; what was written.
+        """Write seed000000_image.nii.gz, _label.nii.gz, the _map.nii.gz and _cond.nii.gz that were asked for, and so on
+        into a folder, after ids where there are some; what was written.
 
         ValueError for latents, which nothing decoded, and for signals (1D).
         """
@@ -307,16 +342,17 @@ class Samples:
         if self.images.ndim == 3:
             raise ValueError("NIfTI holds images and volumes, these are signals (1D)")
         written = []
-        for row, seed in enumerate(self.seeds):
+        for row, stem in enumerate(self.meta.file_names(self.seeds)):
             for name in NIFTI.keys() & self.arrays.keys():
-                written.append(Path(folder) / f"seed{seed:06d}{NIFTI[name]}")
+                written.append(Path(folder) / f"{stem}{NIFTI[name]}")
                 write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts, self.affine_of(row))
         return sorted(written)
 
 
 def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts, affine: np.ndarray) -> None:
-    """Write an image [C,*S] (name "images") or a label map [*S] ("labels"), of an affine of its own."""
-    is_image = name == "images"
+    """Write an image [C,*S] (name "images", "cond_images") or a map [*S] ("labels", "maps"), of an affine of its own.
+    """
+    is_image = name in ("images", "cond_images")
     write_nifti(path, array, affine, spatial_dims=array.ndim - is_image,
                 unit=facts.intensity.unit if is_image else "")
 

@@ -17,7 +17,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
 from edm3d.inference.first_stage import FirstStage, check_decoding, tile_note, tiled
-from edm3d.inference.latent_source import LatentSource, affine_of, build_net, find_stage, open_source
+from edm3d.inference.latent_source import CARRIED, LatentSource, affine_of, build_net, find_stage, open_source
 from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
 from edm3d.inference.parts import (
     Arrays,
@@ -32,6 +32,7 @@ from edm3d.inference.parts import (
     ranks_at_work,
 )
 from edm3d.networks.tiles import Tiles
+from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
 from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, remove_temporary
 from edm3d.utils.log import RunLog, progress
@@ -62,7 +63,7 @@ class DecodeOptions(NamedTuple):
 class DecodeJob(NamedTuple):
     """What turns latents into volumes on grids [*S]. whole: what to hold the first of them against, decoded in tiles.
 
-    facts: of the volumes as they are written.
+    facts: of the volumes as they are written. carried: what each gets that lies beside its latents (see CARRIED).
     """
 
     source: LatentSource
@@ -71,6 +72,7 @@ class DecodeJob(NamedTuple):
     facts: Facts
     shape: tuple[int, ...]
     options: DecodeOptions
+    carried: tuple[str, ...] = ()
 
 
 def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: str | None = None,
@@ -133,7 +135,7 @@ def decode_to_file(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) ->
 def decode_to_folder(dest: Path, job: DecodeJob, provenance: dict, log: RunLog) -> None:
     """NIfTI of every row, and a record of what is finished."""
     rows = job.source.rows
-    folder = NiftiFolder(dest, rows, job.facts, job.shape, provenance, UNLIKE)
+    folder = NiftiFolder(dest, rows, job.facts, job.shape, provenance, UNLIKE, job.carried)
     for line in folder.begin(job.options.overwrite):
         log(line)
     missing = missing_of(folder, range(len(rows)))
@@ -162,7 +164,8 @@ def made_line(dest: Path, count: int, made: int) -> str:
 def check_space(dest: Path, job: DecodeJob) -> None:
     """ValueError when the disk has no room for parts and file; what will be compressed is not foreseen."""
     facts, uint8 = job.facts, job.options.uint8
-    volume = prod(job.shape) * (len(facts.channels) * (1 if uint8 else 4) + bool(facts.label_classes))
+    channels = len(facts.channels) + len(facts.condition_channels or ()) * ("cond" in job.carried)
+    volume = prod(job.shape) * (channels * (1 if uint8 else 4) + bool(facts.label_classes) + ("map" in job.carried))
     check_free_disk(dest.parent, len(job.source.rows) * volume * (1 if uint8 else 2))
 
 
@@ -180,11 +183,26 @@ def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) ->
     shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
     check_decoding(stage, source.rows[0].latents().shape[1:], options.batch_size, "--latents")
     return DecodeJob(source, *tiled(stage, options.tiles, options.compare),
-               in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options)
+               in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options,
+               carried_by(source, stage.facts, shape))
+
+
+def carried_by(source: LatentSource, facts: Facts, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """What lies beside all latents and is of volumes of a shape [*S]; ValueError where it is of others."""
+    known = {"map": facts.semantic_classes, "cond": facts.condition_channels}
+    found = tuple(kind for kind in CARRIED if known[kind] and all(kind in row.carried for row in source.rows))
+    for kind in found:
+        if (had := source.rows[0].carried[kind]().shape[kind == "cond":]) != shape:
+            raise ValueError(f"{source.path}: {CARRIED[kind]} are {list(had)}, and its latents become volumes of "
+                             f"{list(shape)}; wanted one grid")
+    return found
 
 
 def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: RunLog) -> None:
-    """Decode this rank's share: an image [C,*S] and, where there are label classes, a label map [*S] of each row."""
+    """Decode this rank's share: an image [C,*S] and, where there are label classes, a label map [*S] of each row.
+
+    What lies beside its latents goes with it.
+    """
     rows = job.source.rows
 
     def told(numbers: list[int]) -> str:
@@ -206,7 +224,12 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
         if job.options.uint8:
             image = job.stage.facts.intensity.to_bytes(image)
         arrays = {"image": image} if label is None else {"image": image, "label": label.cpu().numpy()}
-        return [{name: array[i] for name, array in arrays.items()} for i in range(len(numbers))]
+        return [{name: array[i] for name, array in arrays.items()} | carried(n) for i, n in enumerate(numbers)]
+
+    def carried(number: int) -> dict[str, np.ndarray]:
+        found = {kind: rows[number].carried[kind]() for kind in job.carried}
+        return {kind: job.stage.facts.intensity.to_bytes(array) if kind == "cond" and job.options.uint8 else array
+                for kind, array in found.items()}
 
     make_missing(pieces, missing, job.options.batch_size, made, desc="decode", unit="volume",
                  read=lambda numbers: np.stack([rows[n].latents() for n in numbers]))
@@ -217,8 +240,10 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
 
 def check_part(job: DecodeJob, _: int, arrays: Arrays) -> None:
     """ValueError for arrays that decode_missing cannot have made."""
+    shapes = {"map": job.shape, "cond": (len(job.facts.condition_channels or ()), *job.shape)}
     check_shapes(arrays, {"image": (len(job.facts.channels) or None, *job.shape),
-                          **({"label": job.shape} if job.facts.label_classes else {})})
+                          **({"label": job.shape} if job.facts.label_classes else {}),
+                          **{kind: shapes[kind] for kind in job.carried}})
     count = len(job.facts.label_classes)
     check_types(arrays, {"image": "uint8" if job.options.uint8 else "float32", **({"label": "uint8"} if count else {})})
     if count and (highest := arrays["label"].max()) >= count:
@@ -240,8 +265,10 @@ def write_montage(path: Path, pieces: Parts | NiftiFolder, job: DecodeJob) -> No
     found = [pieces.read(number) for number in range(len(rows))]
     affine = affine_of(rows[0], job.facts)
     spacing = spacing_of(affine)[:len(job.shape)]
+    asked = Asked([each["map"] for each in found if "map" in each], job.facts.semantic_classes,
+                  [each["cond"] for each in found if "cond" in each], job.facts.condition_channels or ())
     save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,
-                     label_classes=job.facts.label_classes, channels=job.facts.channels,
+                     label_classes=job.facts.label_classes, channels=job.facts.channels, asked=asked,
                      captions=[row.id for row in rows], affine=affine), path)
 
 
@@ -258,11 +285,14 @@ def is_there(dest: Path, provenance: dict, overwrite: bool) -> bool:
 def write_volumes(dest: Path, parts: Parts, job: DecodeJob, provenance: dict) -> None:
     """A volumes file of all parts, read one by one."""
     facts, classes = job.facts, job.facts.class_names
-    meta = VolumesMeta(len(job.shape), facts.channels, ("target",) * len(facts.channels), facts.label_classes, (), (),
-                       classes, facts.intensity)
+    conditions = facts.condition_channels if "cond" in job.carried else ()
+    roles = ("target",) * len(facts.channels) + ("condition",) * len(conditions)
+    meta = VolumesMeta(len(job.shape), facts.channels + conditions, roles, facts.label_classes, (), (), classes,
+                       facts.intensity, map_classes=facts.semantic_classes if "map" in job.carried else ())
     with VolumesWriter(dest, meta, provenance, image_dtype="uint8" if job.options.uint8 else "float32") as writer:
         for number, row in enumerate(progress(job.source.rows, desc="write", unit="volume")):
             part, box = parts.read(number), full_box(job.shape) if row.box is None else row.box
-            writer.add(row.split, Item(part["image"].astype(np.float32), part.get("label"), None,
+            image = np.concatenate([part["image"], part["cond"]]) if conditions else part["image"]
+            writer.add(row.split, Item(image.astype(np.float32), part.get("label"), None,
                                        row.class_index if classes else None, row.id, row.group, affine_of(row, facts),
-                                       box))
+                                       box, part.get("map")))

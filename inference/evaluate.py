@@ -68,7 +68,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
-                         seeds=samples.seeds, held_out=held_out, seed=seed)
+                         seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
+                         if samples.meta.ids else (), held_out=held_out, seed=seed)
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
@@ -108,7 +109,7 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
         if got != wanted:
             got, wanted = listed_apart(got, wanted) if what == "label classes" else (got, wanted)
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
-    spacing = spacing_of(samples.affine)[: meta.spatial_dims]
+    spacing = spacing_of(samples.affine)[: meta.spatial_dims] if ignore_spacing else shared_spacing_of(samples)
     real_spacing = spacing if ignore_spacing else shared_spacing(file)
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
         raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
@@ -117,6 +118,17 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit, rows_of(samples.affine),
                   facts.class_names if set(facts.class_names) <= set(meta.class_names) else ())
+
+
+def shared_spacing_of(samples: SamplesFile) -> np.ndarray:
+    """Voxel size per axis in mm; ValueError naming the seeds whose own differs from that of the first."""
+    dims = len(samples.shape("images")) - 2
+    found = [spacing_of(samples.affine_of(i))[:dims] for i in range(len(samples))]
+    if others := [f"seed {seed} {size}" for seed, size in zip(samples.seeds, found)
+                  if not np.allclose(size, found[0], rtol=1e-3)]:
+        raise ValueError(f"{samples.path}: voxels of seed {samples.seeds[0]} are {found[0]} mm, those of {len(others)} "
+                         f"others are not: {listed(others)}; --ignore-spacing measures them all the same")
+    return found[0]
 
 
 def shared_spacing(file: VolumesFile) -> np.ndarray:
@@ -133,9 +145,8 @@ def shared_spacing(file: VolumesFile) -> np.ndarray:
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
     label = samples.row("labels", index) if layout.label_classes else None
-    number = samples.row("classes", index)
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
-                None if number is None else samples.meta.facts.class_name(number))
+                samples.meta.class_name(samples.row("classes", index)))
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

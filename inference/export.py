@@ -13,7 +13,9 @@ from edm3d.formats.nifti import spacing_of, write_nifti
 from edm3d.formats.samples import SamplesFile, parse_seeds
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.folders import begin, told_of_changes, told_of_names
+from edm3d.inference.nifti_folder import FOLDERS
 from edm3d.reporting.montages import planes_figure, save_png
+from edm3d.reporting.slices import Asked
 from edm3d.utils import locks
 from edm3d.utils.checks import listed
 from edm3d.utils.files import check_dest_folder, file_hash
@@ -21,34 +23,32 @@ from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
 RECORD = "export.json"
+ARRAYS = {"image": "images", "label": "labels", "map": "maps", "cond": "cond_images"}  # of samples
 
 
 class Exported(NamedTuple):
-    """A volume on its way out: image [C,*S], label [*S] or None, affine [4,4], and the classes of the label."""
+    """A volume on its way out: its arrays by kind (see FOLDERS), affine [4,4], and the classes of label and map."""
 
     id: str
-    image: np.ndarray
-    label: np.ndarray | None
+    arrays: dict[str, np.ndarray]
     affine: np.ndarray
     label_classes: tuple[str, ...]
+    map_classes: tuple[str, ...]
 
 
 class Exporting(NamedTuple):
-    """What is written: kind (nifti or png), names of the files without suffix by (split or seed, row), axes and unit.
+    """What is written: form (nifti or png), names of the files without suffix by (split or seed, row), axes and unit.
     """
 
-    kind: str
+    form: str
     names: dict[tuple[str, int], str]
     dims: int
     unit: str
 
-    def files(self, key: tuple[str, int], labelled: bool) -> list[str]:
-        """The files of a volume: image and label map, of one name in two folders as `prepare` reads it; or a picture.
-        """
+    def files(self, key: tuple[str, int], kinds: Sequence[str]) -> list[str]:
+        """The files of a volume: those of its kinds, of one name in folders as `prepare` reads it; or a picture."""
         name = self.names[key]
-        if self.kind != "nifti":
-            return [f"{name}.png"]
-        return [f"{folder}/{name}.nii.gz" for folder in (("images", "labels") if labelled else ("images",))]
+        return [f"{FOLDERS[kind]}/{name}.nii.gz" for kind in kinds] if self.form == "nifti" else [f"{name}.png"]
 
 
 def export(path: Path, kind: str, dest: Path, split: str | None = None, indices: str | None = None,
@@ -80,21 +80,30 @@ def export(path: Path, kind: str, dest: Path, split: str | None = None, indices:
 
 def _export_all(file: VolumesFile | SamplesFile, work: Exporting, record: Manifest, overwrite: bool) -> Iterator[str]:
     """Write what is not there yet; lines to say."""
-    labelled = bool(file.meta.label_classes) if isinstance(file, VolumesFile) else "labels" in file.names
-    yield from begin(record, [name for key in work.names for name in work.files(key, labelled)], overwrite)
+    kinds = _kinds(file)
+    yield from begin(record, [name for key in work.names for name in work.files(key, kinds)], overwrite)
     record.load()
     missing = [key for key in progress(work.names, desc="look", unit="volume")
-               if not all([record.is_finished(name) for name in work.files(key, labelled)])]
+               if not all([record.is_finished(name) for name in work.files(key, kinds)])]
     yield from told_of_changes(record.changed)
     for key in progress(missing, desc="export", unit="volume"):
         volume = _exported(file, key)
         with ExitStack() as stack:
-            paths = [stack.enter_context(record.writing(name, volume.id)) for name in work.files(key, labelled)]
+            paths = [stack.enter_context(record.writing(name, volume.id)) for name in work.files(key, kinds)]
             _write_out(volume, work, paths)
     record.settle()
     count, made = len(work.names), len(missing)
     yield (f"{record.folder}: {count} volumes" if made == count else f"{record.folder}: all {count} there already"
            if not made else f"{record.folder}: {count} volumes ({count - made} there already)")
+
+
+def _kinds(file: VolumesFile | SamplesFile) -> list[str]:
+    """What each volume of a file has."""
+    if isinstance(file, SamplesFile):
+        return [kind for kind, name in ARRAYS.items() if name in file.names]
+    meta = file.meta
+    there = {"image": True, "label": meta.label_classes, "map": meta.map_classes, "cond": meta.numbers("condition")}
+    return [kind for kind, is_there in there.items() if is_there]
 
 
 def _content_hash(file: VolumesFile | SamplesFile) -> str:
@@ -122,7 +131,7 @@ def _sample_keys(file: SamplesFile, indices: str | None) -> list[tuple[str, int]
     wanted = list(file.rows) if indices is None else _indices(indices)
     if absent := [seed for seed in wanted if seed not in file.rows]:
         raise ValueError(f"--indices {indices}: {file.path} has no seeds {listed(absent)}")
-    return [(f"seed{seed:06d}", file.rows[seed]) for seed in wanted]
+    return [(name, file.rows[seed]) for seed, name in zip(wanted, file.meta.file_names(wanted), strict=True)]
 
 
 def _indices(text: str | None) -> list[int] | None:
@@ -140,20 +149,26 @@ def _indices(text: str | None) -> list[int] | None:
 
 def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported:
     name, index = key
-    if isinstance(file, VolumesFile):
-        item = file.read(name, index)
-        return Exported(item.id, item.image, item.label, item.affine, file.meta.label_classes)
-    return Exported(name, file.row("images", index), file.row("labels", index), file.affine_of(index),
-                    file.meta.facts.label_classes)
+    if isinstance(file, SamplesFile):
+        facts = file.meta.facts
+        return Exported(name, {kind: file.row(ARRAYS[kind], index) for kind in _kinds(file)}, file.affine_of(index),
+                        facts.label_classes, facts.semantic_classes)
+    item, meta = file.read(name, index), file.meta
+    arrays = {"image": item.image[meta.numbers("target")], "label": item.label, "map": item.map,
+              "cond": item.image[meta.numbers("condition")]}
+    return Exported(item.id, {kind: arrays[kind] for kind in _kinds(file)}, item.affine, meta.label_classes,
+                    meta.map_classes)
 
 
 def _write_out(volume: Exported, work: Exporting, paths: Sequence[Path]) -> None:
-    if work.kind == "nifti":
-        write_nifti(paths[0], volume.image, volume.affine, spatial_dims=work.dims, unit=work.unit)
-        if volume.label is not None:
-            write_nifti(paths[1], volume.label, volume.affine, spatial_dims=work.dims)
+    arrays = volume.arrays
+    if work.form == "nifti":
+        for path, (kind, array) in zip(paths, arrays.items(), strict=True):
+            write_nifti(path, array, volume.affine, spatial_dims=work.dims,
+                        unit=work.unit if kind in ("image", "cond") else "")
         return
-    spacing = spacing_of(volume.affine)[:work.dims]
-    figure = planes_figure(volume.image, volume.label, spacing, affine=volume.affine,
-                           label_classes=volume.label_classes)
+    asked = Asked([arrays["map"]] if "map" in arrays else (), volume.map_classes,
+                  [arrays["cond"]] if "cond" in arrays else ())
+    figure = planes_figure(arrays["image"], arrays.get("label"), spacing_of(volume.affine)[:work.dims],
+                           affine=volume.affine, label_classes=volume.label_classes, asked=asked)
     save_png(figure, paths[0])

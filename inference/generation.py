@@ -1,6 +1,6 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from edm3d.formats import h5
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.npz import is_odd
@@ -20,9 +21,18 @@ from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer,
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
-from edm3d.inference.sample_files import PNG, check_png, check_records, clear_others, write_niftis, write_pngs
+from edm3d.inference.sample_files import (
+    PNG,
+    check_png,
+    check_records,
+    clear_others,
+    write_asked,
+    write_niftis,
+    write_pngs,
+)
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.sweeps import write_sweep
+from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import build_from_file, check_targets
@@ -207,6 +217,7 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
 def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> Iterator[str]:
     """Files of every seed, and the montage of real above generated, as far as there are images; a line on each."""
     yield from clear_others(outdir, samples.meta)
+    yield from write_asked(outdir, samples)
     if "images" not in samples.names:
         return
     dims = len(samples.shape("images")) - 2
@@ -219,22 +230,30 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
         yield from write_pngs(outdir, samples)
         yield f"PNG       {outdir / 'png'}"
     if options.montage:
-        from edm3d.reporting.montages import montage, save_png
-        count = min(options.montage, len(samples))
-        generated, facts = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)], snapshot.facts
-        real, why = real_pictures(snapshot, options.real, count, options.trust)
-        save_png(montage([("Real", real), ("Generated", generated)], spacing_of(samples.affine)[:dims],
-                         label_classes=facts.label_classes, channels=facts.channels, affine=samples.affine,
-                         captions=captions(samples.meta.facts, samples.seeds[:count], samples.array("classes"))),
-                 outdir / "samples.png")
+        why = write_montage(outdir / "samples.png", samples, snapshot, options)
         yield f"Montage   {outdir / 'samples.png'}" + (f"; without real volumes: {why}; name some by sampling.real="
                                                        "FILE.h5" if why else "")
 
 
-def captions(facts: Facts, seeds: Sequence[int], classes: np.ndarray | None) -> list[str]:
-    """Class (where there are some) and seed of the first samples."""
-    texts = [f"seed {seed}" for seed in seeds]
-    return texts if classes is None else [f"class {facts.class_name(i)}\n{text}" for i, text in zip(classes, texts)]
+def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> str:
+    """A PNG of real volumes, what the first samples were asked for, and these; why there are no real ones, else ''."""
+    from edm3d.reporting.montages import montage, save_png
+    count, facts = min(options.montage, len(samples)), snapshot.facts
+    rows = {name: [samples.row(name, i) for i in range(count)] for name in samples.names}
+    real, why = real_pictures(snapshot, options.real, count, options.trust)
+    generated = list(zip(rows["images"], rows.get("labels", [None] * count), strict=True))
+    affine, dims = samples.affine_of(0), len(samples.shape("images")) - 2
+    save_png(montage([("Real", real), ("Generated", generated)], spacing_of(affine)[:dims], affine=affine,
+                     label_classes=facts.label_classes, channels=facts.channels, asked=asked_of(facts, rows),
+                     captions=captions(samples.meta, samples.seeds[:count], rows.get("classes"),
+                                       rows.get("attributes"))), path)
+    return why
+
+
+def asked_of(facts: Facts, rows: Mapping[str, Sequence[np.ndarray]]) -> Asked:
+    """Maps and condition images that samples were asked for, for a montage; rows: of their arrays by name."""
+    return Asked(rows.get("maps", ()), facts.semantic_classes, rows.get("cond_images", ()),
+                 facts.condition_channels or ())
 
 
 def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:

@@ -1,8 +1,9 @@
 """What there is to decode: the latents of a samples or latents file, ours or DIFF-3's, and their first stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,15 @@ from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.files import arrays_hash, blocks_hash
 from edm3d.utils.runs import find_file
 
+CARRIED = {"map": "maps", "cond": "cond_images"}  # maps and condition images, as files of samples and latents name them
 GENERATED = "generated"  # split of volumes that were drawn
 
 
 class LatentRow(NamedTuple):
-    """Where latents lie, and what becomes of them. semantic: the map [*S] that their volume has, or None."""
+    """Where latents lie, and what becomes of them.
+
+    carried: what lies beside them at full size (see CARRIED); semantic: the map [*S] that their volume has, or None.
+    """
 
     split: str
     id: str
@@ -29,6 +34,7 @@ class LatentRow(NamedTuple):
     box: np.ndarray | None
     class_index: int | None
     latents: Callable[[], np.ndarray]
+    carried: Mapping[str, Callable[[], np.ndarray]] = MappingProxyType({})
     semantic: Callable[[], np.ndarray | None] = lambda: None
 
 
@@ -61,9 +67,11 @@ def open_source(path: Path) -> LatentSource:
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(f"seed{seed:06d}", samples.affine_of(i), samples.row("classes", i),
+    rows = [generated_row(name, samples.affine_of(i), samples.row("classes", i),
                           partial(samples.row, "latents", i),
-                          partial(samples.row, "maps", i)) for i, seed in enumerate(samples.seeds)]
+                          {kind: partial(samples.row, array, i) for kind, array in CARRIED.items()
+                           if array in samples.names}, partial(samples.row, "maps", i))
+            for i, name in enumerate(samples.meta.file_names(samples.seeds))]
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
@@ -77,10 +85,11 @@ def plain_stage(channels: int, record: FirstStageRecord | None = None) -> Carrie
 
 
 def generated_row(name: str, affine: np.ndarray, class_index: int | None, latents: Callable[[], np.ndarray],
+                  carried: Mapping[str, Callable[[], np.ndarray]] = MappingProxyType({}),
                   semantic: Callable[[], np.ndarray | None] = lambda: None) -> LatentRow:
     """A row of drawn latents."""
-    return LatentRow(GENERATED, name, name, affine, None, None if class_index is None else int(class_index), latents,
-                     semantic)
+    index = None if class_index is None or class_index < 0 else int(class_index)
+    return LatentRow(GENERATED, name, name, affine, None, index, latents, carried, semantic)
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
@@ -95,6 +104,8 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
             maps = part.grids.get("maps", part.grids.get("labels"))
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
                                   lambda part=part, i=i: part.mean[i],
+                                  {kind: partial(part.grids[array].__getitem__, i)
+                                   for kind, array in CARRIED.items() if array in part.grids},
                                   lambda maps=maps, i=i: None if maps is None else maps[i]))
     return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))

@@ -19,21 +19,25 @@ from edm3d.utils.names import file_names
 
 RECORD = "decode.json"
 MONTAGE = "volumes.png"
+FOLDERS = {"image": "images", "label": "labels", "map": "maps", "cond": "conditions"}  # by what they hold
 
 
 class NiftiFolder:
-    """Decoded volumes as NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are."""
+    """Decoded volumes as NIfTI in DEST/images and DEST/labels, as `prepare` reads it, and a record of what they are.
+
+    carried: what else each of them has, in a folder of its own (see FOLDERS).
+    """
 
     def __init__(self, dest: Path, rows: Sequence[LatentRow], facts: Facts, shape: tuple[int, ...],
-                 provenance: Mapping[str, Any], depends_on: Sequence[str]):
+                 provenance: Mapping[str, Any], depends_on: Sequence[str], carried: Sequence[str] = ()):
         self.rows, self.facts, self.shape = rows, facts, shape
-        self.kinds = ("image", "label") if facts.label_classes else ("image",)
+        self.kinds = ("image", *(("label",) if facts.label_classes else ()), *carried)
         self.names = file_names([row.id for row in rows])
         self.manifest = Manifest(dest, RECORD, provenance, depends_on, distributed.rank())
 
     def name(self, number: int, kind: str) -> str:
         """The image or label map of a row, below the folder."""
-        return f"{kind}s/{self.names[number]}.nii.gz"
+        return f"{FOLDERS[kind]}/{self.names[number]}.nii.gz"
 
     def begin(self, overwrite: bool) -> list[str]:
         """Make the record one of these volumes, on all ranks; notes. ValueError for a folder of anything else."""
@@ -56,12 +60,13 @@ class NiftiFolder:
         for kind, array in arrays.items():
             with self.manifest.writing(self.name(number, kind), row.id) as temporary:
                 write_nifti(temporary, array, affine_of(row, self.facts), spatial_dims=len(self.shape),
-                            unit=self.facts.intensity.unit if kind == "image" else "")
+                            unit=self.facts.intensity.unit if kind in ("image", "cond") else "")
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """Image [C,*S] and label map [*S] of a row."""
-        shapes = {"image": (-1, *self.shape), "label": self.shape}
-        return {kind: read_volume(self.manifest.folder / self.name(number, kind)).data.reshape(shapes[kind])
+        """Image [C,*S] and label map [*S] of a row, and what else there is."""
+        channels = {"image": (-1,), "cond": (-1,)}
+        return {kind: read_volume(self.manifest.folder / self.name(number, kind)).data.reshape(
+                    *channels.get(kind, ()), *self.shape)
                 for kind in self.kinds}
 
     def has_montage(self) -> bool:

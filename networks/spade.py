@@ -41,7 +41,7 @@ class MapFeatures(nn.Module):
     def folded(self, semantic: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
         """Channels of the map at every level, averaged from one to the next."""
         device = semantic.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):  # ones and zeros are as exact in it, and as large as the full map
+        if device != "meta" and torch.is_autocast_enabled(device):  # ones and zeros are exact in it, and smaller
             dtype = torch.get_autocast_dtype(device)
         shares, voxels = fold_map(semantic, self.classes, self.factor, dtype)
         if self.from_shares is not None:

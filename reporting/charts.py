@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from edm3d.reporting.tables import titled
 from edm3d.reporting.words import shown_word
+from edm3d.utils.names import titled
 
 COLOURS = {"real": "#57606a", "generated": "#0969da", "decoded": "#0969da", "noise": "#d4721c"}
 STYLES = {"real": "-", "generated": "-", "decoded": "-", "noise": (0, (4, 2))}

@@ -22,21 +22,23 @@ HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Context):
-    """Real and generated volumes by number, and the seeds of the latter; held_out: split of the set `decoded`; seed:
-    of pairs and resampling.
+    """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
+    any; held_out: split of the set `decoded`; seed: of pairs and resampling.
     """
 
     real: Cases
     generated: Cases
     seeds: Sequence[int] = ()
+    asked: Sequence[str] = ()
     held_out: str = ""
     seed: int = 0
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Set, id and seed of the volumes of a set."""
+    """Set, id and seed of the volumes of a set, and the ids that they were asked for by, where any were."""
+    of_seeds = {"seed": [str(seed) for seed in context.seeds], **({"asked": context.asked} if context.asked else {})}
     return {"set": [name] * len(ids), "id": ids,
-            "seed": [str(seed) for seed in context.seeds] if name == "generated" else [""] * len(ids)}
+            **{key: values if name == "generated" else [""] * len(ids) for key, values in of_seeds.items()}}
 
 
 def head(report: dict, facts: list[tuple[str, str]]) -> str:

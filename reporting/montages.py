@@ -7,50 +7,60 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from scipy import ndimage
 
-from edm3d.formats.geometry import blur_sigmas
 from edm3d.formats.png import COLOURS
+from edm3d.reporting.overlays import LABEL_COLOURS, colour_of
+from edm3d.reporting.slices import (
+    FILL,
+    NOTHING_ASKED,
+    OUTLINE,
+    TILE,
+    Asked,
+    Plane,
+    centre_of,
+    known_affine,
+    plane_names,
+    planes_of,
+    tile_of,
+)
 from edm3d.reporting.words import shown_lines, shown_word
 from edm3d.utils.files import atomic_path
 
 BACKGROUND = "#0d1117"
 TEXT = "#e6edf3"
-# Class 1 first; apart in lightness and hue, so that people who do not see red from green can tell them too.
-LABEL_COLOURS = ("#ff5d73", "#ffc857", "#4cc9f0", "#7ae582", "#c77dff", "#ff9f1c", "#a0c4ff", "#f1f1f1")
-FILL, OUTLINE = 0.12, 0.95
 WHITE = 99.8  # percentile of the intensities that is shown as white
-TILE = 168  # pixels of the longer side of a volume
 GAP = 6
 LINE, LETTER, FEWEST_LETTERS = 16, 6, 16  # pixels of a line of a caption, and of a letter in it
-MARGIN, HEADING, LEGEND_LINE = 18, 40, 22  # pixels
+MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 10  # pixels; the last of a letter in a title
 DPI = 100
-# Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
-_VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
-
-# Planes by where their normal points, and in short, for rows that are low.
-_ANATOMICAL = {code: name for codes, name in (("SI", ("axial", "ax")), ("AP", ("coronal", "cor")),
-                                              ("RL", ("sagittal", "sag"))) for code in codes}
 Picture = tuple[np.ndarray, np.ndarray | None]
 Block = tuple[str, Sequence[Picture]]
 
 
-class Plane(NamedTuple):
-    """A slice: values grey [h, w] or colours [h, w, 3], label [h, w] or None, size in pixels."""
+SOLID, LINES = {"fill": 1.0, "outline": 1.0}, {"fill": 0.0, "outline": OUTLINE}  # how classes are drawn
 
-    values: np.ndarray
-    label: np.ndarray | None
-    pixels: tuple[int, int]
+
+class Sheet(NamedTuple):
+    """Columns of planes below a title, what is black and white in them, and how visible their classes are."""
+
+    title: str
+    columns: list[list[Plane]]
+    window: tuple[float, float]
+    fill: float = FILL
+    outline: float = OUTLINE
+
+    def tiles(self) -> list[list[np.ndarray]]:
+        """The pictures of its planes."""
+        return [[tile_of(plane, self.window, self.fill, self.outline) for plane in planes] for planes in self.columns]
 
 
 def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
             windows: Sequence | np.ndarray | None = None, label_classes: Sequence[str] = (),
             channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False,
-            affine: Sequence[Sequence[float]] | None = None) -> Figure:
+            affine: Sequence[Sequence[float]] | None = None, asked: Asked = NOTHING_ASKED) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
     Rows are the three planes (2D: one) with the label overlay; they hang as those of planes_figure where an affine says
@@ -60,20 +70,28 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
     of them. spacing in mm per axis; windows: the intensities shown as black and white, of all or of each channel (see
     windows_of, by default), which all blocks share; label_classes (background first) name the legend, which has the
     classes that are seen; captions stand under the last block's columns; aligned: every block is cut where the first
-    block's volume of its column is. Signals, which have a single axis, become `curves`.
+    block's volume of its column is. asked stands above the last block, which is cut at the same places and is shown
+    with the outlines of maps too. Signals, which have a single axis, become `curves`, without maps.
     """
     if len(spacing) == 1:
-        return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
+        drawn = [(title, [image for image, _ in pictures]) for title, pictures in blocks]
+        return curves([*drawn[:-1], ("Condition", asked.images), *drawn[-1:]], captions)
+    asked, classes = asked.in_legend_of(label_classes)
     split = _by_channel(blocks, len(spacing), channels)
     windows = windows_of(blocks, len(spacing), channels) if windows is None else windows
-    centres = [_centre(values.shape[:len(spacing)], label) for values, label in split[0][0][1]] if aligned else None
-    columns = [(title, _columns(pictures, spacing, centres, _known(affine)), window)
-               for parts, window in zip(split, np.broadcast_to(windows, (len(split), 2)).tolist(), strict=True)
-               for title, pictures in parts]
-    legend = _legend(label_classes, [planes for _, block, _ in columns for planes in block])
-    sheets = [(title, [[_tile(plane, window) for plane in planes] for planes in block])
-              for title, block, window in columns]
-    return _blocks_figure(sheets, legend, captions, plane_names(len(spacing), affine))
+    known, sheets = known_affine(affine), []
+    leading = split[0][0 if aligned and not asked.maps else -1][1]
+    centres = [centre_of(values.shape[:len(spacing)], asked.maps[i] if asked.maps else label)
+               for i, (values, label) in enumerate(leading)] if aligned or any(asked) else ()
+    for parts, window in zip(split, np.broadcast_to(windows, (len(split), 2)).tolist(), strict=True):
+        sheets += [Sheet(title, _columns(pictures, spacing, centres if aligned else (), known), window)
+                   for title, pictures in parts[:-1]]
+        if parts is split[0]:
+            sheets += _asked_sheets(asked, spacing, centres, known)
+        sheets += _drawn_sheets(*parts[-1], asked.maps, window, spacing, centres, known)
+    legend = _legend(classes, [planes for sheet in sheets for planes in sheet.columns])
+    return _blocks_figure([(sheet.title, sheet.tiles()) for sheet in sheets], legend, captions,
+                          plane_names(len(spacing), affine))
 
 
 def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> Figure:
@@ -104,40 +122,29 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
                   affine: np.ndarray | None = None, window: tuple[float, float] | None = None,
-                  label_classes: Sequence[str] = ()) -> Figure:
+                  label_classes: Sequence[str] = (), asked: Asked = NOTHING_ASKED) -> Figure:
     """Three orthogonal slices of one volume side by side (2D: one), image [C, *S] or [*S], named; with a label the
-    same below with its overlay, and a legend of the label_classes (background first) that are seen.
+    same below with its overlay, and a legend of the label_classes (background first) that are seen. Below that, the
+    same with the outlines of a map that is asked for, and each channel of a condition image.
 
     With an affine (RAS+, mm) the planes hang as radiologists hang them (superior or anterior up, the patient's right on
     the left); without, the lower of a plane's two axes runs downwards, as that of a 2D image with the identity does,
     which pictures have.
     """
     values = _with_channels(image, len(spacing))[0]
-    affine = _known(affine) if len(spacing) == 2 else affine
+    affine = known_affine(affine) if len(spacing) == 2 else affine
+    asked, classes = asked.in_legend_of(label_classes)
+    map_ = asked.maps[0] if asked.maps else None
+    centre = centre_of(values.shape, label if map_ is None else map_)
     window = window or window_of([(values, label)])
-    columns = [_plain_first([plane]) for plane in _planes(values, label, spacing, affine)]
+    rows = [(values, None, window, {})] + ([] if label is None else [(values, label, window, {})]) + \
+        ([] if map_ is None else [(values, map_, window, LINES)]) + \
+        [(channel, None, window_of([(channel, None)]), {}) for image in asked.images[:1] for channel in image]
+    planes = [planes_of(shown, over, spacing, affine, centre) for shown, over, _, _ in rows]
+    columns = [[tile_of(plane, window, **style) for plane, (*_, window, style) in zip(column, rows, strict=True)]
+               for column in zip(*planes, strict=True)]
     names = [name for name, _ in plane_names(len(spacing), affine)]
-    return _blocks_figure([("", [[_tile(plane, window) for plane in column] for column in columns])],
-                          _legend(label_classes, columns), names)
-
-
-def plane_names(ndim: int, affine: Sequence[Sequence[float]] | None) -> list[tuple[str, str]]:
-    """Names of the planes normal to the last axis, the one before and the first, each with its short form.
-
-    Those of anatomy where an affine says where the axes point. The identity is what arrays without geometry have: their
-    planes are named by the axes that they show, counted from 0. 2D has a single plane, which needs no name.
-    """
-    if ndim != 3:
-        return []
-    if _known(affine) is None:
-        return [(f"axes {pair}", pair) for pair in ("0, 1", "0, 2", "1, 2")]
-    return [_ANATOMICAL[code] for code in reversed(nibabel.aff2axcodes(np.asarray(affine)))]
-
-
-def _known(affine: Sequence[Sequence[float]] | None) -> np.ndarray | None:
-    """An affine that says where the axes point, None for none and for the identity, which arrays without geometry have.
-    """
-    return None if affine is None or np.array_equal(affine, np.eye(4)) else np.asarray(affine)
+    return _blocks_figure([("", columns)], _legend(classes, planes), names)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -156,7 +163,7 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# ---- slices ----
+# ---- what is shown ----
 
 
 def windows_of(blocks: Sequence[Block], ndim: int, channels: Sequence[str] = ()) -> np.ndarray:
@@ -196,98 +203,44 @@ def window_of(pictures: Sequence[Picture]) -> tuple[float, float]:
     return float(values.min()), float(np.percentile(values, WHITE))
 
 
-def _planes(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], affine: np.ndarray | None,
-            centre: Sequence[int] | None = None) -> list[Plane]:
-    """Slices of [*S] or [*S, 3] through `centre`, or the middle of what is labelled, or of all: normal to the last axis
-    first.
-    """
-    ndim, shape = len(spacing), volume.shape[:len(spacing)]
-    if label is not None and label.shape != shape:
-        raise ValueError(f"label of shape {label.shape}: wanted that of the image, {shape}")
-    extent = max(size * step for size, step in zip(shape, spacing))
-    pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(shape, spacing)]
-    centre = centre or _centre(shape, label)
-    planes = []
-    for normal in reversed(range(ndim)) if ndim == 3 else [None]:
-        index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
-        down, across = (i for i in range(ndim) if i != normal)
-        plane = Plane(volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
-        planes.append(plane if affine is None else _hung(plane, down, across, affine))
-    return planes
-
-
-def _centre(shape: tuple[int, ...], label: np.ndarray | None) -> list[int]:
-    if label is None or not label.any():
-        return [size // 2 for size in shape]
-    return [round(float(axis.mean())) for axis in np.nonzero(label)]
-
-
-def _hung(plane: Plane, down: int, across: int, affine: np.ndarray) -> Plane:
-    """Turn a plane so that patients hang as in a viewer."""
-    codes = nibabel.aff2axcodes(affine)
-    turn = _VERTICAL.index(codes[across]) // 2 < _VERTICAL.index(codes[down]) // 2
-    down_code, across_code = (codes[across], codes[down]) if turn else (codes[down], codes[across])
-
-    def hang(values: np.ndarray) -> np.ndarray:
-        values = values.swapaxes(0, 1) if turn else values
-        values = values[::-1] if down_code in _UP else values
-        return values if across_code not in _LEFT else values[:, ::-1]
-
-    values, label, (height, width) = plane
-    return Plane(hang(values), None if label is None else hang(label), (width, height) if turn else (height, width))
-
-
-def _tile(plane: Plane, window: tuple[float, float]) -> np.ndarray:
-    """RGB tile [h, w, 3] in [0, 1] of one slice: interpolated grey or colours, tinted classes, their outlines."""
-    values, label, pixels = plane
-    lo, hi = window
-    channels = np.moveaxis(values, -1, 0) if values.ndim == 3 else [values]
-    scaled = [np.clip((_resize(channel, pixels) - lo) / max(hi - lo, 1e-12), 0, 1) for channel in channels]
-    rgb = np.repeat(np.stack(scaled, axis=-1), 3 // len(scaled), axis=-1)
-    if label is None:
-        return rgb
-    classes = _resize_label(label, pixels)
-    edge = ndimage.grey_dilation(classes, size=3) != classes
-    for value in np.unique(classes[classes > 0]):
-        colour = np.array(to_rgb(_colour(value)))
-        inside = classes == value
-        rim = inside & (edge | (ndimage.grey_erosion(classes, size=3) != classes))
-        for where, alpha in ((inside & ~rim, FILL), (rim, OUTLINE)):
-            rgb[where] = (1 - alpha) * rgb[where] + alpha * colour
-    return rgb
-
-
-def _colour(value: int) -> str:
-    """Of a class by its number, 1 first."""
-    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
-
-
-def _resize(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
-    """Interpolate a slice to a number of pixels by cubic splines, blurred first where it shrinks."""
-    values = values.astype(np.float32)
-    sigmas = blur_sigmas(np.diag([old / new for old, new in zip(values.shape, pixels)]))
-    values = ndimage.gaussian_filter(values, sigmas, mode="nearest") if sigmas.any() else values
-    grid = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(values.shape, pixels)]
-    coordinates = np.meshgrid(*grid, indexing="ij")
-    return ndimage.map_coordinates(values, coordinates, order=3, mode="nearest")
-
-
-def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
-    """Interpolate a label slice: at each pixel the class with the largest interpolated share."""
-    values = np.unique(label)
-    shares = np.stack([_resize(label == value, pixels) for value in values])
-    return values[shares.argmax(axis=0)].astype(np.int64)
-
-
 # ---- sheets ----
 
 
-def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Sequence[list[int]] | None,
-             affine: np.ndarray | None) -> list[list[Plane]]:
-    """The planes of every volume; where any of them has a label, the first plane without it comes first."""
-    columns = [_planes(values, label, spacing, affine, centres[i] if centres else None)
+def _asked_sheets(asked: Asked, spacing: Sequence[float], centres: Sequence[list[int]], affine: np.ndarray | None
+                  ) -> list[Sheet]:
+    """What was asked for: condition images channel by channel, each in a window of its own, and maps in solid colours.
+    """
+    block = ("Condition", [(image, None) for image in asked.images])
+    parts = _by_channel([block], len(spacing), asked.channels) if asked.images else []
+    sheets = [Sheet(title, _columns(pictures, spacing, centres, affine), window_of(pictures))
+              for ((title, pictures),) in parts]
+    pictures = [(np.zeros(map_.shape, np.float32), map_) for map_ in asked.maps]
+    if pictures:
+        sheets.append(Sheet("Map asked for", _columns(pictures, spacing, centres, affine, False), (0, 1), **SOLID))
+    return sheets
+
+
+def _drawn_sheets(title: str, pictures: Sequence[Picture], maps: Sequence[np.ndarray], window: tuple[float, float],
+                  spacing: Sequence[float], centres: Sequence[list[int]], affine: np.ndarray | None) -> list[Sheet]:
+    """The last block, and the same with the outlines of the maps that were asked for."""
+    is_labelled = any(label is not None for _, label in pictures)
+    sheets = [] if maps and not is_labelled else [Sheet(title, _columns(pictures, spacing, centres, affine), window)]
+    if maps:
+        within = [(image, map_) for (image, _), map_ in zip(pictures, maps, strict=True)]
+        sheets.append(Sheet(f"{title}, outlines asked for", _columns(within, spacing, centres, affine, not is_labelled),
+                            window, **LINES))
+    return sheets
+
+
+def _columns(pictures: Sequence[Picture], spacing: Sequence[float], centres: Sequence[list[int]],
+             affine: np.ndarray | None, plain_first: bool = True) -> list[list[Plane]]:
+    """The planes of every volume; where any of them has a label, the first plane without it comes first.
+
+    centres: where columns are cut, as far as it is said.
+    """
+    columns = [planes_of(values, label, spacing, affine, centres[i] if i < len(centres) else None)
                for i, (values, label) in enumerate(pictures)]
-    if all(label is None for _, label in pictures):
+    if not plain_first or all(label is None for _, label in pictures):
         return columns
     return [_plain_first(planes) for planes in columns]
 
@@ -329,7 +282,8 @@ def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Map
     per sheet pixel.
     """
     sheets = [(title, _sheet(columns)) for title, columns in blocks]
-    width = 2 * MARGIN + max([*(sheet.shape[1] for _, sheet in sheets), *map(_legend_width, legend.values())])
+    width = 2 * MARGIN + max([*(sheet.shape[1] for _, sheet in sheets), *map(_legend_width, legend.values()),
+                              *(BOLD * len(shown_word(title)) for title, _ in sheets)])
     height = sum(sheet.shape[0] + (HEADING if title else MARGIN) for title, sheet in sheets)
     captions = [shown_lines(caption, max(FEWEST_LETTERS, max(tile.shape[1] for tile in column) // LETTER))
                 for caption, column in zip(captions, blocks[-1][1])]
@@ -390,5 +344,5 @@ def _draw_legend(figure: Figure, legend: Mapping[int, str], places: Mapping[int,
     for value, name in legend.items():
         line, x = places[value]
         y = 20 + LEGEND_LINE * (last - line)
-        figure.text(x / width, y / height, "●", color=_colour(value), fontsize=12, va="center")
+        figure.text(x / width, y / height, "●", color=colour_of(value), fontsize=12, va="center")
         figure.text((x + 18) / width, y / height, name, color=TEXT, fontsize=11, va="center")

@@ -25,11 +25,6 @@ def plus_minus(row: dict, key: str) -> str:
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def titled(name: str, unit: str) -> str:
-    """A name with its unit, if it has one."""
-    return f"{name} [{unit}]" if unit else name
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table as text, the head underlined."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

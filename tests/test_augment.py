@@ -351,7 +351,8 @@ def test_image_labels_and_conditions_move_together(d, size):
 
 def mild(d: int) -> AugmentPipe:
     """The pipe of augment=mild."""
-    node = {k: v for k, v in yaml.safe_load(Path(__file__).parents[1].joinpath("configs/augment/mild.yaml").read_text()).items() if k != "_target_"}
+    node = yaml.safe_load((Path(__file__).parents[1] / "configs/augment/mild.yaml").read_text())
+    del node["_target_"]
     return AugmentPipe(d, **node, semantic_dim=4)
 
 

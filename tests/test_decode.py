@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -123,6 +124,35 @@ def test_samples_become_volumes_of_their_ids_and_geometry(at, source, options, t
         np.testing.assert_array_equal(item.affine, AFFINE)
         assert item.class_index == (1, 0)[i]
     assert file.meta.intensity == VolumesFile("vols.h5").meta.intensity
+
+
+def test_what_samples_were_asked_for_goes_along(at, tmp_path):
+    own = np.stack([AFFINE, AFFINE * np.array([2, 2, 2, 1])])
+    file, rng = SamplesFile("drawn.h5"), np.random.default_rng(0)
+    size = by_hand(np.load("z.npy"))[1].shape[1:]
+    meta = file.meta._replace(facts=replace(file.meta.facts, map_classes=("out", "in"), condition_channels=("low",)),
+                              sampling={"conditions": {"source": "", "hash": "", "ids": ["a/b", "c"]}})
+    arrays = {name: file.array(name) for name in file.names} | {
+        "maps": rng.integers(2, size=(2, *size), dtype=np.uint8), "affines": own,
+        "cond_images": rng.random((2, 1, *size), np.float32)}
+    write_samples(tmp_path / "asked.h5", [3, 8], arrays, AFFINE, meta)
+    for dest in ("out.h5", "out"):
+        decoded(str(tmp_path / "asked.h5"), str(tmp_path / dest), "--autoencoder", "stage.pt")
+    found = VolumesFile(tmp_path / "out.h5")
+    assert found.meta.map_classes == ("out", "in") and found.meta.channel_roles[-1] == "condition"
+    assert found.ids("generated") == meta.file_names([3, 8])
+    for i, name in enumerate(found.ids("generated")):
+        item = found.read("generated", i)
+        np.testing.assert_array_equal(item.map, arrays["maps"][i])
+        np.testing.assert_array_equal(item.image[-1], arrays["cond_images"][i, 0])
+        np.testing.assert_array_equal(item.affine, own[i])
+        for folder, wanted in (("maps", arrays["maps"][i]), ("conditions", arrays["cond_images"][i, 0])):
+            np.testing.assert_array_equal(nibabel.load(tmp_path / f"out/{folder}/{name}.nii.gz").dataobj, wanted)
+    write_samples(tmp_path / "odd.h5", [3, 8], arrays | {"maps": np.ones((2, 3, 3, 3), np.uint8),
+                                                         "cond_images": np.ones((2, 1, 3, 3, 3), np.float32)},
+                  AFFINE, meta)
+    assert "wanted one grid" in refused(tmp_path, dataset_tool.main, "decode", "--latents", str(tmp_path / "odd.h5"),
+                                        "--dest", str(tmp_path / "no.h5"), "--autoencoder", "stage.pt")
 
 
 def test_latents_become_volumes_of_the_same_items(at):

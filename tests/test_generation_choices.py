@@ -14,13 +14,14 @@ from PIL import Image
 
 import dataset_tool
 import generate
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
 from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
-from edm3d.inference.generation import captions, real_pictures, shown_channels
+from edm3d.inference.generation import real_pictures, shown_channels
 from edm3d.inference.snapshot import Snapshot
 from edm3d.samplers import (
     ImageGenerators,
@@ -112,7 +113,7 @@ def test_what_draws_is_said(at):
     assert "num_steps=2 order=4 grid=exponential" in line
     assert line.endswith(", guidance 2 in [0.2, 5.0] by ddpm.pt")
     samples = SamplesFile("said/samples.npz")
-    found = captions(samples.meta.facts, samples.seeds[:2], samples.array("classes"))
+    found = captions(samples.meta, samples.seeds[:2], samples.array("classes"))
     assert found == ["class ED\nseed 0", "class ES\nseed 1"]
     assert Path("said/samples.png").is_file() and "never trained" not in said
 

@@ -8,6 +8,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from edm3d.formats.png import COLOURS
 from edm3d.reporting import charts, comparison, distances, montages, report
@@ -390,6 +391,59 @@ def test_legend_takes_as_many_lines_as_it_needs_and_stays_inside(monkeypatch):
     assert places == {1: (0, 18), 2: (0, 18 + step), 3: (1, 18), 4: (1, 18 + step), 5: (2, 18)}
 
 
+def disc(shape, centre, value=1) -> np.ndarray:
+    """A label map with a ball of radius 4."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+    return (((grid - np.reshape(centre, (-1, *[1] * len(shape)))) ** 2).sum(0) < 16).astype(np.uint8) * value
+
+
+def test_what_was_asked_stands_above_what_was_drawn_and_its_outlines_over_it():
+    """Real, condition, map, and generated without and with the outlines: five rows of pictures in 2D."""
+    map_, step = disc((16, 16), (4, 10)), montages.TILE + 40
+    asked = montages.Asked([map_], ("outside", "heart"), [10 * blank((16, 16), 0.5) * map_], ("low",))
+    pictures = [(blank((16, 16), 0.5), None)]
+    figure = montages.montage([("Real", pictures), ("Generated", pictures)], (1, 1), windows=(0, 1), asked=asked)
+    assert words_of(figure) == ["Real", "Condition", "Map asked for", "Generated, outlines asked for", "●", "heart"]
+    tops = [40 + i * step for i in range(4)]
+    tops.append(tops[-1] + montages.TILE + montages.GAP)
+    real, condition, solid, plain, lines = (pixels(figure)[top:top + montages.TILE, 18:18 + montages.TILE]
+                                            for top in tops)
+    assert len(np.unique(real)) == 1 and (real == plain).all()
+    inside = np.abs(solid - [1, 0.365, 0.451]).max(-1) < 0.01
+    assert (solid[~inside] == 0).all() and ndimage.center_of_mass(inside) == pytest.approx((47, 110), abs=2)
+    assert condition[inside].min() > 0.45 and condition[~inside].mean() < 0.1  # in a window of its own
+    coloured = np.ptp(lines, axis=-1) > 0.2
+    np.testing.assert_array_equal(coloured & ~inside, False)
+    assert 50 < coloured.sum() < 0.2 * inside.sum()
+
+
+def test_label_maps_and_maps_that_were_asked_for_have_colours_of_their_own_and_one_place(monkeypatch):
+    legends, cuts = [], []
+    monkeypatch.setattr(montages, "_draw_legend", lambda figure, legend, *_: legends.append(legend))
+    taken = montages.planes_of
+    monkeypatch.setattr(montages, "planes_of", lambda *given: cuts.append(given[4]) or taken(*given))
+    label, map_ = disc((16, 16, 16), (4, 4, 4)), disc((16, 16, 16), (10, 11, 12))
+    blocks = [("Real", [(blank((16, 16, 16)), label)]), ("Generated", [(blank((16, 16, 16)), label)])]
+    figure = montages.montage(blocks, (1, 1, 1), windows=(0, 1), label_classes=("background", "heart"),
+                              asked=montages.Asked([map_], ("outside", "sector")))
+    assert legends == [{1: "heart", 2: "sector"}] and cuts == [None, *[[10, 11, 12]] * 3]
+    assert [word for word in words_of(figure) if " " in word and "axes" not in word] == [
+        "Map asked for", "Generated, outlines asked for"]
+    montages.montage(blocks, (1, 1, 1), windows=(0, 1), label_classes=("background", "heart"),
+                     asked=montages.Asked([map_], ("background", "heart")))
+    assert legends[1] == {1: "heart"}
+    rows = montages.planes_figure(blank((16, 16, 16)), map_, (1, 1, 1), label_classes=("background", "heart"),
+                                  asked=montages.Asked([map_], ("outside", "sector"), [blank((16, 16, 16))]))
+    assert legends[2] == {1: "heart", 2: "sector"}
+    assert rows.get_size_inches()[1] * montages.DPI > 4 * montages.TILE
+
+
+def test_signals_have_their_condition_above_them():
+    figure = montages.montage([("Real", []), ("Generated", [(blank((8,)), None)])], (1.0,),
+                              asked=montages.Asked(images=[blank((8,))]))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["Condition", "Generated"]
+
+
 def test_exported_planes_are_shown_without_and_with_the_label_map_and_its_classes():
     label = np.zeros((8, 8, 8), np.uint8)
     label[2:6, 2:6, 2:6] = 2
@@ -619,7 +673,11 @@ def test_any_word_can_stand_on_a_picture(name, capfd, recwarn):
 def test_a_word_on_a_picture_is_the_name_that_was_given_and_not_mathematics():
     assert shown_word("a$b$c\n\x1b") == r"a\$b\$c \x1b" and shown_word("MR T1") == "MR T1"
     assert shown_word("0123456789" * 3, 13) == "012345...6789"
-    assert shown_lines("a\nb\nc\nd\ne") == "a\nb\nc\nd"
+    assert shown_lines("\n".join("abcdefghijkl")) == "\n".join("abcdefghij")
+    assert shown_lines("wall thickness 9.88 mm\nseed 0", 16) == "wall thickness\n9.88 mm\nseed 0"
+    assert shown_lines("x" * 90, 16) == "x" * 16 + "\nxxx..." + "x" * 10
+    assert shown_lines("left ventricular wall thickness 9.88 mm", 16).endswith("9.88 mm")
+    assert shown_lines("$" * 20, 16) == r"\$" * 16 + "\n" + r"\$" * 4
     dots = pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a$_b$", ""))
     assert (dots != pixels(charts.distribution_chart({"real": np.arange(4.0)}, "a_b", ""))).any()
 

@@ -38,7 +38,8 @@ def test_an_image_spans_lo_to_hi_and_a_label_map_keeps_its_numbers(tmp_path):
     label = np.array([[0, 1, 2], [255, 0, 3]], np.uint8)
     samples = samples_of(tmp_path, ("ct",), images=IMAGE[None, None], labels=label[None])
     assert write_pngs(tmp_path, samples) == []
-    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == ["seed000003.png", "seed000003_label.png"]
+    assert sorted(path.name for path in (tmp_path / "png").iterdir()) == [
+        "seed000003.png", *(f"seed000003_{kind}.png" for kind in ("contour", "label", "overlay", "visible"))]
     assert pixels_of(tmp_path / "png/seed000003.png", "L") == GREY  # two rows of three, as the array's
     assert pixels_of(tmp_path / "png/seed000003_label.png", "L") == label.tolist()
 

@@ -12,17 +12,17 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # 
 HIDDEN = ("Cc", "Cs", "Cf", "Zl", "Zp")  # categories of letters that move a cursor, show nothing or cannot be encoded
 
 
-def file_names(ids: Sequence[str]) -> list[str]:
+def file_names(ids: Sequence[str], most: int = MOST_BYTES) -> list[str]:
     """A name for each id, fit to be that of a file in any folder: the id itself, wherever that is fit.
 
-    Others have separators, control characters, leading dots and blanks at their ends replaced, are cut to MOST_BYTES,
+    Others have separators, control characters, leading dots and blanks at their ends replaced, are cut to `most` bytes,
     and end in a hash of the id. So do ids that differ in case or Unicode form alone, which some systems hold for one.
     """
     ids = _apart(ids)
-    names = [_component(id_) for id_ in ids]
+    names = [_component(id_, most) for id_ in ids]
     odd = {i for i, (name, id_) in enumerate(zip(names, ids)) if name != id_} | _alike(names)
     while odd:
-        names = [_hashed(name, id_) if i in odd else name for i, (name, id_) in enumerate(zip(names, ids))]
+        names = [_hashed(name, id_, most) if i in odd else name for i, (name, id_) in enumerate(zip(names, ids))]
         odd = _alike(names)  # an id may be what another became
     return names
 
@@ -48,20 +48,20 @@ def renamed(ids: Iterable[str], names: Iterable[str]) -> list[str]:
     return [f"{id_!r} as {name}" for id_, name in zip(ids, names) if id_ != name]
 
 
-def _component(text: str) -> str:
-    """One component of a path that is like a text, not empty and within MOST_BYTES."""
+def _component(text: str, most: int) -> str:
+    """One component of a path that is like a text, not empty and within `most` bytes."""
     text = "".join("_" if unicodedata.category(c).startswith("C") else c for c in RESERVED.sub("_", text))
     text = re.sub(r"^\.+|^\s+|[\s.]+$", "_", text) or "_"
-    return text.encode()[:MOST_BYTES].decode(errors="ignore")
+    return text.encode()[:most].decode(errors="ignore")
 
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _hashed(name: str, text: str) -> str:
+def _hashed(name: str, text: str, most: int) -> str:
     end = "-" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-    return name.encode()[:MOST_BYTES - len(end)].decode(errors="ignore") + end
+    return name.encode()[:most - len(end)].decode(errors="ignore") + end
 
 
 def printable(text: str) -> str:
@@ -76,6 +76,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A name for a line of text: printable, its line breaks and tabs escaped too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def titled(name: str, unit: str) -> str:
+    """A name with its unit, if it has one."""
+    return f"{name} [{unit}]" if unit else name
 
 
 def cell(value: object) -> object:

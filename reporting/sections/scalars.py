@@ -13,7 +13,8 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import ks, ks_floors, wilson_interval
 from edm3d.reporting.html import html_figure, html_grid, html_missing, html_table
 from edm3d.reporting.section import COMPARED, NOISE, Section
-from edm3d.reporting.tables import number, percent, plus_minus, titled
+from edm3d.reporting.tables import number, percent, plus_minus
+from edm3d.utils.names import titled
 
 TELLING = 0.5  # being within a 99 % floor above this says next to nothing
 Values = dict[str, dict[str, np.ndarray]]  # by set and name, [N] float64 (NaN where undefined) or bool

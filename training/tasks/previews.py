@@ -1,21 +1,21 @@
 """What tasks show: held-out volumes and what comes back of them, or samples of seeds that stay the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
+from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
 from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample, collate
-from edm3d.inference.drawing import around, complete, draw_all, make_drawer, sample_meta
+from edm3d.inference.drawing import Drawer, around, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.generation import Picture, captions, check_options, real_pictures, spread
-from edm3d.networks.conditioning import takes_of
+from edm3d.inference.generation import Picture, asked_of, check_options, real_pictures, spread
+from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
@@ -77,10 +77,10 @@ def build_given_back(config: dict, task: Task, held: Held | None, count: int, de
 def build_drawn(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
     """The preview of a diffusion network; ValueError where `sampling` says of nothing how to draw by it.
 
-    Real volumes above, samples of seeds 0, 1, ... below, told what is asked for, else what is known of held-out items;
-    latents that nothing decodes channel by channel, beside those
-    of held-out items where there are any. The network is drawn from alone, without guidance; the first stage decodes
-    where the run has it.
+    Real volumes above, samples of seeds 0, 1, ... below; latents that nothing decodes channel by channel, beside those
+    of held-out items where there are any. A network that is told something is told what is asked for, else what is
+    known of held-out items, which are shown above; what was decoded of their latents, where it draws these. The network
+    is drawn from alone, without guidance; the first stage decodes where the run has it.
     """
     options = sampling_options(config)
     options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
@@ -90,12 +90,17 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
     options = replace(options, sweep={})
-    conditions = asker_of(task.net, snapshot, of_held_out(task.net, held, count))(options)
+    samples = [] if held is None else spread(held.dataset, count)
+    known = known_of(samples, takes_of(task.net))
+    conditions = asker_of(task.net, snapshot, known)(options)
     drawer = make_drawer(task.net, snapshot, options, device, conditions)
     meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record), list(range(count))
     in_latents = drawer.latent and drawer.first_stage is None
     if in_latents:
-        look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, real_latents(task, held, count, device)
+        look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, clean_of(task, samples, device)
+    elif known:
+        look = {**look_of(snapshot.facts), "aligned": True}
+        real = held_pictures(drawer, samples, clean_of(task, samples, device))
     else:
         look = look_of(snapshot.facts)
         real, _ = real_pictures(snapshot, options.real, count, trust=True)  # the data set is his own configuration
@@ -103,36 +108,42 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     def show(net: torch.nn.Module) -> Shown:
         alone = drawer._replace(denoiser=partial(around, net, None))
         arrays = draw_all(alone, seeds, options.batch_size)
-        told = {**look, "captions": captions(meta.facts, seeds, arrays.get("classes"))}
+        told = {**look, "captions": captions(meta, seeds, arrays.get("classes"), arrays.get("attributes"))}
         samples = Samples(seeds, arrays, meta)
         if in_latents:
             return Shown(latent_blocks(arrays["latents"], real),
                          {**told, "windows": shades(arrays["latents"], real)}, samples)
         generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
-        return Shown([("Real", real), ("Generated", generated)], told, samples)
+        return Shown([("Held out" if known else "Real", real), ("Generated", generated)],
+                     {**told, "asked": asked_of(meta.facts, arrays)}, samples)
 
     return show
 
 
-def of_held_out(net: torch.nn.Module, held: Held | None, count: int) -> dict[str, list[Any]]:
-    """What is known of held-out items, as it is told in previews where nothing is asked: all but classes, which are
-    drawn in turn.
-    """
-    if held is None or not takes_of(net).keys() - {"class_labels"}:
-        return {}
-    items = [sample.condition for sample in spread(held.dataset, count)]
-    return {name: [PARTS[name].value(item[name]) for item in items] for name in takes_of(net)
-            if name != "class_labels" and all(name in item for item in items)}
-
-
-def real_latents(task: Task, held: Held | None, count: int, device: torch.device) -> np.ndarray | None:
-    """Latents [N,C,*s] of held-out items as the network is to draw them, None where nothing is held out."""
-    if held is None:
+def clean_of(task: Task, samples: Sequence[Sample], device: torch.device) -> np.ndarray | None:
+    """Held-out items [N,C,*s] as the network is to draw them, None where there are none."""
+    if not samples:
         return None
-    samples = spread(held.dataset, count)
     generators = ImageGenerators(range(len(samples)), device=device)
     with torch.no_grad():
         return task.clean(collate(samples).to(device), generators).cpu().numpy()
+
+
+def known_of(samples: Sequence[Sample], takes: Mapping[str, Part]) -> dict[str, list]:
+    """What is known of items, by the parts of it that a network takes; maps and images only where all have one."""
+    known = {name: [sample.condition[name] for sample in samples] for name in takes
+             if samples and all(name in sample.condition for sample in samples)}
+    return {name: [PARTS[name].value(row) for row in rows] for name, rows in known.items()
+            if not PARTS[name].grid or not any((row == PARTS[name].null(takes[name].width)).all() for row in rows)}
+
+
+def held_pictures(drawer: Drawer, samples: Sequence[Sample], clean: np.ndarray) -> list[Picture]:
+    """Held-out items, [N,C,*s] as the network is to draw them, as images in stored units and label maps."""
+    if drawer.first_stage is None:
+        images = drawer.intensity.from_network(clean)
+        return [(image, sample.label) for image, sample in zip(images, samples, strict=True)]
+    decoded = [drawer.first_stage.decode(latents) for latents in torch.from_numpy(clean).to(drawer.device).split(1)]
+    return [(image[0].cpu().numpy(), None if label is None else label[0].cpu().numpy()) for image, label in decoded]
 
 
 def look_of(facts: Facts) -> dict:

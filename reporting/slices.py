@@ -1,0 +1,136 @@
+"""Slices of volumes as tiles of a picture: three orthogonal planes, hung as in a viewer, with their classes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from scipy import ndimage
+
+from edm3d.formats.geometry import blur_sigmas
+from edm3d.reporting.overlays import with_classes
+
+FILL, OUTLINE = 0.12, 0.95
+TILE = 168  # pixels of the longer side of a volume
+# Up or left first: S and A point up, the patient's right (and anterior) is on the left of the picture.
+_VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "A", "S")
+# Planes by where their normal points, and in short, for rows that are low.
+_ANATOMICAL = {code: name for codes, name in (("SI", ("axial", "ax")), ("AP", ("coronal", "cor")),
+                                              ("RL", ("sagittal", "sag"))) for code in codes}
+
+
+class Plane(NamedTuple):
+    """A slice: values grey [h, w] or colours [h, w, 3], label [h, w] or None, size in pixels."""
+
+    values: np.ndarray
+    label: np.ndarray | None
+    pixels: tuple[int, int]
+
+
+class Asked(NamedTuple):
+    """What the volumes of the last block were asked for, one by one: maps [*S] and images [C,*S], () for none.
+
+    map_classes: names of the maps' values, background first; channels: of the images.
+    """
+
+    maps: Sequence[np.ndarray] = ()
+    map_classes: Sequence[str] = ()
+    images: Sequence[np.ndarray] = ()
+    channels: Sequence[str] = ()
+
+    def in_legend_of(self, label_classes: Sequence[str]) -> tuple["Asked", Sequence[str]]:
+        """The same with maps whose values follow those of label maps, where these are of other classes; all names."""
+        if not self.maps or not label_classes or tuple(label_classes) == tuple(self.map_classes):
+            return self, label_classes or self.map_classes
+        maps = [np.where(each > 0, each.astype(np.int32) + len(label_classes) - 1, 0) for each in self.maps]
+        return self._replace(maps=maps), [*label_classes, *self.map_classes[1:]]
+
+
+NOTHING_ASKED = Asked()
+
+
+def plane_names(ndim: int, affine: Sequence[Sequence[float]] | None) -> list[tuple[str, str]]:
+    """Names of the planes normal to the last axis, the one before and the first, each with its short form.
+
+    Those of anatomy where an affine says where the axes point. The identity is what arrays without geometry have: their
+    planes are named by the axes that they show, counted from 0. 2D has a single plane, which needs no name.
+    """
+    if ndim != 3:
+        return []
+    if known_affine(affine) is None:
+        return [(f"axes {pair}", pair) for pair in ("0, 1", "0, 2", "1, 2")]
+    return [_ANATOMICAL[code] for code in reversed(nibabel.aff2axcodes(np.asarray(affine)))]
+
+
+def known_affine(affine: Sequence[Sequence[float]] | None) -> np.ndarray | None:
+    """An affine that says where the axes point, None for none and for the identity, which arrays without geometry have.
+    """
+    return None if affine is None or np.array_equal(affine, np.eye(4)) else np.asarray(affine)
+
+
+def planes_of(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], affine: np.ndarray | None,
+            centre: Sequence[int] | None = None) -> list[Plane]:
+    """Slices of [*S] or [*S, 3] through `centre`, or the middle of what is labelled, or of all: normal to the last axis
+    first.
+    """
+    ndim, shape = len(spacing), volume.shape[:len(spacing)]
+    if label is not None and label.shape != shape:
+        raise ValueError(f"label of shape {label.shape}: wanted that of the image, {shape}")
+    extent = max(size * step for size, step in zip(shape, spacing))
+    pixels = [max(1, round(TILE * size * step / extent)) for size, step in zip(shape, spacing)]
+    centre = centre or centre_of(shape, label)
+    planes = []
+    for normal in reversed(range(ndim)) if ndim == 3 else [None]:
+        index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
+        down, across = (i for i in range(ndim) if i != normal)
+        plane = Plane(volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
+        planes.append(plane if affine is None else _hung(plane, down, across, affine))
+    return planes
+
+
+def centre_of(shape: tuple[int, ...], label: np.ndarray | None) -> list[int]:
+    if label is None or not label.any():
+        return [size // 2 for size in shape]
+    return [round(float(axis.mean())) for axis in np.nonzero(label)]
+
+
+def _hung(plane: Plane, down: int, across: int, affine: np.ndarray) -> Plane:
+    """Turn a plane so that patients hang as in a viewer."""
+    codes = nibabel.aff2axcodes(affine)
+    turn = _VERTICAL.index(codes[across]) // 2 < _VERTICAL.index(codes[down]) // 2
+    down_code, across_code = (codes[across], codes[down]) if turn else (codes[down], codes[across])
+
+    def hang(values: np.ndarray) -> np.ndarray:
+        values = values.swapaxes(0, 1) if turn else values
+        values = values[::-1] if down_code in _UP else values
+        return values if across_code not in _LEFT else values[:, ::-1]
+
+    values, label, (height, width) = plane
+    return Plane(hang(values), None if label is None else hang(label), (width, height) if turn else (height, width))
+
+
+def tile_of(plane: Plane, window: tuple[float, float], fill: float = FILL, outline: float = OUTLINE) -> np.ndarray:
+    """RGB tile [h, w, 3] in [0, 1] of one slice: interpolated grey or colours, tinted classes, their outlines."""
+    values, label, pixels = plane
+    lo, hi = window
+    channels = np.moveaxis(values, -1, 0) if values.ndim == 3 else [values]
+    scaled = [np.clip((_resize(channel, pixels) - lo) / max(hi - lo, 1e-12), 0, 1) for channel in channels]
+    rgb = np.repeat(np.stack(scaled, axis=-1), 3 // len(scaled), axis=-1)
+    return rgb if label is None else with_classes(rgb, _resize_label(label, pixels), fill, outline)
+
+
+def _resize(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+    """Interpolate a slice to a number of pixels by cubic splines, blurred first where it shrinks."""
+    values = values.astype(np.float32)
+    sigmas = blur_sigmas(np.diag([old / new for old, new in zip(values.shape, pixels)]))
+    values = ndimage.gaussian_filter(values, sigmas, mode="nearest") if sigmas.any() else values
+    grid = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(values.shape, pixels)]
+    coordinates = np.meshgrid(*grid, indexing="ij")
+    return ndimage.map_coordinates(values, coordinates, order=3, mode="nearest")
+
+
+def _resize_label(label: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+    """Interpolate a label slice: at each pixel the class with the largest interpolated share."""
+    values = np.unique(label)
+    shares = np.stack([_resize(label == value, pixels) for value in values])
+    return values[shares.argmax(axis=0)].astype(np.int64)
