@@ -203,8 +203,8 @@ def assert_same_volumes(dest: str, wanted: str) -> None:
 def count_decoded(monkeypatch) -> list[int]:
     """A list that grows by the number of volumes whenever some are decoded."""
     real, counts = FirstStage.decode, []
-    monkeypatch.setattr(FirstStage, "decode", lambda self, z, *maps: (counts.append(len(z)),
-                                                                            real(self, z, *maps))[1])
+    monkeypatch.setattr(FirstStage, "decode",
+                        lambda self, z, *maps: (counts.append(len(z)), real(self, z, *maps))[1])
     return counts
 
 
@@ -212,11 +212,11 @@ def decode_until_killed(dest: str, batches: int) -> None:
     """Decode in a process that is killed in the work on a batch."""
     real, done = FirstStage.decode, []
 
-    def dying(self: FirstStage, z: torch.Tensor):
+    def dying(self: FirstStage, z: torch.Tensor, *maps: torch.Tensor | None):
         done.append(len(z))
         if len(done) == batches:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, z)
+        return real(self, z, *maps)
 
     FirstStage.decode = dying
     decoded("lat.h5", dest)
