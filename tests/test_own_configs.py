@@ -260,7 +260,7 @@ def test_paths_are_those_that_end_alike_in_most_parts():
     ("sampler=ve", "sampler=ablation sampling.sampler.discretization=ve sampling.sampler.schedule=ve "
                    "sampling.sampler.scaling=none"),
     ("network=unet", "network=adm"), ("autoencoder=vae", "autoencoder=kl"), ("autoencoder=vqgan", "autoencoder=vq"),
-    ("optimizer=adamw", "training.optimizer._target_=torch.optim.AdamW"),
+    ("optimizer=radam", "training.optimizer._target_=torch.optim.RAdam"),
 ])  # fmt: skip
 def test_names_of_the_field_are_told_what_they_are_here(choice, wanted):
     group, _, name = choice.partition("=")

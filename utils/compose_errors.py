@@ -44,7 +44,7 @@ KNOWN_AS = {
                 "diffusionmodelunet": "network=monai"},
     "autoencoder": {**dict.fromkeys(("vae", "aekl", "autoencoderkl"), "autoencoder=kl"),
                     **dict.fromkeys(("vqvae", "vqgan"), "autoencoder=vq")},
-    "optimizer": {name.lower(): OPTIMIZER.format(name) for name in ("AdamW", "SGD", "RAdam", "NAdam", "RMSprop")},
+    "optimizer": {name.lower(): OPTIMIZER.format(name) for name in ("SGD", "RAdam", "NAdam", "RMSprop")},
 }  # fmt: skip
 
 
