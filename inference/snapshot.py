@@ -11,11 +11,10 @@ import torch
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.published import read_published
-from edm3d.inference.conditions import drawn_conditions
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
-from edm3d.networks.conditioning import takes_of
+from edm3d.networks.conditioning import blank, takes_of
 from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.networks.layers import per_axis
 from edm3d.utils import checkpoint
@@ -154,6 +153,8 @@ class Snapshot:
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
         if len(sizes) not in (0, axes) or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(f"{path}: data.spatial_shape is {list(sizes)}, wanted {axes} sizes, as shape has")
+        if prod(sizes) > MOST_VALUES:
+            raise ValueError(f"{path}: data.spatial_shape is {list(sizes)}, more voxels than any volume has")
         if stage is None and snapshot.facts.latents:
             raise ValueError(f"{path}: first_stage is missing, though it was trained on latents")
         if task is not None and snapshot.task != task:
@@ -187,8 +188,8 @@ class Snapshot:
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
         elif hasattr(net, "sigma_min"):
-            told = drawn_conditions(takes_of(net), None, self.facts.class_names, self.volume_shape)([0])
-            if (made := net(x, torch.ones(1), condition=told.to(x.device))).shape != x.shape:
+            told = blank(takes_of(net), self.volume_shape)
+            if (made := net(x, torch.ones(1), condition=told)).shape != x.shape:
                 raise ValueError(f"the network makes {list(made.shape)} of {list(x.shape)}")
 
     @property

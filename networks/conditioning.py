@@ -59,10 +59,13 @@ class Condition(Mapping):
         return Condition({name: value for name, value in self.items() if name in names})
 
     def drop(self, name: str, mask: torch.Tensor, width: int | None = None) -> "Condition":
-        """Put a part's null where mask [N] is true; that of a semantic map is its width."""
+        """Put a part's null where mask [N], or [N,A] for single values of [N,A], is true; that of a semantic map is its
+        width.
+        """
         value = self._there(name)
         null = torch.as_tensor(PARTS[name].null(width), dtype=value.dtype)
-        return self.replace(**{name: torch.where(mask.reshape(-1, *[1] * (value.ndim - 1)), null, value)})
+        mask = mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
+        return self.replace(**{name: torch.where(mask, null, value)})
 
     def null(self, name: str, width: int | None = None) -> "Condition":
         """Put a part's null for all images."""
@@ -89,6 +92,13 @@ def stack(items: Sequence[Condition]) -> Condition:
             raise ValueError(f"items of one batch have conditions {', '.join(items[0]) or 'none'} and "
                              f"{', '.join(item) or 'none'}: wanted the same of all, a null where a part is missing")
     return Condition({name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]})
+
+
+def blank(takes: Mapping[str, Part], size: Sequence[int], images: int = 1) -> Condition:
+    """Zeros for every part that a network takes, of so many images of volumes of a size [*S]: for trials of shapes."""
+    return Condition({name: torch.zeros(images, *PARTS[name].shape(part.width, size),
+                                        dtype=getattr(torch, np.dtype(PARTS[name].dtype).name))
+                      for name, part in takes.items()})
 
 
 def takes_of(net: object) -> dict[str, Part]:

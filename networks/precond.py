@@ -44,6 +44,11 @@ class Precond(nn.Module):
         return getattr(self.model, "augment_dim", 0)
 
     @property
+    def grid_factor(self) -> tuple[int, ...] | None:
+        """Voxels per axis of a cell of the network's grid, None for networks that do not say."""
+        return getattr(self.model, "grid_factor", None)
+
+    @property
     def self_condition(self) -> bool:
         """Whether the network takes an estimate of the image, in training and sampling its own last one."""
         return getattr(self.model, "self_condition", False)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from edm3d.networks.conditioning import NOTHING, Condition, Part
+from edm3d.networks.attribute_embedding import AttributeEmbedding, AttributeTokens
+from edm3d.networks.conditioning import NOTHING, Condition
+from edm3d.networks.grids import image_channels
 from edm3d.networks.layers import (
     FourierEmbedding,
     add_margin,
@@ -26,6 +28,9 @@ from edm3d.networks.layers import (
     timestep_embedding,
     up,
 )
+from edm3d.networks.parts import PARTS
+from edm3d.networks.spade import MapFeatures
+from edm3d.networks.told import Told, check_told
 from edm3d.networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
 from edm3d.utils.checks import check_choice, check_count
 
@@ -35,17 +40,18 @@ class UNet(nn.Module):
 
     F_x = net(x, noise_labels, condition, augment_labels); x [N,in_channels,*S], noise_labels [N]. With self_condition
     there is a further input, an estimate of the image [N,in_channels,*S], zeros for none (Chen, Zhang and Hinton 2023).
-    A family says how noise, class and augmentation are embedded (`embed`) and what becomes of each decoder level
-    (`read_out`).
+    A family says how noise, class, attributes and augmentation are embedded (`embed`) and what becomes of each decoder
+    level (`read_out`). What it can be told is in docs/conditions.md: attributes by the embedding or as tokens that all
+    blocks attend to which attend at all, a map by the norms of decoder and bottleneck, images as further inputs.
     """
 
     def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
-                 label_dim: int, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
+                 told: Told, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
                  num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
-                 map_label: nn.Module | None, self_condition: bool):
+                 map_label: nn.Module | None, attributes_to: int, self_condition: bool):
         super().__init__()
         check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
-        check_count(0, {"label_dim": label_dim, "augment_dim": augment_dim})
+        check_count(0, {"augment_dim": augment_dim})
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout={dropout}: wanted a probability, 0..1")
         if noise_channels % 2 or noise_channels < 4:
@@ -53,22 +59,32 @@ class UNet(nn.Module):
                              f"got {noise_channels}")
         widths, strides, kernels, attends = levels
         self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
-            in_channels, spatial_dims, label_dim, augment_dim)
-        self.takes = {"class_labels": Part(label_dim)} if label_dim else {}
+            in_channels, spatial_dims, told.label_dim, augment_dim)
+        self.told, self.takes, self.grid_factor = told, told.takes(), told.factor(spatial_dims)
         self.num_blocks, self.strides, self.filter = num_blocks, strides, check_filter(filter, strides)
         self.factor = tuple(prod(s[axis] for s in strides) for axis in range(spatial_dims))  # what sizes divide by
         self.noise_channels, self.self_condition = noise_channels, self_condition
-        self.seen_channels = in_channels * (2 if self_condition else 1)
+        self.seen_channels = in_channels * (2 if self_condition else 1) + told.image_channels(spatial_dims)
         self.map_layer0 = linear(noise_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_layer1 = linear(emb_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_label = map_label
         self.map_augment = linear(augment_dim, noise_channels, bias=False, init=0) if augment_dim else None
+        tokens = AttributeTokens(told.attribute_dim, emb_channels, told.attribute_mean, told.attribute_std) \
+            if told.attribute_dim else None
+        self.attribute_tokens = tokens if told.attribute_mode == "tokens" else None
+        self.map_attributes = AttributeEmbedding(tokens, emb_channels, attributes_to) \
+            if tokens is not None and self.attribute_tokens is None else None
+        self.map_features = MapFeatures(spatial_dims, told.semantic_dim, told.semantic_hidden, told.semantic_grid,
+                                        self.grid_factor, strides, kernels) if told.semantic_dim else None
 
-        def block(level: int, cin: int, cout: int, attend: bool, stride: Sequence[int] = (), way: str = "same"
-                  ) -> UNetBlock:
+        def block(level: int, cin: int, cout: int, attend: bool, stride: Sequence[int] = (), way: str = "same",
+                  encoder: bool = False) -> UNetBlock:
             heads = (cout // channels_per_head if channels_per_head else 1) if attend else 0
+            mapped = told.semantic_dim and (told.semantic_everywhere or not encoder)
             return UNetBlock(style, spatial_dims, cin, cout, emb_channels, kernel=kernels[level], stride=stride,
-                             way=way, filter=self.filter, heads=heads, dropout=dropout)
+                             way=way, filter=self.filter, heads=heads, dropout=dropout,
+                             map_channels=told.semantic_hidden if mapped else 0,
+                             token_channels=emb_channels if self.attribute_tokens is not None else 0)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         self.enc["level0_conv"] = conv(spatial_dims, self.seen_channels, stem_channels, kernels[0], init=style.init,
@@ -76,10 +92,10 @@ class UNet(nn.Module):
         skips, c = [stem_channels], stem_channels
         for level, width in enumerate(widths):
             if level:
-                self.enc[f"level{level}_down"] = block(level, c, c, False, strides[level - 1], "down")
+                self.enc[f"level{level}_down"] = block(level, c, c, False, strides[level - 1], "down", True)
                 skips.append(c)
             for i in range(num_blocks):
-                self.enc[f"level{level}_block{i}"] = block(level, c, width, level in attends)
+                self.enc[f"level{level}_block{i}"] = block(level, c, width, level in attends, encoder=True)
                 c = width
                 skips.append(c)
         for level, width in reversed(list(enumerate(widths))):
@@ -97,35 +113,62 @@ class UNet(nn.Module):
                 augment_labels: torch.Tensor | None = None, estimate: torch.Tensor | None = None) -> torch.Tensor:
         condition = NOTHING if condition is None else condition
         check_input(self, x, condition, augment_labels)
+        check_told(self, self.told, x, condition)
         if self.self_condition:
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)], dim=1)
         elif estimate is not None:
             raise ValueError(f"{type(self).__name__}: got an estimate of the image, self_condition is false")
+        condition = self.whole(condition, x)
+        if condition.images is not None:
+            images = condition.images.to(x.dtype)
+            x = torch.cat([x, image_channels(images, x.shape[2:], self.grid_factor, self.told.image_grid == "fold")], 1)
         noise_labels = noise_labels.to(torch.promote_types(noise_labels.dtype, torch.float32))
         emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
-        return self.decode(self.encode(x, emb), emb)
+        maps = None if condition.semantic is None else self.map_features(condition.semantic, x.dtype)
+        tokens = None if self.attribute_tokens is None else self.attribute_tokens(condition.attributes)
+        return self.decode(self.encode(x, emb, maps if self.told.semantic_everywhere else None, tokens), emb, maps,
+                           tokens)
 
-    def encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
-        """Features after every layer of the encoder."""
+    def whole(self, condition: Condition, x: torch.Tensor) -> Condition:
+        """A condition with a row for each image of what else than classes the network takes, nulls where it has none.
+        """
+        found, full = {}, [s * f for s, f in zip(x.shape[2:], self.grid_factor, strict=True)]
+        for name, part in self.takes.items():
+            if name != "class_labels":
+                kind, rows = PARTS[name], condition.get(name)
+                if rows is None:
+                    dtype = torch.int16 if name == "semantic" else torch.float32
+                    rows = torch.full((1, *kind.shape(part.width, full)), kind.null(part.width), dtype=dtype,
+                                      device=x.device)
+                found[name] = rows.expand(len(x), *rows.shape[1:])
+        return condition.replace(**found) if found else condition
+
+    def encode(self, x: torch.Tensor, emb: torch.Tensor, maps: list[torch.Tensor] | None = None,
+               tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Features after every layer of the encoder; maps: features of a map at every level, where it sees them."""
         image, x = x, self.enc["level0_conv"](x)
-        features = [x]
+        features, maps = [x], maps or [None] * (len(self.strides) + 1)
         for level in range(len(self.strides) + 1):
             if level:
-                x, image = self.read_in(level, self.enc[f"level{level}_down"](x, emb), image)
+                x = self.enc[f"level{level}_down"](x, emb, maps[level - 1], maps[level], tokens)
+                x, image = self.read_in(level, x, image)
                 features.append(x)
             for i in range(self.num_blocks):
-                x = self.enc[f"level{level}_block{i}"](x, emb)
+                x = self.enc[f"level{level}_block{i}"](x, emb, maps[level], maps[level], tokens)
                 features.append(x)
         return features
 
-    def decode(self, features: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+    def decode(self, features: list[torch.Tensor], emb: torch.Tensor, maps: list[torch.Tensor] | None = None,
+               tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Image that the decoder makes of the encoder's features."""
-        x, image = features[-1], None
-        for level in reversed(range(len(self.strides) + 1)):
-            for way in ("up",) if level < len(self.strides) else ("in0", "in1"):
-                x = self.dec[f"level{level}_{way}"](x, emb)
+        x, image, last = features[-1], None, len(self.strides)
+        maps = maps or [None] * (last + 1)
+        for level in reversed(range(last + 1)):
+            for way in ("up",) if level < last else ("in0", "in1"):
+                x = self.dec[f"level{level}_{way}"](x, emb, maps[min(level + 1, last)], maps[level], tokens)
             for i in range(self.num_blocks + 1):
-                x = self.dec[f"level{level}_block{i}"](torch.cat([x, features.pop()], dim=1), emb)
+                x = self.dec[f"level{level}_block{i}"](torch.cat([x, features.pop()], dim=1), emb, maps[level],
+                                                       maps[level], tokens)
             image = self.read_out(level, x, image)
         return image
 
@@ -139,7 +182,7 @@ class UNet(nn.Module):
 
     def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
               dtype: torch.dtype) -> torch.Tensor:
-        """Embedding [N,E] of noise level, class and augmentation."""
+        """Embedding [N,E] of noise level, class, attributes and augmentation."""
         raise NotImplementedError
 
 
@@ -177,24 +220,35 @@ class ADMUNet(UNet):
     transition and per level. Attention goes by attention_levels, counted from 0, the full size, or by
     attention_resolutions: a level of an image of image_size attends when its largest axis is among them. With neither,
     levels 1, 2 and 3 attend, those narrower than channels_per_head left out; None is one head of any width. label_dim
-    is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet.
+    is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet. The
+    arguments from attribute_dim on are of further conditions (docs/conditions.md).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int = 0,
+    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int | str = 0,
                  augment_dim: int = 0, model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4),
                  channel_mult_emb: int = 4, num_blocks: int = 3, attention_levels: Sequence[int] | None = None,
                  strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int | None = 64,
                  dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
-                 image_size: int | Sequence[int] | None = None, self_condition: bool = False):
+                 image_size: int | Sequence[int] | None = None, self_condition: bool = False,
+                 attribute_dim: int | str = 0, attribute_mode: str = "embedding",
+                 attribute_mean: Sequence[float] | None = None, attribute_std: Sequence[float] | None = None,
+                 attribute_dropout: float = 0, attribute_gaps: float = 0, semantic_dim: int | str = 0,
+                 semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
+                 semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
+                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
+        told = Told(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
+                    attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid, semantic_everywhere,
+                    image_dim, image_dropout, image_grid, grid_factor)
+        told.check()
         widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
         levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
                              image_size, channels_per_head, default=(1, 2, 3))
         super().__init__(
             ADM, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
-            label_dim=label_dim, augment_dim=augment_dim, noise_channels=model_channels, emb_channels=emb,
+            told=told, augment_dim=augment_dim, noise_channels=model_channels, emb_channels=emb,
             stem_channels=widths[0], num_blocks=num_blocks, channels_per_head=channels_per_head, filter=(1, 1),
             dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None,
-            self_condition=self_condition)
+            attributes_to=emb, self_condition=self_condition)
         self.out_norm = group_norm(widths[0], ADM.eps)
         self.out_conv = conv(spatial_dims, widths[0], out_channels, levels.kernels[0], init=0)
 
@@ -206,6 +260,8 @@ class ADMUNet(UNet):
         emb = self.map_layer1(silu(self.map_layer0(emb)))
         if self.map_label is not None and condition.class_labels is not None:
             emb = emb + self.map_label(condition.class_labels.to(dtype))
+        if self.map_attributes is not None:
+            emb = emb + self.map_attributes(condition.attributes)
         return silu(emb)
 
     def read_out(self, level: int, x: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor | None:
@@ -222,14 +278,24 @@ class SongUNet(UNet):
     the decoder the last block of a level only.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int = 0,
+    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int | str = 0,
                  augment_dim: int = 0, model_channels: int = 128, channel_mult: Sequence[int] = (1, 2, 2, 2),
                  channel_mult_emb: int = 4, num_blocks: int = 4, attention_levels: Sequence[int] | None = None,
                  strides: int | Sequence = 2, kernel_size: int | Sequence = 3, channels_per_head: int | None = None,
                  dropout: float = 0.1, attention_resolutions: Sequence[int] | None = None,
                  image_size: int | Sequence[int] | None = None, embedding: str = "positional",
                  channel_mult_noise: int = 1, encoder: str = "standard", decoder: str = "standard",
-                 resample_filter: Sequence[float] = (1, 1), self_condition: bool = False):
+                 resample_filter: Sequence[float] = (1, 1), self_condition: bool = False,
+                 attribute_dim: int | str = 0, attribute_mode: str = "embedding",
+                 attribute_mean: Sequence[float] | None = None, attribute_std: Sequence[float] | None = None,
+                 attribute_dropout: float = 0, attribute_gaps: float = 0, semantic_dim: int | str = 0,
+                 semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
+                 semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
+                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
+        told = Told(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
+                    attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid, semantic_everywhere,
+                    image_dim, image_dropout, image_grid, grid_factor)
+        told.check()
         check_choice("embedding", embedding, ("positional", "fourier"))
         check_choice("encoder", encoder, ("standard", "residual", "skip"))
         check_choice("decoder", decoder, ("standard", "skip"))
@@ -240,9 +306,10 @@ class SongUNet(UNet):
         map_label = linear(label_dim, noise_channels, init=SONG.init, glorot=True) if label_dim > 0 else None
         super().__init__(
             SONG, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
-            label_dim=label_dim, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
+            told=told, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
             stem_channels=model_channels, num_blocks=num_blocks, channels_per_head=channels_per_head,
-            filter=resample_filter, dropout=dropout, map_label=map_label, self_condition=self_condition)
+            filter=resample_filter, dropout=dropout, map_label=map_label, attributes_to=noise_channels,
+            self_condition=self_condition)
         self.encoder, self.decoder = encoder, decoder
         self.map_noise = FourierEmbedding(noise_channels) if embedding == "fourier" else None
         for level, (above, kernel) in enumerate(zip(widths, levels.kernels[1:]), start=1):
@@ -269,6 +336,8 @@ class SongUNet(UNet):
             labels = condition.class_labels
             labels = emb.new_zeros(1, self.label_dim) if labels is None else labels.to(dtype)
             emb = emb + self.map_label(labels * sqrt(self.label_dim))
+        if self.map_attributes is not None:
+            emb = emb + self.map_attributes(condition.attributes)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(dtype))
         return silu(self.map_layer1(silu(self.map_layer0(emb))))

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
+from edm3d.networks.attribute_embedding import CrossAttention
 from edm3d.networks.layers import attention, conv, down, group_norm, linear, per_axis, per_level, up
+from edm3d.networks.spade import modulate, modulation
 from edm3d.utils.checks import check_count
 
 
@@ -108,11 +110,14 @@ class UNetBlock(nn.Module):
     """Residual block with embedding, optional resampling and optional self-attention.
 
     x [N,in_channels,*S], emb [N,emb_channels] -> [N,out_channels,*S'], S' = S / stride (way='down'), S * stride ('up').
+    map_channels: its norms are modulated by a map's features [N,map_channels,*S] `before` and [N,map_channels,*S']
+    `after` resampling; token_channels: what attends also attends to tokens [N,A,token_channels].
     """
 
     def __init__(self, style: Style, dims: int, in_channels: int, out_channels: int, emb_channels: int, *,
                  kernel: Sequence[int], stride: Sequence[int] = (), way: str = "same",
-                 filter: Sequence[float] = (1, 1), heads: int = 0, dropout: float = 0):
+                 filter: Sequence[float] = (1, 1), heads: int = 0, dropout: float = 0, map_channels: int = 0,
+                 token_channels: int = 0):
         super().__init__()
         assert way in ("same", "down", "up")
         self.style, self.stride, self.way, self.filter = style, stride, way, filter
@@ -129,6 +134,11 @@ class UNetBlock(nn.Module):
             self.norm2 = group_norm(out_channels, style.eps)
             self.qkv = conv(dims, out_channels, out_channels * 3, 1, init=style.init_attention, glorot=glorot)
             self.proj = conv(dims, out_channels, out_channels, 1, init=0)
+        self.spade0, self.spade1, self.spade2 = (
+            modulation(dims, map_channels, channels) if map_channels and channels else None
+            for channels in (in_channels, out_channels, out_channels if heads else 0))
+        self.cross = CrossAttention(dims, out_channels, token_channels, heads, style.eps) if heads and token_channels \
+            else None
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
         """The block's change of size."""
@@ -136,19 +146,21 @@ class UNetBlock(nn.Module):
             return x
         return (down if self.way == "down" else up)(x, self.stride, self.filter)
 
-    def embed(self, h: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """Second norm and activation, told the embedding."""
+    def embed(self, h: torch.Tensor, emb: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """Second norm and activation, told the embedding and a map's features."""
         emb = self.affine(emb).reshape(len(emb), -1, *[1] * (h.ndim - 2))
         if self.style.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
-            return silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        return silu(self.norm1(h + emb))
+            return silu(torch.addcmul(shift, modulate(self.norm1(h), self.spade1, features), scale + 1))
+        return silu(modulate(self.norm1(h + emb), self.spade1, features))
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        h = self.conv0(self.resample(silu(self.norm0(x))))
-        h = self.conv1(nn.functional.dropout(self.embed(h, emb), self.dropout, self.training))
+    def forward(self, x: torch.Tensor, emb: torch.Tensor, before: torch.Tensor | None = None,
+                after: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.conv0(self.resample(silu(modulate(self.norm0(x), self.spade0, before))))
+        h = self.conv1(nn.functional.dropout(self.embed(h, emb, after), self.dropout, self.training))
         x = self.resample(x)
         x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
         if self.heads:
-            x = (x + self.proj(attention(self.qkv(self.norm2(x)), self.heads))) * self.style.skip_scale
-        return x
+            found = attention(self.qkv(modulate(self.norm2(x), self.spade2, after)), self.heads)
+            x = (x + self.proj(found)) * self.style.skip_scale
+        return x if self.cross is None else self.cross(x, tokens)

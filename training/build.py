@@ -6,6 +6,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.latents import round_trip_line
 from edm3d.inference.batch import Sample
 from edm3d.inference.snapshot import CarriedStage
+from edm3d.networks.parts import PARTS as CONDITIONS
 from edm3d.training.tasks import TASKS
 from edm3d.training.validation import Held
 from edm3d.utils.checks import check_choice
@@ -47,9 +48,16 @@ def check_without_data(training: dict) -> None:
     if model.get("attention_resolutions") or any(isinstance(model.get(k), list) for k in ("strides", "kernel_size")):
         return
     with torch.device("meta"):
-        node = fill(training["network"], in_channels=1, out_channels=1, spatial_dims=3)
+        node = fill(with_any_widths(training["network"]), in_channels=1, out_channels=1, spatial_dims=3)
         net = build(node, path="training.network")
     task.check(training, loss, net)
+
+
+def with_any_widths(node: dict) -> dict:
+    """A network node with some width for those that the data will say: as many as there are means of attributes."""
+    node = {key: with_any_widths(value) if isinstance(value, dict) else value for key, value in node.items()}
+    some = len(node.get("attribute_mean") or node.get("attribute_std") or [0])
+    return node | {kind.width_key: some for kind in CONDITIONS.values() if node.get(kind.width_key) == "auto"}
 
 
 def check_dataset(dataset: object, target: str) -> None:

@@ -5,15 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from edm3d.formats.facts import Facts
 from edm3d.inference.batch import Batch
 from edm3d.inference.first_stage import FirstStage, tiles_of
-from edm3d.networks.conditioning import Condition, takes_of
-from edm3d.networks.parts import PARTS
+from edm3d.networks.conditioning import blank, takes_of
 from edm3d.networks.tiles import Tiles
 from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from edm3d.training.phases import LossOutput, Task
@@ -140,10 +138,9 @@ def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]
 def imagined_batch(task: Task, shape: tuple[int, ...], images: int) -> Batch:
     """A batch of items of a shape [C,*S], with label maps where the data have them and what the network takes."""
     labels = torch.zeros(images, *shape[1:], dtype=torch.uint8) if task.snapshot.facts.label_classes else None
-    told = {name: torch.zeros(images, *PARTS[name].shape(part.width, shape[1:]),
-                              dtype=getattr(torch, np.dtype(PARTS[name].dtype).name))
-            for name, part in takes_of(task.net).items()}
-    return Batch(torch.empty(images, *shape), labels, Condition(told))
+    factor = getattr(task.net, "grid_factor", None) or (1,) * len(shape[1:])
+    full = [s * f for s, f in zip(shape[1:], factor, strict=True)]
+    return Batch(torch.empty(images, *shape), labels, blank(takes_of(task.net), full, images))
 
 
 def module_bytes(modules: list[torch.nn.Module]) -> int:

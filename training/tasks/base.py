@@ -12,6 +12,8 @@ import torch
 from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.layers import size_error_of
+from edm3d.networks.parts import PARTS
+from edm3d.networks.parts.base import PartKind
 from edm3d.training.live_memory import imagine
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show
@@ -110,8 +112,45 @@ def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequen
     shape: of what the network sees, where that is not what the data set holds.
     """
     channels, *size = shape or data.shape
-    return fill(training["network"], in_channels=channels, out_channels=channels, spatial_dims=len(size),
+    node = fill_told(training["network"], "training.network", data.facts, size)
+    return fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size),
                 image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
+
+
+def fill_told(node: dict, path: str, facts: Facts, size: Sequence[int]) -> dict:
+    """A network node with what the data say of the parts of a condition that it takes, where the YAML says nothing.
+
+    Widths that are "auto", the statistics of attributes, and how many voxels a cell of the network's grid [*s] has.
+    """
+    node = {key: fill_told(value, f"{path}.{key}", facts, size) if isinstance(value, dict) else value
+            for key, value in node.items()}
+    node |= {kind.width_key: known_width(kind, f"{path}.{kind.width_key}", facts) for kind in PARTS.values()
+             if node.get(kind.width_key) == "auto"}
+    found = {}
+    if node.get(PARTS["attributes"].width_key) and facts.attribute_statistics:
+        found |= {"attribute_mean": facts.attribute_statistics.mean, "attribute_std": facts.attribute_statistics.std}
+    if any(node.get(kind.width_key) for kind in PARTS.values() if kind.grid) and node.get("grid_factor") is None:
+        found["grid_factor"] = known_factor(f"{path}.grid_factor", facts, size)
+    return fill(node, **found) if found else node
+
+
+def known_width(kind: PartKind, key: str, facts: Facts) -> int:
+    """How wide a part of a condition is by what is known of the data; ValueError where they have none of it."""
+    names = getattr(facts, kind.names) if kind.names else None
+    if not names:
+        raise ValueError(f"{key}=auto: {facts.file or 'what the plan is for'} names no {kind.many}; choose data with "
+                         f"{kind.many}, or write their number, 0 for a network that is told none")
+    return len(names)
+
+
+def known_factor(key: str, facts: Facts, size: Sequence[int]) -> list[int]:
+    """Voxels per axis of a volume for each cell of a grid [*s]; ValueError where they do not divide."""
+    full = facts.spatial_shape or (() if facts.latents else size)
+    if len(full) != len(size) or any(n % s for n, s in zip(full, size)):
+        found = f"has volumes of {list(full)}" if full else "does not say how large its volumes are"
+        raise ValueError(f"{key}: {facts.file} {found}, the network sees {list(size)}; maps and condition images need "
+                         "volumes of a whole number of voxels for each of its cells")
+    return [n // s for n, s in zip(full, size)]
 
 
 @contextmanager

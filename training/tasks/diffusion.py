@@ -46,14 +46,15 @@ class DiffusionTask(TaskType):
         if imagined:
             return diffusion_task(net, loss, optimizer, transform, snapshot)
         self.check(training, loss, net)
-        check_conditions(net, data.facts)
+        item = data[0]
+        check_conditions(net, data.facts, item.condition)
         snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform))
         task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
         check_forward(task, data)
-        item = data[0]
         maps = data.facts.label_classes if item.label is not None and not hasattr(transform, "scaling") else ()
         notes = unusual_pair(type(net), type(loss)), left_aside(net, item.condition, data.facts, maps)
         task.notes = [note for note in notes if note]
+        tell_only(takes_of(net), data, *([] if held is None else [getattr(held.dataset, "dataset", held.dataset)]))
         return task
 
     def check(self, training: dict, loss: Callable, net: torch.nn.Module | None = None) -> None:
@@ -120,7 +121,10 @@ class ToldItsEstimate(Wrapper):
 
 
 def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: ImageGenerators) -> Condition:
-    """Hide each part of each image as often as a network takes it, decided by the image's own generator."""
+    """Hide each part of each image, and single values of it, as often as a network takes it so.
+
+    Decided by the image's own generator.
+    """
     for name, part in takes.items():
         if part.dropout:
             kind = PARTS[name]
@@ -130,7 +134,19 @@ def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: Imag
                                  f"{kind.many}")
             dropped = generators.for_purpose(kind.dropout_key).rand(()) < part.dropout
             condition = condition.drop(name, dropped.to(condition[name].device), part.width)
+        if part.gaps and name in condition:
+            hidden = generators.for_purpose(f"{name}_gaps").rand((part.width,)) < part.gaps
+            condition = condition.drop(name, hidden.to(condition[name].device), part.width)
     return condition
+
+
+def tell_only(takes: Mapping[str, Part], *datasets: object) -> None:
+    """Have data sets read no more of their conditions than what a network takes; what they kept before is forgotten."""
+    for dataset in datasets:
+        if (conditions := getattr(dataset, "conditions", None)) is not None:
+            conditions.told = takes
+            if isinstance(kept := getattr(dataset, "cache", None), dict):
+                kept.clear()
 
 
 def usual_choice(precond: type) -> str:
@@ -213,8 +229,11 @@ def carried_stage(training: dict, data: Data, transform: Callable) -> CarriedSta
     return stage
 
 
-def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
-    """ValueError when a network is made for another number of classes, or the like, than the data have."""
+def check_conditions(net: torch.nn.Module, facts: Facts, condition: Condition | None = None) -> None:
+    """ValueError when a network is made for another number of classes, or the like, than the data have.
+
+    condition: that of an item, of which a part that the network takes must not be missing.
+    """
     for name, part in takes_of(net).items():
         kind = PARTS[name]
         names = getattr(facts, kind.names) if kind.names else None
@@ -222,6 +241,9 @@ def check_conditions(net: torch.nn.Module, facts: Facts) -> None:
             there = f"{len(names)} {kind.many} ({listed(names)}), or 0 to leave them aside"
             raise ValueError(f"training.network.model.{kind.width_key}={part.width}: wanted {len(names)}, as "
                              f"{facts.source} has {there if names else f'no {kind.many}'}")
+        if condition is not None and name not in condition:
+            raise ValueError(f"training.network.model.{kind.width_key}={part.width}: {facts.file} holds no "
+                             f"{kind.many}; wanted 0, or data with {kind.many}")
 
 
 def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: Sequence[str] = ()) -> str:
