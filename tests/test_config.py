@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import requested_seeds
 from edm3d.inference.generation import check_options
+from edm3d.networks.conditioning import blank, takes_of
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.tasks.base import fill_network
@@ -34,7 +35,10 @@ RECIPES = {"diff3_vae_100": ECHO, "diff3_vae_200": ECHO, "diff3_vae_xent": ECHO,
            "brats_ldm_32g": BRATS_LATENTS, "brats_edm_32g": BRATS_LATENTS}
 DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 64, 64), 4, 0),
         "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0),
-        "voxels_edm": ((1, 32, 32, 32), 4, 0)}
+        "voxels_edm": ((1, 32, 32, 32), 4, 0), "echo3d_semantic_edm": ((4, 8, 8, 8), 4, 0),
+        **{f"echo2d_{name}": ((1, 256, 256), 4, 0) for name in ("vae64", "vae128", "edm", "ve", "vp")},
+        **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)}}
+VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}  # of latents
 
 
 def checked(name: str, *overrides: str) -> dict:
@@ -49,7 +53,8 @@ def checked(name: str, *overrides: str) -> dict:
 def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
-    facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes)
+    facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
+                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")))
     return SimpleNamespace(shape=shape, facts=facts)
 
 
@@ -86,7 +91,8 @@ def test_every_experiment_composes_and_its_network_runs_on_the_meta_device(name)
             out = net(x, torch.zeros(2, *dataset.shape[1:], dtype=torch.uint8) if labels else None)
             assert out.image.shape == x.shape and (out.logits.shape[1] if labels else 0) == labels
         elif training["task"] == "diffusion":
-            assert net(x, torch.ones(2)).shape == x.shape
+            told = blank(takes_of(net), dataset.facts.spatial_shape, 2)
+            assert net(x, torch.ones(2), told).shape == x.shape
         optimizer = build({**training["optimizer"], "_partial_": True})(net.parameters())
     assert optimizer.param_groups[0]["lr"] == training["optimizer"]["lr"]
 
