@@ -41,8 +41,8 @@ class MapFeatures(nn.Module):
     def folded(self, semantic: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
         """Channels of the map at every level, averaged from one to the next."""
         device = semantic.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):  # ones and zeros are exact in it, and smaller
-            dtype = torch.get_autocast_dtype(device)
+        if device != "meta" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # at once, as they are as large as the full map times its classes
         shares, voxels = fold_map(semantic, self.classes, self.factor, dtype)
         if self.from_shares is not None:
             cells = self.from_shares(shares) + self.from_voxels(voxels.flatten(2))
