@@ -24,6 +24,7 @@ from edm3d.training.augment import (
     stretch_label,
     turn_voxels,
 )
+from edm3d.utils.config import build
 
 F64 = torch.float64
 NONE = {"scale": 0, "rotate_frac": 0, "aniso": 0, "translate_frac": 0}
@@ -352,8 +353,7 @@ def test_image_labels_and_conditions_move_together(d, size):
 def mild(d: int) -> AugmentPipe:
     """The pipe of augment=mild."""
     node = yaml.safe_load((Path(__file__).parents[1] / "configs/augment/mild.yaml").read_text())
-    del node["_target_"]
-    return AugmentPipe(d, **node, semantic_dim=4)
+    return build({**node, "spatial_dims": d, "semantic_dim": 4})
 
 
 @pytest.mark.parametrize("size", [(24,), (24, 20), (14, 16, 12)])

@@ -59,8 +59,7 @@ def dataset_like(name: str) -> SimpleNamespace:
 
 
 def group_files() -> list[tuple[str, Path]]:
-    """Every group file but presets, with an experiment that uses its group: composed from this file, if there is one.
-    """
+    """Every group file but presets, with an experiment that uses its group: one composed from it if there is one."""
     found = []
     for path in sorted(set(CONFIGS.glob("*/*.yaml")) - set(CONFIGS.glob("preset/*"))):
         defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
@@ -214,7 +213,8 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     # values taken from where there is none
     ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
-    ("training.augment.p=1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild"]),
+    ("training.augment.p=1", [
+        "training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild, none"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler=edm_odd: no such sampler; there are", "edm_ode"]),
