@@ -32,7 +32,7 @@ WANTED = ("wanted a table (.csv), a folder of maps (.nii, .nii.gz, .npy, .npz, .
           "or samples (.h5, samples also .npz)")
 
 
-class Rows(Sequence):
+class AskedGrids(Sequence):
     """Arrays that are read one by one; names: what messages call each."""
 
     def __init__(self, names: Sequence[str], read: Callable[[int], np.ndarray]):
@@ -46,9 +46,9 @@ class Rows(Sequence):
             raise IndexError(index)
         return self.read(index)
 
-    def then(self, made: Callable[[np.ndarray, str], np.ndarray]) -> "Rows":
+    def then(self, made: Callable[[np.ndarray, str], np.ndarray]) -> "AskedGrids":
         """The same rows as a function makes them of each and its name."""
-        return Rows(self.names, lambda index: made(self[index], self.names[index]))
+        return AskedGrids(self.names, lambda index: made(self[index], self.names[index]))
 
 
 class AskedColumn(NamedTuple):
@@ -71,8 +71,8 @@ class AskedFile(NamedTuple):
     ids: list[str]
     classes: Sequence[str] | None = None
     attributes: Sequence[AskedColumn] = ()
-    maps: Rows | None = None
-    images: Rows | None = None
+    maps: AskedGrids | None = None
+    images: AskedGrids | None = None
     map_classes: tuple[str, ...] = ()
     intensity: Intensity | None = None
     is_list: bool = False
@@ -176,15 +176,15 @@ def stem(path: Path) -> str:
     return path.name[:-len(suffix_of(path) or path.suffix) or None]
 
 
-def read_maps(files: Sequence[Path], facts: Facts, dims: int) -> Rows:
+def read_maps(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Maps [*S] of files."""
-    return Rows([one_line(str(file)) for file in files],
+    return AskedGrids([one_line(str(file)) for file in files],
                 lambda index: read_grid(files[index], facts, dims, "label", read_png_map)[0])
 
 
-def read_images(files: Sequence[Path], facts: Facts, dims: int) -> Rows:
+def read_images(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Images [C,*S] of files, in their units."""
-    return Rows([one_line(str(file)) for file in files],
+    return AskedGrids([one_line(str(file)) for file in files],
                 lambda index: read_grid(files[index], facts, dims, "image", read_png).astype(np.float32))
 
 
@@ -256,8 +256,8 @@ def of_volumes(path: Path, facts: Facts, split: str | None) -> AskedFile:
     names = [f"{path}: /{split} {one_line(id_)}" for id_ in ids]
     classes = told_classes(meta.class_names, tables.get("classes")) if meta.class_names else None
     return AskedFile(str(path), ids, classes, told_attributes(known, tables.get("attributes")),
-                     Rows(names, partial(file.grid, split, kind)) if kind else None,
-                     Rows(names, lambda i: file.grid(split, "images", i)[channels].astype(np.float32))
+                     AskedGrids(names, partial(file.grid, split, kind)) if kind else None,
+                     AskedGrids(names, lambda i: file.grid(split, "images", i)[channels].astype(np.float32))
                      if channels else None, tuple(had.get(kind, ())), meta.intensity)
 
 
@@ -273,8 +273,8 @@ def of_latents(path: Path, facts: Facts, split: str | None) -> AskedFile:
     images = found.grids.get("cond_images") if channels else None
     return AskedFile(str(path), found.ids, told_classes(had.class_names, found.tables.get("classes")),
                      told_attributes(had, found.tables.get("attributes")),
-                     Rows(names, found.grids[kind].__getitem__) if kind else None,
-                     None if images is None else Rows(names, lambda i: images[i][channels]),
+                     AskedGrids(names, found.grids[kind].__getitem__) if kind else None,
+                     None if images is None else AskedGrids(names, lambda i: images[i][channels]),
                      tuple(classes.get(kind) or ()), had.intensity)
 
 
@@ -290,6 +290,6 @@ def of_samples(path: Path, facts: Facts) -> AskedFile:
     names = [f"{path}: {id_}" for id_ in ids]
     return AskedFile(str(path), ids, told_classes(had.class_names, file.array("classes")),
                      told_attributes(had, file.array("attributes")),
-                     Rows(names, partial(file.row, kind)) if kind else None,
-                     Rows(names, lambda i: file.row("cond_images", i)[channels]) if channels else None,
+                     AskedGrids(names, partial(file.row, kind)) if kind else None,
+                     AskedGrids(names, lambda i: file.row("cond_images", i)[channels]) if channels else None,
                      tuple(classes.get(kind, ())), had.intensity)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edm3d.formats.asked import AskedFile, Rows, open_asked
+from edm3d.formats.asked import AskedFile, AskedGrids, open_asked
 from edm3d.formats.facts import Facts
 from edm3d.inference.asked_attributes import (
-    Attributes,
+    AskedAttributes,
     attribute_rows,
     check_missing,
     geometry_of,
@@ -81,7 +81,7 @@ class Asker:
         if part.dropout or type(kind).unasked is not PartKind.unasked:
             return
         if name == "attributes":
-            known = Attributes.of(part, self.facts)
+            known = AskedAttributes.of(part, self.facts)
             check_missing(known, np.full((1, part.width), np.nan, np.float32))
             return
         raise ValueError(f"sampling.conditions: no {kind.many} are asked for, and the network was never trained "
@@ -146,7 +146,7 @@ class Asker:
             columns = []
         if "attributes" not in self.takes:
             return {}, {"notes": notes}
-        known = Attributes.of(self.takes["attributes"], self.facts)
+        known = AskedAttributes.of(self.takes["attributes"], self.facts)
         if file and not file.is_list:
             columns = [column for column in columns if column.name in known.names]
         if not (columns or options.attributes or options.sweep):
@@ -273,7 +273,7 @@ def in_memory(maps: Any = None, images: Any = None) -> AskedFile | None:
             raise ValueError(f"{name}: holds {odd[0].dtype} {odd[0].shape}, wanted arrays of numbers")
     ids = [str(i) for i in range(*lengths)]
 
-    def lazily(name: str) -> Rows | None:
-        return Rows([f"{name}[{id_}]" for id_ in ids], rows[name].__getitem__) if name in rows else None
+    def lazily(name: str) -> AskedGrids | None:
+        return AskedGrids([f"{name}[{id_}]" for id_ in ids], rows[name].__getitem__) if name in rows else None
 
     return AskedFile("arrays", ids, maps=lazily("maps"), images=lazily("images"), is_list=True)
