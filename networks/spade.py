@@ -8,26 +8,30 @@ from torch import nn
 from torch.nn.functional import relu
 
 from edm3d.networks.grids import fold_map, nearest_map
-from edm3d.networks.layers import conv, down
+from edm3d.networks.layers import conv, down, linear
 
 
 class MapFeatures(nn.Module):
     """Features [N,hidden,*s] for every level of a UNet, of a map [N,*S] of the classes 0..K, K being none known.
 
-    A network's cell has `factor` voxels. grid "fold": shares and voxels of a cell (grids.fold_map), averaged from level
-    to level; "nearest": at every level the map resized to the nearest voxel. What all norms of a level share is made
-    once: relu of a convolution of the level's kernel. Where the folded channels outnumber `hidden`, a 1x1 convolution
-    before the first level brings them down to it, which leaves the rank of what follows as it is.
+    A network's cell has `factor` voxels. grid "fold": what share of a cell each class has and which voxels of it, as
+    channels that are averaged from level to level; "nearest": at every level the map resized to the nearest voxel.
+    What all norms of a level share is made once: relu of a convolution of the level's kernel. Where the folded channels
+    outnumber `hidden`, they are first brought down to it cell by cell, which leaves the rank of what follows as it is.
     """
 
     def __init__(self, dims: int, classes: int, hidden: int, grid: str, factor: Sequence[int],
                  strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]]):
         super().__init__()
         self.classes, self.grid, self.factor, self.strides = classes + 1, grid, tuple(factor), list(strides)
-        voxels = prod(factor)
-        channels = self.classes * (1 + voxels if grid == "fold" and voxels > 1 else 1)
-        self.squeeze = conv(dims, channels, hidden, 1, init=1) if grid == "fold" and channels > hidden else None
-        channels = channels if self.squeeze is None else hidden
+        folds = grid == "fold" and prod(factor) > 1
+        voxels = self.classes * prod(factor)
+        channels = self.classes + (voxels if folds else 0)
+        self.from_shares = self.from_voxels = None
+        if folds and channels > hidden:
+            self.from_shares = linear(self.classes, hidden, init=sqrt(1 / 2))
+            self.from_voxels = linear(voxels, hidden, bias=False, init=sqrt(1 / 2))
+            channels = hidden
         self.levels = nn.ModuleList(conv(dims, channels, hidden, kernel, init=sqrt(2)) for kernel in kernels)
 
     def forward(self, semantic: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -36,8 +40,16 @@ class MapFeatures(nn.Module):
 
     def folded(self, semantic: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
         """Channels of the map at every level, averaged from one to the next."""
-        channels = fold_map(semantic, self.classes, self.factor, dtype)
-        found = [channels if self.squeeze is None else self.squeeze(channels)]
+        device = semantic.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # at once, as they are as large as the full map times its classes
+        shares, voxels = fold_map(semantic, self.classes, self.factor, dtype)
+        if self.from_shares is not None:
+            cells = self.from_shares(shares) + self.from_voxels(voxels.flatten(2))
+        else:
+            cells = shares if prod(self.factor) == 1 else torch.cat([shares, voxels.flatten(2)], dim=2)
+        size = [n // f for n, f in zip(semantic.shape[1:], self.factor, strict=True)]
+        found = [cells.transpose(1, 2).contiguous().unflatten(2, size)]
         for stride in self.strides:
             found.append(down(found[-1], stride))
         return found

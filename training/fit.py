@@ -50,7 +50,7 @@ def fit(config: dict, source: PlannedData, what: str, card: float, ranks: int = 
         tried = deepcopy(config)
         for key, value in candidate.sets.items():
             apply_override(tried, key, value)
-        return plan_step(tried["training"], source._replace(shape=candidate.shape)).peak
+        return plan_step(tried["training"], source.resized(candidate.shape)).peak
 
     candidates = list(KINDS[what](config["training"], source, ranks))
     largest, too_much = search(candidates, peak, room_of(card))

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +38,12 @@ class PlannedData(NamedTuple):
     shape: tuple[int, ...]
     facts: Facts
     first_stage: dict
+
+    def resized(self, shape: tuple[int, ...]) -> "PlannedData":
+        """The same of another shape [C,*s], latents with volumes of as many voxels more or less."""
+        full = self.facts.spatial_shape if self.facts.latents else ()
+        volumes = tuple(n * new // old for n, new, old in zip(full, shape[1:], self.shape[1:]))
+        return self._replace(shape=shape, facts=replace(self.facts, spatial_shape=volumes) if volumes else self.facts)
 
 
 class Lever(NamedTuple):
@@ -112,17 +119,18 @@ def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequen
     shape: of what the network sees, where that is not what the data set holds.
     """
     channels, *size = shape or data.shape
-    node = fill_told(training["network"], "training.network", data.facts, size)
+    node = fill_told(training["network"], "training.network", data, size)
     return fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size),
                 image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
 
 
-def fill_told(node: dict, path: str, facts: Facts, size: Sequence[int]) -> dict:
+def fill_told(node: dict, path: str, data: Data, size: Sequence[int]) -> dict:
     """A network node with what the data say of the parts of a condition that it takes, where the YAML says nothing.
 
     Widths that are "auto", the statistics of attributes, and how many voxels a cell of the network's grid [*s] has.
     """
-    node = {key: fill_told(value, f"{path}.{key}", facts, size) if isinstance(value, dict) else value
+    facts = data.facts
+    node = {key: fill_told(value, f"{path}.{key}", data, size) if isinstance(value, dict) else value
             for key, value in node.items()}
     node |= {kind.width_key: known_width(kind, f"{path}.{kind.width_key}", facts) for kind in PARTS.values()
              if node.get(kind.width_key) == "auto"}
@@ -130,7 +138,7 @@ def fill_told(node: dict, path: str, facts: Facts, size: Sequence[int]) -> dict:
     if node.get(PARTS["attributes"].width_key) and facts.attribute_statistics:
         found |= {"attribute_mean": facts.attribute_statistics.mean, "attribute_std": facts.attribute_statistics.std}
     if any(node.get(kind.width_key) for kind in PARTS.values() if kind.grid) and node.get("grid_factor") is None:
-        found["grid_factor"] = known_factor(f"{path}.grid_factor", facts, size)
+        found["grid_factor"] = known_factor(f"{path}.grid_factor", data, size)
     return fill(node, **found) if found else node
 
 
@@ -143,13 +151,13 @@ def known_width(kind: PartKind, key: str, facts: Facts) -> int:
     return len(names)
 
 
-def known_factor(key: str, facts: Facts, size: Sequence[int]) -> list[int]:
+def known_factor(key: str, data: Data, size: Sequence[int]) -> list[int]:
     """Voxels per axis of a volume for each cell of a grid [*s]; ValueError where they do not divide."""
-    full = facts.spatial_shape or (() if facts.latents else size)
+    full = data.facts.spatial_shape if data.facts.latents else data.shape[1:]
     if len(full) != len(size) or any(n % s for n, s in zip(full, size)):
         found = f"has volumes of {list(full)}" if full else "does not say how large its volumes are"
-        raise ValueError(f"{key}: {facts.file} {found}, the network sees {list(size)}; maps and condition images need "
-                         "volumes of a whole number of voxels for each of its cells")
+        raise ValueError(f"{key}: {data.facts.file} {found}, the network sees {list(size)}; maps and condition images "
+                         "need volumes of a whole number of voxels for each of its cells")
     return [n // s for n, s in zip(full, size)]
 
 
