@@ -16,9 +16,11 @@ def phantoms(num: int, seed: int, size: int = 32) -> list[Phantom]:
     return [echo_phantom(index, seed=seed, size=size) for index in range(num)]
 
 
-def images_of(items: list[Phantom]) -> np.ndarray:
-    """Images [N,1,*S] in [0,1]."""
-    return np.stack([item.image for item in items])[:, None]
+def images_of(items: list[Phantom], speckle: np.ndarray | float = 1) -> np.ndarray:
+    """Images [N,1,*S] in [0,1], with so much of their speckle, [N] from 0 to 1."""
+    share = np.reshape(np.broadcast_to(speckle, len(items)), (-1, 1, 1, 1)).astype(np.float32)
+    clean = np.stack([item.clean for item in items])
+    return (clean + share * (np.stack([item.image for item in items]) - clean))[:, None]
 
 
 def labels_of(items: list[Phantom]) -> np.ndarray:
@@ -27,17 +29,21 @@ def labels_of(items: list[Phantom]) -> np.ndarray:
 
 
 class Segmenter:
-    """MONAI's UNet with residual units, trained by cross-entropy on real images and their label maps alone."""
+    """MONAI's UNet with residual units, trained by cross-entropy on real images and their label maps alone.
+
+    Every second image has less speckle than it came with, as first stages give it back.
+    """
 
     def __init__(self, items: list[Phantom], seed: int, steps: int = 500, batch_size: int = 8, lr: float = 3e-3):
         torch.manual_seed(seed)
         self.net = UNet(3, 1, CLASSES, channels=(16, 32, 64), strides=(2, 2), num_res_units=1)
         optimizer = torch.optim.AdamW(self.net.parameters(), lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
-        images, labels, rng = images_of(items), labels_of(items), np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         for _ in range(steps):
-            rows = rng.integers(0, len(items), batch_size)
-            loss = cross_entropy(self.net(seen(images[rows])), torch.from_numpy(labels[rows]).long())
+            drawn = [items[row] for row in rng.integers(0, len(items), batch_size)]
+            speckle = np.where(rng.random(batch_size) < 0.5, 1, rng.random(batch_size))
+            loss = cross_entropy(self.net(seen(images_of(drawn, speckle))), torch.from_numpy(labels_of(drawn)).long())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
