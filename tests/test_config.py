@@ -38,7 +38,7 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         "voxels_edm": ((1, 32, 32, 32), 4, 0), "echo3d_semantic_edm": ((4, 8, 8, 8), 4, 0),
         **{f"echo2d_{name}": ((1, 256, 256), 4, 0) for name in ("vae64", "vae128", "edm", "ve", "vp")},
         **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)}}
-# Sizes of the volumes that latents are of, where a network is told something on their grid.
+VOLUMES = {"echo3d_semantic_edm": (32,) * 3, "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}  # of latents
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
