@@ -11,7 +11,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from edm3d.formats.facts import Facts
+from edm3d.formats.facts import Facts, LatentFacts
 from edm3d.formats.samples import requested_seeds
 from edm3d.inference.generation import check_options
 from edm3d.networks.conditioning import blank, takes_of
@@ -38,7 +38,6 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         "voxels_edm": ((1, 32, 32, 32), 4, 0), "echo3d_semantic_edm": ((4, 8, 8, 8), 4, 0),
         **{f"echo2d_{name}": ((1, 256, 256), 4, 0) for name in ("vae64", "vae128", "edm", "ve", "vp")},
         **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)}}
-VOLUMES = {"echo3d_semantic_edm": (32,) * 3, "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}  # of latents
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
@@ -55,7 +54,8 @@ def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
     facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
-                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")))
+                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")),
+                  latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
     return SimpleNamespace(shape=shape, facts=facts)
 
 
