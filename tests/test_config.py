@@ -55,7 +55,8 @@ def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
     facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
-                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")))
+                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")),
+                  attribute_names=("a", "b") if name == "echo_edm" else None)
     return SimpleNamespace(shape=shape, facts=facts)
 
 
