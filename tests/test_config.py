@@ -55,6 +55,7 @@ def dataset_like(name: str) -> SimpleNamespace:
     shape, labels, classes = DATA[name]
     facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
                   spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")),
+                  attribute_names=("a", "b") if name == "echo_edm" else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
     return SimpleNamespace(shape=shape, facts=facts)
 

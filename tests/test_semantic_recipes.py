@@ -1,6 +1,7 @@
 """The recipes of EDMLX and the semantic one in 3D: as published where they say so, and the whole road at toy size."""
 
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ PIXELS, LATENTS = ("echo2d_edm", "echo2d_ve", "echo2d_vp"), ("echo2d_edm_l64", "
 SPLITS = {"training": 4, "validation": 1, "testing": 2}
 
 
+@cache
 def on_meta(name: str) -> torch.nn.Module:
     """The network of a recipe at full size, without memory."""
     with torch.device("meta"):
@@ -45,7 +47,7 @@ def attends(name: str) -> list[str]:
     """Blocks of a recipe's network that attend, in the encoder and at the bottleneck."""
     net = on_meta(name).model
     blocks = [*net.enc.items(), *((key, block) for key, block in net.dec.items() if key.endswith(("in0", "in1")))]
-    return [key for key, block in blocks if isinstance(block, UNetBlock) and block.num_heads]
+    return [key for key, block in blocks if isinstance(block, UNetBlock) and block.heads]
 
 
 @pytest.mark.parametrize(("name", "levels"), [("echo2d_edm", [3]), ("echo2d_edm_l128", [2, 3]),
