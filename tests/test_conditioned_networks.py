@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from edm3d.formats.facts import AttributeStatistics, Facts, LatentFacts
+from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
+from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.attribute_embedding import AttributeTokens, CrossAttention
 from edm3d.networks.conditioning import Condition, Part, blank, takes_of
 from edm3d.networks.grids import fold, fold_map, image_channels, nearest_map
@@ -19,6 +20,7 @@ from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.plan import imagined_batch
 from edm3d.training.tasks.base import PlannedData, fill_network
 from edm3d.training.tasks.diffusion import check_conditions, drop_parts, tell_only
+from edm3d.utils.config import build
 from edm3d.utils.precision import autocast
 from edm3d.utils.sharding import checkpoint_blocks
 from tests.test_networks import randomise
@@ -337,7 +339,6 @@ def test_images_on_the_networks_grid_are_their_own_means():
 FACTS = Facts("v.h5", "", label_classes=("air", "wall"), class_names=("ED", "ES"), spatial_shape=(16, 24),
               condition_channels=("low",), attribute_names=("age", "ef"),
               attribute_statistics=AttributeStatistics([50.0, 0.5], [9.0, 0.1], [1, 0], [99, 1], [0, 3]))
-LATENTS = LatentFacts("l.h5", "")
 AUTO = {"label_dim": "auto", "attribute_dim": "auto", "semantic_dim": "auto", "image_dim": "auto"}
 
 
@@ -359,7 +360,8 @@ def test_the_data_say_how_wide_the_parts_are_and_how_many_voxels_a_cell_has():
     assert "grid_factor" not in fill_network(node(label_dim=2), data)["model"]
     given = fill_network(node(attribute_dim=2, attribute_mean=[0, 0], semantic_dim=3, grid_factor=1), data)["model"]
     assert (given["attribute_mean"], given["semantic_dim"], given["grid_factor"]) == ([0, 0], 3, 1)
-    assert fill_network(node(**AUTO), PlannedData((1, 16, 24), FACTS, {}))["model"]["grid_factor"] == [1, 1]
+    for size in ((16, 24), (32, 48)):  # as they are, or as a plan resizes them
+        assert fill_network(node(**AUTO), PlannedData((1, *size), FACTS, {}))["model"]["grid_factor"] == [1, 1]
     stage = fill_network(node(**AUTO), PlannedData((1, 16, 24), FACTS, {}), shape=(4, 8, 8))  # encoded on the fly
     assert stage["model"]["grid_factor"] == [2, 3] and stage["model"]["in_channels"] == 4
 
@@ -384,6 +386,16 @@ def test_a_plan_imagines_maps_and_images_at_full_size():
     assert batch.condition.semantic.shape == (2, 4, 12) and batch.condition.images.shape == (2, 1, 4, 12)
     assert batch.condition.semantic.dtype == torch.int16
     assert net(batch.images, 1.0, batch.condition).shape == (2, 1, 4, 6)
+
+
+def test_a_snapshot_tries_its_network_on_maps_of_its_volumes():
+    filled = fill_network(node(**AUTO), PlannedData((1, 16, 24), FACTS, {}))
+    with torch.device("meta"):
+        net = build(filled)
+        Snapshot("diffusion", filled, FACTS, (1, 16, 24)).try_network(net)
+        latents = CarriedStage(LatentScaling([0.0], [1.0]))
+        with pytest.raises(ValueError, match=r"semantic map of \[16, 24\], wanted \[8, 24\]"):
+            Snapshot("diffusion", filled, FACTS, (1, 8, 24), latents).try_network(net)
 
 
 def test_gaps_hide_single_values_by_each_images_own_generator():
