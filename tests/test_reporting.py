@@ -438,6 +438,13 @@ def test_label_maps_and_maps_that_were_asked_for_have_colours_of_their_own_and_o
     assert rows.get_size_inches()[1] * montages.DPI > 4 * montages.TILE
 
 
+def test_classes_of_one_name_have_one_colour_whatever_their_numbers():
+    map_ = np.uint8([[0, 1, 2, 3]])
+    asked, names = montages.Asked([map_], ("outside", "sector", "heart", "background")).in_legend_of(("background",
+                                                                                                    "heart"))
+    assert names == ["background", "heart", "sector", "background"] and asked.maps[0].tolist() == [[0, 2, 1, 3]]
+
+
 def test_signals_have_their_condition_above_them():
     figure = montages.montage([("Real", []), ("Generated", [(blank((8,)), None)])], (1.0,),
                               asked=montages.Asked(images=[blank((8,))]))
