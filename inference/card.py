@@ -10,7 +10,9 @@ import yaml
 from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
-from edm3d.utils.names import printable
+from edm3d.networks.conditioning import takes_of
+from edm3d.networks.parts import PARTS
+from edm3d.utils.names import printable, titled
 
 INTENDED = "Research on synthetic volumes. Not a medical device: nothing it draws may be used for diagnosis."
 
@@ -36,7 +38,9 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
     """
     is_first_stage = isinstance(net, Autoencoder)
     title = said.title or name
+    told = about_conditions(snapshot.facts, net)
     sections = {"What it is": about(snapshot, net), "Use": usage(name, is_first_stage),
+                **({"What it can be asked for": told} if told else {}),
                 "Data": about_data(snapshot.facts, said),
                 "Preprocessing and intensities": about_intensities(snapshot.facts, preparation),
                 "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),
@@ -88,6 +92,24 @@ def usage(name: str, is_first_stage: bool) -> str:
     return code if is_first_stage else code + (
         f"\n\nFrom the command line: `edm3d generate -cn=echo_edm sampling.network={name} sampling.outdir=drawn`; any "
         "diffusion experiment serves for `-cn`, which gives the sampler.")
+
+
+def about_conditions(facts: Facts, net: torch.nn.Module) -> str:
+    """What the network is told, with the names and ranges that it was trained on; '' where that is nothing."""
+    lines = []
+    for name, part in takes_of(net).items():
+        kind = PARTS[name]
+        names = (getattr(facts, kind.names) if kind.names else None) or ()
+        if name == "attributes" and facts.attribute_statistics:
+            found = facts.attribute_statistics
+            names = [f"{titled(each, unit)} {lo:g} to {hi:g}" for each, unit, lo, hi in zip(
+                facts.attribute_names, facts.attribute_units, found.lo, found.hi, strict=True)]
+        without = "may be left out" if part.dropout else "is needed, as it was never trained without"
+        lines.append(f"- `{name}`: {', '.join(names) or part.width}; {without}")
+    if not lines:
+        return ""
+    return "\n".join(["How: docs/conditions.md of edm3d. Of attributes the range in training; of maps the classes in "
+                      "the order of their numbers, on the grid of the volumes.", "", *lines])
 
 
 def about_data(facts: Facts, said: Said) -> str:

@@ -251,8 +251,8 @@ def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options:
 
 
 def asked_of(facts: Facts, rows: Mapping[str, Sequence[np.ndarray]]) -> Asked:
-    """Maps and condition images that samples were asked for, for a montage; rows: of their arrays by name."""
-    return Asked(rows.get("maps", ()), facts.semantic_classes, rows.get("cond_images", ()),
+    """Maps and condition images that samples were asked for, for a montage; rows: their arrays, or lists, by name."""
+    return Asked(list(rows.get("maps", ())), facts.semantic_classes, list(rows.get("cond_images", ())),
                  facts.condition_channels or ())
 
 

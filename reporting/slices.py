@@ -39,11 +39,17 @@ class Asked(NamedTuple):
     channels: Sequence[str] = ()
 
     def in_legend_of(self, label_classes: Sequence[str]) -> tuple["Asked", Sequence[str]]:
-        """The same with maps whose values follow those of label maps, where these are of other classes; all names."""
+        """The same with maps whose values are those of label maps for classes of one name, and follow them for others;
+        all names.
+        """
         if not self.maps or not label_classes or tuple(label_classes) == tuple(self.map_classes):
             return self, label_classes or self.map_classes
-        maps = [np.where(each > 0, each.astype(np.int32) + len(label_classes) - 1, 0) for each in self.maps]
-        return self._replace(maps=maps), [*label_classes, *self.map_classes[1:]]
+        names, values = list(label_classes), [0]
+        for name in self.map_classes[1:]:
+            if name not in names[1:]:
+                names.append(name)
+            values.append(names.index(name, 1))
+        return self._replace(maps=[np.array(values)[each] for each in self.maps]), names
 
 
 NOTHING_ASKED = Asked()

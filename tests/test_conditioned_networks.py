@@ -378,6 +378,11 @@ def test_data_that_do_not_say_what_is_asked_of_them_are_refused(key, shape, fact
         fill_network(node(**{key: "auto"}), PlannedData(shape, facts, {}))
 
 
+def test_a_plan_without_data_is_told_the_number_of_classes():
+    with pytest.raises(ValueError, match="names no map classes; say how many classes maps have by --classes, or write"):
+        fill_network(node(semantic_dim="auto"), PlannedData((4, 8, 8), Facts("", ""), {}))
+
+
 def test_a_plan_imagines_maps_and_images_at_full_size():
     net = EDMPrecond(network(label_dim=0))
     assert net.grid_factor == (1, 2)

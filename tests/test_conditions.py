@@ -160,8 +160,8 @@ def test_networks_that_take_as_much_as_the_data_have_or_nothing_pass():
 
 
 @pytest.mark.parametrize(("takes", "maps", "wanted"), [
-    ({}, (), "2 classes (ED, ES) and 1 attribute (age) and 1 semantic map and 3 condition channels"),
-    ({"class_labels": Part(2), "images": Part(3)}, (), "1 attribute (age) and 1 semantic map"),
+    ({}, (), "2 classes (ED, ES) and 1 attribute (age) and semantic maps and 3 condition channels"),
+    ({"class_labels": Part(2), "images": Part(3)}, (), "1 attribute (age) and semantic maps"),
     ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, ("air", "wall"), None),
     ({"class_labels": Part(2), "attributes": Part(1), "semantic": Part(5), "images": Part(3)}, (), None),
 ])
@@ -180,3 +180,6 @@ def test_label_maps_beside_maps_are_said_to_be_left_aside():
     net.takes = {"semantic": Part(2)}
     assert left_aside(net, condition, facts, ("air", "wall")) == \
         "Note: v.h5 holds label maps of 2 classes (air, wall) that this network is not told"
+    net.takes = {}
+    assert left_aside(net, condition, replace(facts, map_classes=None, label_classes=("air", "wall"))) == \
+        "Note: v.h5 holds semantic maps of 2 classes (air, wall) that this network is not told"

@@ -19,11 +19,13 @@ import dataset_tool
 import edm3d
 import generate
 import train
-from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
 from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.inference.card import about_conditions
 from edm3d.inference.evaluate import find_first_stage
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.conditioning import Part
 from edm3d.utils.compose import compose
 from edm3d.utils.config import build
 from tests.commands import call, refused, succeed
@@ -331,6 +333,17 @@ def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):
     assert contract["preparation"]["kind"] == "phantom" and contract["spacing_mm"] == [2, 1.5, 3]
     publish(str(tmp_path / "bare"))
     assert "no report was given" in (tmp_path / "bare/README.md").read_text()
+
+
+def test_the_card_says_what_a_network_can_be_asked_for_and_in_which_range():
+    facts = Facts("v.h5", "", label_classes=("out", "heart"), attribute_names=("volume",), attribute_units=("mL",),
+                  attribute_statistics=AttributeStatistics([80], [9], [40.5], [120], [0]))
+    net = torch.nn.Identity()
+    assert about_conditions(facts, net) == ""
+    net.takes = {"attributes": Part(1, 0.1), "semantic": Part(2)}
+    assert about_conditions(facts, net).splitlines()[2:] == [
+        "- `attributes`: volume [mL] 40.5 to 120; may be left out",
+        "- `semantic`: out, heart; is needed, as it was never trained without"]
 
 
 def test_what_cannot_be_published_is_refused_and_leaves_nothing(at, tmp_path):

@@ -50,6 +50,7 @@ SHOWN = ["training.validation.preview_ticks=3", "training.validation.preview_ite
 VAE = ["-cn=echo_vae", "training.network.channels=[4,8]", *PLAIN]
 MODEL = [f"training.network.model.{key}" for key in (
     "model_channels=8", "channel_mult=[1]", "num_blocks=1", "attention_levels=[]", "dropout=0.1")]
+TOLD = ["++training.network.model.semantic_dim=auto", "++training.network.model.semantic_hidden=4"]
 EDM = ["-cn=echo_edm", *MODEL, *PLAIN, "sampling.sampler.num_steps=2", "sampling.batch_size=1"]
 NAMES = ["preview-000000.012", "preview-000000.016"]  # of the third tick and the fourth, which is the last
 FLAT = [Shown([("Flat", [(np.zeros((1, 4, 4)), None)])], {"spacing": [1, 1]})]
@@ -204,6 +205,16 @@ def test_slices_are_shown_with_real_ones_above(at):
     assert samples.array("images").shape == (2, 1, 8, 8) and set(samples.names) == {"images"}
     shown = imread(run_dir / f"previews/{NAMES[1]}.png")
     assert shown.shape[0] > 3 * 168  # twice a real slice, bare and with its labels, above one without any
+
+
+def test_what_held_out_items_are_asked_by_stands_above_what_was_drawn(at):
+    """A network that is told maps: three blocks, the held-out ones and those drawn with outlines as well."""
+    run_dir = fit("told", "-cn=voxels_edm", "training.dataset.path=data/flat.h5", *MODEL, *PLAIN, *SHOWN,
+                  "sampling.sampler.num_steps=2", *TOLD)
+    samples = SamplesFile(run_dir / f"previews/{NAMES[1]}.npz")
+    held_out = VolumesFile("data/flat.h5").read("val", 0).label
+    np.testing.assert_array_equal(samples.array("maps")[0], held_out)
+    assert imread(run_dir / f"previews/{NAMES[1]}.png").shape[0] > 5 * 168
 
 
 def test_what_cannot_be_shown_does_not_keep_a_network_from_being_trained(at):

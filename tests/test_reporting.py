@@ -8,6 +8,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import ndimage
 
 from edm3d.formats.png import COLOURS
@@ -436,6 +437,21 @@ def test_label_maps_and_maps_that_were_asked_for_have_colours_of_their_own_and_o
                                   asked=montages.Asked([map_], ("outside", "sector"), [blank((16, 16, 16))]))
     assert legends[2] == {1: "heart", 2: "sector"}
     assert rows.get_size_inches()[1] * montages.DPI > 4 * montages.TILE
+
+
+def test_classes_of_one_name_have_one_colour_whatever_their_numbers():
+    map_ = np.uint8([[0, 1, 2, 3]])
+    asked, names = montages.Asked([map_], ("outside", "sector", "heart", "background")).in_legend_of(("background",
+                                                                                                    "heart"))
+    assert names == ["background", "heart", "sector", "background"] and asked.maps[0].tolist() == [[0, 2, 1, 3]]
+
+
+def test_captions_of_narrow_columns_stand_beside_each_other():
+    pictures = [(blank((16, 16)), None)] * 2
+    figure = montages.montage([("Generated", pictures)], (1, 0.53), captions=["spacing_0 2.2 mm"] * 2)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    left, right = (text.get_window_extent(renderer) for text in figure.texts if "spacing" in text.get_text())
+    assert left.x1 < right.x0
 
 
 def test_signals_have_their_condition_above_them():

@@ -146,8 +146,9 @@ def known_width(kind: PartKind, key: str, facts: Facts) -> int:
     """How wide a part of a condition is by what is known of the data; ValueError where they have none of it."""
     names = getattr(facts, kind.names) if kind.names else None
     if not names:
-        raise ValueError(f"{key}=auto: {facts.file or 'what the plan is for'} names no {kind.many}; choose data with "
-                         f"{kind.many}, or write their number, 0 for a network that is told none")
+        wanted = f"choose data with {kind.many}" if facts.file else "say how many classes maps have by --classes"
+        raise ValueError(f"{key}=auto: {facts.file or 'what the plan is for'} names no {kind.many}; {wanted}, or write "
+                         "their number, 0 for a network that is told none")
     return len(names)
 
 

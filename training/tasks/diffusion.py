@@ -256,8 +256,10 @@ def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: S
         if name not in takes:
             kind, row = PARTS[name], condition[name]
             names = (getattr(facts, kind.names) if kind.names else None) or ()
-            count = 1 if kind.grid == "map" else len(row)
-            found.append(f"{count} {kind.one if count == 1 else kind.many}" + f" ({listed(names)})" * bool(names))
+            if kind.grid == "map":
+                found.append(f"{kind.one}s" + f" of {len(names)} classes ({listed(names)})" * bool(names))
+                continue
+            found.append(f"{len(row)} {kind.one if len(row) == 1 else kind.many}" + f" ({listed(names)})" * bool(names))
     if maps and (facts.map_classes or "semantic" not in condition):
         found.append(f"label maps of {len(maps)} classes ({listed(maps)})")
     return f"Note: {facts.file} holds {' and '.join(found)} that this network is not told" if found else ""
