@@ -1,6 +1,7 @@
 """Asking for what is drawn: literals and files, held against what a network was trained on before anything is drawn."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -26,9 +27,11 @@ from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
+from edm3d.utils.plain import shown
 from edm3d.utils.schema import Sampling
 
 MOST_NUMBER = 2 ** 63 - 1
+MOST_DIGITS = 18  # of the number of a class
 HOW = {"semantic": "by sampling.conditions=FOLDER of maps",
        "images": "by sampling.conditions=FILE with images"}
 
@@ -104,7 +107,9 @@ class Asker:
                              f"with training.network.model.label_dim={len(names) or 'K'}")
         if literal:
             return {"class_labels": [self.class_number(name, "sampling.classes") for name in literal]}
-        if file is None or file.classes is None or not self.takes_of_file("class_labels", file, "column class"):
+        if file is None or file.classes is None or not ("class_labels" in self.takes or any(file.classes)):
+            return {}
+        if not self.takes_of_file("class_labels", file, "column class"):
             return {}
         numbers = []
         for id_, name in zip(file.ids, file.classes, strict=True):
@@ -120,12 +125,12 @@ class Asker:
         names, count, text = self.facts.class_names, self.takes["class_labels"].width, str(name)
         if text in names:
             return names.index(text)
-        if text.isascii() and text.removeprefix("-").isdigit():
-            if 0 <= int(text) < count:
+        if re.fullmatch(r"-?\d+", text, re.ASCII):
+            if len(text) < MOST_DIGITS and 0 <= int(text) < count:
                 return int(text)
-            raise ValueError(f"{where}: there is no class {text}, but {count}, 0 to {count - 1}"
+            raise ValueError(f"{where}: there is no class {text[:MOST_DIGITS]}, but {count}, 0 to {count - 1}"
                              + (f" ({listed(names)})" if names else ""))
-        raise ValueError(f"{where}: {text!r} is not one of {listed(names) or f'0 to {count - 1}'}")
+        raise ValueError(f"{where}: {shown(text)} is not one of {listed(names) or f'0 to {count - 1}'}")
 
     def takes_of_file(self, name: str, file: AskedFile, what: str) -> bool:
         """Whether a network takes a part that a file has; ValueError where somebody asks for it in vain."""
@@ -196,8 +201,8 @@ class Asker:
         if found.dtype.kind not in "biu" and (not np.isfinite(found).all() or (found != np.rint(found)).any()):
             raise ValueError(f"{name}: the map has values that are no whole numbers, wanted numbers of classes")
         if found.min() < 0 or found.max() >= count:
-            odd = int(found.min() if found.min() < 0 else found.max())
-            raise ValueError(f"{name}: the map has the value {odd}, and there are {count} classes, 0 to {count - 1}"
+            odd = found.min() if found.min() < 0 else found.max()
+            raise ValueError(f"{name}: the map has the value {odd:g}, and there are {count} classes, 0 to {count - 1}"
                              + (f" ({listed(names)})" if names else ""))
         return found.astype(np.int16)
 

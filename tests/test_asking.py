@@ -4,7 +4,6 @@ from contextlib import chdir
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -26,7 +25,7 @@ from edm3d.inference.generation import check_part
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.samplers import edm_sampler
-from edm3d.training.tasks.previews import of_held_out
+from edm3d.training.tasks.previews import known_of
 from edm3d.utils.compose import compose
 from edm3d.utils.overrides import open_keys
 from edm3d.utils.schema import Sampling
@@ -152,6 +151,7 @@ def test_attributes_are_asked_by_name_and_the_others_are_missing():
     ({"lv_volume [l]": 1}, "is in l, lv_volume of the data in ml"), ({"lv_volume": "big"}, "'big' is no number"),
     ({"lv_volume": True}, "True is no number"), ({"lv_volume": [1, 2]}, "a list is no number"),
     ({"lv_volume": float("inf")}, "inf is no number"), ({"lv_volume": 1e39}, "is no number"),
+    ({"lv_volume": -1e30}, r"=-1e\+30: -1e\+30 is far from all that the network was trained on, 40 to 200 ml"),
     ({"lv_volume": {"strength": 1}}, "a dict is no number"), ({"lv_volume": "1_000"}, "no number|is in _000"),
     ({"lv_volume": 1, "lv_volume [ml]": 1}, "asked for twice"), ({"spacing_0": -1}, "voxels of -1 to -1 mm"),
 ])
@@ -227,6 +227,8 @@ def test_a_sweep_gives_every_seed_all_values():
     ({"lv_volume": [1, 2, 3], "body mass": [1, 2, 3]}, {}, "one attribute at a time"),
     ({"lv_volume": [1, 2, 3]}, {"attributes": {"lv_volume": 2}}, "asked for by sampling.attributes, too"),
     ({"lv_volume": [1, 2, 3]}, {"seeds": [2 ** 62]}, "smaller seeds"),
+    ({"lv_volume": [40, 40.0000001, 5]}, {}, "the same in float32"),
+    ({"lv_volume": [-1e38, 1e38, 5]}, {}, "far from all that"),
     ({"lv_volume": ["1 l", 2, 3]}, {}, "is in l, lv_volume of the data in ml"),
 ])
 def test_sweeps_that_cannot_be_are_refused(sweep, options, message):
@@ -281,6 +283,9 @@ def test_what_is_typed_stands_for_all_rows_of_a_file(tmp_path):
     ("id,lv_volume,lv_volume [ml]", "a,1,1", None, "are one attribute"),
     ("id,class", "a,ex", None, "class of a: 'ex' is not one of ED, ES"),
     ("id,class", "a,2", None, "class of a: there is no class 2"),
+    ("id,class", f"a,{'9' * 5000}", None, "class of a: there is no class 999999999999999999, but 2, 0 to 1"),
+    ("id,lv_volume", "a,1e30", None, r"lv_volume of a: 1e\+30 is far from all that the network was trained on"),
+    ("id,map", f"a,{'m' * 300}", None, r"map of a: 'mmm.*\.\.\. can be no file"),
     ("id,Class", "a,2", None, "column 'Class': wanted one of id, class, map, image"),
     ("id,class", "a,ED", {"attributes": Part(3, 0.1)}, "column class: the network was trained without classes.*_dim"),
     ("id,lv_volume", "a,1", {"class_labels": Part(2)}, "'lv_volume': the network was trained without attributes.*_dim"),
@@ -308,6 +313,16 @@ def test_gaps_of_a_table_are_refused_where_training_had_none(tmp_path):
     assert ask(conditions=path).asked["class_labels"] == [0, -1]
     with pytest.raises(ValueError, match=r"class of b: none, .*training\.network\.label_dropout=0\.1"):
         ask({"class_labels": Part(2)}, conditions=path)
+
+
+def test_a_column_of_classes_without_any_asks_for_none(tmp_path):
+    """In all rows as in one, and not for all classes in turn."""
+    path = write_table(tmp_path / "c.csv", "id,class,lv_volume", "a,,60", "b,,60")
+    takes = {name: part._replace(gaps=0.1) for name, part in TAKES.items()}
+    assert ask(takes, conditions=path).asked["class_labels"] == [-1, -1]
+    assert "class_labels" not in ask({"attributes": takes["attributes"]}, conditions=path).asked
+    with pytest.raises(ValueError, match="class of a: none"):
+        ask({**takes, "class_labels": Part(2)}, conditions=path)
 
 
 def test_more_rows_than_seeds_are_refused_and_fewer_are_cycled(tmp_path):
@@ -384,6 +399,20 @@ def test_images_that_are_none_of_the_networks_are_refused(image, message):
     with pytest.raises(ValueError, match=message) as error:
         ask(given=in_memory(images=[image]))
     assert str(error.value).startswith("images[0]: ")
+
+
+def test_a_map_that_changes_while_it_is_drawn_from_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", a_map(0))
+    found = ask(conditions=str(tmp_path))
+    assert found([0]).semantic[0, 0, 0] == 0
+    np.save(tmp_path / "a.npy", a_map(1))
+    with pytest.raises(ValueError, match=r"a\.npy: was changed while samples were drawn by it"):
+        found([0])
+
+
+def test_a_path_too_long_for_any_file_is_refused():
+    with pytest.raises(ValueError, match=r"sampling\.conditions='a/a/.*\.\.\.: wanted a table"):
+        ask(conditions="a/" * 3000 + "b.csv")
 
 
 # ---- files of ours ----
@@ -501,7 +530,7 @@ def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
     np.testing.assert_array_equal(samples.array("attributes"), [[61, nan, 1.5], [62, nan, 1.5]] * 2)
     assert samples.array("cond_images")[:, 0, 0, 0].tolist() == [50, 100] * 2
     assert samples.array("classes").tolist() == [0, 1] * 2
-    image = nibabel.load("out/nifti/seed000002_image.nii.gz")
+    image = nibabel.load("out/nifti/item-1_seed000002_image.nii.gz")
     wanted = np.array(AFFINE)
     wanted[:3, 0] *= 1.5 / 2
     np.testing.assert_allclose(image.affine, wanted)
@@ -551,15 +580,14 @@ def test_from_python_the_same_is_asked(at):
 def test_previews_are_told_what_is_known_of_held_out_items():
     condition = Condition(class_labels=np.float32([0, 1]), attributes=np.float32([60, nan, 2]), semantic=a_map(1),
                           images=np.full((1, *SIZE), 0.5, np.float32))
-    held = SimpleNamespace(dataset=[Sample(np.zeros((1, *SIZE)), None, condition)] * 3)
+    held = [Sample(np.zeros((1, *SIZE)), None, condition)] * 2
     takes = {name: part._replace(dropout=0, gaps=0) for name, part in TAKES.items()}
-    otherwise = of_held_out(SimpleNamespace(takes=takes), held, 2)
-    told = Asker(takes, FACTS, SIZE, otherwise)(Sampling(outdir=""))
+    told = Asker(takes, FACTS, SIZE, known_of(held, takes))(Sampling(outdir=""))
     np.testing.assert_array_equal(told([0]).attributes, [condition.attributes])
     np.testing.assert_array_equal(told([1]).semantic, [condition.semantic])
-    assert (told([5]).images == 0.5).all() and told([0, 1]).class_labels.argmax(1).tolist() == [0, 1]
+    assert (told([5]).images == 0.5).all() and told([0, 1]).class_labels.argmax(1).tolist() == [1, 1]
     with pytest.raises(ValueError, match="never trained without"):
-        Asker(takes, FACTS, SIZE, of_held_out(SimpleNamespace(takes=takes), None, 2))(Sampling(outdir=""))
+        Asker(takes, FACTS, SIZE, known_of([], takes))(Sampling(outdir=""))
 
 
 @pytest.mark.parametrize(("change", "message"), [
