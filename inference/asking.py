@@ -25,6 +25,7 @@ from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
+from edm3d.utils.files import first_line
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
@@ -239,7 +240,10 @@ class Asker:
         more = ", ..." if len(file.ids) > 3 else ""
         line = (f"Asked     {file.source}: {len(file.ids)} rows ({listed(file.ids[:3])}{more}), of "
                 f"{listed(PARTS[name].many for name in by)}")
-        return conditions._replace(record={**conditions.record, "conditions": record}, notes=[line, *conditions.notes])
+        lacking = [] if file.is_list else [PARTS[name].many for name in self.takes if name not in by]
+        without = [f"Note      {file.source}: has no {name} of the network's; none are asked for" for name in lacking]
+        return conditions._replace(record={**conditions.record, "conditions": record},
+                                   notes=[line, *without, *conditions.notes])
 
 
 def asker_of(net: object, snapshot: Snapshot, otherwise: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> Asker:
@@ -264,10 +268,18 @@ def sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def arrays_of(name: str, found: Any) -> list[np.ndarray]:
+    """The rows of an array, or a list of arrays; ValueError naming what is none."""
+    try:
+        return [np.asarray(each) for each in found]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name}: cannot be taken as arrays of numbers ({first_line(e)})") from e
+
+
 def in_memory(maps: Any = None, images: Any = None) -> AskedFile | None:
     """Maps [N,*S] and images [N,C,*S] in stored units, arrays or lists of them, as a file would ask for them."""
     given = {"maps": maps, "images": images}
-    rows = {name: [np.asarray(each) for each in found] for name, found in given.items() if found is not None}
+    rows = {name: arrays_of(name, found) for name, found in given.items() if found is not None}
     if not rows:
         return None
     if len(lengths := {len(found) for found in rows.values()}) > 1 or 0 in lengths:

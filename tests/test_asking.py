@@ -184,6 +184,20 @@ def test_values_outside_the_training_are_drawn_with_a_warning_of_both_ranges():
     assert found([0]).attributes[0, 1] == 50
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"lo": [300, 15, 1]}, r"lo is \[300, 15, 1\], hi \[200, 40, 3\].*none of lo above hi"),
+    ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"), ({"hi": [1, 2]}, "of 2 attributes"),
+])
+def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=f"attribute_statistics.*{message}"):
+        replace(FACTS, attribute_statistics=STATISTICS._replace(**change))
+
+
+def test_two_attributes_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"attributes \('a', 'a'\): wanted names that differ"):
+        VolumesMeta(2, ("us",), ("target",), (), ("a", "a"), ("", ""), (), FACTS.intensity)
+
+
 def test_attributes_of_a_network_without_are_refused():
     for options in ({"attributes": {"lv_volume": 1}}, {"sweep": {"lv_volume": [1, 2, 3]}}):
         with pytest.raises(ValueError, match=r"lv_volume: the network was trained without attributes.*attribute_dim"):
@@ -408,6 +422,15 @@ def test_a_map_that_changes_while_it_is_drawn_from_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", a_map(1))
     with pytest.raises(ValueError, match=r"a\.npy: was changed while samples were drawn by it"):
         found([0])
+
+
+def test_what_a_file_of_volumes_lacks_is_said(tmp_path):
+    """As channels of another name than the network was trained on."""
+    takes = {name: part._replace(gaps=0.1) for name, part in TAKES.items()}
+    notes = [ask(takes, conditions=str(write_volumes(tmp_path / f"{name}.h5", channels=("us", name)))).notes
+             for name in ("low", "high")]
+    assert not any("has no" in line for line in notes[0])
+    assert f"Note      {tmp_path}/high.h5: has no condition channels of the network's; none are asked for" in notes[1]
 
 
 def test_a_path_too_long_for_any_file_is_refused():
