@@ -186,7 +186,8 @@ def test_values_outside_the_training_are_drawn_with_a_warning_of_both_ranges():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"lo": [300, 15, 1]}, r"lo is \[300, 15, 1\], hi \[200, 40, 3\].*none of lo above hi"),
-    ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"), ({"hi": [1, 2]}, "of 2 attributes"),
+    ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"),
+    ({"hi": [1, 2]}, "of 2 attributes"),
 ])
 def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=f"attribute_statistics.*{message}"):
@@ -540,6 +541,23 @@ def at(tmp_path):
                  (1, *SIZE), weights={"weight": torch.ones(1)}).save(Path("net.pt"))
         yield tmp_path
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"attribute_names": ("a",), "attribute_units": ("",)}, "names 1 attributes, and the network takes 3"),
+    ({"attribute_names": (), "attribute_units": ()}, "names 0 attributes"),
+    ({"map_classes": ("a", "b")}, "names 2 map classes"), ({"condition_channels": ("a", "b")}, "names 2 condition"),
+    ({"map_classes": None, "label_classes": ()}, None),
+])
+def test_a_network_that_takes_more_or_less_than_its_data_name_is_refused(at, change, message):
+    """Before samples are drawn that no file can hold."""
+    Snapshot("diffusion", {"_target_": "tests.test_asking.Told"}, replace(FACTS, attribute_statistics=None, **change),
+             (1, *SIZE), weights={"weight": torch.ones(1)}).save(Path("net.pt"))
+    if message is None:
+        Snapshot.read(Path("net.pt")).build(trust=True)
+        return
+    line = refused(at, generate.main, *DRAW)
+    assert message in line and "net.pt: data names" in line
 
 
 def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
