@@ -3,6 +3,7 @@
 Maps and images are read when they are asked for. Whether a network was trained on what is there is for others to see.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,9 @@ from edm3d.formats.samples import SamplesFile
 from edm3d.formats.tables import read_rows
 from edm3d.formats.volumes import Intensity, VolumesFile
 from edm3d.utils.checks import listed
+from edm3d.utils.files import can_be
 from edm3d.utils.names import one_line
+from edm3d.utils.plain import shown
 
 HELD_OUT = ("test", "val")  # splits that are taken before all others
 OF_TABLES = ("id", "class", "map", "image")  # columns that are no attributes
@@ -47,8 +50,21 @@ class AskedGrids(Sequence):
         return self.read(index)
 
     def then(self, made: Callable[[np.ndarray, str], np.ndarray]) -> "AskedGrids":
-        """The same rows as a function makes them of each and its name."""
-        return AskedGrids(self.names, lambda index: made(self[index], self.names[index]))
+        """The same rows as a function makes them of each and its name.
+
+        Each must stay what it was when it was first read, so that what is drawn from is what was recorded: else reading
+        raises a ValueError.
+        """
+        first: dict[int, bytes] = {}
+
+        def read(index: int) -> np.ndarray:
+            array = made(self[index], self.names[index])
+            digest = hashlib.sha256(np.ascontiguousarray(array)).digest()
+            if first.setdefault(index, digest) != digest:
+                raise ValueError(f"{self.names[index]}: was changed while samples were drawn by it; draw them anew")
+            return array
+
+        return AskedGrids(self.names, read)
 
 
 class AskedColumn(NamedTuple):
@@ -89,6 +105,8 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
         raise ValueError(f"sampling.conditions={source!r}: {WANTED}")
     path = Path(source)
     suffix = path.suffix.lower()
+    if not can_be(path):
+        raise ValueError(f"sampling.conditions={shown(source)}: {WANTED}")
     if path.is_dir():
         found = of_folder(path, facts, dims)
     elif not path.exists():
@@ -128,7 +146,7 @@ def of_table(path: Path, facts: Facts, dims: int) -> AskedFile:
     ids = columns["id"]
     grids = {name: [file_of(path, name, id_, cell) for id_, cell in zip(ids, columns[name])]
              for name in ("map", "image") if any(columns.get(name, ()))}
-    return AskedFile(str(path), ids, columns["class"] if any(columns.get("class", ())) else None,
+    return AskedFile(str(path), ids, columns.get("class"),
                      [AskedColumn(name, cells) for name, cells in columns.items() if name not in OF_TABLES],
                      read_maps(grids["map"], facts, dims) if "map" in grids else None,
                      read_images(grids["image"], facts, dims) if "image" in grids else None, is_list=True)
@@ -139,9 +157,11 @@ def file_of(table: Path, column: str, id_: str, cell: str) -> Path:
     where = f"{table}: {column} of {one_line(id_)}"
     if not cell:
         raise ValueError(f"{where}: no file; wanted one for every id, or for none")
-    if (path := table.parent / cell).is_file():
+    folder, path = table.parent / BESIDE[column], table.parent / cell
+    if not can_be(path):
+        raise ValueError(f"{where}: {shown(cell)} can be no file")
+    if path.is_file():
         return path
-    folder = table.parent / BESIDE[column]
     beside = [folder / f"{cell}{suffix}" for suffix in (*SUFFIXES, ".png")]
     if found := next((path for path in beside if path.is_file()), None):
         return found

@@ -143,6 +143,10 @@ class Facts:
                 raise ValueError(f"attribute_statistics are of {len(known)} attributes, there are {len(names or ())}")
         if self.attribute_statistics and not min([*self.attribute_statistics.std, 1]) > 0:
             raise ValueError(f"attribute_statistics: std is {self.attribute_statistics.std}, wanted more than 0")
+        known = self.attribute_statistics
+        if known and (any(lo > hi for lo, hi in zip(known.lo, known.hi)) or min([*known.missing, 0]) < 0):
+            raise ValueError(f"attribute_statistics: lo is {known.lo}, hi {known.hi}, missing {known.missing}; wanted "
+                             "none of lo above hi, and missing 0 or more")
         for key in ("label_classes", "map_classes"):
             if len(getattr(self, key) or ()) > 256:
                 raise ValueError(f"{key} has {len(getattr(self, key))} names; maps are uint8, so at most 256")

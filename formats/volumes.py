@@ -89,6 +89,8 @@ class VolumesMeta:
             raise ValueError(f"channels {self.channels} are all conditions; wanted one or more with the role 'target'")
         if len(self.attribute_names) != len(self.attribute_units):
             raise ValueError(f"attributes {self.attribute_names} need one unit each, got {self.attribute_units}")
+        if len(set(self.attribute_names)) < len(self.attribute_names):
+            raise ValueError(f"attributes {self.attribute_names}: wanted names that differ, as they are asked for so")
         for classes, what in ((self.label_classes, "label"), (self.map_classes, "map")):
             if len(classes) > 256:
                 raise ValueError(f"{len(classes)} {what} classes; {what}s are uint8, so at most 256")

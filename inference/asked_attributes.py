@@ -26,11 +26,12 @@ MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "\u03bcm": 1e-3, "": 1.0}
 SIZES = {f"spacing_{name}": axis for axis, names in enumerate(("x0", "y1", "z2")) for name in names}  # name -> axis
 LEAST_MM, MOST_MM = 1e-6, 1e6
 MOST_VALUES = 1000  # of a sweep
+FARTHEST = 1e6  # deviations from the mean of the training, of which networks still draw numbers
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class AskedAttributes(NamedTuple):
-    """The attributes that a network takes; lo, hi and missing are of its training, None where that is not known."""
+    """The attributes that a network takes; the figures are of its training, None where they are not known."""
 
     part: Part
     names: tuple[str, ...]
@@ -38,6 +39,8 @@ class AskedAttributes(NamedTuple):
     lo: Sequence[float] | None
     hi: Sequence[float] | None
     missing: Sequence[int]
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
     @classmethod
     def of(cls, part: Part, facts: Facts) -> "AskedAttributes":
@@ -45,7 +48,7 @@ class AskedAttributes(NamedTuple):
         names, known = facts.attribute_names or (), facts.attribute_statistics
         units = facts.attribute_units or ("",) * len(names)
         return cls(part, names, units, known and known.lo, known and known.hi,
-                   known.missing if known else [0] * len(names))
+                   known.missing if known else [0] * len(names), known and known.mean, known and known.std)
 
     def number(self, name: str, key: str, unit: str | None = None) -> int:
         """Which one a name means, with its unit in brackets or by itself; ValueError, begun by `key`, for none.
@@ -88,6 +91,9 @@ class AskedAttributes(NamedTuple):
             raise wrong
         if value == value and not abs(value) <= FLOAT_MAX:
             raise wrong
+        if self.std is not None and abs(value - self.mean[number]) > FARTHEST * self.std[number]:
+            raise ValueError(f"{key}: {value:g} is far from all that the network was trained on, "
+                             f"{self.lo[number]:g} to {self.hi[number]:g} {one_line(self.units[number])}".rstrip())
         return float(value)
 
     def shown(self, number: int, value: float) -> str:
@@ -150,6 +156,9 @@ def sweep_of(known: AskedAttributes, asked: Mapping[str, Any], literal: Mapping[
     if any(known.number(str(other), f"{KEY}.{one_line(str(other))}") == number for other in literal):
         raise ValueError(f"{key}: {one_line(known.names[number])} is asked for by {KEY}, too; keep one of them")
     values = np.linspace(lo, hi, found[2]).astype(np.float32).astype(float).tolist()
+    if len(set(values)) < found[2]:
+        raise ValueError(f"{key}={list(found)}: two of these values are the same in float32; wanted fewer, or values "
+                         "further apart")
     return SweptAttribute(known.names[number], known.units[number], values, number)
 
 

@@ -1,6 +1,7 @@
 """Asking for what is drawn: literals and files, held against what a network was trained on before anything is drawn."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -24,11 +25,14 @@ from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
+from edm3d.utils.files import first_line
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
+from edm3d.utils.plain import shown
 from edm3d.utils.schema import Sampling
 
 MOST_NUMBER = 2 ** 63 - 1
+MOST_DIGITS = 18  # of the number of a class
 HOW = {"semantic": "by sampling.conditions=FOLDER of maps",
        "images": "by sampling.conditions=FILE with images"}
 
@@ -104,7 +108,9 @@ class Asker:
                              f"with training.network.model.label_dim={len(names) or 'K'}")
         if literal:
             return {"class_labels": [self.class_number(name, "sampling.classes") for name in literal]}
-        if file is None or file.classes is None or not self.takes_of_file("class_labels", file, "column class"):
+        if file is None or file.classes is None or not ("class_labels" in self.takes or any(file.classes)):
+            return {}
+        if not self.takes_of_file("class_labels", file, "column class"):
             return {}
         numbers = []
         for id_, name in zip(file.ids, file.classes, strict=True):
@@ -120,12 +126,12 @@ class Asker:
         names, count, text = self.facts.class_names, self.takes["class_labels"].width, str(name)
         if text in names:
             return names.index(text)
-        if text.isascii() and text.removeprefix("-").isdigit():
-            if 0 <= int(text) < count:
+        if re.fullmatch(r"-?\d+", text, re.ASCII):
+            if len(text) < MOST_DIGITS and 0 <= int(text) < count:
                 return int(text)
-            raise ValueError(f"{where}: there is no class {text}, but {count}, 0 to {count - 1}"
+            raise ValueError(f"{where}: there is no class {text[:MOST_DIGITS]}, but {count}, 0 to {count - 1}"
                              + (f" ({listed(names)})" if names else ""))
-        raise ValueError(f"{where}: {text!r} is not one of {listed(names) or f'0 to {count - 1}'}")
+        raise ValueError(f"{where}: {shown(text)} is not one of {listed(names) or f'0 to {count - 1}'}")
 
     def takes_of_file(self, name: str, file: AskedFile, what: str) -> bool:
         """Whether a network takes a part that a file has; ValueError where somebody asks for it in vain."""
@@ -196,8 +202,8 @@ class Asker:
         if found.dtype.kind not in "biu" and (not np.isfinite(found).all() or (found != np.rint(found)).any()):
             raise ValueError(f"{name}: the map has values that are no whole numbers, wanted numbers of classes")
         if found.min() < 0 or found.max() >= count:
-            odd = int(found.min() if found.min() < 0 else found.max())
-            raise ValueError(f"{name}: the map has the value {odd}, and there are {count} classes, 0 to {count - 1}"
+            odd = found.min() if found.min() < 0 else found.max()
+            raise ValueError(f"{name}: the map has the value {odd:g}, and there are {count} classes, 0 to {count - 1}"
                              + (f" ({listed(names)})" if names else ""))
         return found.astype(np.int16)
 
@@ -234,7 +240,10 @@ class Asker:
         more = ", ..." if len(file.ids) > 3 else ""
         line = (f"Asked     {file.source}: {len(file.ids)} rows ({listed(file.ids[:3])}{more}), of "
                 f"{listed(PARTS[name].many for name in by)}")
-        return conditions._replace(record={**conditions.record, "conditions": record}, notes=[line, *conditions.notes])
+        lacking = [] if file.is_list else [PARTS[name].many for name in self.takes if name not in by]
+        without = [f"Note      {file.source}: has no {name} of the network's; none are asked for" for name in lacking]
+        return conditions._replace(record={**conditions.record, "conditions": record},
+                                   notes=[line, *without, *conditions.notes])
 
 
 def asker_of(net: object, snapshot: Snapshot, otherwise: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> Asker:
@@ -259,10 +268,18 @@ def sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def arrays_of(name: str, found: Any) -> list[np.ndarray]:
+    """The rows of an array, or a list of arrays; ValueError naming what is none."""
+    try:
+        return [np.asarray(each) for each in found]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name}: cannot be taken as arrays of numbers ({first_line(e)})") from e
+
+
 def in_memory(maps: Any = None, images: Any = None) -> AskedFile | None:
     """Maps [N,*S] and images [N,C,*S] in stored units, arrays or lists of them, as a file would ask for them."""
     given = {"maps": maps, "images": images}
-    rows = {name: [np.asarray(each) for each in found] for name, found in given.items() if found is not None}
+    rows = {name: arrays_of(name, found) for name, found in given.items() if found is not None}
     if not rows:
         return None
     if len(lengths := {len(found) for found in rows.values()}) > 1 or 0 in lengths:

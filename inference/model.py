@@ -28,7 +28,7 @@ from edm3d.utils.compose import shipped_configs
 from edm3d.utils.compose_errors import known_as
 from edm3d.utils.config import check_from_file, no_such, read_yaml
 from edm3d.utils.log import note
-from edm3d.utils.plain import taken
+from edm3d.utils.plain import from_plain, taken
 from edm3d.utils.precision import PRECISIONS, autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
@@ -103,12 +103,10 @@ class Model:
         """
         self.check_draws()
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
-                               autoencoder=autoencoder, start=start, tile=None if tile is None else list(tile),
-                               classes=None if classes is None else list(classes),
-                               attributes=None if attributes is None else dict(attributes),
-                               sweep=None if sweep is None else dict(sweep),
-                               conditions=None if conditions is None else str(conditions),
-                               guidance=None if guidance is None else guidance_of(guidance))
+                               autoencoder=autoencoder, start=start,
+                               guidance=None if guidance is None else guidance_of(guidance), **asked_of(
+                                   tile=tile, classes=classes, attributes=attributes, sweep=sweep,
+                                   conditions=str(conditions) if isinstance(conditions, Path) else conditions))
         numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
@@ -182,14 +180,27 @@ def errors_of_own(snapshot: Snapshot, is_own: bool) -> Iterator[None]:
         raise
 
 
+def asked_of(**given: Any) -> dict[str, Any]:
+    """Options of a call that are lists, names with values, or text; ValueError naming one that is not.
+
+    Classes may be numbers.
+    """
+    lists = {name: list(value) for name, value in given.items() if isinstance(value, tuple | np.ndarray)}
+    if isinstance(classes := lists.get("classes", given["classes"]), list):
+        lists["classes"] = list(map(str, classes))
+    hints = get_type_hints(Sampling)
+    return {name: taken(value, hints[name], "sample", name) for name, value in {**given, **lists}.items()
+            if value is not None}
+
+
 def guidance_of(asked: float | Mapping[str, Any]) -> Guidance:
-    """Guidance of a strength, or of its parts by name; ValueError for other names."""
+    """Guidance of a strength, or of its parts by name; ValueError for other names, and values that are none of it."""
     if not isinstance(asked, Mapping):
-        return Guidance(float(asked))
+        asked = {"strength": float(asked) if isinstance(asked, np.number) else asked}
     known = [f.name for f in fields(Guidance)]
     if unknown := [name for name in asked if name not in known]:
-        raise ValueError(f"guidance: {no_such('part', unknown[0], known)}")
-    return Guidance(**asked)
+        raise ValueError(f"guidance: {no_such('part', str(unknown[0]), known)}")
+    return from_plain(Guidance, asked, "sample", "guidance")
 
 
 def sampler_group(name: str) -> dict[str, Any]:

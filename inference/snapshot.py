@@ -14,9 +14,10 @@ from edm3d.formats.published import read_published
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
-from edm3d.networks.conditioning import blank, takes_of
+from edm3d.networks.conditioning import Part, blank, takes_of
 from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.networks.layers import per_axis
+from edm3d.networks.parts import PARTS
 from edm3d.utils import checkpoint
 from edm3d.utils.checks import is_whole, listed_apart
 from edm3d.utils.plain import from_plain, shown
@@ -188,9 +189,22 @@ class Snapshot:
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
         elif hasattr(net, "sigma_min"):
+            self.check_told(takes_of(net))
             told = blank(takes_of(net), self.volume_shape)
             if (made := net(x, torch.ones(1), condition=told)).shape != x.shape:
                 raise ValueError(f"the network makes {list(made.shape)} of {list(x.shape)}")
+
+    def check_told(self, takes: Mapping[str, Part]) -> None:
+        """ValueError where parts that a network takes are not as wide as the data have names of them.
+
+        Samples of it would be drawn, and could not be kept.
+        """
+        for name, part in takes.items():
+            kind = PARTS[name]
+            names = getattr(self.facts, kind.names) if kind.names else None
+            if names is not None and len(names) != part.width and (names or name in ("attributes", "images")):
+                raise ValueError(f"data names {len(names)} {kind.many}, and the network takes {part.width} "
+                                 f"({kind.width_key})")
 
     @property
     def volume_shape(self) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from edm3d.networks.grids import count_image_channels
 from edm3d.networks.layers import per_axis
 from edm3d.utils.checks import check_choice, check_count
 
+MOST_CLASSES = 256  # of a semantic map
+
 
 class Told(NamedTuple):
     """Arguments of a UNet about its condition (docs/conditions.md); widths of 0 are of parts that it does not take."""
@@ -40,6 +42,9 @@ class Told(NamedTuple):
             if width == "auto":
                 raise ValueError(f"{name}='auto': training finds the width in its data; here wanted a number")
         check_count(0, widths)
+        if self.semantic_dim > MOST_CLASSES:
+            raise ValueError(f"semantic_dim={self.semantic_dim}: maps are uint8 in all files, so that there are "
+                             f"{MOST_CLASSES} classes at most")
         check_count(1, {"semantic_hidden": self.semantic_hidden})
         check_choice("attribute_mode", self.attribute_mode, ("embedding", "tokens"))
         check_choice("semantic_grid", self.semantic_grid, ("fold", "nearest"))

@@ -151,6 +151,7 @@ def test_attributes_are_asked_by_name_and_the_others_are_missing():
     ({"lv_volume [l]": 1}, "is in l, lv_volume of the data in ml"), ({"lv_volume": "big"}, "'big' is no number"),
     ({"lv_volume": True}, "True is no number"), ({"lv_volume": [1, 2]}, "a list is no number"),
     ({"lv_volume": float("inf")}, "inf is no number"), ({"lv_volume": 1e39}, "is no number"),
+    ({"lv_volume": -1e30}, r"=-1e\+30: -1e\+30 is far from all that the network was trained on, 40 to 200 ml"),
     ({"lv_volume": {"strength": 1}}, "a dict is no number"), ({"lv_volume": "1_000"}, "no number|is in _000"),
     ({"lv_volume": 1, "lv_volume [ml]": 1}, "asked for twice"), ({"spacing_0": -1}, "voxels of -1 to -1 mm"),
 ])
@@ -181,6 +182,21 @@ def test_values_outside_the_training_are_drawn_with_a_warning_of_both_ranges():
     assert found.notes == ["Warning   body mass: asked for are 50 to 50 kg/m², the network was trained on 15 to 40 "
                            "kg/m²"]
     assert found([0]).attributes[0, 1] == 50
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"lo": [300, 15, 1]}, r"lo is \[300, 15, 1\], hi \[200, 40, 3\].*none of lo above hi"),
+    ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"),
+    ({"hi": [1, 2]}, "of 2 attributes"),
+])
+def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=f"attribute_statistics.*{message}"):
+        replace(FACTS, attribute_statistics=STATISTICS._replace(**change))
+
+
+def test_two_attributes_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"attributes \('a', 'a'\): wanted names that differ"):
+        VolumesMeta(2, ("us",), ("target",), (), ("a", "a"), ("", ""), (), FACTS.intensity)
 
 
 def test_attributes_of_a_network_without_are_refused():
@@ -226,6 +242,8 @@ def test_a_sweep_gives_every_seed_all_values():
     ({"lv_volume": [1, 2, 3], "body mass": [1, 2, 3]}, {}, "one attribute at a time"),
     ({"lv_volume": [1, 2, 3]}, {"attributes": {"lv_volume": 2}}, "asked for by sampling.attributes, too"),
     ({"lv_volume": [1, 2, 3]}, {"seeds": [2 ** 62]}, "smaller seeds"),
+    ({"lv_volume": [40, 40.0000001, 5]}, {}, "the same in float32"),
+    ({"lv_volume": [-1e38, 1e38, 5]}, {}, "far from all that"),
     ({"lv_volume": ["1 l", 2, 3]}, {}, "is in l, lv_volume of the data in ml"),
 ])
 def test_sweeps_that_cannot_be_are_refused(sweep, options, message):
@@ -280,6 +298,9 @@ def test_what_is_typed_stands_for_all_rows_of_a_file(tmp_path):
     ("id,lv_volume,lv_volume [ml]", "a,1,1", None, "are one attribute"),
     ("id,class", "a,ex", None, "class of a: 'ex' is not one of ED, ES"),
     ("id,class", "a,2", None, "class of a: there is no class 2"),
+    ("id,class", f"a,{'9' * 5000}", None, "class of a: there is no class 999999999999999999, but 2, 0 to 1"),
+    ("id,lv_volume", "a,1e30", None, r"lv_volume of a: 1e\+30 is far from all that the network was trained on"),
+    ("id,map", f"a,{'m' * 300}", None, r"map of a: 'mmm.*\.\.\. can be no file"),
     ("id,Class", "a,2", None, "column 'Class': wanted one of id, class, map, image"),
     ("id,class", "a,ED", {"attributes": Part(3, 0.1)}, "column class: the network was trained without classes.*_dim"),
     ("id,lv_volume", "a,1", {"class_labels": Part(2)}, "'lv_volume': the network was trained without attributes.*_dim"),
@@ -307,6 +328,16 @@ def test_gaps_of_a_table_are_refused_where_training_had_none(tmp_path):
     assert ask(conditions=path).asked["class_labels"] == [0, -1]
     with pytest.raises(ValueError, match=r"class of b: none, .*training\.network\.label_dropout=0\.1"):
         ask({"class_labels": Part(2)}, conditions=path)
+
+
+def test_a_column_of_classes_without_any_asks_for_none(tmp_path):
+    """In all rows as in one, and not for all classes in turn."""
+    path = write_table(tmp_path / "c.csv", "id,class,lv_volume", "a,,60", "b,,60")
+    takes = {name: part._replace(gaps=0.1) for name, part in TAKES.items()}
+    assert ask(takes, conditions=path).asked["class_labels"] == [-1, -1]
+    assert "class_labels" not in ask({"attributes": takes["attributes"]}, conditions=path).asked
+    with pytest.raises(ValueError, match="class of a: none"):
+        ask({**takes, "class_labels": Part(2)}, conditions=path)
 
 
 def test_more_rows_than_seeds_are_refused_and_fewer_are_cycled(tmp_path):
@@ -383,6 +414,29 @@ def test_images_that_are_none_of_the_networks_are_refused(image, message):
     with pytest.raises(ValueError, match=message) as error:
         ask(given=in_memory(images=[image]))
     assert str(error.value).startswith("images[0]: ")
+
+
+def test_a_map_that_changes_while_it_is_drawn_from_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", a_map(0))
+    found = ask(conditions=str(tmp_path))
+    assert found([0]).semantic[0, 0, 0] == 0
+    np.save(tmp_path / "a.npy", a_map(1))
+    with pytest.raises(ValueError, match=r"a\.npy: was changed while samples were drawn by it"):
+        found([0])
+
+
+def test_what_a_file_of_volumes_lacks_is_said(tmp_path):
+    """As channels of another name than the network was trained on."""
+    takes = {name: part._replace(gaps=0.1) for name, part in TAKES.items()}
+    notes = [ask(takes, conditions=str(write_volumes(tmp_path / f"{name}.h5", channels=("us", name)))).notes
+             for name in ("low", "high")]
+    assert not any("has no" in line for line in notes[0])
+    assert f"Note      {tmp_path}/high.h5: has no condition channels of the network's; none are asked for" in notes[1]
+
+
+def test_a_path_too_long_for_any_file_is_refused():
+    with pytest.raises(ValueError, match=r"sampling\.conditions='a/a/.*\.\.\.: wanted a table"):
+        ask(conditions="a/" * 3000 + "b.csv")
 
 
 # ---- files of ours ----
@@ -489,6 +543,23 @@ def at(tmp_path):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"attribute_names": ("a",), "attribute_units": ("",)}, "names 1 attributes, and the network takes 3"),
+    ({"attribute_names": (), "attribute_units": ()}, "names 0 attributes"),
+    ({"map_classes": ("a", "b")}, "names 2 map classes"), ({"condition_channels": ("a", "b")}, "names 2 condition"),
+    ({"map_classes": None, "label_classes": ()}, None),
+])
+def test_a_network_that_takes_more_or_less_than_its_data_name_is_refused(at, change, message):
+    """Before samples are drawn that no file can hold."""
+    Snapshot("diffusion", {"_target_": "tests.test_asking.Told"}, replace(FACTS, attribute_statistics=None, **change),
+             (1, *SIZE), weights={"weight": torch.ones(1)}).save(Path("net.pt"))
+    if message is None:
+        Snapshot.read(Path("net.pt")).build(trust=True)
+        return
+    line = refused(at, generate.main, *DRAW)
+    assert message in line and "net.pt: data names" in line
+
+
 def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
     write_volumes(Path("v.h5"))
     asked = ["sampling.conditions=v.h5", "sampling.attributes.spacing_0=1.5", "sampling.nifti=true"]
@@ -550,7 +621,7 @@ def test_from_python_the_same_is_asked(at):
 def test_previews_are_told_what_is_known_of_held_out_items():
     condition = Condition(class_labels=np.float32([0, 1]), attributes=np.float32([60, nan, 2]), semantic=a_map(1),
                           images=np.full((1, *SIZE), 0.5, np.float32))
-    held = [Sample(np.zeros((1, *SIZE)), None, condition)] * 3
+    held = [Sample(np.zeros((1, *SIZE)), None, condition)] * 2
     takes = {name: part._replace(dropout=0, gaps=0) for name, part in TAKES.items()}
     told = Asker(takes, FACTS, SIZE, known_of(held, takes))(Sampling(outdir=""))
     np.testing.assert_array_equal(told([0]).attributes, [condition.attributes])

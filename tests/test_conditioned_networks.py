@@ -292,6 +292,7 @@ def test_conditioned_networks_compile_into_one_graph(family, keys):
 
 
 @pytest.mark.parametrize(("keys", "message"), [
+    ({"semantic_dim": 257}, "semantic_dim=257: maps are uint8 in all files, so that there are 256 classes at most"),
     ({"semantic_dim": "auto"}, "semantic_dim='auto': training finds the width in its data"),
     ({"attribute_dim": -1}, "attribute_dim=-1: wanted a whole number of 0"),
     ({"attribute_dim": 2}, r"attribute_mean=\[10.0, 0.0, -1.0\]: wanted 2 numbers, as attribute_dim is 2"),

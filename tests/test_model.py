@@ -116,6 +116,15 @@ def test_the_sampler_of_the_experiment_is_drawn_by_unless_another_is_asked_for(a
         model.sample([1, 1])
     with pytest.raises(ValueError, match="guidance: no such part; did you mean 'strength'"):
         model.sample([1], guidance={"strengh": 2})
+    for message, asked in {
+            "attributes is a list, wanted": {"attributes": [1]}, "sweep is a list, wanted": {"sweep": [1]},
+            "classes is 3, wanted a list": {"classes": 3}, "tile is 3, wanted": {"tile": 3},
+            "guidance.strength is None, wanted": {"guidance": {"strength": None}}, "maps: cannot be taken": {"maps": 3},
+            "guidance.interval is 3, wanted": {"guidance": {"strength": 2, "interval": 3}},
+            r"images: cannot be taken as arrays of numbers \(setting": {"images": [[[1, 2], [3]]]},
+            "a name in guidance.parts is 3": {"guidance": {"parts": {3: 1}}}}.items():
+        with pytest.raises(ValueError, match=message):
+            model.sample([1], **asked)
     assert model.sample(3).seeds == [3]
 
 

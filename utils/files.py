@@ -53,6 +53,17 @@ def what_exists(folder: str | Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
+def can_be(path: Path) -> bool:
+    """Whether a path could be that of a file, there or not; those that are too long, or run in circles, cannot."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as e:
+        return isinstance(e, PermissionError | NotADirectoryError)
+    return True
+
+
 def amount(count: int) -> str:
     """Bytes in GiB, or in MiB where there are few."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
