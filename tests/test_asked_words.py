@@ -21,7 +21,7 @@ from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison, keys
-from edm3d.training.tasks.previews import known_of
+from edm3d.training.tasks.previews import held_pictures, known_of
 
 SEEDS = [3, 5, 12]
 HOSTILE = ["../../up", "=SUM(1)\n" + "x" * 300, "心臓/\x1b"]  # seed 3 has the first, 5 the last, 12 the first
@@ -255,3 +255,14 @@ def test_a_preview_asks_for_what_is_known_of_held_out_items():
     assert found["class_labels"] == [1, 1] and found["semantic"][0].tolist() == [[0, 2]] and "images" not in found
     assert "semantic" not in known_of([*samples, samples[0]._replace(condition=Condition(null))], takes)
     assert known_of([], takes) == {}
+
+
+def test_held_out_latents_are_decoded_within_their_maps():
+    """As a masked first stage decodes what is drawn: by the map of each."""
+    def decode(latents, semantic):
+        return semantic[:, None] * latents, None
+
+    samples = [Sample(np.zeros((1, 2, 2)), None, Condition(semantic=np.int16([[0, k], [k, k]]))) for k in (1, 3)]
+    drawer = SimpleNamespace(first_stage=SimpleNamespace(decode=decode), device=torch.device("cpu"))
+    shown = held_pictures(drawer, samples, np.full((2, 1, 2, 2), 2, np.float32))
+    assert [image.tolist() for image, _ in shown] == [[[[0, 2], [2, 2]]], [[[0, 6], [6, 6]]]]

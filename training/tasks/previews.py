@@ -142,7 +142,9 @@ def held_pictures(drawer: Drawer, samples: Sequence[Sample], clean: np.ndarray) 
     if drawer.first_stage is None:
         images = drawer.intensity.from_network(clean)
         return [(image, sample.label) for image, sample in zip(images, samples, strict=True)]
-    decoded = [drawer.first_stage.decode(latents) for latents in torch.from_numpy(clean).to(drawer.device).split(1)]
+    maps = [collate([sample]).to(drawer.device).condition.semantic for sample in samples]  # masked stages want them
+    latents = torch.from_numpy(clean).to(drawer.device).split(1)
+    decoded = [drawer.first_stage.decode(*row) for row in zip(latents, maps, strict=True)]
     return [(image[0].cpu().numpy(), None if label is None else label[0].cpu().numpy()) for image, label in decoded]
 
 
