@@ -11,7 +11,8 @@ import numpy as np
 from edm3d.formats import asked_words
 from edm3d.formats.manifest import Manifest
 from edm3d.formats.png import COLOURS, write_png
-from edm3d.formats.samples import MOST_BYTES, NIFTI, SampleMeta, SamplesFile, write_as_nifti
+from edm3d.formats.sample_meta import MOST_BYTES, SampleMeta
+from edm3d.formats.samples import NIFTI, SamplesFile, write_as_nifti
 from edm3d.inference.folders import told_of_changes, told_of_names
 from edm3d.inference.parts import check_alike
 from edm3d.inference.snapshot import Snapshot
