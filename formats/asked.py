@@ -15,24 +15,23 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.folders import check_names, passed_over, relative, walk
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import SUFFIXES, npz_names, read_volume, suffix_of
 from edm3d.formats.npz import HASH
-from edm3d.formats.png import read_png, read_png_map
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.tables import read_rows
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile, held_out_first
 from edm3d.utils.checks import listed
 from edm3d.utils.names import one_line
 
-HELD_OUT = ("test", "val")  # splits that are taken before all others
 OF_TABLES = ("id", "class", "map", "image")  # columns that are no attributes
 BESIDE = {"map": "maps", "image": "images"}  # folders beside a table whose files it may name by their ids alone
 WANTED = ("wanted a table (.csv), a folder of maps (.nii, .nii.gz, .npy, .npz, .png), one map, or volumes, latents "
           "or samples (.h5, samples also .npz)")
 
 
-class Rows(Sequence):
+class AskedGrids(Sequence):
     """Arrays that are read one by one; names: what messages call each."""
 
     def __init__(self, names: Sequence[str], read: Callable[[int], np.ndarray]):
@@ -46,9 +45,9 @@ class Rows(Sequence):
             raise IndexError(index)
         return self.read(index)
 
-    def then(self, made: Callable[[np.ndarray, str], np.ndarray]) -> "Rows":
+    def then(self, made: Callable[[np.ndarray, str], np.ndarray]) -> "AskedGrids":
         """The same rows as a function makes them of each and its name."""
-        return Rows(self.names, lambda index: made(self[index], self.names[index]))
+        return AskedGrids(self.names, lambda index: made(self[index], self.names[index]))
 
 
 class AskedColumn(NamedTuple):
@@ -71,8 +70,8 @@ class AskedFile(NamedTuple):
     ids: list[str]
     classes: Sequence[str] | None = None
     attributes: Sequence[AskedColumn] = ()
-    maps: Rows | None = None
-    images: Rows | None = None
+    maps: AskedGrids | None = None
+    images: AskedGrids | None = None
     map_classes: tuple[str, ...] = ()
     intensity: Intensity | None = None
     is_list: bool = False
@@ -104,7 +103,7 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
         found = of_table(path, facts, dims)
     elif suffix == ".npz" and HASH in npz_names(path):
         found = of_samples(path, facts)
-    elif is_grid(path):
+    elif suffix_of(path):
         found = of_maps(path, {stem(path): path}, facts, dims)
     else:
         raise ValueError(f"{path}: cannot be asked by; {WANTED}")
@@ -142,7 +141,7 @@ def file_of(table: Path, column: str, id_: str, cell: str) -> Path:
     if (path := table.parent / cell).is_file():
         return path
     folder = table.parent / BESIDE[column]
-    beside = [folder / f"{cell}{suffix}" for suffix in (*SUFFIXES, ".png")]
+    beside = [folder / f"{cell}{suffix}" for suffix in SUFFIXES]
     if found := next((path for path in beside if path.is_file()), None):
         return found
     raise ValueError(f"{where}: there is no file {one_line(str(path))}, and none of that name in {folder}")
@@ -150,7 +149,7 @@ def file_of(table: Path, column: str, id_: str, cell: str) -> Path:
 
 def of_folder(path: Path, facts: Facts, dims: int) -> AskedFile:
     """A folder of maps, sorted by name; ids are the names without suffix."""
-    found = walk(path, is_grid)
+    found = walk(path)
     check_names(found)
     if not found.files:
         raise ValueError("; ".join([f"{path}: holds no maps (.nii, .nii.gz, .npy, .npz, .png)", *passed_over(found)]))
@@ -166,36 +165,28 @@ def of_maps(path: Path, files: dict[str, Path], facts: Facts, dims: int) -> Aske
     return AskedFile(str(path), list(files), maps=read_maps(list(files.values()), facts, dims), is_list=True)
 
 
-def is_grid(path: Path) -> bool:
-    """Whether a file by its name holds an array on a grid."""
-    return bool(suffix_of(path)) or (path.suffix.lower() == ".png" and not path.name.startswith("."))
-
-
 def stem(path: Path) -> str:
-    """The name of a file without its suffix, also that of a PNG."""
-    return path.name[:-len(suffix_of(path) or path.suffix) or None]
+    """The name of a file without its suffix."""
+    return path.name[:-len(suffix_of(path))]
 
 
-def read_maps(files: Sequence[Path], facts: Facts, dims: int) -> Rows:
+def read_maps(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Maps [*S] of files."""
-    return Rows([one_line(str(file)) for file in files],
-                lambda index: read_grid(files[index], facts, dims, "label", read_png_map)[0])
+    return AskedGrids([one_line(str(file)) for file in files],
+                lambda index: read_grid(files[index], facts, dims, "label")[0])
 
 
-def read_images(files: Sequence[Path], facts: Facts, dims: int) -> Rows:
+def read_images(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Images [C,*S] of files, in their units."""
-    return Rows([one_line(str(file)) for file in files],
-                lambda index: read_grid(files[index], facts, dims, "image", read_png).astype(np.float32))
+    return AskedGrids([one_line(str(file)) for file in files],
+                lambda index: read_grid(files[index], facts, dims, "image").astype(np.float32))
 
 
-def read_grid(path: Path, facts: Facts, dims: int, role: str, of_png: Callable[[Path], np.ndarray]) -> np.ndarray:
+def read_grid(path: Path, facts: Facts, dims: int, role: str) -> np.ndarray:
     """An array [C,*S] of a file, C = 1 of a label; ValueError where it has other axes, or they point elsewhere."""
-    if path.suffix.lower() == ".png":
-        array, affine = of_png(path)[None], None
-    else:
-        array, affine = read_volume(path, dims if suffix_of(path) in (".npy", ".npz") else None, role)
-        while array.ndim > 1 + dims and array.shape[-1] == 1:  # a 2D image has Z = 1
-            array = array[..., 0]
+    array, affine = read_volume(path, dims if suffix_of(path) in (".npy", ".npz") else None, role)
+    while array.ndim > 1 + dims and array.shape[-1] == 1:  # a 2D image has Z = 1
+        array = array[..., 0]
     if array.ndim != 1 + dims or (role == "label" and len(array) > 1):
         raise ValueError(f"{path}: is {'x'.join(map(str, array.shape))} (channels first), wanted a map or image with "
                          f"{dims} axes" + (", of one channel" if role == "label" else ""))
@@ -214,7 +205,7 @@ def chosen_split(path: Path, splits: Sequence[str], split: str | None) -> str:
     """The split that is asked for, else a held-out one; ValueError where there is none of that name."""
     if split is not None and split not in splits:
         raise ValueError(f"sampling.conditions_split={split}: {path} has {listed(splits)}")
-    return split or next((name for name in HELD_OUT if name in splits), splits[0])
+    return split or held_out_first(splits)[0]
 
 
 def told_classes(names: Sequence[str], indices: np.ndarray | None) -> list[str] | None:
@@ -256,8 +247,8 @@ def of_volumes(path: Path, facts: Facts, split: str | None) -> AskedFile:
     names = [f"{path}: /{split} {one_line(id_)}" for id_ in ids]
     classes = told_classes(meta.class_names, tables.get("classes")) if meta.class_names else None
     return AskedFile(str(path), ids, classes, told_attributes(known, tables.get("attributes")),
-                     Rows(names, partial(file.grid, split, kind)) if kind else None,
-                     Rows(names, lambda i: file.grid(split, "images", i)[channels].astype(np.float32))
+                     AskedGrids(names, partial(file.grid, split, kind)) if kind else None,
+                     AskedGrids(names, lambda i: file.grid(split, "images", i)[channels].astype(np.float32))
                      if channels else None, tuple(had.get(kind, ())), meta.intensity)
 
 
@@ -273,8 +264,8 @@ def of_latents(path: Path, facts: Facts, split: str | None) -> AskedFile:
     images = found.grids.get("cond_images") if channels else None
     return AskedFile(str(path), found.ids, told_classes(had.class_names, found.tables.get("classes")),
                      told_attributes(had, found.tables.get("attributes")),
-                     Rows(names, found.grids[kind].__getitem__) if kind else None,
-                     None if images is None else Rows(names, lambda i: images[i][channels]),
+                     AskedGrids(names, found.grids[kind].__getitem__) if kind else None,
+                     None if images is None else AskedGrids(names, lambda i: images[i][channels]),
                      tuple(classes.get(kind) or ()), had.intensity)
 
 
@@ -290,6 +281,6 @@ def of_samples(path: Path, facts: Facts) -> AskedFile:
     names = [f"{path}: {id_}" for id_ in ids]
     return AskedFile(str(path), ids, told_classes(had.class_names, file.array("classes")),
                      told_attributes(had, file.array("attributes")),
-                     Rows(names, partial(file.row, kind)) if kind else None,
-                     Rows(names, lambda i: file.row("cond_images", i)[channels]) if channels else None,
+                     AskedGrids(names, partial(file.row, kind)) if kind else None,
+                     AskedGrids(names, lambda i: file.row("cond_images", i)[channels]) if channels else None,
                      tuple(classes.get(kind, ())), had.intensity)

@@ -1,4 +1,4 @@
-"""Attributes that are asked for: by name, in the units of the data, some of them missing or swept."""
+"""AskedAttributes that are asked for: by name, in the units of the data, some of them missing or swept."""
 
 import re
 import unicodedata
@@ -29,7 +29,7 @@ MOST_VALUES = 1000  # of a sweep
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-class Attributes(NamedTuple):
+class AskedAttributes(NamedTuple):
     """The attributes that a network takes; lo, hi and missing are of its training, None where that is not known."""
 
     part: Part
@@ -40,7 +40,7 @@ class Attributes(NamedTuple):
     missing: Sequence[int]
 
     @classmethod
-    def of(cls, part: Part, facts: Facts) -> "Attributes":
+    def of(cls, part: Part, facts: Facts) -> "AskedAttributes":
         """From what is known of the data of a network."""
         names, known = facts.attribute_names or (), facts.attribute_statistics
         units = facts.attribute_units or ("",) * len(names)
@@ -101,8 +101,8 @@ def same_unit(unit: str) -> str:
     return "" if unit in ("1", "-") else unit
 
 
-def attribute_rows(known: Attributes, columns: Sequence[AskedColumn], literal: Mapping[str, Any], ids: Sequence[str],
-                   source: str) -> tuple[np.ndarray, dict[str, float | None], list[str]]:
+def attribute_rows(known: AskedAttributes, columns: Sequence[AskedColumn], literal: Mapping[str, Any],
+                   ids: Sequence[str], source: str) -> tuple[np.ndarray, dict[str, float | None], list[str]]:
     """Values [R,A] of all rows, float32; of those typed, by name, what was said; and notes.
 
     A literal stands for all rows, in place of those of a file.
@@ -129,7 +129,7 @@ def attribute_rows(known: Attributes, columns: Sequence[AskedColumn], literal: M
     return rows.astype(np.float32), said, notes
 
 
-def sweep_of(known: Attributes, asked: Mapping[str, Any], literal: Mapping[str, Any]) -> SweptAttribute | None:
+def sweep_of(known: AskedAttributes, asked: Mapping[str, Any], literal: Mapping[str, Any]) -> SweptAttribute | None:
     """The attribute that goes through values for every seed, None for none; ValueError for what is no range of one."""
     if not asked:
         return None
@@ -153,7 +153,7 @@ def sweep_of(known: Attributes, asked: Mapping[str, Any], literal: Mapping[str, 
     return SweptAttribute(known.names[number], known.units[number], values, number)
 
 
-def check_missing(known: Attributes, rows: np.ndarray, said: str = "") -> None:
+def check_missing(known: AskedAttributes, rows: np.ndarray, said: str = "") -> None:
     """ValueError for missing values [R,A] that a network never saw missing in training; said: what a message begins by.
     """
     gone = np.isnan(rows)
@@ -170,7 +170,7 @@ def check_missing(known: Attributes, rows: np.ndarray, said: str = "") -> None:
                          f"for {'it' if len(lacking) == 1 else 'them'} by {KEY}.NAME=value, or train with {GAPS}")
 
 
-def range_notes(known: Attributes, rows: np.ndarray) -> list[str]:
+def range_notes(known: AskedAttributes, rows: np.ndarray) -> list[str]:
     """A warning on each attribute of which values [R,A] are asked that lie outside those of the training."""
     notes = []
     for number, name in enumerate(known.names if known.lo is not None else ()):
@@ -183,7 +183,7 @@ def range_notes(known: Attributes, rows: np.ndarray) -> list[str]:
     return notes
 
 
-def geometry_of(known: Attributes, rows: np.ndarray, facts: Facts, dims: int) -> Geometry | None:
+def geometry_of(known: AskedAttributes, rows: np.ndarray, facts: Facts, dims: int) -> Geometry | None:
     """How voxel sizes among the attributes change the affine, None where none is asked for; ValueError for sizes that
     no voxel has, and for one axis named twice.
     """

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edm3d.formats.asked import AskedFile, Rows, open_asked
+from edm3d.formats.asked import AskedFile, AskedGrids, open_asked
 from edm3d.formats.facts import Facts
 from edm3d.inference.asked_attributes import (
-    Attributes,
+    AskedAttributes,
     attribute_rows,
     check_missing,
     geometry_of,
@@ -22,6 +22,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
+from edm3d.samplers.guidance import dropout_option
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.log import progress
@@ -81,11 +82,11 @@ class Asker:
         if part.dropout or type(kind).unasked is not PartKind.unasked:
             return
         if name == "attributes":
-            known = Attributes.of(part, self.facts)
+            known = AskedAttributes.of(part, self.facts)
             check_missing(known, np.full((1, part.width), np.nan, np.float32))
             return
         raise ValueError(f"sampling.conditions: no {kind.many} are asked for, and the network was never trained "
-                         f"without; ask {HOW.get(name, 'for some')}, or train with {dropout_of(name)}=0.1")
+                         f"without; ask {HOW.get(name, 'for some')}, or train with {dropout_option(name)}=0.1")
 
     def refuse(self, name: str, said: str) -> None:
         """ValueError, begun by `said`, where a network takes nothing of a part."""
@@ -111,7 +112,7 @@ class Asker:
             where = f"{file.source}: class of {one_line(id_)}"
             if name in ("", None) and not self.takes["class_labels"].dropout:
                 raise ValueError(f"{where}: none, and the network was never trained without one; name one, or train "
-                                 f"with {dropout_of('class_labels')}=0.1")
+                                 f"with {dropout_option('class_labels')}=0.1")
             numbers.append(-1 if name in ("", None) else self.class_number(name, where))
         return {"class_labels": numbers}
 
@@ -146,7 +147,7 @@ class Asker:
             columns = []
         if "attributes" not in self.takes:
             return {}, {"notes": notes}
-        known = Attributes.of(self.takes["attributes"], self.facts)
+        known = AskedAttributes.of(self.takes["attributes"], self.facts)
         if file and not file.is_list:
             columns = [column for column in columns if column.name in known.names]
         if not (columns or options.attributes or options.sweep):
@@ -249,11 +250,6 @@ def check_count(file: AskedFile, seeds: Sequence[int]) -> None:
                          f"sampling.seeds={min(seeds)}-{min(seeds) + len(file.ids) - 1} takes them all")
 
 
-def dropout_of(name: str) -> str:
-    """The key by which networks are trained without a part."""
-    return f"training.network.{'' if name == 'class_labels' else 'model.'}{PARTS[name].dropout_key}"
-
-
 def sizes(shape: Sequence[int]) -> str:
     """A grid in a message."""
     return "x".join(map(str, shape))
@@ -273,7 +269,7 @@ def in_memory(maps: Any = None, images: Any = None) -> AskedFile | None:
             raise ValueError(f"{name}: holds {odd[0].dtype} {odd[0].shape}, wanted arrays of numbers")
     ids = [str(i) for i in range(*lengths)]
 
-    def lazily(name: str) -> Rows | None:
-        return Rows([f"{name}[{id_}]" for id_ in ids], rows[name].__getitem__) if name in rows else None
+    def lazily(name: str) -> AskedGrids | None:
+        return AskedGrids([f"{name}[{id_}]" for id_ in ids], rows[name].__getitem__) if name in rows else None
 
     return AskedFile("arrays", ids, maps=lazily("maps"), images=lazily("images"), is_list=True)

@@ -4,7 +4,6 @@ from contextlib import chdir
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -15,10 +14,12 @@ import edm3d
 import generate
 from edm3d.formats.asked import open_asked
 from edm3d.formats.facts import AttributeStatistics, Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of, write_nifti
 from edm3d.formats.png import write_png
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.asking import Asker, in_memory
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, draw
@@ -26,7 +27,7 @@ from edm3d.inference.generation import check_part
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.samplers import edm_sampler
-from edm3d.training.tasks.previews import of_held_out
+from edm3d.training.tasks.previews import known_of
 from edm3d.utils.compose import compose
 from edm3d.utils.overrides import open_keys
 from edm3d.utils.schema import Sampling
@@ -501,7 +502,7 @@ def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
     np.testing.assert_array_equal(samples.array("attributes"), [[61, nan, 1.5], [62, nan, 1.5]] * 2)
     assert samples.array("cond_images")[:, 0, 0, 0].tolist() == [50, 100] * 2
     assert samples.array("classes").tolist() == [0, 1] * 2
-    image = nibabel.load("out/nifti/seed000002_image.nii.gz")
+    image = nibabel.load("out/nifti/item-1_seed000002_image.nii.gz")
     wanted = np.array(AFFINE)
     wanted[:3, 0] *= 1.5 / 2
     np.testing.assert_allclose(image.affine, wanted)
@@ -551,15 +552,14 @@ def test_from_python_the_same_is_asked(at):
 def test_previews_are_told_what_is_known_of_held_out_items():
     condition = Condition(class_labels=np.float32([0, 1]), attributes=np.float32([60, nan, 2]), semantic=a_map(1),
                           images=np.full((1, *SIZE), 0.5, np.float32))
-    held = SimpleNamespace(dataset=[Sample(np.zeros((1, *SIZE)), None, condition)] * 3)
+    held = [Sample(np.zeros((1, *SIZE)), None, condition)] * 3
     takes = {name: part._replace(dropout=0, gaps=0) for name, part in TAKES.items()}
-    otherwise = of_held_out(SimpleNamespace(takes=takes), held, 2)
-    told = Asker(takes, FACTS, SIZE, otherwise)(Sampling(outdir=""))
+    told = Asker(takes, FACTS, SIZE, known_of(held, takes))(Sampling(outdir=""))
     np.testing.assert_array_equal(told([0]).attributes, [condition.attributes])
     np.testing.assert_array_equal(told([1]).semantic, [condition.semantic])
-    assert (told([5]).images == 0.5).all() and told([0, 1]).class_labels.argmax(1).tolist() == [0, 1]
+    assert (told([5]).images == 0.5).all() and told([0, 1]).class_labels.argmax(1).tolist() == [1, 1]
     with pytest.raises(ValueError, match="never trained without"):
-        Asker(takes, FACTS, SIZE, of_held_out(SimpleNamespace(takes=takes), None, 2))(Sampling(outdir=""))
+        Asker(takes, FACTS, SIZE, known_of([], takes))(Sampling(outdir=""))
 
 
 @pytest.mark.parametrize(("change", "message"), [
