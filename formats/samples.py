@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats import h5
-from edm3d.formats.facts import Facts
 from edm3d.formats.items import affine_problem, check_tables
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
@@ -195,16 +194,16 @@ class Samples:
         for row, stem in enumerate(self.meta.file_names(self.seeds)):
             for name in NIFTI.keys() & self.arrays.keys():
                 written.append(Path(folder) / f"{stem}{NIFTI[name]}")
-                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts, self.affine_of(row))
+                write_as_nifti(written[-1], name, self.arrays[name][row], self.units, self.affine_of(row))
         return sorted(written)
 
 
-def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts, affine: np.ndarray) -> None:
-    """Write an image [C,*S] (name "images", "cond_images") or a map [*S] ("labels", "maps"), of an affine of its own.
+def write_as_nifti(path: Path, name: str, array: np.ndarray, unit: str, affine: np.ndarray) -> None:
+    """Write an image [C,*S] (name "images", "cond_images", in a unit) or a map [*S] ("labels", "maps", without), of an
+    affine [4,4].
     """
     is_image = name in ("images", "cond_images")
-    write_nifti(path, array, affine, spatial_dims=array.ndim - is_image,
-                unit=facts.intensity.unit if is_image else "")
+    write_nifti(path, array, affine, spatial_dims=array.ndim - is_image, unit=unit if is_image else "")
 
 
 class _H5Arrays(h5.LazyFile):

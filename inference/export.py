@@ -9,12 +9,12 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.manifest import Manifest
-from edm3d.formats.nifti import spacing_of, write_nifti
-from edm3d.formats.samples import SamplesFile
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.samples import SamplesFile, write_as_nifti
 from edm3d.formats.seeds import parse_seeds
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.folders import begin, told_of_changes, told_of_names
-from edm3d.inference.latent_source import CARRIED
+from edm3d.inference.latent_source import STORED
 from edm3d.inference.nifti_folder import FOLDERS
 from edm3d.reporting.montages import planes_figure, save_png
 from edm3d.reporting.slices import Asked
@@ -25,7 +25,6 @@ from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
 RECORD = "export.json"
-STORED = {"image": "images", "label": "labels", **CARRIED}  # the arrays of samples files, by kind
 
 
 class Exported(NamedTuple):
@@ -166,8 +165,7 @@ def _write_out(volume: Exported, work: Exporting, paths: Sequence[Path]) -> None
     arrays = volume.arrays
     if work.form == "nifti":
         for path, (kind, array) in zip(paths, arrays.items(), strict=True):
-            write_nifti(path, array, volume.affine, spatial_dims=work.dims,
-                        unit=work.unit if kind in ("image", "cond") else "")
+            write_as_nifti(path, STORED[kind], array, work.unit, volume.affine)
         return
     asked = Asked([arrays["map"]] if "map" in arrays else (), volume.map_classes,
                   [arrays["cond"]] if "cond" in arrays else ())

@@ -106,7 +106,7 @@ def write_niftis(outdir: Path, samples: SamplesFile) -> list[str]:
     Names begin with the ids that were asked for, where there are some.
     """
     def write(name: str, path: Path, rows: Rows) -> None:
-        write_as_nifti(path, name, rows[name], samples.meta.facts, rows.get("affines", samples.affine))
+        write_as_nifti(path, name, rows[name], samples.meta.facts.intensity.unit, rows.get("affines", samples.affine))
 
     own = ("affines",) if "affines" in samples.names else ()
     return write_all(outdir, "nifti", samples, [Piece(ending, (name, *own), partial(write, name))
