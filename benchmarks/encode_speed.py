@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.common import json_line
 from edm3d.formats.facts import volume_facts
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.encode import EncodeOptions, encode, make_job, read_batch
 from edm3d.inference.encode import all_places as places_of
 from edm3d.inference.first_stage import FirstStage

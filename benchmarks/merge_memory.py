@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.common import FREEING, json_line, with_peak
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import FORMATS, SamplesFile, write_rows
 from edm3d.inference.generation import merge
 from edm3d.inference.parts import Parts
 

@@ -23,7 +23,7 @@ LIMIT = 0.25
 CLASSES = 4
 
 
-class Case(NamedTuple):
+class SpadeCase(NamedTuple):
     """Images [N,C,*s] of so many channels in the network, whose cells have `factor` voxels along every axis."""
 
     network: type
@@ -50,20 +50,20 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "latents, 64 channels": Case(ADMUNet, (2, 4, 20, 20, 16), 64, 8),
-    "latents, 128 channels": Case(ADMUNet, (2, 4, 20, 20, 16), 128, 8),
-    "latents, DDPM++, 64 channels": Case(SongUNet, (2, 4, 20, 20, 16), 64, 8),
-    "3d, 64 channels": Case(ADMUNet, (2, 1, 32, 32, 32), 64, 1),
-    "2d, 64 channels": Case(ADMUNet, (4, 1, 64, 64), 64, 1),
-    "2d, DDPM++, 128 channels": Case(SongUNet, (4, 1, 32, 32), 128, 1, (1, 2, 2)),
-    "2d latents, 128 channels": Case(ADMUNet, (4, 4, 32, 32), 128, 4),
+    "latents, 64 channels": SpadeCase(ADMUNet, (2, 4, 20, 20, 16), 64, 8),
+    "latents, 128 channels": SpadeCase(ADMUNet, (2, 4, 20, 20, 16), 128, 8),
+    "latents, DDPM++, 64 channels": SpadeCase(SongUNet, (2, 4, 20, 20, 16), 64, 8),
+    "3d, 64 channels": SpadeCase(ADMUNet, (2, 1, 32, 32, 32), 64, 1),
+    "2d, 64 channels": SpadeCase(ADMUNet, (4, 1, 64, 64), 64, 1),
+    "2d, DDPM++, 128 channels": SpadeCase(SongUNet, (4, 1, 32, 32), 128, 1, (1, 2, 2)),
+    "2d latents, 128 channels": SpadeCase(ADMUNet, (4, 4, 32, 32), 128, 4),
 }
 
 
 class Stepper:
     """A network that is trained on one batch of noise."""
 
-    def __init__(self, case: Case, mapped: bool, precision: str):
+    def __init__(self, case: SpadeCase, mapped: bool, precision: str):
         self.net, self.precision = case.make(mapped), precision
         self.condition = case.condition() if mapped else NOTHING
         self.x, self.sigma = torch.randn(case.shape), torch.rand(case.shape[0]) + 0.5
@@ -80,7 +80,7 @@ class Stepper:
         return clock() - start
 
 
-def measure(case: Case, precision: str, rounds: int, clock: Callable[[], float]) -> tuple[float, float]:
+def measure(case: SpadeCase, precision: str, rounds: int, clock: Callable[[], float]) -> tuple[float, float]:
     """Median seconds of a step without a map and with one, in turn, after a step each that does not count."""
     both = [Stepper(case, mapped, precision) for mapped in (False, True)]
     found = [[each.seconds(clock) for each in both] for _ in range(rounds + 1)][1:]

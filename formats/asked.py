@@ -16,19 +16,18 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.folders import check_names, passed_over, relative, walk
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import SUFFIXES, npz_names, read_volume, suffix_of
 from edm3d.formats.npz import HASH
-from edm3d.formats.png import read_png, read_png_map
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.tables import read_rows
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile, held_out_first
 from edm3d.utils.checks import listed
 from edm3d.utils.files import can_be
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
 
-HELD_OUT = ("test", "val")  # splits that are taken before all others
 OF_TABLES = ("id", "class", "map", "image")  # columns that are no attributes
 BESIDE = {"map": "maps", "image": "images"}  # folders beside a table whose files it may name by their ids alone
 WANTED = ("wanted a table (.csv), a folder of maps (.nii, .nii.gz, .npy, .npz, .png), one map, or volumes, latents "
@@ -122,7 +121,7 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
         found = of_table(path, facts, dims)
     elif suffix == ".npz" and HASH in npz_names(path):
         found = of_samples(path, facts)
-    elif is_grid(path):
+    elif suffix_of(path):
         found = of_maps(path, {stem(path): path}, facts, dims)
     else:
         raise ValueError(f"{path}: cannot be asked by; {WANTED}")
@@ -162,7 +161,7 @@ def file_of(table: Path, column: str, id_: str, cell: str) -> Path:
         raise ValueError(f"{where}: {shown(cell)} can be no file")
     if path.is_file():
         return path
-    beside = [folder / f"{cell}{suffix}" for suffix in (*SUFFIXES, ".png")]
+    beside = [folder / f"{cell}{suffix}" for suffix in SUFFIXES]
     if found := next((path for path in beside if path.is_file()), None):
         return found
     raise ValueError(f"{where}: there is no file {one_line(str(path))}, and none of that name in {folder}")
@@ -170,7 +169,7 @@ def file_of(table: Path, column: str, id_: str, cell: str) -> Path:
 
 def of_folder(path: Path, facts: Facts, dims: int) -> AskedFile:
     """A folder of maps, sorted by name; ids are the names without suffix."""
-    found = walk(path, is_grid)
+    found = walk(path)
     check_names(found)
     if not found.files:
         raise ValueError("; ".join([f"{path}: holds no maps (.nii, .nii.gz, .npy, .npz, .png)", *passed_over(found)]))
@@ -186,36 +185,28 @@ def of_maps(path: Path, files: dict[str, Path], facts: Facts, dims: int) -> Aske
     return AskedFile(str(path), list(files), maps=read_maps(list(files.values()), facts, dims), is_list=True)
 
 
-def is_grid(path: Path) -> bool:
-    """Whether a file by its name holds an array on a grid."""
-    return bool(suffix_of(path)) or (path.suffix.lower() == ".png" and not path.name.startswith("."))
-
-
 def stem(path: Path) -> str:
-    """The name of a file without its suffix, also that of a PNG."""
-    return path.name[:-len(suffix_of(path) or path.suffix) or None]
+    """The name of a file without its suffix."""
+    return path.name[:-len(suffix_of(path))]
 
 
 def read_maps(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Maps [*S] of files."""
     return AskedGrids([one_line(str(file)) for file in files],
-                lambda index: read_grid(files[index], facts, dims, "label", read_png_map)[0])
+                lambda index: read_grid(files[index], facts, dims, "label")[0])
 
 
 def read_images(files: Sequence[Path], facts: Facts, dims: int) -> AskedGrids:
     """Images [C,*S] of files, in their units."""
     return AskedGrids([one_line(str(file)) for file in files],
-                lambda index: read_grid(files[index], facts, dims, "image", read_png).astype(np.float32))
+                lambda index: read_grid(files[index], facts, dims, "image").astype(np.float32))
 
 
-def read_grid(path: Path, facts: Facts, dims: int, role: str, of_png: Callable[[Path], np.ndarray]) -> np.ndarray:
+def read_grid(path: Path, facts: Facts, dims: int, role: str) -> np.ndarray:
     """An array [C,*S] of a file, C = 1 of a label; ValueError where it has other axes, or they point elsewhere."""
-    if path.suffix.lower() == ".png":
-        array, affine = of_png(path)[None], None
-    else:
-        array, affine = read_volume(path, dims if suffix_of(path) in (".npy", ".npz") else None, role)
-        while array.ndim > 1 + dims and array.shape[-1] == 1:  # a 2D image has Z = 1
-            array = array[..., 0]
+    array, affine = read_volume(path, dims if suffix_of(path) in (".npy", ".npz") else None, role)
+    while array.ndim > 1 + dims and array.shape[-1] == 1:  # a 2D image has Z = 1
+        array = array[..., 0]
     if array.ndim != 1 + dims or (role == "label" and len(array) > 1):
         raise ValueError(f"{path}: is {'x'.join(map(str, array.shape))} (channels first), wanted a map or image with "
                          f"{dims} axes" + (", of one channel" if role == "label" else ""))
@@ -234,7 +225,7 @@ def chosen_split(path: Path, splits: Sequence[str], split: str | None) -> str:
     """The split that is asked for, else a held-out one; ValueError where there is none of that name."""
     if split is not None and split not in splits:
         raise ValueError(f"sampling.conditions_split={split}: {path} has {listed(splits)}")
-    return split or next((name for name in HELD_OUT if name in splits), splits[0])
+    return split or held_out_first(splits)[0]
 
 
 def told_classes(names: Sequence[str], indices: np.ndarray | None) -> list[str] | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import SampleMeta, SamplesFile
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile
 from edm3d.utils.checks import listed
 from edm3d.utils.names import cell, one_line, titled
 
@@ -72,8 +73,8 @@ def said_of_samples(path: Path) -> list[str]:
 def lines(samples: SamplesFile) -> Iterator[str]:
     """What was asked of the samples of a file, a line for each kind."""
     meta, facts = samples.meta, samples.meta.facts
-    if meta.ids:
-        yield f"asked for by {one_line(meta.sampling['conditions']['source'])}: {len(meta.ids)} rows"
+    if meta.asked_rows:
+        yield f"asked for by {one_line(meta.asked_rows.source)}: {len(meta.ids)} rows"
     if "classes" in samples.names:
         counts = Counter(meta.class_name(i) or "none" for i in samples.array("classes"))
         yield f"classes asked for: {listed(f'{name} {count}' for name, count in counts.items())}"

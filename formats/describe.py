@@ -21,7 +21,7 @@ from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.checks import listed
 from edm3d.utils.config import read_yaml
 from edm3d.utils.files import read_npz
-from edm3d.utils.names import one_line
+from edm3d.utils.names import one_line, titled
 from edm3d.utils.plain import read_json
 from edm3d.utils.runs import is_published, list_files
 
@@ -121,7 +121,7 @@ def attribute_lines(file: VolumesFile) -> list[str]:
     for name, unit, lo, hi, missing in zip(file.meta.attribute_names, file.meta.attribute_units, known.lo, known.hi,
                                            known.missing, strict=True):
         span = f"{lo:g}..{hi:g}" if missing < len(values) else "none"
-        lines.append(one_line(f"  attribute {name}{f' [{unit}]' if unit else ''}: {span}"
+        lines.append(one_line(f"  attribute {titled(name, unit)}: {span}"
                               + (f", missing in {missing} of {len(values)}" if missing else "")))
     return lines
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.items import affine_problem
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.volumes import ROLES, Intensity, VolumesFile
+from edm3d.formats.volumes import ROLES, VolumesFile
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of

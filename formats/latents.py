@@ -50,6 +50,11 @@ class EncodedSplit(NamedTuple):
         """[N,C,*s]."""
         return self.mean.shape
 
+    @property
+    def semantic(self) -> Sequence[np.ndarray] | None:
+        """The maps [*S], in files without maps the label maps, None where there are neither."""
+        return self.grids.get("maps", self.grids.get("labels"))
+
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std [C,*s] of an item."""
         return self.mean[index], self.std[index]

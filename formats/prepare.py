@@ -16,6 +16,7 @@ import psutil
 
 from edm3d.formats import geometry
 from edm3d.formats.cohort import CohortTable, Record, parse_fractions, read_table
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import read_volume, spacing_of
 from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_facts import (
@@ -42,16 +43,7 @@ from edm3d.formats.prepare_options import (
     scaled,
 )
 from edm3d.formats.prepare_sources import find_classes, find_records, find_sources, find_splits
-from edm3d.formats.volumes import (
-    Intensity,
-    Item,
-    VolumesMeta,
-    VolumesWriter,
-    in_order,
-    is_made_by,
-    is_volumes,
-    provenance_of,
-)
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, in_order, is_made_by, is_volumes, provenance_of
 from edm3d.utils.checks import listed
 from edm3d.utils.files import amount, check_replaced, file_hash, first_line, plain_hash
 from edm3d.utils.log import progress

@@ -1,4 +1,4 @@
-"""Samples: seed lists, and files of generated volumes (.h5 or .npz) whose rows are in seed order.
+"""Samples: files of generated volumes (.h5 or .npz) whose rows are in seed order.
 
 Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; trajectory [N,steps,C,*s]
 float32, the denoised image of every step in the network's units; affine [4,4], and affines [N,4,4] where they differ;
@@ -7,178 +7,27 @@ cond_images [N,C,*S] float32 in the units of the images; and as metadata `data`
 (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
 """
 
-import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from edm3d.formats import h5
-from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.items import affine_problem, check_tables
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
-from edm3d.formats.sample_settings import Settings, SweptAttribute
+from edm3d.formats.sample_meta import META, SampleMeta
 from edm3d.utils.log import progress
-from edm3d.utils.names import file_names
-from edm3d.utils.plain import from_plain, parse_json, shown, taken
+from edm3d.utils.plain import parse_json
 
 FORMATS = ("h5", "npz")
-MOST_SEEDS = 1_000_000
-META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
 NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz"}
-MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
 TABLES = ("seeds", "affine", "affines", "classes", "attributes")  # small: kept in memory
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Numbers of a list like `1,2,5-10`, in order; ValueError for anything else. `5-3` is empty, `-3` minus three."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, last = _span(part, text)
-        if len(seeds) + last - first >= MOST_SEEDS:
-            raise ValueError(f"seeds={shorten(text)}: more than {MOST_SEEDS:,} seeds")
-        seeds.extend(range(first, last + 1))
-    return seeds
-
-
-def _span(part: str, text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,18})-(\d{1,18})|\s*([+-]?\d{1,18})\s*", part, re.ASCII)
-    if match is None:
-        long = " of at most 18 digits" if re.search(r"\d{19}", part) else ""
-        raise ValueError(f"seeds={shorten(text)}: {shorten(part)} is neither a number nor a range like 5-10{long}")
-    return (int(match[3]), int(match[3])) if match[3] else (int(match[1]), int(match[2]))
-
-
-def shorten(text: str) -> str:
-    """The text as a message may quote it."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def requested_seeds(text: object) -> list[int]:
-    """Sorted seeds to generate; ValueError when the list is empty, negative, doubled or no list of numbers."""
-    bare = re.sub(r" *([,-]) *", r"\1", re.sub(r"^\[(.*)\]$", r"\1", str(text).strip()))
-    try:
-        seeds = parse_seeds(bare)
-    except ValueError as e:
-        raise ValueError(f"sampling.{e}") from e
-    given = f"sampling.seeds={shorten(str(text))}"
-    if not seeds:
-        raise ValueError(f"{given}: the list is empty; write ranges upward, as in 2-5")
-    seeds.sort()
-    if seeds[0] < 0:
-        raise ValueError(f"{given}: seed {seeds[0]} is negative; wanted 0 or more")
-    for seed, following in itertools.pairwise(seeds):
-        if seed == following:
-            raise ValueError(f"{given}: seed {seed} is there twice")
-    return seeds
-
-
-class SampleStage(NamedTuple):
-    """What decoding latents takes: the hash of the first stage that they are of, where it is known, and their scaling.
-    """
-
-    hash: str | None
-    scaling: LatentScaling
-
-
-class SampleMeta(NamedTuple):
-    """What all rows of a samples file share.
-
-    sampling: settings that a sample depends on besides the seed and the snapshot; stage None: drawn as voxels, or the
-    file is from before it was written down.
-    """
-
-    facts: Facts
-    snapshot: str
-    snapshot_hash: str
-    sampling: dict
-    stage: SampleStage | None = None
-
-    @property
-    def precision(self) -> str:
-        """What the first stage decoded in, as `sampling.precision` has it."""
-        return self.sampling.get("precision", Settings().precision)
-
-    @property
-    def sweep(self) -> SweptAttribute | None:
-        """The attribute that goes through values for every seed, None where none does."""
-        found = self.sampling.get("sweep")
-        return SweptAttribute(**found) if found else None
-
-    def noise_of(self, number: int) -> int:
-        """The seed that a sample's noise was drawn by: its own number, but in a sweep."""
-        return number // len(self.sweep.values) if self.sweep else number
-
-    @property
-    def ids(self) -> list[str]:
-        """Of the rows of the file that samples were asked for by, which seeds go through in turn; [] for none."""
-        return (self.sampling.get("conditions") or {}).get("ids") or []
-
-    def id_of(self, number: int) -> str | None:
-        """Id of the row that a sample, by its number, was asked for by, None where no file asked."""
-        return self.ids[self.row_of(number)] if self.ids else None
-
-    def row_of(self, number: int) -> int:
-        """Number of the row that a sample was asked for by, of those that `ids` names."""
-        return self.noise_of(number) % len(self.ids)
-
-    def file_names(self, seeds: Iterable[int]) -> list[str]:
-        """What files of samples are called, without what they hold: seed000012, after the id where there is one."""
-        names = self.row_names
-        return [(f"{names[self.row_of(seed)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
-
-    @property
-    def row_names(self) -> list[str]:
-        """The ids of rows, as names of files have them."""
-        return file_names(self.ids, MOST_BYTES)
-
-    def class_name(self, index: int | None) -> str | None:
-        """Name of the class of a row, None where it is of none."""
-        return None if index is None or index < 0 else self.facts.class_name(index)
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data, for a file."""
-        stage = {"first_stage": {"hash": self.stage.hash, **self.stage.scaling._asdict()}} if self.stage else {}
-        return {"data": self.facts.plain() | stage, "snapshot": self.snapshot, "snapshot_hash": self.snapshot_hash,
-                "sampling": self.sampling}
-
-    @classmethod
-    def from_plain(cls, found: dict[str, Any], source: object) -> "SampleMeta":
-        """From what `plain` gave; ValueError naming the file (source) for anything else."""
-        found = taken(found, Mapping[str, Any], source, "what all samples share")
-        if missing := [name for name in META if name not in found]:
-            raise ValueError(f"{source}: not a samples file: {', '.join(missing)} missing")
-        data = taken(found["data"], Mapping[str, Any], source, "data")
-        sampling = taken(found["sampling"], dict[str, Any], source, "sampling")
-        settings = {name: value for name, value in sampling.items() if name in Settings._fields}
-        if len(settings.keys() & {"tile", "tile_overlap", "tile_mode"}) not in (0, 3):
-            raise ValueError(f"{source}: sampling has {', '.join(settings)}, wanted all or none that is said of tiles")
-        checked = from_plain(Settings, settings, source, "sampling")
-        if checked.sweep and not checked.sweep.values:
-            raise ValueError(f"{source}: sampling.sweep.values is empty, wanted those of {shown(checked.sweep.name)}")
-        snapshot = taken(found["snapshot"], str, source, "snapshot")
-        if len(snapshot) > 4096 or "\0" in snapshot:
-            raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
-        facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
-        return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
-                   _stage(data.get("first_stage"), source))
-
-
-def _stage(found: object, source: object) -> SampleStage | None:
-    """What a file says of the first stage of its latents; older ones say nothing."""
-    if not found:
-        return None
-    known = dict(taken(found, Mapping[str, Any], source, "data.first_stage"))
-    hash_ = taken(known.pop("hash", 0), str | None, source, "data.first_stage.hash")
-    return SampleStage(hash_, LatentScaling.from_plain(known, source, "data.first_stage"))
 
 
 class SamplesFile:
@@ -345,16 +194,16 @@ class Samples:
         for row, stem in enumerate(self.meta.file_names(self.seeds)):
             for name in NIFTI.keys() & self.arrays.keys():
                 written.append(Path(folder) / f"{stem}{NIFTI[name]}")
-                write_as_nifti(written[-1], name, self.arrays[name][row], self.meta.facts, self.affine_of(row))
+                write_as_nifti(written[-1], name, self.arrays[name][row], self.units, self.affine_of(row))
         return sorted(written)
 
 
-def write_as_nifti(path: Path, name: str, array: np.ndarray, facts: Facts, affine: np.ndarray) -> None:
-    """Write an image [C,*S] (name "images", "cond_images") or a map [*S] ("labels", "maps"), of an affine of its own.
+def write_as_nifti(path: Path, name: str, array: np.ndarray, unit: str, affine: np.ndarray) -> None:
+    """Write an image [C,*S] (name "images", "cond_images", in a unit) or a map [*S] ("labels", "maps", without), of an
+    affine [4,4].
     """
     is_image = name in ("images", "cond_images")
-    write_nifti(path, array, affine, spatial_dims=array.ndim - is_image,
-                unit=facts.intensity.unit if is_image else "")
+    write_nifti(path, array, affine, spatial_dims=array.ndim - is_image, unit=unit if is_image else "")
 
 
 class _H5Arrays(h5.LazyFile):

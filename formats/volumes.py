@@ -12,56 +12,24 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.items import check_ids, check_tables
 from edm3d.utils.checks import listed
 from edm3d.utils.plain import from_plain, shown
 
 SPLITS = ("train", "val", "test")  # in this order; a file may have others too
+HELD_OUT = ("test", "val")  # splits that networks have seen least of
 ROLES = ("target", "condition")
 DTYPES = {"images": "float32", "labels": "uint8", "maps": "uint8", "attributes": "float32", "classes": "int64",
           "affines": "float64", "boxes": "int64", "intensity_ranges": "float32"}
 ARRAYS = ("images", "labels", "maps")  # big: read row by row; the others are kept in memory
 LATER = ("map_classes",)  # of the meta data, those that files from before do not have
-FLOAT_MAX = float(np.finfo(np.float32).max)
-_ArrayOrTensor = TypeVar("_ArrayOrTensor")
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """What image values mean: stored ones span [lo, hi], networks see [-1, 1]; `clip` = none lie outside."""
-
-    lo: float
-    hi: float
-    clip: bool
-    unit: str
-
-    def __post_init__(self) -> None:
-        if not -FLOAT_MAX <= self.lo < self.hi <= FLOAT_MAX:
-            raise ValueError(f"intensity range [{self.lo}, {self.hi}]: lo must be less than hi, both finite in float32")
-
-    def is_left_by(self, lo: float, hi: float) -> bool:
-        """Whether images that span [lo, hi] break what the contract promises, by more than rounding."""
-        slack = 1e-4 * (self.hi - self.lo)
-        return self.clip and bool(lo < self.lo - slack or hi > self.hi + slack)
-
-    def to_network(self, images: _ArrayOrTensor) -> _ArrayOrTensor:
-        """Map [lo, hi] to [-1, 1]."""
-        return (images - self.lo) * (2 / (self.hi - self.lo)) - 1
-
-    def from_network(self, images: _ArrayOrTensor) -> _ArrayOrTensor:
-        """Map [-1, 1] back to [lo, hi], clipped if the contract says so."""
-        images = (images + 1) * ((self.hi - self.lo) / 2) + self.lo
-        return images.clip(self.lo, self.hi) if self.clip else images
-
-    def to_bytes(self, images: np.ndarray) -> np.ndarray:
-        """Map [lo, hi] to whole numbers 0 to 255, clipped, as uint8."""
-        return np.rint(np.clip((images - self.lo) * (255 / (self.hi - self.lo)), 0, 255)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -122,6 +90,11 @@ class Item(NamedTuple):
 def in_order(splits: Iterable[str]) -> list[str]:
     """Names of splits as they are shown everywhere: train, val, test, then others by name."""
     return sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+
+
+def held_out_first(splits: Iterable[str]) -> list[str]:
+    """Names of splits, those that networks have seen least of before all others: test, val, then as they come."""
+    return sorted(splits, key=lambda name: HELD_OUT.index(name) if name in HELD_OUT else len(HELD_OUT))
 
 
 def full_box(spatial_shape: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attributes that are asked for: by name, in the units of the data, some of them missing or swept."""
+"""AskedAttributes that are asked for: by name, in the units of the data, some of them missing or swept."""
 
 import re
 import unicodedata

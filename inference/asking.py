@@ -23,6 +23,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
+from edm3d.samplers.guidance import dropout_option
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.files import first_line
@@ -89,7 +90,7 @@ class Asker:
             check_missing(known, np.full((1, part.width), np.nan, np.float32))
             return
         raise ValueError(f"sampling.conditions: no {kind.many} are asked for, and the network was never trained "
-                         f"without; ask {HOW.get(name, 'for some')}, or train with {dropout_of(name)}=0.1")
+                         f"without; ask {HOW.get(name, 'for some')}, or train with {dropout_option(name)}=0.1")
 
     def refuse(self, name: str, said: str) -> None:
         """ValueError, begun by `said`, where a network takes nothing of a part."""
@@ -117,7 +118,7 @@ class Asker:
             where = f"{file.source}: class of {one_line(id_)}"
             if name in ("", None) and not self.takes["class_labels"].dropout:
                 raise ValueError(f"{where}: none, and the network was never trained without one; name one, or train "
-                                 f"with {dropout_of('class_labels')}=0.1")
+                                 f"with {dropout_option('class_labels')}=0.1")
             numbers.append(-1 if name in ("", None) else self.class_number(name, where))
         return {"class_labels": numbers}
 
@@ -256,11 +257,6 @@ def check_count(file: AskedFile, seeds: Sequence[int]) -> None:
     if len(file.ids) > len(seeds):
         raise ValueError(f"{file.source}: has {len(file.ids)} rows, and there are {len(seeds)} seeds; "
                          f"sampling.seeds={min(seeds)}-{min(seeds) + len(file.ids) - 1} takes them all")
-
-
-def dropout_of(name: str) -> str:
-    """The key by which networks are trained without a part."""
-    return f"training.network.{'' if name == 'class_labels' else 'model.'}{PARTS[name].dropout_key}"
 
 
 def sizes(shape: Sequence[int]) -> str:

@@ -166,7 +166,7 @@ def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: 
     """
     import json
 
-    from edm3d.formats.samples import requested_seeds
+    from edm3d.formats.seeds import requested_seeds
     from edm3d.inference.model import Model
     from edm3d.inference.solvers import table, try_solvers
 

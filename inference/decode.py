@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
 from edm3d.inference.first_stage import FirstStage, check_decoding, tile_note, tiled
 from edm3d.inference.latent_source import CARRIED, LatentSource, affine_of, build_net, find_stage, open_source
 from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
@@ -265,8 +266,7 @@ def write_montage(path: Path, pieces: Parts | NiftiFolder, job: DecodeJob) -> No
     found = [pieces.read(number) for number in range(len(rows))]
     affine = affine_of(rows[0], job.facts)
     spacing = spacing_of(affine)[:len(job.shape)]
-    asked = Asked([each["map"] for each in found if "map" in each], job.facts.semantic_classes,
-                  [each["cond"] for each in found if "cond" in each], job.facts.condition_channels or ())
+    asked = Asked.of(job.facts, {CARRIED[kind]: [each[kind] for each in found] for kind in job.carried})
     save_png(montage([("Decoded", [(each["image"], each.get("label")) for each in found])], spacing,
                      label_classes=job.facts.label_classes, channels=job.facts.channels, asked=asked,
                      captions=[row.id for row in rows], affine=affine), path)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edm3d.formats.samples import SampleMeta, SampleStage
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta, SampleStage
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves

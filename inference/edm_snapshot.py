@@ -8,8 +8,8 @@ import torch
 
 from edm3d.formats.edm_pickle import read_edm_pickle
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.png import COLOURS
-from edm3d.formats.volumes import Intensity
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.edm_import import edm_network_node, edm_weights, inflate_weights

@@ -9,10 +9,12 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.manifest import Manifest
-from edm3d.formats.nifti import spacing_of, write_nifti
-from edm3d.formats.samples import SamplesFile, parse_seeds
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.samples import SamplesFile, write_as_nifti
+from edm3d.formats.seeds import parse_seeds
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.folders import begin, told_of_changes, told_of_names
+from edm3d.inference.latent_source import STORED
 from edm3d.inference.nifti_folder import FOLDERS
 from edm3d.reporting.montages import planes_figure, save_png
 from edm3d.reporting.slices import Asked
@@ -23,7 +25,6 @@ from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
 RECORD = "export.json"
-ARRAYS = {"image": "images", "label": "labels", "map": "maps", "cond": "cond_images"}  # of samples
 
 
 class Exported(NamedTuple):
@@ -100,7 +101,7 @@ def _export_all(file: VolumesFile | SamplesFile, work: Exporting, record: Manife
 def _kinds(file: VolumesFile | SamplesFile) -> list[str]:
     """What each volume of a file has."""
     if isinstance(file, SamplesFile):
-        return [kind for kind, name in ARRAYS.items() if name in file.names]
+        return [kind for kind, name in STORED.items() if name in file.names]
     meta = file.meta
     there = {"image": True, "label": meta.label_classes, "map": meta.map_classes, "cond": meta.numbers("condition")}
     return [kind for kind, is_there in there.items() if is_there]
@@ -151,7 +152,7 @@ def _exported(file: VolumesFile | SamplesFile, key: tuple[str, int]) -> Exported
     name, index = key
     if isinstance(file, SamplesFile):
         facts = file.meta.facts
-        return Exported(name, {kind: file.row(ARRAYS[kind], index) for kind in _kinds(file)}, file.affine_of(index),
+        return Exported(name, {kind: file.row(STORED[kind], index) for kind in _kinds(file)}, file.affine_of(index),
                         facts.label_classes, facts.semantic_classes)
     item, meta = file.read(name, index), file.meta
     arrays = {"image": item.image[meta.numbers("target")], "label": item.label, "map": item.map,
@@ -164,8 +165,7 @@ def _write_out(volume: Exported, work: Exporting, paths: Sequence[Path]) -> None
     arrays = volume.arrays
     if work.form == "nifti":
         for path, (kind, array) in zip(paths, arrays.items(), strict=True):
-            write_nifti(path, array, volume.affine, spatial_dims=work.dims,
-                        unit=work.unit if kind in ("image", "cond") else "")
+            write_as_nifti(path, STORED[kind], array, work.unit, volume.affine)
         return
     asked = Asked([arrays["map"]] if "map" in arrays else (), volume.map_classes,
                   [arrays["cond"]] if "cond" in arrays else ())

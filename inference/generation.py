@@ -1,6 +1,6 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -10,11 +10,12 @@ import torch
 
 from edm3d.formats import h5
 from edm3d.formats.asked_words import captions
-from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.npz import is_odd
-from edm3d.formats.samples import ARRAYS, FORMATS, SampleMeta, SamplesFile, requested_seeds, write_rows
-from edm3d.formats.volumes import VolumesFile
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import ARRAYS, FORMATS, SamplesFile, write_rows
+from edm3d.formats.seeds import requested_seeds
+from edm3d.formats.volumes import VolumesFile, held_out_first
 from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer, sample_meta
@@ -32,7 +33,7 @@ from edm3d.inference.sample_files import (
 )
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.sweeps import write_sweep
-from edm3d.reporting.slices import Asked
+from edm3d.reporting.slices import Asked, Picture
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import build_from_file, check_targets
@@ -41,9 +42,6 @@ from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
 from edm3d.utils.trusted import DATASETS, is_listed
-
-HELD_OUT = {"test": 0, "val": 1}  # splits to show real volumes of, before all others
-Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] in stored units, label map [*S]
 
 
 def generate(experiment: str, config: dict) -> None:
@@ -245,16 +243,10 @@ def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options:
     generated = list(zip(rows["images"], rows.get("labels", [None] * count), strict=True))
     affine, dims = samples.affine_of(0), len(samples.shape("images")) - 2
     save_png(montage([("Real", real), ("Generated", generated)], spacing_of(affine)[:dims], affine=affine,
-                     label_classes=facts.label_classes, channels=facts.channels, asked=asked_of(facts, rows),
+                     label_classes=facts.label_classes, channels=facts.channels, asked=Asked.of(facts, rows),
                      captions=captions(samples.meta, samples.seeds[:count], rows.get("classes"),
                                        rows.get("attributes"))), path)
     return why
-
-
-def asked_of(facts: Facts, rows: Mapping[str, Sequence[np.ndarray]]) -> Asked:
-    """Maps and condition images that samples were asked for, for a montage; rows: their arrays, or lists, by name."""
-    return Asked(list(rows.get("maps", ())), facts.semantic_classes, list(rows.get("cond_images", ())),
-                 facts.condition_channels or ())
 
 
 def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:
@@ -274,8 +266,7 @@ def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: boo
 def volume_pictures(file: VolumesFile, snapshot: Snapshot, count: int, said: str) -> list[Picture]:
     """The first volumes of a file, held-out ones first, with the channels that the samples have."""
     channels = shown_channels(file, snapshot, said)
-    splits = sorted(file.splits, key=lambda split: HELD_OUT.get(split, len(HELD_OUT)))
-    places = islice(((split, i) for split in splits for i in range(file.length(split))), count)
+    places = islice(((split, i) for split in held_out_first(file.splits) for i in range(file.length(split))), count)
     return [(item.image[channels], item.label) for item in (file.read(*place) for place in places)]
 
 

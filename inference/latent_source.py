@@ -17,7 +17,8 @@ from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.utils.files import arrays_hash, blocks_hash
 from edm3d.utils.runs import find_file
 
-CARRIED = {"map": "maps", "cond": "cond_images"}  # maps and condition images, as files of samples and latents name them
+STORED = {"image": "images", "label": "labels", "map": "maps", "cond": "cond_images"}  # arrays of samples, by kind
+CARRIED = {kind: STORED[kind] for kind in ("map", "cond")}  # what files of samples and latents have beside latents
 GENERATED = "generated"  # split of volumes that were drawn
 
 
@@ -101,12 +102,11 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
         for i, name in enumerate(part.ids):
             index = None if classes is None or classes[i] < 0 else int(classes[i])
             box = None if part.boxes is None else part.boxes[i]
-            maps = part.grids.get("maps", part.grids.get("labels"))
             rows.append(LatentRow(split, name, part.groups[i], part.affines[i], box, index,
                                   lambda part=part, i=i: part.mean[i],
                                   {kind: partial(part.grids[array].__getitem__, i)
                                    for kind, array in CARRIED.items() if array in part.grids},
-                                  lambda maps=maps, i=i: None if maps is None else maps[i]))
+                                  lambda maps=part.semantic, i=i: None if maps is None else maps[i]))
     return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
 

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import Samples, requested_seeds
+from edm3d.formats.samples import Samples
+from edm3d.formats.seeds import requested_seeds
 from edm3d.inference.asking import asker_of, in_memory
 from edm3d.inference.drawing import complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage

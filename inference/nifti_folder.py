@@ -10,9 +10,10 @@ import numpy as np
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.manifest import Manifest
-from edm3d.formats.nifti import read_volume, write_nifti
+from edm3d.formats.nifti import read_volume
+from edm3d.formats.samples import write_as_nifti
 from edm3d.inference import folders
-from edm3d.inference.latent_source import LatentRow, affine_of
+from edm3d.inference.latent_source import STORED, LatentRow, affine_of
 from edm3d.inference.parts import Arrays
 from edm3d.utils import distributed
 from edm3d.utils.names import file_names
@@ -59,8 +60,7 @@ class NiftiFolder:
         row = self.rows[number]
         for kind, array in arrays.items():
             with self.manifest.writing(self.name(number, kind), row.id) as temporary:
-                write_nifti(temporary, array, affine_of(row, self.facts), spatial_dims=len(self.shape),
-                            unit=self.facts.intensity.unit if kind in ("image", "cond") else "")
+                write_as_nifti(temporary, STORED[kind], array, self.facts.intensity.unit, affine_of(row, self.facts))
 
     def read(self, number: int) -> dict[str, np.ndarray]:
         """Image [C,*S] and label map [*S] of a row, and what else there is."""

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats.cohort import assign_splits, parse_fractions
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box, is_made_by, is_volumes
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box, is_made_by, is_volumes
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom, phantom_affine
 from edm3d.utils import locks
 from edm3d.utils.files import check_dest, check_free_disk, check_replaced

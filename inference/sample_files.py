@@ -11,7 +11,8 @@ import numpy as np
 from edm3d.formats import asked_words
 from edm3d.formats.manifest import Manifest
 from edm3d.formats.png import COLOURS, write_png
-from edm3d.formats.samples import MOST_BYTES, NIFTI, SampleMeta, SamplesFile, write_as_nifti
+from edm3d.formats.sample_meta import MOST_BYTES, SampleMeta
+from edm3d.formats.samples import NIFTI, SamplesFile, write_as_nifti
 from edm3d.inference.folders import told_of_changes, told_of_names
 from edm3d.inference.parts import check_alike
 from edm3d.inference.snapshot import Snapshot
@@ -105,7 +106,7 @@ def write_niftis(outdir: Path, samples: SamplesFile) -> list[str]:
     Names begin with the ids that were asked for, where there are some.
     """
     def write(name: str, path: Path, rows: Rows) -> None:
-        write_as_nifti(path, name, rows[name], samples.meta.facts, rows.get("affines", samples.affine))
+        write_as_nifti(path, name, rows[name], samples.meta.facts.intensity.unit, rows.get("affines", samples.affine))
 
     own = ("affines",) if "affines" in samples.names else ()
     return write_all(outdir, "nifti", samples, [Piece(ending, (name, *own), partial(write, name))

@@ -23,7 +23,7 @@ def write_sweep(outdir: Path, samples: SamplesFile, most: int) -> Iterator[str]:
     from edm3d.reporting.montages import montage, save_png
     count, facts = len(sweep.values), samples.meta.facts
     columns = np.unique(np.linspace(0, count - 1, min(count, MOST_COLUMNS)).round().astype(int)).tolist()
-    seeds = [seed for seed in dict.fromkeys(int(number) // count for number in samples.seeds)
+    seeds = [seed for seed in dict.fromkeys(map(samples.meta.noise_of, samples.seeds.tolist()))
              if all(seed * count + k in samples.rows for k in columns)][:most]
     blocks = [(f"Seed {seed}", [(samples.row("images", row), samples.row("labels", row))
                                 for row in (samples.rows[seed * count + k] for k in columns)]) for seed in seeds]

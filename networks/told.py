@@ -15,7 +15,7 @@ from edm3d.utils.checks import check_choice, check_count
 MOST_CLASSES = 256  # of a semantic map
 
 
-class Told(NamedTuple):
+class ToldArguments(NamedTuple):
     """Arguments of a UNet about its condition (docs/conditions.md); widths of 0 are of parts that it does not take."""
 
     label_dim: int = 0
@@ -74,7 +74,7 @@ class Told(NamedTuple):
             else 0
 
 
-def check_told(net: nn.Module, told: Told, x: torch.Tensor, condition: Condition) -> None:
+def check_told(net: nn.Module, told: ToldArguments, x: torch.Tensor, condition: Condition) -> None:
     """ValueError when attributes, a map or images are not such as a network with `told` and grid_factor takes of x.
 
     Classes of a map are looked at where that costs nothing: on the CPU, uncompiled.

@@ -30,7 +30,7 @@ from edm3d.networks.layers import (
 )
 from edm3d.networks.parts import PARTS
 from edm3d.networks.spade import MapFeatures
-from edm3d.networks.told import Told, check_told
+from edm3d.networks.told import ToldArguments, check_told
 from edm3d.networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
 from edm3d.utils.checks import check_choice, check_count
 
@@ -46,17 +46,13 @@ class UNet(nn.Module):
     """
 
     def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
-                 told: Told, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
+                 told: ToldArguments, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
                  num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
                  map_label: nn.Module | None, attributes_to: int, self_condition: bool):
         super().__init__()
         check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
         check_count(0, {"augment_dim": augment_dim})
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout={dropout}: wanted a probability, 0..1")
-        if noise_channels % 2 or noise_channels < 4:
-            raise ValueError("model_channels (times channel_mult_noise): wanted an even number of 4 or more, "
-                             f"got {noise_channels}")
+        check_ranges(dropout, noise_channels)
         widths, strides, kernels, attends = levels
         self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
             in_channels, spatial_dims, told.label_dim, augment_dim)
@@ -186,6 +182,15 @@ class UNet(nn.Module):
         raise NotImplementedError
 
 
+def check_ranges(dropout: float, noise_channels: int) -> None:
+    """ValueError for a dropout that is no probability, and a noise level of too few or an odd number of channels."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout={dropout}: wanted a probability, 0..1")
+    if noise_channels % 2 or noise_channels < 4:
+        raise ValueError("model_channels (times channel_mult_noise): wanted an even number of 4 or more, "
+                         f"got {noise_channels}")
+
+
 def check_input(net: nn.Module, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
     """ValueError when an input is not what a network was built for, by its factor (one per axis), in_channels,
     label_dim and augment_dim.
@@ -236,9 +241,9 @@ class ADMUNet(UNet):
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
                  image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
-        told = Told(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
-                    attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid, semantic_everywhere,
-                    image_dim, image_dropout, image_grid, grid_factor)
+        told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
+                             attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
+                             semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
         told.check()
         widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
         levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
@@ -292,9 +297,9 @@ class SongUNet(UNet):
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
                  image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
-        told = Told(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
-                    attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid, semantic_everywhere,
-                    image_dim, image_dropout, image_grid, grid_factor)
+        told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
+                             attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
+                             semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
         told.check()
         check_choice("embedding", embedding, ("positional", "fourier"))
         check_choice("encoder", encoder, ("standard", "residual", "skip"))

@@ -19,6 +19,8 @@ from edm3d.reporting.slices import (
     OUTLINE,
     TILE,
     Asked,
+    Block,
+    Picture,
     Plane,
     centre_of,
     known_affine,
@@ -36,10 +38,6 @@ GAP = 6
 LINE, LETTER, FEWEST_LETTERS = 16, 7, 12  # pixels of a line of a caption, and of a letter in it
 MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 10  # pixels; the last of a letter in a title
 DPI = 100
-Picture = tuple[np.ndarray, np.ndarray | None]
-Block = tuple[str, Sequence[Picture]]
-
-
 SOLID, LINES = {"fill": 1.0, "outline": 1.0}, {"fill": 0.0, "outline": OUTLINE}  # how classes are drawn
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats.geometry import fit_centre
-from edm3d.formats.volumes import VolumesFile
+from edm3d.formats.volumes import HELD_OUT, VolumesFile
 from edm3d.physics.phantoms import Phantom, echo_phantom
 from edm3d.reporting.cases import Case
 from edm3d.utils.plain import from_plain
@@ -113,7 +113,7 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
 
 def held_out_split(file: VolumesFile) -> str:
     """The split that networks have seen least of: test, else val, else the last."""
-    return next((name for name in ("test", "val") if name in file.splits), file.splits[-1])
+    return next((name for name in HELD_OUT if name in file.splits), file.splits[-1])
 
 
 def speckle_free(case: Case, provenance: Mapping[str, Any]) -> np.ndarray:

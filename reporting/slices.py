@@ -1,12 +1,13 @@
 """Slices of volumes as tiles of a picture: three orthogonal planes, hung as in a viewer, with their classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 from scipy import ndimage
 
+from edm3d.formats.facts import Facts
 from edm3d.formats.geometry import blur_sigmas
 from edm3d.reporting.overlays import with_classes
 
@@ -17,6 +18,10 @@ _VERTICAL, _UP, _LEFT = ("S", "I", "A", "P", "R", "L"), ("S", "A", "R"), ("R", "
 # Planes by where their normal points, and in short, for rows that are low.
 _ANATOMICAL = {code: name for codes, name in (("SI", ("axial", "ax")), ("AP", ("coronal", "cor")),
                                               ("RL", ("sagittal", "sag"))) for code in codes}
+
+
+Picture = tuple[np.ndarray, np.ndarray | None]  # image [C,*S] or [*S] in stored units, label map [*S]
+Block = tuple[str, Sequence[Picture]]  # below a title
 
 
 class Plane(NamedTuple):
@@ -37,6 +42,12 @@ class Asked(NamedTuple):
     map_classes: Sequence[str] = ()
     images: Sequence[np.ndarray] = ()
     channels: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, facts: Facts, rows: Mapping[str, Sequence[np.ndarray]]) -> "Asked":
+        """What volumes of which this is known were asked for; rows: arrays or lists by their names in samples files."""
+        return cls(list(rows.get("maps", ())), facts.semantic_classes, list(rows.get("cond_images", ())),
+                   facts.condition_channels or ())
 
     def in_legend_of(self, label_classes: Sequence[str]) -> tuple["Asked", Sequence[str]]:
         """The same with maps whose values are those of label maps for classes of one name, and follow them for others;

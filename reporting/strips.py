@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from edm3d.reporting.cases import Case, Layout
-from edm3d.reporting.montages import Block, Picture, montage, windows_of
+from edm3d.reporting.montages import montage, windows_of
+from edm3d.reporting.slices import Block, Picture
 
 COLUMNS = 4  # of a montage at most
 

@@ -178,10 +178,14 @@ def check_dropped(name: str, takes: Mapping[str, Part], strength: float) -> None
         raise ValueError(f"guidance of {name}: the network takes no {kind.one} ({kind.width_key}=0); wanted some of "
                          f"{', '.join(takes) or 'no part'}, or a network trained with {kind.many}")
     if strength != 1 and not takes[name].dropout:
-        place = "training.network" if name == "class_labels" else "training.network.model"  # the preconditioner's own
         raise ValueError(f"guidance: the network was never trained with the {kind.one.split()[-1]} dropped "
-                         f"({kind.dropout_key}=0); train with {place}.{kind.dropout_key}=0.1, or take another network "
-                         "as guide (sampling.guidance.network)")
+                         f"({kind.dropout_key}=0); train with {dropout_option(name)}=0.1, or take another "
+                         "network as guide (sampling.guidance.network)")
+
+
+def dropout_option(name: str) -> str:
+    """The key by which networks are trained without a part: that of classes is the preconditioner's own."""
+    return f"training.network.{'' if name == 'class_labels' else 'model.'}{PARTS[name].dropout_key}"
 
 
 def check_same_inputs(net: Denoiser, guide: Denoiser) -> None:

@@ -9,8 +9,8 @@ import torch
 
 import generate
 import train
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import SamplesFile
-from edm3d.formats.volumes import Intensity
 from edm3d.reporting.montages import curves
 from edm3d.training.datasets.arrays import ArraysDataset, survey
 from tests.commands import refused, succeed

@@ -12,8 +12,10 @@ from edm3d.formats import asked_words
 from edm3d.formats.check import checker_of
 from edm3d.formats.describe import describe
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import SampleMeta, Samples, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import Samples, SamplesFile, write_samples
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import Sample
 from edm3d.inference.evaluate import sample_case, shared_spacing_of
 from edm3d.inference.export import export

@@ -14,10 +14,12 @@ import edm3d
 import generate
 from edm3d.formats.asked import open_asked
 from edm3d.formats.facts import AttributeStatistics, Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of, write_nifti
 from edm3d.formats.png import write_png
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.asking import Asker, in_memory
 from edm3d.inference.batch import Sample
 from edm3d.inference.drawing import Drawer, draw

@@ -8,7 +8,8 @@ import pytest
 
 import dataset_tool
 from edm3d.formats.facts import volume_facts
-from edm3d.formats.samples import SampleMeta, Samples
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import Samples
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import evaluate
 from edm3d.metrics.classes import nearest_class, nearest_class_left_out

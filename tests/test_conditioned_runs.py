@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import train
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import collate
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part

@@ -11,8 +11,9 @@ import torch
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, write_latents
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference.batch import collate
 from edm3d.inference.conditions import Conditions, StoredConditions
 from edm3d.networks.conditioning import Condition, Part

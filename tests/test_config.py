@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from edm3d.formats.facts import Facts, LatentFacts
-from edm3d.formats.samples import requested_seeds
+from edm3d.formats.seeds import requested_seeds
 from edm3d.inference.generation import check_options
 from edm3d.networks.conditioning import blank, takes_of
 from edm3d.networks.unet import ADMUNet

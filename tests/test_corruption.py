@@ -21,9 +21,11 @@ import pytest
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference.check import check
 
 ROOT = Path(__file__).resolve().parents[1]

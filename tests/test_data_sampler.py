@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm3d.formats.samples import parse_seeds, requested_seeds
+from edm3d.formats.seeds import parse_seeds, requested_seeds
 from edm3d.training.data_sampler import CHUNK, InfiniteSampler
 from edm3d.training.ema import ema_beta, update_ema
 from edm3d.training.schedule import lr_factor

@@ -19,7 +19,8 @@ import dataset_tool
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.nifti import write_nifti
-from edm3d.formats.samples import SampleMeta, write_samples
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import write_samples
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import phantoms
 from tests.conftest import ROOT

@@ -10,8 +10,9 @@ import pytest
 
 import dataset_tool
 from edm3d.formats.decathlon import read_task
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import write_nifti
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 from tests.commands import call, refused, succeed
 
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}

@@ -22,9 +22,11 @@ import generate
 import train
 from edm3d.formats.diff3 import read_samples
 from edm3d.formats.facts import LatentScaling
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile
-from edm3d.formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.sample_meta import SampleMeta, SampleStage
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import decode
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.latent_source import open_source

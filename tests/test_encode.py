@@ -17,9 +17,10 @@ import generate
 import train
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling, volume_facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile, Moments, round_trip_line
 from edm3d.formats.samples import SamplesFile
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference import encode
 from edm3d.inference.batch import Batch, collate
 from edm3d.inference.first_stage import FirstStage

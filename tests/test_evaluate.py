@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling, rows_of
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import evaluate
 from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
 from edm3d.networks.tiles import InSlabs

@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import evaluate_first_stage
 from edm3d.inference.evaluate_first_stage import FirstStageOptions
 from edm3d.inference.snapshot import CarriedStage, Snapshot

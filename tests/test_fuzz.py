@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edm3d.formats.samples import MOST_SEEDS, parse_seeds, requested_seeds
+from edm3d.formats.seeds import MOST_SEEDS, parse_seeds, requested_seeds
 from edm3d.training.build import check_training
 from edm3d.utils.compose import compose, shipped_configs
 

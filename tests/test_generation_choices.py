@@ -16,8 +16,10 @@ import dataset_tool
 import generate
 from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts, volume_facts
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.formats.volumes import VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw

@@ -19,7 +19,8 @@ import pytest
 from edm3d.formats import diff3, h5
 from edm3d.formats.facts import POSTERIORS, SCALINGS, Facts, LatentScaling
 from edm3d.formats.npz import HASH
-from edm3d.formats.samples import SampleMeta, SamplesFile, SampleStage, write_samples
+from edm3d.formats.sample_meta import SampleMeta, SampleStage
+from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.inference.check import check
 from edm3d.networks import latent_codec, posteriors
 from edm3d.training.datasets.arrays import ArraysDataset

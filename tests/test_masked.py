@@ -10,8 +10,9 @@ import torch
 import dataset_tool
 import train
 from edm3d.formats.facts import Facts, LatentScaling, volume_facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import collate
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer, draw

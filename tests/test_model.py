@@ -20,8 +20,9 @@ import edm3d
 import generate
 import train
 from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import Samples, SamplesFile
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.card import about_conditions
 from edm3d.inference.evaluate import find_first_stage
 from edm3d.inference.snapshot import CarriedStage, Snapshot

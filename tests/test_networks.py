@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.intensity import Intensity
 from edm3d.inference.first_stage import FirstStage
 from edm3d.networks.autoencoder import AutoencoderKL, Posterior
 from edm3d.networks.conditioning import Condition, Part

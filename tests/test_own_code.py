@@ -116,7 +116,7 @@ def test_an_import_that_fails_in_the_users_module_is_said_with_file_and_line(own
 
 
 def test_an_error_of_ours_is_said_at_the_line_of_the_user_that_led_to_it(own):
-    write(own, mydata_h="from edm3d.formats.volumes import Intensity\n\nINTENSITY = Intensity(1.0, 0.0, True, '')\n")
+    write(own, mydata_h="from edm3d.formats.intensity import Intensity\n\nINTENSITY = Intensity(1.0, 0.0, True, '')\n")
     assert "mydata_h.py, line 3: ValueError: intensity range [1.0, 0.0]" in error_of("mydata_h.X")
 
 

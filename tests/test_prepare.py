@@ -10,9 +10,10 @@ from nibabel.testing import data_path
 from scipy.spatial.transform import Rotation
 
 from edm3d.formats import geometry
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.prepare import PrepareOptions, prepare
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [15, -10, 30], degrees=True).as_matrix() @ np.diag([2.0, 2.0, 3.0])

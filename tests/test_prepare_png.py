@@ -13,10 +13,11 @@ from PIL import Image
 
 import dataset_tool
 from edm3d.formats.describe import describe
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of, write_nifti
 from edm3d.formats.png import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, read_png, read_png_map, write_png
 from edm3d.formats.prepare import PrepareOptions, prepare
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.check import check
 from edm3d.physics.phantoms import echo_phantom
 from edm3d.reporting.montages import planes_figure, png_bytes

@@ -18,9 +18,11 @@ import dataset_tool
 import generate
 import train
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import SampleMeta, Samples, SamplesFile
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.training_state import TrainingState
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.batch import Sample
 from edm3d.networks.autoencoder import Reconstruction
 from edm3d.training.preview import (

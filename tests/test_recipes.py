@@ -18,10 +18,11 @@ import evaluate
 import generate
 import train
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import write_nifti
 from edm3d.formats.samples import SamplesFile
-from edm3d.formats.volumes import Intensity, VolumesFile
+from edm3d.formats.volumes import VolumesFile
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.monai_unet import MonaiUNet
 from edm3d.networks.precond import DDPMPrecond

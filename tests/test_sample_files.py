@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.png import write_png
-from edm3d.formats.samples import SampleMeta, SamplesFile, write_samples
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.inference.sample_files import check_png, check_records, write_pngs
 from edm3d.inference.snapshot import Snapshot
 

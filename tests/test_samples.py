@@ -13,7 +13,8 @@ import pytest
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
-from edm3d.formats.samples import FORMATS, SampleMeta, SamplesFile, write_rows, write_samples
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import FORMATS, SamplesFile, write_rows, write_samples
 from edm3d.inference.generation import merge
 from edm3d.inference.parts import Parts
 from edm3d.utils.files import arrays_hash

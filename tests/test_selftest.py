@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edm3d.formats.facts import Facts, LatentFacts
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.intensity import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.training import selftest
 from edm3d.training.batch_transforms import Identity

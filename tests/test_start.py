@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.intensity import Intensity
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer, draw, sample_meta, start_level
 from edm3d.inference.generation import check_options, describe_drawing

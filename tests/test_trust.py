@@ -21,8 +21,9 @@ import dataset_tool
 import evaluate
 import generate
 import train
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.latents import FirstStageRecord, LatentsFile, write_latents
-from edm3d.formats.volumes import Intensity, Item, VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.snapshot import network_hash
 from edm3d.utils import checkpoint
 from edm3d.utils.compose import shipped_configs

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edm3d.formats import h5
-from edm3d.formats.volumes import Intensity, Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, in_order
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, in_order
 from edm3d.training.datasets.volumes import VolumesDataset
 
 META = VolumesMeta(

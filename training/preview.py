@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from edm3d.formats.samples import Samples
-from edm3d.inference.generation import Picture
+from edm3d.reporting.slices import Block
 from edm3d.utils import distributed
 from edm3d.utils.files import atomic_path, first_line, remove_temporary
 from edm3d.utils.log import is_lack_of_memory
-
-Block = tuple[str, list[Picture]]
 
 
 class Shown(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.npy import map_npy
-from edm3d.formats.volumes import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.utils.checks import listed
 from edm3d.utils.files import NPZ_DAMAGE, first_line, read_npz

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.volumes import Intensity
+from edm3d.formats.intensity import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.utils.checks import listed
 from edm3d.utils.files import file_hash, read_npz

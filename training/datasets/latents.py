@@ -24,7 +24,8 @@ class LatentsDataset:
         latents = self.file.read(split)
         if not latents.ids:
             raise ValueError(f"{path}: split {split!r} has no items")
-        self.images, self.grids = np.concatenate([latents.mean, latents.std], axis=1), latents.grids
+        self.images = np.concatenate([latents.mean, latents.std], axis=1)
+        self.grids = {"semantic": latents.semantic, "images": latents.grids.get("cond_images")}  # by part
         self.facts, self.shape, self.round_trip = self.file.facts, latents.mean.shape[1:], self.file.round_trip
         if self.facts.attribute_names and "attributes" in latents.tables:
             of = AttributeStatistics.of(latents.tables["attributes"])
@@ -41,16 +42,14 @@ class LatentsDataset:
 
     def on_grid(self, index: int, part: str) -> np.ndarray | None:
         """What an item has of a part of the condition that lies on the grid of its volume."""
-        names = ("maps", "labels") if part == "semantic" else ("cond_images",)
-        name = next((name for name in names if name in self.grids), None)
-        if name is None:
+        if self.grids[part] is None:
             return None
-        if self.cache is not None and (name, index) in self.cache:
-            return self.cache[name, index]
-        values = self.grids[name][index]
+        if self.cache is not None and (part, index) in self.cache:
+            return self.cache[part, index]
+        values = self.grids[part][index]
         values = self.facts.intensity.to_network(values).astype(np.float32) if part == "images" else values
         if self.cache is not None:
-            self.cache[name, index] = values
+            self.cache[part, index] = values
         return values
 
     def first_stage(self) -> FirstStageRecord | None:

@@ -14,12 +14,13 @@ from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import Drawer, around, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.generation import Picture, asked_of, check_options, real_pictures, spread
+from edm3d.inference.generation import check_options, real_pictures, spread
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
+from edm3d.reporting.slices import Asked, Block, Picture
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
-from edm3d.training.preview import Block, Show, Shown
+from edm3d.training.preview import Show, Shown
 from edm3d.training.validation import Held
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.schema import sampling_options
@@ -115,7 +116,7 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
                          {**told, "windows": shades(arrays["latents"], real)}, samples)
         generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
         return Shown([("Held out" if known else "Real", real), ("Generated", generated)],
-                     {**told, "asked": asked_of(meta.facts, arrays)}, samples)
+                     {**told, "asked": Asked.of(meta.facts, arrays)}, samples)
 
     return show
 

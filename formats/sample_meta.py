@@ -1,0 +1,118 @@
+"""What all samples of a file share: their data, what drew them and how, and what they were asked for by."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute
+from edm3d.utils.names import file_names
+from edm3d.utils.plain import from_plain, shown, taken
+
+META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
+MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
+
+
+class SampleStage(NamedTuple):
+    """What decoding latents takes: the hash of the first stage that they are of, where it is known, and their scaling.
+    """
+
+    hash: str | None
+    scaling: LatentScaling
+
+
+class SampleMeta(NamedTuple):
+    """What all rows of a samples file share.
+
+    sampling: settings that a sample depends on besides the seed and the snapshot; stage None: drawn as voxels, or the
+    file is from before it was written down.
+    """
+
+    facts: Facts
+    snapshot: str
+    snapshot_hash: str
+    sampling: dict
+    stage: SampleStage | None = None
+
+    @property
+    def precision(self) -> str:
+        """What the first stage decoded in, as `sampling.precision` has it."""
+        return self.sampling.get("precision", Settings().precision)
+
+    @property
+    def sweep(self) -> SweptAttribute | None:
+        """The attribute that goes through values for every seed, None where none does."""
+        found = self.sampling.get("sweep")
+        return SweptAttribute(**found) if found else None
+
+    def noise_of(self, number: int) -> int:
+        """The seed that a sample's noise was drawn by: its own number, but in a sweep."""
+        return number // len(self.sweep.values) if self.sweep else number
+
+    @property
+    def asked_rows(self) -> AskedRows | None:
+        """The file that samples were asked for by, row by row, None where none did."""
+        found = self.sampling.get("conditions")
+        return AskedRows(**found) if found else None
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows of the file that samples were asked for by, which seeds go through in turn; [] for none."""
+        return self.asked_rows.ids if self.asked_rows else []
+
+    def id_of(self, number: int) -> str | None:
+        """Id of the row that a sample, by its number, was asked for by, None where no file asked."""
+        return self.ids[self.row_of(number)] if self.ids else None
+
+    def row_of(self, number: int) -> int:
+        """Number of the row that a sample was asked for by, of those that `ids` names."""
+        return self.noise_of(number) % len(self.ids)
+
+    def file_names(self, seeds: Iterable[int]) -> list[str]:
+        """What files of samples are called, without what they hold: seed000012, after the id where there is one."""
+        names = self.row_names
+        return [(f"{names[self.row_of(seed)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
+
+    @property
+    def row_names(self) -> list[str]:
+        """The ids of rows, as names of files have them."""
+        return file_names(self.ids, MOST_BYTES)
+
+    def class_name(self, index: int | None) -> str | None:
+        """Name of the class of a row, None where it is of none."""
+        return None if index is None or index < 0 else self.facts.class_name(index)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for a file."""
+        stage = {"first_stage": {"hash": self.stage.hash, **self.stage.scaling._asdict()}} if self.stage else {}
+        return {"data": self.facts.plain() | stage, "snapshot": self.snapshot, "snapshot_hash": self.snapshot_hash,
+                "sampling": self.sampling}
+
+    @classmethod
+    def from_plain(cls, found: dict[str, Any], source: object) -> "SampleMeta":
+        """From what `plain` gave; ValueError naming the file (source) for anything else."""
+        found = taken(found, Mapping[str, Any], source, "what all samples share")
+        if missing := [name for name in META if name not in found]:
+            raise ValueError(f"{source}: not a samples file: {', '.join(missing)} missing")
+        data = taken(found["data"], Mapping[str, Any], source, "data")
+        sampling = taken(found["sampling"], dict[str, Any], source, "sampling")
+        settings = {name: value for name, value in sampling.items() if name in Settings._fields}
+        if len(settings.keys() & {"tile", "tile_overlap", "tile_mode"}) not in (0, 3):
+            raise ValueError(f"{source}: sampling has {', '.join(settings)}, wanted all or none that is said of tiles")
+        checked = from_plain(Settings, settings, source, "sampling")
+        if checked.sweep and not checked.sweep.values:
+            raise ValueError(f"{source}: sampling.sweep.values is empty, wanted those of {shown(checked.sweep.name)}")
+        snapshot = taken(found["snapshot"], str, source, "snapshot")
+        if len(snapshot) > 4096 or "\0" in snapshot:
+            raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
+        facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+        return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
+                   _stage(data.get("first_stage"), source))
+
+
+def _stage(found: object, source: object) -> SampleStage | None:
+    """What a file says of the first stage of its latents; older ones say nothing."""
+    if not found:
+        return None
+    known = dict(taken(found, Mapping[str, Any], source, "data.first_stage"))
+    hash_ = taken(known.pop("hash", 0), str | None, source, "data.first_stage.hash")
+    return SampleStage(hash_, LatentScaling.from_plain(known, source, "data.first_stage"))
