@@ -2,10 +2,12 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edm3d.formats import asked_words
