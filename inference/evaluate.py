@@ -123,10 +123,10 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
 def shared_spacing_of(samples: SamplesFile) -> np.ndarray:
     """Voxel size per axis in mm; ValueError naming the seeds whose own differs from that of the first."""
     dims = len(samples.shape("images")) - 2
-    found = [spacing_of(samples.affine_of(i))[:dims].round(4) for i in range(len(samples))]
-    if others := [f"seed {seed} {size}" for seed, size in zip(samples.seeds, found)
+    found = [spacing_of(samples.affine_of(i))[:dims] for i in range(len(samples))]
+    if others := [f"seed {seed} {size.round(4)}" for seed, size in zip(samples.seeds, found)
                   if not np.allclose(size, found[0], rtol=1e-3)]:
-        raise ValueError(f"{samples.path}: voxels of seed {samples.seeds[0]} are {found[0]} mm, others "
+        raise ValueError(f"{samples.path}: voxels of seed {samples.seeds[0]} are {found[0].round(4)} mm, others "
                          f"are not: {listed(others)}; --ignore-spacing measures them all the same")
     return found[0]
 
