@@ -42,7 +42,7 @@ lint: $(STAMP)  ## ruff
 	ruff check .
 
 test: lint  ## lint and the whole CPU test suite
-	python -m pytest -q -n 2 --dist loadfile
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests marked slow
 	python -m pytest -q -m 'slow and not gpu'
