@@ -36,7 +36,7 @@ from edm3d.utils.runs import find_file
 
 DICE, ABOVE_OTHERS, CPU_MINUTES, VOLUME, THICKNESS, KS, NUM = 0.85, 0.35, 20, 0.9, 0.8, 0.22, 64
 ATTRIBUTE_RUN = ["-cn=echo_edm", "training.network.model.attribute_dim=auto",
-                 "training.network.model.attribute_dropout=0.1", "training.network.model.attribute_gaps=0.1",
+                 "training.network.model.attribute_dropout=0.1", "training.network.model.attribute_gaps=0.05",
                  "training.options.desc=attributes"]
 GUIDED = "sampling.guidance.strength=2"
 
