@@ -172,6 +172,7 @@ def test_files_that_are_shown_train_and_draw_in_a_copy(tmp_path, own_files):
         (copy / path).write_text(files_shown()[path])
     for path, before, new in (
             ("samplers/__init__.py", "from edm3d.samplers.grids", "from edm3d.samplers.euler import euler_sampler"),
+            ("utils/trusted.py", '    "edm3d.networks.precond"', '    "edm3d.networks.plain": ("PlainNet",),'),
             ("tests/test_config.py", '"voxels_edm": ', '"plain_edm": ((1, 32, 32, 32), 0, 0),')):
         text = (copy / path).read_text()
         (copy / path).write_text(text.replace(before, f"{new}\n{before}", 1))
