@@ -285,6 +285,12 @@ def test_an_odd_value_does_not_hide_that_the_key_is_not_there(override, meant):
         compose("echo_edm", [override])
 
 
+def test_defaults_that_refer_to_nothing_are_said_of_their_experiment(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: ${.seed}\ntraining: {task: diffusion}\n")
+    with pytest.raises(ValueError, match=r"^-cn=mine: defaults takes seed, which is not there$"):
+        compose("mine", [], tmp_path)
+
+
 def test_a_folder_that_is_called_like_an_experiment_is_named(tmp_path):
     (tmp_path / "mine.yaml").mkdir()
     with pytest.raises(ValueError, match=rf"{tmp_path}/mine.yaml: no file, wanted the YAML of an experiment"):

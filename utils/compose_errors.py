@@ -113,7 +113,8 @@ def composition_error(error: Exception, place: str, given: Sequence[str], groups
     literal = next((f"; for the text itself write {to_type(key, value)}" for _, key, value in map(split, given)
                     if key == full and "${" in value and takes_text(key)), "")
     if isinstance(error, InterpolationKeyError):
-        return missing_source(full, lines[0]) + literal
+        said = missing_source(full, lines[0]) + literal
+        return said if "." in full else f"{place}: {said}"  # the defaults of a file, which is then not named
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
         return unknown_key(full, override[1] if override else full, error.parent_node, groups, elsewhere)
     if full in groups and groups[full].without:
