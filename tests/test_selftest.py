@@ -65,7 +65,7 @@ def test_spread_of_the_data_is_held_against_sigma_data(std, warned):
 
 def test_spread_is_told_without_sigma_data_and_left_out_where_nothing_is_to_be_learned():
     assert len(data_lines(task_with(None), Normal(2), TRAINING, CPU)) == 1
-    assert data_lines(replace(task_with(0.5), clean=None), Normal(2), TRAINING, CPU) == []
+    assert data_lines(replace(task_with(0.5), seen=None), Normal(2), TRAINING, CPU) == []
 
 
 @pytest.mark.parametrize(("network", "loss", "keys"), [
@@ -84,7 +84,7 @@ def test_only_keys_that_there_are_are_named(network, loss, keys):
 def test_images_far_outside_their_range_are_warned_of(std, clip, warned):
     data = Normal(std, latents=False, clip=clip)
     values = np.concatenate([data[i].image for i in torch.linspace(0, 49, 16).long().tolist()])
-    lines = data_lines(replace(task_with(None), clean=None), data, TRAINING, CPU)
+    lines = data_lines(replace(task_with(None), seen=None), data, TRAINING, CPU)
     said = f"Warning: images must be in [-1, 1], those of 16 items go from {values.min():.4g} to {values.max():.4g}"
     assert [line.partition(";")[0] for line in lines] == [said] * warned
 

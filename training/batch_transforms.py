@@ -1,6 +1,6 @@
 """From a raw batch to what diffusion sees, (x, Condition), on the device, with one generator per image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,12 @@ class DrawLatents:
         return whiten(z, self.shift.to(z.device), self.gain.to(z.device)), batch.condition
 
 
-class EncodeImages:
-    """Encode images by a frozen first stage, draw latents from the posteriors and scale them, all while training.
+class FrozenStage:
+    """A frozen first stage that images go through while training, and how its latents are scaled.
 
     trust: let the autoencoder's snapshot build classes that are not on the list of known ones.
     autoencoder: a name, run folder or snapshot. The statistics of the scaling are those of `num` items of the training
-    data, measured once at the start of a run; so is what the first stage loses. draw: or take the posteriors' means.
+    data, measured once at the start of a run. draw: draw latents from their posteriors, or take these' means.
     """
 
     def __init__(self, autoencoder: str, num: int = 64, scaling: str = "standardize", sigma_data: float = 0.5,
@@ -69,17 +69,46 @@ class EncodeImages:
         self.num, self.kind, self.sigma_data, self.draw = num, scaling, sigma_data, draw
 
     def open(self, dataset: Sequence[Sample], held: Sequence[Sample], split: str, device: torch.device) -> None:
-        """Measure what scales the data that is to be trained on, and what the first stage loses on `held`, of a split.
+        """Measure what scales the latents of the data that is to be trained on; held: items of a held-out split.
 
         ValueError when it is not the first stage's data.
         """
         check_contract(dataset.facts, self.snapshot.facts, dataset.facts.source, self.path)
         self.stage.check_maps(dataset.facts, dataset.facts.source)
-        self.shape = self.stage.net.latent_shape(dataset.shape[1:])
+        self.latent_shape = self.stage.net.latent_shape(dataset.shape[1:])
         self.stage.to(device)
         statistics = distributed.from_rank_0(lambda: self.measure(dataset).statistics())
-        self.scaling = LatentScaling(*statistics, self.kind, self.sigma_data)
-        self.stage = FirstStage(self.stage.net, self.snapshot.facts, self.scaling)
+        self.latent_scaling = LatentScaling(*statistics, self.kind, self.sigma_data)
+        self.stage = FirstStage(self.stage.net, self.snapshot.facts, self.latent_scaling)
+
+    def measure(self, dataset: Sequence[Sample]) -> Moments:
+        """Moments of the latents of items from all over the data."""
+        moments = Moments()
+        for batch in self.some(dataset):
+            posterior = self.posterior(batch)
+            moments.add(posterior.mean[0].cpu().numpy(), posterior.std[0].cpu().numpy())
+        return moments
+
+    def some(self, dataset: Sequence[Sample]) -> Iterator[Batch]:
+        """Items from all over the data, one by one."""
+        for i in torch.linspace(0, len(dataset) - 1, min(self.num, len(dataset))).long().tolist():
+            yield collate([dataset[i]]).to(self.stage.device)
+
+    def posterior(self, batch: Batch) -> AnyPosterior:
+        """Of the latents of a batch."""
+        return self.stage.to(batch.images.device).posterior(batch.images, batch.labels, batch.condition.semantic)
+
+
+class EncodeImages(FrozenStage):
+    """Encode images by a frozen first stage, draw latents from the posteriors and scale them, all while training.
+
+    What the first stage loses of held-out items is measured once at the start of a run.
+    """
+
+    def open(self, dataset: Sequence[Sample], held: Sequence[Sample], split: str, device: torch.device) -> None:
+        """The same, and measure what the first stage loses on `held`, of a split."""
+        super().open(dataset, held, split, device)
+        self.shape, self.scaling = self.latent_shape, self.latent_scaling
         found = distributed.from_rank_0(lambda: self.psnr(held))
         self.round_trip = {"psnr_db": found, "num": min(len(held), ROUND_TRIP), "split": split}
 
@@ -93,15 +122,6 @@ class EncodeImages:
             found.append(psnr(back[0].cpu().numpy(), real[0].cpu().numpy(), intensity.hi - intensity.lo))
         return float(np.mean(found))
 
-    def measure(self, dataset: Sequence[Sample]) -> Moments:
-        """Moments of the latents of items from all over the data."""
-        moments = Moments()
-        for i in torch.linspace(0, len(dataset) - 1, min(self.num, len(dataset))).long().tolist():
-            batch = collate([dataset[i]]).to(self.stage.device)
-            posterior = self.stage.posterior(batch.images, batch.labels, batch.condition.semantic)
-            moments.add(posterior.mean[0].cpu().numpy(), posterior.std[0].cpu().numpy())
-        return moments
-
     def first_stage(self) -> FirstStageRecord:
         """The autoencoder, for the snapshots."""
         return self.snapshot.record
@@ -110,9 +130,7 @@ class EncodeImages:
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, Condition]:
         if batch.images.is_meta:  # a check of shapes
             return batch.images.new_empty(len(batch.images), *self.shape), batch.condition
-        stage = self.stage.to(batch.images.device)
-        posterior = stage.posterior(batch.images, batch.labels, batch.condition.semantic)
-        return self.stage.scaled(chosen(posterior, self.draw, generators)), batch.condition
+        return self.stage.scaled(chosen(self.posterior(batch), self.draw, generators)), batch.condition
 
 
 def chosen(posterior: AnyPosterior, draw: bool, generators: ImageGenerators) -> torch.Tensor:

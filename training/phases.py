@@ -8,6 +8,7 @@ import torch
 
 from edm3d.inference.batch import Batch
 from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
 from edm3d.samplers.noise import ImageGenerators
 
 
@@ -102,7 +103,8 @@ class Task:
     """What the loop trains: phases in order, the network whose average is kept, and what a snapshot adds to it.
 
     A phase's loss must reach no weights of another phase: all gradients of a step are taken before any weight moves.
-    clean(batch, generators) gives what the network is to learn the distribution of, where there is such a thing.
+    seen(batch, generators) gives what the network is to learn the distribution of, and what it is told, where there is
+    such a thing.
     warn(tick) gives lines for the log at the end of a tick. measured(net, batch, generators) gives the numbers of
     held-out images, None: those of the first phase's loss. trained_shape: [C,*S] of images that augmentation has cut.
     notes: lines for the log at the start.
@@ -111,7 +113,7 @@ class Task:
     phases: list[Phase]
     net: torch.nn.Module
     snapshot: Snapshot
-    clean: Callable[[Batch, ImageGenerators], torch.Tensor] | None = None
+    seen: Callable[[Batch, ImageGenerators], tuple[torch.Tensor, Condition]] | None = None
     warn: Callable[[int], list[str]] | None = None
     measured: Callable[[torch.nn.Module, Batch, ImageGenerators], Numbers] | None = None
     best: Best = field(default_factory=Best)

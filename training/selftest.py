@@ -134,9 +134,9 @@ def look(task: Task, dataset: Dataset, items: list[int], seed: int, device: torc
     for i in items:
         batch = collate([dataset[i]])
         lowest, highest = min(lowest, float(batch.images.min())), max(highest, float(batch.images.max()))
-        if task.clean is not None:
+        if task.seen is not None:
             generators = ImageGenerators([i], seed=mix_seed("spread", seed), device=device)
-            x = task.clean(batch.to(device), generators).double()
+            x = task.seen(batch.to(device), generators)[0].double()
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
     return Glance(lowest, highest, max(0.0, squares / count - (total / count) ** 2) ** 0.5 if count else None)
 

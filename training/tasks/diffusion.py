@@ -96,8 +96,7 @@ def diffusion_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim.
         squares = {"square": x.square().flatten(1).mean(1).sum()}
         return LossOutput(per_image.sum(), len(x), {}, data=squares, levels=ByLevel(per_image, out.sigma))
 
-    return Task([Phase("diffusion", net, optimizer, phase_loss)], net, snapshot,
-                clean=lambda batch, generators: batch_transform(batch, generators)[0])
+    return Task([Phase("diffusion", net, optimizer, phase_loss)], net, snapshot, seen=batch_transform)
 
 
 class ToldItsEstimate(Wrapper):

@@ -127,7 +127,7 @@ def clean_of(task: Task, samples: Sequence[Sample], device: torch.device) -> np.
         return None
     generators = ImageGenerators(range(len(samples)), device=device)
     with torch.no_grad():
-        return task.clean(collate(samples).to(device), generators).cpu().numpy()
+        return task.seen(collate(samples).to(device), generators)[0].cpu().numpy()
 
 
 def known_of(samples: Sequence[Sample], takes: Mapping[str, Part]) -> dict[str, list]:
