@@ -9,7 +9,7 @@ from edm3d.utils.command_line import Scripts
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
 OF_TILES = ("tile_overlap", "tile_mode")
-OF_FIRST_STAGE = ("num", "tile", *OF_TILES, "min_psnr", "run_root")
+OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 
 
@@ -19,6 +19,7 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 @click.option("--generated", type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
 @click.option("--autoencoder", help="Instead of samples: a first stage (name, run folder or snapshot), to see what "
                                     "volumes lose in it.")
+@click.option("--refiner", help="With --autoencoder: refine what comes back (name, run folder or snapshot).")
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder of the report.  [required]")
 @click.option("--split", default="auto", show_default=True,
               help="Real volumes to compare with: a split of the file or 'all'. auto: fresh phantoms of another seed "

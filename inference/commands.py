@@ -91,6 +91,7 @@ def encode(autoencoder: str, source: Path, dest: Path, run_root: Path, **options
 @click.option("--dest", required=True, type=PATH, help="Volumes file to write (.h5), or a folder for NIfTI.")
 @click.option("--autoencoder", help="Experiment name, run folder or snapshot.  [default: what the latents name]")
 @click.option("--network", help="The same, of the diffusion run that drew them.  [default: what the latents name]")
+@click.option("--refiner", help="What refines the images: experiment name, run folder or snapshot.")
 @tile_options("decode")
 @click.option("--compare/--no-compare", default=True, show_default=True,
               help="Say by how much tiles differ from the whole; takes the memory of slabs.")

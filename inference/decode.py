@@ -3,7 +3,7 @@
 Split over ranks, restartable: finished volumes lie as parts beside the file to be, or as NIfTI in the folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -18,7 +18,15 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
 from edm3d.inference.first_stage import FirstStage, check_decoding, tile_note, tiled
-from edm3d.inference.latent_source import CARRIED, LatentSource, affine_of, build_net, find_stage, open_source
+from edm3d.inference.latent_source import (
+    CARRIED,
+    LatentRow,
+    LatentSource,
+    affine_of,
+    build_net,
+    find_stage,
+    open_source,
+)
 from edm3d.inference.nifti_folder import MONTAGE, NiftiFolder
 from edm3d.inference.parts import (
     Arrays,
@@ -32,6 +40,9 @@ from edm3d.inference.parts import (
     missing_of,
     ranks_at_work,
 )
+from edm3d.inference.refiner import Refiner, open_refiner
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.parts import PARTS
 from edm3d.networks.tiles import Tiles
 from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
@@ -46,7 +57,8 @@ UNLIKE = ("latents_hash", "first_stage", "settings")  # what volumes depend on
 class DecodeOptions(NamedTuple):
     """How to decode; tiles: None for whole volumes.
 
-    compare: say by how much tiles differ from the whole, whose memory that takes. uint8: write whole numbers 0 to 255,
+    compare: say by how much tiles differ from the whole, whose memory that takes. refiner: a name, run folder or
+    snapshot of what refines the images. uint8: write whole numbers 0 to 255,
     which span the intensity range. montage: volumes in the picture beside them, 0 for none.
     """
 
@@ -59,12 +71,14 @@ class DecodeOptions(NamedTuple):
     overwrite: bool = False
     trust: bool = False
     num_threads: int = 0
+    refiner: str | None = None
 
 
 class DecodeJob(NamedTuple):
     """What turns latents into volumes on grids [*S]. whole: what to hold the first of them against, decoded in tiles.
 
     facts: of the volumes as they are written. carried: what each gets that lies beside its latents (see CARRIED).
+    refiner: None for images as the first stage gives them.
     """
 
     source: LatentSource
@@ -74,6 +88,7 @@ class DecodeJob(NamedTuple):
     shape: tuple[int, ...]
     options: DecodeOptions
     carried: tuple[str, ...] = ()
+    refiner: Refiner | None = None
 
 
 def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: str | None = None,
@@ -94,9 +109,10 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
                 "checked")
         net = build_net(carried, source, str(chosen), options.trust)
         stage = FirstStage(net, facts, carried.scaling, resolve_precision(options.precision, device)).to(device)
-        job = make_job(source, stage, options)
+        refiner = options.refiner and refiner_of(source, facts, carried.hash, options, run_root, device)
+        job = make_job(source, stage, options)._replace(refiner=refiner)
         provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
-                      "first_stage": carried.hash, "settings": settings(options)}
+                      "first_stage": carried.hash, "settings": settings(options, refiner)}
         (decode_to_file if dest.suffix else decode_to_folder)(dest, job, provenance, log)
 
 
@@ -170,10 +186,10 @@ def check_space(dest: Path, job: DecodeJob) -> None:
     check_free_disk(dest.parent, len(job.source.rows) * volume * (1 if uint8 else 2))
 
 
-def settings(options: DecodeOptions) -> dict:
+def settings(options: DecodeOptions, refiner: Refiner | None) -> dict:
     """What volumes depend on besides latents and first stage."""
     return {"precision": options.precision, **(options.tiles.plain() if options.tiles else {}),
-            **({"uint8": True} if options.uint8 else {})}
+            **({"uint8": True} if options.uint8 else {}), **({"refiner": refiner.record} if refiner else {})}
 
 
 # ---- the work ----
@@ -186,6 +202,15 @@ def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) ->
     return DecodeJob(source, *tiled(stage, options.tiles, options.compare),
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options,
                carried_by(source, stage.facts, shape))
+
+
+def refiner_of(source: LatentSource, facts: Facts, stage: str | None, options: DecodeOptions, run_root: Path,
+               device: torch.device) -> Refiner:
+    """The refiner that is asked for; ValueError for one of another first stage."""
+    refiner = open_refiner(options.refiner, run_root, device, precision=resolve_precision(options.precision, device),
+                           tiles=options.tiles, trust=options.trust, key="--refiner")
+    refiner.check(facts, stage, source.path, "--refiner")
+    return refiner
 
 
 def carried_by(source: LatentSource, facts: Facts, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -221,6 +246,10 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
                              "first stage")
         if job.whole is not None and numbers[0] == missing[0]:
             log(tile_note(job.whole, z[:1], image[:1], *(None if t is None else t[:1] for t in (label, semantic))))
+        if job.refiner is not None:
+            these = [rows[n] for n in numbers]
+            known = told_of(these, job.refiner.takes, job.shape).to(job.stage.device)
+            image = job.refiner(image, label, [row.key for row in these], known)
         image = image.cpu().numpy()
         if job.options.uint8:
             image = job.stage.facts.intensity.to_bytes(image)
@@ -234,6 +263,15 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
 
     make_missing(pieces, missing, job.options.batch_size, made, desc="decode", unit="volume",
                  read=lambda numbers: np.stack([rows[n].latents() for n in numbers]))
+
+
+def told_of(rows: Sequence[LatentRow], takes: Mapping[str, Part], size: Sequence[int]) -> Condition:
+    """What is known of rows, of volumes of a size [*S], by the parts of a condition that a network takes."""
+    known = {"class_labels": [row.class_index for row in rows], "attributes": [row.attributes for row in rows],
+             "semantic": [row.semantic() for row in rows] if "semantic" in takes else []}
+    return Condition({name: torch.from_numpy(np.stack([PARTS[name].row(value, takes[name].width, size)
+                                                       for value in values]))
+                      for name, values in known.items() if name in takes})
 
 
 # ---- what comes out ----

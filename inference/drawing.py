@@ -1,6 +1,6 @@
 """Drawing: what is checked and built once, a batch of seeds -> noise -> sampler -> (decode), and what is recorded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from edm3d.formats.sample_meta import SampleMeta, SampleStage
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
+from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
@@ -35,8 +36,8 @@ class Drawer(NamedTuple):
 
     denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
-    against. trajectory: keep what every step took the image to be. start: the noise level at which the sampler starts
-    from the regression mean, None where it starts from noise alone.
+    against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: the noise
+    level at which the sampler starts from the regression mean, None where it starts from noise alone.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -51,6 +52,16 @@ class Drawer(NamedTuple):
     whole: FirstStage | None = None
     trajectory: bool = False
     start: float | None = None
+    refiner: Refiner | None = None
+
+    def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
+               ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images [N,C,*S] in stored units and label maps [N,*S] of latents [N,z,*s], refined where there is a refiner.
+
+        keys: what the noise of each follows from; told: what they were drawn for.
+        """
+        image, label = self.first_stage.decode(x, told.semantic)
+        return image if self.refiner is None else self.refiner(image, label, keys, told), label
 
 
 def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
@@ -70,7 +81,8 @@ def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
 
 
 def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, device: torch.device,
-                conditions: Conditions, guided: Callable[[Denoiser], Denoiser] | None = None) -> Drawer:
+                conditions: Conditions, guided: Callable[[Denoiser], Denoiser] | None = None, *,
+                run_root: str = "results") -> Drawer:
     """Put the first stage on the device and the sampler beside the network; guided: see add_guidance."""
     stage, first_stage, whole = snapshot.first_stage, None, None
     if device.type == "cpu":
@@ -84,13 +96,26 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
             first_stage, whole = tiled(first_stage, tiles_of(vars(options)), options.tile_compare)
         except ValueError as e:
             raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
+    refiner = add_refiner(snapshot, options, run_root, device) if options.refiner else None
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
-                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start)
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner)
+
+
+def add_refiner(snapshot: Snapshot, options: Sampling, run_root: str, device: torch.device) -> Refiner:
+    """The refiner that is asked for; ValueError where nothing is decoded, or by another first stage than its own."""
+    if snapshot.first_stage is None or not options.decode:
+        raise ValueError(f"sampling.refiner={options.refiner}: there is no image of a first stage to refine; "
+                         + ("sampling.decode is false" if snapshot.first_stage else f"{snapshot.path} draws voxels"))
+    refiner = open_refiner(options.refiner, Path(run_root), device, sampler=options.refiner_sampler,
+                           precision=resolve_precision(options.precision, device), tiles=tiles_of(vars(options)),
+                           trust=options.trust)
+    refiner.check(snapshot.facts, snapshot.first_stage.hash, snapshot.path)
+    return refiner
 
 
 def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
@@ -136,18 +161,19 @@ def start_level(sampler: Callable, net: Denoiser, conditions: Conditions) -> flo
 
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
-                asked: Mapping[str, Any] = MappingProxyType({})) -> SampleMeta:
+                asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
-    record of the conditions.
+    record of the conditions. refiner: what the images went through.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
                 **({"start": options.start} if options.start != "noise" else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
-                **({"first_stage": stage.hash} if whole is not snapshot else {}), **asked}
+                **({"first_stage": stage.hash} if whole is not snapshot else {}),
+                **({"refiner": refiner.record} if refiner else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 
@@ -169,7 +195,7 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
     if drawer.latent:
         arrays["latents"] = x
     if drawer.first_stage is not None:
-        arrays["images"], label = drawer.first_stage.decode(x, told.semantic)
+        arrays["images"], label = drawer.decode(x, drawer.conditions.seeds(seeds), told)
         if label is not None:
             arrays["labels"] = label
     elif not drawer.latent:

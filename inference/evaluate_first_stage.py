@@ -13,6 +13,7 @@ from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.evaluate import best_device
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.networks.layers import SizeError
 from edm3d.networks.tiles import Tiles
@@ -29,7 +30,10 @@ from edm3d.utils.runs import find_file, passed_over
 
 
 class FirstStageOptions(NamedTuple):
-    """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB."""
+    """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB.
+
+    refiner: a name, run folder or snapshot of what refines the images that come back.
+    """
 
     split: str = "auto"
     num: int = 64
@@ -38,6 +42,7 @@ class FirstStageOptions(NamedTuple):
     trust: bool = False
     run_root: Path = Path("results")
     overwrite: bool = False
+    refiner: str | None = None
 
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
@@ -54,8 +59,11 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
         click.echo(line)
     snapshot = Snapshot.read(path, "autoencoder")
     file = VolumesFile(real)
-    check_report(dest, {"real": {"content_hash": file.content_hash}, "autoencoder": {"hash": snapshot.network_hash}},
-                 options.overwrite)
+    refiner = options.refiner and open_refiner(options.refiner, options.run_root, best_device(), tiles=options.tiles,
+                                               trust=options.trust, key="--refiner")
+    of_refiner = {"refiner": {"path": str(refiner.snapshot.path), **refiner.record}} if refiner else {}
+    check_report(dest, {"real": {"content_hash": file.content_hash}, "autoencoder": {"hash": snapshot.network_hash},
+                        **{name: {"hash": about["hash"]} for name, about in of_refiner.items()}}, options.overwrite)
     split = held_out_split(file) if options.split == "auto" else options.split
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
     if snapshot.fits_to:
@@ -64,21 +72,25 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     check_contract(facts, snapshot.facts, real, path)
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
     stage.check_maps(facts, real)
+    if refiner:
+        refiner.check(facts, snapshot.network_hash, path, "--refiner")
 
-    decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes))
+    decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes), refiner)
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
                         min_psnr=options.min_psnr)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
     walked = walk(sections.FIRST_STAGE, context, {"decoded": items})
     first = walked.context.first["decoded"][0]
     about = {
-        **opening(f"{autoencoder} on {real}", sections.FIRST_STAGE),
+        **opening(f"{autoencoder}{f', refined by {options.refiner},' if refiner else ''} on {real}",
+                  sections.FIRST_STAGE),
         "real": {"path": str(real), "content_hash": file.content_hash, "split": split,
                  "num": len(walked.ids["decoded"])},
         "autoencoder": {"path": str(path), "hash": snapshot.network_hash,
                         "network": snapshot.target, "posterior": stage.net.posterior,
                         "latent_shape": list(first.mean.shape), "tile": options.tiles and list(options.tiles.size),
                         "reduction": first.real.image.size / first.mean.size},
+        **of_refiner,
     }
     result = write_report(dest, sections.FIRST_STAGE, first_stage.FRAME, walked, about)
     click.echo(f"{first_stage.text(sections.FIRST_STAGE, result)}\nReport      {dest / 'report.html'}")
@@ -93,8 +105,9 @@ def layout_of(file: VolumesFile, split: str) -> Layout:
                   meta.intensity.lo, meta.intensity.hi, meta.intensity.unit, rows_of(affine))
 
 
-def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, indices: Sequence[int]) -> Iterator[DecodedCase]:
-    """Volumes by number, each with what comes back of it, in stored units."""
+def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, refiner: Refiner | None, indices: Sequence[int]
+          ) -> Iterator[DecodedCase]:
+    """Volumes by number, each with what comes back of it, in stored units; the noise of a refiner is by the number."""
     for index in indices:
         case = held.case(index)
         arrays = case.image, case.label if labelled else None, case.semantic
@@ -108,6 +121,7 @@ def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, indices: S
         if not out.finite:
             raise ValueError(f"{case.id}: what the first stage {path} gives back is not finite; it has diverged, "
                              "train it again with a lower training.optimizer.lr")
-        back = Case(case.id, out.image[0].cpu().numpy(), out.label[0].cpu().numpy() if labelled else None)
+        back_image = out.image if refiner is None else refiner(out.image, out.label, [index])
+        back = Case(case.id, back_image[0].cpu().numpy(), out.label[0].cpu().numpy() if labelled else None)
         mean, std = (part[0].float().cpu().numpy() for part in (out.posterior.mean, out.posterior.std))
         yield DecodedCase(case, back, mean, std, None if out.codes is None else out.codes.indices.cpu().numpy())

@@ -1,9 +1,10 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer,
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
+from edm3d.inference.refiner import Refiner, check_draws_alone
 from edm3d.inference.sample_files import (
     PNG,
     check_png,
@@ -58,6 +60,7 @@ def generate(experiment: str, config: dict) -> None:
         for line in passed_over(path, options.network or experiment, Path(run_root)):
             log(line)
         snapshot = Snapshot.read(path, config["training"]["task"])
+        check_draws_alone(snapshot)
         net = snapshot.build(options.trust)
         guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
         whole = complete(snapshot, options, run_root)
@@ -66,10 +69,11 @@ def generate(experiment: str, config: dict) -> None:
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
         conditions = asker_of(net, whole)(options, seeds)
-        drawer = make_drawer(net.to(device), whole, options, device, conditions, guided)
-        for line in (*describe_drawing(net, snapshot, options), *conditions.notes):
+        drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
+        for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *conditions.notes):
             log(line)
-        meta, numbers = sample_meta(snapshot, whole, options, guidance, conditions.record), conditions.numbers(seeds)
+        meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner)
+        numbers = conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling], partial(check_part, drawer))
         distributed.from_rank_0(parts.tidy)
@@ -101,18 +105,26 @@ def check_options(options: Sampling) -> None:
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
 
 
-def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling) -> Iterator[str]:
-    """What will draw what, in a line, and a warning where it was never trained."""
+def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, refiner: Refiner | None
+                     ) -> Iterator[str]:
+    """What will draw what, in a line, what will refine it, and a warning where it was never trained."""
     weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
     inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
-    arguments = " ".join(f"{k}={v}" for k, v in options.sampler.items() if k != "_target_")
     start = ", from the regression mean" if options.start == "mean" else ""
     yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else 'voxels'} by "
-           f"{type(net).__name__}({inner}{weights}), {options.sampler['_target_'].rpartition('.')[2]} "
-           f"{arguments}{described(options.guidance)}{start}")
+           f"{type(net).__name__}({inner}{weights}), {named(options.sampler)}"
+           f"{described(options.guidance)}{start}")
+    if refiner is not None:
+        yield f"Refining  by {refiner.snapshot.path}, {named(refiner.settings)}"
     if snapshot.inflated:
         yield ("Note      this network was made 3D by import-edm --inflate and never trained since: a start for "
                "training (training.options.init_from), not for drawing")
+
+
+def named(sampler: Mapping[str, Any]) -> str:
+    """A sampler and its arguments in words."""
+    arguments = " ".join(f"{k}={v}" for k, v in sampler.items() if k != "_target_")
+    return f"{sampler['_target_'].rpartition('.')[2]} {arguments}"
 
 
 def check_real(path: str | None) -> None:
@@ -175,11 +187,17 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
                              f"({listed(odd)}): its network has diverged or is damaged, or "
                              "what is asked for (guidance, attributes) is far from all that it was trained on")
         if drawer.whole is not None and batch[0] == missing[0]:
-            log(tile_note(drawer.whole, *(torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
-                                          for k in ("latents", "images", "labels", "maps"))))
+            log(tiles_differ(drawer, arrays))
         return [{name: array[i] for name, array in arrays.items()} for i in range(len(batch))]
 
     make_missing(parts, missing, batch_size, drawn, read=lambda batch: None, desc="generate", unit="sample")
+
+
+def tiles_differ(drawer: Drawer, arrays: dict[str, np.ndarray]) -> str:
+    """By how much the first of samples, decoded in tiles and not refined, differs from the whole."""
+    latents, semantic = (torch.from_numpy(arrays[k][:1]).to(drawer.device) if k in arrays else None
+                         for k in ("latents", "maps"))
+    return tile_note(drawer.whole, latents, *drawer.first_stage.decode(latents, semantic), semantic)
 
 
 def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:

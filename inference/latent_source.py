@@ -1,6 +1,6 @@
 """What there is to decode: the latents of a samples or latents file, ours or DIFF-3's, and their first stage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,8 @@ GENERATED = "generated"  # split of volumes that were drawn
 class LatentRow(NamedTuple):
     """Where latents lie, and what becomes of them.
 
-    carried: what lies beside them at full size (see CARRIED); semantic: the map [*S] that their volume has, or None.
+    key: what the noise of a refiner follows from, the seed of what was drawn, else the id. carried: what lies beside
+    them at full size (see CARRIED); semantic: the map [*S] that their volume has, or None; attributes [A] likewise.
     """
 
     split: str
@@ -37,6 +38,8 @@ class LatentRow(NamedTuple):
     latents: Callable[[], np.ndarray]
     carried: Mapping[str, Callable[[], np.ndarray]] = MappingProxyType({})
     semantic: Callable[[], np.ndarray | None] = lambda: None
+    attributes: np.ndarray | None = None
+    key: Hashable = ""
 
 
 class LatentSource(NamedTuple):
@@ -59,7 +62,7 @@ def open_source(path: Path) -> LatentSource:
     is_h5 = path.suffix != ".npz"
     if is_h5 and diff3.is_samples(path):
         found = diff3.read_samples(path)
-        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])
+        rows = [generated_row(f"sample{i:06d}", np.eye(4), None, lambda i=i: found.latents[i])._replace(key=i)
                 for i in range(len(found.latents))]
         return LatentSource(path, rows, Facts("", ""), arrays_hash({"latents": found.latents}),
                             plain_stage(found.latents.shape[1]))
@@ -68,11 +71,7 @@ def open_source(path: Path) -> LatentSource:
     samples = SamplesFile(path)
     if "latents" not in samples.names:
         raise ValueError(f"{path}: holds no latents; its network draws voxels")
-    rows = [generated_row(name, samples.affine_of(i), samples.row("classes", i),
-                          partial(samples.row, "latents", i),
-                          {kind: partial(samples.row, array, i) for kind, array in CARRIED.items()
-                           if array in samples.names}, partial(samples.row, "maps", i))
-            for i, name in enumerate(samples.meta.file_names(samples.seeds))]
+    rows = [drawn_row(samples, i, name) for i, name in enumerate(samples.meta.file_names(samples.seeds))]
     stage, seeds = samples.meta.stage, samples.seeds
     found = blocks_hash([("latents", np.dtype("float32"), samples.shape("latents"), (r.latents() for r in rows)),
                          ("seeds", seeds.dtype, seeds.shape, [seeds])])
@@ -93,12 +92,20 @@ def generated_row(name: str, affine: np.ndarray, class_index: int | None, latent
     return LatentRow(GENERATED, name, name, affine, None, index, latents, carried, semantic)
 
 
+def drawn_row(samples: SamplesFile, i: int, name: str) -> LatentRow:
+    """A row of a samples file."""
+    carried = {kind: partial(samples.row, array, i) for kind, array in CARRIED.items() if array in samples.names}
+    row = generated_row(name, samples.affine_of(i), samples.row("classes", i), partial(samples.row, "latents", i),
+                        carried, partial(samples.row, "maps", i))
+    return row._replace(attributes=samples.row("attributes", i), key=samples.meta.noise_of(int(samples.seeds[i])))
+
+
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
     """The posterior means of a latents file."""
     rows = []
     for split in sorted(file.splits):  # pieces that are half done have these numbers
         part = file.read(split)
-        classes = part.tables.get("classes")
+        classes, attributes = part.tables.get("classes"), part.tables.get("attributes")
         for i, name in enumerate(part.ids):
             index = None if classes is None or classes[i] < 0 else int(classes[i])
             box = None if part.boxes is None else part.boxes[i]
@@ -106,7 +113,8 @@ def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:
                                   lambda part=part, i=i: part.mean[i],
                                   {kind: partial(part.grids[array].__getitem__, i)
                                    for kind, array in CARRIED.items() if array in part.grids},
-                                  lambda maps=part.semantic, i=i: None if maps is None else maps[i]))
+                                  lambda maps=part.semantic, i=i: None if maps is None else maps[i],
+                                  None if attributes is None else attributes[i], name))
     return LatentSource(file.path, rows, file.facts, file.content_hash,
                         plain_stage(len(file.facts.latents.channel_mean), file.first_stage()))
 

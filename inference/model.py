@@ -20,6 +20,7 @@ from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
 from edm3d.inference.guidance import add_guidance
 from edm3d.inference.network_files import check_size
+from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
@@ -90,7 +91,7 @@ class Model:
     def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
                guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
                batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
-               tile: Sequence[int] | None = None, trajectory: bool = False,
+               refiner: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
                attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                **sampler_options: Any) -> Samples:
@@ -103,8 +104,9 @@ class Model:
         in turn. The others are those of `sampling`. All samples are held in memory.
         """
         self.check_draws()
+        check_draws_alone(self.snapshot)
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
-                               autoencoder=autoencoder, start=start,
+                               autoencoder=autoencoder, start=start, refiner=refiner,
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep,
                                    conditions=str(conditions) if isinstance(conditions, Path) else conditions))
@@ -118,10 +120,10 @@ class Model:
             if line.startswith("Warning"):
                 note(line)
         with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
-            drawer = make_drawer(self.net, whole, options, self.device, asked, guided)
+            drawer = make_drawer(self.net, whole, options, self.device, asked, guided, run_root=str(self.run_root))
         numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
-                       sample_meta(self.snapshot, whole, options, record, asked.record))
+                       sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

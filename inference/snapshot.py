@@ -11,6 +11,7 @@ import torch
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.published import read_published
+from edm3d.formats.refinement import Refinement
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
@@ -37,7 +38,7 @@ class StageContent(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a snapshot file holds."""
+    """What a snapshot file holds; the defaults are what files leave out."""
 
     task: str
     network: dict[str, Any]
@@ -47,6 +48,7 @@ class Content(NamedTuple):
     config: dict[str, Any]
     nimg: int
     ema: Weights
+    refines: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Snapshot:
     """A task's network, what is known of its data, and the shape [C,*S] of what it sees.
 
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
+    refines: what it draws on top of which first stage, None for a network that draws by itself.
     """
 
     task: str
@@ -137,6 +140,7 @@ class Snapshot:
     nimg: int = 0
     path: Path = Path()
     hash: str = ""
+    refines: Refinement | None = None
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -150,7 +154,8 @@ class Snapshot:
         check_content(held, path)
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
         snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
-                       held.config, held.nimg, Path(path), checksum)
+                       held.config, held.nimg, Path(path), checksum,
+                       held.refines and Refinement.from_plain(held.refines, path, held.shape[0]))
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
         if len(sizes) not in (0, axes) or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(f"{path}: data.spatial_shape is {list(sizes)}, wanted {axes} sizes, as shape has")
@@ -166,7 +171,7 @@ class Snapshot:
         """As a file holds it."""
         return {"task": self.task, "network": self.network, "data": self.facts.plain(), "shape": list(self.shape),
                 "first_stage": self.first_stage and self.first_stage.plain(), "config": self.config, "nimg": self.nimg,
-                "ema": self.weights}
+                "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""
@@ -268,6 +273,8 @@ class Snapshot:
     @property
     def space(self) -> str:
         """What the network works on."""
+        if self.refines:
+            return f"voxels, on top of first stage {self.refines.first_stage:.12}"
         return f"latents of first stage {self.first_stage.hash or '?':.12}" if self.first_stage else "voxels"
 
     def with_autoencoder(self, other: "Snapshot") -> "Snapshot":

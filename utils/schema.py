@@ -126,6 +126,8 @@ class Sampling:
     trajectory: bool = False            # keep the denoised image of every step beside the samples
     decode: bool = True                 # through the first stage that the snapshot carries
     autoencoder: str | None = None      # decode by this autoencoder; its hash must be the snapshot's, if that has one
+    refiner: str | None = None          # experiment, run folder or snapshot that draws what the first stage cannot keep
+    refiner_sampler: dict[str, Any] = field(default_factory=dict)  # its arguments, over those that it was trained with
     tile: list[int] | None = None       # decode in tiles of so many voxels per axis, in the array's order; null = whole
     tile_overlap: float = 0.25          # of neighbouring tiles, as a share of a tile
     tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)

@@ -1,16 +1,19 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.refinement import told_facts
 from edm3d.inference.batch import Batch, collate
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.conditioning import Condition, Part, takes_of
+from edm3d.networks.layers import per_axis
 from edm3d.networks.parts import PARTS
 from edm3d.networks.precond import SLACK
 from edm3d.samplers.denoiser import Wrapper
@@ -19,11 +22,12 @@ from edm3d.training.batch_transforms import Identity
 from edm3d.training.loss import USUAL
 from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
+from edm3d.training.refining import RefineImages
 from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
 from edm3d.training.tasks.previews import build_drawn
 from edm3d.training.validation import Held
 from edm3d.utils.checks import listed
-from edm3d.utils.config import build, build_from_file, check_targets, fill
+from edm3d.utils.config import build, build_from_file, check_targets, fill, find_target
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
 
@@ -41,20 +45,24 @@ class DiffusionTask(TaskType):
             raise ValueError(f"training.augment._target_={training['augment']['_target_']}: patches are for first "
                              "stages (training.task=autoencoder); choose augment=none or augment=edm")
         transform = Identity() if imagined else build_transform(training, data, held)
-        shape = getattr(transform, "shape", data.shape)
-        net, loss, optimizer, snapshot = build_parts(training, data, augment, shape, imagined)
+        shape, told = getattr(transform, "shape", data.shape), told_data(training, data, transform, imagined)
+        net, loss, optimizer, snapshot = build_parts(training, told, augment, shape, imagined)
         if imagined:
             return diffusion_task(net, loss, optimizer, transform, snapshot)
         self.check(training, loss, net)
         item = data[0]
-        check_conditions(net, data.facts, item.condition)
-        snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform))
+        condition = transform(collate([item]).to(torch.device("meta")), ImageGenerators([0]))[1]
+        check_conditions(net, told.facts, condition)
+        snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform),
+                           refines=getattr(transform, "refinement", None))
         task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
         check_forward(task, data)
         maps = data.facts.label_classes if item.label is not None and not hasattr(transform, "scaling") else ()
-        notes = unusual_pair(type(net), type(loss)), left_aside(net, item.condition, data.facts, maps)
+        notes = unusual_pair(type(net), type(loss)), left_aside(net, condition, told.facts, maps)
         task.notes = [note for note in notes if note]
-        tell_only(takes_of(net), data, *([] if held is None else [getattr(held.dataset, "dataset", held.dataset)]))
+        masked = getattr(getattr(transform, "stage", None), "masked", False)
+        tell_only({*takes_of(net), "semantic"} if masked else takes_of(net), data,
+                  *([] if held is None else [getattr(held.dataset, "dataset", held.dataset)]))
         return task
 
     def check(self, training: dict, loss: Callable, net: torch.nn.Module | None = None) -> None:
@@ -139,11 +147,11 @@ def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: Imag
     return condition
 
 
-def tell_only(takes: Mapping[str, Part], *datasets: object) -> None:
-    """Have data sets read no more of their conditions than what a network takes; what they kept before is forgotten."""
+def tell_only(parts: Container[str], *datasets: object) -> None:
+    """Have data sets read no more than some parts of their conditions; what they kept before is forgotten."""
     for dataset in datasets:
         if (conditions := getattr(dataset, "conditions", None)) is not None:
-            conditions.told = takes
+            conditions.told = parts
             if isinstance(kept := getattr(dataset, "cache", None), dict):
                 kept.clear()
 
@@ -193,6 +201,29 @@ def check_noise_range(net: torch.nn.Module, loss: Callable) -> None:
         raise ValueError(f"training.loss draws noise levels {low:.4g} .. {high:.4g}, training.network knows "
                          f"{sigma_min:.4g} .. {sigma_max:.4g}; choose the loss that goes with the preconditioning, "
                          f"{usual_choice(type(net))}")
+
+
+class ToldData(NamedTuple):
+    """Data as the network sees and is told of them: shape [C,*S] of an item, and what is known of it."""
+
+    shape: tuple[int, ...]
+    facts: Facts
+
+
+def told_data(training: dict, data: Data, transform: Callable, imagined: bool) -> Data:
+    """The data as a network sees and is told of them: themselves, unless it refines what a first stage gives back.
+
+    imagined: the transform is none, as for a plan.
+    """
+    if not imagined:
+        refines = hasattr(transform, "refinement")
+        return ToldData(transform.shape, transform.told_facts(data.facts)) if refines else data
+    node = training["batch_transform"]
+    if find_target(node["_target_"], "training.batch_transform") is not RefineImages:
+        return data
+    size = node["patch"] and per_axis(node["patch"], len(data.shape) - 1, "training.batch_transform.patch")
+    return ToldData((data.shape[0], *(size or data.shape[1:])),
+                    told_facts(data.facts, bool(data.facts.label_classes)))
 
 
 def build_transform(training: dict, dataset: Data, held: Held | None) -> Callable:

@@ -15,6 +15,7 @@ from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import Drawer, around, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options, real_pictures, spread
+from edm3d.inference.refiner import Refiner, sampler_of
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.reporting.slices import Asked, Block, Picture
@@ -83,19 +84,22 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     known of held-out items, which are shown above; what was decoded of their latents, where it draws these. The network
     is drawn from alone, without guidance; the first stage decodes where the run has it.
     """
+    if task.snapshot.refines is not None:
+        return build_refined(config, task, held, count, device)
     options = sampling_options(config)
     options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
     check_options(options)
     own = replace(task.snapshot, config=config)
-    snapshot = complete(own, options, config["training"]["options"]["run_root"])
+    snapshot = complete(own, options, run_root := config["training"]["options"]["run_root"])
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
     options = replace(options, sweep={})
     samples = [] if held is None else spread(held.dataset, count)
     known = known_of(samples, takes_of(task.net))
     conditions = asker_of(task.net, snapshot, known)(options)
-    drawer = make_drawer(task.net, snapshot, options, device, conditions)
-    meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record), list(range(count))
+    drawer = make_drawer(task.net, snapshot, options, device, conditions, run_root=run_root)
+    meta = sample_meta(own, snapshot, options, {}, conditions.record, drawer.refiner)
+    seeds = list(range(count))
     in_latents = drawer.latent and drawer.first_stage is None
     if in_latents:
         look, real = {"spacing": [1] * min(len(drawer.shape) - 1, 2)}, clean_of(task, samples, device)
@@ -117,6 +121,31 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
         return Shown([("Held out" if known else "Real", real), ("Generated", generated)],
                      {**told, "asked": Asked.of(meta.facts, arrays)}, samples)
+
+    return show
+
+
+def build_refined(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
+    """The preview of a refiner: held-out images, what its first stage gives back of them, and what it makes of that.
+
+    On patches where it is trained on these. ValueError where nothing is held out.
+    """
+    if held is None:
+        raise ValueError("no volumes are held out; choose training.validation.split, and max_items of 1 or more")
+    own, options = replace(task.snapshot, config=config), config["training"]["options"]
+    node, precision = sampler_of(own, {}, options["trust"]), resolve_precision(options["precision"], device)
+    batch, intensity = collate(spread(held.dataset, count)).to(device), own.facts.intensity
+    generators = ImageGenerators(range(len(batch.images)), device=device)
+    with torch.no_grad():
+        x, told = task.seen(batch, generators)
+    keys, before = range(len(x)), intensity.from_network(told.images)
+
+    def show(net: torch.nn.Module) -> Shown:
+        refiner = Refiner(own, net, node, precision)
+        blocks = {"Held out": intensity.from_network(refiner.restored(x, told.images)), "Decoded": before,
+                  "Refined": refiner(before, None if told.semantic is None else told.semantic, keys, told)}
+        return Shown([(name, [(image, None) for image in images.cpu().numpy()]) for name, images in blocks.items()],
+                     {**look_of(own.facts), "aligned": True})
 
     return show
 

@@ -1,0 +1,136 @@
+"""A trained refiner: it draws what a first stage cannot keep of images, told what that gives back."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm3d.formats.facts import Facts
+from edm3d.formats.refinement import RESIDUAL
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.networks.latent_codec import unwhiten
+from edm3d.networks.layers import SizeError
+from edm3d.networks.tiles import Tiles
+from edm3d.samplers import ImageGenerators
+from edm3d.samplers.denoiser import Denoiser
+from edm3d.utils.config import build, check_from_file, check_targets
+from edm3d.utils.precision import autocast
+from edm3d.utils.runs import find_file
+from edm3d.utils.trusted import SAMPLERS
+
+KEY = "sampling.refiner"
+
+
+class Refiner:
+    """A network that refines images of the first stage that it was trained on, by a sampler, in `precision`.
+
+    tiles: of whose size each of the network's calls is; None: whole images.
+    """
+
+    def __init__(self, snapshot: Snapshot, net: torch.nn.Module, sampler: Mapping[str, Any], precision: str = "fp32",
+                 tiles: Tiles | None = None):
+        self.snapshot, self.net, self.settings, self.precision = snapshot, net, dict(sampler), precision
+        self.takes, self.facts, self.refines = takes_of(net), snapshot.facts, snapshot.refines
+        self.sampler = build({**sampler, "_partial_": True})
+        self.denoiser: Denoiser = net if tiles is None else in_tiles(net, tiles)
+        self.shift_gain = torch.tensor(self.refines.shift), torch.tensor(self.refines.gain)
+
+    def __repr__(self) -> str:
+        return f"Refiner({self.snapshot!r})"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a sample depends on by it."""
+        return {"hash": self.snapshot.hash, "sampler": self.settings}
+
+    def check(self, facts: Facts, stage: str | None, source: object, key: str = KEY) -> None:
+        """ValueError unless it refines what a first stage, by its hash, gives back, and knows the same conditions."""
+        path, wanted = self.snapshot.path, self.refines.first_stage
+        if stage != wanted:
+            raise ValueError(f"{key}: {path} refines images of first stage {wanted:.12}, those of {source} are of "
+                             f"{stage or 'one that it does not name'!s:.40}; train a refiner of that one "
+                             "(train.py -cn=echo_refine training.batch_transform.autoencoder=...)")
+        for name in ("class_names", "attribute_names"):
+            part, had = {"class_names": "class_labels"}.get(name, "attributes"), getattr(self.facts, name)
+            found = getattr(facts, name)
+            if part in self.takes and found and had and tuple(found) != tuple(had):
+                raise ValueError(f"{key}: {path} is told {name} {list(had)}, {source} has {list(found)}")
+
+    @torch.no_grad()
+    def __call__(self, image: torch.Tensor, label: torch.Tensor | None, keys: Sequence[Hashable],
+                 told: Condition | None = None) -> torch.Tensor:
+        """Images [N,C,*S] in stored units, refined; label maps [N,*S] uint8 decoded with them.
+
+        Row i's noise follows from keys[i] alone. told: what else is known of them.
+        """
+        intensity, generators = self.facts.intensity, ImageGenerators(keys, purpose="refine")
+        decoded = intensity.to_network(image)
+        noise = generators.randn(decoded.shape[1:]).to(decoded.device)
+        try:
+            with autocast(self.precision, decoded.device):
+                x = self.sampler(self.denoiser, noise, condition=self.condition(decoded, label, told),
+                                 randn_like=generators.randn_like).float()
+        except SizeError as e:
+            raise ValueError(f"{self.snapshot.path}: {e}; it cannot refine volumes of this size") from e
+        return intensity.from_network(self.restored(x, decoded))
+
+    def condition(self, decoded: torch.Tensor, label: torch.Tensor | None, told: Condition | None) -> Condition:
+        """What the network is told: the decoded image, the label map where it takes one, and what else it takes."""
+        found = Condition() if told is None else told.only(self.takes)
+        if "semantic" in self.takes and label is not None:
+            found = found.replace(semantic=label.to(torch.int16))
+        return found.replace(images=decoded).only(self.takes)
+
+    def restored(self, x: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+        """Images [N,C,*S] as networks see them, of what the network draws."""
+        target = unwhiten(x, *(values.to(x.device) for values in self.shift_gain))
+        return decoded + target if self.refines.target == RESIDUAL else target
+
+
+def check_draws_alone(snapshot: Snapshot) -> None:
+    """ValueError for a network that only refines."""
+    if snapshot.refines is not None:
+        raise ValueError(f"{snapshot.path}: refines images of first stage {snapshot.refines.first_stage:.12} and draws "
+                         "nothing by itself; name it by sampling.refiner, and what draws latents of that first stage "
+                         "by sampling.network")
+
+
+def in_tiles(net: torch.nn.Module, tiles: Tiles) -> Denoiser:
+    """A network that is called tile by tile."""
+    from edm3d.samplers.tiled import Tiled
+    return Tiled(net, tiles.size)
+
+
+def open_refiner(name: str, run_root: Path, device: torch.device, *, sampler: Mapping[str, Any] | None = None,
+                 precision: str = "fp32", tiles: Tiles | None = None, trust: bool = False, key: str = KEY) -> Refiner:
+    """A refiner by its experiment, run folder or snapshot, on a device; ValueError for a network that is none.
+
+    sampler: arguments over those that its own configuration has for it (sampling.refiner_sampler).
+    """
+    path = find_file(name, "network-snapshot", run_root, key)
+    snapshot = Snapshot.read(path, "diffusion")
+    if snapshot.refines is None:
+        raise ValueError(f"{key}={name}: {path} draws by itself ({snapshot.space}) and refines nothing; wanted a "
+                         "network trained with batch_transform=refine")
+    node = sampler_of(snapshot, sampler or {}, trust)
+    net = snapshot.build(trust).to(device)
+    try:
+        return Refiner(snapshot, net, node, precision, tiles)
+    except ValueError as e:
+        raise ValueError(f"{key}={name}: {e}") from e
+
+
+def sampler_of(snapshot: Snapshot, changed: Mapping[str, Any], trust: bool) -> dict[str, Any]:
+    """The sampler of a refiner, as its configuration has it but for what is changed; ValueError for one that is none.
+    """
+    own = snapshot.config.get("sampling", {}).get("refiner_sampler")
+    if changed.get("_target_") in (None, (own or {}).get("_target_")):
+        if not own:
+            raise ValueError(f"{snapshot.path}: its configuration has no sampling.refiner_sampler; say one, as by "
+                             "sampling.refiner_sampler._target_=samplers.edm_sampler")
+        check_from_file(own, str(snapshot.path), trust, SAMPLERS)
+        changed = {**own, **changed}
+    check_targets(changed, "sampling.refiner_sampler", filled=("net", "latents"))
+    return dict(changed)

@@ -1,0 +1,111 @@
+"""What a frozen first stage cannot keep of images, to be drawn by a network that is told what it gives back."""
+
+from collections.abc import Sequence
+
+import torch
+
+from edm3d.formats.facts import Facts
+from edm3d.formats.refinement import RESIDUAL, TARGETS, Refinement, told_facts
+from edm3d.inference.batch import Batch, Sample
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.latent_codec import whiten
+from edm3d.networks.layers import per_axis
+from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.batch_transforms import FrozenStage, chosen
+from edm3d.utils import distributed
+from edm3d.utils.checks import check_choice, check_least
+
+KEY = "training.batch_transform"
+
+
+class RefineImages(FrozenStage):
+    """Images less what a frozen first stage gives back of them, or the images; the network is told what it gives back.
+
+    Latents are drawn from their posteriors (draw=false: their means), and disturbed by noise of a standard deviation
+    anywhere up to `latent_noise` of their own, so that a network learns to refine what diffusion drew as well. The
+    image decoded of them is the condition image, and the label map decoded with it, where the first stage has one, the
+    semantic map. target: residual, or image. Per channel it gets mean 0 and standard deviation sigma_data over `num`
+    items. patch: random crops of so many voxels per axis, one number or one per axis; null: whole images.
+    """
+
+    def __init__(self, autoencoder: str, target: str = RESIDUAL, latent_noise: float = 0.1,
+                 patch: int | Sequence[int] | None = None, num: int = 64, sigma_data: float = 0.5,
+                 run_root: str = "results", trust: bool = False, draw: bool = True):
+        check_choice("target", target, TARGETS)
+        check_least(0, {"latent_noise": latent_noise})
+        super().__init__(autoencoder, num, "standardize", 1.0, run_root, trust, draw)
+        self.target, self.latent_noise, self.patch, self.target_std = target, latent_noise, patch, sigma_data
+
+    def open(self, dataset: Sequence[Sample], held: Sequence[Sample], split: str, device: torch.device) -> None:
+        """Measure what scales latents and target; ValueError for other data and for patches that do not fit."""
+        super().open(dataset, held, split, device)
+        size = dataset.shape[1:]
+        self.crop = None if self.patch is None else per_axis(self.patch, len(size), f"{KEY}.patch")
+        if self.crop and any(patch > whole for patch, whole in zip(self.crop, size)):
+            nearest = [min(patch, whole) for patch, whole in zip(self.crop, size)]
+            raise ValueError(f"{KEY}.patch={list(self.crop)}: larger than the volumes, which are {list(size)}; the "
+                             f"nearest that fits is {nearest}")
+        self.shape = (dataset.shape[0], *(self.crop or size))
+        shift, gain = distributed.from_rank_0(lambda: self.spread(dataset))
+        self.refinement = Refinement(self.snapshot.network_hash, self.target, shift, gain)
+        self.shift_gain = torch.tensor(shift), torch.tensor(gain)
+
+    def told_facts(self, facts: Facts) -> Facts:
+        """What is known of the data, as the network is told of them."""
+        return told_facts(facts, bool(self.stage.net.num_classes))
+
+    @torch.no_grad()
+    def spread(self, dataset: Sequence[Sample]) -> tuple[list[float], list[float]]:
+        """Shift and gain of the target per channel; ValueError where there is nothing to draw."""
+        count, total, squares = 0, 0.0, 0.0
+        for i, batch in enumerate(self.some(dataset)):
+            x = self.compared(batch, self.decoded(batch, ImageGenerators([i]))[0]).double().flatten(2)[0]
+            count, total, squares = count + x.shape[1], total + x.sum(1), squares + x.square().sum(1)
+        mean = total / count
+        std = (squares / count - mean ** 2).clamp(min=0).sqrt()
+        if not (std > 0).all():
+            raise ValueError(f"{KEY}.target={self.target}: it is the same in all voxels of the training data; there is "
+                             "nothing to draw")
+        return mean.tolist(), (self.target_std / std).tolist()
+
+    def compared(self, batch: Batch, decoded: torch.Tensor) -> torch.Tensor:
+        """What is to be drawn [N,C,*S], not scaled."""
+        return batch.images - decoded if self.target == RESIDUAL else batch.images
+
+    def decoded(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the first stage gives back of a batch, as networks see images, and label maps."""
+        z = self.stage.scaled(chosen(self.posterior(batch), self.draw, generators))
+        if self.latent_noise:
+            level = generators.for_purpose("latent_noise_level").rand((1,) * (z.ndim - 1)).to(z.device)
+            z = z + self.latent_noise * level * generators.for_purpose("latent_noise").randn_like(z)
+        image, label = self.stage.decode(z, batch.condition.semantic)
+        return self.snapshot.facts.intensity.to_network(image), label
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, Condition]:
+        if batch.images.is_meta:  # a check of shapes
+            decoded, label = torch.empty_like(batch.images), batch.images[:, 0].to(torch.uint8)
+            label = label if self.stage.net.num_classes else None
+        else:
+            decoded, label = self.decoded(batch, generators)
+        x = self.compared(batch, decoded)
+        x = whiten(x, *(values.to(x.device) for values in self.shift_gain))
+        told = batch.condition.replace(images=decoded)
+        told = told if label is None else told.replace(semantic=label.to(torch.int16))
+        if self.crop is None:
+            return x, told
+        corners = corners_of(generators, x.shape[2:], self.crop)
+        grids = {name: cropped(told[name], corners, self.crop) for name in ("images", "semantic") if name in told}
+        return cropped(x, corners, self.crop), told.replace(**grids)
+
+
+def corners_of(generators: ImageGenerators, size: Sequence[int], patch: Sequence[int]) -> list[list[int]]:
+    """First voxel of a random patch [*S] of each image of a size [*S]."""
+    room = torch.tensor([whole - part + 1 for whole, part in zip(size, patch)])
+    return (generators.for_purpose("patch").rand((len(room),)).cpu() * room).long().tolist()
+
+
+def cropped(x: torch.Tensor, corners: Sequence[Sequence[int]], patch: Sequence[int]) -> torch.Tensor:
+    """The patch of each image of x [N,..,*S] that begins at its corner."""
+    return torch.stack([row[(..., *(slice(a, a + n) for a, n in zip(corner, patch)))]
+                        for row, corner in zip(x, corners, strict=True)])
