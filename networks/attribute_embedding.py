@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from edm3d.networks.layers import conv, group_norm, linear
+from edm3d.networks.layers import NORMS, conv, linear
 from edm3d.utils.checks import check_positive
 
 
@@ -56,10 +56,11 @@ class AttributeEmbedding(nn.Module):
 class CrossAttention(nn.Module):
     """x [N,C,*S] plus what its positions find among tokens [N,A,token_channels]; nothing at the start."""
 
-    def __init__(self, dims: int, channels: int, token_channels: int, heads: int, eps: float = 1e-5):
+    def __init__(self, dims: int, channels: int, token_channels: int, heads: int, eps: float = 1e-5,
+                 norm: str = "group"):
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels, eps)
+        self.norm = NORMS[norm](channels, eps)
         self.query = conv(dims, channels, channels, 1)
         self.key_value = linear(token_channels, 2 * channels)
         self.proj = conv(dims, channels, channels, 1, init=0)

@@ -5,14 +5,7 @@ from math import prod
 
 import torch
 
-
-def fold(x: torch.Tensor, factor: Sequence[int]) -> torch.Tensor:
-    """The voxels of each cell [N,C,F,*s] of x [N,C,*S], S = factor * s, in the order of the volume's axes."""
-    n, c, *size = x.shape
-    cells = [s // f for s, f in zip(size, factor, strict=True)]
-    boxes = x.reshape(n, c, *(number for pair in zip(cells, factor) for number in pair))
-    axes = range(2, 2 + 2 * len(cells), 2)
-    return boxes.permute(0, 1, *(axis + 1 for axis in axes), *axes).reshape(n, c, prod(factor), *cells)
+from edm3d.networks.codecs import fold
 
 
 def fold_map(semantic: torch.Tensor, classes: int, factor: Sequence[int], dtype: torch.dtype
@@ -36,14 +29,14 @@ def one_hot(numbers: torch.Tensor, classes: int, axis: int) -> torch.Tensor:
     return numbers.unsqueeze(axis) == wanted.reshape(-1, *[1] * (numbers.ndim - axis))
 
 
-def image_channels(images: torch.Tensor, size: Sequence[int], factor: Sequence[int], folded: bool) -> torch.Tensor:
-    """Channels [N,C,*s] of images [N,c,*S], S = factor * s: the mean over each cell; `folded`: its F voxels, channel by
-    channel; and whether there is an image, 1 where any value of it is not 0. Images that come on the cells (S = s) are
-    their own means.
+def image_channels(images: torch.Tensor, size: Sequence[int], folded: bool, dtype: torch.dtype) -> torch.Tensor:
+    """Channels [N,C,*s] of images [N,c,*S], S a multiple of s: the mean over each cell; `folded`: its F voxels, channel
+    by channel; and whether there is an image, 1 where any value of it is not 0.
     """
-    there = (images != 0).flatten(1).any(1).to(images.dtype).reshape(-1, *[1] * (len(size) + 1))
-    there = there.expand(len(images), 1, *size)
-    if tuple(images.shape[2:]) == tuple(size):
+    there = (images != 0).flatten(1).any(1).to(dtype).reshape(-1, *[1] * (len(size) + 1))
+    images, there = images.to(dtype), there.expand(len(images), 1, *size)
+    factor = [full // cells for full, cells in zip(images.shape[2:], size, strict=True)]
+    if prod(factor) == 1:
         return torch.cat([images, there], dim=1)
     voxels = fold(images, factor)
     return torch.cat([voxels.mean(2), *([voxels.flatten(1, 2)] if folded else []), there], dim=1)

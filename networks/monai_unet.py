@@ -7,7 +7,7 @@ from torch import nn
 
 from edm3d.networks.conditioning import NOTHING, Condition, Part
 from edm3d.networks.layers import check_divides
-from edm3d.networks.unet import check_input
+from edm3d.networks.told import check_input
 
 
 class MonaiUNet(nn.Module):

@@ -45,8 +45,18 @@ class Precond(nn.Module):
 
     @property
     def grid_factor(self) -> tuple[int, ...] | None:
-        """Voxels per axis of a cell of the network's grid, None for networks that do not say."""
+        """Voxels of a volume per voxel of x and axis, None for networks that do not say."""
         return getattr(self.model, "grid_factor", None)
+
+    @property
+    def factor(self) -> tuple[int, ...] | None:
+        """What sizes must divide by, per axis, None for networks that do not say."""
+        return getattr(self.model, "factor", None)
+
+    @property
+    def receptive_field(self) -> tuple[int, ...] | None:
+        """Voxels to each side, per axis, that an output depends on, None for all of them or where it is not known."""
+        return getattr(self.model, "receptive_field", None)
 
     @property
     def self_condition(self) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from edm3d.networks.conditioning import Condition, Part, with_dropout
 from edm3d.networks.grids import count_image_channels
-from edm3d.networks.layers import per_axis
+from edm3d.networks.layers import check_divides, per_axis
 from edm3d.utils.checks import check_choice, check_count
 
 MOST_CLASSES = 256  # of a semantic map
@@ -65,13 +65,39 @@ class ToldArguments(NamedTuple):
                             images=self.image_dropout)
 
     def factor(self, dims: int) -> tuple[int, ...]:
-        """Voxels per axis of a cell of the network's grid."""
+        """Voxels of a volume per cell of the images that the network is given, and axis."""
         return per_axis(1 if self.grid_factor is None else self.grid_factor, dims, "grid_factor")
 
-    def image_channels(self, dims: int) -> int:
-        """Channels that condition images add to the network's input."""
-        return count_image_channels(self.image_dim, self.factor(dims), self.image_grid == "fold") if self.image_dim \
-            else 0
+    def image_channels(self, cell: Sequence[int]) -> int:
+        """Channels that condition images add to the input of a network whose cells have so many voxels per axis."""
+        return count_image_channels(self.image_dim, cell, self.image_grid == "fold") if self.image_dim else 0
+
+
+def check_input(net: nn.Module, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
+    """ValueError when an input is not what a network was built for, by its factor (one per axis), in_channels,
+    label_dim and augment_dim.
+    """
+    name = type(net).__name__
+    check_divides(x.shape[2:], net.factor, name)
+    if x.shape[1] != net.in_channels:
+        raise ValueError(f"{name}: got {x.shape[1]} channels, in_channels is {net.in_channels}")
+    if not isinstance(condition, Condition):
+        raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
+                         "Condition(class_labels=...)")
+    for part in condition:
+        if part not in net.takes and part != "class_labels":
+            raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
+    for what, key, labels, width, instead in (
+            ("class", "label_dim", condition.class_labels, net.label_dim, "leave them away"),
+            ("augment", "augment_dim", augment_labels, net.augment_dim, "choose augment=none")):
+        if labels is None:
+            continue
+        if not width:
+            raise ValueError(f"{name}: got {what} labels, {key} is 0 and it takes none; {instead}")
+        if labels.ndim != 2 or len(labels) not in (1, len(x)):
+            raise ValueError(f"{name}: got {what} labels of shape {tuple(labels.shape)}, wanted ({len(x)}, {width})")
+        if labels.shape[1] != width:
+            raise ValueError(f"{name}: got {labels.shape[1]} {what} labels, {key} is {width}")
 
 
 def check_told(net: nn.Module, told: ToldArguments, x: torch.Tensor, condition: Condition) -> None:

@@ -12,25 +12,26 @@ from torch import nn
 from torch.nn.functional import silu
 
 from edm3d.networks.attribute_embedding import AttributeEmbedding, AttributeTokens
+from edm3d.networks.codecs import cell_of, to_cells, to_voxels
 from edm3d.networks.conditioning import NOTHING, Condition
 from edm3d.networks.grids import image_channels
 from edm3d.networks.layers import (
+    NORMS,
     FourierEmbedding,
     add_margin,
-    check_divides,
     check_filter,
     class_embedding,
     conv,
     down,
-    group_norm,
     linear,
     shrink,
     timestep_embedding,
     up,
 )
 from edm3d.networks.parts import PARTS
+from edm3d.networks.reach import Walk
 from edm3d.networks.spade import MapFeatures
-from edm3d.networks.told import ToldArguments, check_told
+from edm3d.networks.told import ToldArguments, check_input, check_told
 from edm3d.networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
 from edm3d.utils.checks import check_choice, check_count
 
@@ -42,25 +43,35 @@ class UNet(nn.Module):
     there is a further input, an estimate of the image [N,in_channels,*S], zeros for none (Chen, Zhang and Hinton 2023).
     A family says how noise, class, attributes and augmentation are embedded (`embed`) and what becomes of each decoder
     level (`read_out`). What it can be told is in docs/conditions.md: attributes by the embedding or as tokens that all
-    blocks attend to which attend at all, a map by the norms of decoder and bottleneck, images as further inputs.
+    blocks attend to which attend at all, a map by the norms of decoder and bottleneck, images as further inputs. With a
+    codec (networks/codecs.py) the levels are those of cells of 2^d voxels; x and the output stay voxels.
     """
+
+    encoder = decoder = "standard"  # the ways that images take beside the features
 
     def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
                  told: ToldArguments, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
                  num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
-                 map_label: nn.Module | None, attributes_to: int, self_condition: bool):
+                 map_label: nn.Module | None, attributes_to: int, self_condition: bool, codec: str, norm: str,
+                 bottleneck_attention: bool):
         super().__init__()
         check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
         check_count(0, {"augment_dim": augment_dim})
         check_ranges(dropout, noise_channels)
+        check_choice("norm", norm, NORMS)
         widths, strides, kernels, attends = levels
         self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
             in_channels, spatial_dims, told.label_dim, augment_dim)
         self.told, self.takes, self.grid_factor = told, told.takes(), told.factor(spatial_dims)
         self.num_blocks, self.strides, self.filter = num_blocks, strides, check_filter(filter, strides)
-        self.factor = tuple(prod(s[axis] for s in strides) for axis in range(spatial_dims))  # what sizes divide by
+        self.codec, self.norm, self.kernels = codec, norm, kernels
+        self.cell = cell_of(codec, spatial_dims)
+        self.factor = tuple(prod(each) for each in zip(self.cell, *strides))  # what sizes divide by
         self.noise_channels, self.self_condition = noise_channels, self_condition
-        self.seen_channels = in_channels * (2 if self_condition else 1) + told.image_channels(spatial_dims)
+        full_cell = [f * c for f, c in zip(self.grid_factor, self.cell)]  # of level 0, in voxels of a volume
+        self.seen_channels = (in_channels * (2 if self_condition else 1) * prod(self.cell)
+                              + told.image_channels(full_cell))
+        self.given_channels = out_channels * prod(self.cell)
         self.map_layer0 = linear(noise_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_layer1 = linear(emb_channels, emb_channels, init=style.init, glorot=style.glorot)
         self.map_label = map_label
@@ -71,7 +82,7 @@ class UNet(nn.Module):
         self.map_attributes = AttributeEmbedding(tokens, emb_channels, attributes_to) \
             if tokens is not None and self.attribute_tokens is None else None
         self.map_features = MapFeatures(spatial_dims, told.semantic_dim, told.semantic_hidden, told.semantic_grid,
-                                        self.grid_factor, strides, kernels) if told.semantic_dim else None
+                                        full_cell, strides, kernels) if told.semantic_dim else None
 
         def block(level: int, cin: int, cout: int, attend: bool, stride: Sequence[int] = (), way: str = "same",
                   encoder: bool = False) -> UNetBlock:
@@ -79,7 +90,7 @@ class UNet(nn.Module):
             mapped = told.semantic_dim and (told.semantic_everywhere or not encoder)
             return UNetBlock(style, spatial_dims, cin, cout, emb_channels, kernel=kernels[level], stride=stride,
                              way=way, filter=self.filter, heads=heads, dropout=dropout,
-                             map_channels=told.semantic_hidden if mapped else 0,
+                             map_channels=told.semantic_hidden if mapped else 0, norm=norm,
                              token_channels=emb_channels if self.attribute_tokens is not None else 0)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
@@ -96,7 +107,7 @@ class UNet(nn.Module):
                 skips.append(c)
         for level, width in reversed(list(enumerate(widths))):
             if level == len(widths) - 1:
-                self.dec[f"level{level}_in0"] = block(level, c, c, True)
+                self.dec[f"level{level}_in0"] = block(level, c, c, bottleneck_attention)
                 self.dec[f"level{level}_in1"] = block(level, c, c, False)
             else:
                 self.dec[f"level{level}_up"] = block(level, c, c, False, strides[level], "up")
@@ -114,16 +125,31 @@ class UNet(nn.Module):
             x = torch.cat([x, torch.zeros_like(x) if estimate is None else estimate.to(x.dtype)], dim=1)
         elif estimate is not None:
             raise ValueError(f"{type(self).__name__}: got an estimate of the image, self_condition is false")
-        condition = self.whole(condition, x)
+        condition, x = self.whole(condition, x), to_cells(self.codec, x)
         if condition.images is not None:
-            images = condition.images.to(x.dtype)
-            x = torch.cat([x, image_channels(images, x.shape[2:], self.grid_factor, self.told.image_grid == "fold")], 1)
+            seen = image_channels(condition.images, x.shape[2:], self.told.image_grid == "fold", x.dtype)
+            x = torch.cat([x, seen], dim=1)
         noise_labels = noise_labels.to(torch.promote_types(noise_labels.dtype, torch.float32))
         emb = self.embed(noise_labels, condition, augment_labels, x.dtype)
         maps = None if condition.semantic is None else self.map_features(condition.semantic, x.dtype)
         tokens = None if self.attribute_tokens is None else self.attribute_tokens(condition.attributes)
-        return self.decode(self.encode(x, emb, maps if self.told.semantic_everywhere else None, tokens), emb, maps,
-                           tokens)
+        features = self.encode(x, emb, maps if self.told.semantic_everywhere else None, tokens)
+        return to_voxels(self.codec, self.decode(features, emb, maps, tokens))
+
+    @property
+    def receptive_field(self) -> tuple[int, ...] | None:
+        """Voxels to each side, per axis, of x and of what lies on its grid, that an output depends on.
+
+        None where anything attends or a norm has statistics over space: then it depends on all. Whether there is a
+        condition image at all (networks/grids.py) is seen from everywhere.
+        """
+        blocks = [*self.enc.values(), *self.dec.values()]
+        if self.norm != "voxel" or any(getattr(block, "heads", 0) for block in blocks):
+            return None
+        margin = len(self.filter) // 2 - 1
+        return tuple(Walk([k[axis] // 2 for k in self.kernels], [s[axis] for s in self.strides], margin,
+                          self.num_blocks, self.encoder, self.decoder).receptive_field(cell)
+                     for axis, cell in enumerate(self.cell))
 
     def whole(self, condition: Condition, x: torch.Tensor) -> Condition:
         """A condition with a row for each image of what else than classes the network takes, nulls where it has none.
@@ -191,33 +217,6 @@ def check_ranges(dropout: float, noise_channels: int) -> None:
                          f"got {noise_channels}")
 
 
-def check_input(net: nn.Module, x: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None) -> None:
-    """ValueError when an input is not what a network was built for, by its factor (one per axis), in_channels,
-    label_dim and augment_dim.
-    """
-    name = type(net).__name__
-    check_divides(x.shape[2:], net.factor, name)
-    if x.shape[1] != net.in_channels:
-        raise ValueError(f"{name}: got {x.shape[1]} channels, in_channels is {net.in_channels}")
-    if not isinstance(condition, Condition):
-        raise ValueError(f"{name}: got a {type(condition).__name__} as condition, wanted a Condition, as in "
-                         "Condition(class_labels=...)")
-    for part in condition:
-        if part not in net.takes and part != "class_labels":
-            raise ValueError(f"{name}: got a condition {part!r} that it was not built for")
-    for what, key, labels, width, instead in (
-            ("class", "label_dim", condition.class_labels, net.label_dim, "leave them away"),
-            ("augment", "augment_dim", augment_labels, net.augment_dim, "choose augment=none")):
-        if labels is None:
-            continue
-        if not width:
-            raise ValueError(f"{name}: got {what} labels, {key} is 0 and it takes none; {instead}")
-        if labels.ndim != 2 or len(labels) not in (1, len(x)):
-            raise ValueError(f"{name}: got {what} labels of shape {tuple(labels.shape)}, wanted ({len(x)}, {width})")
-        if labels.shape[1] != width:
-            raise ValueError(f"{name}: got {labels.shape[1]} {what} labels, {key} is {width}")
-
-
 class ADMUNet(UNet):
     """The ADM UNet (Dhariwal and Nichol 2021); F_x = net(x, noise_labels, condition, augment_labels).
 
@@ -226,7 +225,8 @@ class ADMUNet(UNet):
     attention_resolutions: a level of an image of image_size attends when its largest axis is among them. With neither,
     levels 1, 2 and 3 attend, those narrower than channels_per_head left out; None is one head of any width. label_dim
     is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet. The
-    arguments from attribute_dim on are of further conditions (docs/conditions.md).
+    arguments from attribute_dim to grid_factor are of further conditions (docs/conditions.md); codec, norm and
+    bottleneck_attention: docs/own_code.md. image_size is that of x, and with a codec the levels are half as large.
     """
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int | str = 0,
@@ -240,22 +240,24 @@ class ADMUNet(UNet):
                  attribute_dropout: float = 0, attribute_gaps: float = 0, semantic_dim: int | str = 0,
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
-                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
+                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None, codec: str = "none",
+                 norm: str = "group", bottleneck_attention: bool = True):
         told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
                              attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
                              semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
         told.check()
         widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
         levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
-                             image_size, channels_per_head, default=(1, 2, 3))
+                             image_size, channels_per_head, (1, 2, 3), codec, bottleneck_attention)
         super().__init__(
             ADM, levels, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims,
             told=told, augment_dim=augment_dim, noise_channels=model_channels, emb_channels=emb,
             stem_channels=widths[0], num_blocks=num_blocks, channels_per_head=channels_per_head, filter=(1, 1),
             dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None,
-            attributes_to=emb, self_condition=self_condition)
-        self.out_norm = group_norm(widths[0], ADM.eps)
-        self.out_conv = conv(spatial_dims, widths[0], out_channels, levels.kernels[0], init=0)
+            attributes_to=emb, self_condition=self_condition, codec=codec, norm=norm,
+            bottleneck_attention=bottleneck_attention)
+        self.out_norm = NORMS[norm](widths[0], ADM.eps)
+        self.out_conv = conv(spatial_dims, widths[0], self.given_channels, levels.kernels[0], init=0)
 
     def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
               dtype: torch.dtype) -> torch.Tensor:
@@ -296,7 +298,8 @@ class SongUNet(UNet):
                  attribute_dropout: float = 0, attribute_gaps: float = 0, semantic_dim: int | str = 0,
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
-                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None):
+                 image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None, codec: str = "none",
+                 norm: str = "group", bottleneck_attention: bool = True):
         told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
                              attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
                              semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
@@ -306,7 +309,7 @@ class SongUNet(UNet):
         check_choice("decoder", decoder, ("standard", "skip"))
         widths, emb = plan_widths(model_channels, channel_mult, channel_mult_emb)
         levels = plan_levels(spatial_dims, widths, strides, kernel_size, attention_levels, attention_resolutions,
-                             image_size, channels_per_head, default=(1,))
+                             image_size, channels_per_head, (1,), codec, bottleneck_attention)
         noise_channels = model_channels * channel_mult_noise
         map_label = linear(label_dim, noise_channels, init=SONG.init, glorot=True) if label_dim > 0 else None
         super().__init__(
@@ -314,7 +317,7 @@ class SongUNet(UNet):
             told=told, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
             stem_channels=model_channels, num_blocks=num_blocks, channels_per_head=channels_per_head,
             filter=resample_filter, dropout=dropout, map_label=map_label, attributes_to=noise_channels,
-            self_condition=self_condition)
+            self_condition=self_condition, codec=codec, norm=norm, bottleneck_attention=bottleneck_attention)
         self.encoder, self.decoder = encoder, decoder
         self.map_noise = FourierEmbedding(noise_channels) if embedding == "fourier" else None
         for level, (above, kernel) in enumerate(zip(widths, levels.kernels[1:]), start=1):
@@ -327,8 +330,8 @@ class SongUNet(UNet):
                                                           glorot=True)
         for level, (width, kernel) in enumerate(zip(widths, levels.kernels)):
             if decoder == "skip" or level == 0:
-                self.dec[f"level{level}_aux_norm"] = group_norm(width, SONG.eps)
-                self.dec[f"level{level}_aux_conv"] = conv(spatial_dims, width, out_channels, kernel, init=0)
+                self.dec[f"level{level}_aux_norm"] = NORMS[norm](width, SONG.eps)
+                self.dec[f"level{level}_aux_conv"] = conv(spatial_dims, width, self.given_channels, kernel, init=0)
 
     def embed(self, noise_labels: torch.Tensor, condition: Condition, augment_labels: torch.Tensor | None,
               dtype: torch.dtype) -> torch.Tensor:

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.functional import silu
 
 from edm3d.networks.attribute_embedding import CrossAttention
-from edm3d.networks.layers import attention, conv, down, group_norm, linear, per_axis, per_level, up
+from edm3d.networks.codecs import CODECS, cell_of
+from edm3d.networks.layers import NORMS, attention, conv, down, linear, per_axis, per_level, up
 from edm3d.networks.spade import modulate, modulation
-from edm3d.utils.checks import check_count
+from edm3d.utils.checks import check_choice, check_count
 
 
 class Style(NamedTuple):
@@ -52,9 +53,10 @@ def plan_widths(model_channels: int, channel_mult: Sequence[int], channel_mult_e
 
 def plan_levels(dims: int, widths: list[int], strides: int | Sequence, kernel_size: int | Sequence,
                 attention_levels: Sequence[int] | None, attention_resolutions: Sequence[int] | None,
-                image_size: int | Sequence[int] | None, channels_per_head: int | None, default: Sequence[int]
-                ) -> Levels:
+                image_size: int | Sequence[int] | None, channels_per_head: int | None, default: Sequence[int],
+                codec: str = "none", bottleneck_attention: bool = True) -> Levels:
     """Geometry from the parameters of a UNet; `default` are the attending levels where nothing is said of them."""
+    check_choice("codec", codec, CODECS)
     count = len(widths)
     strides = per_level(strides, count - 1, dims, "strides")
     kernels = per_level(kernel_size, count, dims, "kernel_size")
@@ -62,7 +64,8 @@ def plan_levels(dims: int, widths: list[int], strides: int | Sequence, kernel_si
         if attention_levels is not None or image_size is None:
             raise ValueError(f"attention_resolutions={list(attention_resolutions)}: wanted image_size with it and no "
                              f"attention_levels, got image_size={image_size}, attention_levels={attention_levels}")
-        sizes = largest_axes(per_axis(image_size, dims, "image_size"), strides)
+        cells = [n // c for n, c in zip(per_axis(image_size, dims, "image_size"), cell_of(codec, dims), strict=True)]
+        sizes = largest_axes(cells, strides)
         attends = {level for level, size in enumerate(sizes) if size in attention_resolutions}
         if len(attention_resolutions) and not attends:
             raise ValueError(f"attention_resolutions={list(attention_resolutions)}: the largest axes of the levels are "
@@ -75,7 +78,8 @@ def plan_levels(dims: int, widths: list[int], strides: int | Sequence, kernel_si
     for key, asked in (("attention_levels", attention_levels), ("attention_resolutions", attention_resolutions)):
         if asked is not None:
             check_attends(f"{key}={list(asked)}", attends, widths, channels_per_head)
-    check_heads(channels_per_head, [widths[level] for level in sorted({*attends, count - 1})])
+    lowest = {count - 1} if bottleneck_attention else set()
+    check_heads(channels_per_head, [widths[level] for level in sorted(attends | lowest)])
     return Levels(widths, strides, kernels, attends)
 
 
@@ -97,7 +101,8 @@ def largest_axes(size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[
 
 
 def check_heads(channels_per_head: int | None, widths: Sequence[int]) -> None:
-    """ValueError when the width of a level that attends, as the lowest always does, does not divide into heads."""
+    """ValueError when the width of a level that attends, as the lowest does by its
+    bottleneck, does not divide into heads."""
     if channels_per_head is not None and channels_per_head < 1:
         raise ValueError(f"channels_per_head={channels_per_head}: wanted 1 or more, or null for a single head")
     for width in widths if channels_per_head else ():
@@ -111,34 +116,35 @@ class UNetBlock(nn.Module):
 
     x [N,in_channels,*S], emb [N,emb_channels] -> [N,out_channels,*S'], S' = S / stride (way='down'), S * stride ('up').
     map_channels: its norms are modulated by a map's features [N,map_channels,*S] `before` and [N,map_channels,*S']
-    `after` resampling; token_channels: what attends also attends to tokens [N,A,token_channels].
+    `after` resampling; token_channels: what attends also attends to tokens [N,A,token_channels]. norm is one of
+    layers.NORMS.
     """
 
     def __init__(self, style: Style, dims: int, in_channels: int, out_channels: int, emb_channels: int, *,
                  kernel: Sequence[int], stride: Sequence[int] = (), way: str = "same",
                  filter: Sequence[float] = (1, 1), heads: int = 0, dropout: float = 0, map_channels: int = 0,
-                 token_channels: int = 0):
+                 token_channels: int = 0, norm: str = "group"):
         super().__init__()
         assert way in ("same", "down", "up")
         self.style, self.stride, self.way, self.filter = style, stride, way, filter
         self.heads, self.dropout = heads, dropout
         init, glorot = style.init, style.glorot
-        self.norm0 = group_norm(in_channels, style.eps)
+        self.norm0 = NORMS[norm](in_channels, style.eps)
         self.conv0 = conv(dims, in_channels, out_channels, kernel, init=init, glorot=glorot)
         self.affine = linear(emb_channels, out_channels * (2 if style.scale_shift else 1), init=init, glorot=glorot)
-        self.norm1 = group_norm(out_channels, style.eps)
+        self.norm1 = NORMS[norm](out_channels, style.eps)
         self.conv1 = conv(dims, out_channels, out_channels, kernel, init=0)
         convolve = in_channels != out_channels or (style.resample_skip and way != "same")
         self.skip = conv(dims, in_channels, out_channels, 1, init=init, glorot=glorot) if convolve else None
         if heads:
-            self.norm2 = group_norm(out_channels, style.eps)
+            self.norm2 = NORMS[norm](out_channels, style.eps)
             self.qkv = conv(dims, out_channels, out_channels * 3, 1, init=style.init_attention, glorot=glorot)
             self.proj = conv(dims, out_channels, out_channels, 1, init=0)
         self.spade0, self.spade1, self.spade2 = (
             modulation(dims, map_channels, channels) if map_channels and channels else None
             for channels in (in_channels, out_channels, out_channels if heads else 0))
-        self.cross = CrossAttention(dims, out_channels, token_channels, heads, style.eps) if heads and token_channels \
-            else None
+        self.cross = CrossAttention(dims, out_channels, token_channels, heads, style.eps, norm) \
+            if heads and token_channels else None
 
     def resample(self, x: torch.Tensor) -> torch.Tensor:
         """The block's change of size."""

@@ -9,6 +9,7 @@ from edm3d.samplers.grids import edm_grid, make_grid
 from edm3d.samplers.guidance import Guided, Strength
 from edm3d.samplers.multistep import multistep_sampler
 from edm3d.samplers.noise import ImageGenerators
+from edm3d.samplers.tiled import Tiled
 
-__all__ = ["Calls", "Guided", "ImageGenerators", "ShownItsEstimate", "Strength", "ablation_sampler", "ddim_sampler",
-           "edm_grid", "edm_sampler", "make_grid", "multistep_sampler"]
+__all__ = ["Calls", "Guided", "ImageGenerators", "ShownItsEstimate", "Strength", "Tiled", "ablation_sampler",
+           "ddim_sampler", "edm_grid", "edm_sampler", "make_grid", "multistep_sampler"]

@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate
 from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.attribute_embedding import AttributeTokens, CrossAttention
+from edm3d.networks.codecs import fold
 from edm3d.networks.conditioning import Condition, Part, blank, takes_of
-from edm3d.networks.grids import fold, fold_map, image_channels, nearest_map
+from edm3d.networks.grids import fold_map, image_channels, nearest_map
 from edm3d.networks.precond import EDMPrecond
 from edm3d.networks.spade import MapFeatures, modulate, modulation
 from edm3d.networks.unet import ADMUNet, SongUNet
@@ -77,7 +78,7 @@ def test_folding_keeps_every_voxel_of_a_map_and_says_the_shares_of_its_cell():
 
 def test_cells_of_one_voxel_are_not_told_twice():
     assert MapFeatures(1, 2, 5, "fold", (1,), [], [(3,)]).levels[0].weight.shape == (5, 3, 3)
-    assert image_channels(torch.ones(1, 2, 3), (3,), (1,), True).shape == (1, 3, 3)
+    assert image_channels(torch.ones(1, 2, 3), (3,), True, torch.float32).shape == (1, 3, 3)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -101,11 +102,11 @@ def test_nearest_is_that_of_interpolate(dims):
 
 def test_images_come_as_means_voxels_and_whether_there_are_any():
     images = torch.tensor([[[1.0, 3, -2, 2]], [[0, 0, 0, 0]]])
-    mean = image_channels(images, (2,), (2,), False)
+    mean = image_channels(images, (2,), False, torch.float32)
     assert mean.tolist() == [[[2, 0], [1, 1]], [[0, 0], [0, 0]]]
-    folded = image_channels(images, (2,), (2,), True)
+    folded = image_channels(images, (2,), True, torch.float32)
     assert folded[0].tolist() == [[2, 0], [1, -2], [3, 2], [1, 1]] and not folded[1].any()
-    assert image_channels(images[..., :2], (2,), (2,), False).tolist() == [[[1, 3], [1, 1]], [[0, 0], [0, 0]]]
+    assert image_channels(images[..., :2], (2,), False, torch.float32).tolist() == [[[1, 3], [1, 1]], [[0, 0], [0, 0]]]
 
 
 # ---- layers ----

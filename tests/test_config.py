@@ -109,9 +109,18 @@ def test_every_group_file_composes(name, path):
     assert package, f"{path}: the first line says no package"
     node = config[package[2]][package[3]]
     node = node[package[4]] if package[4] else node
-    assert node.get("_target_") == (yaml.safe_load(text) or {}).get("_target_")
+    if group == "codec":  # sets a key of the network
+        assert node["codec"] == path.stem
+    else:
+        assert node.get("_target_") == (yaml.safe_load(text) or {}).get("_target_")
     check_targets(node, package[1], ("in_channels", "out_channels", "channel_mean", "channel_std", "params", "net",
                                      "latents", "spatial_dims"))
+
+
+def test_a_codec_is_refused_by_networks_that_have_none():
+    checked("voxels_edm", ["network=monai", "codec=none", *UNSAID])
+    with pytest.raises(ValueError, match=r"training\.network\.model\.codec: no such"):
+        checked("voxels_edm", ["network=monai", "codec=haar", *UNSAID])
 
 
 def test_a_preset_is_typed_without_a_plus_and_what_is_typed_beside_it_holds():
