@@ -12,9 +12,11 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.networks.latent_codec import unwhiten
 from edm3d.networks.layers import SizeError
+from edm3d.networks.parts import PARTS
 from edm3d.networks.tiles import Tiles
 from edm3d.samplers import ImageGenerators
 from edm3d.samplers.denoiser import Denoiser
+from edm3d.utils.checks import listed
 from edm3d.utils.config import build, check_from_file, check_targets
 from edm3d.utils.precision import autocast
 from edm3d.utils.runs import find_file
@@ -77,11 +79,19 @@ class Refiner:
         return intensity.from_network(self.restored(x, decoded))
 
     def condition(self, decoded: torch.Tensor, label: torch.Tensor | None, told: Condition | None) -> Condition:
-        """What the network is told: the decoded image, the label map where it takes one, and what else it takes."""
+        """What the network is told: the decoded image, the label map where it takes one, and what else it takes.
+
+        ValueError where something is missing that it was never trained without.
+        """
         found = Condition() if told is None else told.only(self.takes)
         if "semantic" in self.takes and label is not None:
             found = found.replace(semantic=label.to(torch.int16))
-        return found.replace(images=decoded).only(self.takes)
+        found = found.replace(images=decoded).only(self.takes)
+        if missing := [PARTS[name].one for name, part in self.takes.items() if name not in found and not part.dropout]:
+            raise ValueError(f"{self.snapshot.path}: is told of every image its {listed(missing)}, and these "
+                             f"have none; train it with some hidden ({PARTS['attributes'].dropout_key} and the like), "
+                             "or choose another refiner")
+        return found
 
     def restored(self, x: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
         """Images [N,C,*S] as networks see them, of what the network draws."""

@@ -179,6 +179,8 @@ def mended(training: dict, data: Data, size: Sequence[int], larger: Sequence[int
     if not facts.source:  # of a plan
         return (f"the first number of --shape is the channels; write --shape {data.shape[0]} "
                 f"{' '.join(map(str, larger))}")
+    if training["batch_transform"].get("patch"):
+        return f"training.batch_transform.patch={str(list(larger)).replace(' ', '')} trains on patches that fit"
     voxels = facts.spatial_shape if facts.latents else data.shape[1:]
     if len(voxels) != len(size) or any(v % s for v, s in zip(voxels, size)):
         return "change the size of the volumes"

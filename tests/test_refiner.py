@@ -1,0 +1,295 @@
+"""Refiners: what they are trained on, what they make of decoded images, and the road of files through them."""
+
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dataset_tool
+import evaluate
+import generate
+import train
+from edm3d.formats.refinement import Refinement, told_facts
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.batch import collate
+from edm3d.inference.model import Model
+from edm3d.inference.refiner import Refiner
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.tiles import Tiles
+from edm3d.samplers import ImageGenerators
+from edm3d.training.datasets.volumes import VolumesDataset
+from edm3d.training.refining import RefineImages, corners_of, cropped
+from edm3d.utils import checkpoint
+from tests.commands import refused, succeed
+from tests.toy import BLANK
+
+SMALL = ["training.options.num_threads=1", "training.validation.max_items=2", "training.validation.preview_ticks=1",
+         "training.options.batch_size=2", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008"]
+STAGE = ["-cn=echo_vae", "training.dataset.path=data/echo.h5", "training.network.channels=[4,4]",
+         "training.network.latent_channels=2", *SMALL]
+TOLD = ["training.network.model.attribute_dim=auto", "training.network.model.attribute_dropout=0.1",
+        "training.network.model.attribute_gaps=0.1"]
+REFINE = ["-cn=echo_refine", "training.network.model.model_channels=8", "training.network.model.num_blocks=1", *TOLD,
+          "training.options.min_psnr=null", *SMALL]
+DRAW = ["sampling.seeds=0-3", "sampling.batch_size=2", "sampling.nifti=false", "sampling.sampler.num_steps=2",
+        "sampling.num_threads=1", "sampling.refiner_sampler.num_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """First stage, latents, a diffusion network of them that is told attributes, and a refiner."""
+    folder = tmp_path_factory.mktemp("refiner")
+    with chdir(folder):
+        succeed(dataset_tool.main, "phantom", "--dest", "data/echo.h5", "--num", "10", "--size", "16")
+        succeed(train.main, *STAGE)
+        succeed(dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5", "--dest",
+                "data/echo_latents.h5")
+        succeed(train.main, "-cn=echo_edm", "training.network.model.model_channels=8", *TOLD,
+                "training.network.model.channel_mult=[1]", "training.network.model.attention_levels=[]",
+                "training.options.min_psnr=null", *SMALL)
+        succeed(train.main, *REFINE)
+    return folder
+
+
+def snapshot(folder: Path, name: str) -> Snapshot:
+    return Snapshot.read(next(folder.glob(f"results/*-{name}/network-snapshot-*.pt")))
+
+
+# ---- what is learnt ----
+
+
+def transform(folder: Path, **more) -> tuple[RefineImages, VolumesDataset]:
+    made, data = RefineImages("echo_vae", num=4, **more), VolumesDataset("data/echo.h5")
+    made.open(data, data, "train", torch.device("cpu"))
+    return made, data
+
+
+def test_what_is_drawn_is_the_residual_and_what_is_told_is_what_the_first_stage_gives_back(here, at):
+    made, data = transform(here, latent_noise=0, draw=False)
+    batch = collate([data[0], data[1]])
+    x, told = made(batch, ImageGenerators([0, 1]))
+    back = made.stage.round_trip(data.facts.intensity.from_network(batch.images), batch.labels)
+    decoded = data.facts.intensity.to_network(back.image)
+    torch.testing.assert_close(told.images, decoded)
+    assert torch.equal(told.semantic, back.label.to(torch.int16))
+    shift, gain = made.refinement.shift[0], made.refinement.gain[0]
+    torch.testing.assert_close(x / gain + shift + told.images, batch.images)
+    whole = torch.cat([made(collate([data[i]]), ImageGenerators([0]))[0] for i in (0, 3, 5, 7)])  # those it measures
+    assert len(data) == 8 and abs(float(whole.mean())) < 0.2 and float(whole.std()) == pytest.approx(0.5, rel=0.2)
+
+
+def test_the_image_itself_is_drawn_where_that_is_asked_for(here, at):
+    made, data = transform(here, target="image")
+    batch = collate([data[0]])
+    x, told = made(batch, ImageGenerators([0]))
+    torch.testing.assert_close(x / made.refinement.gain[0] + made.refinement.shift[0], batch.images)
+    assert made.refinement.target == "image" and not torch.equal(told.images, batch.images)
+
+
+def test_latents_are_disturbed_by_no_more_than_their_share(here, at):
+    data = VolumesDataset("data/echo.h5")
+    batch = collate([data[i] for i in range(8)])
+    plain, _ = transform(here, latent_noise=0, draw=False)
+    noisy, _ = transform(here, latent_noise=0.5, draw=False)
+    found = {}
+
+    def watch(made: RefineImages):
+        decode = made.stage.decode
+        made.stage.decode = lambda z, semantic=None: (found.setdefault(made, z), decode(z, semantic))[1]
+
+    for made in (plain, noisy):
+        watch(made)
+        made.decoded(batch, ImageGenerators(range(8)))
+    added = (found[noisy] - found[plain]).flatten(1).std(1)
+    assert (added < 0.6).all() and added.max() > 0.2 and added.min() < added.max() / 2  # a level for each image
+
+
+def test_patches_are_cut_from_all_alike(here, at):
+    whole, data = transform(here)
+    parts, _ = transform(here, patch=[8, 12, 16])
+    batch, generators = collate([data[0], data[1]]), ImageGenerators([5, 6])
+    x, told = whole(batch, generators)
+    cut, cut_told = parts(batch, generators)
+    corners = corners_of(generators, (16, 16, 16), (8, 12, 16))
+    assert cut.shape == (2, 1, 8, 12, 16) and parts.shape == (1, 8, 12, 16) and corners[0] != corners[1]
+    for got, wanted in ((cut, x), (cut_told.images, told.images), (cut_told.semantic, told.semantic)):
+        assert torch.equal(got, cropped(wanted, corners, (8, 12, 16)))
+
+
+def test_patches_reach_every_corner():
+    corners = torch.tensor(corners_of(ImageGenerators(range(200)), (9, 8), (8, 8)))
+    assert set(corners[:, 0].tolist()) == {0, 1} and set(corners[:, 1].tolist()) == {0}
+
+
+def test_bad_training_is_refused_by_name(here, at):
+    for changed, said in (("training.batch_transform.patch=24", "the nearest that fits is [16, 16, 16]"),
+                          ("training.batch_transform.target=speckle", "residual"),
+                          ("training.batch_transform.latent_noise=-1", "latent_noise"),
+                          ("training.batch_transform.patch=[8,8,7]", "training.batch_transform.patch=[8,8,8]"),
+                          ("training.dataset.path=data/echo_latents.h5", "training.dataset")):
+        assert said in refused(here, train.main, *REFINE, changed)
+
+
+# ---- what it makes of images ----
+
+
+class Told(torch.nn.Module):
+    """A denoiser that always says the same of the residual: a share of the image that it is told."""
+
+    takes = {"images": Part(1)}
+    sigma_min, sigma_max, factor, grid_factor, receptive_field = 0.0, float("inf"), (2, 2, 2), (1, 1, 1), (0, 0, 0)
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.seen = torch.nn.Identity(), []
+
+    def round_sigma(self, sigma):
+        return torch.as_tensor(sigma)
+
+    def forward(self, x, sigma, condition=None, augment_labels=None):
+        self.seen.append(condition)
+        return condition.images.to(x.dtype) * 0.5
+
+
+def refiner(here: Path, net: torch.nn.Module, target: str = "residual", **more) -> Refiner:
+    known = replace(snapshot(here, "echo_refine"), refines=Refinement("abc", target, [0.25], [2.0]))
+    return Refiner(known, net, {"_target_": "samplers.edm_sampler", "num_steps": 3}, **more)
+
+
+@pytest.mark.parametrize(("target", "wanted"), [("residual", lambda d: d + d * 0.25 + 0.25),
+                                                ("image", lambda d: d * 0.25 + 0.25)])
+def test_the_image_is_put_together_as_it_was_taken_apart(here, target, wanted):
+    decoded = torch.linspace(-0.5, 0.5, 512).reshape(1, 1, 8, 8, 8)
+    made = refiner(here, Told(), target)
+    image = made(made.facts.intensity.from_network(decoded), None, [0])
+    torch.testing.assert_close(image, made.facts.intensity.from_network(wanted(decoded)), rtol=0, atol=1e-6)
+
+
+def test_a_row_depends_on_its_own_key_alone(here):
+    made = refiner(here, snapshot(here, "echo_refine").build())
+    images = torch.rand(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(4, (3, 16, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = made(images, labels, [7, 8, 9])
+    alone = made(images[1:2], labels[1:2], [8])
+    torch.testing.assert_close(whole[1:2], alone, rtol=0, atol=1e-5)
+    assert (made(images[1:2], labels[1:2], [9]) - alone).abs().max() > 0.01
+
+
+def test_tiles_are_tiles_of_the_network(here):
+    net = Told()
+    image = torch.rand(1, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, parts = refiner(here, net)(image, None, [0]), refiner(here, net, tiles=Tiles((8, 8, 8)))(image, None, [0])
+    torch.testing.assert_close(whole, parts)
+    assert net.seen[0].images.shape[2:] == (16, 8, 8) and net.seen[-1].images.shape[2:] == (8, 8, 8)
+
+
+def test_the_data_are_said_to_have_what_is_decoded_as_condition():
+    known = replace(BLANK.facts, channels=("echo",), label_classes=("a", "b"), map_classes=("c", "d", "e"))
+    assert told_facts(known, True).condition_channels == ("echo decoded",)
+    assert told_facts(known, True).semantic_classes == ("a", "b")
+    assert told_facts(known, False).semantic_classes == ("c", "d", "e")
+
+
+# ---- the road ----
+
+
+def test_samples_are_refined_and_decode_gives_the_same(here, at):
+    succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/refined", "sampling.sweep.lv_volume=[40,120,2]",
+            *DRAW)
+    succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/plain", "sampling.sweep.lv_volume=[40,120,2]",
+            "sampling.refiner=null", *DRAW)
+    refined, plain = SamplesFile("results/refined/samples.h5"), SamplesFile("results/plain/samples.h5")
+    assert refined.meta.sampling["refiner"]["hash"] == snapshot(here, "echo_refine").hash
+    assert refined.meta.sampling["refiner"]["sampler"]["num_steps"] == 2
+    for i in range(8):
+        np.testing.assert_array_equal(refined.row("latents", i), plain.row("latents", i))
+        np.testing.assert_array_equal(refined.row("labels", i), plain.row("labels", i))
+        assert np.abs(refined.row("images", i) - plain.row("images", i)).max() > 0.01
+    for source, name in (("refined", "echo_refine"), ("plain", "echo_refine")):
+        succeed(dataset_tool.main, "decode", "--latents", f"results/{source}/samples.h5", "--dest",
+                f"results/{source}.h5", "--refiner", name, "--batch-size", "2", "--num-threads", "1")
+    decoded = VolumesFile("results/refined.h5")
+    # by the steps that the experiment says, not those of the samples
+    assert np.abs(decoded.read("generated", 0).image - refined.row("images", 0)).max() > 1e-4
+    again = succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/refined",
+                    "sampling.sweep.lv_volume=[40,120,2]", *DRAW)
+    assert "8 there already" in again
+    assert "refiner" in refused(here, generate.main, "-cn=echo_refine", "sampling.outdir=results/refined",
+                                "sampling.sweep.lv_volume=[40,120,2]", *DRAW, "sampling.refiner=null")
+
+
+def test_decode_refines_by_the_seeds_and_values_that_samples_had(here, at):
+    steps = ["sampling.refiner_sampler.num_steps=5"]
+    succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/five", "sampling.sweep.lv_volume=[40,120,2]",
+            *DRAW[:-1], *steps)
+    succeed(dataset_tool.main, "decode", "--latents", "results/five/samples.h5", "--dest", "results/five.h5",
+            "--refiner", "echo_refine", "--batch-size", "3", "--num-threads", "1")
+    samples, decoded = SamplesFile("results/five/samples.h5"), VolumesFile("results/five.h5")
+    for i in range(8):
+        np.testing.assert_allclose(decoded.read("generated", i).image, samples.row("images", i), atol=1e-4)
+
+
+def test_first_stages_are_measured_with_what_refines_them(here, at):
+    plain = succeed(evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae", "--dest", "results/bare",
+                    "--num", "2")
+    refined = succeed(evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae", "--dest",
+                      "results/with_refiner", "--refiner", "echo_refine", "--num", "2")
+    assert plain != refined
+    assert "an option of --autoencoder" in refused(
+        here, evaluate.main, "--real", "data/echo.h5", "--generated", "results/plain/samples.h5", "--dest", "results/x",
+        "--refiner", "echo_refine")
+
+
+def test_a_model_in_python_refines_as_generate_does(here, at):
+    model = Model.load("echo_edm")
+    made = model.sample("0,1", refiner="echo_refine", batch_size=2, num_steps=2)
+    assert made.meta.sampling["refiner"]["hash"] == snapshot(here, "echo_refine").hash
+    with pytest.raises(ValueError, match="refines images of first stage"):
+        Model.load("echo_refine").sample("0")
+
+
+def test_networks_that_cannot_refine_are_refused(here, at):
+    assert "refines nothing" in refused(here, generate.main, "-cn=echo_edm", *DRAW, "sampling.outdir=results/x",
+                                        "sampling.refiner=echo_edm")
+    assert "refines images of first stage" in refused(here, generate.main, "-cn=echo_edm", *DRAW,
+                                                      "sampling.outdir=results/x", "sampling.network=echo_refine")
+    assert "sampling.decode is false" in refused(here, generate.main, "-cn=echo_refine", *DRAW,
+                                                 "sampling.outdir=results/x", "sampling.decode=false")
+
+
+def test_a_refiner_of_another_first_stage_is_refused(here, at):
+    path = next(here.glob("results/*-echo_refine/network-snapshot-*.pt"))
+    found, _ = checkpoint.load(path, "snapshot")
+    other = {**{name: value for name, value in found.items()}, "refines": {**found["refines"], "first_stage": "f" * 64}}
+    checkpoint.save(here / "other.pt", "snapshot", other)
+    assert "ffffffffffff" in refused(here, generate.main, "-cn=echo_edm", *DRAW, "sampling.outdir=results/x",
+                                     "sampling.refiner=other.pt")
+    assert "ffffffffffff" in refused(here, evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae",
+                                     "--dest", "results/x", "--refiner", "other.pt")
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("target", "speckle", "refines.target"), ("gain", [0.0], "refines.gain"), ("gain", [1.0, 1.0], "refines.gain"),
+    ("shift", [float("nan")], "refines.shift"), ("first_stage", 3, "refines"), ("shift", None, "refines")])
+def test_what_a_snapshot_says_of_itself_is_checked(key, value, said):
+    known = {"first_stage": "a", "target": "residual", "shift": [0.0], "gain": [1.0]}
+    with pytest.raises(ValueError, match=said):
+        Refinement.from_plain({**known, key: value}, "x.pt", 1)
+
+
+def test_the_condition_has_what_the_network_takes_and_no_more(here):
+    made = refiner(here, Told())
+    told = made.condition(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.uint8),
+                          Condition(attributes=torch.zeros(1, 4)))
+    assert list(told) == ["images"]
+
+
+def test_a_map_that_the_network_was_never_trained_without_must_be_there(here):
+    made = refiner(here, snapshot(here, "echo_refine").build())
+    with pytest.raises(ValueError, match="its semantic map"):
+        made(torch.zeros(1, 1, 16, 16, 16), None, [0])
