@@ -9,7 +9,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.networks.precond import EDMPrecond
 from edm3d.networks.unet import ADMUNet, SongUNet
 from edm3d.samplers import Calls, Guided, ImageGenerators, ShownItsEstimate, Tiled, edm_sampler, multistep_sampler
-from edm3d.samplers.tiled import cut
+from edm3d.samplers.tiled import cuts
 from tests.test_networks import randomise
 from tests.test_reach import LOCAL, SMOOTH
 
@@ -91,16 +91,16 @@ def test_halos_that_are_a_step_too_narrow_show():
 
 
 def test_an_axis_is_cut_into_tiles_of_one_size_whose_kept_parts_are_all_of_it():
-    assert cut(10, 10, 4) == cut(10, 12, 4) and len(cut(10, 12, 4)) == 1
+    assert cuts(10, 10, 4) == cuts(10, 12, 4) and len(cuts(10, 12, 4)) == 1
     for size, tile, halo in ((20, 10, 4), (21, 10, 3), (11, 10, 4), (40, 12, 4), (9, 3, 1)):
-        pieces = cut(size, tile, halo)
+        pieces = cuts(size, tile, halo)
         assert [v for p in pieces for v in range(size)[p.kept]] == list(range(size))
         for piece in pieces:
             assert piece.shown.stop - piece.shown.start == tile and 0 <= piece.shown.start <= piece.shown.stop <= size
             assert piece.shown.start == 0 or piece.kept.start - piece.shown.start >= halo
             assert piece.shown.stop == size or piece.shown.stop - piece.kept.stop >= halo
             assert range(size)[piece.shown][piece.inner] == range(size)[piece.kept]
-    assert len(cut(20, 10, 4)) == 6 and len(cut(12, 10, 4)) == 2
+    assert len(cuts(20, 10, 4)) == 6 and len(cuts(12, 10, 4)) == 2
 
 
 @torch.no_grad()
