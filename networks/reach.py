@@ -18,7 +18,6 @@ class Walk(NamedTuple):
     strides: Sequence[int]
     margin: int
     num_blocks: int
-    encoder: str = "standard"
     decoder: str = "standard"
 
     def receptive_field(self, cell: int) -> int:
@@ -52,23 +51,17 @@ class Walk(NamedTuple):
         return x, skips
 
     def before_encoder(self, x: Span, skips: list[Span]) -> Span:
-        """What the encoder needs of its input for features of which these are needed."""
-        image: Span | None = None  # what goes beside the features
+        """What the encoder needs of its input for features of which these are needed.
+
+        Images that go beside the features (SongUNet's `encoder`) pass through no more than the features do.
+        """
         for level in reversed(range(len(self.reach))):
-            reach = self.reach[level]
             for _ in range(self.num_blocks):
-                x = widen(hull(x, skips.pop()), 2 * reach)
+                x = widen(hull(x, skips.pop()), 2 * self.reach[level])
             x = hull(x, skips.pop())
-            if level == 0:
-                x = widen(x, reach)
-            x = x if image is None or (level and self.encoder == "skip") else hull(x, image)
             if level:
-                if self.encoder == "residual":
-                    image = widen(self.before_down(x, level - 1), reach)
-                elif self.encoder == "skip":
-                    image = self.before_down(x if image is None else hull(x, image), level - 1)
-                x = self.before_down(widen(x, 2 * reach), level - 1)
-        return x
+                x = self.before_down(widen(x, 2 * self.reach[level]), level - 1)
+        return widen(x, self.reach[0])
 
     def before_up(self, span: Span, level: int) -> Span:
         """Positions of the level below that up-sampled ones of a level are made of."""

@@ -47,7 +47,7 @@ class UNet(nn.Module):
     codec (networks/codecs.py) the levels are those of cells of 2^d voxels; x and the output stay voxels.
     """
 
-    encoder = decoder = "standard"  # the ways that images take beside the features
+    decoder = "standard"  # the way that images take beside the features
 
     def __init__(self, style: Style, levels: Levels, *, in_channels: int, out_channels: int, spatial_dims: int,
                  told: ToldArguments, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
@@ -148,7 +148,7 @@ class UNet(nn.Module):
             return None
         margin = len(self.filter) // 2 - 1
         return tuple(Walk([k[axis] // 2 for k in self.kernels], [s[axis] for s in self.strides], margin,
-                          self.num_blocks, self.encoder, self.decoder).receptive_field(cell)
+                          self.num_blocks, self.decoder).receptive_field(cell)
                      for axis, cell in enumerate(self.cell))
 
     def whole(self, condition: Condition, x: torch.Tensor) -> Condition:

@@ -12,7 +12,7 @@ from edm3d.networks.parts import PARTS
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 
 
-class Piece(NamedTuple):
+class Cut(NamedTuple):
     """Along one axis: what a network is shown, and what of that is kept, counted in voxels of the whole."""
 
     shown: slice
@@ -39,7 +39,7 @@ class OnGrid(NamedTuple):
     factor: tuple[int, ...]
     there: torch.Tensor | None
 
-    def part(self, pieces: Sequence[Piece]) -> torch.Tensor:
+    def part(self, pieces: Sequence[Cut]) -> torch.Tensor:
         """What of it a tile is told. Of an image that is there, but is 0 in the tile, one voxel becomes the least
         number above 0, which is nothing else to the network.
         """
@@ -92,7 +92,7 @@ class Tiled(Wrapper):
             out[(..., *(piece.kept for piece in pieces))] = part[(..., *(piece.inner for piece in pieces))]
         return out
 
-    def pieces(self, size: Sequence[int]) -> Iterator[tuple[Piece, ...]]:
+    def pieces(self, size: Sequence[int]) -> Iterator[tuple[Cut, ...]]:
         """The tiles of a volume [*S], one piece for each axis; ValueError where it cannot be cut."""
         check_divides(size, self.factor, "tiles")
         small = [axis for axis, s in enumerate(size) if s > self.tile[axis] < self.least[axis]]
@@ -101,7 +101,7 @@ class Tiled(Wrapper):
             raise ValueError(f"tile={list(self.asked)}: the network sees {list(self.halo)} voxels to each side (as "
                              f"multiples of {list(self.factor)}, by which its sizes divide), so that it is to be "
                              f"{least} or larger for a volume of {list(size)}")
-        return product(*map(cut, size, self.tile, self.halo))
+        return product(*map(cuts, size, self.tile, self.halo))
 
     @property
     def least(self) -> tuple[int, ...]:
@@ -122,11 +122,11 @@ class Tiled(Wrapper):
         return found
 
 
-def cut(size: int, tile: int, halo: int) -> list[Piece]:
+def cuts(size: int, tile: int, halo: int) -> list[Cut]:
     """An axis in tiles that overlap by two halos, the last by more; all of it where it fits in one."""
     if size <= tile:
-        return [Piece(slice(0, size), slice(0, size))]
+        return [Cut(slice(0, size), slice(0, size))]
     count = -(-(size - 2 * halo) // (tile - 2 * halo))
     starts = [min(i * (tile - 2 * halo), size - tile) for i in range(count)]
     ends = [0, *(start + halo for start in starts[1:]), size]
-    return [Piece(slice(start, start + tile), slice(*ends[i:i + 2])) for i, start in enumerate(starts)]
+    return [Cut(slice(start, start + tile), slice(*ends[i:i + 2])) for i, start in enumerate(starts)]

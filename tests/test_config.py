@@ -118,9 +118,8 @@ def test_every_group_file_composes(name, path):
 
 
 def test_a_codec_is_refused_by_networks_that_have_none():
-    checked("voxels_edm", ["network=monai", "codec=none", *UNSAID])
-    with pytest.raises(ValueError, match=r"training\.network\.model\.codec: no such"):
-        checked("voxels_edm", ["network=monai", "codec=haar", *UNSAID])
+    with pytest.raises(ValueError, match=r"training\.network\.model\.codec: no such parameter of networks\.monai_unet"):
+        checked("brats_edm_32g", "+training.network.model.codec=haar")
 
 
 def test_a_preset_is_typed_without_a_plus_and_what_is_typed_beside_it_holds():

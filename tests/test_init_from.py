@@ -17,10 +17,10 @@ from edm3d.utils.schema import Options
 NODE = {"_target_": "networks.precond.EDMPrecond", "model": {"width": 3, "channel_mult": [1, 2]}}
 
 
-def start(tmp_path, net: nn.Module, weights: dict, node: dict = NODE) -> list[str]:
-    """Start a network of config `node` from a snapshot of NODE with some weights."""
+def start(tmp_path, net: nn.Module, weights: dict, node: dict = NODE, source: dict = NODE) -> list[str]:
+    """Start a network of config `node` from a snapshot of config `source` with some weights."""
     path = tmp_path / "network-snapshot-000001.pt"
-    replace(known(NODE), weights=weights).save(path)
+    replace(known(source), weights=weights).save(path)
     return init_from(net, known(node), Options(batch_size=1, total_kimg=1, init_from=str(path)))
 
 
@@ -93,6 +93,12 @@ def test_another_meaning_of_the_output_is_said(tmp_path, change, said):
     wanted = ("  trained for another output of the network: "
               "_target_ networks.precond.EDMPrecond -> networks.precond.VPPrecond")
     assert (wanted in lines) == said and len(lines) == 2 + said
+
+
+def test_another_codec_is_another_output(tmp_path):
+    fold, haar = ({**NODE, "model": {**NODE["model"], "codec": codec}} for codec in ("fold", "haar"))
+    lines = start(tmp_path, network(), network().state_dict(), haar, fold)
+    assert "  trained for another output of the network: model.codec fold -> haar" in lines
 
 
 def test_the_table_of_noise_levels_is_the_new_networks_own():

@@ -67,7 +67,7 @@ def test_outputs_see_as_far_as_is_said_and_no_further(dims, family, keys):
 
 
 def test_the_field_of_one_level_is_the_sum_of_its_convolutions():
-    net = local(1, channel_mult=[1], kernel_size=5)  # stem, encoder block, two of the bottleneck, two of the decoder, out
+    net = local(1, channel_mult=[1], kernel_size=5)  # stem, block, two of the bottleneck, two of the decoder, out
     assert net.receptive_field == (2 * (1 + 2 + 2 * 2 + 2 * 2 + 1),)
     assert local(1, channel_mult=[1], kernel_size=5, codec="fold").receptive_field == (2 * 24 + 1,)
 

@@ -30,7 +30,7 @@ def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[s
         raise ValueError(f"training.options.init_from={options.init_from}: {len(taken)} of the network's {len(own)} "
                          f"weights fit by name and shape in {path}, wanted half of them or more{why}")
     lines = [f"Weights     from {path}", *take_weights(net, snapshot.weights)]
-    meaning = [changes[key] for key in ("_target_", "objective") if key in changes]
+    meaning = [changes[key] for key in ("_target_", "objective", "model.codec") if key in changes]
     if meaning:
         lines.append(f"  trained for another output of the network: {', '.join(meaning)}")
     if snapshot.space != known.space:
