@@ -17,6 +17,7 @@ from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
+from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.start import first_level, latents_around, mean_level, regression_mean
@@ -36,7 +37,7 @@ class Drawer(NamedTuple):
     denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
     against. trajectory: keep what every step took the image to be. start: the noise level at which the sampler starts
-    from the regression mean, None where it starts from noise alone.
+    from the regression mean, None where it starts from noise alone. label_coding: how label maps stand in voxels.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -51,6 +52,7 @@ class Drawer(NamedTuple):
     whole: FirstStage | None = None
     trajectory: bool = False
     start: float | None = None
+    label_coding: LabelCoding | None = None
 
 
 def complete(snapshot: Snapshot, options: Sampling, run_root: str) -> Snapshot:
@@ -90,7 +92,8 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
-                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start)
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start,
+                  snapshot.label_coding)
 
 
 def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
@@ -166,18 +169,26 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)
-    if drawer.latent:
-        arrays["latents"] = x
-    if drawer.first_stage is not None:
-        arrays["images"], label = drawer.first_stage.decode(x, told.semantic)
-        if label is not None:
-            arrays["labels"] = label
-    elif not drawer.latent:
-        arrays["images"] = drawer.intensity.from_network(x)
+    arrays |= arrays_of(drawer, x, told.semantic)
     asked = drawer.conditions.stored(condition)
     if "cond_images" in asked:
         asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
     return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
+
+
+def arrays_of(drawer: Drawer, x: torch.Tensor, semantic: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What samples hold of x [N,C,*s] that a network has drawn: latents, and as far as it has or decodes any, images in
+    stored units and label maps. semantic: the maps [N,*S] that it was told.
+    """
+    if not drawer.latent:
+        image, label = drawer.label_coding.split(x) if drawer.label_coding else (x, None)
+        image = drawer.intensity.from_network(image)
+    elif drawer.first_stage is not None:
+        image, label = drawer.first_stage.decode(x, semantic)
+    else:
+        image = label = None
+    found = {"latents": x if drawer.latent else None, "images": image, "labels": label}
+    return {name: array for name, array in found.items() if array is not None}
 
 
 def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
