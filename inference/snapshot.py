@@ -276,7 +276,7 @@ class Snapshot:
         """What the network works on."""
         if self.first_stage:
             return f"latents of first stage {self.first_stage.hash or '?':.12}"
-        return f"voxels{described(self.label_coding)}"
+        return f"voxels{with_labels(self.label_coding)}"
 
     def with_autoencoder(self, other: "Snapshot") -> "Snapshot":
         """The same carrying the network of an autoencoder's snapshot, and what that knows of its volumes."""
@@ -318,7 +318,7 @@ def check_coding(coding: LabelCoding, snapshot: Snapshot, source: object) -> Non
                          f"{coding.classes} classes) takes {coding.channels}; wanted {wanted} before these")
 
 
-def described(coding: LabelCoding | None) -> str:
+def with_labels(coding: LabelCoding | None) -> str:
     """Label channels after the word for what they go with; '' for none."""
     return "" if coding is None else f" with label maps as {coding.kind} ({coding.channels} channels)"
 
