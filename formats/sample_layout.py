@@ -68,8 +68,16 @@ def _check_images(path: Path, layout: Layout, facts: Facts, scaling: LatentScali
         raise ValueError(f"{path}: images are {shape}, and data says {len(facts.channels)} channels and "
                          f"{len(facts.spatial_shape)} axes")
     drawn = [layout[name][1][1:] for name in ("latents", "images") if name in layout]
-    if "trajectory" in layout and drawn and layout["trajectory"][1][2:] not in drawn:
+    if "trajectory" in layout and drawn and not _is_of_drawn(layout["trajectory"][1][2:], drawn, layout):
         raise ValueError(f"{path}: trajectory is {layout['trajectory'][1]}, wanted steps of {drawn[0]}")
     if scaling and "latents" in layout and layout["latents"][1][1] != len(scaling.channel_mean):
         raise ValueError(f"{path}: latents are {layout['latents'][1]}, and data.first_stage has statistics of "
                          f"{len(scaling.channel_mean)} channels")
+
+
+def _is_of_drawn(steps: tuple[int, ...], drawn: list[tuple[int, ...]], layout: Layout) -> bool:
+    """Whether steps of a trajectory [C,*s] are of what was drawn: latents or images, or images with the channels of
+    label maps behind their own.
+    """
+    (channels, *size), with_labels = drawn[0], "labels" in layout and "latents" not in layout
+    return steps in drawn or (with_labels and steps[0] > channels and list(steps[1:]) == size)

@@ -73,8 +73,8 @@ def about(snapshot: Snapshot, net: torch.nn.Module) -> str:
     weights = sum(p.numel() for p in net.parameters()) / 1e6
     facts, stage = snapshot.facts, snapshot.first_stage
     labels = f" with label maps of {', '.join(facts.label_classes)}" if facts.label_classes else ""
-    works_on = "voxels" if stage is None else ("latents of a first stage that is in first_stage.safetensors (hash "
-                                               f"{stage.hash[:12]})")
+    works_on = snapshot.space if stage is None else (
+        f"latents of a first stage that is in first_stage.safetensors (hash {stage.hash[:12]})")
     return (f"A snapshot of task `{snapshot.task}` ({type(net).__name__}, {weights:.2f} M weights) trained by edm3d: "
             f"volumes of {size(facts.spatial_shape)} voxels, {', '.join(facts.channels)}{labels}. It works on "
             f"{works_on}; what it sees is {size(snapshot.shape)}. Nothing in this folder is code or pickle: weights "

@@ -12,7 +12,7 @@ from edm3d.formats.published import STAGE_WEIGHTS
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.latent_source import open_source
 from edm3d.inference.network_files import Weights
-from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.snapshot import Snapshot, with_labels
 from edm3d.utils import checkpoint
 from edm3d.utils.files import first_line
 from edm3d.utils.log import progress
@@ -103,8 +103,9 @@ def check_snapshot(path: Path, trust: bool) -> Report:
     snapshot.verify(trust)
     if snapshot.first_stage and snapshot.first_stage.network:
         networks.append("the first stage that it carries, which has its hash")
+    shape = f"{list(snapshot.shape)}{with_labels(snapshot.label_coding)}"
     return Report([f"{path}: snapshot of task {snapshot.task} at {snapshot.nimg / 1000:g} kimg, "
-                   f"{count(snapshot.weights)}, shape {list(snapshot.shape)}; verified: the checksum over all, keys "
+                   f"{count(snapshot.weights)}, shape {shape}; verified: the checksum over all, keys "
                    f"and types, weights finite and just those of {' and of '.join(networks)}"], [])
 
 

@@ -18,6 +18,7 @@ from edm3d.inference.guidance import check_moves
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
+from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.start import first_level, latents_around, mean_level, regression_mean
@@ -37,7 +38,8 @@ class Drawer(NamedTuple):
     denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
     against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: the noise
-    level at which the sampler starts from the regression mean, None where it starts from noise alone.
+    level at which the sampler starts from the regression mean, None where it starts from noise alone. label_coding: how
+    label maps stand in voxels.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -53,6 +55,7 @@ class Drawer(NamedTuple):
     trajectory: bool = False
     start: float | None = None
     refiner: Refiner | None = None
+    label_coding: LabelCoding | None = None
 
     def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
                ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -103,7 +106,8 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
-                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner)
+                  snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
+                  snapshot.label_coding)
 
 
 def add_refiner(snapshot: Snapshot, options: Sampling, run_root: str, device: torch.device) -> Refiner:
@@ -192,18 +196,26 @@ def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)
-    if drawer.latent:
-        arrays["latents"] = x
-    if drawer.first_stage is not None:
-        arrays["images"], label = drawer.decode(x, drawer.conditions.seeds(seeds), told)
-        if label is not None:
-            arrays["labels"] = label
-    elif not drawer.latent:
-        arrays["images"] = drawer.intensity.from_network(x)
+    arrays |= arrays_of(drawer, x, drawer.conditions.seeds(seeds), told)
     asked = drawer.conditions.stored(condition)
     if "cond_images" in asked:
         asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
     return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
+
+
+def arrays_of(drawer: Drawer, x: torch.Tensor, seeds: Sequence[int], told: Condition) -> dict[str, torch.Tensor]:
+    """What samples hold of x [N,C,*s] that a network has drawn by seeds for a condition: latents, and as far as it has
+    or decodes any, images in stored units and label maps.
+    """
+    if not drawer.latent:
+        image, label = drawer.label_coding.split(x) if drawer.label_coding else (x, None)
+        image = drawer.intensity.from_network(image)
+    elif drawer.first_stage is not None:
+        image, label = drawer.decode(x, seeds, told)
+    else:
+        image = label = None
+    found = {"latents": x if drawer.latent else None, "images": image, "labels": label}
+    return {name: array for name, array in found.items() if array is not None}
 
 
 def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:

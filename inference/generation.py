@@ -111,7 +111,7 @@ def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling
     weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
     inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
     start = ", from the regression mean" if options.start == "mean" else ""
-    yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else 'voxels'} by "
+    yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else snapshot.space} by "
            f"{type(net).__name__}({inner}{weights}), {named(options.sampler)}"
            f"{described(options.guidance)}{start}")
     if refiner is not None:
@@ -202,11 +202,12 @@ def tiles_differ(drawer: Drawer, arrays: dict[str, np.ndarray]) -> str:
 
 def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:
     """ValueError for arrays that cannot have been drawn."""
-    drawn, any_image = drawer.shape, (None,) * len(drawer.shape)
-    images = {} if drawer.latent and drawer.first_stage is None else {"images": any_image if drawer.latent else drawn}
+    drawn, any_image, coding = drawer.shape, (None,) * len(drawer.shape), drawer.label_coding
+    image = any_image if drawer.latent else (drawn[0] - (coding.channels if coding else 0), *drawn[1:])
+    images = {} if drawer.latent and drawer.first_stage is None else {"images": image}
     check_shapes(arrays, {**images, **({"latents": drawn} if drawer.latent else {}),
                           **({"trajectory": (None, *drawn)} if drawer.trajectory else {})})
-    maps = {"labels": arrays["images"].shape[1:]} if images and "labels" in arrays else {}
+    maps = {"labels": arrays["images"].shape[1:]} if images and (coding or "labels" in arrays) else {}
     check_shapes(arrays, maps | drawer.conditions.shapes())
     for name, array in arrays.items():
         if name not in ARRAYS or (array.dtype.kind == "f") != (np.dtype(ARRAYS[name]).kind == "f"):
@@ -306,7 +307,8 @@ def shown_channels(file: VolumesFile, snapshot: Snapshot, said: str) -> list[int
 
 def channel_count(snapshot: Snapshot) -> int | None:
     """How many channels images have, None where only their latents are known."""
-    return len(snapshot.facts.channels) or (None if snapshot.first_stage else snapshot.shape[0])
+    labels = snapshot.label_coding.channels if snapshot.label_coding else 0
+    return len(snapshot.facts.channels) or (None if snapshot.first_stage else snapshot.shape[0] - labels)
 
 
 def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Picture]:

@@ -1,7 +1,7 @@
 """Snapshots: the averaged weights of a task's network with all that is needed to use them anywhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Part, blank, takes_of
+from edm3d.networks.label_coding import LabelCoding
 from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.networks.layers import per_axis
 from edm3d.networks.parts import PARTS
@@ -49,6 +50,7 @@ class Content(NamedTuple):
     nimg: int
     ema: Weights
     refines: dict[str, Any] | None = None
+    label_coding: LabelCoding | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class CarriedStage:
 class Snapshot:
     """A task's network, what is known of its data, and the shape [C,*S] of what it sees.
 
+    label_coding: how label maps stand in the last channels of the voxels that it draws; None where it draws none there.
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
     refines: what it draws on top of which first stage, None for a network that draws by itself.
     """
@@ -141,6 +144,7 @@ class Snapshot:
     path: Path = Path()
     hash: str = ""
     refines: Refinement | None = None
+    label_coding: LabelCoding | None = None
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -155,7 +159,9 @@ class Snapshot:
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
         snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
                        held.config, held.nimg, Path(path), checksum,
-                       held.refines and Refinement.from_plain(held.refines, path, held.shape[0]))
+                       held.refines and Refinement.from_plain(held.refines, path, held.shape[0]), held.label_coding)
+        if held.label_coding is not None:
+            check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
         if len(sizes) not in (0, axes) or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(f"{path}: data.spatial_shape is {list(sizes)}, wanted {axes} sizes, as shape has")
@@ -171,7 +177,8 @@ class Snapshot:
         """As a file holds it."""
         return {"task": self.task, "network": self.network, "data": self.facts.plain(), "shape": list(self.shape),
                 "first_stage": self.first_stage and self.first_stage.plain(), "config": self.config, "nimg": self.nimg,
-                "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {})}
+                "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {}),
+                **({"label_coding": asdict(self.label_coding)} if self.label_coding else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""
@@ -275,7 +282,9 @@ class Snapshot:
         """What the network works on."""
         if self.refines:
             return f"voxels, on top of first stage {self.refines.first_stage:.12}"
-        return f"latents of first stage {self.first_stage.hash or '?':.12}" if self.first_stage else "voxels"
+        if self.first_stage:
+            return f"latents of first stage {self.first_stage.hash or '?':.12}"
+        return f"voxels{with_labels(self.label_coding)}"
 
     def with_autoencoder(self, other: "Snapshot") -> "Snapshot":
         """The same carrying the network of an autoencoder's snapshot, and what that knows of its volumes."""
@@ -301,6 +310,25 @@ def check_content(held: Content, source: object) -> None:
     if size is not None and not (isinstance(whole, list) and len(whole) == sizes and all(
             is_whole(n) and n > 0 for n in whole)):
         raise ValueError(f"{source}: config.training.dataset.size is {shown(size)}, wanted {sizes} whole numbers")
+
+
+def check_coding(coding: LabelCoding, snapshot: Snapshot, source: object) -> None:
+    """ValueError naming the file for a coding of label maps that is not of its classes, or leaves no other channels."""
+    facts, images = snapshot.facts, snapshot.shape[0] - coding.channels
+    if snapshot.first_stage is not None:
+        raise ValueError(f"{source}: label_coding is there beside first_stage; label channels are drawn with voxels")
+    if coding.classes != len(facts.label_classes):
+        raise ValueError(f"{source}: label_coding is of {coding.classes} classes, data names "
+                         f"{len(facts.label_classes)} label_classes")
+    if images < 1 or len(facts.channels) not in (0, images):
+        wanted = f"{len(facts.channels)} of images" if facts.channels else "some of images"
+        raise ValueError(f"{source}: shape has {snapshot.shape[0]} channels, and label_coding ({coding.kind} of "
+                         f"{coding.classes} classes) takes {coding.channels}; wanted {wanted} before these")
+
+
+def with_labels(coding: LabelCoding | None) -> str:
+    """Label channels after the word for what they go with; '' for none."""
+    return "" if coding is None else f" with label maps as {coding.kind} ({coding.channels} channels)"
 
 
 def check_contract(found: Facts, trained: Facts, source: str | Path, path: Path) -> None:

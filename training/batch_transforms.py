@@ -1,33 +1,66 @@
 """From a raw batch to what diffusion sees, (x, Condition), on the device, with one generator per image."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from edm3d.formats.facts import LatentScaling
+from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, Moments
 from edm3d.inference.batch import Batch, Sample, collate
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.metrics.image import psnr
 from edm3d.networks.conditioning import Condition
+from edm3d.networks.label_coding import KINDS, LabelCoding
 from edm3d.networks.latent_codec import shift_and_gain, whiten
 from edm3d.networks.posteriors import AnyPosterior, posterior_class
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_count
+from edm3d.utils.checks import check_choice, check_count, check_positive
 from edm3d.utils.runs import find_file
 
+LABELS = "training.batch_transform.labels"
 ROUND_TRIP = 16  # items that are decoded again
 
 
 class Identity:
-    """Voxel space: the images themselves."""
+    """Voxel space: the images themselves, and behind their channels those of their label maps, where these are drawn.
+
+    labels: none, or the kind of a networks.label_coding.LabelCoding; label_scale: its scale, which as the root mean
+    square of the channels goes with a network's sigma_data.
+    """
+
+    def __init__(self, labels: str = "none", label_scale: float = 0.5):
+        check_choice("labels", labels, ("none", *KINDS))
+        check_positive({"label_scale": label_scale})
+        self.labels, self.scale, self.label_coding = labels, label_scale, None
+
+    def see(self, facts: Facts, shape: Sequence[int]) -> None:
+        """Take the label classes of data of a shape [C,*S], and from then on have the `shape` that a network sees.
+
+        ValueError where label maps are to be drawn and the data have none.
+        """
+        if self.labels != "none":
+            if not facts.label_classes:
+                wanted = "data with label maps" if facts.file else "their number of classes by --classes"
+                raise ValueError(f"{LABELS}={self.labels}: {facts.file or 'what the plan is for'} has no label maps; "
+                                 f"wanted none, or {wanted}")
+            with named(f"{LABELS}={self.labels}"):
+                self.label_coding = LabelCoding(self.labels, len(facts.label_classes), self.scale)
+        more = self.label_coding.channels if self.label_coding else 0
+        self.shape = (shape[0] + more, *shape[1:])
 
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, Condition]:
-        return batch.images, batch.condition
+        if self.label_coding is None:
+            return batch.images, batch.condition
+        if batch.labels is None:
+            raise ValueError(f"{LABELS}={self.labels}: an item of the data has no label map; wanted none, or data with "
+                             "a label map of each item")
+        with named(f"{LABELS}={self.labels}"):
+            return self.label_coding.join(batch.images, batch.labels), batch.condition
 
 
 class DrawLatents:
@@ -137,3 +170,12 @@ def chosen(posterior: AnyPosterior, draw: bool, generators: ImageGenerators) -> 
     """Latents [N,C,*s]: drawn from a posterior by the generators of the images, or its mean."""
     drawn = draw and not posterior.mean.is_meta
     return posterior.sample(generators.for_purpose("posterior")) if drawn else posterior.mean
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Begin errors of what is called by a key and its value."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{what}: {e}") from e

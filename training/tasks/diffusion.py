@@ -13,12 +13,13 @@ from edm3d.formats.refinement import told_facts
 from edm3d.inference.batch import Batch, collate
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.conditioning import Condition, Part, takes_of
+from edm3d.networks.label_coding import LabelCoding
 from edm3d.networks.layers import per_axis
 from edm3d.networks.parts import PARTS
 from edm3d.networks.precond import SLACK
 from edm3d.samplers.denoiser import Wrapper
 from edm3d.samplers.noise import ImageGenerators
-from edm3d.training.batch_transforms import Identity
+from edm3d.training.batch_transforms import LABELS, Identity
 from edm3d.training.loss import USUAL
 from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
@@ -44,21 +45,25 @@ class DiffusionTask(TaskType):
         if isinstance(augment, PatchAugment):
             raise ValueError(f"training.augment._target_={training['augment']['_target_']}: patches are for first "
                              "stages (training.task=autoencoder); choose augment=none or augment=edm")
-        transform = Identity() if imagined else build_transform(training, data, held)
-        shape, told = getattr(transform, "shape", data.shape), told_data(training, data, transform, imagined)
+        transform = imagined_transform(training, data) if imagined else build_transform(training, data, held)
+        told = told_data(training, data, transform, imagined)
+        shape = getattr(transform, "shape", told.shape)
         net, loss, optimizer, snapshot = build_parts(training, told, augment, shape, imagined)
-        if imagined:
-            return diffusion_task(net, loss, optimizer, transform, snapshot)
+        if imagined:  # batches are as networks see them
+            return diffusion_task(net, loss, optimizer, Identity(), snapshot)
         self.check(training, loss, net)
         item = data[0]
         condition = transform(collate([item]).to(torch.device("meta")), ImageGenerators([0]))[1]
         check_conditions(net, told.facts, condition)
-        snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform),
+        coding = getattr(transform, "label_coding", None)
+        snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform), label_coding=coding,
                            refines=getattr(transform, "refinement", None))
         task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
         check_forward(task, data)
-        maps = data.facts.label_classes if item.label is not None and not hasattr(transform, "scaling") else ()
-        notes = unusual_pair(type(net), type(loss)), left_aside(net, condition, told.facts, maps)
+        without_labels = item.label is None or coding is not None or hasattr(transform, "scaling")
+        notes = [unusual_pair(type(net), type(loss)), told_what_it_draws(net, data.facts, coding),
+                 left_aside(net, aside_from_drawn(condition, data.facts, coding), told.facts,
+                            () if without_labels else data.facts.label_classes)]
         task.notes = [note for note in notes if note]
         masked = getattr(getattr(transform, "stage", None), "masked", False)
         tell_only({*takes_of(net), "semantic"} if masked else takes_of(net), data,
@@ -241,10 +246,22 @@ def build_transform(training: dict, dataset: Data, held: Held | None) -> Callabl
         raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this "
                          + ("encodes images" if opens else "has no scaling that decoding could undo")
                          + "; choose batch_transform=latents")
+    if hasattr(transform, "see"):
+        transform.see(dataset.facts, dataset.shape)
     if opens:
         on_cpu = training["options"]["device"] == "cpu" or not torch.cuda.is_available()
         split, measured = ("train", dataset) if held is None else (training["validation"]["split"], held.dataset)
         transform.open(dataset, measured, split, torch.device("cpu" if on_cpu else "cuda"))
+    return transform
+
+
+def imagined_transform(training: dict, data: Data) -> Callable:
+    """The batch transform of a plan, of which it needs the shape that networks see, where that is not the data's."""
+    node, path = training["batch_transform"], "training.batch_transform"
+    if not hasattr(find_target(node["_target_"], path), "see"):
+        return Identity()
+    transform = build(node, path=path)
+    transform.see(data.facts, data.shape)
     return transform
 
 
@@ -274,6 +291,20 @@ def check_conditions(net: torch.nn.Module, facts: Facts, condition: Condition | 
         if condition is not None and name not in condition:
             raise ValueError(f"training.network.model.{kind.width_key}={part.width}: {facts.file} holds no "
                              f"{kind.many}; wanted 0, or data with {kind.many}")
+
+
+def aside_from_drawn(condition: Condition, facts: Facts, coding: LabelCoding | None) -> Condition:
+    """The condition of an item without its semantic map, where that is the label map that is drawn."""
+    return condition if coding is None or facts.map_classes else condition.replace(semantic=None)
+
+
+def told_what_it_draws(net: torch.nn.Module, facts: Facts, coding: LabelCoding | None) -> str:
+    """A note where a network is told just the label map that it is to draw, '' elsewhere."""
+    if coding is None or facts.map_classes or "semantic" not in takes_of(net):
+        return ""
+    return (f"Note: {LABELS}={coding.kind} draws the label map that the network is told "
+            f"(training.network.model.{PARTS['semantic'].width_key}), so that it only repeats it; leave one of them "
+            "out, or give the data maps of their own to draw from (prepare --maps)")
 
 
 def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: Sequence[str] = ()) -> str:

@@ -12,7 +12,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
 from edm3d.inference.asking import asker_of
 from edm3d.inference.batch import Sample, collate
-from edm3d.inference.drawing import Drawer, around, complete, draw_all, make_drawer, sample_meta
+from edm3d.inference.drawing import Drawer, around, arrays_of, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options, real_pictures, spread
 from edm3d.inference.refiner import Refiner, sampler_of
@@ -169,13 +169,12 @@ def known_of(samples: Sequence[Sample], takes: Mapping[str, Part]) -> dict[str, 
 
 def held_pictures(drawer: Drawer, samples: Sequence[Sample], clean: np.ndarray) -> list[Picture]:
     """Held-out items, [N,C,*s] as the network is to draw them, as images in stored units and label maps."""
-    if drawer.first_stage is None:
-        images = drawer.intensity.from_network(clean)
-        return [(image, sample.label) for image, sample in zip(images, samples, strict=True)]
-    maps = [collate([sample]).to(drawer.device).condition.semantic for sample in samples]  # masked stages want them
-    latents = torch.from_numpy(clean).to(drawer.device).split(1)
-    decoded = [drawer.first_stage.decode(*row) for row in zip(latents, maps, strict=True)]
-    return [(image[0].cpu().numpy(), None if label is None else label[0].cpu().numpy()) for image, label in decoded]
+    pictures = []
+    for sample, x in zip(samples, torch.from_numpy(clean).to(drawer.device).split(1), strict=True):
+        semantic = collate([sample]).to(drawer.device).condition.semantic  # masked stages want it
+        made = {name: array[0].cpu().numpy() for name, array in arrays_of(drawer, x, semantic).items()}
+        pictures.append((made["images"], made.get("labels", None if drawer.latent else sample.label)))
+    return pictures
 
 
 def look_of(facts: Facts) -> dict:
