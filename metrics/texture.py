@@ -95,36 +95,36 @@ def local_residual(image: np.ndarray, parts: np.ndarray, width: float = WIDTH) -
     """
     values = np.asarray(image, dtype=np.float32)
     residual = np.zeros_like(values)
-    for value in np.unique(parts[parts >= 0]):
-        mask = parts == value
+    for value, box in enumerate(ndimage.find_objects(parts + 1)):
+        if box is None:
+            continue
+        mask = parts[box] == value
         share, total = (ndimage.gaussian_filter(part, width, mode="constant", truncate=3)
-                        for part in (mask.astype(np.float32), values * mask))
-        residual[mask] = values[mask] - total[mask] / share[mask]
+                        for part in (mask.astype(np.float32), values[box] * mask))
+        residual[box][mask] = values[box][mask] - total[mask] / share[mask]
     return residual
 
 
-def autocorrelation(residual: np.ndarray, inside: np.ndarray | None = None, lags: int = LAGS) -> np.ndarray:
+def autocorrelation(residual: np.ndarray, parts: np.ndarray | None = None, lags: int = LAGS) -> np.ndarray:
     """Correlation [axes, lags + 1] of a residual [*S] of mean 0 with itself, moved by 0 .. lags voxels along each axis.
 
-    Over the pairs of voxels that both lie inside [*S] bool, by default all. NaN where there are no such pairs or
-    nothing varies.
+    Over the pairs of voxels of one class of the map [*S], -1: left out; by default all pairs. NaN where there are none
+    or nothing varies.
     """
-    mask = np.ones(residual.shape) if inside is None else inside.astype(np.float64)
-    values = np.asarray(residual, dtype=np.float64) * mask
+    values = np.asarray(residual, dtype=np.float64)
+    labels = np.zeros(values.shape, dtype=np.int8) if parts is None else parts
+    squares, kept, dims = values**2, labels >= 0, list(range(values.ndim))
     found = np.full([values.ndim, lags + 1], np.nan)
     for axis in range(values.ndim):
-        along, squares, counts = (np.moveaxis(part, axis, 0) for part in (values, values**2, mask))
-        for lag in range(min(lags + 1, len(along))):
-            first, second = slice(len(along) - lag), slice(lag, None)
-            scale = _sum(squares[first], counts[second]) * _sum(squares[second], counts[first])
+        for lag in range(min(lags + 1, values.shape[axis])):
+            first = (slice(None),) * axis + (slice(values.shape[axis] - lag),)
+            second = (slice(None),) * axis + (slice(lag, None),)
+            pairs = ((labels[first] == labels[second]) & kept[first]).astype(np.float64)
+            scale = np.prod([np.einsum(squares[side], dims, pairs, dims, []) for side in (first, second)])
             if scale > 0:
-                found[axis, lag] = _sum(along[first], along[second]) / np.sqrt(scale)
+                product = np.einsum(values[first], dims, values[second], dims, pairs, dims, [])
+                found[axis, lag] = product / np.sqrt(scale)
     return found
-
-
-def _sum(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of a product, without an array of it."""
-    return float(np.einsum(a, range(a.ndim), b, range(a.ndim), []))
 
 
 def correlation_length(correlation: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
