@@ -203,7 +203,8 @@ def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
     assert head[:4] == ["set", "id", "seed", "lv_volume"] and head[-1] == "contrast_atrium_echo"
     assert len(lines) == 1 + 12
     assert lines[1].startswith("real,real-0,,4.096,")  # 4^3 voxels of 64 mm3
-    assert lines[8].startswith("generated,generated-3,9,0,") and dict(zip(head, lines[8].split(",")))["cavity_enclosed"] == "0"
+    assert lines[8].startswith("generated,generated-3,9,0,")
+    assert dict(zip(head, lines[8].split(",")))["cavity_enclosed"] == "0"
 
 
 def test_text_is_aligned_and_complete(sets):
