@@ -1,5 +1,7 @@
 """Curves and dots of the report: real in grey, generated in blue, decoded noise in orange, everywhere."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -76,6 +78,31 @@ def spectrum_chart(row: dict) -> Figure:
                       label=NAMES[key])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
+    _legend(figure)
+    return figure
+
+
+def bands_chart(row: dict, edges: Sequence[float]) -> Figure:
+    """Mean power in dB by band of radial frequency, edges in cycles per voxel; a line before the corners, the last."""
+    figure, axes = chart("frequency [cycles per voxel]", "power [dB]")
+    for key in COLOURS:
+        if row.get(key) is not None:
+            levels = np.array(row[key], dtype=np.float64)
+            axes.stairs(levels, edges, baseline=None, color=COLOURS[key], ls=STYLES[key], lw=1.8, label=NAMES[key])
+    axes.axvline(edges[-2], color=GRID, lw=1.2, zorder=0)
+    _legend(figure)
+    return figure
+
+
+def neighbours_chart(curves: dict[str, list[list[float | None]]]) -> Figure:
+    """Correlation of voxels by their distance [voxels], a mark for each axis."""
+    figure, axes = chart("distance [voxels]", "correlation")
+    for key in COLOURS:
+        for axis, curve in enumerate(curves.get(key, [])):
+            values = np.array(curve, dtype=np.float64)
+            axes.plot(np.arange(len(values)), values, color=COLOURS[key], ls=STYLES[key], lw=1.2, ms=4,
+                      marker="os^"[axis], label=f"{NAMES[key]}, axis {axis}")
+    axes.axhline(np.exp(-1), color=GRID, lw=1.2, zorder=0)
     _legend(figure)
     return figure
 

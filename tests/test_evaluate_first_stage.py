@@ -129,8 +129,11 @@ def test_report_of_labelled_phantoms_has_all_its_parts(tmp_path):
     assert len(found["latents"]) == 2 and not found["codes"]["available"]
     assert found["worst"][0]["psnr_db"] == found["channels"]["echo"]["psnr_min"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Worst cases" in page and "min_psnr 20 dB" in page and page.count("data:image/png") == 3
-    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {"pictures_1", "worst_1", "spectrum_echo"}
+    assert "Worst cases" in page and "min_psnr 20 dB" in page and page.count("data:image/png") == 5
+    assert {p.stem for p in (tmp_path / "out" / "figures").iterdir()} == {
+        "pictures_1", "worst_1", "spectrum_echo", "bands_echo", "neighbours_echo"}
+    bands = found["texture"]["echo"]["bands"]
+    assert bands["difference"][5] == pytest.approx(bands["decoded"][5] - bands["real"][5])
 
 
 def test_two_dims_several_channels_no_labels_and_tiles(tmp_path):

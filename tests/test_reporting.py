@@ -200,10 +200,11 @@ def test_undefined_values_and_shares_are_counted(sets):
 def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
     lines = report.cases_csv(COMPARISON, FRAME, walked(sets, missing={"decoded": "x"})).splitlines()
     head = lines[0].split(",")
-    assert head[:4] == ["set", "id", "seed", "lv_volume"] and head[-1] == "cavity_enclosed"
+    assert head[:4] == ["set", "id", "seed", "lv_volume"] and head[-1] == "contrast_atrium_echo"
     assert len(lines) == 1 + 12
     assert lines[1].startswith("real,real-0,,4.096,")  # 4^3 voxels of 64 mm3
-    assert lines[8].startswith("generated,generated-3,9,0,") and lines[8].endswith(",0")
+    assert lines[8].startswith("generated,generated-3,9,0,")
+    assert dict(zip(head, lines[8].split(",")))["cavity_enclosed"] == "0"
 
 
 def test_text_is_aligned_and_complete(sets):
@@ -586,6 +587,8 @@ CURVES = {"bins": [0, 1, 2], **{f"{name}_curve": [0.5, 0.5] for name in ("real",
 @pytest.mark.parametrize("figure", [
     charts.distribution_chart({name: np.arange(5.0) for name in ("real", "generated", "noise")}, "volume", "mL"),
     charts.histogram_chart(CURVES, "intensity", ""), charts.spectrum_chart(CURVES),
+    charts.bands_chart({"real": [1.0, 2.0], "generated": [1.0, None], "noise": [0.0, 0.0]}, [0, 0.5, 0.8]),
+    charts.neighbours_chart({name: [[1.0, 0.5, None]] * 3 for name in ("real", "generated", "noise")}),
     charts.pairs_chart({name: np.arange(5.0) for name in ("real", "generated")}),
     charts.overview_chart({"a": {"floor_p99": 0.2, "floor_median": 0.1, "noise": 0.9, "ks": 0.3}}, {"a": "volume"})])
 def test_legends_lie_below_the_axes_and_within_the_picture(figure):
@@ -716,7 +719,7 @@ def test_report_of_hostile_names_keeps_to_its_folder_and_is_text(tmp_path, capsy
     found = report.write_report(tmp_path / "out/rep", COMPARISON, FRAME, walk(COMPARISON, context, sets), about)
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and [p.name for p in (tmp_path / "out").iterdir()] == ["rep"]
     figures = [p.name for p in (tmp_path / "out/rep/figures").rglob("*")]
-    assert len(figures) == 3 * 2 + len(found["metrics"]) + 2  # the overview, and one montage
+    assert len(figures) == 5 * 2 + len(found["metrics"]) + 2  # the overview, and one montage
     assert all(len(name.encode()) < 255 and not re.search(r"[\x00-\x1f/<>]", name) for name in figures)
     said = capsys.readouterr().err
     assert said.startswith("Note: figures of names that no file can have: ")

@@ -3,6 +3,7 @@
 from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.fidelity import Fidelity
+from edm3d.reporting.sections.grain import Grain
 from edm3d.reporting.sections.heart import HeartWall
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.intensities import Intensities
@@ -25,12 +26,14 @@ COMPARISON = (
     AskedClasses(NUMBERS),
     SamplePictures(),
     Texture(),
+    Grain("generated"),
     Variety(),
     HeldOut(),
 )
 # Sections of the report of a first stage.
 FIRST_STAGE = (
     Fidelity(),
+    Grain("decoded"),
     DecodedPictures(),
     Latents(),
 )
