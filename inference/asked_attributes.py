@@ -31,7 +31,10 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class AskedAttributes(NamedTuple):
-    """The attributes that a network takes; the figures are of its training, None where they are not known."""
+    """The attributes that a network takes; the figures are of its training, None where they are not known.
+
+    never: numbers of those that no training item has, of which no value can be asked.
+    """
 
     part: Part
     names: tuple[str, ...]
@@ -41,6 +44,7 @@ class AskedAttributes(NamedTuple):
     missing: Sequence[int]
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    never: Sequence[int] = ()
 
     @classmethod
     def of(cls, part: Part, facts: Facts) -> "AskedAttributes":
@@ -48,7 +52,8 @@ class AskedAttributes(NamedTuple):
         names, known = facts.attribute_names or (), facts.attribute_statistics
         units = facts.attribute_units or ("",) * len(names)
         return cls(part, names, units, known and known.lo, known and known.hi,
-                   known.missing if known else [0] * len(names), known and known.mean, known and known.std)
+                   known.missing if known else [0] * len(names), known and known.mean, known and known.std,
+                   known.never() if known else ())
 
     def number(self, name: str, key: str, unit: str | None = None) -> int:
         """Which one a name means, with its unit in brackets or by itself; ValueError, begun by `key`, for none.
@@ -91,6 +96,9 @@ class AskedAttributes(NamedTuple):
             raise wrong
         if value == value and not abs(value) <= FLOAT_MAX:
             raise wrong
+        if value == value and number in self.never:
+            raise ValueError(f"{key}: no training item has {one_line(self.names[number])}, so that the network knows "
+                             f"no value of it; wanted null, as by {KEY}.NAME=null, or training data that have it")
         if self.std is not None and abs(value - self.mean[number]) > FARTHEST * self.std[number]:
             raise ValueError(f"{key}: {value:g} is far from all that the network was trained on, "
                              f"{self.lo[number]:g} to {self.hi[number]:g} {one_line(self.units[number])}".rstrip())
@@ -114,6 +122,12 @@ def attribute_rows(known: AskedAttributes, columns: Sequence[AskedColumn], liter
     A literal stands for all rows, in place of those of a file.
     """
     rows = np.full((max(1, len(ids)), len(known.names)), nan)
+    typed: dict[int, float] = {}
+    for name, value in literal.items():
+        number = known.number(str(name), f"{KEY}.{one_line(str(name))}")
+        if number in typed:
+            raise ValueError(f"{KEY}.{one_line(str(name))}: {one_line(known.names[number])} is asked for twice")
+        typed[number] = known.value(value, number, f"{KEY}.{one_line(str(name))}={shown(value)}")
     of_file = {}
     for column in columns:
         number = known.number(column.name, f"{source}: column {one_line(column.name)!r}", column.unit)
@@ -121,14 +135,11 @@ def attribute_rows(known: AskedAttributes, columns: Sequence[AskedColumn], liter
             raise ValueError(f"{source}: columns {one_line(of_file[number])!r} and {one_line(column.name)!r} are one "
                              "attribute; keep one of them")
         of_file[number] = column.name
-        rows[:, number] = [known.value(value, number, f"{source}: {one_line(column.name)} of {one_line(id_)}")
-                           for id_, value in zip(ids, column.values, strict=True)]
-    typed: dict[int, float] = {}
-    for name, value in literal.items():
-        number = known.number(str(name), f"{KEY}.{one_line(str(name))}")
-        if number in typed:
-            raise ValueError(f"{KEY}.{one_line(str(name))}: {one_line(known.names[number])} is asked for twice")
-        rows[:, number] = typed[number] = known.value(value, number, f"{KEY}.{one_line(str(name))}={shown(value)}")
+        if number not in typed:
+            rows[:, number] = [known.value(value, number, f"{source}: {one_line(column.name)} of {one_line(id_)}")
+                               for id_, value in zip(ids, column.values, strict=True)]
+    for number, value in typed.items():
+        rows[:, number] = value
     notes = [f"Note      {KEY}.{one_line(known.names[n])} stands for all rows, in place of the values of {source}"
              for n in typed if n in of_file]
     said = {known.names[number]: None if np.isnan(value) else value for number, value in typed.items()}

@@ -189,7 +189,7 @@ def test_values_outside_the_training_are_drawn_with_a_warning_of_both_ranges():
 @pytest.mark.parametrize(("change", "message"), [
     ({"lo": [300, 15, 1]}, r"lo is \[300, 15, 1\], hi \[200, 40, 3\].*none of lo above hi"),
     ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"),
-    ({"hi": [1, 2]}, "of 2 attributes"),
+    ({"hi": [1, 2]}, "of 2 attributes"), ({"items": 1}, r"missing is \[0, 2, 0\], of 1 items"),
 ])
 def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=f"attribute_statistics.*{message}"):
@@ -199,6 +199,26 @@ def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
 def test_two_attributes_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"attributes \('a', 'a'\): wanted names that differ"):
         VolumesMeta(2, ("us",), ("target",), (), ("a", "a"), ("", ""), (), FACTS.intensity)
+
+
+def test_an_attribute_that_no_training_item_has_can_only_be_missing(tmp_path):
+    known = AttributeStatistics.of(np.float32([[100, nan, 0], [nan, nan, 2]]))
+    assert known.never() == [1] and known.items == 2
+    facts = Facts.from_plain(replace(FACTS, attribute_statistics=known).plain(), "x")
+    of = {"takes": {"attributes": Part(3, 0.1, 0.2)}, "facts": facts}
+    message = "no training item has body mass"
+    for options in ({"attributes": {"body mass": 0}}, {"sweep": {"body mass": [0, 1, 2]}}):
+        with pytest.raises(ValueError, match=message) as error:
+            ask(**of, **options)
+        assert str(error.value).startswith(f"sampling.{next(iter(options))}.body mass")
+    table = write_table(tmp_path / "a.csv", "id,lv_volume,body mass", "p,100,30")
+    with pytest.raises(ValueError, match=f"a.csv: body mass of p: {message}"):
+        ask(**of, conditions=table)
+    told = ask(**of, conditions=table, attributes={"body mass": None})([0]).attributes
+    np.testing.assert_array_equal(told, [[100, nan, nan]])
+    before = replace(FACTS, attribute_statistics=known._replace(items=None))
+    assert "items" not in before.plain()["attribute_statistics"]
+    assert ask(of["takes"], facts=before, attributes={"body mass": 1})([0]).attributes[0, 1] == 1  # it does not say
 
 
 def test_attributes_of_a_network_without_are_refused():
