@@ -14,6 +14,7 @@ from edm3d.inference.asked_attributes import (
     AskedAttributes,
     attribute_rows,
     check_missing,
+    extent_notes,
     geometry_of,
     range_notes,
     sweep_of,
@@ -170,9 +171,10 @@ class Asker:
             whole[:, sweep.column] = np.tile(sweep.values, len(rows))
         check_missing(known, whole, f"{file.source}" if columns else "")
         record = {**({"attributes": said} if said else {}), **({"sweep": sweep._asdict()} if sweep else {})}
-        return {"attributes": list(rows)}, {
-            "sweep": sweep, "record": record, "notes": [*notes, *more, *range_notes(known, whole)],
-            "geometry": geometry_of(known, whole, self.facts, len(self.size))}
+        geometry = geometry_of(known, whole, self.facts, self.size, None if not columns or file.is_list else {
+            *said, *([sweep.name] if sweep else ())})
+        notes += [*more, *range_notes(known, whole), *extent_notes(known, whole, geometry)]
+        return {"attributes": list(rows)}, {"sweep": sweep, "record": record, "notes": notes, "geometry": geometry}
 
     # ---- maps and images ----
 

@@ -12,7 +12,7 @@ import torch
 
 import edm3d
 import generate
-from edm3d.formats.asked import open_asked
+from edm3d.formats.asked import AskedColumn, AskedFile, open_asked
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of, write_nifti
@@ -225,6 +225,40 @@ def test_attributes_of_a_network_without_are_refused():
     for options in ({"attributes": {"lv_volume": 1}}, {"sweep": {"lv_volume": [1, 2, 3]}}):
         with pytest.raises(ValueError, match=r"lv_volume: the network was trained without attributes.*attribute_dim"):
             ask({}, **options)
+
+
+SIZED = replace(FACTS, attribute_names=("spacing_0", "extent_0", "extent_y"), attribute_units=("mm", "cm", "mm"),
+                attribute_statistics=AttributeStatistics([2, 1, 18], [1, 1, 9], [1, 0.1, 1], [9, 9, 99], [0] * 3))
+
+
+def sized(*numbers: int, **asked) -> np.ndarray:
+    """Sides of the voxels of samples [N,2] of a grid of 4 and 6 voxels that were asked for by SIZED."""
+    found = ask({"attributes": Part(3, 0.1, 0.2)}, facts=SIZED, **asked)
+    return np.array([spacing_of(affine)[:2] for affine in found.stored(found(numbers))["affines"]])
+
+
+def test_an_extent_that_is_asked_for_makes_voxels_of_its_share(tmp_path):
+    np.testing.assert_allclose(sized(0, attributes={"extent_0": 0.8}), [[2, 3]])  # 8 mm of 4 voxels
+    np.testing.assert_allclose(sized(0, attributes={"extent_y": 30}), [[2, 5]])  # of 6
+    np.testing.assert_allclose(sized(0, attributes={"spacing_0": 2.5, "extent_0": 1}), [[2.5, 3]])
+    np.testing.assert_allclose(sized(0, attributes={"spacing_0": 2.5, "extent_0": 0.5}), [[2.5, 3]])  # padded
+    np.testing.assert_allclose(sized(0, 1, sweep={"extent_0": [0.4, 0.8, 2]}), [[1, 3], [2, 3]])
+    table = write_table(tmp_path / "a.csv", "id,spacing_0,extent_0", "p,,0.4", "q,3,0.4", "r,,")
+    np.testing.assert_allclose(sized(0, 1, 2, conditions=table), [[1, 3], [3, 3], [2, 3]])
+    asked = ask({"attributes": Part(3, 0.1, 0.2)}, facts=SIZED, conditions=table)
+    assert [line for line in asked.notes if line.startswith("Note")] == [
+        "Note      extent_0 without a voxel size: voxels are taken to be of 1 to 1 mm, which fill it without padding"]
+
+
+def test_an_extent_longer_than_the_voxels_asked_for_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2\.5 mm are 10 mm"):
+        sized(0, attributes={"spacing_0": 2.5, "extent_0": 1.2})
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2\.5 mm are 10 mm"):
+        sized(0, attributes={"spacing_0": 2.5}, sweep={"extent_0": [0.4, 1.2, 2]})
+    real = AskedFile("v.h5", ["p"], attributes=[AskedColumn("spacing_0", [2.5]), AskedColumn("extent_0", [1.2])])
+    np.testing.assert_allclose(sized(0, given=real), [[2.5, 3]])  # a volume that was cropped since
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2 mm are 8 mm"):
+        sized(0, given=real, attributes={"spacing_0": 2})
 
 
 # ---- parts of which nothing is asked ----
