@@ -19,7 +19,7 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import Samples, SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import Sample
-from edm3d.inference.evaluate import sample_case, shared_spacing_of
+from edm3d.inference.evaluate import affines_of, sample_case, shared_spacing
 from edm3d.inference.export import export
 from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
 from edm3d.networks.conditioning import Condition, Part
@@ -245,8 +245,8 @@ def test_samples_of_several_voxel_sizes_are_not_measured_as_one(tmp_path):
     affines = np.stack([np.diag([i, i, i, 1.0]) for i in (2, 2, 3)])
     samples = conditional(tmp_path / "samples.h5", 3, None, affines=affines)
     assert samples.affine_of(2)[0, 0] == 3 and conditional(tmp_path / "o.h5", 3, None).affine_of(2)[0, 0] == 1
-    with pytest.raises(ValueError, match="seed 12 .*--ignore-spacing"):
-        shared_spacing_of(samples)
+    with pytest.raises(ValueError, match=r"seed 3 are \[2. 2. 2.\] mm, those of 1 others .*: seed 12 \[3.*; why"):
+        shared_spacing(samples.path, affines_of(samples), 3, "why")
 
 
 def test_a_preview_asks_for_what_is_known_of_held_out_items():
