@@ -20,11 +20,11 @@ from edm3d.inference.asked_attributes import (
     sweep_of,
 )
 from edm3d.inference.conditions import Conditions
+from edm3d.inference.guidance import dropout_option
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
-from edm3d.samplers.guidance import dropout_option
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.files import first_line
