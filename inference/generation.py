@@ -171,7 +171,8 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
     def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
         arrays = draw(drawer, batch)
         if odd := [name for name, array in arrays.items() if is_odd(name, array)]:
-            raise ValueError(f"{path}: what it draws for seeds {batch[0]} to {batch[-1]} is not finite "
+            seeds = drawer.conditions.seeds(batch)
+            raise ValueError(f"{path}: what it draws for seeds {seeds[0]} to {seeds[-1]} is not finite "
                              f"({listed(odd)}): its network has diverged or is damaged, or "
                              "what is asked for (guidance, attributes) is far from all that it was trained on")
         if drawer.whole is not None and batch[0] == missing[0]:
