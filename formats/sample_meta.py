@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute
+from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute, compared
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
@@ -32,6 +32,11 @@ class SampleMeta(NamedTuple):
     snapshot_hash: str
     sampling: dict
     stage: SampleStage | None = None
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What samples depend on besides their seeds, by which those of one kind are known."""
+        return {"snapshot_hash": self.snapshot_hash, "sampling": compared(self.sampling)}
 
     @property
     def precision(self) -> str:

@@ -71,7 +71,7 @@ def generate(experiment: str, config: dict) -> None:
             log(line)
         meta, numbers = sample_meta(snapshot, whole, options, guidance, conditions.record), conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
-        parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling], partial(check_part, drawer))
+        parts = Parts(outdir / "parts", list(meta.made_of.values()), partial(check_part, drawer))
         distributed.from_rank_0(parts.tidy)
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
         new = [number for number in numbers if not (old and number in old.rows)]
@@ -143,7 +143,7 @@ def drawn_before(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile |
         if overwrite:
             return None
         raise ValueError(f"{e}; choose another sampling.outdir, or draw anew by sampling.overwrite=true") from e
-    had, wanted = ({"snapshot_hash": each.snapshot_hash, "sampling": each.sampling} for each in (old.meta, meta))
+    had, wanted = old.meta.made_of, meta.made_of
     if overwrite and had != wanted:
         return None
     check_alike(f"{path} was drawn with", had, wanted,

@@ -638,6 +638,24 @@ def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
         assert "was drawn with another sampling" in said and "attributes" in said
 
 
+def test_a_file_is_known_by_its_content_wherever_it_lies(at, monkeypatch):
+    write_volumes(Path("v.h5"))
+    Path("sub").mkdir()
+    Path("sub/w.h5").write_bytes(Path("v.h5").read_bytes())
+    succeed(generate.main, *DRAW, "sampling.conditions=v.h5", "sampling.nifti=true", "sampling.seeds=0-1")
+    before = Path("out/nifti/item-1_seed000000_image.nii.gz").stat().st_mtime_ns
+    for name in ("./v.h5", f"{at}/sub/../sub/w.h5"):
+        said = succeed(generate.main, *DRAW, f"sampling.conditions={name}", "sampling.nifti=true", "sampling.seeds=0-2")
+        assert ("2 there already" if name == "./v.h5" else "3 there already") in said and "gone" not in said
+    assert SamplesFile("out/samples.npz").meta.sampling["conditions"]["source"] == "./v.h5"
+    assert Path("out/nifti/item-1_seed000000_image.nii.gz").stat().st_mtime_ns == before
+    Path("out/samples.npz").unlink()  # the records beside it know the file, too
+    assert "0 there already" in succeed(generate.main, *DRAW, "sampling.conditions=sub/w.h5", "sampling.seeds=0-2")
+    metas = [SampleMeta(FACTS, "n.pt", "1", {"conditions": {"source": source, "hash": hash_, "ids": ["a"]}})
+             for source, hash_ in (("a", "1"), ("b", "1"), ("a", "2"))]
+    assert metas[0].made_of == metas[1].made_of != metas[2].made_of
+
+
 def test_a_sweep_is_drawn_from_the_same_noise_and_shown(at):
     said = succeed(generate.main, *DRAW, "sampling.seeds=2-3", "sampling.sweep.lv_volume=[40,240,3]")
     assert "Warning   lv_volume: asked for are 40 to 240 ml, the network was trained on 40 to 200 ml" in said
