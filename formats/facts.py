@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats.intensity import Intensity
-from edm3d.formats.items import affine_problem
+from edm3d.formats.items import affine_problem, check_names
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.volumes import ROLES, VolumesFile
+from edm3d.formats.volumes import NAMES, ROLES, VolumesFile
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
@@ -159,6 +159,8 @@ class Facts:
             raise ValueError(f"affine {problem}")
         if len(self.spatial_shape) > 3 or any(n < 1 for n in self.spatial_shape):
             raise ValueError(f"spatial_shape is {list(self.spatial_shape)}, wanted 1 to 3 numbers of 1 or more")
+        check_names({**{name: getattr(self, name) for name in (*NAMES, "condition_channels")},
+                     "channels and condition_channels": (*self.channels, *(self.condition_channels or ()))})
         names, units = self.attribute_names, self.attribute_units
         if names is not None and units is not None and len(names) != len(units):
             raise ValueError(f"attribute_names has {len(names)} names, attribute_units {len(units)}")

@@ -197,7 +197,7 @@ def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
 
 
 def test_two_attributes_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"attributes \('a', 'a'\): wanted names that differ"):
+    with pytest.raises(ValueError, match=r"attribute_names: 'a' is there 2 times, wanted names that differ"):
         VolumesMeta(2, ("us",), ("target",), (), ("a", "a"), ("", ""), (), FACTS.intensity)
 
 
