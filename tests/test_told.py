@@ -1,20 +1,32 @@
 """What a network is told, in words: `info` of snapshots, states and runs, and the cards of published networks."""
 
+import json
+import re
+import shlex
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import dataset_tool
 from edm3d.formats.facts import AttributeStatistics, Facts
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.png import write_png
 from edm3d.formats.training_state import Collected, Progress, TrainingState
+from edm3d.inference.asking import Asker
+from edm3d.inference.card_usage import table_of, usage
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.told import lines, takes_of_node
 from edm3d.networks.conditioning import Part, takes_of
+from edm3d.networks.parts import PARTS
 from edm3d.utils import checkpoint
+from edm3d.utils.compose import compose
 from edm3d.utils.config import build
+from edm3d.utils.schema import sampling_options
 from tests.commands import succeed
 
 SIZE = (8, 8)
@@ -97,3 +109,63 @@ def test_names_and_ranges_are_said_as_far_as_they_are_known():
                                                  "told 4 map classes: in training left out of 0.5 of the images"]
     facts = replace(FACTS, attribute_statistics=None, attribute_names=("a\x1b", "b"), attribute_units=("", "mm"))
     assert next(iter(lines(takes, facts))) == "told 2 attributes (a\\x1b, b [mm]): in training never left out"
+
+
+# ---- cards ----
+
+
+def asked_by_card(facts: Facts, **parts: Part):
+    """What the command of a card asks of a network that takes these parts, and the words of the card."""
+    takes = {name: parts[name] for name in PARTS if name in parts}
+    text = usage("hub", takes, facts)
+    command = next(line for line in text.splitlines() if line.startswith("edm3d generate"))
+    experiment, *overrides = shlex.split(command)[2:]
+    options = sampling_options(compose(experiment.removeprefix("-cn="), overrides))
+    if found := re.search(r"```\n(id,.*?)```", text, re.DOTALL):
+        Path("conditions.csv").write_text(found[1])
+    for kind, channels in (("map", 1), ("image", 40)):
+        write_png(Path(f"{kind}.png"), np.full(SIZE, channels, np.uint8))
+    code = text.split("```python\n")[1].split("```")[0]
+    return Asker(takes, facts, SIZE)(options, range(8)), code
+
+
+def test_the_example_of_a_card_asks_for_all_that_a_network_is_told(at):
+    facts = replace(FACTS, intensity=Intensity(0.0, 255.0, True, ""))
+    every = {"class_labels": Part(2), "attributes": Part(3), "semantic": Part(3), "images": Part(1)}
+    asked, code = asked_by_card(facts, **every)
+    assert "classes=['ED'], attributes={'lv_volume': 100.26, 'body mass': 25.0}, conditions='conditions.csv'" in code
+    told = asked([0])
+    assert told.class_labels.tolist() == [[1, 0]] and (told.semantic == 1).all() and told.images.unique().numel() == 1
+    np.testing.assert_array_equal(told.attributes, np.float32([[100.26, 25, np.nan]]))
+    asked, code = asked_by_card(facts, semantic=Part(3))
+    assert (asked([3]).semantic == 1).all() and "conditions='map.png')" in code
+    asked, code = asked_by_card(facts, attributes=Part(3, 0.1, 0.1))
+    np.testing.assert_array_equal(asked([0]).attributes, np.float32([[100.26, np.nan, np.nan]]))
+    odd = replace(facts, class_names=("null", "b"), attribute_names=('a "b"\\', "c'd", "e"))
+    asked, code = asked_by_card(odd, class_labels=Part(2), attributes=Part(3))
+    assert asked([0]).attributes[0, :2].tolist() == np.float32([100.26, 25]).tolist() and "['null']" in code
+    assert asked([0]).class_labels.tolist() == [[1, 0]]
+    asked, code = asked_by_card(facts)
+    assert asked.asked == {} and "range(8))" in code
+    assert [table_of(dict.fromkeys(parts), replace(FACTS, spatial_shape=(8,) * 3)) for parts in (
+        ["semantic"], ["images"], ["images", "semantic"])] == [
+            "", "id,image\nmine,image.nii.gz", "id,map,image\nmine,map.nii.gz,image.nii.gz"]
+
+
+@pytest.mark.parametrize(("widths", "task", "tags"), [
+    ({}, "unconditional-image-generation", []),
+    ({"semantic_dim": 3, "semantic_hidden": 8, "label_dim": 2}, "image-to-image",
+     ["conditional-image-generation", "class-label-conditional", "semantic-map-conditional"]),
+    ({"label_dim": 2}, "other", ["conditional-image-generation", "class-label-conditional"]),
+])
+def test_a_card_has_the_task_of_what_its_network_is_told(at, widths, task, tags):
+    save("net.pt", node(**widths))
+    report = {"generated": {"snapshot_hash": Snapshot.read(Path("net.pt")).hash, "num": 8, "seeds": "0-7"},
+              "real": {"num": 10, "reference": "test"}, "metrics": {"lv_volume": {"ks": 0.25}}}
+    Path("report.json").write_text(json.dumps(report))
+    succeed(dataset_tool.main, "publish", "net.pt", "--dest", "hub", "--licence", "x", "--report", "report.json")
+    text = Path("hub/README.md").read_text()
+    front = yaml.safe_load(text.removeprefix("---\n").split("---\n", 1)[0])
+    assert front["pipeline_tag"] == front["model-index"][0]["results"][0]["task"]["type"] == task
+    assert [tag for tag in front["tags"] if "conditional" in tag] == tags
+    assert ("The network is told" in text) == ("What it can be asked for" in text) == bool(widths)
