@@ -258,6 +258,11 @@ def info(path: Path) -> None:
     printing_is_all()
     for line in describe(path):
         click.echo(line)
+    if path.is_dir() or path.suffix == ".pt":
+        from edm3d.inference.told import said_of_networks  # torch takes seconds, and other files do without
+
+        for line in said_of_networks(path):
+            click.echo(line)
 
 
 # ---- export ----

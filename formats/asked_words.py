@@ -18,7 +18,7 @@ CAPTIONED = 4  # attributes in a caption
 
 
 def table(samples: SamplesFile) -> str:
-    """CSV text, a row for each sample: name of its files, id, seed, class and attributes.
+    """CSV text, a row for each sample: name of its files, id, seed, class and attributes; of a sweep its number, too.
 
     A cell is empty where nothing was asked for; nothing in it is what a spreadsheet would compute. '' where no file and
     no attribute was asked for: classes that seeds go through in turn need no table.
@@ -34,7 +34,8 @@ def table(samples: SamplesFile) -> str:
         asked += [(titled(name, unit), ["" if np.isnan(value) else str(value) for value in column])
                   for name, unit, column in zip(*attribute_names(meta.facts, values.shape[1]), values.T, strict=True)]
     ids = [] if not meta.ids else [("id", [meta.id_of(seed) for seed in seeds])]
-    columns = [("name", meta.file_names(seeds)), *ids, ("seed", seeds), *asked]
+    numbers = [("number", seeds)] if meta.sweep else []
+    columns = [("name", meta.file_names(seeds)), *ids, *numbers, ("seed", list(map(meta.noise_of, seeds))), *asked]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([cell(head) for head, _ in columns])
@@ -44,22 +45,29 @@ def table(samples: SamplesFile) -> str:
 
 def captions(meta: SampleMeta, seeds: Sequence[int], classes: np.ndarray | None = None,
              attributes: np.ndarray | None = None) -> list[str]:
-    """Lines on samples: class, id, seed, and the first attributes with their units, as far as they were asked for."""
+    """Lines on samples by their numbers: class, id, seed, and the first attributes with their units, a swept one before
+    the others, as far as they were asked for.
+    """
     texts = []
-    for i, seed in enumerate(int(seed) for seed in seeds):
+    for i, number in enumerate(int(seed) for seed in seeds):
         name = None if classes is None else meta.class_name(classes[i])
         lines = [] if name is None else [f"class {name}"]
-        lines += [] if meta.id_of(seed) is None else [meta.id_of(seed)]
-        lines += [f"seed {seed}", *([] if attributes is None else attribute_words(meta.facts, attributes[i]))]
+        lines += [] if meta.id_of(number) is None else [meta.id_of(number)]
+        lines += [f"seed {meta.noise_of(number)}"]
+        lines += [] if attributes is None else attribute_words(meta.facts, attributes[i],
+                                                               meta.sweep.column if meta.sweep else None)
         texts.append("\n".join(" ".join(line.split()) for line in lines))
     return texts
 
 
-def attribute_words(facts: Facts, row: np.ndarray) -> list[str]:
-    """The attributes of a sample that were asked for, `lv volume 120 mL`, and how many more there are."""
+def attribute_words(facts: Facts, row: np.ndarray, first: int | None = None) -> list[str]:
+    """The attributes of a sample that were asked for, `lv volume 120 mL`, and how many more there are.
+
+    first: number of one that comes before the others.
+    """
     names, units = attribute_names(facts, len(row))
-    found = [f"{name} {value:.3g} {unit}".rstrip() for name, unit, value in zip(names, units, row, strict=True)
-             if not np.isnan(value)]
+    order = sorted(range(len(row)), key=lambda number: number != first)
+    found = [f"{names[a]} {row[a]:.3g} {units[a]}".rstrip() for a in order if not np.isnan(row[a])]
     more = len(found) - CAPTIONED
     return found if more <= 0 else [*found[:CAPTIONED - 1], f"and {more + 1} more"]
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm3d.formats.intensity import Intensity
-from edm3d.formats.items import affine_problem
+from edm3d.formats.items import affine_problem, check_names
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.volumes import ROLES, VolumesFile
+from edm3d.formats.volumes import NAMES, ROLES, VolumesFile
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
@@ -69,7 +69,8 @@ class LatentFacts(NamedTuple):
 class AttributeStatistics(NamedTuple):
     """Of the attributes of a split, in their units: those of the items that have one, and how many have none.
 
-    A number for each attribute; mean 0, std 1 and the range 0 to 0 where no item has it.
+    A number for each attribute; mean 0, std 1 and the range 0 to 0 where no item has it. items: how many there are,
+    None where a file of before does not say.
     """
 
     mean: list[float]
@@ -77,6 +78,7 @@ class AttributeStatistics(NamedTuple):
     lo: list[float]
     hi: list[float]
     missing: list[int]
+    items: int | None = None
 
     @classmethod
     def of(cls, attributes: np.ndarray) -> "AttributeStatistics":
@@ -85,7 +87,28 @@ class AttributeStatistics(NamedTuple):
         some = [column if len(column) else np.zeros(1) for column in columns]
         return cls([float(column.mean()) for column in some], [float(column.std()) or 1.0 for column in some],
                    [float(column.min()) for column in some], [float(column.max()) for column in some],
-                   [len(attributes) - len(column) for column in columns])
+                   [len(attributes) - len(column) for column in columns], len(attributes))
+
+    def never(self) -> list[int]:
+        """Numbers of the attributes that no item has, as far as is known."""
+        return [] if self.items is None else [a for a, missing in enumerate(self.missing) if missing >= self.items]
+
+    def check(self, count: int) -> None:
+        """ValueError for figures that cannot be of so many attributes."""
+        for name in ("mean", "std", "lo", "hi", "missing"):
+            if (found := len(getattr(self, name))) != count:
+                raise ValueError(f"attribute_statistics are of {found} attributes, there are {count}")
+        if not min([*self.std, 1]) > 0:
+            raise ValueError(f"attribute_statistics: std is {self.std}, wanted more than 0")
+        if any(lo > hi for lo, hi in zip(self.lo, self.hi)) or min([*self.missing, 0]) < 0:
+            raise ValueError(f"attribute_statistics: lo is {self.lo}, hi {self.hi}, missing {self.missing}; wanted "
+                             "none of lo above hi, and missing 0 or more")
+        if self.items is not None and self.items < max([*self.missing, 0]):
+            raise ValueError(f"attribute_statistics: missing is {self.missing}, of {self.items} items")
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for a file."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def check_statistics(known: LatentScaling | LatentFacts) -> None:
@@ -136,18 +159,13 @@ class Facts:
             raise ValueError(f"affine {problem}")
         if len(self.spatial_shape) > 3 or any(n < 1 for n in self.spatial_shape):
             raise ValueError(f"spatial_shape is {list(self.spatial_shape)}, wanted 1 to 3 numbers of 1 or more")
+        check_names({**{name: getattr(self, name) for name in (*NAMES, "condition_channels")},
+                     "channels and condition_channels": (*self.channels, *(self.condition_channels or ()))})
         names, units = self.attribute_names, self.attribute_units
         if names is not None and units is not None and len(names) != len(units):
             raise ValueError(f"attribute_names has {len(names)} names, attribute_units {len(units)}")
-        for known in self.attribute_statistics or ():
-            if names is None or len(known) != len(names):
-                raise ValueError(f"attribute_statistics are of {len(known)} attributes, there are {len(names or ())}")
-        if self.attribute_statistics and not min([*self.attribute_statistics.std, 1]) > 0:
-            raise ValueError(f"attribute_statistics: std is {self.attribute_statistics.std}, wanted more than 0")
-        known = self.attribute_statistics
-        if known and (any(lo > hi for lo, hi in zip(known.lo, known.hi)) or min([*known.missing, 0]) < 0):
-            raise ValueError(f"attribute_statistics: lo is {known.lo}, hi {known.hi}, missing {known.missing}; wanted "
-                             "none of lo above hi, and missing 0 or more")
+        if self.attribute_statistics:
+            self.attribute_statistics.check(len(names or ()))
         for key in ("label_classes", "map_classes"):
             if len(getattr(self, key) or ()) > 256:
                 raise ValueError(f"{key} has {len(getattr(self, key))} names; maps are uint8, so at most 256")
@@ -182,7 +200,7 @@ class Facts:
         found |= {name: list(found[name]) for name in LISTS if name in found}
         found |= {"intensity": asdict(self.intensity), "affine": [list(row) for row in self.affine]}
         if self.attribute_statistics:
-            found["attribute_statistics"] = self.attribute_statistics._asdict()
+            found["attribute_statistics"] = self.attribute_statistics.plain()
         if self.latents:
             known = {name: value for name, value in self.latents._asdict().items() if value is not None}
             found |= {"latents": known.pop("path"), "latents_hash": known.pop("hash")}

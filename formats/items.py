@@ -47,6 +47,14 @@ def check_ids(ids: Sequence[str], where: str) -> None:
         raise ValueError(f"{where}: id {shown(twice)} is there {count} times, wanted once")
 
 
+def check_names(named: Mapping[str, Sequence[str] | None]) -> None:
+    """ValueError naming the first list that has a name twice: what is asked for by name must be one."""
+    for key, names in named.items():
+        if len(set(names or ())) < len(names or ()):
+            twice, count = Counter(names).most_common(1)[0]
+            raise ValueError(f"{key}: {shown(twice)} is there {count} times, wanted names that differ")
+
+
 def check_tables(tables: Mapping[str, np.ndarray], ids: Sequence[str], where: str, *, classes: Sequence[str],
                  spatial_shape: Sequence[int] = ()) -> None:
     """ValueError naming table and item for values that cannot be: of affines, boxes, classes, attributes and ranges.

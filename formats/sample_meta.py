@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute
+from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute, compared
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
@@ -32,6 +32,11 @@ class SampleMeta(NamedTuple):
     snapshot_hash: str
     sampling: dict
     stage: SampleStage | None = None
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What samples depend on besides their seeds, by which those of one kind are known."""
+        return {"snapshot_hash": self.snapshot_hash, "sampling": compared(self.sampling)}
 
     @property
     def precision(self) -> str:
@@ -99,14 +104,31 @@ class SampleMeta(NamedTuple):
         if len(settings.keys() & {"tile", "tile_overlap", "tile_mode"}) not in (0, 3):
             raise ValueError(f"{source}: sampling has {', '.join(settings)}, wanted all or none that is said of tiles")
         checked = from_plain(Settings, settings, source, "sampling")
-        if checked.sweep and not checked.sweep.values:
-            raise ValueError(f"{source}: sampling.sweep.values is empty, wanted those of {shown(checked.sweep.name)}")
+        if checked.conditions and not checked.conditions.ids:
+            raise ValueError(f"{source}: sampling.conditions.ids is empty, wanted those of the rows of "
+                             f"{shown(checked.conditions.source)}")
         snapshot = taken(found["snapshot"], str, source, "snapshot")
         if len(snapshot) > 4096 or "\0" in snapshot:
             raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+        if checked.sweep:
+            check_sweep(checked.sweep, facts, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
                    _stage(data.get("first_stage"), source))
+
+
+def check_sweep(sweep: SweptAttribute, facts: Facts, source: object) -> None:
+    """ValueError, naming the file (source) and the key, for a sweep that is of none of the attributes, or of no values.
+    """
+    key, names = f"{source}: sampling.sweep", facts.attribute_names or ()
+    if not sweep.values:
+        raise ValueError(f"{key}.values is empty, wanted those of {shown(sweep.name)}")
+    if not 0 <= sweep.column < len(names):
+        raise ValueError(f"{key}.column is {sweep.column}, and data names {len(names)} attributes")
+    for what, wanted in (("name", names), ("unit", facts.attribute_units or ("",) * len(names))):
+        if (got := getattr(sweep, what)) != wanted[sweep.column]:
+            raise ValueError(f"{key}.{what} is {shown(got)}, data says {shown(wanted[sweep.column])} of attribute "
+                             f"{sweep.column}")
 
 
 def _stage(found: object, source: object) -> SampleStage | None:

@@ -1,6 +1,7 @@
-"""The settings of samples that reading them again asks for."""
+"""The settings of samples: by which they are known again, and those that reading them again asks for."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class AskedRows(NamedTuple):
@@ -33,3 +34,12 @@ class Settings(NamedTuple):
     tile_mode: str = "blend"
     conditions: AskedRows | None = None
     sweep: SweptAttribute | None = None
+
+
+def compared(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which samples are known again: all but where the file lay that asked, which its hash stands for.
+    """
+    asked = sampling.get("conditions")
+    if not isinstance(asked, Mapping):
+        return dict(sampling)
+    return {**sampling, "conditions": {name: value for name, value in asked.items() if name != "source"}}

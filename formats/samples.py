@@ -22,8 +22,9 @@ from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
 from edm3d.formats.sample_meta import META, SampleMeta
+from edm3d.formats.sample_settings import SweptAttribute
 from edm3d.utils.log import progress
-from edm3d.utils.plain import parse_json
+from edm3d.utils.plain import parse_json, shown
 
 FORMATS = ("h5", "npz")
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
@@ -90,6 +91,18 @@ class SamplesFile:
         tables = {name: self._tables[name] for name in ("affines", "classes", "attributes") if name in self._tables}
         check_tables(tables, [f"seed {seed}" for seed in self.seeds], str(self.path),
                      classes=self.meta.facts.class_names)
+        if sweep := self.meta.sweep:
+            self._check_swept(sweep)
+
+    def _check_swept(self, sweep: SweptAttribute) -> None:
+        """ValueError unless all rows of a sweep hold its values."""
+        if "attributes" not in self._tables:
+            raise ValueError(f"{self.path}: sampling.sweep is of {shown(sweep.name)}, and there are no attributes")
+        wanted = np.float32([sweep.values[number % len(sweep.values)] for number in self.seeds])
+        found = self._tables["attributes"][:, sweep.column]
+        if len(odd := np.flatnonzero(found != wanted)):
+            raise ValueError(f"{self.path}: attributes: {shown(sweep.name)} of sample {self.seeds[odd[0]]} is "
+                             f"{found[odd[0]]:g}, wanted {wanted[odd[0]]:g} by sampling.sweep.values")
 
     def _checked(self, name: str, row: np.ndarray, index: int) -> np.ndarray:
         """A row as it is; ValueError naming the seed of one that holds what no sample has."""

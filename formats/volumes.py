@@ -19,7 +19,7 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.intensity import Intensity
-from edm3d.formats.items import check_ids, check_tables
+from edm3d.formats.items import check_ids, check_names, check_tables
 from edm3d.utils.checks import listed
 from edm3d.utils.plain import from_plain, shown
 
@@ -29,6 +29,7 @@ ROLES = ("target", "condition")
 DTYPES = {"images": "float32", "labels": "uint8", "maps": "uint8", "attributes": "float32", "classes": "int64",
           "affines": "float64", "boxes": "int64", "intensity_ranges": "float32"}
 ARRAYS = ("images", "labels", "maps")  # big: read row by row; the others are kept in memory
+NAMES = ("channels", "label_classes", "map_classes", "class_names", "attribute_names")  # lists of names that differ
 LATER = ("map_classes",)  # of the meta data, those that files from before do not have
 
 
@@ -57,8 +58,7 @@ class VolumesMeta:
             raise ValueError(f"channels {self.channels} are all conditions; wanted one or more with the role 'target'")
         if len(self.attribute_names) != len(self.attribute_units):
             raise ValueError(f"attributes {self.attribute_names} need one unit each, got {self.attribute_units}")
-        if len(set(self.attribute_names)) < len(self.attribute_names):
-            raise ValueError(f"attributes {self.attribute_names}: wanted names that differ, as they are asked for so")
+        check_names({key: getattr(self, key) for key in NAMES})
         for classes, what in ((self.label_classes, "label"), (self.map_classes, "map")):
             if len(classes) > 256:
                 raise ValueError(f"{len(classes)} {what} classes; {what}s are uint8, so at most 256")

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import isfinite, nan
 from typing import Any, NamedTuple
 
@@ -23,15 +23,21 @@ DROPOUT, GAPS = (f"training.network.model.attribute_{name}=0.1" for name in ("dr
 NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*)", re.DOTALL | re.ASCII)
 SAME_LETTERS = str.maketrans("L\u00b5", "l\u03bc")  # of a litre, and of micro
 MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "\u03bcm": 1e-3, "": 1.0}
-SIZES = {f"spacing_{name}": axis for axis, names in enumerate(("x0", "y1", "z2")) for name in names}  # name -> axis
+SPACING, EXTENT = "spacing", "extent"
+SIZES = {f"{kind}_{name}": (kind, axis) for kind in (SPACING, EXTENT) for axis, names in enumerate(("x0", "y1", "z2"))
+         for name in names}
 LEAST_MM, MOST_MM = 1e-6, 1e6
+ROUNDING = 1e-3  # by which an extent may exceed its voxels
 MOST_VALUES = 1000  # of a sweep
 FARTHEST = 1e6  # deviations from the mean of the training, of which networks still draw numbers
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class AskedAttributes(NamedTuple):
-    """The attributes that a network takes; the figures are of its training, None where they are not known."""
+    """The attributes that a network takes; the figures are of its training, None where they are not known.
+
+    never: numbers of those that no training item has, of which no value can be asked.
+    """
 
     part: Part
     names: tuple[str, ...]
@@ -41,6 +47,7 @@ class AskedAttributes(NamedTuple):
     missing: Sequence[int]
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    never: Sequence[int] = ()
 
     @classmethod
     def of(cls, part: Part, facts: Facts) -> "AskedAttributes":
@@ -48,7 +55,8 @@ class AskedAttributes(NamedTuple):
         names, known = facts.attribute_names or (), facts.attribute_statistics
         units = facts.attribute_units or ("",) * len(names)
         return cls(part, names, units, known and known.lo, known and known.hi,
-                   known.missing if known else [0] * len(names), known and known.mean, known and known.std)
+                   known.missing if known else [0] * len(names), known and known.mean, known and known.std,
+                   known.never() if known else ())
 
     def number(self, name: str, key: str, unit: str | None = None) -> int:
         """Which one a name means, with its unit in brackets or by itself; ValueError, begun by `key`, for none.
@@ -91,6 +99,9 @@ class AskedAttributes(NamedTuple):
             raise wrong
         if value == value and not abs(value) <= FLOAT_MAX:
             raise wrong
+        if value == value and number in self.never:
+            raise ValueError(f"{key}: no training item has {one_line(self.names[number])}, so that the network knows "
+                             f"no value of it; wanted null, as by {KEY}.NAME=null, or training data that have it")
         if self.std is not None and abs(value - self.mean[number]) > FARTHEST * self.std[number]:
             raise ValueError(f"{key}: {value:g} is far from all that the network was trained on, "
                              f"{self.lo[number]:g} to {self.hi[number]:g} {one_line(self.units[number])}".rstrip())
@@ -114,6 +125,12 @@ def attribute_rows(known: AskedAttributes, columns: Sequence[AskedColumn], liter
     A literal stands for all rows, in place of those of a file.
     """
     rows = np.full((max(1, len(ids)), len(known.names)), nan)
+    typed: dict[int, float] = {}
+    for name, value in literal.items():
+        number = known.number(str(name), f"{KEY}.{one_line(str(name))}")
+        if number in typed:
+            raise ValueError(f"{KEY}.{one_line(str(name))}: {one_line(known.names[number])} is asked for twice")
+        typed[number] = known.value(value, number, f"{KEY}.{one_line(str(name))}={shown(value)}")
     of_file = {}
     for column in columns:
         number = known.number(column.name, f"{source}: column {one_line(column.name)!r}", column.unit)
@@ -121,14 +138,11 @@ def attribute_rows(known: AskedAttributes, columns: Sequence[AskedColumn], liter
             raise ValueError(f"{source}: columns {one_line(of_file[number])!r} and {one_line(column.name)!r} are one "
                              "attribute; keep one of them")
         of_file[number] = column.name
-        rows[:, number] = [known.value(value, number, f"{source}: {one_line(column.name)} of {one_line(id_)}")
-                           for id_, value in zip(ids, column.values, strict=True)]
-    typed: dict[int, float] = {}
-    for name, value in literal.items():
-        number = known.number(str(name), f"{KEY}.{one_line(str(name))}")
-        if number in typed:
-            raise ValueError(f"{KEY}.{one_line(str(name))}: {one_line(known.names[number])} is asked for twice")
-        rows[:, number] = typed[number] = known.value(value, number, f"{KEY}.{one_line(str(name))}={shown(value)}")
+        if number not in typed:
+            rows[:, number] = [known.value(value, number, f"{source}: {one_line(column.name)} of {one_line(id_)}")
+                               for id_, value in zip(ids, column.values, strict=True)]
+    for number, value in typed.items():
+        rows[:, number] = value
     notes = [f"Note      {KEY}.{one_line(known.names[n])} stands for all rows, in place of the values of {source}"
              for n in typed if n in of_file]
     said = {known.names[number]: None if np.isnan(value) else value for number, value in typed.items()}
@@ -192,20 +206,56 @@ def range_notes(known: AskedAttributes, rows: np.ndarray) -> list[str]:
     return notes
 
 
-def geometry_of(known: AskedAttributes, rows: np.ndarray, facts: Facts, dims: int) -> Geometry | None:
-    """How voxel sizes among the attributes change the affine, None where none is asked for; ValueError for sizes that
-    no voxel has, and for one axis named twice.
+def geometry_of(known: AskedAttributes, rows: np.ndarray, facts: Facts, size: Sequence[int],
+                written: Container[str] | None = None) -> Geometry | None:
+    """How voxel sizes and extents among the attributes [R,A] change the affine of volumes of a size [*S], None where
+    none is asked for.
+
+    An extent is that of the voxels without padding, as `prepare` writes it. written: names of what somebody asks for,
+    None for all; other values are those of real volumes, which may have been cropped since. ValueError for sizes that
+    no voxel has, one axis named twice, and an extent longer than the voxels that are asked for beside it.
     """
-    axes: dict[int, tuple[int, float]] = {}
+    asked: dict[tuple[str, int], tuple[int, float]] = {}
     for number, name in enumerate(known.names):
-        axis, mm = SIZES.get(name, dims), MM.get(same_unit(known.units[number]))
-        if axis >= dims or mm is None or np.isnan(rows[:, number]).all():
+        place, mm = SIZES.get(name, ("", len(size))), MM.get(same_unit(known.units[number]))
+        if place[1] >= len(size) or mm is None or np.isnan(rows[:, number]).all():
             continue
-        if axis in axes:
-            raise ValueError(f"{KEY}: {known.names[axes[axis][0]]} and {name} are both of axis {axis}; ask for one")
+        if place in asked:
+            raise ValueError(f"{KEY}: {known.names[asked[place][0]]} and {name} are both of axis {place[1]}; ask for "
+                             "one")
+        mm /= size[place[1]] if place[0] == EXTENT else 1
         sizes = rows[:, number][~np.isnan(rows[:, number])] * mm
         if sizes.min() < LEAST_MM or sizes.max() > MOST_MM:
             raise ValueError(f"{KEY}.{name}: voxels of {sizes.min():g} to {sizes.max():g} mm; wanted {LEAST_MM:g} to "
                              f"{MOST_MM:g}")
-        axes[axis] = number, mm
+        asked[place] = number, mm
+    axes = {axis: [asked[kind, axis] for kind in (SPACING, EXTENT) if (kind, axis) in asked]
+            for axis in sorted({axis for _, axis in asked})}
+    for axis, ways in axes.items():
+        if len(ways) > 1 and any(written is None or known.names[number] in written for number, _ in ways):
+            check_fits(known, rows, *ways, size[axis])
     return Geometry(np.asarray(facts.affine), axes) if axes else None
+
+
+def check_fits(known: AskedAttributes, rows: np.ndarray, spacing: tuple[int, float], extent: tuple[int, float],
+               voxels: int) -> None:
+    """ValueError for a row of attributes whose extent is longer than so many voxels of its spacing."""
+    lengths, sides = (rows[:, number] * mm for number, mm in (extent, spacing))
+    if len(longer := np.flatnonzero(lengths > sides * (1 + ROUNDING))):
+        (row, (long, _), (short, _)) = longer[0], extent, spacing
+        raise ValueError(f"{KEY}.{known.names[long]}: {known.shown(long, rows[row, long])}, and {voxels} voxels by "
+                         f"{known.names[short]} of {known.shown(short, rows[row, short])} are "
+                         f"{sides[row] * voxels:g} mm; wanted no more than that, or one of both alone")
+
+
+def extent_notes(known: AskedAttributes, rows: np.ndarray, geometry: Geometry | None) -> list[str]:
+    """A note on each axis whose voxels follow from an extent [R,A] alone."""
+    notes = []
+    for ways in geometry.axes.values() if geometry else ():
+        number, mm = ways[-1]
+        alone = ~np.isnan(rows[:, number]) & (np.isnan(rows[:, ways[0][0]]) | (len(ways) == 1))
+        if SIZES[known.names[number]][0] == EXTENT and alone.any():
+            sides = rows[alone, number] * mm
+            notes.append(f"Note      {known.names[number]} without a voxel size: voxels are taken to be of "
+                         f"{sides.min():g} to {sides.max():g} mm, which fill it without padding")
+    return notes

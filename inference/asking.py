@@ -14,16 +14,17 @@ from edm3d.inference.asked_attributes import (
     AskedAttributes,
     attribute_rows,
     check_missing,
+    extent_notes,
     geometry_of,
     range_notes,
     sweep_of,
 )
 from edm3d.inference.conditions import Conditions
+from edm3d.inference.guidance import dropout_option
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
-from edm3d.samplers.guidance import dropout_option
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.files import first_line
@@ -170,9 +171,10 @@ class Asker:
             whole[:, sweep.column] = np.tile(sweep.values, len(rows))
         check_missing(known, whole, f"{file.source}" if columns else "")
         record = {**({"attributes": said} if said else {}), **({"sweep": sweep._asdict()} if sweep else {})}
-        return {"attributes": list(rows)}, {
-            "sweep": sweep, "record": record, "notes": [*notes, *more, *range_notes(known, whole)],
-            "geometry": geometry_of(known, whole, self.facts, len(self.size))}
+        geometry = geometry_of(known, whole, self.facts, self.size, None if not columns or file.is_list else {
+            *said, *([sweep.name] if sweep else ())})
+        notes += [*more, *range_notes(known, whole), *extent_notes(known, whole, geometry)]
+        return {"attributes": list(rows)}, {"sweep": sweep, "record": record, "notes": notes, "geometry": geometry}
 
     # ---- maps and images ----
 

@@ -8,11 +8,12 @@ import torch
 import yaml
 
 from edm3d.formats.facts import Facts
+from edm3d.inference.card_usage import fenced, hub_tags, hub_task, usage
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.told import names_in_words
 from edm3d.networks.autoencoder import Autoencoder
-from edm3d.networks.conditioning import takes_of
-from edm3d.networks.parts import PARTS
-from edm3d.utils.names import printable, titled
+from edm3d.networks.conditioning import Part, takes_of
+from edm3d.utils.names import printable
 
 INTENDED = "Research on synthetic volumes. Not a medical device: nothing it draws may be used for diagnosis."
 
@@ -36,33 +37,34 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
          report: Mapping[str, Any] | None, said: Said) -> str:
     """README.md of a folder of a name. preparation: how the volumes were made, report: a report.json; None: not known.
     """
-    is_first_stage = isinstance(net, Autoencoder)
+    takes = None if isinstance(net, Autoencoder) else takes_of(net)
     title = said.title or name
     told = about_conditions(snapshot.facts, net)
-    sections = {"What it is": about(snapshot, net), "Use": usage(name, is_first_stage),
+    use = fenced("python", stage_lines(name)) if takes is None else usage(name, takes, snapshot.facts)
+    sections = {"What it is": about(snapshot, net), "Use": use,
                 **({"What it can be asked for": told} if told else {}),
                 "Data": about_data(snapshot.facts, said),
                 "Preprocessing and intensities": about_intensities(snapshot.facts, preparation),
                 "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),
                 "Intended use": said.intended_use,
                 "What is not known": "\n".join(f"- {line}" for line in unknown(snapshot, preparation, report, said))}
-    head = front_matter(title, snapshot, is_first_stage, report, said)
+    head = front_matter(title, snapshot, takes, report, said)
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
     return printable(f"---\n{front}---\n\n# {title}\n\n{body}\n")
 
 
-def front_matter(title: str, snapshot: Snapshot, is_first_stage: bool, report: Mapping[str, Any] | None, said: Said
-                 ) -> dict[str, Any]:
-    """What hubs read at the head of a card."""
+def front_matter(title: str, snapshot: Snapshot, takes: Mapping[str, Part] | None, report: Mapping[str, Any] | None,
+                 said: Said) -> dict[str, Any]:
+    """What hubs read at the head of a card. takes: what the network is told, None for a first stage."""
     dims = f"{len(snapshot.facts.spatial_shape) or len(snapshot.shape) - 1}d"
     front = {"license": said.licence, "library_name": "edm3d",
-             **({} if is_first_stage else {"pipeline_tag": "unconditional-image-generation"}),
-             "tags": ["medical-imaging", "diffusion", "edm", dims, *snapshot.facts.channels]}
+             **({} if takes is None else {"pipeline_tag": hub_task(takes)}),
+             "tags": ["medical-imaging", "diffusion", "edm", dims, *hub_tags(takes or {}), *snapshot.facts.channels]}
     if report is None:
         return front
     values = [{"type": kind, "name": text, "value": value} for kind, text, value, _ in metrics(report)]
-    result = {"task": {"type": "unconditional-image-generation"},
+    result = {"task": {"type": hub_task(takes or {})},
               "dataset": {"type": snapshot.facts.content_hash[:12], "name": said.data or snapshot.facts.source},
               "metrics": values}
     return {**front, "model-index": [{"name": title, "results": [result]}]}
@@ -81,31 +83,19 @@ def about(snapshot: Snapshot, net: torch.nn.Module) -> str:
             "are safetensors, config.json names the network's classes and their arguments.")
 
 
-def usage(name: str, is_first_stage: bool) -> str:
-    """The shortest code that does something."""
-    lines = ["import edm3d", "", f'model = edm3d.load("{name}")  # this folder']
-    lines += ["stage = model.first_stage", "latents = stage.encode(images, labels)  # [N,C,*S] in the units below",
-              "images, labels = stage.decode(latents)"] if is_first_stage else [
-        "samples = model.sample(seeds=range(8))", "print(samples.images.shape, samples.units, samples.affine)",
-        'samples.save_nifti("nifti")']
-    code = "\n".join(["```python", *lines, "```"])
-    return code if is_first_stage else code + (
-        f"\n\nFrom the command line: `edm3d generate -cn=echo_edm sampling.network={name} sampling.outdir=drawn`; any "
-        "diffusion experiment serves for `-cn`, which gives the sampler.")
+def stage_lines(name: str) -> str:
+    """The shortest code that encodes and decodes by a first stage."""
+    return "\n".join(["import edm3d", "", f'model = edm3d.load("{name}")  # this folder', "stage = model.first_stage",
+                      "latents = stage.encode(images, labels)  # [N,C,*S] in the units below",
+                      "images, labels = stage.decode(latents)"])
 
 
 def about_conditions(facts: Facts, net: torch.nn.Module) -> str:
     """What the network is told, with the names and ranges that it was trained on; '' where that is nothing."""
     lines = []
     for name, part in takes_of(net).items():
-        kind = PARTS[name]
-        names = (getattr(facts, kind.names) if kind.names else None) or ()
-        if name == "attributes" and facts.attribute_statistics:
-            found = facts.attribute_statistics
-            names = [f"{titled(each, unit)} {lo:g} to {hi:g}" for each, unit, lo, hi in zip(
-                facts.attribute_names, facts.attribute_units, found.lo, found.hi, strict=True)]
         without = "may be left out" if part.dropout else "is needed, as it was never trained without"
-        lines.append(f"- `{name}`: {', '.join(names) or part.width}; {without}")
+        lines.append(f"- `{name}`: {', '.join(names_in_words(name, facts)) or part.width}; {without}")
     if not lines:
         return ""
     return "\n".join(["How: docs/conditions.md of edm3d. Of attributes the range in training; of maps the classes in "

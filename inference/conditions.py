@@ -53,18 +53,24 @@ class StoredConditions:
 
 
 class Geometry(NamedTuple):
-    """How voxel sizes that are asked for change the affine [4,4]: axis -> number of the attribute, and mm of its unit.
+    """How voxel sizes and extents that are asked for change the affine [4,4].
+
+    axes: axis -> numbers of the attributes that say how long a voxel is, each with the mm of a voxel where it is 1, the
+    first that is not missing counts.
     """
 
     affine: np.ndarray
-    axes: Mapping[int, tuple[int, float]]
+    axes: Mapping[int, Sequence[tuple[int, float]]]
 
     def affines(self, attributes: np.ndarray) -> np.ndarray:
         """[N,4,4] for attributes [N,A]: columns of the lengths asked for, from the same first voxel; NaN: as it is."""
         affines = np.tile(np.asarray(self.affine, np.float64), (len(attributes), 1, 1))
-        for axis, (number, mm) in self.axes.items():
-            column, sizes = affines[:, :3, axis], attributes[:, number].astype(np.float64) * mm
-            sizes = np.where(np.isnan(sizes), np.linalg.norm(column, axis=1), sizes)
+        for axis, ways in self.axes.items():
+            column = affines[:, :3, axis]
+            sizes = np.linalg.norm(column, axis=1)
+            for number, mm in reversed(ways):
+                asked = attributes[:, number].astype(np.float64) * mm
+                sizes = np.where(np.isnan(asked), sizes, asked)
             affines[:, :3, axis] = column / np.linalg.norm(column, axis=1, keepdims=True) * sizes[:, None]
         return affines
 

@@ -1,6 +1,6 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -23,11 +23,13 @@ from edm3d.utils import locks
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.files import check_folder, file_hash
 from edm3d.utils.log import progress
+from edm3d.utils.names import one_line
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import find_file
 
 DRAWN = 8  # volumes of noise drawn at a time
 FIRST_STAGE_VOLUMES = 64
+IGNORED = "--ignore-spacing"
 
 
 def evaluate(real: Path, generated: Path, dest: Path, split: str = "auto", num_noise: int = 64,
@@ -109,8 +111,12 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
         if got != wanted:
             got, wanted = listed_apart(got, wanted) if what == "label classes" else (got, wanted)
             raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
-    spacing = spacing_of(samples.affine)[: meta.spatial_dims] if ignore_spacing else shared_spacing_of(samples)
-    real_spacing = spacing if ignore_spacing else shared_spacing(file)
+    dims, spacing = meta.spatial_dims, spacing_of(samples.affine)[: meta.spatial_dims]
+    real_spacing = spacing
+    if not ignore_spacing:
+        spacing = shared_spacing(samples.path, affines_of(samples), dims, f"{IGNORED} measures them all the same")
+        real_spacing = shared_spacing(file.path, affines_of(file), dims,
+                                      f"prepare it anew with --spacing, or {IGNORED}")
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
         raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
                          f"{file.path} (--real)")
@@ -120,26 +126,23 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
                   facts.class_names if set(facts.class_names) <= set(meta.class_names) else ())
 
 
-def shared_spacing_of(samples: SamplesFile) -> np.ndarray:
-    """Voxel size per axis in mm; ValueError naming the seeds whose own differs from that of the first."""
-    dims = len(samples.shape("images")) - 2
-    found = [spacing_of(samples.affine_of(i))[:dims] for i in range(len(samples))]
-    if others := [f"seed {seed} {size.round(4)}" for seed, size in zip(samples.seeds, found)
-                  if not np.allclose(size, found[0], rtol=1e-3)]:
-        raise ValueError(f"{samples.path}: voxels of seed {samples.seeds[0]} are {found[0].round(4)} mm, others "
-                         f"are not: {listed(others)}; --ignore-spacing measures them all the same")
-    return found[0]
-
-
-def shared_spacing(file: VolumesFile) -> np.ndarray:
-    """Voxel size per axis in mm; ValueError naming the real volumes whose own differs from that of the first."""
-    found = [(name, spacing_of(affine)[: file.meta.spatial_dims])
-             for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))]
-    wanted = found[0][1]
-    if others := [f"{name} {size}" for name, size in found if not np.allclose(size, wanted, rtol=1e-3)]:
-        raise ValueError(f"{file.path}: voxels of {found[0][0]} are {wanted} mm, those of {len(others)} others are "
-                         f"not: {listed(others)}; prepare it anew with --spacing, or --ignore-spacing")
+def shared_spacing(path: Path, affines: Mapping[str, np.ndarray], dims: int, advice: str) -> np.ndarray:
+    """Voxel size per axis in mm of volumes by name; ValueError naming those whose own differs from that of the first.
+    """
+    found = {name: spacing_of(affine)[:dims] for name, affine in affines.items()}
+    first, wanted = next(iter(found.items()))
+    if others := [f"{name} {size.round(4)}" for name, size in found.items()
+                  if not np.allclose(size, wanted, rtol=1e-3)]:
+        raise ValueError(f"{path}: voxels of {one_line(first)} are {wanted.round(4)} mm, those of {len(others)} others "
+                         f"are not: {listed(others)}; {advice}")
     return wanted
+
+
+def affines_of(file: SamplesFile | VolumesFile) -> dict[str, np.ndarray]:
+    """Voxel index -> mm [4,4] of each sample or volume, by what messages call it."""
+    if isinstance(file, SamplesFile):
+        return {f"seed {seed}": file.affine_of(i) for i, seed in enumerate(file.seeds)}
+    return {name: affine for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))}
 
 
 def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:

@@ -75,7 +75,7 @@ def generate(experiment: str, config: dict) -> None:
         meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner)
         numbers = conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
-        parts = Parts(outdir / "parts", [meta.snapshot_hash, meta.sampling], partial(check_part, drawer))
+        parts = Parts(outdir / "parts", list(meta.made_of.values()), partial(check_part, drawer))
         distributed.from_rank_0(parts.tidy)
         old = distributed.from_rank_0(lambda: existing(target, meta, options.overwrite))
         new = [number for number in numbers if not (old and number in old.rows)]
@@ -155,7 +155,7 @@ def drawn_before(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile |
         if overwrite:
             return None
         raise ValueError(f"{e}; choose another sampling.outdir, or draw anew by sampling.overwrite=true") from e
-    had, wanted = ({"snapshot_hash": each.snapshot_hash, "sampling": each.sampling} for each in (old.meta, meta))
+    had, wanted = old.meta.made_of, meta.made_of
     if overwrite and had != wanted:
         return None
     check_alike(f"{path} was drawn with", had, wanted,
@@ -183,7 +183,8 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
     def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
         arrays = draw(drawer, batch)
         if odd := [name for name, array in arrays.items() if is_odd(name, array)]:
-            raise ValueError(f"{path}: what it draws for seeds {batch[0]} to {batch[-1]} is not finite "
+            seeds = drawer.conditions.seeds(batch)
+            raise ValueError(f"{path}: what it draws for seeds {seeds[0]} to {seeds[-1]} is not finite "
                              f"({listed(odd)}): its network has diverged or is damaged, or "
                              "what is asked for (guidance, attributes) is far from all that it was trained on")
         if drawer.whole is not None and batch[0] == missing[0]:

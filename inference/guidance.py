@@ -13,6 +13,7 @@ from edm3d.networks.conditioning import takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.samplers import Calls, Guided, Strength
 from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.samplers.guidance import NeverLeftOut
 from edm3d.utils.checks import listed
 from edm3d.utils.config import no_such
 from edm3d.utils.names import one_line
@@ -46,7 +47,11 @@ def add_guidance(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, ru
                              f"parts, and sampling.guidance.parts has strengths of {listed(parts)}; wanted one of both")
         settings["guide"], guide = open_guide(snapshot, options, run_root, device)
         guided = partial(Guided, strength=asked.strength, interval=asked.interval, guide=guide)
-    check_all_used(asked, guided(net))  # which refuses what it cannot guide before anything is drawn
+    try:
+        check_all_used(asked, guided(net))  # which refuses what it cannot guide before anything is drawn
+    except NeverLeftOut as e:
+        trained = f"train with {dropout_option(e.part)}=0.1, or " if e.part else ""
+        raise ValueError(f"{e}: {trained}name one by sampling.guidance.network") from e
     return guided, settings
 
 
@@ -82,6 +87,11 @@ def first_key(asked: Guidance) -> str:
         return f"sampling.guidance.strength={asked.strength:g}"
     name, part = next((name, part) for name, part in asked.parts.items() if part.strength != 1)
     return f"sampling.guidance.parts.{name}={part.strength:g}"
+
+
+def dropout_option(name: str) -> str:
+    """The key by which networks are trained without a part: that of classes is the preconditioner's own."""
+    return f"training.network.{'' if name == 'class_labels' else 'model.'}{PARTS[name].dropout_key}"
 
 
 def check_all_used(asked: Guidance, guided: Guided) -> None:

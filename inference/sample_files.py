@@ -12,6 +12,7 @@ from edm3d.formats import asked_words
 from edm3d.formats.manifest import Manifest
 from edm3d.formats.png import COLOURS, write_png
 from edm3d.formats.sample_meta import MOST_BYTES, SampleMeta
+from edm3d.formats.sample_settings import compared
 from edm3d.formats.samples import NIFTI, SamplesFile, write_as_nifti
 from edm3d.inference.folders import told_of_changes, told_of_names
 from edm3d.inference.parts import check_alike
@@ -52,7 +53,7 @@ def check_png(snapshot: Snapshot, decode: bool) -> None:
 
 def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
     """The records of what lies beside the samples of an outdir, by the name of its folder."""
-    made_of = {"kind": "generate", "snapshot_hash": meta.snapshot_hash, "sampling": meta.sampling}
+    made_of = {"kind": "generate", **meta.made_of}
     return {name: Manifest(outdir, f"{name}.json", made_of, ("snapshot_hash", "sampling"))
             for name in ("nifti", PNG, "asked")}
 
@@ -68,7 +69,8 @@ def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
                 continue
             raise ValueError(f"{e}; delete it, and what lies beside it is written anew") from e
         if had and not overwrite:  # beside a samples file of another format, or one that is gone
-            check_alike(f"{record.path} is of samples that were drawn with", had, record.made_of,
+            check_alike(f"{record.path} is of samples that were drawn with",
+                        {**had, "sampling": compared(had["sampling"])}, record.made_of,
                         "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
 
 

@@ -39,6 +39,14 @@ class Strength(NamedTuple):
         return torch.ones_like(levels, dtype=torch.float64).masked_fill(acts, self.strength)
 
 
+class NeverLeftOut(ValueError):
+    """A part that is to be left out, by its name, and that the network was never trained without; "": it has none."""
+
+    def __init__(self, part: str, text: str):
+        super().__init__(text)
+        self.part = part
+
+
 class Chain(NamedTuple):
     """Conditions that tell ever more, from the first without any guided part to the last, the whole.
 
@@ -163,8 +171,8 @@ def strengths_of(net: Denoiser, common: Strength, parts: Mapping[str, Strength])
     for name, asked in parts.items():
         check_dropped(name, takes, asked.strength)
     if not takes:
-        raise ValueError("guidance: the network takes no class label (label_dim=0) that could be left out; wanted "
-                         "another network as guide (sampling.guidance.network)")
+        raise NeverLeftOut("", "guidance: the network takes no class label (label_dim=0) that could be left out; "
+                           "wanted another network as guide")
     dropped = [name for name in PARTS if name in takes and takes[name].dropout]
     if not dropped:
         check_dropped(next(iter(takes)), takes, common.strength)
@@ -172,20 +180,17 @@ def strengths_of(net: Denoiser, common: Strength, parts: Mapping[str, Strength])
 
 
 def check_dropped(name: str, takes: Mapping[str, Part], strength: float) -> None:
-    """ValueError unless a network takes a part, and was trained to do without it where the strength is not 1."""
+    """ValueError unless a network takes a part, and was trained to do without it where the strength is not 1.
+
+    NeverLeftOut for the latter.
+    """
     kind = PARTS[name]
     if name not in takes:
         raise ValueError(f"guidance of {name}: the network takes no {kind.one} ({kind.width_key}=0); wanted some of "
                          f"{', '.join(takes) or 'no part'}, or a network trained with {kind.many}")
     if strength != 1 and not takes[name].dropout:
-        raise ValueError(f"guidance: the network was never trained with the {kind.one.split()[-1]} dropped "
-                         f"({kind.dropout_key}=0); train with {dropout_option(name)}=0.1, or take another "
-                         "network as guide (sampling.guidance.network)")
-
-
-def dropout_option(name: str) -> str:
-    """The key by which networks are trained without a part: that of classes is the preconditioner's own."""
-    return f"training.network.{'' if name == 'class_labels' else 'model.'}{PARTS[name].dropout_key}"
+        raise NeverLeftOut(name, f"guidance: the network was never trained with the {kind.one.split()[-1]} dropped "
+                           f"({kind.dropout_key}=0); wanted one that was, or another network as guide")
 
 
 def check_same_inputs(net: Denoiser, guide: Denoiser) -> None:

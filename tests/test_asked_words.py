@@ -19,7 +19,7 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import Samples, SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import Sample
-from edm3d.inference.evaluate import sample_case, shared_spacing_of
+from edm3d.inference.evaluate import affines_of, sample_case, shared_spacing
 from edm3d.inference.export import export
 from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
 from edm3d.networks.conditioning import Condition, Part
@@ -196,6 +196,23 @@ def test_captions_have_three_digits_units_and_the_first_of_many(tmp_path):
         "seed 4\nattribute 1 0\nattribute 2 1\nattribute 3 2\nand 3 more"]
 
 
+def test_captions_of_a_sweep_have_the_seed_and_the_value():
+    facts = Facts("x", "", attribute_names=tuple("abcde"), attribute_units=("",) * 4 + ("mm",))
+    sweep = {"name": "e", "unit": "mm", "values": [5.0, 6.0], "column": 4}
+    rows = np.float32([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]])
+    found = asked_words.captions(SampleMeta(facts, "", "", {"sweep": sweep}), [6, 7], None, rows)
+    assert found == [f"seed 3\ne {value} mm\na 1\nb 2\nand 2 more" for value in (5, 6)]
+
+
+def test_the_table_of_a_sweep_tells_numbers_from_seeds(tmp_path):
+    facts = Facts("x", "", ("us",), attribute_names=("e",), attribute_units=("mm",))
+    sweep = {"name": "e", "unit": "mm", "values": [5.0, 6.0], "column": 0}
+    arrays = {"images": np.zeros((2, 1, 4, 4), np.float32), "attributes": np.float32([[5], [6]])}
+    write_samples(tmp_path / "s.h5", [6, 7], arrays, np.eye(4), SampleMeta(facts, "", "", {"sweep": sweep}))
+    assert asked_words.table(SamplesFile(tmp_path / "s.h5")).splitlines() == [
+        "name,number,seed,e [mm]", "seed000006,6,3,5.0", "seed000007,7,3,6.0"]
+
+
 @pytest.mark.parametrize("suffix", ["h5", "npz"])
 def test_check_and_info_say_what_was_asked(tmp_path, suffix):
     samples = conditional(tmp_path / f"samples.{suffix}", 2, HOSTILE)
@@ -245,8 +262,8 @@ def test_samples_of_several_voxel_sizes_are_not_measured_as_one(tmp_path):
     affines = np.stack([np.diag([i, i, i, 1.0]) for i in (2, 2, 3)])
     samples = conditional(tmp_path / "samples.h5", 3, None, affines=affines)
     assert samples.affine_of(2)[0, 0] == 3 and conditional(tmp_path / "o.h5", 3, None).affine_of(2)[0, 0] == 1
-    with pytest.raises(ValueError, match="seed 12 .*--ignore-spacing"):
-        shared_spacing_of(samples)
+    with pytest.raises(ValueError, match=r"seed 3 are \[2. 2. 2.\] mm, those of 1 others .*: seed 12 \[3.*; why"):
+        shared_spacing(samples.path, affines_of(samples), 3, "why")
 
 
 def test_a_preview_asks_for_what_is_known_of_held_out_items():

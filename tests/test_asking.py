@@ -12,7 +12,7 @@ import torch
 
 import edm3d
 import generate
-from edm3d.formats.asked import open_asked
+from edm3d.formats.asked import AskedColumn, AskedFile, open_asked
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of, write_nifti
@@ -189,7 +189,7 @@ def test_values_outside_the_training_are_drawn_with_a_warning_of_both_ranges():
 @pytest.mark.parametrize(("change", "message"), [
     ({"lo": [300, 15, 1]}, r"lo is \[300, 15, 1\], hi \[200, 40, 3\].*none of lo above hi"),
     ({"missing": [0, -1, 0]}, "missing 0 or more"), ({"std": [20, 0, 1]}, "std is"),
-    ({"hi": [1, 2]}, "of 2 attributes"),
+    ({"hi": [1, 2]}, "of 2 attributes"), ({"items": 1}, r"missing is \[0, 2, 0\], of 1 items"),
 ])
 def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=f"attribute_statistics.*{message}"):
@@ -197,14 +197,68 @@ def test_figures_of_the_training_that_cannot_be_are_refused(change, message):
 
 
 def test_two_attributes_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"attributes \('a', 'a'\): wanted names that differ"):
+    with pytest.raises(ValueError, match=r"attribute_names: 'a' is there 2 times, wanted names that differ"):
         VolumesMeta(2, ("us",), ("target",), (), ("a", "a"), ("", ""), (), FACTS.intensity)
+
+
+def test_an_attribute_that_no_training_item_has_can_only_be_missing(tmp_path):
+    known = AttributeStatistics.of(np.float32([[100, nan, 0], [nan, nan, 2]]))
+    assert known.never() == [1] and known.items == 2
+    facts = Facts.from_plain(replace(FACTS, attribute_statistics=known).plain(), "x")
+    of = {"takes": {"attributes": Part(3, 0.1, 0.2)}, "facts": facts}
+    message = "no training item has body mass"
+    for options in ({"attributes": {"body mass": 0}}, {"sweep": {"body mass": [0, 1, 2]}}):
+        with pytest.raises(ValueError, match=message) as error:
+            ask(**of, **options)
+        assert str(error.value).startswith(f"sampling.{next(iter(options))}.body mass")
+    table = write_table(tmp_path / "a.csv", "id,lv_volume,body mass", "p,100,30")
+    with pytest.raises(ValueError, match=f"a.csv: body mass of p: {message}"):
+        ask(**of, conditions=table)
+    told = ask(**of, conditions=table, attributes={"body mass": None})([0]).attributes
+    np.testing.assert_array_equal(told, [[100, nan, nan]])
+    before = replace(FACTS, attribute_statistics=known._replace(items=None))
+    assert "items" not in before.plain()["attribute_statistics"]
+    assert ask(of["takes"], facts=before, attributes={"body mass": 1})([0]).attributes[0, 1] == 1  # it does not say
 
 
 def test_attributes_of_a_network_without_are_refused():
     for options in ({"attributes": {"lv_volume": 1}}, {"sweep": {"lv_volume": [1, 2, 3]}}):
         with pytest.raises(ValueError, match=r"lv_volume: the network was trained without attributes.*attribute_dim"):
             ask({}, **options)
+
+
+SIZED = replace(FACTS, attribute_names=("spacing_0", "extent_0", "extent_y"), attribute_units=("mm", "cm", "mm"),
+                attribute_statistics=AttributeStatistics([2, 1, 18], [1, 1, 9], [1, 0.1, 1], [9, 9, 99], [0] * 3))
+
+
+def sized(*numbers: int, **asked) -> np.ndarray:
+    """Sides of the voxels of samples [N,2] of a grid of 4 and 6 voxels that were asked for by SIZED."""
+    found = ask({"attributes": Part(3, 0.1, 0.2)}, facts=SIZED, **asked)
+    return np.array([spacing_of(affine)[:2] for affine in found.stored(found(numbers))["affines"]])
+
+
+def test_an_extent_that_is_asked_for_makes_voxels_of_its_share(tmp_path):
+    np.testing.assert_allclose(sized(0, attributes={"extent_0": 0.8}), [[2, 3]])  # 8 mm of 4 voxels
+    np.testing.assert_allclose(sized(0, attributes={"extent_y": 30}), [[2, 5]])  # of 6
+    np.testing.assert_allclose(sized(0, attributes={"spacing_0": 2.5, "extent_0": 1}), [[2.5, 3]])
+    np.testing.assert_allclose(sized(0, attributes={"spacing_0": 2.5, "extent_0": 0.5}), [[2.5, 3]])  # padded
+    np.testing.assert_allclose(sized(0, 1, sweep={"extent_0": [0.4, 0.8, 2]}), [[1, 3], [2, 3]])
+    table = write_table(tmp_path / "a.csv", "id,spacing_0,extent_0", "p,,0.4", "q,3,0.4", "r,,")
+    np.testing.assert_allclose(sized(0, 1, 2, conditions=table), [[1, 3], [3, 3], [2, 3]])
+    asked = ask({"attributes": Part(3, 0.1, 0.2)}, facts=SIZED, conditions=table)
+    assert [line for line in asked.notes if line.startswith("Note")] == [
+        "Note      extent_0 without a voxel size: voxels are taken to be of 1 to 1 mm, which fill it without padding"]
+
+
+def test_an_extent_longer_than_the_voxels_asked_for_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2\.5 mm are 10 mm"):
+        sized(0, attributes={"spacing_0": 2.5, "extent_0": 1.2})
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2\.5 mm are 10 mm"):
+        sized(0, attributes={"spacing_0": 2.5}, sweep={"extent_0": [0.4, 1.2, 2]})
+    real = AskedFile("v.h5", ["p"], attributes=[AskedColumn("spacing_0", [2.5]), AskedColumn("extent_0", [1.2])])
+    np.testing.assert_allclose(sized(0, given=real), [[2.5, 3]])  # a volume that was cropped since
+    with pytest.raises(ValueError, match=r"extent_0: 1\.2 cm, and 4 voxels by spacing_0 of 2 mm are 8 mm"):
+        sized(0, given=real, attributes={"spacing_0": 2})
 
 
 # ---- parts of which nothing is asked ----
@@ -582,6 +636,24 @@ def test_samples_hold_what_they_were_asked_for_and_others_are_not_mixed_in(at):
     for other in (["sampling.conditions=v.h5"], [*asked, "sampling.attributes.lv_volume=60"]):
         said = refused(at, generate.main, *DRAW, *other, "sampling.seeds=0-3")
         assert "was drawn with another sampling" in said and "attributes" in said
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies(at, monkeypatch):
+    write_volumes(Path("v.h5"))
+    Path("sub").mkdir()
+    Path("sub/w.h5").write_bytes(Path("v.h5").read_bytes())
+    succeed(generate.main, *DRAW, "sampling.conditions=v.h5", "sampling.nifti=true", "sampling.seeds=0-1")
+    before = Path("out/nifti/item-1_seed000000_image.nii.gz").stat().st_mtime_ns
+    for name in ("./v.h5", f"{at}/sub/../sub/w.h5"):
+        said = succeed(generate.main, *DRAW, f"sampling.conditions={name}", "sampling.nifti=true", "sampling.seeds=0-2")
+        assert ("2 there already" if name == "./v.h5" else "3 there already") in said and "gone" not in said
+    assert SamplesFile("out/samples.npz").meta.sampling["conditions"]["source"] == "./v.h5"
+    assert Path("out/nifti/item-1_seed000000_image.nii.gz").stat().st_mtime_ns == before
+    Path("out/samples.npz").unlink()  # the records beside it know the file, too
+    assert "0 there already" in succeed(generate.main, *DRAW, "sampling.conditions=sub/w.h5", "sampling.seeds=0-2")
+    metas = [SampleMeta(FACTS, "n.pt", "1", {"conditions": {"source": source, "hash": hash_, "ids": ["a"]}})
+             for source, hash_ in (("a", "1"), ("b", "1"), ("a", "2"))]
+    assert metas[0].made_of == metas[1].made_of != metas[2].made_of
 
 
 def test_a_sweep_is_drawn_from_the_same_noise_and_shown(at):

@@ -290,12 +290,17 @@ def test_what_cannot_be_is_refused_by_its_key(asked, words):
 
 
 @pytest.mark.parametrize(("name", "key"), [
-    ("class_labels", r"\(label_dropout=0\); train with training.network.label_dropout=0.1"),
-    ("images", r"\(image_dropout=0\); train with training.network.model.image_dropout=0.1"),
-    ("attributes", r"\(attribute_dropout=0\); train with training.network.model.attribute_dropout=0.1")])
+    ("class_labels", r"\(label_dropout=0\).*: train with training.network.label_dropout=0.1"),
+    ("images", r"\(image_dropout=0\).*: train with training.network.model.image_dropout=0.1"),
+    ("attributes", r"\(attribute_dropout=0\).*: train with training.network.model.attribute_dropout=0.1, or name")])
 def test_a_part_that_was_never_dropped_is_refused_with_the_key_to_train_with(name, key):
     with pytest.raises(ValueError, match=key):
         added(takes={**TAKES, name: TAKES[name]._replace(dropout=0)}, parts={name: 0})
+
+
+def test_a_network_that_takes_nothing_is_refused_with_the_key_of_a_guide():
+    with pytest.raises(ValueError, match=r"label_dim=0.*another network as guide: name one by sampling.guidance.netw"):
+        added(takes={}, strength=2)
 
 
 def test_a_network_that_is_shown_its_estimate_is_refused():

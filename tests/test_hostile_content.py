@@ -248,6 +248,18 @@ def put(file: h5py.File, name: str, place: tuple | int, value: Any) -> None:
     file[name][place] = value
 
 
+def retold(file: h5py.File, **changes: Any) -> None:
+    """Say other things of the data."""
+    h5.put_json(file, "data", h5.get_json(file, "data") | changes)
+
+
+def swept(file: h5py.File, attributes: list | None = None, **changes: Any) -> None:
+    """Have samples 1, 4 and 5 be of a sweep of two values, with these attributes."""
+    h5.put_json(file, "sampling", {"sweep": {"name": "age", "unit": "a", "values": [2.0, 3.0], "column": 0} | changes})
+    if attributes:
+        h5.write_array(file, "attributes", np.float32(attributes))
+
+
 CASES = {
     "volumes": [
         (lambda f: put(f, "train/affines", (1, 0, 0), np.nan), "/train/affines: that of 'é-1' has values that are not"),
@@ -265,6 +277,8 @@ CASES = {
         (lambda f: h5.put_json(f, "intensity", {"lo": 0, "hi": 1e300, "clip": True, "unit": ""}), ": intensity"),
         (lambda f: h5.put_json(f, "intensity", {"lo": 1, "hi": 0, "clip": True, "unit": ""}), ": intensity"),
         (lambda f: h5.put_json(f, "provenance", []), ": attribute 'provenance' of / is a list"),
+        (lambda f: h5.put_json(f, "label_classes", ["a", "a"]), ": label_classes: 'a' is there 2 times, wanted names"),
+        (lambda f: h5.put_json(f, "class_names", ["a", "a"]), ": class_names: 'a' is there 2 times, wanted names"),
     ],
     "latents": [
         (lambda f: put(f, "val/std", (1, 0, 0, 0), -1), ": /val: mean or std of '6' is not finite, or std negative"),
@@ -273,6 +287,7 @@ CASES = {
         (lambda f: h5.put_json(f, "channel_mean", [1.0]), "channel_mean has 1 numbers, channel_std 2"),
         (lambda f: h5.put_json(f, "limits", [2.0, 1.0]), "limits is [2.0, 1.0], wanted the lowest and the highest"),
         (lambda f: h5.put_json(f, "scaling", "${oc.env:HOME}"), "scaling='${oc.env:HOME}', this program reads"),
+        (lambda f: retold(f, channels=["a", "a"]), ": channels: 'a' is there 2 times, wanted names that differ"),
         (lambda f: h5.put_json(f, "posterior", None), ": attribute 'posterior' of / is None, wanted str"),
         (lambda f: h5.put_json(f["first_stage"], "network", ["x"]), "attribute 'network' of /first_stage is a list"),
         (lambda f: h5.put_json(f, "round_trip", {"psnr_db": "x", "num": 1, "split": "val"}), ": round_trip.psnr_db is"),
@@ -285,6 +300,17 @@ CASES = {
         (lambda f: put(f, "seeds", 0, -1), ": seeds do not rise"),
         (lambda f: h5.put_json(f, "snapshot", "a" * 5000), ": snapshot is 'aaaa"),
         (lambda f: h5.put_json(f, "sampling", {"tile": [4, 4]}), ": sampling has tile, wanted all or none"),
+        (lambda f: retold(f, attribute_names=["a", "a"], attribute_units=["", ""]), ": attribute_names: 'a' is there"),
+        (lambda f: retold(f, channels=["a"], condition_channels=["a"]), ": channels and condition_channels: 'a' is th"),
+        (lambda f: h5.put_json(f, "sampling", {"conditions": {"source": "a.csv", "hash": "", "ids": []}}),
+         ": sampling.conditions.ids is empty, wanted those of the rows of 'a.csv'"),
+        (lambda f: swept(f, column=1), ": sampling.sweep.column is 1, and data names 1 attributes"),
+        (lambda f: swept(f, column=-1), ": sampling.sweep.column is -1, and data names 1 attributes"),
+        (lambda f: swept(f, name="size"), ": sampling.sweep.name is 'size', data says 'age' of attribute 0"),
+        (lambda f: swept(f, unit="mm"), ": sampling.sweep.unit is 'mm', data says 'a' of attribute 0"),
+        (lambda f: swept(f, values=[]), ": sampling.sweep.values is empty, wanted those of 'age'"),
+        (lambda f: swept(f), ": sampling.sweep is of 'age', and there are no attributes"),
+        (lambda f: swept(f, [[3], [2], [2]]), ": attributes: 'age' of sample 5 is 2, wanted 3 by sampling.sweep.val"),
     ],
 }
 

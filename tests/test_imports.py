@@ -1,6 +1,7 @@
 """Layers: imports only go down, and the modules of pure mathematics see no rank, path, config or logger."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -142,6 +143,16 @@ def import_faults(root: Path, files: list[Path]) -> list[str]:
 def test_own_imports_go_down(root, own_files):
     assert {"networks", "training", "utils"} <= {path.parts[0] for path in own_files}, "the walk missed the project"
     assert import_faults(root, own_files) == []
+
+
+def test_mathematics_names_no_keys_of_configs(root, own_files):
+    """Whose words are those of the layers that read them."""
+    texts = {path: [node.value for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8")))
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+             for path in own_files if path.suffix == ".py" and path.parts[0] in PURE - {"networks"}}
+    assert Path("samplers/guidance.py") in texts
+    assert {path: key for path, found in texts.items() for text in found
+            for key in re.findall(r"\b(?:sampling|training)\.[a-z_]+", text)} == {}
 
 
 HOUSE = {

@@ -329,7 +329,7 @@ def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):
     front, text = (tmp_path / "echo/README.md").read_text().removeprefix("---\n").split("---\n", 1)
     front = yaml.safe_load(front)
     assert front["license"] == "cc-by-4.0" and front["library_name"] == "edm3d"
-    assert front["pipeline_tag"] == "unconditional-image-generation" and "3d" in front["tags"]
+    assert front["pipeline_tag"] == "other" and {"3d", "class-label-conditional"} <= {*front["tags"]}
     (result,) = front["model-index"][0]["results"]
     assert [(each["type"], each["value"]) for each in result["metrics"]] == [("ks", 0.25)]
     assert "| Kolmogorov-Smirnov distance, lv_volume | 0.25 | 0.5 |" in text and "Hearts of 5 pigs" in text
