@@ -68,7 +68,7 @@ class Tiled(Wrapper):
         field, factor = getattr(net, "receptive_field", None), getattr(net, "factor", None)
         if field is None or factor is None:
             raise ValueError("tiles: the network sees all of a volume at once, by attention or by norms over space, or "
-                             "does not say how far; wanted one trained with training.network.model.norm=voxel, "
+                             "does not say how far; wanted one trained with norm=voxel, "
                              "attention_levels=[] and bottleneck_attention=false")
         self.factor = tuple(factor)
         self.asked = per_axis(tile, len(self.factor), "tile")

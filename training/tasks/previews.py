@@ -170,9 +170,9 @@ def known_of(samples: Sequence[Sample], takes: Mapping[str, Part]) -> dict[str, 
 def held_pictures(drawer: Drawer, samples: Sequence[Sample], clean: np.ndarray) -> list[Picture]:
     """Held-out items, [N,C,*s] as the network is to draw them, as images in stored units and label maps."""
     pictures = []
-    for sample, x in zip(samples, torch.from_numpy(clean).to(drawer.device).split(1), strict=True):
-        semantic = collate([sample]).to(drawer.device).condition.semantic  # masked stages want it
-        made = {name: array[0].cpu().numpy() for name, array in arrays_of(drawer, x, semantic).items()}
+    for i, (sample, x) in enumerate(zip(samples, torch.from_numpy(clean).to(drawer.device).split(1), strict=True)):
+        told = collate([sample]).to(drawer.device).condition  # masked first stages want its map
+        made = {name: array[0].cpu().numpy() for name, array in arrays_of(drawer, x, [i], told).items()}
         pictures.append((made["images"], made.get("labels", None if drawer.latent else sample.label)))
     return pictures
 
