@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from edm3d.formats.facts import Facts, LatentFacts
+from edm3d.formats.refinement import told_facts
 from edm3d.formats.seeds import requested_seeds
 from edm3d.inference.generation import check_options
 from edm3d.networks.conditioning import blank, takes_of
@@ -37,7 +38,9 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         "echo_edm": ((4, 8, 8, 8), 4, 0), "brainweb2d_edm": ((1, 64, 64), 0, 0),
         "voxels_edm": ((1, 32, 32, 32), 4, 0), "echo3d_semantic_edm": ((4, 8, 8, 8), 4, 0),
         **{f"echo2d_{name}": ((1, 256, 256), 4, 0) for name in ("vae64", "vae128", "edm", "ve", "vp")},
-        **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)}}
+        **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)},
+        "echo_refine": ((1, 32, 32, 32), 4, 0), "echo64_refine": ((1, 64, 64, 64), 4, 0),
+        "diff3_refine": ((1, 64, 64, 64), 3, 0), "brats_refine": ((1, 64, 64, 64), 0, 0)}
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
@@ -53,11 +56,13 @@ def checked(name: str, *overrides: str) -> dict:
 def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
-    facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
-                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")),
+    labels, classes, maps = (tuple(f"{of}{i}" for i in range(count)) for of, count in (
+        ("x", labels), ("y", classes), ("z", 10 * name.startswith("echo2d_"))))
+    facts = Facts("", "", ("a",) * shape[0] if shape[0] == 1 else (), labels, classes,
+                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=maps,
                   attribute_names=("a", "b") if name == "echo_edm" else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
-    return SimpleNamespace(shape=shape, facts=facts)
+    return SimpleNamespace(shape=shape, facts=told_facts(facts, bool(labels)) if name.endswith("_refine") else facts)
 
 
 def group_files() -> list[tuple[str, Path]]:
@@ -103,7 +108,7 @@ def test_every_group_file_composes(name, path):
     group, text = path.parent.name, path.read_text()
     overrides = [f"{group}={path.stem}"] + ["training.dataset.path=some-file"] * (group == "dataset")
     overrides += [f"precond={path.stem}"] * (group == "loss" and path.stem in PRECONDS)
-    overrides += ["training.batch_transform.autoencoder=some-run"] * (path.stem == "encode")
+    overrides += ["training.batch_transform.autoencoder=some-run"] * (path.stem in ("encode", "refine"))
     config = compose(name, overrides)
     package = re.match(r"# @package ((training|sampling)\.(\w+)(?:\.(\w+))?)\n", text)
     assert package, f"{path}: the first line says no package"

@@ -185,10 +185,10 @@ def drawer_of(coding: LabelCoding | None) -> Drawer:
 def test_what_is_drawn_becomes_images_in_stored_units_and_label_maps():
     coding, labels = LabelCoding("onehot", 3), torch.tensor([[[0, 1], [2, 1]]], dtype=torch.uint8)
     x = coding.join(torch.full((1, 2, 2, 2), 0.5), labels)
-    made = arrays_of(drawer_of(coding), x, None)
+    made = arrays_of(drawer_of(coding), x, [0], NOTHING)
     assert list(made) == ["images", "labels"] and torch.equal(made["labels"], labels)
     assert torch.equal(made["images"], torch.full((1, 2, 2, 2), 0.75))
-    assert list(arrays_of(drawer_of(None), x[:, :2], None)) == ["images"]
+    assert list(arrays_of(drawer_of(None), x[:, :2], [0], NOTHING)) == ["images"]
 
 
 def test_parts_of_a_sample_need_their_label_map():

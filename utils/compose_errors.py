@@ -163,10 +163,11 @@ def unknown_key(full: str, typed: str, parent: Any, groups: Mapping[str, Group],
 def no_such_key(full: str, known: Iterable[str], elsewhere: Elsewhere, typed: str = "") -> str:
     """'no such key' with the full path of a key of that name elsewhere, or with the nearest key here.
 
-    The nearest first where the wrong part is not the last of what was typed.
+    The nearest first where the wrong part is not the last of what was typed, and no key elsewhere ends in all of it.
     """
     key, typed = full.rpartition(".")[2], typed or full
-    if (typed == full or not near(key, known)) and key and (paths := elsewhere(typed)):
+    paths = elsewhere(typed) if key else []
+    if paths and (typed == full or not near(key, known) or all(path.endswith(f".{typed}") for path in paths)):
         return f"{typed}: no such key here; write {' or '.join(paths)}"
     return f"{full or repr(full)}: {no_such('key', key, known)}"
 
