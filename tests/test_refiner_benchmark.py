@@ -44,8 +44,8 @@ def test_calls_of_the_sampler_that_samples_name():
 def test_lengths_count_where_neighbours_are_correlated():
     axes = ["axis 0", "axis 1"]
     rows = {"bands": {"difference": [0.1] * 8 + [3.0]},
-            "lag1": {"names": axes, "real": [0.6, 0.1], "difference": [0, 1]}, "length_mm": {"difference": [-0.05, 2.0]},
-            "intensity_mean_ks": 0.1, "intensity_std_ks": 0.2,
+            "lag1": {"names": axes, "real": [0.6, 0.1], "difference": [0, 1]},
+            "length_mm": {"difference": [-0.05, 2.0]}, "intensity_mean_ks": 0.1, "intensity_std_ks": 0.2,
             "contrast": {"names": ["background", "cavity", "myocardium"], "difference": [-0.1, None, 0.2]}}
     found = decoded_texture({"texture": {"echo": rows}, "psnr_db": 30.0})
     assert found["length"] == {"axis 0": -0.05} and found["contrast"] == {"wall": 0.2, "tissue": -0.1}
