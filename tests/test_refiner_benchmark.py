@@ -1,7 +1,9 @@
 """What benchmarks/refiner.py makes of reports and volumes, against answers known by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -31,6 +33,9 @@ def test_patches_that_are_held_out_share_no_voxel_with_the_others(tmp_path):
     patches, draws = ([np.load(path) for path in sorted((tmp_path / name).iterdir())] for name in ("patches", "draws"))
     assert len(patches) == 5 * 3 * 3 and len(draws) == 2 * 2 * DRAWS
     assert {patch.shape for patch in patches + draws} == {(PATCH,) * 3} and HELD_FROM + PATCH == 41
+    whole = np.asarray(nibabel.load(Path(nibabel.__file__).parent / "tests/data/anatomical.nii").dataobj)
+    true = whole[:PATCH, HELD_FROM:, :PATCH].ravel()
+    assert np.corrcoef(true, draws[0].ravel())[0, 1] > 0.99 > np.corrcoef(true, patches[0].ravel())[0, 1]
     assert all((patch == draws[0]).all() for patch in draws[:DRAWS]) and (draws[DRAWS] != draws[0]).any()
     assert min(patch.min() for patch in patches) == 0 and max(patch.max() for patch in patches) == 1
 
