@@ -128,12 +128,12 @@ def drawn_texture(bench: Refining, name: str) -> dict[str, Any]:
 def calls_of(samples: SamplesFile) -> int:
     """Network calls that refining a volume took, by running the sampler that the samples name."""
     sampler = build({**samples.meta.sampling["refiner"]["sampler"], "_partial_": True})
-    net = Counted(Blank())
+    net = Counted(AllZero())
     sampler(net, torch.zeros(1, 1, 2, 2, 2))
     return net.calls
 
 
-class Blank:
+class AllZero:
     """A denoiser that knows all noise levels and sees nothing but zeros."""
 
     sigma_min, sigma_max = 0.0, float("inf")
