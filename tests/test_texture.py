@@ -63,7 +63,7 @@ def test_opposite_faces_that_differ_do_not_leak():
 
 
 def test_decibels_are_of_mean_power_and_know_nothing():
-    real = np.array([[1.0, 4.0, 0.0], [3.0, 4.0, 0.0]])
+    real = np.array([[1.0, 4.0, 0.0], [1.0, 4.0, 0.0], [4.0, 4.0, 0.0]])
     found = decibels(np.array([[4.0, 1.0, 0.0]]), real)
     assert found == pytest.approx([10 * np.log10(2), 10 * np.log10(1 / 4), 0])
     images = [white(24, 24, seed=i) for i in range(3)]

@@ -14,7 +14,7 @@ from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.distances import resampled_floor
 from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import COMPARED, DECODED, NOISE, Context, Section
-from edm3d.reporting.tables import number
+from edm3d.reporting.tables import number, percent
 
 EMPTY = 0.02  # of the intensity range: what lies below holds no texture
 LARGEST = ("largest", "floor_p99", "noise_largest")
@@ -50,6 +50,10 @@ class Measure(NamedTuple):
         off = found - wanted
         return np.divide(off, wanted, out=np.full_like(off, np.nan), where=wanted > 0) if self.relative else off
 
+    def shown(self, difference: float | None) -> str:
+        """A difference in a cell of a table."""
+        return percent(difference) if self.relative else number(difference)
+
 
 def band_names(layout: Layout) -> list[str]:
     """Where the bands lie."""
@@ -75,9 +79,9 @@ MEASURES = {
                      lambda power, layout: texture.decibels(power, np.ones_like(power[:1]))),
     "lag1": Measure("lag-1 correlation", "lag-1 correlation", "correlation", axis_names,
                     lambda curves, layout: mean_defined(curves)[:, 1]),
-    "length_mm": Measure("correlation length [mm]", "correlation length [share]", "correlation", axis_names,
+    "length_mm": Measure("correlation length [mm]", "correlation length", "correlation", axis_names,
                          lambda curves, layout: texture.correlation_length(mean_defined(curves), layout.spacing), True),
-    "contrast": Measure("speckle contrast", "speckle contrast [share]", "contrast",
+    "contrast": Measure("speckle contrast", "speckle contrast", "contrast",
                         lambda layout: layout.label_classes, lambda contrast, layout: mean_defined(contrast), True),
 }
 
@@ -177,7 +181,7 @@ class Grain(Section):
                 for channel, value in rows.items() if value is not None]
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
-        return [(f"{MEASURES[key].of_largest}, {channel}", "", "", *(number(row[k]) for k in LARGEST))
+        return [(f"{MEASURES[key].of_largest}, {channel}", "", "", *(MEASURES[key].shown(row[k]) for k in LARGEST))
                 for channel, entry in report["texture"].items() for key, row in rows_of(entry)]
 
     def lines(self, report: dict) -> list[str]:
@@ -204,7 +208,8 @@ class Grain(Section):
             keys, head = ("largest", "floor_median", *LARGEST[1:]), ["generated", "floor, median", "floor, 99 %", NOISE]
         else:
             keys, head = ("largest",), ["decoded"]
-        lines = [[MEASURES[key].of_largest, *(number(row[k]) for k in keys)] for key, row in rows_of(entry)]
+        lines = [[MEASURES[key].of_largest, *(MEASURES[key].shown(row[k]) for k in keys)]
+                 for key, row in rows_of(entry)]
         if self.other == "decoded":
             lines += [[f"KS distance of the intensity's {key}", number(entry[f"intensity_{key}_ks"])]
                       for key in ("mean", "std")]
@@ -212,12 +217,13 @@ class Grain(Section):
 
     def _details(self, key: str, row: dict, shown: Sequence[str]) -> list[list[str]]:
         """A line for every band, axis or class."""
-        lines = []
+        lines, measure = [], MEASURES[key]
         for i, name in enumerate(row["names"]):
-            counts = {each: row[f"{each}_undefined"][i] for each in ("real", self.other) if f"{each}_undefined" in row}
-            left_out = ", ".join(f"{count} {each} without" for each, count in counts.items() if count)
-            lines.append([f"{MEASURES[key].title}, {name}" + (f" ({left_out})" if left_out else ""),
-                          *(number(row[k] and row[k][i]) for k in shown)])
+            counts = {each: row.get(f"{each}_undefined") for each in ("real", self.other)}
+            left_out = ", ".join(f"{count[i]} {each} without" for each, count in counts.items() if count and count[i])
+            values = {each: row[each] and row[each][i] for each in shown}
+            lines.append([f"{measure.title}, {name}" + (f" ({left_out})" if left_out else ""),
+                          *((measure.shown if each == "difference" else number)(values[each]) for each in shown)])
         return lines
 
 
