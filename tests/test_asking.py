@@ -669,6 +669,8 @@ def test_a_file_is_known_by_its_content_wherever_it_lies(at, monkeypatch):
     metas = [SampleMeta(FACTS, "n.pt", "1", {"conditions": {"source": source, "hash": hash_, "ids": ["a"]}})
              for source, hash_ in (("a", "1"), ("b", "1"), ("a", "2"))]
     assert metas[0].made_of == metas[1].made_of != metas[2].made_of
+    metas = [SampleMeta(FACTS, "n.pt", "1", {"classes": classes}) for classes in (["ES", "0"], ["1", "ED"], ["ED"])]
+    assert metas[0].made_of == metas[1].made_of != metas[2].made_of
 
 
 def test_a_sweep_is_drawn_from_the_same_noise_and_shown(at):
