@@ -53,8 +53,9 @@ def checked(name: str, *overrides: str) -> dict:
 def dataset_like(name: str) -> SimpleNamespace:
     """What a network asks of an experiment's dataset."""
     shape, labels, classes = DATA[name]
-    facts = Facts("", "", label_classes=("x",) * labels, class_names=("y",) * classes,
-                  spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=("z",) * (10 * name.startswith("echo2d_")),
+    names = {"label_classes": labels, "class_names": classes, "map_classes": 10 * name.startswith("echo2d_")}
+    facts = Facts("", "", **{key: tuple(map(str, range(count))) for key, count in names.items()},
+                  spatial_shape=VOLUMES.get(name, shape[1:]),
                   attribute_names=("a", "b") if name == "echo_edm" else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
     return SimpleNamespace(shape=shape, facts=facts)

@@ -55,7 +55,7 @@ def composed(name: str) -> dict:
 def on_meta(name: str) -> torch.nn.Module:
     """The network of a recipe at full size, without memory."""
     shape, labels, *_ = FULL[name]
-    data = SimpleNamespace(shape=shape, facts=Facts("", "", label_classes=("x",) * labels))
+    data = SimpleNamespace(shape=shape, facts=Facts("", "", label_classes=tuple(f"x{i}" for i in range(labels))))
     with torch.device("meta"):
         return build(fill_network(composed(name), data))
 
