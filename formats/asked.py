@@ -35,10 +35,13 @@ WANTED = ("wanted a table (.csv), a folder of maps (.nii, .nii.gz, .npy, .npz, .
 
 
 class AskedGrids(Sequence):
-    """Arrays that are read one by one; names: what messages call each."""
+    """Arrays that are read one by one; names: what messages call each.
 
-    def __init__(self, names: Sequence[str], read: Callable[[int], np.ndarray]):
-        self.names, self.read = names, read
+    first: hashes, by number, of those that must stay what they were when they were first read.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[int], np.ndarray], first: dict[int, bytes] | None = None):
+        self.names, self.read, self.first = names, read, {} if first is None else first
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +66,7 @@ class AskedGrids(Sequence):
                 raise ValueError(f"{self.names[index]}: was changed while samples were drawn by it; draw them anew")
             return array
 
-        return AskedGrids(self.names, read)
+        return AskedGrids(self.names, read, first)
 
 
 class AskedColumn(NamedTuple):

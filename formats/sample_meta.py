@@ -36,7 +36,7 @@ class SampleMeta(NamedTuple):
     @property
     def made_of(self) -> dict[str, Any]:
         """What samples depend on besides their seeds, by which those of one kind are known."""
-        return {"snapshot_hash": self.snapshot_hash, "sampling": compared(self.sampling)}
+        return {"snapshot_hash": self.snapshot_hash, "sampling": compared(self.sampling, self.facts.class_names)}
 
     @property
     def precision(self) -> str:

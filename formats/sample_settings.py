@@ -1,6 +1,6 @@
 """The settings of samples: by which they are known again, and those that reading them again asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -36,10 +36,15 @@ class Settings(NamedTuple):
     sweep: SweptAttribute | None = None
 
 
-def compared(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by which samples are known again: all but where the file lay that asked, which its hash stands for.
+def compared(sampling: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings by which samples are known again, however they were typed.
+
+    Where the file lay that asked is left out, which its hash stands for; classes by number are the names of these.
     """
-    asked = sampling.get("conditions")
-    if not isinstance(asked, Mapping):
-        return dict(sampling)
-    return {**sampling, "conditions": {name: value for name, value in asked.items() if name != "source"}}
+    found = dict(sampling)
+    if isinstance(asked := found.get("conditions"), Mapping):
+        found["conditions"] = {name: value for name, value in asked.items() if name != "source"}
+    if isinstance(classes := found.get("classes"), list):
+        numbers = {str(number): name for number, name in enumerate(class_names) if str(number) not in class_names}
+        found["classes"] = [numbers.get(name, name) if isinstance(name, str) else name for name in classes]
+    return found

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -33,10 +34,17 @@ from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
 from edm3d.utils.schema import Sampling
 
+ROWS = 16  # of a file that are read at a time
 MOST_NUMBER = 2 ** 63 - 1
 MOST_DIGITS = 18  # of the number of a class
+Once = Callable[[Callable[[], Any]], Any]
 HOW = {"semantic": "by sampling.conditions=FOLDER of maps",
        "images": "by sampling.conditions=FILE with images"}
+
+
+def directly(read: Callable[[], Any]) -> Any:
+    """What a function gives, called here."""
+    return read()
 
 
 class Asker:
@@ -49,12 +57,13 @@ class Asker:
                  otherwise: Mapping[str, Sequence[Any]] = MappingProxyType({})):
         self.takes, self.facts, self.size, self.otherwise = takes, facts, tuple(size), otherwise
 
-    def __call__(self, options: Sampling, seeds: Sequence[int] | None = None, given: AskedFile | None = None
-                 ) -> Conditions:
+    def __call__(self, options: Sampling, seeds: Sequence[int] | None = None, given: AskedFile | None = None,
+                 once: Once = directly) -> Conditions:
         """What sampling options ask for, every row of it read once; ValueError for what the network was not trained on.
 
         seeds: those that are drawn, of which there must be as many as rows; None where that is no matter. given: what
-        stands for the file of the options.
+        stands for the file of the options. once: calls what reads files, where several ranks ask for the same on one of
+        them (`distributed.from_rank_0`).
         """
         file = given or self.opened(options)
         if file and seeds is not None:
@@ -70,7 +79,7 @@ class Asker:
         if seeds is not None and (max(seeds) + 1) * conditions.per_seed - 1 > MOST_NUMBER:
             raise ValueError(f"sampling.sweep: seed {max(seeds)} times {conditions.per_seed} values is more than a "
                              "file can hold; wanted smaller seeds")
-        return self.recorded(conditions, file, list(asked)) if file else conditions
+        return self.recorded(conditions, file, list(asked), once) if file else conditions
 
     def opened(self, options: Sampling) -> AskedFile | None:
         """The file that options name."""
@@ -226,20 +235,30 @@ class Asker:
 
     # ---- the whole ----
 
-    def recorded(self, conditions: Conditions, file: AskedFile, by: Sequence[str]) -> Conditions:
+    def recorded(self, conditions: Conditions, file: AskedFile, by: Sequence[str],
+                 once: Once) -> Conditions:
         """With a record of the file: where it lay, the hash of all that is asked for row by row, and its ids.
 
         by: names of the parts that are asked for, of which every row is read.
         """
         digest = hashlib.sha256()
-        for index in progress(range(len(file.ids)), desc="read conditions", unit="row",
-                              is_main=distributed.rank() == 0):
-            digest.update(f"{file.ids[index]}\n".encode(errors="surrogatepass"))
-            for name in by:
-                values = conditions.asked[name]
-                row = PARTS[name].row(values[index % len(values)], self.takes[name].width, self.size)
-                digest.update(f"{name}{row.dtype.str}{row.shape}".encode() + row.tobytes())
-        record = {"source": file.source, "hash": digest.hexdigest(), "ids": list(file.ids)}
+        grids = {name: found for name in by if isinstance(found := conditions.asked[name], AskedGrids)}
+
+        def read(rows: Sequence[int]) -> dict[str, dict[int, bytes]]:
+            for index in rows:
+                digest.update(f"{file.ids[index]}\n".encode(errors="surrogatepass"))
+                for name in by:
+                    values = conditions.asked[name]
+                    row = PARTS[name].row(values[index % len(values)], self.takes[name].width, self.size)
+                    digest.update(f"{name}{row.dtype.str}{row.shape}".encode() + row.tobytes())
+            return {name: {index: found.first[index] for index in rows} for name, found in grids.items()}
+
+        once, count = once if grids else directly, len(file.ids)
+        for start in progress(range(0, count, ROWS), desc="read conditions", unit=f"{ROWS} rows",
+                              is_main=distributed.rank() == 0):  # some at a time, so that no rank waits for long
+            for name, hashes in once(partial(read, range(start, min(start + ROWS, count)))).items():
+                grids[name].first.update(hashes)
+        record = {"source": file.source, "hash": once(digest.hexdigest), "ids": list(file.ids)}
         more = ", ..." if len(file.ids) > 3 else ""
         line = (f"Asked     {file.source}: {len(file.ids)} rows ({listed(file.ids[:3])}{more}), of "
                 f"{listed(PARTS[name].many for name in by)}")

@@ -68,7 +68,7 @@ def generate(experiment: str, config: dict) -> None:
             check_png(snapshot, options.decode)
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
-        conditions = asker_of(net, whole)(options, seeds)
+        conditions = asker_of(net, whole)(options, seeds, once=distributed.from_rank_0)
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *conditions.notes):
             log(line)

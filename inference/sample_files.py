@@ -70,7 +70,7 @@ def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
             raise ValueError(f"{e}; delete it, and what lies beside it is written anew") from e
         if had and not overwrite:  # beside a samples file of another format, or one that is gone
             check_alike(f"{record.path} is of samples that were drawn with",
-                        {**had, "sampling": compared(had["sampling"])}, record.made_of,
+                        {**had, "sampling": compared(had["sampling"], meta.facts.class_names)}, record.made_of,
                         "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
 
 

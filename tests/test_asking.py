@@ -481,6 +481,21 @@ def test_a_map_that_changes_while_it_is_drawn_from_is_refused(tmp_path):
         found([0])
 
 
+def test_rows_are_read_by_one_rank_and_held_against_what_it_read_by_the_others(tmp_path):
+    for number in range(20):
+        np.save(tmp_path / f"{number:02d}.npy", a_map(number % 3))
+    told, asker, sent = Sampling(outdir="", conditions=str(tmp_path)), Asker(TAKES, FACTS, SIZE), []
+    first = asker(told, range(20), once=lambda read: sent.append(read()) or sent[-1])
+    assert [len(each["semantic"]) for each in sent[:-1]] == [16, 4]
+    np.save(tmp_path / "17.npy", a_map(0))  # between the one and the others
+    answers = iter(sent)
+    other = asker(told, range(20), once=lambda read: next(answers))
+    assert other.record == first.record
+    assert other([16]).semantic[0, 0, 0] == 1
+    with pytest.raises(ValueError, match=r"17\.npy: was changed while samples were drawn by it"):
+        other([17])
+
+
 def test_what_a_file_of_volumes_lacks_is_said(tmp_path):
     """As channels of another name than the network was trained on."""
     takes = {name: part._replace(gaps=0.1) for name, part in TAKES.items()}
@@ -653,6 +668,8 @@ def test_a_file_is_known_by_its_content_wherever_it_lies(at, monkeypatch):
     assert "0 there already" in succeed(generate.main, *DRAW, "sampling.conditions=sub/w.h5", "sampling.seeds=0-2")
     metas = [SampleMeta(FACTS, "n.pt", "1", {"conditions": {"source": source, "hash": hash_, "ids": ["a"]}})
              for source, hash_ in (("a", "1"), ("b", "1"), ("a", "2"))]
+    assert metas[0].made_of == metas[1].made_of != metas[2].made_of
+    metas = [SampleMeta(FACTS, "n.pt", "1", {"classes": classes}) for classes in (["ES", "0"], ["1", "ED"], ["ED"])]
     assert metas[0].made_of == metas[1].made_of != metas[2].made_of
 
 

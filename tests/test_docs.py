@@ -57,7 +57,7 @@ def test_training_commands_compose_and_build(words):
     config = checked(name, *overrides)
     classes = config["training"]["network"].get("model", {}).get("label_dim", 0)
     dataset = dataset_like(name)
-    dataset.facts = replace(dataset.facts, class_names=("class",) * classes)
+    dataset.facts = replace(dataset.facts, class_names=tuple(f"class{i}" for i in range(classes)))
     with torch.device("meta"):
         build(fill_network(config["training"], dataset))
     build(config["training"]["loss"])
