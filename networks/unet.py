@@ -225,8 +225,9 @@ class ADMUNet(UNet):
     attention_resolutions: a level of an image of image_size attends when its largest axis is among them. With neither,
     levels 1, 2 and 3 attend, those narrower than channels_per_head left out; None is one head of any width. label_dim
     is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet. The
-    arguments from attribute_dim to grid_factor are of further conditions (docs/conditions.md); codec, norm and
-    bottleneck_attention: docs/own_code.md. image_size is that of x, and with a codec the levels are half as large.
+    arguments from attribute_dim to grid_factor are of further conditions (docs/conditions.md). With a codec the levels
+    are those of its cells (image_size stays that of x); norm "voxel", with no level and no bottleneck that attends,
+    makes a network that sees so far and no further (receptive_field).
     """
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int | str = 0,
