@@ -2,10 +2,9 @@
 
 Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; trajectory [N,steps,C,*s]
 float32, the denoised image of every step in the network's units, channels of label maps that it draws included; affine
-[4,4], and affines [N,4,4] where they differ;
-what was asked for: classes [N] int64 (-1 = none), attributes [N,A] float32 (NaN = none), maps [N,*S] uint8 and
-cond_images [N,C,*S] float32 in the units of the images; and as metadata `data`
-(names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
+[4,4], and affines [N,4,4] where they differ; what was asked for: classes [N] int64 (-1 = none), attributes [N,A]
+float32 (NaN = none), maps [N,*S] uint8 and cond_images [N,C,*S] float32 in the units of the images; and as metadata
+`data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
 """
 
 import json

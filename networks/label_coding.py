@@ -38,8 +38,11 @@ class LabelCoding:
 
     def encode(self, labels: torch.Tensor) -> torch.Tensor:
         """Channels [N,B,*S] float32 of label maps [N,*S] of whole numbers; ValueError for a class that there is not."""
-        if not labels.is_meta and (highest := int(labels.max())) >= self.classes:
-            raise ValueError(f"a label map has the value {highest}, and there are {self.classes} classes")
+        if not labels.is_meta:
+            lowest, highest = (int(value) for value in labels.aminmax())
+            if lowest < 0 or highest >= self.classes:
+                odd = lowest if lowest < 0 else highest
+                raise ValueError(f"a label map has the value {odd}, and there are {self.classes} classes")
         index = self.per_channel(labels.ndim, labels.device)
         numbers = labels.unsqueeze(1).int()
         is_on = (numbers >> index) & 1 if self.kind == "bits" else numbers == index

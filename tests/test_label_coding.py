@@ -112,6 +112,7 @@ def test_a_label_map_with_more_classes_than_the_data_name_is_refused():
     transform.see(FACTS, (1, 2, 2))
     assert transform.shape == (3, 2, 2)
     for labels, wanted in ((torch.full((1, 2, 2), 4), "has the value 4, and there are 4 classes"),
+                           (torch.full((1, 2, 2), -1), "has the value -1"),
                            (None, "an item of the data has no label map")):
         with pytest.raises(ValueError, match=f"{LABELS}=bits: .*{wanted}"):
             transform(Batch(torch.zeros(1, 1, 2, 2), labels, NOTHING), None)
