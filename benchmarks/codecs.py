@@ -35,7 +35,7 @@ CHECKS = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the minutes after which the loss 
 TRAIN, HELD_OUT = 512, 32
 
 
-class Data(NamedTuple):
+class PhantomSets(NamedTuple):
     """Phantoms [N,1,*S] of mean 0 and standard deviation SIGMA_DATA, by those of the training."""
 
     train: torch.Tensor
@@ -43,21 +43,21 @@ class Data(NamedTuple):
     others: torch.Tensor
 
     @classmethod
-    def draw(cls, seed: int, device: str) -> "Data":
+    def draw(cls, seed: int, device: str) -> "PhantomSets":
         """Three sets of phantoms that share none."""
         sets = [torch.from_numpy(images_of(phantoms(num, 10 * seed + place, SIZE))).float()
                 for place, num in enumerate((TRAIN, HELD_OUT, HELD_OUT))]
         mean, std = sets[0].mean(), sets[0].std()
         return cls(*((images - mean) / std * SIGMA_DATA for images in sets))._on(device)
 
-    def _on(self, device: str) -> "Data":
-        return Data(*(images.to(device) for images in self))
+    def _on(self, device: str) -> "PhantomSets":
+        return PhantomSets(*(images.to(device) for images in self))
 
 
 def network(codec: str, channels: int) -> EDMPrecond:
     """A small ADM on voxels or cells."""
     return EDMPrecond(ADMUNet(1, 1, 3, model_channels=channels, channel_mult=[1, 2, 3], num_blocks=1,
-                              attention_levels=[], channels_per_head=8, dropout=0, codec=codec), SIGMA_DATA)
+                              attention_levels=[], bottleneck_attention=False, dropout=0, codec=codec), SIGMA_DATA)
 
 
 def step_gflop(codec: str, channels: int) -> float:
@@ -70,17 +70,17 @@ def step_gflop(codec: str, channels: int) -> float:
 
 
 def as_costly(codec: str, channels: int) -> int:
-    """The width, in steps of 8, of which a step has about the FLOPs of one without a codec at `channels`."""
+    """The width, in steps of 4, of which a step has about the FLOPs of one without a codec at `channels`."""
     wanted, width = step_gflop("none", channels), channels
     for _ in range(2 if codec != "none" else 0):  # they grow about with its square
-        width = max(8, 8 * round(width * (wanted / step_gflop(codec, width)) ** 0.5 / 8))
+        width = max(4, 4 * round(width * (wanted / step_gflop(codec, width)) ** 0.5 / 4))
     return width
 
 
-class Run:
+class TimedRun:
     """A network that is trained for some minutes, and what is measured of it on the way."""
 
-    def __init__(self, codec: str, channels: int, data: Data, seed: int):
+    def __init__(self, codec: str, channels: int, data: PhantomSets, seed: int):
         torch.manual_seed(seed)
         self.data, self.loss, self.seed = data, EDMLoss(sigma_data=SIGMA_DATA), seed
         self.net = network(codec, channels).to(data.train.device)
@@ -163,10 +163,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = Data.draw(options.seed, options.device)
+    data = PhantomSets.draw(options.seed, options.device)
     for codec in options.only:
         channels = as_costly(codec, options.channels)
-        run = Run(codec, channels, data, options.seed)
+        run = TimedRun(codec, channels, data, options.seed)
         run.train(options.minutes)
         print(json_line("voxel-space EDM with and without a codec, in equal minutes", codec=codec, channels=channels,
                         parameters_m=round(sum(p.numel() for p in run.net.parameters()) / 1e6, 2),

@@ -214,7 +214,9 @@ def test_a_voxel_norm_is_the_group_norm_of_each_voxel(size):
     wanted = torch.nn.functional.group_norm(alone, 2, norm.weight, norm.bias, 1e-3)
     wanted = wanted.reshape(3, -1, 8).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(norm(x), wanted)
-    assert torch.autograd.gradcheck(norm, x[:1, :, :1])
+    g = torch.randn_like(x)
+    for ours, theirs in zip(*(torch.autograd.grad(out, (x, norm.weight, norm.bias), g) for out in (norm(x), wanted))):
+        torch.testing.assert_close(ours, theirs)
     assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 

@@ -46,9 +46,13 @@ class Counted(torch.nn.Module):
 
 
 def denoiser(dims: int, family: type = ADMUNet, dtype: torch.dtype = torch.float32, **keys: object) -> EDMPrecond:
-    """A small network that may be tiled, with random weights everywhere."""
+    """A small network that may be tiled, with random weights everywhere, large enough to count beside x."""
     seen = {**SEEN, "attribute_mean": [0.0], "attribute_std": [1.0]} if keys.pop("told", True) else {}
-    return EDMPrecond(randomise(family(1, 1, dims, **{**LOCAL, **seen, **keys})).to(dtype), label_dropout=0)
+    net = randomise(family(1, 1, dims, **{**LOCAL, **seen, **keys})).to(dtype)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(3)
+    return EDMPrecond(net)
 
 
 def room(net: torch.nn.Module, kept: tuple[int, ...]) -> tuple[int, ...]:
