@@ -29,12 +29,13 @@ $(STAMP): requirements.txt constraints.txt
 		END { print "" }'
 	@touch $@
 
-demo: $(STAMP)  ## the six commands of the README: phantoms, autoencoder, latents, diffusion, samples, report
+demo: $(STAMP)  ## the seven commands of the README: phantoms, autoencoder, latents, diffusion, refiner, samples, report
 	python dataset_tool.py phantom --dest data/echo.h5 --num 640 --size 32 --seed 0
 	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_vae training.options.resume=latest
 	python dataset_tool.py encode --autoencoder echo_vae --source data/echo.h5 --dest data/echo_latents.h5
 	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_edm training.options.resume=latest
-	torchrun --standalone --nproc_per_node=1 generate.py -cn=echo_edm sampling.seeds=0-63 sampling.outdir=results/demo
+	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_refine training.options.resume=latest
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=echo_refine sampling.seeds=0-63 sampling.outdir=results/demo
 	python evaluate.py --real data/echo.h5 --generated results/demo/samples.h5 --dest results/demo
 	@echo "Done: samples in results/demo/samples.h5, NIfTI in results/demo/nifti, picture results/demo/samples.png, report results/demo/report.html"
 

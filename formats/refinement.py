@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain, pairwise
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -14,14 +15,16 @@ RESIDUAL, IMAGE = TARGETS = ("residual", "image")
 class Refinement(NamedTuple):
     """What a network draws on top of a first stage, by that one's hash.
 
-    target: residual, image less decoded image, or image; x = (target - shift) * gain, per channel, of images as
-    networks see them.
+    target: residual, image less decoded image, or image, scaled as the others are the arguments of
+    networks.local_scaling.LocalScaling, by decoded image and label map; of images as networks see
+    them.
     """
 
     first_stage: str
     target: str
-    shift: list[float]
-    gain: list[float]
+    values: list[list[list[float]]]
+    mean: list[list[list[float]]]
+    gain: list[list[list[float]]]
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any], source: object, channels: int) -> "Refinement":
@@ -30,13 +33,19 @@ class Refinement(NamedTuple):
         if known.target not in TARGETS:
             raise ValueError(f"{source}: refines.target is {shown(known.target)}, this program reads "
                              f"{', '.join(TARGETS)}")
-        for name in ("shift", "gain"):
-            values = getattr(known, name)
-            if len(values) != channels or not all(map(isfinite, values)):
-                raise ValueError(f"{source}: refines.{name} is {shown(values)}, wanted a number for each of {channels} "
-                                 "channels")
-        if min(known.gain) <= 0:
+        lengths = [list(map(len, tables)) for tables in known.values]
+        for name in ("values", "mean", "gain"):
+            of_classes = getattr(known, name)
+            if ([list(map(len, tables)) for tables in of_classes] != lengths or not lengths
+                    or any(len(found) != channels or min(found, default=0) < 1 for found in lengths)):
+                raise ValueError(f"{source}: refines.{name} is {shown(of_classes)}, wanted a table for each of "
+                                 f"{channels} channels, for every class, as long as that of the values")
+            if not all(map(isfinite, chain(*chain(*of_classes)))):
+                raise ValueError(f"{source}: refines.{name} has values that are not finite")
+        if min(chain(*chain(*known.gain))) <= 0:
             raise ValueError(f"{source}: refines.gain is {shown(known.gain)}, wanted more than 0")
+        if any(a >= b for table in chain(*known.values) for a, b in pairwise(table)):
+            raise ValueError(f"{source}: refines.values is {shown(known.values)}, wanted rising values")
         return known
 
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from edm3d.formats.facts import Facts
-from edm3d.inference.card_usage import fenced, hub_tags, hub_task, usage
+from edm3d.inference.card_usage import fenced, hub_tags, hub_task, refining, usage
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.told import names_in_words
 from edm3d.networks.autoencoder import Autoencoder
@@ -40,7 +40,12 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
     takes = None if isinstance(net, Autoencoder) else takes_of(net)
     title = said.title or name
     told = about_conditions(snapshot.facts, net)
-    use = fenced("python", stage_lines(name)) if takes is None else usage(name, takes, snapshot.facts)
+    if takes is None:
+        use = fenced("python", stage_lines(name))
+    elif snapshot.refines:
+        use = refining(name, snapshot.refines.first_stage)
+    else:
+        use = usage(name, takes, snapshot.facts)
     sections = {"What it is": about(snapshot, net), "Use": use,
                 **({"What it can be asked for": told} if told else {}),
                 "Data": about_data(snapshot.facts, said),

@@ -109,6 +109,16 @@ def usage(name: str, takes: Mapping[str, Part], facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
+def refining(name: str, stage: str) -> str:
+    """The shortest code that refines what another network draws, of a first stage by its hash, and the same typed."""
+    lines = ["import edm3d", "", f'model = edm3d.load("DIFFUSION")  # one of latents of first stage {stage[:12]}',
+             f'samples = model.sample(seeds=range(8), refiner="{name}")  # this folder']
+    words = ["sampling.network=DIFFUSION", f"sampling.refiner={name}", "sampling.outdir=drawn", "sampling.seeds=0-7"]
+    command = " ".join(["edm3d generate -cn=echo_edm", *map(shlex.quote, words)])
+    return "\n\n".join(["It draws nothing by itself: it refines the images that a first stage decodes.",
+                        fenced("python", "\n".join(lines)), "From the command line:", fenced("", one_line(command))])
+
+
 def in_words(takes: Mapping[str, Part], facts: Facts) -> str:
     """What the network is told, in a sentence, and what happens where nothing is said."""
     told = {"class_labels": "a class", "attributes": "attributes by name, in the units of the data",

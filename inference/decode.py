@@ -111,6 +111,8 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
         stage = FirstStage(net, facts, carried.scaling, resolve_precision(options.precision, device)).to(device)
         refiner = options.refiner and refiner_of(source, facts, carried.hash, options, run_root, device)
         job = make_job(source, stage, options)._replace(refiner=refiner)
+        if refiner:
+            refiner.check_size(job.shape, "--refiner")
         provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
                       "first_stage": carried.hash, "settings": settings(options, refiner)}
         (decode_to_file if dest.suffix else decode_to_folder)(dest, job, provenance, log)

@@ -119,6 +119,10 @@ def add_refiner(snapshot: Snapshot, options: Sampling, run_root: str, device: to
                            precision=resolve_precision(options.precision, device), tiles=tiles_of(vars(options)),
                            trust=options.trust)
     refiner.check(snapshot.facts, snapshot.first_stage.hash, snapshot.path)
+    refiner.check_size(snapshot.volume_shape)
+    if device.type == "cpu":
+        shape = [options.batch_size, len(snapshot.facts.channels), *snapshot.volume_shape]
+        check_memory(f"sampling.refiner={options.refiner}: drawing {shape}", DRAWING * prod(shape))
     return refiner
 
 

@@ -10,12 +10,13 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import RESIDUAL
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
-from edm3d.networks.latent_codec import unwhiten
-from edm3d.networks.layers import SizeError
+from edm3d.networks.layers import check_divides
+from edm3d.networks.local_scaling import LocalScaling
 from edm3d.networks.parts import PARTS
 from edm3d.networks.tiles import Tiles
 from edm3d.samplers import ImageGenerators
 from edm3d.samplers.denoiser import Denoiser
+from edm3d.samplers.tiled import Tiled
 from edm3d.utils.checks import listed
 from edm3d.utils.config import build, check_from_file, check_targets
 from edm3d.utils.precision import autocast
@@ -36,8 +37,8 @@ class Refiner:
         self.snapshot, self.net, self.settings, self.precision = snapshot, net, dict(sampler), precision
         self.takes, self.facts, self.refines = takes_of(net), snapshot.facts, snapshot.refines
         self.sampler = build({**sampler, "_partial_": True})
-        self.denoiser: Denoiser = net if tiles is None else in_tiles(net, tiles)
-        self.shift_gain = torch.tensor(self.refines.shift), torch.tensor(self.refines.gain)
+        self.denoiser: Denoiser = net if tiles is None else Tiled(net, tiles.size)
+        self.scaling = LocalScaling(self.refines.values, self.refines.mean, self.refines.gain)
 
     def __repr__(self) -> str:
         return f"Refiner({self.snapshot!r})"
@@ -60,6 +61,16 @@ class Refiner:
             if part in self.takes and found and had and tuple(found) != tuple(had):
                 raise ValueError(f"{key}: {path} is told {name} {list(had)}, {source} has {list(found)}")
 
+    def check_size(self, size: Sequence[int], key: str = KEY) -> None:
+        """ValueError for volumes of a size [*S] that the network, or its tiles, cannot divide."""
+        try:
+            if isinstance(self.denoiser, Tiled):
+                self.denoiser.pieces(size)
+            elif (factor := getattr(self.net, "factor", None)) is not None:
+                check_divides(size, factor, type(self.net).__name__)
+        except ValueError as e:
+            raise ValueError(f"{key}: {self.snapshot.path}: {e}") from e
+
     @torch.no_grad()
     def __call__(self, image: torch.Tensor, label: torch.Tensor | None, keys: Sequence[Hashable],
                  told: Condition | None = None) -> torch.Tensor:
@@ -70,13 +81,10 @@ class Refiner:
         intensity, generators = self.facts.intensity, ImageGenerators(keys, purpose="refine")
         decoded = intensity.to_network(image)
         noise = generators.randn(decoded.shape[1:]).to(decoded.device)
-        try:
-            with autocast(self.precision, decoded.device):
-                x = self.sampler(self.denoiser, noise, condition=self.condition(decoded, label, told),
-                                 randn_like=generators.randn_like).float()
-        except SizeError as e:
-            raise ValueError(f"{self.snapshot.path}: {e}; it cannot refine volumes of this size") from e
-        return intensity.from_network(self.restored(x, decoded))
+        condition = self.condition(decoded, label, told)
+        with autocast(self.precision, decoded.device):
+            x = self.sampler(self.denoiser, noise, condition=condition, randn_like=generators.randn_like).float()
+        return intensity.from_network(self.restored(x, decoded, label))
 
     def condition(self, decoded: torch.Tensor, label: torch.Tensor | None, told: Condition | None) -> Condition:
         """What the network is told: the decoded image, the label map where it takes one, and what else it takes.
@@ -93,9 +101,9 @@ class Refiner:
                              "or choose another refiner")
         return found
 
-    def restored(self, x: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-        """Images [N,C,*S] as networks see them, of what the network draws."""
-        target = unwhiten(x, *(values.to(x.device) for values in self.shift_gain))
+    def restored(self, x: torch.Tensor, decoded: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        """Images [N,C,*S] as networks see them, of what the network draws on top of decoded images and label maps."""
+        target = self.scaling.restored(x, decoded, label)
         return decoded + target if self.refines.target == RESIDUAL else target
 
 
@@ -105,12 +113,6 @@ def check_draws_alone(snapshot: Snapshot) -> None:
         raise ValueError(f"{snapshot.path}: refines images of first stage {snapshot.refines.first_stage:.12} and draws "
                          "nothing by itself; name it by sampling.refiner, and what draws latents of that first stage "
                          "by sampling.network")
-
-
-def in_tiles(net: torch.nn.Module, tiles: Tiles) -> Denoiser:
-    """A network that is called tile by tile."""
-    from edm3d.samplers.tiled import Tiled
-    return Tiled(net, tiles.size)
 
 
 def open_refiner(name: str, run_root: Path, device: torch.device, *, sampler: Mapping[str, Any] | None = None,

@@ -129,7 +129,7 @@ def test_make_installs_what_the_files_say(root):
     ).read_text()
 
 
-def test_demo_is_the_six_commands_of_the_readme(root):
+def test_demo_is_the_seven_commands_of_the_readme(root):
     commands = demo_commands((root / "Makefile").read_text())
     assert [next(word for word in command.split() if word.endswith(".py")) for command in commands] == DEMO_SCRIPTS
     blocks = [[line for line in block if line] for block in fenced_blocks((root / "README.md").read_text())]

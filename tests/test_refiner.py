@@ -70,24 +70,35 @@ def transform(folder: Path, **more) -> tuple[RefineImages, VolumesDataset]:
 
 
 def test_what_is_drawn_is_the_residual_and_what_is_told_is_what_the_first_stage_gives_back(here, at):
-    made, data = transform(here, latent_noise=0, draw=False)
+    made, data = transform(here, latent_noise=0, draw=False, bins=1)
     batch = collate([data[0], data[1]])
     x, told = made(batch, ImageGenerators([0, 1]))
     back = made.stage.round_trip(data.facts.intensity.from_network(batch.images), batch.labels)
     decoded = data.facts.intensity.to_network(back.image)
     torch.testing.assert_close(told.images, decoded)
     assert torch.equal(told.semantic, back.label.to(torch.int16))
-    shift, gain = made.refinement.shift[0], made.refinement.gain[0]
-    torch.testing.assert_close(x / gain + shift + told.images, batch.images)
-    whole = torch.cat([made(collate([data[i]]), ImageGenerators([0]))[0] for i in (0, 3, 5, 7)])  # those it measures
-    assert len(data) == 8 and abs(float(whole.mean())) < 0.2 and float(whole.std()) == pytest.approx(0.5, rel=0.2)
+    for k in range(4):  # by the class alone
+        known, there = made.refinement, (back.label == k)[:, None]
+        wanted = (batch.images - decoded - known.mean[k][0][0]) * known.gain[k][0][0]
+        torch.testing.assert_close(x[there], wanted[there])
+
+
+def test_every_class_and_value_has_the_deviation_that_the_network_is_made_for(here, at):
+    made, data = transform(here, bins=8, sigma_data=0.5)
+    x, told = made(collate([data[i] for i in (0, 3, 5, 7)]), ImageGenerators(range(4)))  # those that it measures
+    assert len(data) == 8
+    # what a network sees is its target's scale: a deviation of 0.5, less where there is next to nothing to draw
+    assert abs(float(x.mean())) < 0.1 and 0.2 < float(x.std()) < 0.7
+    back = made.target_scaling.restored(x, told.images, told.semantic) + told.images
+    torch.testing.assert_close(back, collate([data[i] for i in (0, 3, 5, 7)]).images, rtol=0, atol=1e-5)
 
 
 def test_the_image_itself_is_drawn_where_that_is_asked_for(here, at):
     made, data = transform(here, target="image")
     batch = collate([data[0]])
     x, told = made(batch, ImageGenerators([0]))
-    torch.testing.assert_close(x / made.refinement.gain[0] + made.refinement.shift[0], batch.images)
+    back = made.target_scaling.restored(x, told.images, told.semantic)
+    torch.testing.assert_close(back, batch.images, rtol=0, atol=1e-5)
     assert made.refinement.target == "image" and not torch.equal(told.images, batch.images)
 
 
@@ -127,7 +138,8 @@ def test_patches_reach_every_corner():
 
 
 def test_bad_training_is_refused_by_name(here, at):
-    for changed, said in (("training.batch_transform.patch=24", "the nearest that fits is [16, 16, 16]"),
+    for changed, said in (("training.batch_transform.bins=0", "bins"),
+                          ("training.batch_transform.patch=24", "the nearest that fits is [16, 16, 16]"),
                           ("training.batch_transform.target=speckle", "residual"),
                           ("training.batch_transform.latent_noise=-1", "latent_noise"),
                           ("training.batch_transform.patch=[8,8,7]", "training.batch_transform.patch=[8,8,8]"),
@@ -157,7 +169,7 @@ class Told(torch.nn.Module):
 
 
 def refiner(here: Path, net: torch.nn.Module, target: str = "residual", **more) -> Refiner:
-    known = replace(snapshot(here, "echo_refine"), refines=Refinement("abc", target, [0.25], [2.0]))
+    known = replace(snapshot(here, "echo_refine"), refines=Refinement("abc", target, [[[0.0]]], [[[0.25]]], [[[2.0]]]))
     return Refiner(known, net, {"_target_": "samplers.edm_sampler", "num_steps": 3}, **more)
 
 
@@ -262,6 +274,21 @@ def test_networks_that_cannot_refine_are_refused(here, at):
                                                  "sampling.outdir=results/x", "sampling.decode=false")
 
 
+def test_tiles_that_are_too_small_are_refused_before_anything_is_drawn(here, at):
+    said = refused(here, generate.main, "-cn=echo_refine", *DRAW, "sampling.outdir=results/x", "sampling.tile=[8,8,8]",
+                   "sampling.attributes.lv_volume=80")
+    assert "the network sees" in said and "[16, 16, 16] or larger" in said
+
+
+def test_a_card_of_a_refiner_says_what_it_refines(here, at):
+    succeed(dataset_tool.main, "publish", "echo_refine", "--dest", "published", "--licence", "mit")
+    text = Path("published/README.md").read_text()
+    assert 'refiner="published"' in text and "draws nothing by itself" in text and "image-to-image" in text
+    made = Model.load("echo_edm").sample("0", refiner="published", num_steps=2)
+    again = Model.load("echo_edm").sample("0", refiner="echo_refine", num_steps=2)
+    np.testing.assert_array_equal(made.images, again.images)
+
+
 def test_a_refiner_of_another_first_stage_is_refused(here, at):
     path = next(here.glob("results/*-echo_refine/network-snapshot-*.pt"))
     found, _ = checkpoint.load(path, "snapshot")
@@ -273,13 +300,20 @@ def test_a_refiner_of_another_first_stage_is_refused(here, at):
                                      "--dest", "results/x", "--refiner", "other.pt")
 
 
-@pytest.mark.parametrize(("key", "value", "said"), [
-    ("target", "speckle", "refines.target"), ("gain", [0.0], "refines.gain"), ("gain", [1.0, 1.0], "refines.gain"),
-    ("shift", [float("nan")], "refines.shift"), ("first_stage", 3, "refines"), ("shift", None, "refines")])
-def test_what_a_snapshot_says_of_itself_is_checked(key, value, said):
-    known = {"first_stage": "a", "target": "residual", "shift": [0.0], "gain": [1.0]}
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("key", "value"), [
+    ("target", "speckle"), ("gain", [[[0.0]]]), ("gain", [[[1.0], [1.0]]]), ("gain", [[[1.0, 1.0]]]), ("gain", []),
+    ("mean", [[[float("nan")]]]), ("mean", None), ("values", [[[]]]), ("values", [[["a"]]]), ("values", [])])
+def test_what_a_snapshot_says_of_itself_is_checked(key, value):
+    known = {"first_stage": "a", "target": "residual", "values": [[[0.0]]], "mean": [[[0.0]]], "gain": [[[1.0]]]}
+    assert Refinement.from_plain(known, "x.pt", 1).gain == [[[1.0]]]
+    with pytest.raises(ValueError, match=r"x\.pt: refines"):
         Refinement.from_plain({**known, key: value}, "x.pt", 1)
+
+
+def test_values_that_do_not_rise_are_no_table():
+    table = {name: [[[0.0, 0.0]]] for name in ("values", "mean")} | {"gain": [[[1.0, 1.0]]]}
+    with pytest.raises(ValueError, match="rising values"):
+        Refinement.from_plain({"first_stage": "a", "target": "image", **table}, "x.pt", 1)
 
 
 def test_the_condition_has_what_the_network_takes_and_no_more(here):

@@ -8,12 +8,12 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import RESIDUAL, TARGETS, Refinement, told_facts
 from edm3d.inference.batch import Batch, Sample
 from edm3d.networks.conditioning import Condition
-from edm3d.networks.latent_codec import whiten
 from edm3d.networks.layers import per_axis
+from edm3d.networks.local_scaling import LocalScaling
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.batch_transforms import FrozenStage, chosen
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_choice, check_least
+from edm3d.utils.checks import check_choice, check_count, check_least
 
 KEY = "training.batch_transform"
 
@@ -24,17 +24,21 @@ class RefineImages(FrozenStage):
     Latents are drawn from their posteriors (draw=false: their means), and disturbed by noise of a standard deviation
     anywhere up to `latent_noise` of their own, so that a network learns to refine what diffusion drew as well. The
     image decoded of them is the condition image, and the label map decoded with it, where the first stage has one, the
-    semantic map. target: residual, or image. Per channel it gets mean 0 and standard deviation sigma_data over `num`
-    items. patch: random crops of so many voxels per axis, one number or one per axis; null: whole images.
+    semantic map. target: residual, or image. It gets mean 0 and standard deviation sigma_data for every value of the
+    decoded image within a label class, by `num` items, whose voxels are taken in `bins` groups: what is lost of speckle
+    grows with the signal. bins=1: by the class alone. patch: random crops of so many voxels per axis,
+    one number or one per axis; null: whole images.
     """
 
     def __init__(self, autoencoder: str, target: str = RESIDUAL, latent_noise: float = 0.1,
-                 patch: int | Sequence[int] | None = None, num: int = 64, sigma_data: float = 0.5,
+                 bins: int = 32, patch: int | Sequence[int] | None = None, num: int = 64, sigma_data: float = 0.5,
                  run_root: str = "results", trust: bool = False, draw: bool = True):
         check_choice("target", target, TARGETS)
         check_least(0, {"latent_noise": latent_noise})
+        check_count(1, {"bins": bins})
         super().__init__(autoencoder, num, "standardize", 1.0, run_root, trust, draw)
-        self.target, self.latent_noise, self.patch, self.target_std = target, latent_noise, patch, sigma_data
+        self.target, self.latent_noise, self.bins = target, latent_noise, bins
+        self.patch, self.target_std = patch, sigma_data
 
     def open(self, dataset: Sequence[Sample], held: Sequence[Sample], split: str, device: torch.device) -> None:
         """Measure what scales latents and target; ValueError for other data and for patches that do not fit."""
@@ -46,27 +50,27 @@ class RefineImages(FrozenStage):
             raise ValueError(f"{KEY}.patch={list(self.crop)}: larger than the volumes, which are {list(size)}; the "
                              f"nearest that fits is {nearest}")
         self.shape = (dataset.shape[0], *(self.crop or size))
-        shift, gain = distributed.from_rank_0(lambda: self.spread(dataset))
-        self.refinement = Refinement(self.snapshot.network_hash, self.target, shift, gain)
-        self.shift_gain = torch.tensor(shift), torch.tensor(gain)
+        self.target_scaling = LocalScaling(*distributed.from_rank_0(lambda: self.spread(dataset)))
+        self.refinement = Refinement(self.snapshot.network_hash, self.target, *self.target_scaling)
 
     def told_facts(self, facts: Facts) -> Facts:
         """What is known of the data, as the network is told of them."""
         return told_facts(facts, bool(self.stage.net.num_classes))
 
     @torch.no_grad()
-    def spread(self, dataset: Sequence[Sample]) -> tuple[list[float], list[float]]:
-        """Shift and gain of the target per channel; ValueError where there is nothing to draw."""
-        count, total, squares = 0, 0.0, 0.0
+    def spread(self, dataset: Sequence[Sample]) -> LocalScaling:
+        """How the target is scaled; ValueError where there is nothing to draw."""
+        voxels, labels = [], []
         for i, batch in enumerate(self.some(dataset)):
-            x = self.compared(batch, self.decoded(batch, ImageGenerators([i]))[0]).double().flatten(2)[0]
-            count, total, squares = count + x.shape[1], total + x.sum(1), squares + x.square().sum(1)
-        mean = total / count
-        std = (squares / count - mean ** 2).clamp(min=0).sqrt()
-        if not (std > 0).all():
-            raise ValueError(f"{KEY}.target={self.target}: it is the same in all voxels of the training data; there is "
-                             "nothing to draw")
-        return mean.tolist(), (self.target_std / std).tolist()
+            decoded, label = self.decoded(batch, ImageGenerators([i]))
+            voxels.append(torch.stack([self.compared(batch, decoded)[0], decoded[0]]).flatten(2).cpu())
+            labels += [] if label is None else [label[0].flatten().cpu()]
+        targets, decoded = torch.cat(voxels, dim=2)
+        try:
+            return LocalScaling.measured(targets, decoded, torch.cat(labels) if labels else None,
+                                         self.stage.net.num_classes, self.bins, self.target_std)
+        except ValueError as e:
+            raise ValueError(f"{KEY}.target={self.target}: {e} of the training data; there is nothing to draw") from e
 
     def compared(self, batch: Batch, decoded: torch.Tensor) -> torch.Tensor:
         """What is to be drawn [N,C,*S], not scaled."""
@@ -88,8 +92,7 @@ class RefineImages(FrozenStage):
             label = label if self.stage.net.num_classes else None
         else:
             decoded, label = self.decoded(batch, generators)
-        x = self.compared(batch, decoded)
-        x = whiten(x, *(values.to(x.device) for values in self.shift_gain))
+        x = self.target_scaling.scaled(self.compared(batch, decoded), decoded, label)
         told = batch.condition.replace(images=decoded)
         told = told if label is None else told.replace(semantic=label.to(torch.int16))
         if self.crop is None:

@@ -142,8 +142,9 @@ def build_refined(config: dict, task: Task, held: Held | None, count: int, devic
 
     def show(net: torch.nn.Module) -> Shown:
         refiner = Refiner(own, net, node, precision)
-        blocks = {"Held out": intensity.from_network(refiner.restored(x, told.images)), "Decoded": before,
-                  "Refined": refiner(before, None if told.semantic is None else told.semantic, keys, told)}
+        real = refiner.restored(x, told.images, told.semantic)
+        blocks = {"Held out": intensity.from_network(real), "Decoded": before,
+                  "Refined": refiner(before, told.semantic, keys, told)}
         return Shown([(name, [(image, None) for image in images.cpu().numpy()]) for name, images in blocks.items()],
                      {**look_of(own.facts), "aligned": True})
 
