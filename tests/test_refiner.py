@@ -1,5 +1,6 @@
 """Refiners: what they are trained on, what they make of decoded images, and the road of files through them."""
 
+import shutil
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,24 @@ def test_bad_training_is_refused_by_name(here, at):
                           ("training.batch_transform.patch=[8,8,7]", "training.batch_transform.patch=[8,8,8]"),
                           ("training.dataset.path=data/echo_latents.h5", "training.dataset")):
         assert said in refused(here, train.main, *REFINE, changed)
+
+
+def test_a_run_goes_on_with_its_own_first_stage_alone_and_to_the_same_bits(here, tmp_path):
+    copy = shutil.copytree(here, tmp_path / "copy")
+    with chdir(copy):
+        longer = ["training.options.total_kimg=0.016", "training.options.run_root=results"]
+        for run in copy.glob("results/*-echo_refine"):
+            shutil.rmtree(run)
+        succeed(train.main, *REFINE, *longer, "training.options.desc=whole")
+        succeed(train.main, *REFINE, "training.options.desc=parts")
+        succeed(train.main, *REFINE, *longer, "training.options.desc=parts", "training.options.resume=latest")
+        whole, parts = (Snapshot.read(max(copy.glob(f"results/*-{name}/network-snapshot-*.pt"))).weights
+                        for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+        succeed(train.main, *STAGE, "training.options.seed=1")
+        said = refused(copy, train.main, *REFINE, "training.options.desc=parts", "training.options.total_kimg=0.024",
+                       "training.options.resume=latest")
+        assert "first_stage" in said
 
 
 # ---- what it makes of images ----

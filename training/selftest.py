@@ -95,7 +95,10 @@ def data_lines(task: Task, dataset: Dataset, training: dict, device: torch.devic
     """What a few items look like: images far outside [-1, 1], and their spread beside the network's sigma_data."""
     items = torch.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).long().tolist()
     seen = look(task, dataset, items, training["options"]["seed"], device)
-    return [*range_lines(seen, dataset.facts, len(items)), *spread_lines(seen.std, len(items), task.net, training)]
+    spread = spread_lines(seen.std, len(items), task.net, training)
+    if task.snapshot.refines:  # scaled where there is anything to draw; the rest lowers the whole
+        spread = spread[:1]
+    return [*range_lines(seen, dataset.facts, len(items)), *spread]
 
 
 def range_lines(seen: Glance, facts: Facts, count: int) -> list[str]:
