@@ -156,9 +156,12 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
 
 
 def known_facts(task: Task, dataset: object) -> Facts:
-    """What a state must agree with: the data, and the first stage that encodes them, whose newest snapshot changes."""
-    stage = task.snapshot.first_stage
-    return dataset.facts if stage is None or dataset.facts.latents else replace(dataset.facts, first_stage=stage.hash)
+    """What a state must agree with: the data, and the first stage that they go through, whose newest snapshot changes.
+    """
+    stage, refines = task.snapshot.first_stage, task.snapshot.refines
+    if dataset.facts.latents or (stage is None and refines is None):
+        return dataset.facts
+    return replace(dataset.facts, first_stage=refines.first_stage if refines else stage.hash)
 
 
 def take_start(options: Options, experiment: str, training: dict, locks: ExitStack) -> tuple[Start, Path | None]:
