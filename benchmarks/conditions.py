@@ -77,8 +77,8 @@ class Bench:
         """Draw samples of a network, by noise of the seed."""
         first = 1000 * self.seed
         self.run(name, "generate.py", "-cn=echo_edm", f"sampling.network={network.relative_to(self.folder)}",
-                 f"sampling.outdir=results/{outdir}", "sampling.overwrite=true", f"sampling.seeds={first}-{first + NUM - 1}",
-                 "sampling.nifti=false", "sampling.montage=0", *arguments)
+                 f"sampling.outdir=results/{outdir}", "sampling.overwrite=true", "sampling.nifti=false",
+                 "sampling.montage=0", f"sampling.seeds={first}-{first + NUM - 1}", *arguments)
         return SamplesFile(self.folder / "results" / outdir / "samples.h5")
 
     def asked(self) -> str:

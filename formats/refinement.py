@@ -15,9 +15,8 @@ RESIDUAL, IMAGE = TARGETS = ("residual", "image")
 class Refinement(NamedTuple):
     """What a network draws on top of a first stage, by that one's hash.
 
-    target: residual, image less decoded image, or image, scaled as the others are the arguments of
-    networks.local_scaling.LocalScaling, by decoded image and label map; of images as networks see
-    them.
+    target: residual, which is image less decoded image, or image; of images as networks see them. The others say how
+    it is scaled by decoded image and label map (networks.local_scaling.LocalScaling).
     """
 
     first_stage: str
@@ -49,10 +48,11 @@ class Refinement(NamedTuple):
         return known
 
 
-def told_facts(facts: Facts, labelled: bool) -> Facts:
-    """What is known of data, as a refiner is told of them: condition images are what a first stage gives back.
+def told_facts(facts: Facts, channels: int, labelled: bool) -> Facts:
+    """What is known of data of so many channels, as a refiner is told of them: condition images are what a first stage
+    gives back, and what the data themselves have of these is not told.
 
     labelled: it gives label maps back too, and these are the semantic maps.
     """
-    names = tuple(f"{name} decoded" for name in facts.channels)
+    names = tuple(f"{name} decoded" for name in facts.channels or range(channels))
     return replace(facts, condition_channels=names, map_classes=None if labelled else facts.map_classes)

@@ -47,7 +47,7 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
     else:
         use = usage(name, takes, snapshot.facts)
     sections = {"What it is": about(snapshot, net), "Use": use,
-                **({"What it can be asked for": told} if told else {}),
+                **({"What it is told" if snapshot.refines else "What it can be asked for": told} if told else {}),
                 "Data": about_data(snapshot.facts, said),
                 "Preprocessing and intensities": about_intensities(snapshot.facts, preparation),
                 "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),

@@ -52,6 +52,12 @@ class StoredConditions:
         return self.told is None or name in self.told
 
 
+def stacked(values: Mapping[str, Sequence[Any]], takes: Mapping[str, Part], size: Sequence[int]) -> Condition:
+    """The condition of images of a size [*S] by the stored values of parts that a network takes, None: missing."""
+    return Condition({name: torch.from_numpy(np.stack([PARTS[name].row(value, takes[name].width, size)
+                                                       for value in rows])) for name, rows in values.items()})
+
+
 class Geometry(NamedTuple):
     """How voxel sizes and extents that are asked for change the affine [4,4].
 

@@ -3,7 +3,7 @@
 Split over ranks, restartable: finished volumes lie as parts beside the file to be, or as NIfTI in the folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -17,10 +17,10 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box, is_volumes
+from edm3d.inference.conditions import stacked
 from edm3d.inference.first_stage import FirstStage, check_decoding, tile_note, tiled
 from edm3d.inference.latent_source import (
     CARRIED,
-    LatentRow,
     LatentSource,
     affine_of,
     build_net,
@@ -41,8 +41,6 @@ from edm3d.inference.parts import (
     ranks_at_work,
 )
 from edm3d.inference.refiner import Refiner, open_refiner
-from edm3d.networks.conditioning import Condition, Part
-from edm3d.networks.parts import PARTS
 from edm3d.networks.tiles import Tiles
 from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
@@ -52,6 +50,8 @@ from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import passed_over
 
 UNLIKE = ("latents_hash", "first_stage", "settings")  # what volumes depend on
+KNOWN = {"class_labels": lambda row: row.class_index, "attributes": lambda row: row.attributes,
+         "semantic": lambda row: row.semantic()}  # of rows, by part of a condition, None for nothing
 
 
 class DecodeOptions(NamedTuple):
@@ -109,10 +109,9 @@ def decode(latents: Path, dest: Path, options: DecodeOptions, *, autoencoder: st
                 "checked")
         net = build_net(carried, source, str(chosen), options.trust)
         stage = FirstStage(net, facts, carried.scaling, resolve_precision(options.precision, device)).to(device)
-        refiner = options.refiner and refiner_of(source, facts, carried.hash, options, run_root, device)
-        job = make_job(source, stage, options)._replace(refiner=refiner)
-        if refiner:
-            refiner.check_size(job.shape, "--refiner")
+        job = make_job(source, stage, options)
+        refiner = options.refiner and refiner_of(job, carried.hash, run_root)
+        job = job._replace(refiner=refiner)
         provenance = {"kind": "decode", "latents": str(latents), "latents_hash": source.content_hash,
                       "first_stage": carried.hash, "settings": settings(options, refiner)}
         (decode_to_file if dest.suffix else decode_to_folder)(dest, job, provenance, log)
@@ -199,19 +198,22 @@ def settings(options: DecodeOptions, refiner: Refiner | None) -> dict:
 
 def make_job(source: LatentSource, stage: FirstStage, options: DecodeOptions) -> DecodeJob:
     """All that decoding takes, checked before anything is decoded."""
-    shape = tuple(n * f for n, f in zip(source.rows[0].latents().shape[1:], stage.net.factor, strict=True))
-    check_decoding(stage, source.rows[0].latents().shape[1:], options.batch_size, "--latents")
+    latent_size = source.rows[0].latents().shape[1:]
+    shape = stage.size_of(latent_size)
+    check_decoding(stage, latent_size, options.batch_size, "--latents")
     return DecodeJob(source, *tiled(stage, options.tiles, options.compare),
                in_bytes(stage.facts) if options.uint8 else stage.facts, shape, options,
                carried_by(source, stage.facts, shape))
 
 
-def refiner_of(source: LatentSource, facts: Facts, stage: str | None, options: DecodeOptions, run_root: Path,
-               device: torch.device) -> Refiner:
-    """The refiner that is asked for; ValueError for one of another first stage."""
-    refiner = open_refiner(options.refiner, run_root, device, precision=resolve_precision(options.precision, device),
-                           tiles=options.tiles, trust=options.trust, key="--refiner")
-    refiner.check(facts, stage, source.path, "--refiner")
+def refiner_of(job: DecodeJob, hash_: str | None, run_root: Path) -> Refiner:
+    """The refiner that is asked for; ValueError for one of another first stage than that of a hash."""
+    options, stage, source = job.options, job.stage, job.source
+    refiner = open_refiner(options.refiner, run_root, stage.device, precision=stage.precision, tiles=options.tiles,
+                           trust=options.trust, key="--refiner")
+    told = {name for name, of in KNOWN.items() if any(of(row) is not None for row in source.rows)}
+    refiner.check(stage, hash_, stage.facts, told, source.path, "--refiner")
+    refiner.check_size(job.shape, "--refiner")
     return refiner
 
 
@@ -250,8 +252,9 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
             log(tile_note(job.whole, z[:1], image[:1], *(None if t is None else t[:1] for t in (label, semantic))))
         if job.refiner is not None:
             these = [rows[n] for n in numbers]
-            known = told_of(these, job.refiner.takes, job.shape).to(job.stage.device)
-            image = job.refiner(image, label, [row.key for row in these], known)
+            known = {name: [of(row) for row in these] for name, of in KNOWN.items() if name in job.refiner.takes}
+            image = job.refiner(image, label, [row.key for row in these],
+                                stacked(known, job.refiner.takes, job.shape).to(job.stage.device))
         image = image.cpu().numpy()
         if job.options.uint8:
             image = job.stage.facts.intensity.to_bytes(image)
@@ -265,15 +268,6 @@ def decode_missing(job: DecodeJob, pieces: Pieces, missing: Sequence[int], log: 
 
     make_missing(pieces, missing, job.options.batch_size, made, desc="decode", unit="volume",
                  read=lambda numbers: np.stack([rows[n].latents() for n in numbers]))
-
-
-def told_of(rows: Sequence[LatentRow], takes: Mapping[str, Part], size: Sequence[int]) -> Condition:
-    """What is known of rows, of volumes of a size [*S], by the parts of a condition that a network takes."""
-    known = {"class_labels": [row.class_index for row in rows], "attributes": [row.attributes for row in rows],
-             "semantic": [row.semantic() for row in rows] if "semantic" in takes else []}
-    return Condition({name: torch.from_numpy(np.stack([PARTS[name].row(value, takes[name].width, size)
-                                                       for value in values]))
-                      for name, values in known.items() if name in takes})
 
 
 # ---- what comes out ----

@@ -99,7 +99,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
             first_stage, whole = tiled(first_stage, tiles_of(vars(options)), options.tile_compare)
         except ValueError as e:
             raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
-    refiner = add_refiner(snapshot, options, run_root, device) if options.refiner else None
+    refiner = add_refiner(snapshot, first_stage, options, conditions, run_root) if options.refiner else None
     sampler = build({**options.sampler, "_partial_": True})
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
@@ -110,18 +110,21 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
                   snapshot.label_coding)
 
 
-def add_refiner(snapshot: Snapshot, options: Sampling, run_root: str, device: torch.device) -> Refiner:
-    """The refiner that is asked for; ValueError where nothing is decoded, or by another first stage than its own."""
-    if snapshot.first_stage is None or not options.decode:
+def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling, conditions: Conditions, run_root: str
+                ) -> Refiner:
+    """The refiner that is asked for; ValueError where nothing is decoded (stage None), or by another first stage than
+    its own.
+    """
+    if stage is None:
         raise ValueError(f"sampling.refiner={options.refiner}: there is no image of a first stage to refine; "
                          + ("sampling.decode is false" if snapshot.first_stage else f"{snapshot.path} draws voxels"))
-    refiner = open_refiner(options.refiner, Path(run_root), device, sampler=options.refiner_sampler,
-                           precision=resolve_precision(options.precision, device), tiles=tiles_of(vars(options)),
-                           trust=options.trust)
-    refiner.check(snapshot.facts, snapshot.first_stage.hash, snapshot.path)
-    refiner.check_size(snapshot.volume_shape)
-    if device.type == "cpu":
-        shape = [options.batch_size, len(snapshot.facts.channels), *snapshot.volume_shape]
+    refiner = open_refiner(options.refiner, Path(run_root), stage.device, sampler=options.refiner_sampler,
+                           precision=stage.precision, tiles=tiles_of(vars(options)), trust=options.trust)
+    told, size = {name for name in refiner.takes if conditions.tells(name)}, stage.size_of(snapshot.shape[1:])
+    refiner.check(stage, snapshot.first_stage.hash, snapshot.facts, told, snapshot.path)
+    refiner.check_size(size)
+    if stage.device.type == "cpu":
+        shape = [options.batch_size, refiner.snapshot.shape[0], *size]
         check_memory(f"sampling.refiner={options.refiner}: drawing {shape}", DRAWING * prod(shape))
     return refiner
 

@@ -11,11 +11,14 @@ import torch
 from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.conditions import stacked
 from edm3d.inference.evaluate import best_device
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot, check_contract
+from edm3d.networks.conditioning import Condition
 from edm3d.networks.layers import SizeError
+from edm3d.networks.parts import PARTS
 from edm3d.networks.tiles import Tiles
 from edm3d.reporting import first_stage, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
@@ -61,9 +64,8 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     file = VolumesFile(real)
     refiner = options.refiner and open_refiner(options.refiner, options.run_root, best_device(), tiles=options.tiles,
                                                trust=options.trust, key="--refiner")
-    of_refiner = {"refiner": {"path": str(refiner.snapshot.path), **refiner.record}} if refiner else {}
     check_report(dest, {"real": {"content_hash": file.content_hash}, "autoencoder": {"hash": snapshot.network_hash},
-                        **{name: {"hash": about["hash"]} for name, about in of_refiner.items()}}, options.overwrite)
+                        "refiner": {"hash": refiner and refiner.snapshot.hash}}, options.overwrite)
     split = held_out_split(file) if options.split == "auto" else options.split
     held = file_volumes(file, split, list(range(len(file.meta.channels))))
     if snapshot.fits_to:
@@ -73,7 +75,9 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     stage, layout = FirstStage(snapshot.build(options.trust), snapshot.facts).to(best_device()), layout_of(file, split)
     stage.check_maps(facts, real)
     if refiner:
-        refiner.check(facts, snapshot.network_hash, path, "--refiner")
+        told = {name for name, kind in PARTS.items() if kind.names and getattr(facts, kind.names)}
+        refiner.check(stage, snapshot.network_hash, facts, told, real, "--refiner")
+        refiner.check_size(held.case(0).image.shape[1:], "--refiner")
 
     decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes), refiner)
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
@@ -90,7 +94,7 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
                         "network": snapshot.target, "posterior": stage.net.posterior,
                         "latent_shape": list(first.mean.shape), "tile": options.tiles and list(options.tiles.size),
                         "reduction": first.real.image.size / first.mean.size},
-        **of_refiner,
+        **({"refiner": {"path": str(refiner.snapshot.path), **refiner.record}} if refiner else {}),
     }
     result = write_report(dest, sections.FIRST_STAGE, first_stage.FRAME, walked, about)
     click.echo(f"{first_stage.text(sections.FIRST_STAGE, result)}\nReport      {dest / 'report.html'}")
@@ -121,7 +125,17 @@ def coded(stage: FirstStage, path: Path, held: Cases, labelled: bool, refiner: R
         if not out.finite:
             raise ValueError(f"{case.id}: what the first stage {path} gives back is not finite; it has diverged, "
                              "train it again with a lower training.optimizer.lr")
-        back_image = out.image if refiner is None else refiner(out.image, out.label, [index])
+        back_image = out.image if refiner is None else refiner(
+            out.image, out.label, [index], told_of(case, refiner).to(stage.device))
         back = Case(case.id, back_image[0].cpu().numpy(), out.label[0].cpu().numpy() if labelled else None)
         mean, std = (part[0].float().cpu().numpy() for part in (out.posterior.mean, out.posterior.std))
         yield DecodedCase(case, back, mean, std, None if out.codes is None else out.codes.indices.cpu().numpy())
+
+
+def told_of(case: Case, refiner: Refiner) -> Condition:
+    """What a refiner is told of a volume besides what comes back of it."""
+    names = refiner.facts.class_names
+    known = {"class_labels": names.index(case.class_name) if case.class_name in names else None,
+             "attributes": case.attributes, "semantic": case.semantic}
+    return stacked({name: [value] for name, value in known.items() if name in refiner.takes}, refiner.takes,
+                   case.image.shape[1:])

@@ -64,6 +64,10 @@ class FirstStage:
         stage.net, stage.whole = by_parts(self.net, tiles), False
         return stage
 
+    def size_of(self, latent_size: Sequence[int]) -> tuple[int, ...]:
+        """Size [*S] of what it decodes of latents [*s]."""
+        return tuple(n * f for n, f in zip(latent_size, self.net.factor, strict=True))
+
     @property
     def masked(self) -> bool:
         """Whether semantic maps say where images have anything: encoding then needs them, decoding takes them."""
@@ -156,7 +160,7 @@ class FirstStage:
         """What the network makes of scaled latents: images in [-1,1] and logits [N,K,*S], float32."""
         z = latents.float()
         z = z if self.scaling is None else unwhiten(z, *self.shift_and_gain(z.device))
-        size = [n * f for n, f in zip(z.shape[2:], self.net.factor, strict=True)] if self.masked else ()
+        size = self.size_of(z.shape[2:]) if self.masked else ()
         with autocast(self.precision, z.device):
             x, logits = self.net.decode(z, **self.told(semantic, size))
         return x.float(), None if logits is None else logits.float()
@@ -187,7 +191,7 @@ def tile_note(whole: FirstStage, latents: torch.Tensor, image: torch.Tensor, lab
 def check_decoding(stage: FirstStage, spatial_shape: Sequence[int], batch_size: int, source: object) -> None:
     """ValueError where the memory does not hold a batch of volumes, decoded of latents [*s]: once, and their features.
     """
-    shape = [n * f for n, f in zip(spatial_shape, stage.net.factor, strict=True)]
+    shape = list(stage.size_of(spatial_shape))
     if stage.device.type == "cpu":
         check_memory(f"{source}: decoding {batch_size} x {shape}", 8 * batch_size * prod(shape))
 

@@ -1,6 +1,6 @@
 """A trained refiner: it draws what a first stage cannot keep of images, told what that gives back."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import RESIDUAL
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.guidance import dropout_option
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
 from edm3d.networks.layers import check_divides
@@ -17,7 +19,6 @@ from edm3d.networks.tiles import Tiles
 from edm3d.samplers import ImageGenerators
 from edm3d.samplers.denoiser import Denoiser
 from edm3d.samplers.tiled import Tiled
-from edm3d.utils.checks import listed
 from edm3d.utils.config import build, check_from_file, check_targets
 from edm3d.utils.precision import autocast
 from edm3d.utils.runs import find_file
@@ -48,18 +49,27 @@ class Refiner:
         """What a sample depends on by it."""
         return {"hash": self.snapshot.hash, "sampler": self.settings}
 
-    def check(self, facts: Facts, stage: str | None, source: object, key: str = KEY) -> None:
-        """ValueError unless it refines what a first stage, by its hash, gives back, and knows the same conditions."""
+    def check(self, stage: FirstStage, hash_: str | None, facts: Facts, told: Container[str], source: object,
+              key: str = KEY) -> None:
+        """ValueError unless it refines what a first stage, by its hash, gives back, and knows the same conditions.
+
+        facts: what is known of the images; told: names of the parts of a condition of which anything is known of them.
+        """
         path, wanted = self.snapshot.path, self.refines.first_stage
-        if stage != wanted:
+        if hash_ != wanted:
             raise ValueError(f"{key}: {path} refines images of first stage {wanted:.12}, those of {source} are of "
-                             f"{stage or 'one that it does not name'!s:.40}; train a refiner of that one "
+                             f"{hash_ or 'one that it does not name'!s:.40}; train a refiner of that one "
                              "(train.py -cn=echo_refine training.batch_transform.autoencoder=...)")
-        for name in ("class_names", "attribute_names"):
-            part, had = {"class_names": "class_labels"}.get(name, "attributes"), getattr(self.facts, name)
-            found = getattr(facts, name)
-            if part in self.takes and found and had and tuple(found) != tuple(had):
-                raise ValueError(f"{key}: {path} is told {name} {list(had)}, {source} has {list(found)}")
+        decoded = {"images", *(["semantic"] if stage.net.num_classes else [])}
+        for name in self.takes.keys() - decoded:
+            kind, part = PARTS[name], self.takes[name]
+            had, found = (getattr(known, kind.names) if kind.names else None for known in (self.facts, facts))
+            if found and had and tuple(found) != tuple(had):
+                raise ValueError(f"{key}: {path} is told {kind.many} {list(had)}, {source} has {list(found)}")
+            if name not in told and not (part.dropout or part.gaps):
+                raise ValueError(f"{key}: {path} was never trained without {kind.many}, and of the images of {source} "
+                                 f"none are known; train it with some hidden ({dropout_option(name)}=0.1), or choose "
+                                 "another refiner")
 
     def check_size(self, size: Sequence[int], key: str = KEY) -> None:
         """ValueError for volumes of a size [*S] that the network, or its tiles, cannot divide."""
@@ -76,7 +86,7 @@ class Refiner:
                  told: Condition | None = None) -> torch.Tensor:
         """Images [N,C,*S] in stored units, refined; label maps [N,*S] uint8 decoded with them.
 
-        Row i's noise follows from keys[i] alone. told: what else is known of them.
+        Row i's noise follows from keys[i] alone. told: what else is known of them. ValueError for what is not finite.
         """
         intensity, generators = self.facts.intensity, ImageGenerators(keys, purpose="refine")
         decoded = intensity.to_network(image)
@@ -84,22 +94,18 @@ class Refiner:
         condition = self.condition(decoded, label, told)
         with autocast(self.precision, decoded.device):
             x = self.sampler(self.denoiser, noise, condition=condition, randn_like=generators.randn_like).float()
+        if not x.isfinite().all():
+            raise ValueError(f"{self.snapshot.path}: what it draws on top of {list(image.shape)} is not finite: it has "
+                             "diverged or is damaged")
         return intensity.from_network(self.restored(x, decoded, label))
 
     def condition(self, decoded: torch.Tensor, label: torch.Tensor | None, told: Condition | None) -> Condition:
-        """What the network is told: the decoded image, the label map where it takes one, and what else it takes.
-
-        ValueError where something is missing that it was never trained without.
+        """What the network is told: the decoded image, the decoded label map, and what else is known, as it takes them.
         """
-        found = Condition() if told is None else told.only(self.takes)
-        if "semantic" in self.takes and label is not None:
+        found = Condition() if told is None else told
+        if label is not None:
             found = found.replace(semantic=label.to(torch.int16))
-        found = found.replace(images=decoded).only(self.takes)
-        if missing := [PARTS[name].one for name, part in self.takes.items() if name not in found and not part.dropout]:
-            raise ValueError(f"{self.snapshot.path}: is told of every image its {listed(missing)}, and these "
-                             f"have none; train it with some hidden ({PARTS['attributes'].dropout_key} and the like), "
-                             "or choose another refiner")
-        return found
+        return found.replace(images=decoded).only(self.takes)
 
     def restored(self, x: torch.Tensor, decoded: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         """Images [N,C,*S] as networks see them, of what the network draws on top of decoded images and label maps."""

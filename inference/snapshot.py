@@ -159,7 +159,8 @@ class Snapshot:
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
         snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
                        held.config, held.nimg, Path(path), checksum,
-                       held.refines and Refinement.from_plain(held.refines, path, held.shape[0]), held.label_coding)
+                       None if held.refines is None else Refinement.from_plain(held.refines, path, held.shape[0]),
+                       held.label_coding)
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1

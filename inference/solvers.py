@@ -10,6 +10,7 @@ import torch
 from edm3d.inference.asking import asker_of
 from edm3d.inference.drawing import draw_all, make_drawer
 from edm3d.inference.model import Model
+from edm3d.inference.refiner import check_draws_alone
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 
 LEAST_REFERENCE = 72  # steps of order 4
@@ -44,6 +45,7 @@ class Counted(Wrapper):
 def try_solvers(model: Model, samplers: Sequence[str], steps: Sequence[int], seeds: Sequence[int]) -> Iterator[Tried]:
     """Draw the seeds, without decoding, by each sampler at each number of steps; ValueError for unknown samplers."""
     model.check_draws()
+    check_draws_alone(model.snapshot)
     wanted = {name: model.options(name, {}) for name in samplers}  # refuses misspelt names before anything is drawn
     reference, _, _ = drawn(model, "multistep", max(4 * max(steps), LEAST_REFERENCE), seeds)
     scale = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))

@@ -26,8 +26,9 @@ class LocalScaling(NamedTuple):
                  sigma_data: float) -> "LocalScaling":
         """By voxels of images [C,V], other images [C,V] and labels [V]: groups of a class and about as many voxels.
 
-        `bins` of them for all voxels together, and as its share of these for a class; one that there are no voxels of
-        is scaled as all. ValueError for images that are the same everywhere.
+        `bins` of them for all voxels together; for a class as its share of these, but 4 at least where there are more
+        than one. A class that there are no voxels of is scaled as all. ValueError for images that are the same
+        everywhere.
         """
         tables: list[list[tuple[list[float], ...]]] = []
         everywhere = torch.ones(images.shape[1], dtype=torch.bool)
@@ -49,7 +50,9 @@ class LocalScaling(NamedTuple):
         return x / gain + mean
 
     def at(self, other: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and gain [N,C,*S] at the voxels of the other image [N,C,*S]."""
+        """Mean and gain [N,C,*S] at the voxels of the other image [N,C,*S]; ValueError where labels are missing."""
+        if labels is None and len(self.values) > 1:
+            raise ValueError(f"it is scaled by {len(self.values)} label classes, and there is no label map")
         mean, gain = torch.empty_like(other), torch.empty_like(other)
         for k, tables in enumerate(zip(self.values, self.mean, self.gain, strict=True)):
             for c, (values, means, gains) in enumerate(zip(*tables, strict=True)):

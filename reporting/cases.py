@@ -9,7 +9,7 @@ import numpy as np
 class Case(NamedTuple):
     """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none.
 
-    semantic: the map [*S] that networks may be told, the label map where there is none of its own.
+    semantic: the map [*S] that networks may be told, the label map where there is none of its own; attributes [A].
     """
 
     id: str
@@ -17,6 +17,7 @@ class Case(NamedTuple):
     label: np.ndarray | None
     class_name: str | None = None
     semantic: np.ndarray | None = None
+    attributes: np.ndarray | None = None
 
 
 class DecodedCase(NamedTuple):

@@ -2,6 +2,7 @@
 
 Keys of its report.json, besides those of reporting.report and of its sections:
   real.{path, content_hash, split, num}, autoencoder.{path, hash, network, posterior, latent_shape, reduction, tile}
+  refiner.{path, hash, sampler}    where one refined what comes back
 """
 
 from collections.abc import Callable, Iterable, Sequence

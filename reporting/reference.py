@@ -39,7 +39,7 @@ class Cases(NamedTuple):
             image = fit_centre(whole.image, np.eye(4), size, np.full(len(whole.image), lo))[0]
             label, semantic = (None if each is None else fit_centre(each[None], np.eye(4), size, np.zeros(1))[0][0]
                                for each in (whole.label, whole.semantic))
-            return Case(whole.id, image, label, whole.class_name, semantic)
+            return whole._replace(image=image, label=label, semantic=semantic)
 
         return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
                          self.length, case)
@@ -104,7 +104,7 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
     def case(index: int) -> Case:
         item = file.read(*rows[index])
         name = None if item.class_index is None else file.meta.class_names[item.class_index]
-        return Case(item.id, item.image[channels], item.label, name, item.semantic)
+        return Case(item.id, item.image[channels], item.label, name, item.semantic, item.attributes)
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""

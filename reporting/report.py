@@ -111,6 +111,7 @@ class Head:
     real: dict[str, Any]
     generated: dict[str, Any] | None = None
     autoencoder: dict[str, Any] | None = None
+    refiner: dict[str, Any] | None = None
 
 
 def add(whole: dict, part: dict) -> None:

@@ -62,7 +62,7 @@ def dataset_like(name: str) -> SimpleNamespace:
                   spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=maps,
                   attribute_names=("a", "b") if name == "echo_edm" else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
-    return SimpleNamespace(shape=shape, facts=told_facts(facts, bool(labels)) if name.endswith("_refine") else facts)
+    return SimpleNamespace(shape=shape, facts=told_facts(facts, 1, bool(labels)) if name.endswith("_refine") else facts)
 
 
 def group_files() -> list[tuple[str, Path]]:

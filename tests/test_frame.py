@@ -12,7 +12,8 @@ DIRECT = {
     "torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops", "nibabel",
     "matplotlib", "safetensors", "tensorboard", "tqdm", "pytest", "pytest-xdist", "ruff", "pre-commit", "hatchling",
 }  # fmt: skip
-DEMO_SCRIPTS = ["dataset_tool.py", "train.py", "dataset_tool.py", "train.py", "generate.py", "evaluate.py"]
+DEMO_SCRIPTS = ["dataset_tool.py", "train.py", "dataset_tool.py", "train.py", "train.py", "generate.py",
+                "evaluate.py"]
 MACHINE_PATH = re.compile(rb"(^|[^A-Za-z0-9_.])/(work|farm|root|tmp/lab)/")
 NO_MAP_NEEDED = {"data", "results"}  # made by the commands, in no fresh clone
 README_LINES = 115  # two screens of text

@@ -35,6 +35,13 @@ def test_classes_have_tables_of_their_own_and_one_without_voxels_that_of_all():
     assert mean.flatten().tolist() == [0.0, 2.5, 5.0]
 
 
+def test_tables_of_classes_want_a_label_map():
+    image, other, labels = pair()
+    made = LocalScaling.measured(image, other, labels, 2, 1, 0.5)
+    with pytest.raises(ValueError, match="scaled by 2 label classes, and there is no label map"):
+        made.at(other[None], None)
+
+
 def test_channels_are_scaled_apart():
     image, other, _ = pair()
     made = LocalScaling.measured(torch.cat([image, 10 * image]), torch.cat([other, other]), None, 0, 1, 0.5)

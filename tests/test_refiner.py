@@ -1,9 +1,11 @@
 """Refiners: what they are trained on, what they make of decoded images, and the road of files through them."""
 
+import json
 import shutil
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +25,12 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.tiles import Tiles
 from edm3d.samplers import ImageGenerators
+from edm3d.training import refining
 from edm3d.training.datasets.volumes import VolumesDataset
 from edm3d.training.refining import RefineImages, corners_of, cropped
+from edm3d.training.run import known_facts
+from edm3d.training.tasks.base import mended
+from edm3d.training.tasks.diffusion import ToldData
 from edm3d.utils import checkpoint
 from tests.commands import refused, succeed
 from tests.toy import BLANK
@@ -36,7 +42,7 @@ STAGE = ["-cn=echo_vae", "training.dataset.path=data/echo.h5", "training.network
 TOLD = ["training.network.model.attribute_dim=auto", "training.network.model.attribute_dropout=0.1",
         "training.network.model.attribute_gaps=0.1"]
 REFINE = ["-cn=echo_refine", "training.network.model.model_channels=8", "training.network.model.num_blocks=1", *TOLD,
-          "training.options.min_psnr=null", *SMALL]
+          *SMALL]
 DRAW = ["sampling.seeds=0-3", "sampling.batch_size=2", "sampling.nifti=false", "sampling.sampler.num_steps=2",
         "sampling.num_threads=1", "sampling.refiner_sampler.num_steps=2"]
 
@@ -138,6 +144,40 @@ def test_patches_reach_every_corner():
     assert set(corners[:, 0].tolist()) == {0, 1} and set(corners[:, 1].tolist()) == {0}
 
 
+def test_large_data_are_scaled_by_some_of_their_voxels(here, at, monkeypatch):
+    whole, _ = transform(here, bins=1)
+    monkeypatch.setattr(refining, "MOST_VOXELS", 4 * 2000)  # 4 items of 16^3
+    some, _ = transform(here, bins=1)
+    gains = [torch.tensor(made.refinement.gain).flatten() for made in (whole, some)]
+    assert not torch.equal(*gains)
+    torch.testing.assert_close(*gains, rtol=0.2, atol=0)
+    assert refining.some_places(9, 9) == slice(None) and len(refining.some_places(10, 9)) == 9
+
+
+def test_a_run_goes_on_with_the_first_stage_that_it_began_with():
+    refines = Refinement("f" * 64, "residual", [[[0.0]]], [[[0.0]]], [[[1.0]]])
+    task = SimpleNamespace(snapshot=replace(BLANK, refines=refines))
+    assert known_facts(task, SimpleNamespace(facts=BLANK.facts)).identity()["first_stage"] == "f" * 64
+
+
+def test_a_size_that_does_not_divide_is_mended_by_patches_where_it_is_theirs():
+    training = {"batch_transform": {"patch": 7}, "dataset": {"_target_": "training.datasets.volumes.VolumesDataset"}}
+    volumes = ToldData((1, 18, 18, 18), replace(BLANK.facts, source="a.h5"))
+    assert mended(training, volumes, (7, 7, 7), (8, 8, 8)).startswith("training.batch_transform.patch=[8,8,8]")
+    assert mended(training, volumes, (18, 18, 18), (20, 20, 20)).startswith("training.dataset.size=[20,20,20]")
+
+
+def test_a_refiner_can_be_planned_without_data(tmp_path):
+    small = ["training.network.model.model_channels=8", "training.options.batch_size=1"]
+    peaks = []
+    for patch in ("null", "16"):
+        said = succeed(dataset_tool.main, "plan", "-cn", "echo_refine", *small,
+                       f"training.batch_transform.patch={patch}", "--shape", "1", "32", "32", "32", "--classes", "4",
+                       "--json")
+        peaks.append(json.loads(said)["step"]["peak"])
+    assert peaks[0] > 2 * peaks[1]
+
+
 def test_bad_training_is_refused_by_name(here, at):
     for changed, said in (("training.batch_transform.bins=0", "bins"),
                           ("training.batch_transform.patch=24", "the nearest that fits is [16, 16, 16]"),
@@ -219,11 +259,19 @@ def test_tiles_are_tiles_of_the_network(here):
     assert net.seen[0].images.shape[2:] == (16, 8, 8) and net.seen[-1].images.shape[2:] == (8, 8, 8)
 
 
+def test_what_a_refiner_draws_must_be_finite(here):
+    net = Told()
+    net.forward = lambda x, sigma, condition, augment_labels=None: x * float("nan")
+    with pytest.raises(ValueError, match="what it draws on top of .* is not finite"):
+        refiner(here, net)(torch.zeros(1, 1, 8, 8, 8), None, [0])
+
+
 def test_the_data_are_said_to_have_what_is_decoded_as_condition():
     known = replace(BLANK.facts, channels=("echo",), label_classes=("a", "b"), map_classes=("c", "d", "e"))
-    assert told_facts(known, True).condition_channels == ("echo decoded",)
-    assert told_facts(known, True).semantic_classes == ("a", "b")
-    assert told_facts(known, False).semantic_classes == ("c", "d", "e")
+    assert told_facts(known, 1, True).condition_channels == ("echo decoded",)
+    assert told_facts(known, 1, True).semantic_classes == ("a", "b")
+    assert told_facts(known, 1, False).semantic_classes == ("c", "d", "e")
+    assert told_facts(replace(known, channels=()), 2, True).condition_channels == ("0 decoded", "1 decoded")
 
 
 # ---- the road ----
@@ -255,22 +303,25 @@ def test_samples_are_refined_and_decode_gives_the_same(here, at):
 
 
 def test_decode_refines_by_the_seeds_and_values_that_samples_had(here, at):
-    steps = ["sampling.refiner_sampler.num_steps=5"]
-    succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/five", "sampling.sweep.lv_volume=[40,120,2]",
-            *DRAW[:-1], *steps)
-    succeed(dataset_tool.main, "decode", "--latents", "results/five/samples.h5", "--dest", "results/five.h5",
+    succeed(generate.main, "-cn=echo_refine", "sampling.outdir=results/own", "sampling.sweep.lv_volume=[40,120,2]",
+            *DRAW[:-1])  # by the refiner's own steps
+    succeed(dataset_tool.main, "decode", "--latents", "results/own/samples.h5", "--dest", "results/own.h5",
             "--refiner", "echo_refine", "--batch-size", "3", "--num-threads", "1")
-    samples, decoded = SamplesFile("results/five/samples.h5"), VolumesFile("results/five.h5")
+    samples, decoded = SamplesFile("results/own/samples.h5"), VolumesFile("results/own.h5")
     for i in range(8):
         np.testing.assert_allclose(decoded.read("generated", i).image, samples.row("images", i), atol=1e-4)
 
 
 def test_first_stages_are_measured_with_what_refines_them(here, at):
-    plain = succeed(evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae", "--dest", "results/bare",
-                    "--num", "2")
-    refined = succeed(evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae", "--dest",
-                      "results/with_refiner", "--refiner", "echo_refine", "--num", "2")
-    assert plain != refined
+    asked = ["--real", "data/echo.h5", "--autoencoder", "echo_vae", "--num", "2", "--dest"]
+    succeed(evaluate.main, *asked, "results/bare")
+    for _ in range(2):  # a report of the same is written anew
+        succeed(evaluate.main, *asked, "results/with_refiner", "--refiner", "echo_refine")
+    plain, refined = (json.loads(Path(f"results/{name}/report.json").read_text()) for name in ("bare", "with_refiner"))
+    assert refined["refiner"]["hash"] == snapshot(here, "echo_refine").hash and "refiner" not in plain
+    assert plain["psnr_db"] != refined["psnr_db"]
+    assert "another network" in refused(here, evaluate.main, *asked, "results/with_refiner")
+    assert "another network" in refused(here, evaluate.main, *asked, "results/bare", "--refiner", "echo_refine")
     assert "an option of --autoencoder" in refused(
         here, evaluate.main, "--real", "data/echo.h5", "--generated", "results/plain/samples.h5", "--dest", "results/x",
         "--refiner", "echo_refine")
@@ -289,6 +340,7 @@ def test_networks_that_cannot_refine_are_refused(here, at):
                                         "sampling.refiner=echo_edm")
     assert "refines images of first stage" in refused(here, generate.main, "-cn=echo_edm", *DRAW,
                                                       "sampling.outdir=results/x", "sampling.network=echo_refine")
+    assert "refines images of first stage" in refused(here, dataset_tool.main, "solvers", "echo_refine", "--steps", "2")
     assert "sampling.decode is false" in refused(here, generate.main, "-cn=echo_refine", *DRAW,
                                                  "sampling.outdir=results/x", "sampling.decode=false")
 
@@ -329,6 +381,13 @@ def test_what_a_snapshot_says_of_itself_is_checked(key, value):
         Refinement.from_plain({**known, key: value}, "x.pt", 1)
 
 
+def test_a_snapshot_that_refines_nothing_by_name_is_damaged(here):
+    found, _ = checkpoint.load(next(here.glob("results/*-echo_refine/network-snapshot-*.pt")), "snapshot")
+    checkpoint.save(here / "odd.pt", "snapshot", {**found, "refines": {}})
+    with pytest.raises(ValueError, match=r"odd\.pt: refines: .* missing"):
+        Snapshot.read(here / "odd.pt")
+
+
 def test_values_that_do_not_rise_are_no_table():
     table = {name: [[[0.0, 0.0]]] for name in ("values", "mean")} | {"gain": [[[1.0, 1.0]]]}
     with pytest.raises(ValueError, match="rising values"):
@@ -342,7 +401,26 @@ def test_the_condition_has_what_the_network_takes_and_no_more(here):
     assert list(told) == ["images"]
 
 
-def test_a_map_that_the_network_was_never_trained_without_must_be_there(here):
-    made = refiner(here, snapshot(here, "echo_refine").build())
-    with pytest.raises(ValueError, match="its semantic map"):
-        made(torch.zeros(1, 1, 16, 16, 16), None, [0])
+def test_what_the_network_was_never_trained_without_must_be_known_before_anything_is_drawn(here):
+    net = Told()
+    net.takes = {"semantic": Part(4), "images": Part(1), "attributes": Part(4, dropout=0.1)}
+    made = refiner(here, net)
+    labelled, bare = (SimpleNamespace(net=SimpleNamespace(num_classes=count)) for count in (4, 0))
+    made.check(labelled, "abc", made.facts, (), "x.h5")  # the first stage gives the map
+    made.check(bare, "abc", made.facts, {"semantic"}, "x.h5")
+    with pytest.raises(ValueError, match=r"never trained without map classes, and of the images of x\.h5 none"):
+        made.check(bare, "abc", made.facts, (), "x.h5")
+    with pytest.raises(ValueError, match="is told map classes"):
+        made.check(bare, "abc", replace(made.facts, map_classes=("a", "b")), {"semantic"}, "x.h5")
+
+
+def test_attributes_that_nobody_asked_for_are_refused_where_the_refiner_needs_them(here, at):
+    path = next(here.glob("results/*-echo_refine/network-snapshot-*.pt"))
+    found, _ = checkpoint.load(path, "snapshot")
+    model = {**found["network"]["model"], "attribute_dropout": 0, "attribute_gaps": 0}
+    checkpoint.save(here / "needs.pt", "snapshot", {**found, "network": {**found["network"], "model": model}})
+    drawing = [generate.main, "-cn=echo_edm", *DRAW[:-1], "sampling.outdir=results/x", "sampling.refiner=needs.pt"]
+    assert "was never trained without attributes" in refused(here, *drawing)
+    told = succeed(evaluate.main, "--real", "data/echo.h5", "--autoencoder", "echo_vae", "--dest", "results/needs",
+                   "--refiner", "needs.pt", "--num", "1")  # those of the volumes
+    assert "refined by needs.pt" in told or "Report" in told

@@ -43,10 +43,7 @@ class PatchAugment:
 
     def check(self, size: Sequence[int]) -> None:
         """ValueError, with the nearest size, for a patch that is larger than volumes of a size [*S]."""
-        if any(patch > whole for patch, whole in zip(self.size, size, strict=True)):
-            nearest = [min(patch, whole) for patch, whole in zip(self.size, size, strict=True)]
-            raise ValueError(f"{KEY}.size={list(self.size)}: larger than the volumes, which are {list(size)}; the "
-                             f"nearest that fits is {nearest}")
+        check_fits(self.size, size, f"{KEY}.size")
 
     @torch.no_grad()
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Tensor]:
@@ -67,6 +64,14 @@ class PatchAugment:
         chosen = anywhere[foreground.flatten().cpu()]
         chosen = chosen if len(chosen) else anywhere
         return {"image": image + 1, **maps, "foreground": chosen, "anywhere": anywhere}
+
+
+def check_fits(patch: Sequence[int], size: Sequence[int], key: str) -> None:
+    """ValueError, with the key and the nearest size, for a patch that is larger than volumes of a size [*S]."""
+    if any(part > whole for part, whole in zip(patch, size, strict=True)):
+        nearest = [min(part, whole) for part, whole in zip(patch, size, strict=True)]
+        raise ValueError(f"{key}={list(patch)}: larger than the volumes, which are {list(size)}; the nearest that fits "
+                         f"is {nearest}")
 
 
 def transforms(size: Sequence[int], foreground: float, flip: Sequence[float], intensity: float, scale: float,

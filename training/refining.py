@@ -12,10 +12,12 @@ from edm3d.networks.layers import per_axis
 from edm3d.networks.local_scaling import LocalScaling
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.batch_transforms import FrozenStage, chosen
+from edm3d.training.patches import check_fits
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice, check_count, check_least
 
 KEY = "training.batch_transform"
+MOST_VOXELS = 2 ** 24  # on which the scaling of the target is measured, of all items together
 
 
 class RefineImages(FrozenStage):
@@ -45,26 +47,26 @@ class RefineImages(FrozenStage):
         super().open(dataset, held, split, device)
         size = dataset.shape[1:]
         self.crop = None if self.patch is None else per_axis(self.patch, len(size), f"{KEY}.patch")
-        if self.crop and any(patch > whole for patch, whole in zip(self.crop, size)):
-            nearest = [min(patch, whole) for patch, whole in zip(self.crop, size)]
-            raise ValueError(f"{KEY}.patch={list(self.crop)}: larger than the volumes, which are {list(size)}; the "
-                             f"nearest that fits is {nearest}")
+        if self.crop is not None:
+            check_fits(self.crop, size, f"{KEY}.patch")
         self.shape = (dataset.shape[0], *(self.crop or size))
         self.target_scaling = LocalScaling(*distributed.from_rank_0(lambda: self.spread(dataset)))
         self.refinement = Refinement(self.snapshot.network_hash, self.target, *self.target_scaling)
 
     def told_facts(self, facts: Facts) -> Facts:
         """What is known of the data, as the network is told of them."""
-        return told_facts(facts, bool(self.stage.net.num_classes))
+        return told_facts(facts, self.shape[0], bool(self.stage.net.num_classes))
 
     @torch.no_grad()
     def spread(self, dataset: Sequence[Sample]) -> LocalScaling:
         """How the target is scaled; ValueError where there is nothing to draw."""
-        voxels, labels = [], []
+        voxels, labels, most = [], [], MOST_VOXELS // min(self.num, len(dataset))
         for i, batch in enumerate(self.some(dataset)):
             decoded, label = self.decoded(batch, ImageGenerators([i]))
-            voxels.append(torch.stack([self.compared(batch, decoded)[0], decoded[0]]).flatten(2).cpu())
-            labels += [] if label is None else [label[0].flatten().cpu()]
+            pair = torch.stack([self.compared(batch, decoded)[0], decoded[0]]).flatten(2)
+            places = some_places(pair.shape[2], most)
+            voxels.append(pair[..., places].cpu())
+            labels += [] if label is None else [label[0].flatten()[places].cpu()]
         targets, decoded = torch.cat(voxels, dim=2)
         try:
             return LocalScaling.measured(targets, decoded, torch.cat(labels) if labels else None,
@@ -100,6 +102,11 @@ class RefineImages(FrozenStage):
         corners = corners_of(generators, x.shape[2:], self.crop)
         grids = {name: cropped(told[name], corners, self.crop) for name in ("images", "semantic") if name in told}
         return cropped(x, corners, self.crop), told.replace(**grids)
+
+
+def some_places(count: int, most: int) -> torch.Tensor | slice:
+    """Numbers of `most` voxels of so many, always the same at random; all where there are no more."""
+    return slice(None) if count <= most else torch.randint(count, (most,), generator=torch.Generator().manual_seed(0))
 
 
 def corners_of(generators: ImageGenerators, size: Sequence[int], patch: Sequence[int]) -> list[list[int]]:

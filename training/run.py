@@ -156,8 +156,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
 
 
 def known_facts(task: Task, dataset: object) -> Facts:
-    """What a state must agree with: the data, and the first stage that encodes or decodes them while training, whose
-    newest snapshot changes.
+    """What a state must agree with: the data, and the first stage that they go through, whose newest snapshot changes.
     """
     stage, refines = task.snapshot.first_stage, task.snapshot.refines
     if dataset.facts.latents or (stage is None and refines is None):

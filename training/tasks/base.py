@@ -12,7 +12,7 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
-from edm3d.networks.layers import size_error_of
+from edm3d.networks.layers import per_axis, size_error_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
 from edm3d.training.live_memory import imagine
@@ -175,12 +175,12 @@ def key_of_size_named(training: dict, data: Data) -> Iterator[None]:
 
 def mended(training: dict, data: Data, size: Sequence[int], larger: Sequence[int]) -> str:
     """By which key what a network sees becomes `larger` instead of `size` [*s], be it voxels or latents of volumes."""
-    facts = data.facts
+    facts, patch = data.facts, training["batch_transform"].get("patch")
+    if patch and per_axis(patch, len(size), "patch") == tuple(size):
+        return f"training.batch_transform.patch={str(list(larger)).replace(' ', '')} trains on patches that fit"
     if not facts.source:  # of a plan
         return (f"the first number of --shape is the channels; write --shape {data.shape[0]} "
                 f"{' '.join(map(str, larger))}")
-    if training["batch_transform"].get("patch"):
-        return f"training.batch_transform.patch={str(list(larger)).replace(' ', '')} trains on patches that fit"
     voxels = facts.spatial_shape if facts.latents else data.shape[1:]
     if len(voxels) != len(size) or any(v % s for v, s in zip(voxels, size)):
         return "change the size of the volumes"

@@ -226,9 +226,9 @@ def told_data(training: dict, data: Data, transform: Callable, imagined: bool) -
     node = training["batch_transform"]
     if find_target(node["_target_"], "training.batch_transform") is not RefineImages:
         return data
-    size = node["patch"] and per_axis(node["patch"], len(data.shape) - 1, "training.batch_transform.patch")
-    return ToldData((data.shape[0], *(size or data.shape[1:])),
-                    told_facts(data.facts, bool(data.facts.label_classes)))
+    patch, (channels, *size) = node.get("patch"), data.shape
+    size = per_axis(patch, len(size), "training.batch_transform.patch") if patch else size
+    return ToldData((channels, *size), told_facts(data.facts, channels, bool(data.facts.label_classes)))
 
 
 def build_transform(training: dict, dataset: Data, held: Held | None) -> Callable:
