@@ -191,17 +191,18 @@ def test_bad_training_is_refused_by_name(here, at):
 def test_a_run_goes_on_with_its_own_first_stage_alone_and_to_the_same_bits(here, tmp_path):
     copy = shutil.copytree(here, tmp_path / "copy")
     with chdir(copy):
-        longer = ["training.options.total_kimg=0.016", "training.options.run_root=results"]
+        refine = [*REFINE, "training.options.lr_schedule=constant"]  # which no length changes
+        longer = ["training.options.total_kimg=0.016"]
         for run in copy.glob("results/*-echo_refine"):
             shutil.rmtree(run)
-        succeed(train.main, *REFINE, *longer, "training.options.desc=whole")
-        succeed(train.main, *REFINE, "training.options.desc=parts")
-        succeed(train.main, *REFINE, *longer, "training.options.desc=parts", "training.options.resume=latest")
+        succeed(train.main, *refine, *longer, "training.options.desc=whole")
+        succeed(train.main, *refine, "training.options.desc=parts")
+        succeed(train.main, *refine, *longer, "training.options.desc=parts", "training.options.resume=latest")
         whole, parts = (Snapshot.read(max(copy.glob(f"results/*-{name}/network-snapshot-*.pt"))).weights
                         for name in ("whole", "parts"))
         assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
         succeed(train.main, *STAGE, "training.options.seed=1")
-        said = refused(copy, train.main, *REFINE, "training.options.desc=parts", "training.options.total_kimg=0.024",
+        said = refused(copy, train.main, *refine, "training.options.desc=parts", "training.options.total_kimg=0.024",
                        "training.options.resume=latest")
         assert "first_stage" in said
 
