@@ -211,7 +211,8 @@ def refiner_of(job: DecodeJob, hash_: str | None, run_root: Path) -> Refiner:
     options, stage, source = job.options, job.stage, job.source
     refiner = open_refiner(options.refiner, run_root, stage.device, precision=stage.precision, tiles=options.tiles,
                            trust=options.trust, key="--refiner")
-    told = {name for name, of in KNOWN.items() if any(of(row) is not None for row in source.rows)}
+    told = {name for name, of in KNOWN.items()
+            if name in refiner.takes and any(of(row) is not None for row in source.rows)}
     refiner.check(stage, hash_, stage.facts, told, source.path, "--refiner")
     refiner.check_size(job.shape, "--refiner")
     return refiner

@@ -61,15 +61,17 @@ class Refiner:
                              f"{hash_ or 'one that it does not name'!s:.40}; train a refiner of that one "
                              "(train.py -cn=echo_refine training.batch_transform.autoencoder=...)")
         decoded = {"images", *(["semantic"] if stage.net.num_classes else [])}
-        for name in self.takes.keys() - decoded:
-            kind, part = PARTS[name], self.takes[name]
+        for name, part in self.takes.items():
+            if name in decoded:
+                continue
+            kind = PARTS[name]
             had, found = (getattr(known, kind.names) if kind.names else None for known in (self.facts, facts))
             if found and had and tuple(found) != tuple(had):
                 raise ValueError(f"{key}: {path} is told {kind.many} {list(had)}, {source} has {list(found)}")
             if name not in told and not (part.dropout or part.gaps):
                 raise ValueError(f"{key}: {path} was never trained without {kind.many}, and of the images of {source} "
-                                 f"none are known; train it with some hidden ({dropout_option(name)}=0.1), or choose "
-                                 "another refiner")
+                                 f"none are known; draw with some asked for, train it with {dropout_option(name)}=0.1, "
+                                 "or choose another refiner")
 
     def check_size(self, size: Sequence[int], key: str = KEY) -> None:
         """ValueError for volumes of a size [*S] that the network, or its tiles, cannot divide."""

@@ -63,7 +63,8 @@ class DiffusionTask(TaskType):
         without_labels = item.label is None or coding is not None or hasattr(transform, "scaling")
         notes = [unusual_pair(type(net), type(loss)), told_what_it_draws(net, data.facts, coding),
                  left_aside(net, aside_from_drawn(condition, data.facts, coding), told.facts,
-                            () if without_labels else data.facts.label_classes)]
+                            () if without_labels else data.facts.label_classes),
+                 told_decoded_instead(data.facts, told.facts)]
         task.notes = [note for note in notes if note]
         masked = getattr(getattr(transform, "stage", None), "masked", False)
         tell_only({*takes_of(net), "semantic"} if masked else takes_of(net), data,
@@ -305,6 +306,15 @@ def told_what_it_draws(net: torch.nn.Module, facts: Facts, coding: LabelCoding |
     return (f"Note: {LABELS}={coding.kind} draws the label map that the network is told "
             f"(training.network.model.{PARTS['semantic'].width_key}), so that it only repeats it; leave one of them "
             "out, or give the data maps of their own to draw from (prepare --maps)")
+
+
+def told_decoded_instead(facts: Facts, told: Facts) -> str:
+    """A note where a refiner is told what its first stage gives back in place of what the data have, '' elsewhere."""
+    kinds = {"condition_channels": "condition channels", "map_classes": "maps of classes"}
+    found = [f"{words} ({listed(had)})" for key, words in kinds.items()
+             if (had := getattr(facts, key)) and getattr(told, key) != had]
+    return (f"Note: {facts.file} holds {' and '.join(found)} that a refiner is not told: it is told what its first "
+            "stage gives back") if found else ""
 
 
 def left_aside(net: torch.nn.Module, condition: Condition, facts: Facts, maps: Sequence[str] = ()) -> str:
