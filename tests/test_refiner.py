@@ -41,7 +41,8 @@ STAGE = ["-cn=echo_vae", "training.dataset.path=data/echo.h5", "training.network
          "training.network.latent_channels=2", *SMALL]
 TOLD = ["training.network.model.attribute_dim=auto", "training.network.model.attribute_dropout=0.1",
         "training.network.model.attribute_gaps=0.1"]
-REFINE = ["-cn=echo_refine", "training.network.model.model_channels=8", "training.network.model.num_blocks=1", *TOLD,
+REFINE = ["-cn=echo_refine", "training.network.model.model_channels=8", "training.network.model.channel_mult=[1]",
+          "training.network.model.norm=voxel", "training.network.model.bottleneck_attention=false", *TOLD,
           *SMALL]
 DRAW = ["sampling.seeds=0-3", "sampling.batch_size=2", "sampling.nifti=false", "sampling.sampler.num_steps=2",
         "sampling.num_threads=1", "sampling.refiner_sampler.num_steps=2"]
