@@ -13,12 +13,14 @@ from PIL import Image
 from edm3d.formats import asked_words
 from edm3d.formats.check import checker_of
 from edm3d.formats.describe import describe
-from edm3d.formats.facts import Facts
+from edm3d.formats.facts import UNIT_RANGE, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import Samples, SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import Sample
+from edm3d.inference.conditions import Conditions
+from edm3d.inference.drawing import Drawer
 from edm3d.inference.evaluate import affines_of, sample_case, shared_spacing
 from edm3d.inference.export import export
 from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
@@ -284,6 +286,7 @@ def test_held_out_latents_are_decoded_within_their_maps():
         return semantic[:, None] * latents, None
 
     samples = [Sample(np.zeros((1, 2, 2)), None, Condition(semantic=np.int16([[0, k], [k, k]]))) for k in (1, 3)]
-    drawer = SimpleNamespace(first_stage=SimpleNamespace(decode=decode), device=torch.device("cpu"))
+    drawer = Drawer(lambda seeds: None, Conditions({}, {}, (2, 2)), True, SimpleNamespace(decode=decode), lambda: None,
+                    (1, 2, 2), UNIT_RANGE, torch.device("cpu"), "fp32")
     shown = held_pictures(drawer, samples, np.full((2, 1, 2, 2), 2, np.float32))
     assert [image.tolist() for image, _ in shown] == [[[[0, 2], [2, 2]]], [[[0, 6], [6, 6]]]]

@@ -10,6 +10,7 @@ import torch
 
 from edm3d.formats.facts import Facts, LatentFacts
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.refinement import Refinement
 from edm3d.inference.batch import Sample
 from edm3d.training import selftest
 from edm3d.training.batch_transforms import Identity
@@ -25,7 +26,7 @@ from edm3d.training.selftest import (
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
-from tests.toy import OPTIONS, Points, Toy, make_trainer, trained
+from tests.toy import BLANK, OPTIONS, Points, Toy, make_trainer, trained
 
 TRAINING = {"network": {"_target_": "networks.precond.EDMPrecond"}, "loss": {"_target_": "training.loss.EDMLoss"},
             "options": {"seed": 0}}
@@ -51,7 +52,7 @@ def task_with(sigma_data: float | None):
     net = Toy()
     if sigma_data is not None:
         net.sigma_data = sigma_data
-    return diffusion_task(net, EDMLoss(), torch.optim.Adam(net.parameters()), Identity(), {})
+    return diffusion_task(net, EDMLoss(), torch.optim.Adam(net.parameters()), Identity(), BLANK)
 
 
 @pytest.mark.parametrize(("std", "warned"), [(0.5, False), (0.53, False), (0.57, True), (0.43, True)])
@@ -145,3 +146,10 @@ def test_disk_without_room_and_folder_without_permission_are_refused(tmp_path, m
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file: no files can be written there .*training\.options\.run_root"):
         check_folder(tmp_path / "file", task, OPTIONS, with_best=True)
+
+
+def test_a_target_that_is_scaled_by_places_is_not_warned_of():
+    task = task_with(0.5)
+    task.snapshot = replace(task.snapshot, refines=Refinement("f", "residual", [[[0.0]]], [[[0.0]]], [[[1.0]]]))
+    assert len(data_lines(task, Normal(0.4), TRAINING, CPU)) == 1
+    assert len(data_lines(task_with(0.5), Normal(0.4), TRAINING, CPU)) == 2

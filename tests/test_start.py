@@ -138,7 +138,7 @@ def test_the_start_is_part_of_what_samples_record_and_said():
                    for start in ("noise", "mean"))
     assert sample_meta(snapshot, snapshot, mean, {}).sampling["start"] == "mean"
     assert "start" not in sample_meta(snapshot, snapshot, noise, {}).sampling
-    said = [next(describe_drawing(torch.nn.Identity(), snapshot, options)) for options in (noise, mean)]
+    said = [next(describe_drawing(torch.nn.Identity(), snapshot, options, None)) for options in (noise, mean)]
     assert said[1] == f"{said[0]}, from the regression mean"
     with pytest.raises(ValueError, match="sampling.start='middle': wanted one of noise, mean"):
         check_options(Sampling(outdir="", start="middle"))

@@ -53,7 +53,8 @@ class DiffusionTask(TaskType):
             return diffusion_task(net, loss, optimizer, Identity(), snapshot)
         self.check(training, loss, net)
         item = data[0]
-        condition = transform(collate([item]).to(torch.device("meta")), ImageGenerators([0]))[1]
+        rows = transform(collate([item]).to(torch.device("meta")), ImageGenerators([0]))[1]
+        condition = Condition({name: row[0] for name, row in rows.items()})
         check_conditions(net, told.facts, condition)
         coding = getattr(transform, "label_coding", None)
         snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform), label_coding=coding,
