@@ -56,8 +56,7 @@ class LocalScaling(NamedTuple):
         mean, gain = torch.empty_like(other), torch.empty_like(other)
         for k, tables in enumerate(zip(self.values, self.mean, self.gain, strict=True)):
             for c, (values, means, gains) in enumerate(zip(*tables, strict=True)):
-                for onto, numbers in ((mean, means), (gain, gains)):
-                    found = interpolated(other[:, c], values, numbers)
+                for onto, found in zip((mean, gain), interpolated(other[:, c], values, means, gains), strict=True):
                     onto[:, c] = found if k == 0 else torch.where(labels == k, found, onto[:, c])
         return mean, gain
 
@@ -83,11 +82,12 @@ def grouped(values: torch.Tensor, bins: int) -> list[torch.Tensor]:
     return [order[a:b] for a, b in pairwise([*sorted(starts), len(values)])]
 
 
-def interpolated(x: torch.Tensor, knots: Sequence[float], table: Sequence[float]) -> torch.Tensor:
-    """Straight lines through (knots, table) at x, knots rising; beyond the ends the first and the last value."""
-    at, values = (torch.tensor(numbers, dtype=x.dtype, device=x.device) for numbers in (knots, table))
+def interpolated(x: torch.Tensor, knots: Sequence[float], *tables: Sequence[float]) -> list[torch.Tensor]:
+    """Straight lines through (knots, table) at x for each table, knots rising; beyond the ends its first and last."""
+    at, *values = (torch.tensor(numbers, dtype=x.dtype, device=x.device) for numbers in (knots, *tables))
     if len(at) == 1:
-        return values.expand_as(x)
+        return [each.expand_as(x) for each in values]
     right = torch.searchsorted(at, x.contiguous()).clamp(1, len(at) - 1)
-    share = ((x - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
-    return torch.lerp(values[right - 1], values[right], share)
+    width = (at[right] - at[right - 1]).clamp(min=torch.finfo(x.dtype).tiny)  # knots may be one number in this dtype
+    share = ((x - at[right - 1]) / width).clamp(0, 1)
+    return [torch.lerp(each[right - 1], each[right], share) for each in values]

@@ -67,6 +67,10 @@ def test_groups_are_as_large_as_equal_values_allow():
 
 
 def test_lines_between_knots():
-    assert interpolated(torch.tensor([0.0, 1.0, 3.0, 9.0]), [1.0, 3.0], [10.0, 20.0]).tolist() == [10, 10, 20, 20]
-    assert interpolated(torch.tensor([2.0]), [1.0, 3.0], [10.0, 20.0]).tolist() == [15]
-    assert interpolated(torch.tensor([2.0, 5.0]), [1.0], [7.0]).tolist() == [7, 7]
+    found = interpolated(torch.tensor([0.0, 1.0, 2.0, 3.0, 9.0]), [1.0, 3.0], [10.0, 20.0], [0.0, -4.0])
+    assert [each.tolist() for each in found] == [[10, 10, 15, 20, 20], [0, 0, -2, -4, -4]]
+    assert interpolated(torch.tensor([2.0, 5.0]), [1.0], [7.0])[0].tolist() == [7, 7]
+
+
+def test_knots_that_are_one_number_in_single_precision_give_no_nan():
+    assert interpolated(torch.tensor([1.0]), [1.0, 1.0 + 1e-12], [10.0, 20.0])[0].isfinite().all()
