@@ -1,6 +1,6 @@
 """What a refiner's snapshot says of the images that it refines: of which first stage they are, and what it draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from math import isfinite
@@ -15,8 +15,9 @@ RESIDUAL, IMAGE = TARGETS = ("residual", "image")
 class Refinement(NamedTuple):
     """What a network draws on top of a first stage, by that one's hash.
 
-    target: residual, which is image less decoded image, or image; of images as networks see them. The others say how
-    it is scaled by decoded image and label map (networks.local_scaling.LocalScaling).
+    target: residual, which is image less decoded image, or image; of images as networks see them. values, mean and gain
+    say how it is scaled by decoded image and label map (networks.local_scaling.LocalScaling), correlation [C,axes] what
+    is then taken off that the voxel before says of each (networks.decorrelation); files of before have none.
     """
 
     first_stage: str
@@ -24,10 +25,12 @@ class Refinement(NamedTuple):
     values: list[list[list[float]]]
     mean: list[list[list[float]]]
     gain: list[list[list[float]]]
+    correlation: Sequence[Sequence[float]] = ()
 
     @classmethod
-    def from_plain(cls, found: Mapping[str, Any], source: object, channels: int) -> "Refinement":
-        """From plain data of a file, of images of so many channels; ValueError naming it (source) for anything else."""
+    def from_plain(cls, found: Mapping[str, Any], source: object, shape: Sequence[int]) -> "Refinement":
+        """From plain data of a file, of images [C,*S]; ValueError naming it (source) for anything else."""
+        channels, *size = shape
         known = from_plain(cls, found, source, "refines")
         if known.target not in TARGETS:
             raise ValueError(f"{source}: refines.target is {shown(known.target)}, this program reads "
@@ -45,6 +48,11 @@ class Refinement(NamedTuple):
             raise ValueError(f"{source}: refines.gain is {shown(known.gain)}, wanted more than 0")
         if any(a >= b for table in chain(*known.values) for a, b in pairwise(table)):
             raise ValueError(f"{source}: refines.values is {shown(known.values)}, wanted rising values")
+        rows = known.correlation
+        if rows and (len(rows) != channels or any(len(row) != len(size) or not all(-1 < r < 1 for r in row)
+                                                  for row in rows)):
+            raise ValueError(f"{source}: refines.correlation is {shown(rows)}, wanted {len(size)} numbers between -1 "
+                             f"and 1 for each of {channels} channels")
         return known
 
 

@@ -12,6 +12,7 @@ from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.guidance import dropout_option
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, takes_of
+from edm3d.networks.decorrelation import correlated
 from edm3d.networks.layers import check_divides
 from edm3d.networks.local_scaling import LocalScaling
 from edm3d.networks.parts import PARTS
@@ -111,7 +112,7 @@ class Refiner:
 
     def restored(self, x: torch.Tensor, decoded: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         """Images [N,C,*S] as networks see them, of what the network draws on top of decoded images and label maps."""
-        target = self.scaling.restored(x, decoded, label)
+        target = self.scaling.restored(correlated(x, self.refines.correlation), decoded, label)
         return decoded + target if self.refines.target == RESIDUAL else target
 
 

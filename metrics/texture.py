@@ -11,6 +11,7 @@ from scipy import ndimage
 BANDS = 8    # between frequency 0 and Nyquist
 WIDTH = 2.0  # voxels, standard deviation of the Gaussian that makes the local mean
 LAGS = 12    # voxels, the farthest that is looked at
+EMPTY = 0.02  # of the intensity range: what lies below holds no texture
 
 
 def band_edges(bands: int = BANDS) -> np.ndarray:

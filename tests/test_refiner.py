@@ -23,11 +23,12 @@ from edm3d.inference.model import Model
 from edm3d.inference.refiner import Refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition, Part
+from edm3d.networks.decorrelation import correlated
 from edm3d.networks.tiles import Tiles
 from edm3d.samplers import ImageGenerators
 from edm3d.training import refining
 from edm3d.training.datasets.volumes import VolumesDataset
-from edm3d.training.refining import RefineImages, corners_of, cropped
+from edm3d.training.refining import RefineImages, corners_of, cropped, lag1
 from edm3d.training.run import known_facts
 from edm3d.training.tasks.base import mended
 from edm3d.training.tasks.diffusion import ToldData, told_decoded_instead
@@ -81,6 +82,7 @@ def test_what_is_drawn_is_the_residual_and_what_is_told_is_what_the_first_stage_
     made, data = transform(here, latent_noise=0, draw=False, bins=1)
     batch = collate([data[0], data[1]])
     x, told = made(batch, ImageGenerators([0, 1]))
+    x = correlated(x, made.correlation)
     back = made.stage.round_trip(data.facts.intensity.from_network(batch.images), batch.labels)
     decoded = data.facts.intensity.to_network(back.image)
     torch.testing.assert_close(told.images, decoded)
@@ -97,15 +99,35 @@ def test_every_class_and_value_has_the_deviation_that_the_network_is_made_for(he
     assert len(data) == 8
     # what a network sees is its target's scale: a deviation of 0.5, less where there is next to nothing to draw
     assert abs(float(x.mean())) < 0.1 and 0.2 < float(x.std()) < 0.7
-    back = made.target_scaling.restored(x, told.images, told.semantic) + told.images
+    scaled = correlated(x, made.correlation)
+    back = made.target_scaling.restored(scaled, told.images, told.semantic) + told.images
     torch.testing.assert_close(back, collate([data[i] for i in (0, 3, 5, 7)]).images, rtol=0, atol=1e-5)
+
+
+def test_what_the_voxel_before_says_is_measured_on_texture_and_taken_off(here, at):
+    made, data = transform(here)
+    (found,) = made.correlation
+    batch = collate([data[0]])
+    x, told = made(batch, ImageGenerators([0]))
+    before, after = (lag1(values[0, 0], batch.images[0, 0], told.semantic) for values in (correlated(x, [found]), x))
+    assert min(found) > 0.2 and max(abs(after)) < min(before) / 2
+    assert made.refinement.correlation == made.correlation
+
+
+def test_correlation_of_neighbours_is_that_of_the_texture_where_there_is_some():
+    noise = torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
+    x, ramp = correlated(noise, [[0.4, 0.0, 0.2]])[0, 0], torch.linspace(-0.5, 0.5, 64).expand(64, 64, 64)
+    x[:, :, 40:] = 0  # as is the image there
+    image = torch.where(torch.arange(64) < 40, ramp, -1.0)
+    found = lag1(x + ramp, image, None)
+    assert found == pytest.approx([0.4, 0.0, 0.2], abs=0.05)  # the local mean takes some
 
 
 def test_the_image_itself_is_drawn_where_that_is_asked_for(here, at):
     made, data = transform(here, target="image")
     batch = collate([data[0]])
     x, told = made(batch, ImageGenerators([0]))
-    back = made.target_scaling.restored(x, told.images, told.semantic)
+    back = made.target_scaling.restored(correlated(x, made.correlation), told.images, told.semantic)
     torch.testing.assert_close(back, batch.images, rtol=0, atol=1e-5)
     assert made.refinement.target == "image" and not torch.equal(told.images, batch.images)
 
@@ -384,12 +406,13 @@ def test_a_refiner_of_another_first_stage_is_refused(here, at):
 
 @pytest.mark.parametrize(("key", "value"), [
     ("target", "speckle"), ("gain", [[[0.0]]]), ("gain", [[[1.0], [1.0]]]), ("gain", [[[1.0, 1.0]]]), ("gain", []),
-    ("mean", [[[float("nan")]]]), ("mean", None), ("values", [[[]]]), ("values", [[["a"]]]), ("values", [])])
+    ("mean", [[[float("nan")]]]), ("mean", None), ("values", [[[]]]), ("values", [[["a"]]]), ("values", []),
+    ("correlation", [[0.1]]), ("correlation", [[0.1, 1.0]]), ("correlation", [[0.1, 0.1], [0.1, 0.1]])])
 def test_what_a_snapshot_says_of_itself_is_checked(key, value):
     known = {"first_stage": "a", "target": "residual", "values": [[[0.0]]], "mean": [[[0.0]]], "gain": [[[1.0]]]}
-    assert Refinement.from_plain(known, "x.pt", 1).gain == [[[1.0]]]
+    assert Refinement.from_plain(known, "x.pt", (1, 4, 4)).gain == [[[1.0]]]
     with pytest.raises(ValueError, match=r"x\.pt: refines"):
-        Refinement.from_plain({**known, key: value}, "x.pt", 1)
+        Refinement.from_plain({**known, key: value}, "x.pt", (1, 4, 4))
 
 
 def test_a_snapshot_that_refines_nothing_by_name_is_damaged(here):
@@ -402,7 +425,7 @@ def test_a_snapshot_that_refines_nothing_by_name_is_damaged(here):
 def test_values_that_do_not_rise_are_no_table():
     table = {name: [[[0.0, 0.0]]] for name in ("values", "mean")} | {"gain": [[[1.0, 1.0]]]}
     with pytest.raises(ValueError, match="rising values"):
-        Refinement.from_plain({"first_stage": "a", "target": "image", **table}, "x.pt", 1)
+        Refinement.from_plain({"first_stage": "a", "target": "image", **table}, "x.pt", (1, 4, 4))
 
 
 def test_the_condition_has_what_the_network_takes_and_no_more(here):

@@ -122,9 +122,10 @@ class FrozenStage:
             moments.add(posterior.mean[0].cpu().numpy(), posterior.std[0].cpu().numpy())
         return moments
 
-    def some(self, dataset: Sequence[Sample]) -> Iterator[Batch]:
-        """Items from all over the data, one by one."""
-        for i in torch.linspace(0, len(dataset) - 1, min(self.num, len(dataset))).long().tolist():
+    def some(self, dataset: Sequence[Sample], most: int | None = None) -> Iterator[Batch]:
+        """Items from all over the data, one by one, `num` or, if that is less, `most` of them."""
+        count = min(self.num, len(dataset), len(dataset) if most is None else most)
+        for i in torch.linspace(0, len(dataset) - 1, count).long().tolist():
             yield collate([dataset[i]]).to(self.stage.device)
 
     def posterior(self, batch: Batch) -> AnyPosterior:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import RESIDUAL, TARGETS, Refinement, told_facts
 from edm3d.inference.batch import Batch, Sample
+from edm3d.metrics.texture import EMPTY, autocorrelation, local_residual, texture_parts
 from edm3d.networks.conditioning import Condition
+from edm3d.networks.decorrelation import decorrelated
 from edm3d.networks.layers import per_axis
 from edm3d.networks.local_scaling import LocalScaling
 from edm3d.samplers.noise import ImageGenerators
@@ -18,6 +21,8 @@ from edm3d.utils.checks import check_choice, check_count, check_least
 
 KEY = "training.batch_transform"
 MOST_VOXELS = 2 ** 24  # on which the scaling of the target is measured, of all items together
+NEIGHBOURS = 16  # items on which the correlation of neighbours is measured
+MOST_CORRELATION = 0.95
 
 
 class RefineImages(FrozenStage):
@@ -28,8 +33,9 @@ class RefineImages(FrozenStage):
     image decoded of them is the condition image, and the label map decoded with it, where the first stage has one, the
     semantic map. target: residual, or image. It gets mean 0 and standard deviation sigma_data for every value of the
     decoded image within a label class, by `num` items, whose voxels are taken in `bins` groups: what is lost of speckle
-    grows with the signal. bins=1: by the class alone. patch: random crops of so many voxels per axis,
-    one number or one per axis; null: whole images.
+    grows with the signal. bins=1: by the class alone. What the voxel before says of each is then taken off, so that
+    white noise, scaled back, has the grain of images before the network has learnt anything. patch: random crops of so
+    many voxels per axis, one number or one per axis; null: whole images.
     """
 
     def __init__(self, autoencoder: str, target: str = RESIDUAL, latent_noise: float = 0.1,
@@ -51,7 +57,8 @@ class RefineImages(FrozenStage):
             check_fits(self.crop, size, f"{KEY}.patch")
         self.shape = (dataset.shape[0], *(self.crop or size))
         self.target_scaling = LocalScaling(*distributed.from_rank_0(lambda: self.spread(dataset)))
-        self.refinement = Refinement(self.snapshot.network_hash, self.target, *self.target_scaling)
+        self.correlation = distributed.from_rank_0(lambda: self.neighbours(dataset))
+        self.refinement = Refinement(self.snapshot.network_hash, self.target, *self.target_scaling, self.correlation)
 
     def told_facts(self, facts: Facts) -> Facts:
         """What is known of the data, as the network is told of them."""
@@ -74,6 +81,16 @@ class RefineImages(FrozenStage):
         except ValueError as e:
             raise ValueError(f"{KEY}.target={self.target}: {e} of the training data; there is nothing to draw") from e
 
+    @torch.no_grad()
+    def neighbours(self, dataset: Sequence[Sample]) -> list[list[float]]:
+        """Correlation [C,axes] of the texture of the scaled target with itself, moved by one voxel along each axis."""
+        found = []
+        for i, batch in enumerate(self.some(dataset, NEIGHBOURS)):
+            decoded, label = self.decoded(batch, ImageGenerators([i]))
+            x = self.target_scaling.scaled(self.compared(batch, decoded), decoded, label)
+            found.append([lag1(*channels, label) for channels in zip(x[0], batch.images[0])])
+        return np.clip(np.nan_to_num(np.nanmean(found, axis=0)), -MOST_CORRELATION, MOST_CORRELATION).tolist()
+
     def compared(self, batch: Batch, decoded: torch.Tensor) -> torch.Tensor:
         """What is to be drawn [N,C,*S], not scaled."""
         return batch.images - decoded if self.target == RESIDUAL else batch.images
@@ -94,7 +111,7 @@ class RefineImages(FrozenStage):
             label = label if self.stage.net.num_classes else None
         else:
             decoded, label = self.decoded(batch, generators)
-        x = self.target_scaling.scaled(self.compared(batch, decoded), decoded, label)
+        x = decorrelated(self.target_scaling.scaled(self.compared(batch, decoded), decoded, label), self.correlation)
         told = batch.condition.replace(images=decoded)
         told = told if label is None else told.replace(semantic=label.to(torch.int16))
         if self.crop is None:
@@ -102,6 +119,16 @@ class RefineImages(FrozenStage):
         corners = corners_of(generators, x.shape[2:], self.crop)
         grids = {name: cropped(told[name], corners, self.crop) for name in ("images", "semantic") if name in told}
         return cropped(x, corners, self.crop), told.replace(**grids)
+
+
+def lag1(x: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> np.ndarray:
+    """Correlation [axes] of texture x [*S] with itself, moved by one voxel along each axis, NaN where nothing varies.
+
+    image [*S], as networks see it, and label map [1,*S] say where there is texture.
+    """
+    where = None if label is None else label[0].cpu().numpy()
+    parts = texture_parts(image.cpu().numpy() + 1, where, 2 * EMPTY)
+    return autocorrelation(local_residual(x.cpu().numpy(), parts), parts, 1)[:, 1]
 
 
 def some_places(count: int, most: int) -> torch.Tensor | slice:

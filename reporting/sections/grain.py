@@ -16,7 +16,6 @@ from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import COMPARED, DECODED, NOISE, Context, Section
 from edm3d.reporting.tables import number, percent
 
-EMPTY = 0.02  # of the intensity range: what lies below holds no texture
 LARGEST = ("largest", "floor_p99", "noise_largest")
 Sets = dict[str, np.ndarray]  # of one channel, [N, ...] by set
 
@@ -106,8 +105,8 @@ class Grain(Section):
                  "mean within each class (a Gaussian of 2 voxels), so that anatomy does not count; 0 for white noise.",
         "correlation length": "Where that correlation, by distance, falls to 1/e. 0.63 voxels for white noise.",
         "speckle contrast": "Standard deviation over mean of the intensity within a class, above the least that is "
-                            f"stored; mean over volumes. Background below {EMPTY:.0%} of the range, and 2 voxels next "
-                            "to it, are left out here and for lag-1.",
+                            f"stored; mean over volumes. Background below {texture.EMPTY:.0%} of the range, and 2 "
+                            "voxels next to it, are left out here and for lag-1.",
     }
 
     def __init__(self, other: str):
@@ -237,7 +236,7 @@ def grain_of(case: Case, layout: Layout) -> GrainRow:
     kept = []
     for image in case.image - layout.lo:
         label = case.label if layout.label_classes else None
-        parts = texture.texture_parts(image, label, EMPTY * layout.data_range)
+        parts = texture.texture_parts(image, label, texture.EMPTY * layout.data_range)
         kept.append((texture.band_power(image),
                      texture.autocorrelation(texture.local_residual(image, parts), parts),
                      texture.speckle_contrast(image, parts, len(layout.label_classes)),
