@@ -10,6 +10,7 @@ import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
+from edm3d.formats.prediction import OF_VOXELS, Prediction
 from edm3d.formats.published import read_published
 from edm3d.formats.refinement import Refinement
 from edm3d.inference.first_stage import FirstStage
@@ -51,6 +52,7 @@ class Content(NamedTuple):
     ema: Weights
     refines: dict[str, Any] | None = None
     label_coding: LabelCoding | None = None
+    predicts: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class Snapshot:
 
     label_coding: how label maps stand in the last channels of the voxels that it draws; None where it draws none there.
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
-    refines: what it draws on top of which first stage, None for a network that draws by itself.
+    refines: what it draws on top of which first stage, None for a network that draws by itself. predicts: what a
+    downstream network gives, None for all others.
     """
 
     task: str
@@ -145,6 +148,7 @@ class Snapshot:
     hash: str = ""
     refines: Refinement | None = None
     label_coding: LabelCoding | None = None
+    predicts: Prediction | None = None
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -159,8 +163,9 @@ class Snapshot:
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
         snapshot = cls(held.task, held.network, Facts.from_plain(held.data, path), held.shape, stage, held.ema,
                        held.config, held.nimg, Path(path), checksum,
-                       None if held.refines is None else Refinement.from_plain(held.refines, path, held.shape[0]),
-                       held.label_coding)
+                       None if held.refines is None else Refinement.from_plain(held.refines, path, held.shape),
+                       held.label_coding,
+                       None if held.predicts is None else Prediction.from_plain(held.predicts, path))
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
@@ -179,7 +184,8 @@ class Snapshot:
         return {"task": self.task, "network": self.network, "data": self.facts.plain(), "shape": list(self.shape),
                 "first_stage": self.first_stage and self.first_stage.plain(), "config": self.config, "nimg": self.nimg,
                 "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {}),
-                **({"label_coding": asdict(self.label_coding)} if self.label_coding else {})}
+                **({"label_coding": asdict(self.label_coding)} if self.label_coding else {}),
+                **({"predicts": self.predicts.plain()} if self.predicts else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""
@@ -201,6 +207,10 @@ class Snapshot:
         if isinstance(net, Autoencoder):
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
+        elif self.predicts is not None:
+            sizes = self.shape[1:] if self.predicts.kind in OF_VOXELS else ()
+            if (made := net(x).shape) != (wanted := (1, len(self.predicts.names), *sizes)):
+                raise ValueError(f"the network makes {list(made)} of {list(x.shape)}, wanted {list(wanted)}")
         elif hasattr(net, "sigma_min"):
             self.check_told(takes_of(net))
             told = blank(takes_of(net), self.volume_shape)

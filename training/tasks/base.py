@@ -100,12 +100,14 @@ class TaskType:
 
 
 def build_parts(training: dict, data: Data, augment: Callable | None = None, shape: Sequence[int] | None = None,
-                imagined: bool = False) -> tuple[torch.nn.Module, Any, torch.optim.Optimizer, Snapshot]:
+                imagined: bool = False, outputs: int | None = None
+                ) -> tuple[torch.nn.Module, Any, torch.optim.Optimizer, Snapshot]:
     """What every task has: a network with its loss and optimiser, and what snapshots will say of it.
 
-    shape: [C,*S] of what the network sees, where that is not what the data set holds.
+    shape: [C,*S] of what the network sees, where that is not what the data set holds. outputs: channels that it gives,
+    where these are not those that it sees.
     """
-    node = fill_network(training, data, getattr(augment, "label_dim", 0), shape)
+    node = fill_network(training, data, getattr(augment, "label_dim", 0), shape, outputs)
     make = partial(build, node, path="training.network")
     net = imagine(make) if imagined else make()
     optimizer = build(training["optimizer"], net.parameters(), path="training.optimizer")
@@ -113,14 +115,15 @@ def build_parts(training: dict, data: Data, augment: Callable | None = None, sha
     return net, loss, optimizer, Snapshot(training["task"], node, data.facts, tuple(shape or data.shape))
 
 
-def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequence[int] | None = None) -> dict:
+def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequence[int] | None = None,
+                 outputs: int | None = None) -> dict:
     """The network node with what the data and the augmentation say where the YAML says nothing.
 
-    shape: of what the network sees, where that is not what the data set holds.
+    shape, outputs: as of `build_parts`.
     """
     channels, *size = shape or data.shape
     node = fill_told(training["network"], "training.network", data, size)
-    return fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size),
+    return fill(node, in_channels=channels, out_channels=outputs or channels, spatial_dims=len(size),
                 image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
 
 
