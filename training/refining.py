@@ -81,14 +81,13 @@ class RefineImages(FrozenStage):
         except ValueError as e:
             raise ValueError(f"{KEY}.target={self.target}: {e} of the training data; there is nothing to draw") from e
 
-    @torch.no_grad()
     def neighbours(self, dataset: Sequence[Sample]) -> list[list[float]]:
-        """Correlation [C,axes] of the texture of the scaled target with itself, moved by one voxel along each axis."""
-        found = []
-        for i, batch in enumerate(self.some(dataset, NEIGHBOURS)):
-            decoded, label = self.decoded(batch, ImageGenerators([i]))
-            x = self.target_scaling.scaled(self.compared(batch, decoded), decoded, label)
-            found.append([lag1(*channels, label) for channels in zip(x[0], batch.images[0])])
+        """Correlation [C,axes] of the texture of images with itself, moved by one voxel along each axis.
+
+        Of the images, and not of the target, which has what the decoder blurs at edges as well.
+        """
+        found = [[lag1(channel, None if batch.labels is None else batch.labels[0]) for channel in batch.images[0]]
+                 for batch in self.some(dataset, NEIGHBOURS)]
         return np.clip(np.nan_to_num(np.nanmean(found, axis=0)), -MOST_CORRELATION, MOST_CORRELATION).tolist()
 
     def compared(self, batch: Batch, decoded: torch.Tensor) -> torch.Tensor:
@@ -121,14 +120,13 @@ class RefineImages(FrozenStage):
         return cropped(x, corners, self.crop), told.replace(**grids)
 
 
-def lag1(x: torch.Tensor, image: torch.Tensor, label: torch.Tensor | None) -> np.ndarray:
-    """Correlation [axes] of texture x [*S] with itself, moved by one voxel along each axis, NaN where nothing varies.
-
-    image [*S], as networks see it, and label map [1,*S] say where there is texture.
+def lag1(image: torch.Tensor, label: torch.Tensor | None) -> np.ndarray:
+    """Correlation [axes] of the texture of an image [*S], as networks see it, with itself, moved by one voxel along
+    each axis, within the classes of a label map [*S]; NaN where nothing varies.
     """
-    where = None if label is None else label[0].cpu().numpy()
-    parts = texture_parts(image.cpu().numpy() + 1, where, 2 * EMPTY)
-    return autocorrelation(local_residual(x.cpu().numpy(), parts), parts, 1)[:, 1]
+    values = image.cpu().numpy() + 1
+    parts = texture_parts(values, None if label is None else label.cpu().numpy(), 2 * EMPTY)
+    return autocorrelation(local_residual(values, parts), parts, 1)[:, 1]
 
 
 def some_places(count: int, most: int) -> torch.Tensor | slice:
