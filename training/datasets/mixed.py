@@ -158,6 +158,9 @@ def open_split(path: str, split: str, cache: bool, size: Sequence[int] | None) -
     try:
         return DATASETS[kind](path, split, cache, size)
     except NoItems as e:
+        if split == "all":  # of volumes, which only have the splits that they were written by
+            raise ValueError(f"split=all: is of samples alone, and {path} holds volumes; wanted one of its splits, "
+                             f"{listed(VolumesFile(path).splits)}") from e
         return e, FILES[kind](path).content_hash
 
 

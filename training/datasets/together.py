@@ -53,7 +53,8 @@ def together(every: Sequence[Facts], channels: Sequence[int]) -> Together:
     facts = replace(every[0], source=BETWEEN.join(facts.source for facts in every), label_classes=kept["label_classes"],
                     map_classes=kept["map_classes"] or None, class_names=kept["class_names"],
                     condition_channels=kept["condition_channels"] or None, attribute_names=kept["attribute_names"],
-                    attribute_units=every[0].attribute_units if kept["attribute_names"] else (), lacking=lacking)
+                    attribute_units=every[0].attribute_units if kept["attribute_names"] else (),
+                    attribute_statistics=None, lacking=lacking)
     there = {"class_labels": facts.class_names, "attributes": facts.attribute_names,
              "semantic": facts.semantic_classes, "images": facts.condition_channels}
     return Together(facts, frozenset(name for name, names in there.items() if names), semantic,
