@@ -61,7 +61,8 @@ class ClassTarget:
         if self.attribute is None:
             if not facts.class_names:
                 raise ValueError(f"{KEY}: {facts.source} names no classes to learn; prepare it with a table that has "
-                                 f"a column class, or choose {KEY}.attribute and {KEY}.threshold")
+                                 "a column class, or --image-pattern with {class}, or choose "
+                                 f"{KEY}.attribute and {KEY}.threshold")
             return checked(Prediction(CLASSES, facts.class_names), facts)
         names, units = facts.attribute_names or (), facts.attribute_units
         if self.attribute not in names:
