@@ -60,7 +60,7 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 @click.option("--labels", type=PATH, help="Folder of label maps of the same names (without channel numbers _0000).")
 @click.option("--maps", type=PATH, help="Folder of second label maps, with classes of their own: to draw from.")
 @click.option("--image-pattern", help="What images are called without suffix, as in '{id}_t1'; by '{id}_{channel}' "
-              "those of an id become channels.")
+              "those of an id become channels, by '{id}_{class}' or '{class}/{id}' names say the class.")
 @click.option("--label-pattern", help="What label maps are called, as in '{id}_seg'; these may lie among the images.")
 @click.option("--map-pattern", help="What maps are called, likewise.")
 @click.option("--decathlon", type=PATH, help="Instead of folders: a Medical Decathlon task, by its dataset.json.")
@@ -91,7 +91,7 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 @click.option("--classes", default=(), type=Words(str), help="Names of the label values, background first.")
 @click.option("--map-classes", default=(), type=Words(str), help="Names of the values of --maps, background first.")
 @click.option("--class-names", default=(), type=Words(str), help="Names of the class numbers in a dataset.json "
-              "beside or above the images.")
+              "beside or above the images, or of what {class} may be.")
 @click.option("--channels", default=(), type=Words(str), help="Names of all image channels of the files.")
 @click.option("--channel", default=(), type=Words(str), help="Those to keep, by name or number.  [default: all]")
 @click.option("--condition-channels", default=(), type=Words(str), help="Those that a network is shown and does not "

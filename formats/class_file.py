@@ -1,4 +1,6 @@
-"""Classes of images in a dataset.json, as StyleGAN and EDM have it: {"labels": [[file, number], ...]}."""
+"""Classes of images in a dataset.json, as StyleGAN and EDM have it: {"labels": [[file, number], ...]}, or in the names
+of files, held against what else is said of them.
+"""
 
 import unicodedata
 from collections import Counter
@@ -6,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edm3d.formats.cohort import class_order
 from edm3d.formats.folders import is_utf8
 from edm3d.formats.pairing import CaseFiles
+from edm3d.formats.patterns import IMAGES
 from edm3d.utils.checks import is_whole, listed
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import read_json, shown
@@ -88,3 +92,53 @@ def _keys(path: Path, images: Path, file: Path) -> list[str]:
     below = file.relative_to(images)
     names = [below] if path.parent == images else [below, Path(images.name or images.absolute().name) / below]
     return [_plain(name.as_posix()) for name in names]
+
+
+# ---- classes in names of files ----
+
+
+def classes_by_name(cases: Sequence[CaseFiles], of: Mapping[str, str | None], names: Sequence[str],
+                    named: Sequence[str], numbered: bool) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """The class of each case by its name, the names of all classes, and notes.
+
+    of: what a table or a dataset.json says of each, None for nothing, and `names`: all that it has. named: by
+    --class-names, in order; numbered: of is of a dataset.json, so that its class_0, ... where these are not given are
+    the classes of the files that have them. ValueError naming files whose names say another class.
+    """
+    by_name = {case.id: case.class_name for case in cases}
+    meant = {name: name for name in names}
+    if numbered and not named:
+        meant = _meant(cases, of) | {name: name for name in names if name not in of.values()}
+        names = [meant[name] for name in names]
+    for case in cases:
+        said = of[case.id]
+        if said is not None and meant[said] != case.class_name:
+            raise ValueError(f"{one_line(str(case.images[0]))}: its name says class {one_line(case.class_name)!r} by "
+                             f"{IMAGES}, and {NAME if numbered else '--table'} says {one_line(meant[said])!r} of it; "
+                             "correct one of them")
+    found = set(by_name.values())
+    if numbered and (extra := sorted(found - {*names})):
+        odd = next(case for case in cases if case.class_name == extra[0])
+        raise ValueError(f"{one_line(str(odd.images[0]))}: its name says class {one_line(extra[0])!r} by {IMAGES}, of "
+                         f"which {NAME} has no file with a number; number one of them, or rename the {NAME}")
+    ordered = tuple(names) if numbered else tuple(named) or tuple(sorted({*names, *found}, key=class_order))
+    count = Counter(by_name.values())
+    return by_name, ordered, [f"classes: by {{class}} of {IMAGES}, "
+                              + listed(f"{name} {count[name]}" for name in ordered)]
+
+
+def _meant(cases: Sequence[CaseFiles], of: Mapping[str, str | None]) -> dict[str, str]:
+    """Which class each number of a dataset.json stands for, by the names of its files; ValueError where these differ.
+    """
+    first: dict[str, CaseFiles] = {}
+    for case in cases:
+        if (number := of[case.id]) is None:
+            continue
+        for other_number, other in first.items():
+            if (number == other_number) != (case.class_name == other.class_name):
+                raise ValueError(f"{NAME} has {one_line(str(other.images[0]))} as {other_number} and "
+                                 f"{one_line(str(case.images[0]))} as {number}, and by {IMAGES} they are of class "
+                                 f"{one_line(other.class_name)!r} and {one_line(case.class_name)!r}; correct one of "
+                                 "them")
+        first.setdefault(number, case)
+    return {number: case.class_name for number, case in first.items()}

@@ -77,7 +77,7 @@ def read_table(path: Path) -> CohortTable:
     has_groups = "group" in table.header
     notes = [f"{path}: read as columns between {SEPARATORS[table.separator]}"] if table.separator != "," else []
     notes += [*_own_splits(path, records), *(_alike_groups(path, records) if has_groups else [])]
-    return CohortTable(records, names, units, tuple(sorted(classes, key=_class_order)), ignored, has_groups,
+    return CohortTable(records, names, units, tuple(sorted(classes, key=class_order)), ignored, has_groups,
                        tuple(notes))
 
 
@@ -192,7 +192,8 @@ def _number(cell: str) -> float | None:
     return value if value == 0 or (value and LEAST <= abs(value) <= MOST) else None
 
 
-def _class_order(name: str) -> tuple[float, str]:
+def class_order(name: str) -> tuple[float, str]:
+    """By what names of classes are sorted: numbers by their values, before words."""
     number = _number(name)
     return (np.inf if number is None else number, name)
 

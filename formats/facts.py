@@ -1,7 +1,7 @@
 """What is known of the volumes of a file, and travels with them into latents, snapshots, states and samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ POSTERIORS = ("gaussian", "gamma", "point")  # of networks.posteriors
 SCALINGS = ("standardize", "minmax", "scale_factor")  # of networks.latent_codec
 UNIT_RANGE = Intensity(0.0, 1.0, True, "a.u.")
 NO_AFFINE = tuple(map(tuple, np.eye(4).tolist()))
+BETWEEN = " + "  # the files in the source of facts of several
 OF_VOLUMES = ("channels", "condition_channels", "label_classes", "map_classes", "intensity", "spatial_shape", "affine")
 
 
@@ -135,7 +136,9 @@ class Facts:
     differ); intensity: what image values mean. channels are those that are drawn, condition_channels those that a
     network may be shown; map_classes of the maps, which stand beside label maps. attribute_names None: not known, as
     files of before do not say; attribute_statistics: of the training split. latents: of those that stand for the
-    volumes; first_stage: hash of the one that makes latents of them while training.
+    volumes; first_stage: hash of the one that makes latents of them while training. lacking: where the items are of
+    several files, those without something that others have, which so is left aside: by the field that would name it;
+    not stored.
     """
 
     source: str
@@ -153,6 +156,7 @@ class Facts:
     attribute_statistics: AttributeStatistics | None = None
     latents: LatentFacts | None = None
     first_stage: str | None = None
+    lacking: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if problem := affine_problem(self.affine):
@@ -176,6 +180,11 @@ class Facts:
                                  f"{', '.join(POSTERIORS)}")
 
     @property
+    def files(self) -> list[str]:
+        """The files that `source` names, several where the items are of several."""
+        return self.source.split(BETWEEN)
+
+    @property
     def file(self) -> str:
         """The file that training reads: that of the latents where there are some."""
         return self.latents.path if self.latents else self.source
@@ -196,7 +205,8 @@ class Facts:
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file; what is None is left out."""
-        found = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        found = {f.name: value for f in fields(self) if f.name != "lacking"
+                 and (value := getattr(self, f.name)) is not None}
         found |= {name: list(found[name]) for name in LISTS if name in found}
         found |= {"intensity": asdict(self.intensity), "affine": [list(row) for row in self.affine]}
         if self.attribute_statistics:

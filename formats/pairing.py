@@ -25,6 +25,7 @@ from edm3d.formats.patterns import (
     MAPS,
     NOUNS,
     NUMBERED,
+    Name,
     Pattern,
     is_of_label_maps,
     proposal,
@@ -48,6 +49,8 @@ class CaseFiles(NamedTuple):
     label: Path | None = None
     map: Path | None = None
     split: str | None = None  # that of the folder that it lies in
+    class_name: str | None = None  # what its name says by the pattern, as the next
+    patient: str | None = None
 
     @property
     def maps(self) -> dict[str, Path]:
@@ -65,7 +68,7 @@ class Pairing(NamedTuple):
 
 def find_cases(images: Path, labels: Path | None = None, maps: Path | None = None, *, image_pattern: str | None = None,
                label_pattern: str | None = None, map_pattern: str | None = None, channels: Sequence[str] = (),
-               table_ids: Collection[str] = ()) -> Pairing:
+               classes: Sequence[str] = (), table_ids: Collection[str] = ()) -> Pairing:
     """Pair images, label maps and maps by the ids in their names; ValueError names everything that has no partner.
 
     Names go without suffix, in Unicode's form NFC. Subfolders are read too: where two files below one of the folders
@@ -77,21 +80,22 @@ def find_cases(images: Path, labels: Path | None = None, maps: Path | None = Non
     nnU-Net's channel number `_0000`, unless a label map, a map or the table has the full name; without all of these,
     numbers count as channels only if every case has the same ones, from 0000 on. With label_pattern the label maps may
     lie among the images, and labels may be None; else the label maps inside npz images are taken then, if there are
-    any. So it is with map_pattern and maps.
+    any. So it is with map_pattern and maps. classes: what alone stands for {class} in patterns, () for anything.
     """
-    channels = [unicodedata.normalize("NFC", channel) for channel in channels]
-    patterns = {IMAGES: Pattern(IMAGES, image_pattern or ANY, channels), LABELS: Pattern(LABELS, label_pattern or ANY),
-                MAPS: Pattern(MAPS, map_pattern or ANY)}
+    channels, classes = ([unicodedata.normalize("NFC", name) for name in names] for names in (channels, classes))
+    patterns = {IMAGES: Pattern(IMAGES, image_pattern or ANY, channels, classes),
+                LABELS: Pattern(LABELS, label_pattern or ANY, classes=classes),
+                MAPS: Pattern(MAPS, map_pattern or ANY, classes=classes)}
     given = {LABELS: (labels, label_pattern), MAPS: (maps, map_pattern)}
     folders = {IMAGES: images}
     folders |= {option: folder or images for option, (folder, pattern) in given.items() if folder or pattern}
     taken, notes = _sorted_out(folders, patterns)
-    of = {option: {patterns[option].read(stem)[0]: path for stem, path in taken[option].items()}
-          for option in folders if option != IMAGES}
+    of = {option: _by_id(taken[option], patterns[option], folder) for option, folder in folders.items()
+          if option != IMAGES}
     if image_pattern is None:
         found, names = _numbered(taken[IMAGES], {*table_ids}.union(*of.values()), len(channels)), ()
     else:
-        found, names = _by_pattern(taken[IMAGES], patterns[IMAGES], channels)
+        found, names, said = _by_pattern(taken[IMAGES], patterns[IMAGES], channels, images)
     for option, files in of.items():
         how = (f"They are paired by name, --images with {FOLDERS[option]}" if given[option][0] else
                "They are paired by what their patterns call {id}")
@@ -103,7 +107,9 @@ def find_cases(images: Path, labels: Path | None = None, maps: Path | None = Non
         if not table_ids:
             _refuse_label_folders(images, taken[IMAGES].values())
         notes += _looks_mixed(images, found)
-    return Pairing(_cases(folders, found, of), names, notes)
+    cases = [case._replace(class_name=said[case.id].class_name or None, patient=said[case.id].patient)
+             if patterns[IMAGES].names_patients else case for case in _cases(folders, found, of)]
+    return Pairing(cases, names, notes)
 
 
 def _cases(folders: Mapping[str, Path], found: Mapping[str, tuple[Path, ...]], of: Mapping[str, Mapping[str, Path]]
@@ -141,7 +147,7 @@ def _sorted_out(folders: Mapping[str, Path], named: Mapping[str, Pattern]) -> tu
             raise ValueError(f"{folder}: {' and '.join(FOLDERS[option] for option in alike)} are one folder, whose "
                              f"files {' and '.join(alike)} tell apart{apart}")
         for stem, path in files.items():
-            if pattern := _pattern_of(stem, path, patterns):
+            if pattern := _pattern_of(stem, path, patterns, folder):
                 taken[pattern.option][stem] = path
             else:
                 left.append(path)
@@ -157,9 +163,10 @@ def _sorted_out(folders: Mapping[str, Path], named: Mapping[str, Pattern]) -> tu
     return taken, notes
 
 
-def _pattern_of(stem: str, path: Path, patterns: Sequence[Pattern]) -> Pattern | None:
+def _pattern_of(stem: str, path: Path, patterns: Sequence[Pattern], root: Path) -> Pattern | None:
     """The pattern that a name fits; of several the one with most letters of its own."""
-    fit = sorted((pattern for pattern in patterns if pattern.read(stem)), key=lambda pattern: pattern.literal)
+    fit = sorted((pattern for pattern in patterns if pattern.read(stem, path.relative_to(root))),
+                 key=lambda pattern: pattern.literal)
     if len(fit) > 1 and fit[-2].literal == fit[-1].literal:
         raise ValueError(f"{one_line(str(path))}: fits {fit[-2]} and {fit[-1]} alike; make one of them say more")
     return fit[-1] if fit else None
@@ -221,26 +228,47 @@ def _looks_mixed(folder: Path, found: Mapping[str, object]) -> list[str]:
 # ---- channels ----
 
 
-def _by_pattern(files: Stems, pattern: Pattern, channels: Sequence[str]
-                ) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
-    """The images of each id, and what stands for {channel}, in one order."""
+def _by_pattern(files: Stems, pattern: Pattern, channels: Sequence[str], root: Path
+                ) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...], dict[str, Name]]:
+    """The images of each id, what stands for {channel}, in one order, and what the name of each id's first image says.
+    """
     cases: dict[str, dict[str, Path]] = defaultdict(dict)
+    said: dict[str, Name] = {}
     for stem, path in files.items():
-        case, channel = pattern.read(stem)
-        cases[case][channel] = path
+        name = pattern.read(stem, path.relative_to(root))
+        is_other = said.setdefault(name.id, name)._replace(channel=name.channel) != name
+        _refuse_double(path, next(iter(cases[name.id].values())) if is_other else cases[name.id].get(name.channel),
+                       pattern)
+        cases[name.id][name.channel] = path
     wanted = channels if pattern.has_channel and channels else sorted({c for found in cases.values() for c in found})
-    return _in_order(cases, wanted), tuple(wanted) if pattern.has_channel else ()
+    return _in_order(cases, wanted), tuple(wanted) if pattern.has_channel else (), said
+
+
+def _by_id(files: Stems, pattern: Pattern, root: Path) -> dict[str, Path]:
+    """Label maps or maps by their ids."""
+    found: dict[str, Path] = {}
+    for stem, path in files.items():
+        name = pattern.read(stem, path.relative_to(root))
+        _refuse_double(path, found.get(name.id), pattern)
+        found[name.id] = path
+    return found
+
+
+def _refuse_double(path: Path, other: Path | None, pattern: Pattern) -> None:
+    if other:
+        raise ValueError(f"{one_line(str(other))} and {one_line(str(path))} are one {NOUNS[pattern.option]} by "
+                         f"{pattern}; rename one of them, or make the pattern say more")
 
 
 def _numbered(files: Stems, known: Collection[str], channels: int) -> dict[str, tuple[Path, ...]]:
     """The images of each id by nnU-Net's channel numbers, where the names have such (see find_cases)."""
     pattern = Pattern(IMAGES, NUMBERED, digits=True)
     numbered = {stem: match for stem in files if (match := pattern.read(stem))}
-    if not known and not _looks_like_channels(numbered.values(), len(files), channels):
+    if not known and not _looks_like_channels([name[:2] for name in numbered.values()], len(files), channels):
         numbered = {}
     cases: dict[str, dict[str, Path]] = defaultdict(dict)
     for stem, path in files.items():
-        case, channel = (stem, "0000") if stem in known else numbered.get(stem, (stem, "0000"))
+        case, channel = (stem, "0000") if stem in known else numbered.get(stem, (stem, "0000"))[:2]
         if channel in cases[case]:
             names = " and ".join(one_line(file.name) for file in (path, cases[case][channel]))
             raise ValueError(f"{path.parent}: {names} are the same image")

@@ -1,4 +1,4 @@
-"""Patterns of names, `{id}_t1`: what stands for the id and for the channel in a file's name, and which would fit."""
+"""Patterns of names, `{id}_t1`: what stands for id, class and channel in a file's name, and which would fit."""
 
 import re
 import unicodedata
@@ -6,49 +6,89 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import product, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
+from edm3d.formats.folders import stem_of
 from edm3d.formats.nifti import suffix_of
 from edm3d.utils.checks import listed
 
 IMAGES, LABELS, MAPS = "--image-pattern", "--label-pattern", "--map-pattern"
 NOUNS = {IMAGES: "image", LABELS: "label map", MAPS: "map"}  # what each stands for
 ANY, NUMBERED = "{id}", "{id}_{channel}"
+FIELDS = ("{id}", "{class}", "{rest}")  # of all patterns; of images also:
+CHANNEL = "{channel}"
 SEPARATORS = "_-."
 LABEL_WORDS = ("seg", "label", "mask", "gt")  # in the last word of a label map's name, as most people call it
 
 
-class Pattern:
-    """A pattern of names without suffix: `{id}` once, in those of images also `{channel}`, the rest as it stands.
-
-    The id is as long as it can be. channels: the only ones there are, () for any; digits: only numbers of four digits.
-    ValueError naming the option for a pattern that is none.
+class Name(NamedTuple):
+    """What a pattern reads in a name: the id of the volume, its channel and class, '' without one, and its patient.
     """
 
-    def __init__(self, option: str, text: str, channels: Sequence[str] = (), *, digits: bool = False):
+    id: str
+    channel: str
+    class_name: str
+    patient: str
+
+
+class Pattern:
+    """A pattern of names without suffix: `{id}` once, the rest as it stands; in those of images also `{channel}`.
+
+    With `{class}`, or `{rest}` for anything, a volume goes by all that stands from the first of them and `{id}` to the
+    last, without the channel, and `{id}` is the patient. The id is as long as it can be. `/` parts folders from names.
+    channels, classes: the only ones there are, () for any; digits: only numbers of four digits as channels. ValueError
+    naming the option for a pattern that is none.
+    """
+
+    def __init__(self, option: str, text: str, channels: Sequence[str] = (), classes: Sequence[str] = (), *,
+                 digits: bool = False):
         text = unicodedata.normalize("NFC", text)  # as the names are
         self.option, self.text = option, text
-        fields = ("{id}", "{channel}") if option == IMAGES else ("{id}",)
-        parts = re.split(r"(\{[^{}]*\})", text)
+        fields = (*FIELDS, CHANNEL) if option == IMAGES else FIELDS
+        parts = [part for part in re.split(r"(\{[^{}]*\})", text) if part]
+        self._check(parts, fields)
+        self.has_channel, self.has_class = CHANNEL in parts, "{class}" in parts
+        self.names_patients = self.has_class or "{rest}" in parts
+        self.literal = sum(len(part) for part in parts if part not in fields)
+        any_ = "[^/]+"
+        inner = {"{id}": any_, "{rest}": any_, "{class}": _one_of(classes),
+                 CHANNEL: r"\d{4}" if digits else _one_of(channels)}
+        self.regex = re.compile("".join(f"(?P<{part[1:-1]}>{inner[part]})" if part in fields else re.escape(part)
+                                        for part in parts), re.DOTALL)
+        self.of_id = _between(parts)
+
+    def _check(self, parts: Sequence[str], fields: Sequence[str]) -> None:
+        """ValueError for what means nothing, for fields that are there too often, and for a suffix."""
+        where = f"{self.option} {self.text}"
         for part in parts:
             if ("{" in part or "}" in part) and part not in fields:
-                raise ValueError(f"{option} {text}: {part!r} means nothing in it; wanted {' and '.join(fields)}, and "
-                                 "the rest as it stands in the names")
-        if (count := parts.count("{id}")) != 1 or parts.count("{channel}") > 1:
-            got = f"{{id}} stands in it {count} times" if count != 1 else "{channel} stands in it more than once"
-            raise ValueError(f"{option} {text}: {got}, wanted once, as in '{{id}}_t1'")
-        if suffix := suffix_of(Path(text)):
-            raise ValueError(f"{option} {text}: names go without their suffix; wanted '{text[:-len(suffix)]}'")
-        self.has_channel = "{channel}" in parts
-        self.literal = sum(len(part) for part in parts if part not in fields)
-        longest = sorted(channels, key=len, reverse=True)
-        channel = r"\d{4}" if digits else "|".join(map(re.escape, longest)) or ".+?"
-        groups = {"{id}": "(?P<id>.+)", "{channel}": f"(?P<channel>{channel})"}
-        self.regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts), re.DOTALL)
+                raise ValueError(f"{where}: {part!r} means nothing in it; wanted {', '.join(fields)}, and "
+                                 "all else as it stands in the names")
+        if (count := parts.count("{id}")) != 1:
+            raise ValueError(f"{where}: {{id}} stands in it {count} times, wanted once, as in '{{id}}_t1'")
+        if double := [field for field in fields if parts.count(field) > 1]:
+            raise ValueError(f"{where}: {double[0]} stands in it more than once, wanted once, as in '{{id}}_t1'")
+        if not all(part.strip(".") for part in self.text.split("/")):
+            raise ValueError(f"{where}: wanted names of folders and files between '/', as in '{{class}}/{{id}}'")
+        if suffix := suffix_of(Path(self.text)):
+            raise ValueError(f"{where}: names go without their suffix; wanted '{self.text[:-len(suffix)]}'")
 
-    def read(self, stem: str) -> tuple[str, str] | None:
-        """Id and channel of a name, '' without one; None where it does not fit."""
+    def read(self, stem: str, below: Path | None = None) -> Name | None:
+        """What a name says; None where it does not fit. below: the path of the file below its folder, for patterns with
+        '/', which are held against its last parts.
+        """
+        depth = self.text.count("/")
+        if depth:
+            folders = below.parts[:-1] if below else ()
+            if len(folders) < depth:
+                return None
+            stem = "/".join((*(unicodedata.normalize("NFC", name) for name in folders[-depth:]), stem_of(below)))
         match = self.regex.fullmatch(stem)
-        return match and (match["id"], match["channel"] if self.has_channel else "")
+        if match is None:
+            return None
+        found = match.groupdict()
+        id_ = "".join(found[part[1:-1]] if part.startswith("{") else part for part in self.of_id).replace("/", "_")
+        return Name(id_, found.get("channel", ""), found.get("class", ""), found["id"])
 
     def __str__(self) -> str:
         return f"{self.option} '{self.text}'"
@@ -57,8 +97,22 @@ class Pattern:
         """The channels of each id, of the names that fit."""
         found: dict[str, set[str]] = defaultdict(set)
         for name in filter(None, map(self.read, stems)):
-            found[name[0]].add(name[1])
+            found[name.id].add(name.channel)
         return found
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """A regular expression of these names, the longest first; of any where there are none."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "[^/]+?"
+
+
+def _between(parts: Sequence[str]) -> list[str]:
+    """The parts that an id is made of: from the first field to the last, channels aside, with what parts them."""
+    kept: list[str] = []
+    for i, part in enumerate(parts):
+        if part in FIELDS:
+            kept += [parts[i - 1]] * (bool(kept) and not parts[i - 1].startswith("{")) + [part]
+    return kept
 
 
 # ---- which would fit ----

@@ -1,20 +1,20 @@
 """What `prepare` is to read: the files of each case, what a table says of it, its patient, and its split."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from edm3d.formats.class_file import read_classes
+from edm3d.formats.class_file import classes_by_name, read_classes
 from edm3d.formats.cohort import CohortTable, Record, assign_splits
 from edm3d.formats.decathlon import read_task
 from edm3d.formats.folders import stem_of
 from edm3d.formats.nifti import suffix_of
 from edm3d.formats.pairing import CaseFiles, differ_in_case, find_cases
-from edm3d.formats.patients import groups_by_name
-from edm3d.formats.patterns import proposal
+from edm3d.formats.patients import Groups, groups_by_name
+from edm3d.formats.patterns import IMAGES, proposal
 from edm3d.formats.prepare_options import PrepareOptions
 from edm3d.utils.checks import listed
 
@@ -31,7 +31,8 @@ def find_sources(
             raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
         found = find_cases(images, labels, maps, image_pattern=options.image_pattern,
                            label_pattern=options.label_pattern, map_pattern=options.map_pattern,
-                           channels=options.channels, table_ids=cohort.rows if cohort else ())
+                           channels=options.channels, classes=options.class_names,
+                           table_ids=cohort.rows if cohort else ())
         return found.cases, replace(options, channels=found.channels or options.channels), found.notes
     if options.image_pattern or options.label_pattern or options.map_pattern:
         raise ValueError("--image-pattern, --label-pattern and --map-pattern are for --images; a Decathlon task lists "
@@ -69,11 +70,22 @@ def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path 
             notes.append("splits: by the folders of the images; --split is not used")
     if cohort and cohort.has_groups:
         return records, notes
-    groups = groups_by_name(records)
+    patients = {case.id: case.patient or case.id for case in cases}
+    by_name = groups_by_name(set(patients.values()))
+    groups = Groups({id_: by_name.of[patient] for id_, patient in patients.items()},
+                    [*_of_patients(patients), *by_name.notes])
     if parted := _parted(records, groups.of):
         return records, [*notes, f"Note: {where} has volumes in several splits that by their names are of one patient: "
                                  f"{listed(parted, '; ')}; a column group says which are of one"]
     return {id_: record._replace(group=groups.of[id_]) for id_, record in records.items()}, [*notes, *groups.notes]
+
+
+def _of_patients(patients: Mapping[str, str]) -> list[str]:
+    """A note on volumes that are of one patient by what a pattern calls {id}."""
+    count = Counter(patients.values())
+    several = [patient for patient in count if count[patient] > 1]
+    return [f"patients: by {{id}} of {IMAGES}, {len(count)} of {len(patients)} volumes; those of one "
+            f"({listed(sorted(several))}) stay in one split"] if several else []
 
 
 def _rows(cases: list[CaseFiles], cohort: CohortTable, path: Path | None, options: PrepareOptions
@@ -109,14 +121,20 @@ def _parted(records: Mapping[str, Record], groups: Mapping[str, str]) -> list[st
 
 def find_classes(records: dict[str, Record], cases: list[CaseFiles], cohort: CohortTable | None, images: Path | None,
                  options: PrepareOptions) -> tuple[dict[str, Record], tuple[str, ...], list[str]]:
-    """The records with their classes, the names of all classes, and notes: of the table, else of a dataset.json."""
+    """The records with their classes, the names of all classes, and notes: of the table, else of a dataset.json; or of
+    the names of files, which what else says of classes must agree with.
+    """
     found = read_classes(images, cases, options.class_names) if images and not (cohort and cohort.class_names) else None
-    if options.class_names and found is None:
+    by_name = {case.id: case.class_name for case in cases if case.class_name}
+    if options.class_names and found is None and not by_name:
         raise ValueError(f"--class-names {' '.join(options.class_names)}: they name the numbers of a dataset.json, and "
                          "there is none with labels beside or above the images; classes of a table have names")
-    if found is None:
-        return records, cohort.class_names if cohort else (), []
-    return {id_: record._replace(class_name=found.of[id_]) for id_, record in records.items()}, found.names, found.notes
+    of = {id_: record.class_name for id_, record in records.items()} if found is None else found.of
+    names, notes = (cohort.class_names if cohort else (), []) if found is None else (found.names, found.notes)
+    if by_name:
+        of, names, said = classes_by_name(cases, of, names, options.class_names, found is not None)
+        notes = [*notes, *said]
+    return {id_: record._replace(class_name=of[id_]) for id_, record in records.items()}, names, notes
 
 
 def find_splits(records: dict[str, Record], fractions: dict[str, float], seed: int) -> dict[str, str]:

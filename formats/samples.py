@@ -53,6 +53,11 @@ class SamplesFile:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    @property
+    def content_hash(self) -> str:
+        """The hash of all that is in the file."""
+        return self._file.content_hash
+
     def row(self, name: str, index: int) -> np.ndarray | None:
         """A row of an array: an image [C,*S] float32, in the units of the intensity contract, a label map [*S] uint8,
         or what else ARRAYS names, such as whitened latents [C,*s] float32.
@@ -228,6 +233,7 @@ class _H5Arrays(h5.LazyFile):
         found = {name: h5.need(file, name) for name in (*ARRAYS, *TABLES) if name in file}
         self.meta = {name: h5.get_json(file, name) for name in META}
         h5.get_json(file, "provenance", dict)
+        self.content_hash = h5.get_text(file, "content_hash")
         self.layout = {name: (dataset.dtype, dataset.shape) for name, dataset in found.items()}
         self._hashes = {name: h5.row_hashes(dataset) for name, dataset in found.items()}
 
@@ -251,6 +257,7 @@ class _NpzArrays(NpzFile):
         if HASH not in self.members:
             raise ValueError(f"{path}: not a samples file: there is no content_hash in it")
         self.check_content()
+        self.content_hash = str(self.array(HASH))
         self.layout = {name: member[:2] for name, member in self.members.items()}
         if self.layout.get("meta", ("", (0,)))[1] or self.layout["meta"][0].kind != "U":
             raise ValueError(f"{path}: not a samples file: there is no meta in it that is text")

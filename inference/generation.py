@@ -317,15 +317,15 @@ def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Pictu
     user's own and not trusted.
     """
     facts, path = snapshot.facts, Path(snapshot.facts.source)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+    if absent := [file for file in facts.files if not Path(file).is_file()]:
+        raise ValueError(f"there is no file {absent[0]}")
     changed = ValueError(f"{path} is not what the network was trained on, but another file of that name")
     ours = is_listed(snapshot.setting("training", "dataset", "_target_"), DATASETS)
     if holds_volumes(path):
         file = VolumesFile(path)
         if file.content_hash == facts.content_hash:
             return volume_pictures(file, snapshot, count, str(path))
-        if ours:
+        if ours and facts.latents:
             raise changed
     if facts.latents:
         raise ValueError(f"{path} holds no volumes")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edm3d.formats.facts import Facts
+from edm3d.formats.facts import BETWEEN, Facts
 from edm3d.formats.published import (
     CONFIG,
     FORMAT,
@@ -113,7 +113,7 @@ def check_published(dest: Path) -> None:
 def without_paths(snapshot: Snapshot) -> Snapshot:
     """The same without the folders of the machine it was trained on."""
     latents = snapshot.facts.latents
-    facts = replace(snapshot.facts, source=Path(snapshot.facts.source).name,
+    facts = replace(snapshot.facts, source=BETWEEN.join(Path(file).name for file in snapshot.facts.files),
                     latents=latents and latents._replace(path=Path(latents.path).name))
     return replace(snapshot, facts=facts, config=names_of(snapshot.config))
 

@@ -135,7 +135,7 @@ def test_channels_that_an_id_lacks_are_named(tmp_path):
     ("t1", None, r"--image-pattern t1: \{id\} stands in it 0 times, wanted once, as in"),
     ("{id}_{id}", None, "stands in it 2 times"),
     ("{id}_{channel}_{channel}", None, "channel} stands in it more than once"),
-    ("{id}_{name}", None, "'{name}' means nothing in it; wanted {id} and {channel}"),
+    ("{id}_{name}", None, "'{name}' means nothing in it; wanted {id}, {class}, {rest}, {channel}"),
     ("{id_t1", None, "'{id_t1' means nothing"),
     ("{id}_t1", "{id}_{channel}", "--label-pattern {id}_{channel}: '{channel}' means nothing in it; wanted {id}"),
     ("{id}_t1.nii.gz", None, "names go without their suffix; wanted '{id}_t1'"),

@@ -77,8 +77,9 @@ def find_source(training: dict, shape: tuple[int, ...] | None, classes: int) -> 
     if shape:
         names = tuple(f"class{i}" for i in range(classes))
         return PlannedData(tuple(shape), Facts("", "", label_classes=names), {})
-    path = training["dataset"].get("path")
-    if path and not Path(path).exists():
+    named = training["dataset"].get("path")
+    paths = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    if path := next((path for path in paths if not Path(str(path)).exists()), None):
         raise ValueError(f"training.dataset.path={path}: not there; give the size of its items by --shape, channels "
                          "and voxels per axis as in 1 160 160 128 (and --classes K)")
     dataset = build(training["dataset"], path="training.dataset")

@@ -211,7 +211,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
     training = trainer.record.config["training"]
-    for line in (*trainer.task.notes, *data_lines(trainer.task, dataset, training, trainer.device)):
+    notes = [*getattr(dataset, "notes", ()), *trainer.task.notes]
+    for line in (*notes, *data_lines(trainer.task, dataset, training, trainer.device)):
         log(line)
     if start.state:
         log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")

@@ -1,5 +1,6 @@
 """What downstream networks learn to tell of images: the classes of their voxels, or the class of each."""
 
+from collections.abc import Sequence
 from math import isfinite
 
 import torch
@@ -22,9 +23,15 @@ class VoxelTarget:
     def prediction(self, facts: Facts) -> Prediction:
         """What a network that learns it gives; ValueError for data without, or with one class only."""
         names = facts.label_classes if self.of == LABELS else facts.semantic_classes
+        lacking = facts.lacking.get("label_classes" if self.of == LABELS else "map_classes", ())
+        if self.of == MAPS and not names:
+            lacking = lacking or facts.lacking.get("label_classes", ())
+        if lacking:
+            raise ValueError(f"{KEY}.of={self.of}: {without(lacking, 'label maps' if self.of == LABELS else 'maps')}"
+                             + told_of_other(self.of, facts))
         if not names:
-            other = f"; its maps are targets by {KEY}.of=maps" if self.of == LABELS and facts.map_classes else ""
-            raise ValueError(f"{KEY}.of={self.of}: {facts.source} has no label maps to learn{other}")
+            raise ValueError(f"{KEY}.of={self.of}: {facts.source} has no label maps to learn"
+                             + told_of_other(self.of, facts))
         return checked(Prediction(self.of, names), facts)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -48,10 +55,14 @@ class ClassTarget:
 
     def prediction(self, facts: Facts) -> Prediction:
         """What a network that learns it gives; ValueError for data without, or with one class only."""
+        field, what = ("class_names", "classes") if self.attribute is None else ("attribute_names", "attributes")
+        if field in facts.lacking:
+            raise ValueError(f"{KEY}: {without(facts.lacking[field], what)}")
         if self.attribute is None:
             if not facts.class_names:
                 raise ValueError(f"{KEY}: {facts.source} names no classes to learn; prepare it with a table that has "
-                                 f"a column class, or choose {KEY}.attribute and {KEY}.threshold")
+                                 "a column class, or --image-pattern with {class}, or choose "
+                                 f"{KEY}.attribute and {KEY}.threshold")
             return checked(Prediction(CLASSES, facts.class_names), facts)
         names, units = facts.attribute_names or (), facts.attribute_units
         if self.attribute not in names:
@@ -68,6 +79,19 @@ class ClassTarget:
             return torch.where(one_hot.any(1), one_hot.argmax(1), -1)
         values = batch.condition.attributes[:, self.column]
         return torch.where(values.isnan(), -1, (values >= self.threshold).long())
+
+
+def without(files: Sequence[str], what: str) -> str:
+    """That files lack what others have that are trained on with them."""
+    return (f"{listed(files)} {'has' if len(files) == 1 else 'have'} no {what} to learn, and other files of "
+            "training.dataset.path have; leave out the files without")
+
+
+def told_of_other(of: str, facts: Facts) -> str:
+    """By what else there is something to learn, '' for nothing."""
+    if of == LABELS and facts.map_classes:
+        return f"; its maps are targets by {KEY}.of=maps"
+    return f"; label maps are targets by {KEY}.of=labels" if of == MAPS and facts.label_classes else ""
 
 
 def checked(prediction: Prediction, facts: Facts) -> Prediction:

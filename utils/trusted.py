@@ -31,6 +31,8 @@ DATASETS = _names({
     "edm3d.training.datasets.arrays": ("ArraysDataset",),
     "edm3d.training.datasets.brainweb": ("BrainwebSlices",),
     "edm3d.training.datasets.latents": ("LatentsDataset",),
+    "edm3d.training.datasets.mixed": ("MixedDataset",),
+    "edm3d.training.datasets.samples": ("SamplesDataset",),
     "edm3d.training.datasets.volumes": ("VolumesDataset",),
 })
 SAMPLERS = _names({

@@ -15,6 +15,10 @@ from edm3d.networks.layers import per_axis
 from edm3d.utils.checks import listed
 
 
+class NoItems(ValueError):
+    """A file has nothing in a split."""
+
+
 class VolumesDataset:
     """The items of one split of a volumes.h5; cache=True keeps what was read in memory.
 
@@ -27,7 +31,7 @@ class VolumesDataset:
         self.file, self.split = VolumesFile(path), split
         length = self.file.length(split) if split in self.file.splits else 0
         if not length:
-            raise ValueError(f"{path}: split {split!r} has no items, it has {listed(self.file.splits)}; "
+            raise NoItems(f"{path}: split {split!r} has no items, it has {listed(self.file.splits)}; "
                              "change training.dataset.split or the file")
         self.length, self.cache = length, {} if cache else None
         self.facts = volume_facts(self.file, split)
