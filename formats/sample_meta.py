@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute, compared
+from edm3d.formats.sample_settings import AskedRows, Labelling, Settings, SweptAttribute, compared
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
@@ -58,6 +58,12 @@ class SampleMeta(NamedTuple):
         """The file that samples were asked for by, row by row, None where none did."""
         found = self.sampling.get("conditions")
         return AskedRows(**found) if found else None
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """The segmenter that the label maps are of, None where they were drawn, or there are none."""
+        found = self.sampling.get("labels")
+        return Labelling(**found) if found else None
 
     @property
     def ids(self) -> list[str]:
