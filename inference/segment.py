@@ -35,7 +35,7 @@ from edm3d.inference.parts import (
 from edm3d.inference.predictor import Predictor, open_predictor
 from edm3d.inference.segment_grid import Difference, Placed, Trained, difference
 from edm3d.inference.segment_said import said_of
-from edm3d.inference.segment_sources import FOLDER, SAMPLES, VOLUMES, Row, Scan, Source, open_source
+from edm3d.inference.segment_sources import FOLDER, SAMPLES, VOLUMES, Row, Scan, SegmentSource, open_source
 from edm3d.utils import distributed, locks
 from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, remove_temporary, resolved
 from edm3d.utils.log import RunLog, progress
@@ -67,7 +67,7 @@ class SegmentJob(NamedTuple):
     """What turns images into label maps."""
 
     predictor: Predictor
-    source: Source
+    source: SegmentSource
     trained: Trained
     options: SegmentOptions
 
@@ -245,7 +245,7 @@ def write_volumes(dest: Path, parts: Parts, job: SegmentJob, provenance: dict) -
                 bar.update(1)
 
 
-def others_columns(source: Source) -> list[str]:
+def others_columns(source: SegmentSource) -> list[str]:
     """Names of columns of a volumes file that we do not write."""
     return sorted({name for split in source.splits for name in source.file.tables(split)} - DTYPES.keys())
 

@@ -49,7 +49,7 @@ class Row(NamedTuple):
     of: Callable[[], str] = str
 
 
-class Source(NamedTuple):
+class SegmentSource(NamedTuple):
     """The images to segment, of one kind (folder, volumes, samples), and the file that they stand in, if it is one.
 
     content_hash: of the file, '' for a folder, whose images have each their own. unit: of the images' values.
@@ -64,7 +64,7 @@ class Source(NamedTuple):
     splits: tuple[str, ...] = ()
 
 
-def open_source(path: Path, predictor: Predictor, split: str | None, image_pattern: str | None) -> Source:
+def open_source(path: Path, predictor: Predictor, split: str | None, image_pattern: str | None) -> SegmentSource:
     """The images of a file or a folder, whatever its kind, as a network takes them; ValueError for what it does not."""
     if path.is_dir():
         if split is not None:
@@ -82,7 +82,7 @@ def open_source(path: Path, predictor: Predictor, split: str | None, image_patte
     return of_samples(SamplesFile(path), predictor)
 
 
-def of_volumes(file: VolumesFile, predictor: Predictor, split: str | None) -> Source:
+def of_volumes(file: VolumesFile, predictor: Predictor, split: str | None) -> SegmentSource:
     """The volumes of a split, or of all."""
     splits = (split,) if split is not None else tuple(file.splits)
     file.ids(splits[0])  # ValueError where there is none of that name
@@ -95,10 +95,10 @@ def of_volumes(file: VolumesFile, predictor: Predictor, split: str | None) -> So
 
     rows = [Row(id_, name, partial(read, name, i), (affine, file.spatial_shape(name)))
             for name in splits for i, (id_, affine) in enumerate(zip(file.ids(name), file.affines(name)))]
-    return Source(VOLUMES, file.path, rows, file.content_hash, notes, file, splits)
+    return SegmentSource(VOLUMES, file.path, rows, file.content_hash, notes, file, splits)
 
 
-def of_samples(file: SamplesFile, predictor: Predictor) -> Source:
+def of_samples(file: SamplesFile, predictor: Predictor) -> SegmentSource:
     """All samples; ValueError for latents that nothing decoded."""
     if "images" not in file.names:
         raise ValueError(f"--source {file.path}: holds latents and no images; decode them first, by dataset_tool.py "
@@ -114,7 +114,7 @@ def of_samples(file: SamplesFile, predictor: Predictor) -> Source:
 
     rows = [Row(name, SAMPLES, partial(read, i), (file.affine_of(i), size))
             for i, name in enumerate(file.meta.file_names(file.seeds))]
-    return Source(SAMPLES, file.path, rows, file_hash(file.path), notes, file)
+    return SegmentSource(SAMPLES, file.path, rows, file_hash(file.path), notes, file)
 
 
 def seen(image: np.ndarray, intensity: Intensity) -> np.ndarray:
@@ -125,7 +125,7 @@ def seen(image: np.ndarray, intensity: Intensity) -> np.ndarray:
 # ---- a folder ----
 
 
-def of_folder(path: Path, snapshot: Snapshot, image_pattern: str | None) -> Source:
+def of_folder(path: Path, snapshot: Snapshot, image_pattern: str | None) -> SegmentSource:
     """Every image below a folder, paired and read as `prepare` does."""
     found = walk(path)
     if image_pattern is None and (names := sorted(
@@ -135,7 +135,7 @@ def of_folder(path: Path, snapshot: Snapshot, image_pattern: str | None) -> Sour
     pairing = find_cases(path, image_pattern=image_pattern, channels=snapshot.facts.channels)
     rows = [Row(case.id, FOLDER, partial(read_case, case, snapshot), of=partial(content_of, case))
             for case in pairing.cases]
-    return Source(FOLDER, path, rows, "", [*pairing.notes, scaling_line(snapshot)])
+    return SegmentSource(FOLDER, path, rows, "", [*pairing.notes, scaling_line(snapshot)])
 
 
 def content_of(case: CaseFiles) -> str:

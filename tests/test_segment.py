@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 import dataset_tool
-from edm3d.formats.facts import Facts, rows_of
+import edm3d
+from edm3d.formats.facts import Facts, LatentScaling, rows_of
 from edm3d.formats.geometry import reorient
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import write_nifti
@@ -25,11 +26,20 @@ from edm3d.formats.prediction import Prediction
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter
+from edm3d.inference import evaluate
 from edm3d.inference import segment as segmenting
-from edm3d.inference.predictor import Predictor, open_predictor
+from edm3d.inference.labelling import find_labeller
+from edm3d.inference.model import Model
+from edm3d.inference.predictor import Predictor
 from edm3d.inference.segment_grid import Placed, Trained
-from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
+from edm3d.physics.phantoms import LABEL_CLASSES
+from edm3d.reporting import sections
+from edm3d.reporting.sections.held_out import HeldOut
+from edm3d.reporting.sections.scalars import Scalars
+from edm3d.utils.config import build
 from tests.commands import call, refused, succeed
+from tests.test_evaluate import describe, phantom_arrays, write_phantoms
 from tests.test_locks import DEAD, hold
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,15 +63,15 @@ def write_network(path: Path, *, shape: tuple[int, ...] = (1, *SIZE), facts: Fac
 
     ahead: by the value of the next voxel on the first axis, that of RANGE's middle behind the last.
     """
-    dims = len(shape) - 1
-    kernel = [3 if ahead else 1, *[1] * (dims - 1)]
-    node = {"_target_": f"torch.nn.Conv{dims}d", "in_channels": shape[0], "out_channels": 3, "kernel_size": kernel,
+    dims, predicts = len(shape) - 1, predicts or Prediction("labels", NAMES)
+    kernel, count = [3 if ahead else 1, *[1] * (dims - 1)], len(predicts.names)
+    node = {"_target_": f"torch.nn.Conv{dims}d", "in_channels": shape[0], "out_channels": count, "kernel_size": kernel,
             "padding": [ahead + 0, *[0] * (dims - 1)]}
-    weight = torch.zeros(3, shape[0], *kernel)
-    weight[:, 0, -1 if ahead else 0] = torch.tensor([0.0, 8, 16]).reshape(3, *[1] * (dims - 1))
+    weight, bias = torch.zeros(count, shape[0], *kernel), torch.full((count,), -99.0)  # classes beyond three: never
+    weight[:3, 0, -1 if ahead else 0] = torch.tensor([0.0, 8, 16]).reshape(3, *[1] * (dims - 1))
+    bias[:3] = torch.tensor([0.0, 4, 0])
     facts = facts or Facts("", "", ("ct",), NAMES, intensity=RANGE, spatial_shape=shape[1:], affine=rows_of(AFFINE))
-    Snapshot("segmentation", node, facts, shape, weights={"weight": weight, "bias": torch.tensor([0.0, 4, 0])},
-             predicts=predicts or Prediction("labels", NAMES)).save(path)
+    Snapshot("segmentation", node, facts, shape, weights={"weight": weight, "bias": bias}, predicts=predicts).save(path)
     return path
 
 
@@ -547,7 +557,6 @@ def test_other_networks_are_refused_by_name(at):
     Snapshot("diffusion", linear, facts, (1, *SIZE), weights=weights).save(Path("draws.pt"))
     dense = {"_target_": "monai.networks.nets.DenseNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
              "init_features": 4, "growth_rate": 2, "block_config": [1]}
-    from edm3d.utils.config import build
     Snapshot("classification", dense, facts, (1, 16, 16, 16), weights=build(dense).state_dict(),
              predicts=Prediction("classes", ("sick", "well"))).save(Path("tells.pt"))
     assert "draws.pt is of task diffusion" in refuse(at, "in", "out", network="draws.pt")
@@ -567,7 +576,10 @@ def test_other_networks_are_refused_by_name(at):
 
 
 def test_a_predictor_takes_arrays(at):
-    predictor = open_predictor("net.pt", Path("results"), torch.device("cpu"))
+    predictor = edm3d.load("net.pt", device="cpu")
+    assert isinstance(predictor, Predictor) and predictor.predicts.names == NAMES
+    with pytest.raises(ValueError, match=r"net\.pt: a snapshot of task segmentation draws nothing, it tells labels"):
+        Model.load("net.pt")
     images = np.stack([image_of(0), image_of(1)])[:, None]
     labels = predictor.predict(images)
     assert labels.dtype == np.uint8
@@ -577,3 +589,40 @@ def test_a_predictor_takes_arrays(at):
                        (images * np.nan, "not finite")):
         with pytest.raises(ValueError, match=words):
             predictor.predict(odd)
+
+
+# ---- evaluation ----
+
+
+def test_samples_that_a_segmenter_labelled_are_measured_and_the_report_says_whose_labels_they_are(
+        at, capsys, monkeypatch):
+    """Decoded noise gets label maps of it, too; the first stage has none, so it is not measured by any."""
+    monkeypatch.setattr(sections, "COMPARISON", [s for s in sections.COMPARISON
+                                                 if isinstance(s, Scalars | HeldOut)])
+    write_phantoms(Path("echo.h5"), count=4)
+    facts = describe()
+    write_network(Path("net.pt"), shape=(1, *facts.spatial_shape), facts=facts,
+                  predicts=Prediction("labels", LABEL_CLASSES))
+    node = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "latent_channels": 2, "spatial_dims": 3,
+            "channels": [4, 4], "num_blocks": 1, "num_blocks_decoder": 1}
+    weights = build(node).state_dict()
+    stage = CarriedStage(LatentScaling([0.0, 0.0], [1.0, 1.0]), node, weights, network_hash(node, weights))
+    plain = replace(facts, label_classes=())
+    Snapshot("diffusion", {}, plain, (2, 14, 14, 14), stage).save(Path("drew.pt"))
+    meta = SampleMeta(plain, "drew.pt", Snapshot.read(Path("drew.pt")).hash, {})
+    write_samples("drawn.h5", range(3), {"images": phantom_arrays(3)["images"]}, np.array(facts.affine), meta)
+    segment("drawn.h5", "seg.h5")
+    samples = SamplesFile("seg.h5")
+    found = evaluate.evaluate(Path("echo.h5"), Path("seg.h5"), Path("report"), split="all", num_noise=2)
+    assert found["generated"]["labels"] == {"available": True, **samples.meta.labelling._asdict()}
+    volume = (samples.array("labels") == 1).sum((1, 2, 3)) * (128 / 28) ** 3 / 1000
+    assert found["metrics"]["lv_volume"]["generated_mean"] == pytest.approx(volume.mean())
+    assert found["noise"]["available"] and "their first stage gives none" in found["first_stage"]["reason"]
+    name = f"by the segmenter net.pt ({Snapshot.read(Path('net.pt')).hash[:16]})"
+    assert name in capsys.readouterr().out and name in Path("report/report.html").read_text()
+    labeller, _ = find_labeller(samples, False, torch.device("cpu"))
+    np.testing.assert_array_equal(labeller(samples.row("images", 1)), samples.row("labels", 1))
+    os.rename("net.pt", "elsewhere.pt")
+    assert "net.pt, is not there" in find_labeller(samples, False, torch.device("cpu"))[1]
+    write_network(Path("net.pt"), ahead=True)
+    assert "its hash differs" in find_labeller(samples, False, torch.device("cpu"))[1]
