@@ -114,8 +114,10 @@ class SampleMeta(NamedTuple):
             raise ValueError(f"{source}: sampling.conditions.ids is empty, wanted those of the rows of "
                              f"{shown(checked.conditions.source)}")
         snapshot = taken(found["snapshot"], str, source, "snapshot")
-        if len(snapshot) > 4096 or "\0" in snapshot:
-            raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
+        for key, path in (("snapshot", snapshot),
+                          ("sampling.labels.network", checked.labels.network if checked.labels else "")):
+            if len(path) > 4096 or "\0" in path:
+                raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)

@@ -78,6 +78,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
+    if file.provenance.get("kind") == "segment":
+        remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
     about = {**opening(str(generated), sections.COMPARISON),
              "real": {"path": str(real), "content_hash": file.content_hash,
                       "reference": against.description + remark, "num": len(against)},

@@ -37,8 +37,10 @@ from edm3d.inference.segment_grid import Difference, Placed, Trained, difference
 from edm3d.inference.segment_said import said_of
 from edm3d.inference.segment_sources import FOLDER, SAMPLES, VOLUMES, Row, Scan, SegmentSource, open_source
 from edm3d.utils import distributed, locks
+from edm3d.utils.checks import listed
 from edm3d.utils.files import check_dest, check_dest_folder, check_free_disk, remove_temporary, resolved
 from edm3d.utils.log import RunLog, progress
+from edm3d.utils.names import one_line
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import passed_over
 
@@ -140,7 +142,7 @@ def placed(job: SegmentJob, row: Row, scan: Scan) -> Placed:
     try:
         return Placed(scan.image, scan.affine, job.trained, job.options.resample)
     except ValueError as error:
-        raise ValueError(f"{job.source.path}: {row.id}: --resample: {error}") from error
+        raise ValueError(f"{job.source.path}: {one_line(row.id)}: --resample: {error}") from error
 
 
 def classes_of(predictor: Predictor, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -206,7 +208,7 @@ def segment_to_file(dest: Path, job: SegmentJob, provenance: dict, log: RunLog) 
         parts.remove()
         log(made_line(dest, len(numbers), len(missing)))
         if source.kind == VOLUMES and (lost := others_columns(source)):
-            log(f"Note: columns of others are left out: {', '.join(lost)}")
+            log(f"Note: columns of others are left out: {listed(lost)}")
         if job.options.montage:
             log(f"Montage     {picture}")
 

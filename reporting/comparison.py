@@ -17,6 +17,7 @@ from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
+from edm3d.utils.names import one_line
 
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
@@ -64,8 +65,8 @@ def origin(report: dict) -> list[list[str]]:
 
 def by_segmenter(labels: Mapping) -> str:
     """Whose the label maps of generated volumes are that a segmenter gave."""
-    return (f"of generated volumes by the segmenter {labels['network']} ({labels['hash'][:16]}); its errors count in "
-            "what is measured on them")
+    whose = f"{one_line(labels['network'])} ({one_line(labels['hash'][:16])})"
+    return f"of generated volumes by the segmenter {whose}; its errors count in what is measured on them"
 
 
 def text(sections: Sequence[Section], report: dict) -> str:

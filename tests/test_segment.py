@@ -4,8 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import socket
+import time
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -37,12 +37,12 @@ from edm3d.physics.phantoms import LABEL_CLASSES
 from edm3d.reporting import sections
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.scalars import Scalars
+from edm3d.utils import locks
 from edm3d.utils.config import build
 from tests.commands import call, refused, succeed
 from tests.test_evaluate import describe, phantom_arrays, write_phantoms
-from tests.test_locks import DEAD, hold
+from tests.test_locks import DEAD
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = (6, 5, 4)
 WINDOW = (4, 4, 4)
 RANGE = Intensity(0.0, 200.0, True, "HU")
@@ -461,16 +461,28 @@ def test_a_run_that_was_killed_goes_on_and_does_nothing_twice(at, monkeypatch, s
         assert content_of(dest) == content_of(f"whole-{dest}") and len(content_of(dest)) == 5
 
 
+def on_rank(rank: int, port: int) -> None:
+    """One of two processes that segment together; what it said goes into a file."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    Path(f"said{rank}.txt").write_text(segment("in", "ranks"))
+
+
 def test_two_ranks_segment_what_one_does(at):
     write_images(Path("in"), 5)
-    write_nifti(Path("in/scan1.nii.gz"), *(each[0] if each.ndim == 4 else each
-                                           for each in reorient(image_of(1)[None], AFFINE, "LAS")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / "dataset_tool.py"), "segment", "--network", "net.pt", "--source", "in", "--dest", "ranks",
-               *ALONE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ranks: 5 label maps") == done.stdout.count("1 of 5 images have axes LAS") == 1
+    turned, affine = reorient(image_of(1)[None], AFFINE, "LAS")
+    write_nifti(Path("in/scan1.nii.gz"), turned[0], affine)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = [multiprocessing.get_context("fork").Process(target=on_rank, args=(rank, port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    said, other = (Path(f"said{rank}.txt").read_text() for rank in (0, 1))
+    assert said.count("ranks: 5 label maps") == said.count("1 of 5 images have axes LAS") == 1 and not other
+    assert len(list(Path("ranks").glob(".*.journal"))) == 0
     segment("in", "one")
     assert content_of("ranks") == content_of("one") and len(content_of("one")) == 5
 
@@ -497,15 +509,50 @@ def test_a_part_that_is_damaged_is_made_anew(at, monkeypatch):
 
 def test_two_at_once_are_kept_apart(at):
     write_images(Path("in"), 1)
-    other = hold(at / "out", True)
+    ready, fork = multiprocessing.Event(), multiprocessing.get_context("fork")
+
+    def hold() -> None:
+        with locks.output(Path("out"), is_folder=True):
+            ready.set()
+            time.sleep(60)
+
+    other = fork.Process(target=hold)
+    other.start()
     try:
-        assert "another command is at work on it" in refuse(at, "in", "out")
+        assert ready.wait(60) and "another command is at work on it" in refuse(at, "in", "out")
     finally:
         other.kill()
-        other.wait()
+        other.join()
 
 
 # ---- what is refused ----
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder of what can and cannot be segmented."""
+    folder = tmp_path_factory.mktemp("odd")
+    with chdir(folder):
+        write_network(Path("net.pt"))
+        write_images(Path("in"), 1)
+        write_volumes(Path("vols.h5"))
+        meta = SamplesFile(write_drawn(Path("drawn.h5"))).meta
+        write_samples("lat.h5", [1], {"latents": np.zeros((1, 2, 3, 3, 2), np.float32)}, AFFINE, meta)
+        for name in ("empty", "flat", "pictures"):
+            Path(name).mkdir()
+        write_nifti(Path("flat/a.nii.gz"), image_of(0, (6, 5)), AFFINE, spatial_dims=2)
+        Image.fromarray(np.arange(30, dtype=np.uint8).reshape(6, 5)).save("pictures/a.png")
+        write_nifti(Path("mixed/imagesTr/a.nii.gz"), image_of(0), AFFINE)
+        write_nifti(Path("mixed/labelsTr/b.nii.gz"), image_of(0), AFFINE)
+        write_nifti(Path("three/a.nii.gz"), np.stack([image_of(i) for i in range(3)]), AFFINE)
+    return folder
+
+
+@pytest.fixture
+def odd(world):
+    """Work in that folder."""
+    with chdir(world):
+        yield world
 
 
 @pytest.mark.parametrize(("source", "dest", "more", "words"), [
@@ -522,20 +569,8 @@ def test_two_at_once_are_kept_apart(at):
     ("mixed", "out", [], "its folders labelsTr hold label maps"), ("flat", "out", [], "single slice"),
     ("pictures", "out", [], "a picture has two axes; net.pt was trained on images of 3 dimensions"),
     ("three", "out", [], "three/a.nii.gz: 3 channels, net.pt was trained on 1: ct")])
-def test_what_cannot_be_segmented_is_refused_by_name(at, source, dest, more, words):
-    write_images(Path("in"), 1)
-    write_volumes(Path("vols.h5"))
-    write_drawn(Path("drawn.h5"))
-    facts = SamplesFile("drawn.h5").meta
-    write_samples("lat.h5", [1], {"latents": np.zeros((1, 2, 3, 3, 2), np.float32)}, AFFINE, facts)
-    for folder in ("empty", "flat", "pictures"):
-        Path(folder).mkdir()
-    write_nifti(Path("flat/a.nii.gz"), image_of(0, (6, 5)), AFFINE, spatial_dims=2)
-    Image.fromarray(np.arange(30, dtype=np.uint8).reshape(6, 5)).save("pictures/a.png")
-    write_nifti(Path("mixed/imagesTr/a.nii.gz"), image_of(0), AFFINE)
-    write_nifti(Path("mixed/labelsTr/b.nii.gz"), image_of(0), AFFINE)
-    write_nifti(Path("three/a.nii.gz"), np.stack([image_of(i) for i in range(3)]), AFFINE)
-    assert words in refuse(at, source, dest, *more)
+def test_what_cannot_be_segmented_is_refused_by_name(odd, source, dest, more, words):
+    assert words in refuse(odd, source, dest, *more)
 
 
 def test_all_images_that_cannot_be_read_are_named_before_any_is_segmented(at, monkeypatch):
