@@ -18,15 +18,17 @@ if not Path(__file__).with_name("networks").is_dir():  # a checkout has the fold
 
 if TYPE_CHECKING:
     from edm3d.inference.model import Model
+    from edm3d.inference.predictor import Predictor
 
 
-def load(name: str | Path, **options: Any) -> Model:
+def load(name: str | Path, **options: Any) -> Model | Predictor:
     """A trained network: the newest of an experiment's name or a run folder, a snapshot file, or a published folder.
 
-    options: run_root, device, precision and trust of inference.model.Model. ValueError when there is none.
+    A Predictor where it is a segmenter or classifier, else a Model. options: run_root, device, precision and trust of
+    inference.model.Model. ValueError when there is none.
     """
-    from edm3d.inference.model import Model
-    return Model.load(name, **options)
+    from edm3d.inference.model import load as run
+    return run(name, **options)
 
 
 def train(config: str | Path | Mapping[str, Any], *overrides: str, name: str | None = None) -> Path | None:

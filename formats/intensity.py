@@ -1,11 +1,14 @@
 """What image values mean, and how networks and pictures see them."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
+PERCENTILES = re.compile(r"percentile ([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)-([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)")
 _ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
 
@@ -39,3 +42,17 @@ class Intensity:
     def to_bytes(self, images: np.ndarray) -> np.ndarray:
         """Map [lo, hi] to whole numbers 0 to 255, clipped, as uint8."""
         return np.rint(np.clip((images - self.lo) * (255 / (self.hi - self.lo)), 0, 255)).astype(np.uint8)
+
+    @classmethod
+    def of_percentiles(cls, percentiles: Sequence[float], clip: bool) -> "Intensity":
+        """That of images whose own percentiles were scaled to 0 and 1, each by itself."""
+        return cls(0.0, 1.0, clip, f"percentile {percentiles[0]:g}-{percentiles[1]:g}")
+
+    @property
+    def percentiles(self) -> tuple[float, float] | None:
+        """The percentiles of each image that became lo and hi, None where all are on one scale."""
+        found = PERCENTILES.fullmatch(self.unit)
+        if found is None:
+            return None
+        lo, hi = map(float, found.groups())
+        return (lo, hi) if lo < hi <= 100 else None

@@ -236,8 +236,7 @@ def _meta(
     """attributes: name and unit of each."""
     names = channel_names(options, len(facts[0].span))
     if options.percentiles:
-        unit = f"percentile {options.percentiles[0]:g}-{options.percentiles[1]:g}"
-        intensity = Intensity(0.0, 1.0, options.clip, unit)
+        intensity = Intensity.of_percentiles(options.percentiles, options.clip)
     elif options.value_range:
         intensity = Intensity(float(options.value_range[0]), float(options.value_range[1]), options.clip, "a.u.")
     else:

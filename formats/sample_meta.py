@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Settings, SweptAttribute, compared
+from edm3d.formats.sample_settings import AskedRows, Labelling, Settings, SweptAttribute, compared
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
@@ -60,6 +60,12 @@ class SampleMeta(NamedTuple):
         return AskedRows(**found) if found else None
 
     @property
+    def labelling(self) -> Labelling | None:
+        """The segmenter that the label maps are of, None where they were drawn, or there are none."""
+        found = self.sampling.get("labels")
+        return Labelling(**found) if found else None
+
+    @property
     def ids(self) -> list[str]:
         """Of the rows of the file that samples were asked for by, which seeds go through in turn; [] for none."""
         return self.asked_rows.ids if self.asked_rows else []
@@ -108,8 +114,10 @@ class SampleMeta(NamedTuple):
             raise ValueError(f"{source}: sampling.conditions.ids is empty, wanted those of the rows of "
                              f"{shown(checked.conditions.source)}")
         snapshot = taken(found["snapshot"], str, source, "snapshot")
-        if len(snapshot) > 4096 or "\0" in snapshot:
-            raise ValueError(f"{source}: snapshot is {shown(snapshot)}, wanted a path")
+        for key, path in (("snapshot", snapshot),
+                          ("sampling.labels.network", checked.labels.network if checked.labels else "")):
+            if len(path) > 4096 or "\0" in path:
+                raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)

@@ -24,6 +24,18 @@ class SweptAttribute(NamedTuple):
     column: int
 
 
+class Labelling(NamedTuple):
+    """The segmenter that gave samples their label maps: its snapshot and the hash of that.
+
+    source: sha256 of the samples file that it was run on; settings: by which it was.
+    """
+
+    network: str
+    hash: str
+    source: str
+    settings: dict[str, Any]
+
+
 class Settings(NamedTuple):
     """Of the settings of samples those that reading them again asks for, with what those are of files without them."""
 
@@ -34,16 +46,19 @@ class Settings(NamedTuple):
     tile_mode: str = "blend"
     conditions: AskedRows | None = None
     sweep: SweptAttribute | None = None
+    labels: Labelling | None = None
 
 
 def compared(sampling: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
     """The settings by which samples are known again, however they were typed.
 
-    Where the file lay that asked is left out, which its hash stands for; classes by number are the names of these.
+    Where the file lay that asked is left out, which its hash stands for, and so it is of a segmenter; classes by number
+    are the names of these.
     """
     found = dict(sampling)
-    if isinstance(asked := found.get("conditions"), Mapping):
-        found["conditions"] = {name: value for name, value in asked.items() if name != "source"}
+    for key, place in (("conditions", "source"), ("labels", "network")):
+        if isinstance(known := found.get(key), Mapping):
+            found[key] = {name: value for name, value in known.items() if name != place}
     if isinstance(classes := found.get("classes"), list):
         numbers = {str(number): name for number, name in enumerate(class_names) if str(number) not in class_names}
         found["classes"] = [numbers.get(name, name) if isinstance(name, str) else name for name in classes]

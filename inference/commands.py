@@ -1,4 +1,4 @@
-"""The commands of dataset_tool.py that run or pass on a trained network: encode, decode, publish, solvers."""
+"""The commands of dataset_tool.py that run or pass on a trained network: encode, decode, segment, publish, solvers."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -109,6 +109,36 @@ def decode(latents: Path, dest: Path, autoencoder: str | None, network: str | No
     from edm3d.inference.decode import decode as run
 
     run(latents, dest, DecodeOptions(**options), autoencoder=autoencoder, network=network, run_root=run_root)
+
+
+# ---- segment ----
+
+
+@click.command()
+@click.option("--network", required=True, help="Segmenter: experiment name, run folder or snapshot.")
+@click.option("--source", required=True, type=PATH, help="Volumes file, samples file (.h5, .npz), or a folder of .nii, "
+              ".nii.gz, .npy, .npz or .png images.")
+@click.option("--dest", required=True, type=PATH, help="File like the source to write (.h5), or a folder for NIfTI.")
+@click.option("--split", help="Only this split of a volumes file.  [default: all]")
+@click.option("--image-pattern", help="What the images of a folder are called without suffix, as in '{id}_t1'; by "
+              "'{id}_{channel}' those of an id become channels.")
+@click.option("--resample", is_flag=True, help="Show images to the network at the voxel size of its training; label "
+              "maps come back to that of the image (nearest).")
+@click.option("--montage", default=6, show_default=True, type=click.IntRange(min=0),
+              help="Images in the picture beside the label maps; 0: none.")
+@work_options(1, overwrite="Segment anew over label maps of other images, networks or settings, and over corrected "
+              "ones.")
+def segment(network: str, source: Path, dest: Path, run_root: Path, **options: Any) -> None:
+    """Write label maps of images by a trained segmenter.
+
+    Into a file like the source, with its label maps in place of those that are there, or as NIfTI, each on the voxels
+    of its image. Images whose axes lie otherwise than in training are turned for the network. Under torchrun the ranks
+    share the work. A run that was stopped goes on where it was, a second one does nothing.
+    """
+    from edm3d.inference.segment import SegmentOptions
+    from edm3d.inference.segment import segment as run
+
+    run(network, source, dest, SegmentOptions(**options), run_root)
 
 
 # ---- publish ----

@@ -12,6 +12,7 @@ from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.first_stage import FirstStage, tiles_of
+from edm3d.inference.labelling import Labeller, find_labeller
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Case, DecodedCase, Layout
@@ -59,11 +60,13 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
     stage, reason = find_first_stage(samples, snapshot, trust, best_device())
-    unlabelled = "" if layout.label_classes or stage is None or not stage.net.num_classes else \
-        "the samples hold no label maps, which their first stage encodes with the images"
-    absent = {"decoded": reason or unlabelled, "noise": reason or ("" if num_noise else "--num-noise is 0")}
+    unlabelled = "" if stage is None or bool(layout.label_classes) == bool(stage.net.num_classes) else \
+        "the samples hold no label maps, which their first stage encodes with the images" \
+        if stage.net.num_classes else "the samples hold label maps of a segmenter, and their first stage gives none"
+    labeller, gone = find_labeller(samples, trust, best_device())
+    absent = {"decoded": reason or unlabelled, "noise": reason or gone or ("" if num_noise else "--num-noise is 0")}
     if not absent["noise"]:
-        sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout), num_noise
+        sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout, labeller), num_noise
     if not absent["decoded"]:
         held = file_volumes(file, held_out, channels).fitted(size, layout.lo)
         lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
@@ -75,6 +78,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if ignore_spacing else ""
+    if file.provenance.get("kind") == "segment":
+        remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
     about = {**opening(str(generated), sections.COMPARISON),
              "real": {"path": str(real), "content_hash": file.content_hash,
                       "reference": against.description + remark, "num": len(against)},
@@ -82,7 +87,10 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, split: str, num
              "noise": missing(absent["noise"]) if absent["noise"] else
              {"available": True, "num": num_noise, "seed": seed}}
     result = write_report(dest, sections.COMPARISON, comparison.FRAME, walked, about)
-    click.echo(f"{comparison.text(sections.COMPARISON, result)}\nReport    {dest / 'report.html'}")
+    click.echo(comparison.text(sections.COMPARISON, result))
+    if "network" in (labels := result["generated"]["labels"]):
+        click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
+    click.echo(f"Report    {dest / 'report.html'}")
     return result
 
 
@@ -159,7 +167,7 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling,
             "labels": missing("the samples hold no label maps: only images are compared") if without else
-            {"available": True}}
+            {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
 
 
 def ranges(seeds: np.ndarray) -> str:
@@ -191,20 +199,24 @@ def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, d
         return None, "the network draws voxels, it has no first stage"
     if snapshot.first_stage.network is None:
         return None, f"{path} does not carry the first stage of its latents"
-    if (had := samples.meta.facts.label_classes) != (wanted := snapshot.facts.label_classes):
+    had, wanted = samples.meta.facts.label_classes, snapshot.facts.label_classes
+    if had != wanted and samples.meta.labelling and wanted:
+        return None, f"{path} was trained with other label classes than the samples' segmenter: {listed(wanted)}"
+    if had != wanted and not samples.meta.labelling:
         raise ValueError(f"{samples.path}: label_classes are {listed(had) or 'none'}, those of {path}, which drew "
                          f"them, are {listed(wanted) or 'none'}")
     stage = snapshot.open_first_stage(trust, resolve_precision(samples.meta.precision, device)).to(device)
     return stage.in_parts(tiles_of(samples.meta.sampling)), ""
 
 
-def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout) -> Iterator[Case]:
+def noise_cases(stage: FirstStage, count: int, seed: int, layout: Layout, labeller: Labeller | None = None
+                ) -> Iterator[Case]:
     """Decoded noise: volumes decoded from normal latents with the standard deviation of true ones."""
     generator, shape = torch.Generator().manual_seed(seed), stage.net.latent_shape(stage.facts.spatial_shape)
     for start in range(0, count, DRAWN):
         noise = torch.randn(min(DRAWN, count - start), *shape, generator=generator)
         for i, normal in enumerate(noise.to(stage.device).split(1), start):
-            yield decoded_case(stage, f"noise-{i:06d}", stage.noise(normal), layout)
+            yield decoded_case(stage, f"noise-{i:06d}", stage.noise(normal), layout, None, labeller)
 
 
 def reconstruct(stage: FirstStage, held: Cases, count: int, layout: Layout) -> Iterator[DecodedCase]:
@@ -218,7 +230,10 @@ def reconstruct(stage: FirstStage, held: Cases, count: int, layout: Layout) -> I
 
 
 def decoded_case(stage: FirstStage, name: str, latents: torch.Tensor, layout: Layout,
-                 semantic: torch.Tensor | None = None) -> Case:
-    """The volume of latents [1,z,*s]."""
+                 semantic: torch.Tensor | None = None, labeller: Labeller | None = None) -> Case:
+    """The volume of latents [1,z,*s]; its label map that of the first stage, or what the labeller gives."""
     image, label = stage.decode(latents, semantic)
-    return Case(name, image[0].cpu().numpy(), label[0].cpu().numpy() if layout.label_classes else None)
+    image = image[0].cpu().numpy()
+    if not layout.label_classes:
+        return Case(name, image, None)
+    return Case(name, image, labeller(image) if labeller else label[0].cpu().numpy())

@@ -1,6 +1,7 @@
 """Folders that a command fills with files: what may be there before, and what is said of it."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from edm3d.formats.manifest import Manifest
 from edm3d.inference.parts import check_alike
@@ -10,6 +11,16 @@ from edm3d.utils.names import renamed
 
 def begin(manifest: Manifest, names: Iterable[str], overwrite: bool) -> list[str]:
     """Make a folder, and its record, ready for files of these names. Rank 0 calls this, under a lock; notes to give.
+
+    ValueError as `check` says.
+    """
+    if check(manifest, names, overwrite) is None:
+        manifest.path.unlink(missing_ok=True)
+    return manifest.begin()
+
+
+def check(manifest: Manifest, names: Iterable[str], overwrite: bool) -> dict[str, Any] | None:
+    """What the files of a folder were made of by its record, None where there is none that can be read.
 
     ValueError where the record is of something else and may not be overwritten, and for files of others: without a
     record all of a folder is others', and names of theirs are not even overwritten.
@@ -24,11 +35,10 @@ def begin(manifest: Manifest, names: Iterable[str], overwrite: bool) -> list[str
         had = None
     if had is None:
         check_others(manifest, names, overwrite)
-        manifest.path.unlink(missing_ok=True)
     elif not overwrite:
         check_alike(f"{folder}: holds volumes of", had, {name: manifest.made_of[name] for name in manifest.depends_on},
                     "choose another --dest, or --overwrite it")
-    return manifest.begin()
+    return had
 
 
 def check_others(manifest: Manifest, names: Iterable[str], overwrite: bool) -> None:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.prediction import OF_VOXELS
@@ -50,15 +52,49 @@ class Predictor:
         return [f"Note: {source} has intensities {facts.intensity}, {path} was trained on {wanted.intensity}; both are "
                 "scaled to what networks see"]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next((p.device for p in self.net.parameters()), torch.device("cpu"))
+
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Probabilities [N,K,*S] of the voxels, or [N,K], of images [N,C,*S] as networks see them.
 
         Voxels of images of another size than it was trained on are seen in windows of that size.
         """
+        return self._logits(images).float().softmax(1)
+
+    @torch.no_grad()
+    def classes(self, images: torch.Tensor) -> torch.Tensor:
+        """The most likely class of every voxel [N,*S] uint8, or of the image [N], of images as networks see them.
+
+        ValueError where the network gives values that are not finite.
+        """
+        logits = self._logits(images)
+        if not logits.isfinite().all():
+            raise ValueError(f"{self.snapshot.path}: gives values that are not finite; it has diverged, train it again "
+                             "with a lower learning rate")
+        return logits.argmax(1).to(torch.uint8)
+
+    def predict(self, images: ArrayLike) -> np.ndarray:
+        """Label maps [N,*S] uint8, or the numbers of classes [N], of images [N,C,*S] in the unit of `facts.intensity`.
+
+        Axes as in training: what turns them is `dataset_tool.py segment`. ValueError for other channels or dimensions,
+        and values that are not finite.
+        """
+        images, wanted = np.asarray(images, np.float32), self.snapshot.shape
+        if images.ndim != len(wanted) + 1 or images.shape[1] != wanted[0] or 0 in images.shape:
+            raise ValueError(f"images are {list(images.shape)}, wanted [N, {wanted[0]}, "
+                             f"{', '.join('XYZ'[:len(wanted) - 1])}], as {self.snapshot.path} was trained")
+        if not np.isfinite(images).all():
+            raise ValueError("images have values that are not finite")
+        seen = torch.from_numpy(self.facts.intensity.to_network(images)).to(self.device)
+        return self.classes(seen).cpu().numpy()
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(self.precision, images.device):
-            logits = windowed(self.net, images, self.snapshot.shape[1:]) if self.of_voxels else self.net(images)
-        return logits.float().softmax(1)
+            return windowed(self.net, images, self.snapshot.shape[1:]) if self.of_voxels else self.net(images)
 
 
 def open_predictor(name: str, run_root: Path, device: torch.device, *, precision: str = "fp32", trust: bool = False,

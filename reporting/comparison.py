@@ -3,11 +3,12 @@
 Keys of its report.json, besides those of reporting.report and of its sections:
   real.{path, content_hash, reference, num}         what generated volumes are held against
   generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
+  generated.labels.{available, network, hash, source, settings}   the last four where they are of a segmenter
   noise.{available, num, seed}                      decoded noise: N(0, sigma_data^2) latents, decoded
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -16,6 +17,7 @@ from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
+from edm3d.utils.names import one_line
 
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
@@ -57,7 +59,14 @@ def origin(report: dict) -> list[list[str]]:
             ["generated", f"{generated['path']} (sha256 {generated['sha256'][:16]})"],
             ["seeds", generated["seeds"]],
             ["snapshot", f"{generated['snapshot']} ({generated['snapshot_hash'][:16]})"],
+            *([["label maps", by_segmenter(generated["labels"])]] if "network" in generated["labels"] else []),
             ["sampling", json.dumps(generated["sampling"])]]
+
+
+def by_segmenter(labels: Mapping) -> str:
+    """Whose the label maps of generated volumes are that a segmenter gave."""
+    whose = f"{one_line(labels['network'])} ({one_line(labels['hash'][:16])})"
+    return f"of generated volumes by the segmenter {whose}; its errors count in what is measured on them"
 
 
 def text(sections: Sequence[Section], report: dict) -> str:
