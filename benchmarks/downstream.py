@@ -38,8 +38,8 @@ class Downstream(Bench):
                   *parts, "--seed", str(self.seed))
         own = [f"training.dataset.path={REAL}", f"training.options.seed={self.seed}"]
         self.once("results/*-echo_vae/network-snapshot-*", "first_stage", "train.py", "-cn=echo_vae", *own)
-        self.once("data/echo_latents.h5", "encode", "dataset_tool.py", "encode", "--autoencoder", "echo_vae", "--source",
-                  REAL, "--dest", "data/echo_latents.h5")
+        self.once("data/echo_latents.h5", "encode", "dataset_tool.py", "encode", "--autoencoder", "echo_vae",
+                  "--source", REAL, "--dest", "data/echo_latents.h5")
         self.once("results/*-echo3d_semantic_edm/network-snapshot-*", "semantic", "train.py",
                   "-cn=echo3d_semantic_edm", own[1])
         self.once("results/*-echo_refine/network-snapshot-*", "refiner", "train.py", "-cn=echo_refine", *own)
@@ -57,11 +57,23 @@ class Downstream(Bench):
         paths, nums = SETS[name]
         numbers = [str(num or "null") for num in nums]
         desc = f"{name}-{seed}"
-        self.once(f"results/*-echo3d_segmentation-{desc}/network-snapshot-*", name, "train.py", "-cn=echo3d_segmentation",
-                  "dataset=mixed", f"training.dataset.path=[{','.join(paths)}]",
+        self.once(f"results/*-echo3d_segmentation-{desc}/network-snapshot-*", name, "train.py",
+                  "-cn=echo3d_segmentation", "dataset=mixed", f"training.dataset.path=[{','.join(paths)}]",
                   f"training.dataset.num=[{','.join(numbers)}]", f"training.options.seed={seed}",
                   f"training.dataset.shares=[{','.join('1' * len(paths))}]", f"training.options.desc={desc}")
         return f"echo3d_segmentation-{desc}"
+
+
+def claims(runs: list[dict], seeds: int) -> dict:
+    """Means of Dice over the seeds, in the order of SETS, and what is claimed of them."""
+    values = {name: [run["dice"]["value"] for run in runs[i * seeds:(i + 1) * seeds]] for i, name in enumerate(SETS)}
+    dice = {name: sum(of_seeds) / seeds for name, of_seeds in values.items()}
+    found = {"alone": dice["generated"] / dice["real"], "both": dice["both"] - dice["real"],
+             "few": dice["few_both"] - dice["few"]}
+    limits = {"alone": ALONE, "both": BOTH, "few": FEW}
+    return {"dice": {name: [round(value, 4) for value in of_seeds] for name, of_seeds in values.items()},
+            **{name: round(value, 4) for name, value in found.items()}, "limits": limits,
+            "holds": {name: value >= limits[name] for name, value in found.items()}}
 
 
 def main() -> None:
@@ -76,8 +88,9 @@ def main() -> None:
         runs = [bench.segmenter(name, 100 * given.seed + seed) for name in SETS for seed in range(given.seeds)]
         bench.run("evaluate", "evaluate.py", "downstream", "--real", REAL, "--runs", *runs, "--dest", "results/tested",
                   "--overwrite")
-        print(json.loads((bench.folder / "results/tested/report.json").read_text()))
-        print(json_line("downstream", seed=given.seed))
+        runs = json.loads((bench.folder / "results/tested/report.json").read_text())["runs"]
+        print(json_line("downstream", seed=given.seed, **claims(runs, given.seeds),
+                        minutes={name: round(value, 2) for name, value in bench.minutes.items()}), flush=True)
 
 
 if __name__ == "__main__":
