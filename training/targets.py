@@ -5,7 +5,7 @@ from math import isfinite
 import torch
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import ATTRIBUTE, CLASSES, LABELS, MAPS, Prediction
+from edm3d.formats.prediction import ATTRIBUTE, CLASSES, LABELS, MAPS, Prediction, class_by_threshold, names_of
 from edm3d.inference.batch import Batch
 from edm3d.utils.checks import check_choice, listed
 
@@ -21,7 +21,7 @@ class VoxelTarget:
 
     def prediction(self, facts: Facts) -> Prediction:
         """What a network that learns it gives; ValueError for data without, or with one class only."""
-        names = facts.label_classes if self.of == LABELS else facts.semantic_classes
+        names = names_of(self.of, facts)
         if not names:
             other = f"; its maps are targets by {KEY}.of=maps" if self.of == LABELS and facts.map_classes else ""
             raise ValueError(f"{KEY}.of={self.of}: {facts.source} has no label maps to learn{other}")
@@ -66,8 +66,7 @@ class ClassTarget:
         if self.attribute is None:
             one_hot = batch.condition.class_labels
             return torch.where(one_hot.any(1), one_hot.argmax(1), -1)
-        values = batch.condition.attributes[:, self.column]
-        return torch.where(values.isnan(), -1, (values >= self.threshold).long())
+        return class_by_threshold(batch.condition.attributes[:, self.column], self.threshold)
 
 
 def checked(prediction: Prediction, facts: Facts) -> Prediction:
