@@ -39,6 +39,11 @@ class Prediction(NamedTuple):
                              "attribute, and none for other kinds")
         return known
 
+    @property
+    def of_voxels(self) -> bool:
+        """Whether every voxel has a class, and not the image."""
+        return self.kind in OF_VOXELS
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
         return {**self._asdict(), "names": list(self.names)}
