@@ -97,8 +97,8 @@ class WordsScript(WordsCommand, Script):
 
 
 @main.command("downstream", cls=WordsScript)
-@click.option("--runs", required=True, type=Words(str), help="Trained segmenters, or classifiers: names, run folders or "
-              "snapshots. Those that differ by their seed alone are one row.")
+@click.option("--runs", required=True, type=Words(str), help="Trained segmenters, or classifiers: names, run folders "
+              "or snapshots. Those that differ by their seed alone are one row.")
 @click.option("--real", required=True, type=PATH, help="Real volumes to test on (volumes.h5).")
 @click.option("--dest", required=True, type=PATH, help="Folder of the report.")
 @click.option("--split", default="auto", show_default=True, help="Split of the file that is tested, or 'all'.  auto: "

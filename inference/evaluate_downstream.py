@@ -301,13 +301,13 @@ def probabilities(predictor: Predictor, file: VolumesFile, items: Sequence[Item]
     seen = torch.from_numpy(intensity.to_network(np.stack(images)).astype(np.float32))
     given = predictor(seen.to(next(predictor.net.parameters()).device)).cpu().numpy()
     if not np.isfinite(given).all():
-        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[0].id)} is not finite; it has diverged, train it "
-                         "again with a lower training.optimizer.lr")
+        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[0].id)} is not finite; it has diverged, train "
+                         "it again with a lower training.optimizer.lr")
     return given
 
 
 def voxel_scores(truth: np.ndarray, labels: np.ndarray, num_classes: int, item: Item) -> tuple[np.ndarray, ...]:
-    """Dice, Hausdorff distances (95 % and maximum), presence in truth and in the prediction, by class but the first."""
+    """Dice, Hausdorff distances (95 % and maximum), presence in truth and found, by class but the first."""
     there = [np.bincount(each.ravel(), minlength=num_classes)[1:] > 0 for each in (truth, labels)]
     return (np.nan_to_num(dice(labels, truth, num_classes)[1:]),
             *hausdorff(labels, truth, num_classes, spacing_of(item.affine)[:truth.ndim]), *there)

@@ -115,9 +115,14 @@ def row_of(name: str, snapshot: Snapshot, real_hash: str) -> TrainingRow:
     sources = sources_of(snapshot)
     items = [source.items for source in sources]
     of_real = [source.items for source in sources if source.hash == real_hash]
-    return TrainingRow(" + ".join(one_line(Path(source.path).name) for source in sources) or one_line(name),
+    return TrainingRow(" + ".join(map(named, sources)) or one_line(name),
                        tuple(one_line(source.path) for source in sources), total(items), total(of_real),
                        bool(sources) and len(of_real) == len(sources), recipe_of(snapshot))
+
+
+def named(source: Source) -> str:
+    """A file by its name, with its split where that is not the usual one."""
+    return one_line(Path(source.path).name + (f" ({source.split})" if source.split != TRAIN else ""))
 
 
 def total(counts: Sequence[int | None]) -> int | None:

@@ -1,5 +1,6 @@
 """How far the surfaces of two label maps are apart."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,11 +22,14 @@ def hausdorff(a: np.ndarray, b: np.ndarray, num_classes: int, spacing: Sequence[
         raise ValueError(f"hausdorff of label maps of shapes {a.shape} and {b.shape} with spacing {tuple(spacing)}: "
                          "wanted one shape, and one positive number of mm per axis")
     found = np.full((2, num_classes - 1), np.nan)
+    steps = [float(step) for step in spacing]
     for value in range(1, num_classes):
         inside = [torch.from_numpy(labels == value) for labels in (a, b)]
         if not all(mask.any() for mask in inside):
             continue
-        _, distances, _ = get_edge_surface_distance(*inside, spacing=[float(s) for s in spacing], symmetric=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*always_return_as_numpy", FutureWarning)  # MONAI's, of itself
+            _, distances, _ = get_edge_surface_distance(*inside, spacing=steps, symmetric=True)
         found[0, value - 1] = max(float(np.quantile(one_way.numpy(), 0.95)) for one_way in distances)
         found[1, value - 1] = max(float(one_way.max()) for one_way in distances)
     return found

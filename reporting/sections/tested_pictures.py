@@ -13,9 +13,8 @@ from edm3d.reporting.scores import ImageScores, Scores, VoxelScores, chosen
 from edm3d.reporting.section import Section
 from edm3d.reporting.strips import pictures_of, strips
 
-MOST_ROWS = 6  # of runs
+MOST_ROWS = 4  # of runs
 HEADS = {"worst": "Worst cases", "median": "Median cases", "best": "Best cases"}
-SHOWN_TEXT = 14  # letters of a name in a caption
 
 
 class TestedPictures(Section):
@@ -47,7 +46,8 @@ class TestedPictures(Section):
             captions = [f"{text}\n{letter(place)} Dice {values[i]:.3f}" for text, i in zip(captions, cases)]
             blocks.append((f"{letter(place)} {row.name}", [(case.image, context.found(place, i))
                                                            for case, i in zip(shown, cases)]))
-        return strips(name, [("Truth", pictures_of(shown)), *blocks], context.layout, captions=captions, aligned=True)
+        return strips(name, [("Truth", pictures_of(shown)), *blocks], context.layout, captions=captions, aligned=True,
+                      plain_once=True)
 
     def of_images(self, name: str, cases: list[int], found: dict[str, ImageScores], context: DownstreamContext
                   ) -> dict[str, Figure]:

@@ -138,7 +138,7 @@ def table(report: dict) -> list[list[str]]:
         cells = [spread(row[key], MEASURES[key].digits) if len(row["runs"]) > 1 else
                  with_ends(runs[row["runs"][0]][key], MEASURES[key].digits) for key in keys]
         change = row["beside"] and row["beside"][keys[0]]
-        lines.append([row["name"] + " (real)" * row["is_real"], "?" if row["items"] is None else str(row["items"]),
+        lines.append([row["name"] + ", real" * row["is_real"], "?" if row["items"] is None else str(row["items"]),
                       str(len(row["runs"])), *cells,
                       "-" if change is None else f"{change:+.{MEASURES[keys[0]].digits}f}"])
     return lines

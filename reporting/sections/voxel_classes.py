@@ -16,6 +16,7 @@ from edm3d.utils.names import titled
 
 MOST_CLASSES = 8  # with charts of their own
 DISTANCES = ("hd95", "hd")
+COLUMNS = {"dice": "dice", "hd95": "hd95_mm", "hd": "hd_mm"}  # of cases.csv, before the name of the class
 
 
 class VoxelClasses(Section):
@@ -54,8 +55,8 @@ class VoxelClasses(Section):
 
     def columns(self, found: dict[str, VoxelScores], context: DownstreamContext, name: str
                 ) -> dict[str, Sequence[str]]:
-        return {f"{titled(key, MEASURES[key].unit).replace(' [mm]', '_mm')}_{of_class}": [f"{v:.6g}" for v in cases_of(found[name], key)[:, k]]
-                for key in ("dice", *DISTANCES) for k, of_class in enumerate(context.predicts.names[1:])}
+        return {f"{COLUMNS[key]}_{of_class}": [f"{v:.6g}" for v in cases_of(found[name], key)[:, k]]
+                for key in COLUMNS for k, of_class in enumerate(context.predicts.names[1:])}
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         lines = []
