@@ -97,7 +97,7 @@ def tested(runs: Sequence[str], predictors: Sequence[Predictor], cases: TestCase
     found = infer(runs, predictors, cases, kept, first, options.batch_size)
     context = DownstreamContext(
         layout=layout_of_targets(cases, predicts), provenance=file.provenance, predicts=predicts, rows=rows,
-        runs=trained, groups=cases.groups, case=lambda i: case_of(cases, i, predicts),
+        runs=trained, ids=cases.ids, groups=cases.groups, case=lambda i: case_of(cases, i, predicts),
         found=lambda row, i: kept.read(first[row], i), seed=options.seed,
         notes=notes_on(runs, snapshots, file, cases.split))
     parts = sections.OF_VOXELS if predicts.of_voxels else sections.OF_IMAGES
@@ -120,9 +120,9 @@ def check_alike(names: Sequence[str], predictors: Sequence[Predictor]) -> None:
     """ValueError for a run that is there twice, and for runs that do not predict the same."""
     seen: dict[str, str] = {}
     for name, predictor in zip(names, predictors, strict=True):
-        first = seen.setdefault(predictor.snapshot.hash, name)
-        if first is not name:
+        if (first := seen.get(predictor.snapshot.hash)) is not None:
             raise ValueError(f"{KEY}: {first} and {name} are one snapshot ({predictor.snapshot.path}); name each once")
+        seen[predictor.snapshot.hash] = name
     targets: dict[Prediction, list[str]] = {}
     for name, predictor in zip(names, predictors, strict=True):
         targets.setdefault(predictor.predicts, []).append(name)
@@ -300,8 +300,8 @@ def probabilities(predictor: Predictor, file: VolumesFile, items: Sequence[Item]
                   fit_centre(image, np.eye(4), predictor.snapshot.shape[1:], low)[0] for image in images]
     seen = torch.from_numpy(intensity.to_network(np.stack(images)).astype(np.float32))
     given = predictor(seen.to(next(predictor.net.parameters()).device)).cpu().numpy()
-    if not np.isfinite(given).all():
-        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[0].id)} is not finite; it has diverged, train "
+    if not (finite := np.isfinite(given).reshape(len(items), -1).all(1)).all():
+        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[finite.argmin()].id)} is not finite; it has diverged, train "
                          "it again with a lower training.optimizer.lr")
     return given
 

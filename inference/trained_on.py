@@ -46,7 +46,7 @@ def sources_of(snapshot: Snapshot) -> list[Source]:
             items = items if content == facts.content_hash else None
             content, known = facts.content_hash, facts.attribute_statistics
             items = known.items if items is None and known else items
-        found.append(Source(each, count if is_whole(count) and split in (TRAIN, ALL) else items, content, split))
+        found.append(Source(each, count if is_whole(count) and count > 0 and split in (TRAIN, ALL) else items, content, split))
     return found
 
 
@@ -82,7 +82,16 @@ def recipe_of(snapshot: Snapshot) -> str:
     options = training.get("options") or {}
     training["options"] = {key: value for key, value in options.items() if key not in OF_MACHINE}
     training.pop("dataset", None)
-    return plain_hash(training)
+    return plain_hash(plainly(training))
+
+
+def plainly(value: Any) -> Any:
+    """Anything that a file may hold in a configuration as JSON may hold it."""
+    if isinstance(value, dict):
+        return {str(key): plainly(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plainly(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def data_of(snapshot: Snapshot) -> str:
@@ -90,7 +99,7 @@ def data_of(snapshot: Snapshot) -> str:
     said = (snapshot.config.get("training") or {}).get("dataset") or {}
     same = {key: value for key, value in said.items() if key not in ("seed", "cache")}
     one_file = not is_list_of(said.get("path"), str) and said.get("num") is None
-    return plain_hash([same, snapshot.facts.content_hash if one_file else ""])
+    return plain_hash([plainly(same), snapshot.facts.content_hash if one_file else ""])
 
 
 def rows_of_runs(names: Sequence[str], snapshots: Sequence[Snapshot], real_hash: str
@@ -134,7 +143,8 @@ def named_apart(rows: Sequence[TrainingRow], runs: Sequence[TrainedRun]) -> list
     """The rows with names that differ: by their numbers of items, by their paths, at last by their first run."""
     first = {run.row: run.name for run in reversed(runs)}
     ways = (lambda row, i: row.name, lambda row, i: f"{row.items or '?'} of {row.name}",
-            lambda row, i: " + ".join(row.sources), lambda row, i: f"{row.name} ({one_line(first[i])})")
+            lambda row, i: " + ".join(row.sources), lambda row, i: f"{row.name}, {one_line(Path(first[i]).name)}",
+            lambda row, i: f"{row.name}, {one_line(first[i])}")
     names: list[str] = []
     for way in ways:
         names = [way(row, i) for i, row in enumerate(rows)]

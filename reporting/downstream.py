@@ -50,7 +50,7 @@ class TrainingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DownstreamContext(Context):
-    """What was tested: rows, runs, and of the test cases the number of each in the file's split, and its group.
+    """What was tested: rows, runs, and of the test cases ids and groups, by their number.
 
     case: a test case by its number; found: what the first run of a row, by number, gave of it as label map.
     """
@@ -58,6 +58,7 @@ class DownstreamContext(Context):
     predicts: Prediction
     rows: Sequence[TrainingRow]
     runs: Sequence[TrainedRun]
+    ids: Sequence[str]
     groups: Sequence[str]
     case: Callable[[int], Case]
     found: Callable[[int, int], np.ndarray]

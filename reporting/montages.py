@@ -65,12 +65,13 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
     Rows are the three planes (2D: one) with the label overlay; they hang as those of planes_figure where an affine says
     how, and their names (see plane_names) stand on the left; in a block with labels the first plane without it comes
     first (plain_once: in the first block alone). A volume is a pair of image [C, *S] or [*S] and label [*S] or None;
-    channels are shown one after another, all blocks of each, or together where `channels` names them red, green and blue; ValueError for blocks of unlike numbers
-    of them. spacing in mm per axis; windows: the intensities shown as black and white, of all or of each channel (see
-    windows_of, by default), which all blocks share; label_classes (background first) name the legend, which has the
-    classes that are seen; captions stand under the last block's columns; aligned: every block is cut where the first
-    block's volume of its column is. asked stands above the last block, which is cut at the same places and is shown
-    with the outlines of maps too. Signals, which have a single axis, become `curves`, without maps.
+    channels are shown one after another, all blocks of each, or together where `channels` names them red, green and
+    blue; ValueError for blocks of unlike numbers of them. spacing in mm per axis; windows: the intensities shown as
+    black and white, of all or of each channel (see windows_of, by default), which all blocks share; label_classes
+    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
+    columns; aligned: every block is cut where the first block's volume of its column is. asked stands above the last
+    block, which is cut at the same places and is shown with the outlines of maps too. Signals, which have a single
+    axis, become `curves`, without maps.
     """
     if len(spacing) == 1:
         drawn = [(title, [image for image, _ in pictures]) for title, pictures in blocks]

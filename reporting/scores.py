@@ -109,6 +109,11 @@ def unflat(values: np.ndarray, like: Mapping[str, np.ndarray]) -> dict[str, np.n
     return dict(zip(like, np.split(values, ends[:-1]), strict=True))
 
 
+def letter(place: int) -> str:
+    """By what a row is named where there is no room for more: A, B, ..., Z, A1, ..."""
+    return chr(ord("A") + place % 26) + str(place // 26 or "")
+
+
 def chosen(values: Sequence[float], most: int = 3) -> dict[str, list[int]]:
     """Numbers of the worst, median and best cases by a value that is better the higher, NaN aside; none comes twice."""
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
