@@ -84,11 +84,11 @@ def evaluate_downstream(runs: Sequence[str], real: Path, dest: Path, options: Do
         cases = cases_of(file, predictors[0].predicts, options)
         for line in notes_before(runs, predictors, cases, options.run_root):
             click.echo(line)
-        with Kept(dest) as kept:
+        with KeptMaps(dest) as kept:
             return tested(runs, predictors, cases, kept, dest, options, hashes)
 
 
-def tested(runs: Sequence[str], predictors: Sequence[Predictor], cases: TestCases, kept: "Kept", dest: Path,
+def tested(runs: Sequence[str], predictors: Sequence[Predictor], cases: TestCases, kept: "KeptMaps", dest: Path,
            options: DownstreamOptions, hashes: str) -> dict:
     """Infer, and write the report."""
     file, predicts, snapshots = cases.file, predictors[0].predicts, [each.snapshot for each in predictors]
@@ -233,7 +233,7 @@ def case_of(cases: TestCases, index: int, predicts: Prediction) -> Case:
 # ---- inference ----
 
 
-class Kept:
+class KeptMaps:
     """Label maps by run and case, in a nameless file beside the report: for the pictures, whose cases are chosen last.
     """
 
@@ -241,7 +241,7 @@ class Kept:
         self.folder = folder
         self.places: dict[tuple[int, int], tuple[int, int, tuple[int, ...]]] = {}
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "KeptMaps":
         self.file: BinaryIO = tempfile.TemporaryFile(dir=self.folder)
         return self
 
@@ -261,7 +261,7 @@ class Kept:
         return np.frombuffer(zlib.decompress(self.file.read(length)), np.uint8).reshape(shape)
 
 
-def infer(names: Sequence[str], predictors: Sequence[Predictor], cases: TestCases, kept: Kept, shown: Sequence[int],
+def infer(names: Sequence[str], predictors: Sequence[Predictor], cases: TestCases, kept: KeptMaps, shown: Sequence[int],
           batch_size: int) -> dict[str, Scores]:
     """What every run reaches on every case, each read once for all runs; of runs that are shown maps are kept."""
     predicts, found = predictors[0].predicts, [[] for _ in predictors]
@@ -301,8 +301,8 @@ def probabilities(predictor: Predictor, file: VolumesFile, items: Sequence[Item]
     seen = torch.from_numpy(intensity.to_network(np.stack(images)).astype(np.float32))
     given = predictor(seen.to(next(predictor.net.parameters()).device)).cpu().numpy()
     if not (finite := np.isfinite(given).reshape(len(items), -1).all(1)).all():
-        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[finite.argmin()].id)} is not finite; it has diverged, train "
-                         "it again with a lower training.optimizer.lr")
+        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[finite.argmin()].id)} is not finite; it has "
+                         "diverged, train it again with a lower training.optimizer.lr")
     return given
 
 

@@ -21,7 +21,7 @@ OF_MACHINE = ("seed", "num_threads", "num_workers", "device", "run_root", "desc"
               "trust", "timeout_s", "batch_gpu", "keep_snapshots", "keep_states", "snapshot_ticks", "state_ticks")
 
 
-class Source(NamedTuple):
+class TrainingSource(NamedTuple):
     """A file of training items. items: how many, None: not known; hash: of its content, None: it is not there."""
 
     path: str
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     split: str
 
 
-def sources_of(snapshot: Snapshot) -> list[Source]:
+def sources_of(snapshot: Snapshot) -> list[TrainingSource]:
     """The files that a run was trained on, in their order, without those whose share is 0."""
     said = (snapshot.config.get("training") or {}).get("dataset") or {}
     facts, split = snapshot.facts, said.get("split") if isinstance(said.get("split"), str) else TRAIN
@@ -46,7 +46,9 @@ def sources_of(snapshot: Snapshot) -> list[Source]:
             items = items if content == facts.content_hash else None
             content, known = facts.content_hash, facts.attribute_statistics
             items = known.items if items is None and known else items
-        found.append(Source(each, count if is_whole(count) and count > 0 and split in (TRAIN, ALL) else items, content, split))
+        if is_whole(count) and count > 0 and split in (TRAIN, ALL):
+            items = count
+        found.append(TrainingSource(each, items, content, split))
     return found
 
 
@@ -129,7 +131,7 @@ def row_of(name: str, snapshot: Snapshot, real_hash: str) -> TrainingRow:
                        bool(sources) and len(of_real) == len(sources), recipe_of(snapshot))
 
 
-def named(source: Source) -> str:
+def named(source: TrainingSource) -> str:
     """A file by its name, with its split where that is not the usual one."""
     return one_line(Path(source.path).name + (f" ({source.split})" if source.split != TRAIN else ""))
 

@@ -14,7 +14,7 @@ from edm3d.metrics.classification import class_aurocs
 Measured = dict[str, np.ndarray]  # by measure, [R,1+K]: over all classes, then of each
 
 
-class Measure(NamedTuple):
+class MeasureWords(NamedTuple):
     """How a measure is written: for people, in its unit, with so many digits, and which way is better."""
 
     title: str
@@ -23,9 +23,9 @@ class Measure(NamedTuple):
     higher: bool
 
 
-MEASURES = {"dice": Measure("Dice", "", 3, True), "hd95": Measure("Hausdorff 95 %", "mm", 2, False),
-            "hd": Measure("Hausdorff", "mm", 2, False), "accuracy": Measure("accuracy", "", 3, True),
-            "auroc": Measure("AUROC", "", 3, True)}
+MEASURES = {"dice": MeasureWords("Dice", "", 3, True), "hd95": MeasureWords("Hausdorff 95 %", "mm", 2, False),
+            "hd": MeasureWords("Hausdorff", "mm", 2, False), "accuracy": MeasureWords("accuracy", "", 3, True),
+            "auroc": MeasureWords("AUROC", "", 3, True)}
 
 
 class VoxelScores(NamedTuple):

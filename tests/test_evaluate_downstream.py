@@ -71,14 +71,15 @@ def drawn(label: np.ndarray) -> np.ndarray:
 def write(path: Path, items: dict[str, list[tuple]], labels: bool = True, views: tuple[str, ...] = VIEWS,
           channel: str = "echo") -> Path:
     """A volumes file: by split (id, image, label, class or None, attribute)."""
-    meta = VolumesMeta(2, (channel,), ("target",), LABELS if labels else (), ("ef",), ("%",), views,
+    first = next(iter(items.values()))[0][1]
+    meta = VolumesMeta(first.ndim - 1, (channel,), ("target",), LABELS if labels else (), ("ef",), ("%",), views,
                        Intensity(0.0, 1.0, True, "a.u."))
     with VolumesWriter(path, meta, {"kind": "toy"}) as writer:
         for split, rows in items.items():
             for name, image, label, of_class, value in rows:
                 affine = np.diag([*SPACING, 1, 1]).astype(np.float64)
                 writer.add(split, Item(image, label if labels else None, np.array([value], np.float32), of_class, name,
-                                       f"p-{name}", affine, full_box((SIZE, SIZE))))
+                                       f"p-{name}", affine, full_box(image.shape[1:])))
     return path
 
 
@@ -335,6 +336,7 @@ def test_a_report_of_others_is_kept(at):
     (["view.pt"], {"real": "plain.h5"}, r"--real: classes of plain\.h5 are ED, ES, the runs predict A2C, A4C, PLAX"),
     (["ef.pt"], {"real": "plain.h5"}, r"has no case in split 'test' whose ef is known"),
     (["good.pt"], {"real": "colour.h5"}, r"--runs: good\.pt was trained on channels echo, colour\.h5 has colour"),
+    (["good.pt"], {"real": "deep.h5"}, r"good\.pt was trained on images of 2 dimensions, those of deep\.h5 have 3"),
     (["gone"], {}, r"--runs=gone: no such file or folder"),
     (["plain.h5"], {}, r"--runs=plain\.h5: wanted a network-snapshot"),
     (["task.pt"], {}, r"--runs=task\.pt: task\.pt is of task diffusion; wanted a network trained with"),
@@ -342,9 +344,11 @@ def test_a_report_of_others_is_kept(at):
 ])
 def test_what_cannot_be_tested_is_refused(at, runs, options, said):
     if not Path("plain.h5").exists():
+        cube = np.stack([square((2, 2))] * 4)
         nothing = [("n", drawn(square((2, 2))), None, None, np.nan)]
         write(Path("plain.h5"), {"test": nothing}, labels=False, views=("ED", "ES"))
         write(Path("colour.h5"), {"test": toy_items("c", 2)}, channel="colour")
+        write(Path("deep.h5"), {"test": [("d", drawn(cube), cube, 0, 1.0)]})
         good = Snapshot.read(Path("good.pt"))
         replace(good, task="diffusion", predicts=None).save(Path("task.pt"))
     with pytest.raises(ValueError, match=said):

@@ -77,7 +77,8 @@ class ImageClasses(Section):
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         lines = [[f"{name}, {row['name']}", str(count), *(spread_of(row, key, name) for key in ("auroc", "accuracy"))]
                  for name, count in report["num_by_class"].items() for row in report["rows"]]
-        said = "".join(f"<p class=note>{escape(line)}</p>" for line in self.lines(report) if report["auroc"]["available"])
+        told = self.lines(report) if report["auroc"]["available"] else []
+        said = "".join(f"<p class=note>{escape(line)}</p>" for line in told)
         heads = ["class, trained on", "test cases", "AUROC against all others", "share found"]
         table = html_table(heads, lines, main=2)
         shown = [name for name in figures if name.startswith(("confusion_", "roc"))]
