@@ -301,7 +301,7 @@ def test_what_a_configuration_holds_is_taken_for_what_it_is(at):
     assert row["name"] == "real.h5" and row["items"] == 6
 
 
-def test_two_channels_and_other_sizes_are_seen(at):
+def test_other_sizes_are_seen_in_windows_or_cut_to_that_of_training(at):
     big = np.zeros((SIZE + 4, SIZE + 2), np.uint8)
     big[4:9, 5:9] = 1
     meta = VolumesMeta(2, ("echo",), ("target",), LABELS, (), (), VIEWS, Intensity(0.0, 1.0, True, "a.u."))
@@ -309,7 +309,11 @@ def test_two_channels_and_other_sizes_are_seen(at):
         for i in range(2):
             writer.add("test", Item(drawn(big), big, None, i, f"b{i}", f"b{i}", np.eye(4), full_box(big.shape)))
     assert report_of("big", "good.pt", real="big.h5")["runs"][0]["dice"]["value"] == 1
-    assert report_of("bigview", "view.pt", real="big.h5")["runs"][0]["accuracy"]["value"] == 0.5
+    bright = np.ones((1, *big.shape), np.float32)  # in the mean A4C, and A2C where its rim is cut off
+    bright[:, 2:-2, 1:-1] = 0.4
+    with VolumesWriter("rim.h5", meta, {}) as writer:
+        writer.add("test", Item(bright, big, None, 0, "r", "r", np.eye(4), full_box(big.shape)))
+    assert report_of("rim", "view.pt", real="rim.h5")["runs"][0]["accuracy"]["value"] == 1
 
 
 # ---- what is refused ----
