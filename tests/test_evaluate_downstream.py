@@ -14,10 +14,13 @@ import train
 from edm3d.formats.facts import volume_facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.prediction import Prediction
+from edm3d.formats.sample_meta import SampleMeta
+from edm3d.formats.samples import write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.evaluate_downstream import DownstreamOptions, evaluate_downstream
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.trained_on import opened
 from edm3d.reporting import report
 from edm3d.reporting.montages import DPI, GAP, montage
 from edm3d.reporting.scores import ImageScores, VoxelScores, chosen
@@ -290,6 +293,15 @@ def test_runs_that_saw_the_test_cases_or_unknown_files_are_named(at):
     assert notes[1].startswith("Note: gone.pt was trained on gone.h5, not to be read from here")
     rows = json.loads(Path("notes/report.json").read_text())["rows"]
     assert [(row["name"], row["items"]) for row in rows] == [("real.h5 (all)", 9), ("other.h5 + gone.h5", None)]
+
+
+def test_items_of_samples_are_counted_as_training_takes_them(at):
+    meta = SampleMeta(volume_facts(VolumesFile("real.h5"), "train"), "gone.pt", "0", {})
+    write_samples(Path("samples.h5"), range(11), {"images": np.zeros((11, 1, SIZE, SIZE), np.float32)}, np.eye(4), meta)
+    assert [opened(Path("samples.h5"), split)[0] for split in ("train", "val", "all", "test")] == [10, 1, 11, None]
+    assert opened(Path("real.h5"), "all") == (9, VolumesFile("real.h5").content_hash)
+    assert opened(Path("gone.h5"), "all") == opened(Path("good.pt"), "all") == opened(Path("/dev/zero"), "all") == (
+        None, None)
 
 
 def test_what_a_configuration_holds_is_taken_for_what_it_is(at):

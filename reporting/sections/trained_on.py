@@ -1,6 +1,7 @@
 """Train on X, test on real: the table of rows, with spread over seeds, beside as many real items; and all runs."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ class TrainedOn(Section):
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         top, *rows = table(report)
-        body = f"<h2>Train on X, test on real</h2>{html_table(top, rows, main=3)}"
+        notes = "".join(f"<p class=note>{escape(line)}</p>" for line in unmatched(report))
+        body = f"<h2>Train on X, test on real</h2>{html_table(top, rows, main=3)}{notes}"
         keys = keys_of(report)
         runs = [[run["name"], run["row"], "-" if run["seed"] is None else str(run["seed"]), f"{run['kimg']:g}",
                  *(with_ends(run[key], MEASURES[key].digits) for key in keys)] for run in report["runs"]]
