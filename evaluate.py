@@ -1,10 +1,13 @@
-"""Hold generated volumes, or what a first stage gives back, against real ones: python evaluate.py --help"""
+"""Hold generated volumes, what a first stage gives back, or networks that tell something of images, against real ones.
+
+python evaluate.py --help
+"""
 
 from pathlib import Path
 
 import click
 
-from edm3d.utils.command_line import Scripts
+from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
@@ -87,6 +90,39 @@ def voxels(text: str | None) -> list[int] | None:
         return None if text is None else [int(word) for word in text.replace(",", " ").replace("x", " ").split()]
     except ValueError as error:
         raise ValueError(f"--tile {text}: wanted voxels per axis, as in 64,64,48") from error
+
+
+class WordsScript(WordsCommand, Script):
+    """A program of ours some of whose options take several words."""
+
+
+@main.command("downstream", cls=WordsScript)
+@click.option("--runs", required=True, type=Words(str), help="Trained segmenters, or classifiers: names, run folders "
+              "or snapshots. Those that differ by their seed alone are one row.")
+@click.option("--real", required=True, type=PATH, help="Real volumes to test on (volumes.h5).")
+@click.option("--dest", required=True, type=PATH, help="Folder of the report.")
+@click.option("--split", default="auto", show_default=True, help="Split of the file that is tested, or 'all'.  auto: "
+              "test, or val without one.")
+@click.option("--num", type=click.IntRange(min=1), help="Cases to test, the first ones.  [default: all]")
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Cases at a time.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the resampling.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+@click.option("--trust", is_flag=True, help="Let snapshots build classes that are not on the list of known ones.")
+@click.option("--overwrite", is_flag=True, help="Replace a report of other volumes or other networks in --dest.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def downstream(runs: tuple[str, ...], real: Path, dest: Path, debug: bool, **options: object) -> None:
+    """Test trained segmenters or classifiers on real volumes: train on X, test on real.
+
+    Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest.
+    """
+    from edm3d.utils.log import run_main
+
+    def test() -> None:
+        from edm3d.inference.evaluate_downstream import DownstreamOptions, evaluate_downstream
+        evaluate_downstream(runs, real, dest, DownstreamOptions(**options))
+
+    run_main(test, debug)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from edm3d.formats.facts import Facts
 from edm3d.utils.plain import from_plain, shown
 
 LABELS, MAPS, CLASSES, ATTRIBUTE = KINDS = ("labels", "maps", "classes", "attribute")
 OF_VOXELS = (LABELS, MAPS)  # kinds that every voxel has a class of
+_ArrayOrTensor = TypeVar("_ArrayOrTensor")
 
 
 class Prediction(NamedTuple):
@@ -37,6 +39,11 @@ class Prediction(NamedTuple):
                              "attribute, and none for other kinds")
         return known
 
+    @property
+    def of_voxels(self) -> bool:
+        """Whether every voxel has a class, and not the image."""
+        return self.kind in OF_VOXELS
+
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
         return {**self._asdict(), "names": list(self.names)}
@@ -45,3 +52,13 @@ class Prediction(NamedTuple):
         """In a line."""
         what = f"{self.attribute} from {self.threshold:g} {self.unit}".strip() if self.kind == ATTRIBUTE else self.kind
         return f"{what}: {', '.join(self.names)}"
+
+
+def names_of(kind: str, facts: Facts) -> tuple[str, ...]:
+    """Names of the classes of a kind but attribute that data have, () for none."""
+    return {LABELS: facts.label_classes, MAPS: facts.semantic_classes, CLASSES: facts.class_names}[kind]
+
+
+def class_by_threshold(values: _ArrayOrTensor, threshold: float) -> _ArrayOrTensor:
+    """1 for float32 values of at least a threshold, 0 for lower ones, -1 where they are missing (NaN); int64."""
+    return (values >= threshold) * 1 - (values != values) * 1

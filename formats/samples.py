@@ -29,6 +29,15 @@ FORMATS = ("h5", "npz")
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
 NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz"}
 TABLES = ("seeds", "affine", "affines", "classes", "attributes")  # small: kept in memory
+HELD_OUT = 0.1  # of samples that are trained on, the last ones
+
+
+def rows_of_split(count: int, split: str) -> range:
+    """Which of so many samples are of a split, none for one that samples do not have: val is the last tenth, one at
+    least, train what is before it, all is everything.
+    """
+    train = count - max(1, round(count * HELD_OUT))
+    return {"train": range(train), "val": range(train, count), "all": range(count)}.get(split, range(0))
 
 
 class SamplesFile:

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import ArrayLike
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import OF_VOXELS
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.windows import windowed
 from edm3d.utils.checks import listed_apart
@@ -33,7 +32,7 @@ class Predictor:
     @property
     def of_voxels(self) -> bool:
         """Whether it gives the class of every voxel, and not that of an image."""
-        return self.predicts.kind in OF_VOXELS
+        return self.predicts.of_voxels
 
     def check(self, facts: Facts, source: object, key: str = KEY) -> list[str]:
         """What to say of data that it is run on, such as an intensity contract that differs: each is seen as -1 to 1.

@@ -1,6 +1,7 @@
-"""Curves and dots of the report: real in grey, generated in blue, decoded noise in orange, everywhere."""
+"""Curves, dots and boxes of the reports: real in grey, generated in blue, decoded noise in orange, everywhere."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -140,3 +141,63 @@ def _styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:
     for side in axes.spines.values():
         side.set_visible(False)
     return axes
+
+
+# ---- downstream networks: a colour for every row of runs ----
+
+
+def row_colours(is_real: Sequence[bool]) -> list[str]:
+    """Colours of rows: greys for those of real items alone, others for others."""
+    greys, others = cycle(("#57606a", "#24292f", "#8c959f")), cycle(("#0969da", "#d4721c", "#1a7f37", "#8250df"))
+    return [next(greys if real else others) for real in is_real]
+
+
+def boxes_chart(values: dict[str, np.ndarray], colours: Sequence[str], title: str, unit: str) -> Figure:
+    """A lying box for every row by name, with its cases as dots; the box ends at the quarters, the line is the median,
+    whiskers reach 1.5 of its length.
+    """
+    figure = Figure(figsize=(SIZE[0], 1.0 + 0.5 * len(values)), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _styled(figure.subplots(), shown_word(titled(title, unit)), "")
+    for y, (sample, colour) in enumerate(zip(values.values(), colours, strict=True)):
+        known = sample[np.isfinite(sample)]
+        line = {"color": colour, "lw": 1.3}
+        axes.boxplot([known], positions=[y], orientation="horizontal", widths=0.5, showfliers=False, boxprops=line,
+                     whiskerprops=line, capprops=line, medianprops={"color": colour, "lw": 2.4})
+        offsets = 0.2 * np.sin(2.4 * np.arange(len(known)))  # apart, and the same in every picture
+        axes.plot(known, y + offsets, ".", ms=4, color=colour, alpha=0.45, mew=0)
+    axes.set(ylim=(len(values) - 0.5, -0.5), yticks=range(len(values)),
+             yticklabels=[shown_word(name, 24) for name in values])
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def confusion_chart(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Counts [K,K] of cases by true class (row) and predicted class, tinted by their share of the true class."""
+    size = 2.2 + 0.5 * len(names)
+    figure = Figure(figsize=(size, size), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _styled(figure.subplots(), "predicted", "true")
+    total = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        axes.text(column, row, f"{counts[row, column]:g}", ha="center", va="center", fontsize=8,
+                  color="white" if shares[row, column] > 0.55 else INK)
+    labels = [shown_word(name, 20) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_title(shown_word(title, 36), fontsize=9, color=INK)
+    axes.grid(visible=False)
+    return figure
+
+
+def roc_chart(curves: dict[str, list[np.ndarray]], colours: Sequence[str], title: str) -> Figure:
+    """ROC curves [2,M] of every row by name, one for each of its runs."""
+    figure, axes = chart("share of others taken for it", f"share of {title} found")
+    axes.plot([0, 1], [0, 1], color=GRID, lw=1.2, zorder=0)
+    for (name, runs), colour in zip(curves.items(), colours, strict=True):
+        for i, curve in enumerate(runs):
+            axes.plot(*curve, color=colour, lw=1.4, label=shown_word(name, 44) if i == 0 else None)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    figure.set_size_inches(SIZE[0], SIZE[0] + 0.2 * len(curves))
+    _legend(figure, columns=1)
+    return figure

@@ -58,18 +58,20 @@ class Sheet(NamedTuple):
 def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
             windows: Sequence | np.ndarray | None = None, label_classes: Sequence[str] = (),
             channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False,
-            affine: Sequence[Sequence[float]] | None = None, asked: Asked = NOTHING_ASKED) -> Figure:
+            affine: Sequence[Sequence[float]] | None = None, asked: Asked = NOTHING_ASKED,
+            plain_once: bool = False) -> Figure:
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
     Rows are the three planes (2D: one) with the label overlay; they hang as those of planes_figure where an affine says
     how, and their names (see plane_names) stand on the left; in a block with labels the first plane without it comes
-    first. A volume is a pair of image [C, *S] or [*S] and label [*S] or None; channels are shown one after another, all
-    blocks of each, or together where `channels` names them red, green and blue; ValueError for blocks of unlike numbers
-    of them. spacing in mm per axis; windows: the intensities shown as black and white, of all or of each channel (see
-    windows_of, by default), which all blocks share; label_classes (background first) name the legend, which has the
-    classes that are seen; captions stand under the last block's columns; aligned: every block is cut where the first
-    block's volume of its column is. asked stands above the last block, which is cut at the same places and is shown
-    with the outlines of maps too. Signals, which have a single axis, become `curves`, without maps.
+    first (plain_once: in the first block alone). A volume is a pair of image [C, *S] or [*S] and label [*S] or None;
+    channels are shown one after another, all blocks of each, or together where `channels` names them red, green and
+    blue; ValueError for blocks of unlike numbers of them. spacing in mm per axis; windows: the intensities shown as
+    black and white, of all or of each channel (see windows_of, by default), which all blocks share; label_classes
+    (background first) name the legend, which has the classes that are seen; captions stand under the last block's
+    columns; aligned: every block is cut where the first block's volume of its column is. asked stands above the last
+    block, which is cut at the same places and is shown with the outlines of maps too. Signals, which have a single
+    axis, become `curves`, without maps.
     """
     if len(spacing) == 1:
         drawn = [(title, [image for image, _ in pictures]) for title, pictures in blocks]
@@ -82,11 +84,12 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
     centres = [centre_of(values.shape[:len(spacing)], asked.maps[i] if asked.maps else label)
                for i, (values, label) in enumerate(leading)] if aligned or any(asked) else ()
     for parts, window in zip(split, np.broadcast_to(windows, (len(split), 2)).tolist(), strict=True):
-        sheets += [Sheet(title, _columns(pictures, spacing, centres if aligned else (), known), window)
-                   for title, pictures in parts[:-1]]
+        plain = [i == 0 or not plain_once for i in range(len(parts))]
+        sheets += [Sheet(title, _columns(pictures, spacing, centres if aligned else (), known, first), window)
+                   for first, (title, pictures) in zip(plain, parts[:-1])]
         if parts is split[0]:
             sheets += _asked_sheets(asked, spacing, centres, known)
-        sheets += _drawn_sheets(*parts[-1], asked.maps, window, spacing, centres, known)
+        sheets += _drawn_sheets(*parts[-1], asked.maps, window, spacing, centres, known, plain[-1])
     legend = _legend(classes, [planes for sheet in sheets for planes in sheet.columns])
     return _blocks_figure([(sheet.title, sheet.tiles()) for sheet in sheets], legend, captions,
                           plane_names(len(spacing), affine))
@@ -219,10 +222,12 @@ def _asked_sheets(asked: Asked, spacing: Sequence[float], centres: Sequence[list
 
 
 def _drawn_sheets(title: str, pictures: Sequence[Picture], maps: Sequence[np.ndarray], window: tuple[float, float],
-                  spacing: Sequence[float], centres: Sequence[list[int]], affine: np.ndarray | None) -> list[Sheet]:
+                  spacing: Sequence[float], centres: Sequence[list[int]], affine: np.ndarray | None,
+                  plain_first: bool) -> list[Sheet]:
     """The last block, and the same with the outlines of the maps that were asked for."""
     is_labelled = any(label is not None for _, label in pictures)
-    sheets = [] if maps and not is_labelled else [Sheet(title, _columns(pictures, spacing, centres, affine), window)]
+    sheets = [] if maps and not is_labelled else \
+        [Sheet(title, _columns(pictures, spacing, centres, affine, plain_first), window)]
     if maps:
         within = [(image, map_) for (image, _), map_ in zip(pictures, maps, strict=True)]
         sheets.append(Sheet(f"{title}, outlines asked for", _columns(within, spacing, centres, affine, not is_labelled),

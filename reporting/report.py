@@ -2,8 +2,8 @@
 
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai}
-and definitions.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage) and by each
-section (reporting.sections).
+and definitions.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
+reporting.downstream) and by each section (reporting.sections).
 """
 
 import csv
@@ -112,6 +112,7 @@ class Head:
     generated: dict[str, Any] | None = None
     autoencoder: dict[str, Any] | None = None
     refiner: dict[str, Any] | None = None
+    downstream: dict[str, Any] | None = None
 
 
 def add(whole: dict, part: dict) -> None:

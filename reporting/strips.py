@@ -14,7 +14,7 @@ COLUMNS = 4  # of a montage at most
 
 
 def strips(name: str, blocks: Sequence[Block], layout: Layout, *, windows: np.ndarray | None = None,
-           captions: Sequence[str] = (), aligned: bool = False) -> dict[str, Figure]:
+           captions: Sequence[str] = (), aligned: bool = False, plain_once: bool = False) -> dict[str, Figure]:
     """Montages NAME_1, NAME_2, ... of so many columns each, all in the same windows (see montage for the rest)."""
     count = max(len(pictures) for _, pictures in blocks)
     if not count:
@@ -24,7 +24,7 @@ def strips(name: str, blocks: Sequence[Block], layout: Layout, *, windows: np.nd
     return {f"{name}_{start // size + 1}": montage(
         [(title, pictures[start:start + size]) for title, pictures in blocks], layout.spacing, windows=windows,
         label_classes=layout.label_classes, channels=layout.channels, captions=captions[start:start + size],
-        aligned=aligned, affine=layout.affine) for start in range(0, count, size)}
+        aligned=aligned, affine=layout.affine, plain_once=plain_once) for start in range(0, count, size)}
 
 
 def pictures_of(cases: Sequence[Case]) -> list[Picture]:

@@ -10,6 +10,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def finite(value: float) -> float | int | None:
+    """A number as report.json holds it: null where there is none."""
+    return None if not np.isfinite(value) else int(value) if isinstance(value, np.integer) else float(value)
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage."""
     return "-" if share is None else f"{100 * share:.1f} %"

@@ -6,7 +6,7 @@ from math import isfinite
 import torch
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import ATTRIBUTE, CLASSES, LABELS, MAPS, Prediction
+from edm3d.formats.prediction import ATTRIBUTE, CLASSES, LABELS, MAPS, Prediction, class_by_threshold, names_of
 from edm3d.inference.batch import Batch
 from edm3d.utils.checks import check_choice, listed
 
@@ -22,7 +22,7 @@ class VoxelTarget:
 
     def prediction(self, facts: Facts) -> Prediction:
         """What a network that learns it gives; ValueError for data without, or with one class only."""
-        names = facts.label_classes if self.of == LABELS else facts.semantic_classes
+        names = names_of(self.of, facts)
         lacking = facts.lacking.get("label_classes" if self.of == LABELS else "map_classes", ())
         if self.of == MAPS and not names:
             lacking = lacking or facts.lacking.get("label_classes", ())
@@ -77,8 +77,7 @@ class ClassTarget:
         if self.attribute is None:
             one_hot = batch.condition.class_labels
             return torch.where(one_hot.any(1), one_hot.argmax(1), -1)
-        values = batch.condition.attributes[:, self.column]
-        return torch.where(values.isnan(), -1, (values >= self.threshold).long())
+        return class_by_threshold(batch.condition.attributes[:, self.column], self.threshold)
 
 
 def without(files: Sequence[str], what: str) -> str:

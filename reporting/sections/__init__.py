@@ -6,13 +6,17 @@ from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
 from edm3d.reporting.sections.heart import HeartWall
 from edm3d.reporting.sections.held_out import HeldOut
+from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
 from edm3d.reporting.sections.sample_pictures import SamplePictures
 from edm3d.reporting.sections.scalars import Scalars
 from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
+from edm3d.reporting.sections.trained_on import TrainedOn
 from edm3d.reporting.sections.variety import Variety
+from edm3d.reporting.sections.voxel_classes import VoxelClasses
 
 # Numbers of one volume, which the section Scalars compares.
 NUMBERS = (
@@ -36,4 +40,15 @@ FIRST_STAGE = (
     Grain("decoded"),
     DecodedPictures(),
     Latents(),
+)
+# Sections of the report of downstream networks on real test cases: of the classes of voxels, and of images.
+OF_VOXELS = (
+    TrainedOn(),
+    VoxelClasses(),
+    TestedPictures(),
+)
+OF_IMAGES = (
+    TrainedOn(),
+    ImageClasses(),
+    TestedPictures(),
 )

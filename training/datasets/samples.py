@@ -7,14 +7,13 @@ import numpy as np
 
 from edm3d.formats.facts import AttributeStatistics, Facts, rows_of
 from edm3d.formats.geometry import fit_centre
-from edm3d.formats.samples import SamplesFile
+from edm3d.formats.samples import SamplesFile, rows_of_split
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import StoredConditions
 from edm3d.networks.layers import per_axis
 from edm3d.training.datasets.volumes import NoItems
 from edm3d.utils.commands import command
 
-HELD_OUT = 0.1  # of the samples, the last ones, one at least: val
 SPLITS = ("train", "val", "all")
 
 
@@ -96,10 +95,8 @@ class SamplesDataset:
 
 def positions(count: int, split: str, path: str) -> range:
     """The rows of a split; NoItems where there are none."""
-    train = count - max(1, round(count * HELD_OUT))
-    parts = {"train": range(train), "val": range(train, count), "all": range(count)}
-    if not parts.get(split):
-        why = f"of {count} samples val is the last tenth, one at least" if split in parts else \
-            f"samples have {', '.join(SPLITS)}"
-        raise NoItems(f"{path}: split {split!r} has no items, {why}; change training.dataset.split or the file")
-    return parts[split]
+    if found := rows_of_split(count, split):
+        return found
+    why = f"of {count} samples val is the last tenth, one at least" if split in SPLITS else \
+        f"samples have {', '.join(SPLITS)}"
+    raise NoItems(f"{path}: split {split!r} has no items, {why}; change training.dataset.split or the file")
