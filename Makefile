@@ -11,10 +11,10 @@ STAMP := $(VENV)/.installed
 BASE_PYTHON := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help venv demo test test-slow attack lint clean
+.PHONY: help venv demo semantic-demo test test-slow attack lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make .venv with the pinned requirements (PYTHON=python3.12 picks another interpreter, 3.11 or newer)
 
@@ -38,6 +38,21 @@ demo: $(STAMP)  ## the seven commands of the README: phantoms, autoencoder, late
 	torchrun --standalone --nproc_per_node=1 generate.py -cn=echo_refine sampling.seeds=0-63 sampling.outdir=results/demo
 	python evaluate.py --real data/echo.h5 --generated results/demo/samples.h5 --dest results/demo
 	@echo "Done: samples in results/demo/samples.h5, NIfTI in results/demo/nifti, picture results/demo/samples.png, report results/demo/report.html"
+
+SEGMENTER := torchrun --standalone --nproc_per_node=1 train.py -cn=echo3d_segmentation dataset=mixed training.options.resume=latest
+
+semantic-demo: $(STAMP)  ## volumes drawn to label maps, and what they are worth to segmenters (docs/downstream.md)
+	python dataset_tool.py phantom --dest data/echo.h5 --num 640 --size 32 --seed 0
+	python dataset_tool.py phantom --dest data/echo_maps.h5 --num 256 --size 32 --seed 1 --split 1 0 0
+	torchrun --standalone --nproc_per_node=1 train.py -cn=echo_vae training.options.resume=latest
+	python dataset_tool.py encode --autoencoder echo_vae --source data/echo.h5 --dest data/echo_latents.h5
+	torchrun --standalone --nproc_per_node=1 train.py -cn=echo3d_semantic_edm training.options.resume=latest
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=echo3d_semantic_edm sampling.seeds=0-255 sampling.conditions=data/echo_maps.h5 sampling.outdir=results/semantic_demo
+	$(SEGMENTER) training.options.desc=real training.dataset.path=data/echo.h5 training.dataset.num=230
+	$(SEGMENTER) training.options.desc=drawn training.dataset.path=results/semantic_demo/samples.h5 training.dataset.num=230
+	$(SEGMENTER) training.options.desc=both training.dataset.path=[data/echo.h5,results/semantic_demo/samples.h5] training.dataset.num=230
+	python evaluate.py downstream --real data/echo.h5 --runs echo3d_segmentation-real echo3d_segmentation-drawn echo3d_segmentation-both --dest results/semantic_demo
+	@echo "Done: volumes drawn to maps in results/semantic_demo/samples.h5, picture samples.png, report report.html beside it"
 
 lint: $(STAMP)  ## ruff
 	ruff check .

@@ -22,10 +22,10 @@ from benchmarks.common import json_line
 from benchmarks.conditions import Bench
 
 ALONE, BOTH, FEW = 0.9, -0.01, 0.01  # share of the Dice of real pairs, and differences from it
-NUM, SOME = 512, 32  # real pairs, and those that are few
+MAPS, NUM, SOME = 512, 460, 32  # maps drawn to; pairs that segmenters learn (a tenth is held out); those that are few
 REAL, DRAWN = "data/pairs.h5", "results/drawn/samples.h5"
-SETS = {"real": ([REAL], [None]), "generated": ([DRAWN], [None]), "both": ([REAL, DRAWN], [None, None]),
-        "few": ([REAL], [SOME]), "few_both": ([REAL, DRAWN], [SOME, None])}  # files, and how many items of each
+SETS = {"real": ([REAL], [NUM]), "generated": ([DRAWN], [NUM]), "both": ([REAL, DRAWN], [NUM, NUM]),
+        "few": ([REAL], [SOME]), "few_both": ([REAL, DRAWN], [SOME, NUM])}  # files, and how many items of each
 
 
 class Downstream(Bench):
@@ -34,7 +34,7 @@ class Downstream(Bench):
     def prepare(self) -> None:
         """Real pairs, networks that learn from them, and a generated pair for every map."""
         parts = ["0.5", "0.125", "0.375"]
-        self.once(REAL, "phantoms", "dataset_tool.py", "phantom", "--dest", REAL, "--num", str(2 * NUM), "--split",
+        self.once(REAL, "phantoms", "dataset_tool.py", "phantom", "--dest", REAL, "--num", str(2 * MAPS), "--split",
                   *parts, "--seed", str(self.seed))
         own = [f"training.dataset.path={REAL}", f"training.options.seed={self.seed}"]
         self.once("results/*-echo_vae/network-snapshot-*", "first_stage", "train.py", "-cn=echo_vae", *own)
@@ -44,7 +44,7 @@ class Downstream(Bench):
                   "-cn=echo3d_semantic_edm", own[1])
         self.once("results/*-echo_refine/network-snapshot-*", "refiner", "train.py", "-cn=echo_refine", *own)
         self.run("draw", "generate.py", "-cn=echo3d_semantic_edm", "sampling.refiner=echo_refine",
-                 f"sampling.conditions={REAL}", "sampling.conditions_split=train", f"sampling.seeds=0-{NUM - 1}",
+                 f"sampling.conditions={REAL}", "sampling.conditions_split=train", f"sampling.seeds=0-{MAPS - 1}",
                  f"sampling.outdir={Path(DRAWN).parent}", "sampling.nifti=false")
 
     def once(self, made: str, name: str, script: str, *arguments: str) -> None:
@@ -55,11 +55,10 @@ class Downstream(Bench):
     def segmenter(self, name: str, seed: int) -> str:
         """The name of a segmenter of one of SETS."""
         paths, nums = SETS[name]
-        numbers = [str(num or "null") for num in nums]
         desc = f"{name}-{seed}"
         self.once(f"results/*-echo3d_segmentation-{desc}/network-snapshot-*", name, "train.py",
                   "-cn=echo3d_segmentation", "dataset=mixed", f"training.dataset.path=[{','.join(paths)}]",
-                  f"training.dataset.num=[{','.join(numbers)}]", f"training.options.seed={seed}",
+                  f"training.dataset.num=[{','.join(map(str, nums))}]", f"training.options.seed={seed}",
                   f"training.dataset.shares=[{','.join('1' * len(paths))}]", f"training.options.desc={desc}")
         return f"echo3d_segmentation-{desc}"
 
