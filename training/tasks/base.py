@@ -15,11 +15,14 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.layers import per_axis, size_error_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
+from edm3d.training.chain import patches_of
 from edm3d.training.live_memory import imagine
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show
 from edm3d.training.validation import Held
 from edm3d.utils.config import build, fill, find_target
+
+SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
 
 
 class Data(Protocol):
@@ -181,6 +184,9 @@ def mended(training: dict, data: Data, size: Sequence[int], larger: Sequence[int
     facts, patch = data.facts, training["batch_transform"].get("patch")
     if patch and per_axis(patch, len(size), "patch") == tuple(size):
         return f"training.batch_transform.patch={str(list(larger)).replace(' ', '')} trains on patches that fit"
+    cut = None if facts.latents else patches_of(build_augment(training, data))
+    if cut and cut[1].size == tuple(size):
+        return f"{cut[0]}.size={str(list(larger)).replace(' ', '')} cuts patches that fit"
     if not facts.source:  # of a plan
         return (f"the first number of --shape is the channels; write --shape {data.shape[0]} "
                 f"{' '.join(map(str, larger))}")
@@ -204,6 +210,28 @@ def build_augment(training: dict, data: Data) -> Callable | None:
                          "not turn with their image; choose augment=none")
     known = {"spatial_dims": len(data.shape) - 1, "semantic_dim": len(data.facts.semantic_classes)}
     return build(fill(node, **known), path="training.augment") if node else None
+
+
+def trained_size(augment: Callable | None, data: Data) -> tuple[int, ...]:
+    """Size [*S] of what a network sees in training: patches where the augmentation cuts them, else whole images.
+
+    ValueError for patches that are larger than the images.
+    """
+    size = tuple(data.shape[1:])
+    if (found := patches_of(augment)) is None:
+        return size
+    key, patches = found
+    patches.check(size, key)
+    return patches.size
+
+
+def patch_levers(training: dict, data: PlannedData, factor: Sequence[int]) -> Iterator[Lever]:
+    """Patches, each half of the one before along its longest axis, that the factors [*S] divide."""
+    found = patches_of(build_augment(training, data))
+    key, size = (f"{found[0]}.size", found[1].size) if found else (SIZE, data.shape[1:])
+    for smaller in halved(size, factor):
+        yield Lever(key, smaller) if found else Lever(key, smaller, "augment=patches",
+                                                      {"training.augment": {"_target_": PATCHES}})
 
 
 def halved(size: Sequence[int], factor: Sequence[int]) -> Iterator[list[int]]:

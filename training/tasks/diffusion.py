@@ -20,9 +20,11 @@ from edm3d.networks.precond import SLACK
 from edm3d.samplers.denoiser import Wrapper
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.batch_transforms import LABELS, Identity
+from edm3d.training.chain import parts_of
 from edm3d.training.loss import USUAL
 from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
+from edm3d.training.rand_augment import RandAugment
 from edm3d.training.refining import RefineImages
 from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
 from edm3d.training.tasks.previews import build_drawn
@@ -42,9 +44,7 @@ class DiffusionTask(TaskType):
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on what the batch transform makes of the data; a plan takes data as networks see them."""
         augment = build_augment(training, data)
-        if isinstance(augment, PatchAugment):
-            raise ValueError(f"training.augment._target_={training['augment']['_target_']}: patches are for first "
-                             "stages (training.task=autoencoder); choose augment=none or augment=edm")
+        check_told(augment)
         transform = imagined_transform(training, data) if imagined else build_transform(training, data, held)
         told = told_data(training, data, transform, imagined)
         shape = getattr(transform, "shape", told.shape)
@@ -152,6 +152,16 @@ def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: Imag
             hidden = generators.for_purpose(f"{name}_gaps").rand((part.width,)) < part.gaps
             condition = condition.drop(name, hidden.to(condition[name].device), part.width)
     return condition
+
+
+def check_told(augment: Callable | None) -> None:
+    """ValueError for an augmentation of which the network would not be told: what it draws would show it."""
+    for key, part in parts_of(augment):
+        if isinstance(part, (PatchAugment, RandAugment)):
+            what = "patches are" if isinstance(part, PatchAugment) else "changes that the network is not told of are"
+            raise ValueError(f"{key}._target_={type(part).__module__.removeprefix('edm3d.')}.{type(part).__name__}: "
+                             f"{what} for first stages (training.task=autoencoder) and downstream networks; choose "
+                             "augment=none or augment=edm")
 
 
 def tell_only(parts: Container[str], *datasets: object) -> None:
