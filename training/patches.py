@@ -18,11 +18,11 @@ KEY = "training.augment"
 class PatchAugment:
     """Crops of images and maps alike, by MONAI's transforms; validation and encoding see whole volumes.
 
-    size: of the patch, one number or one per axis; None: nothing is cut. A share `foreground` of the crops is centred on a voxel whose label
-    is above 0, or, in data without labels, whose value in any channel is above `background`; the others anywhere. flip:
-    probability per axis, one number or one per axis. intensity: probability of each of a factor 1 +- scale on the
-    height above -1, a power out of `gamma` of the height above the patch's lowest, an offset of +- shift, and noise of
-    a standard deviation of up to `noise`; 0, and null for gamma, leaves one out.
+    size: of the patch, one number or one per axis; None: nothing is cut. A share `foreground` of the crops is centred
+    on a voxel whose label is above 0, or, in data without labels, whose value in any channel is above `background`; the
+    others anywhere. flip: probability per axis, one number or one per axis. intensity: probability of each of a factor
+    1 +- scale on the height above -1, a power out of `gamma` of the height above the patch's lowest, an offset of +-
+    shift, and noise of a standard deviation of up to `noise`; 0, and null for gamma, leaves one out.
     """
 
     label_dim = 0  # the network is not told

@@ -91,7 +91,8 @@ class RandAugment:
             raise ValueError(f"magnitude={magnitude}: wanted 0 .. {LEVELS}")
         chosen = OPERATIONS if operations is None else tuple(operations)
         if not chosen or (unknown := [name for name in chosen if name not in OPERATIONS]):
-            raise ValueError(f"operations={listed(unknown) if chosen else '[]'}: wanted some of {', '.join(OPERATIONS)}")
+            raise ValueError(f"operations={listed(unknown) if chosen else '[]'}: wanted some of "
+                             f"{', '.join(OPERATIONS)}")
         self.pipe = AugmentPipe(spatial_dims, spacing=spacing, semantic_dim=semantic_dim)
         self.operations = [name for name in chosen if spatial_dims > 1 or name not in ("rotate", "shear")]
         self.ops, self.strength = ops, magnitude / LEVELS

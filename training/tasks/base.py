@@ -1,7 +1,7 @@
 """What the program asks of a task, and what tasks are assembled from."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -232,6 +232,15 @@ def patch_levers(training: dict, data: PlannedData, factor: Sequence[int]) -> It
     for smaller in halved(size, factor):
         yield Lever(key, smaller) if found else Lever(key, smaller, "augment=patches",
                                                       {"training.augment": {"_target_": PATCHES}})
+
+
+def tell_only(parts: Container[str], *datasets: object) -> None:
+    """Have data sets read no more than some parts of their conditions; what they kept before is forgotten."""
+    for dataset in datasets:
+        if (conditions := getattr(dataset, "conditions", None)) is not None:
+            conditions.told = parts
+            if isinstance(kept := getattr(dataset, "cache", None), dict):
+                kept.clear()
 
 
 def halved(size: Sequence[int], factor: Sequence[int]) -> Iterator[list[int]]:

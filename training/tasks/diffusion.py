@@ -26,7 +26,7 @@ from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
 from edm3d.training.rand_augment import RandAugment
 from edm3d.training.refining import RefineImages
-from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
+from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts, tell_only
 from edm3d.training.tasks.previews import build_drawn
 from edm3d.training.validation import Held
 from edm3d.utils.checks import listed
@@ -162,15 +162,6 @@ def check_told(augment: Callable | None) -> None:
             raise ValueError(f"{key}._target_={type(part).__module__.removeprefix('edm3d.')}.{type(part).__name__}: "
                              f"{what} for first stages (training.task=autoencoder) and downstream networks; choose "
                              "augment=none or augment=edm")
-
-
-def tell_only(parts: Container[str], *datasets: object) -> None:
-    """Have data sets read no more than some parts of their conditions; what they kept before is forgotten."""
-    for dataset in datasets:
-        if (conditions := getattr(dataset, "conditions", None)) is not None:
-            conditions.told = parts
-            if isinstance(kept := getattr(dataset, "cache", None), dict):
-                kept.clear()
 
 
 def usual_choice(precond: type) -> str:
