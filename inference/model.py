@@ -22,6 +22,7 @@ from edm3d.inference.guidance import add_guidance
 from edm3d.inference.network_files import check_size
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.told import in_words, used_by
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
@@ -50,6 +51,7 @@ class Model:
 
     def __init__(self, snapshot: Snapshot, *, run_root: str = "results", device: str = "auto",
                  precision: str | None = None, trust: bool = False):
+        check_no_prediction(snapshot)
         self.snapshot, self.run_root, self.trust = snapshot, run_root, trust
         self.device = distributed.choose_device(device)
         self.precision = resolve_precision(precision or own_sampling(snapshot).get("precision", "fp32"), self.device)
@@ -157,6 +159,13 @@ class Model:
         if not hasattr(self.net, "sigma_min"):
             raise ValueError(f"{self.snapshot.path}: a snapshot of task {self.snapshot.task} draws nothing; wanted one "
                              "of a diffusion experiment")
+
+
+def check_no_prediction(snapshot: Snapshot) -> None:
+    """ValueError for a segmenter or classifier, which neither draws nor encodes."""
+    if snapshot.predicts is not None:
+        raise ValueError(f"{snapshot.path}: a snapshot of task {snapshot.task} draws nothing, it "
+                         f"{in_words(snapshot.predicts)}; {used_by(snapshot.predicts)}")
 
 
 def own_sampling(snapshot: Snapshot) -> dict[str, Any]:

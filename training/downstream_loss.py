@@ -23,10 +23,10 @@ class ClassWeights:
         self.asked, self.values = asked, None if asked is None or asked == BALANCED else asked
         if self.values is None:
             return
-        wrong = isinstance(asked, str) or not all(isfinite(w) and w >= 0 for w in asked) or not any(asked)
-        if wrong:
-            raise ValueError(f"class_weights={asked if isinstance(asked, str) else list(asked)}: wanted a number of 0 or "
-                             f"more for each class, one of them above 0, or {BALANCED}, or null")
+        if isinstance(asked, str) or not all(isfinite(w) and w >= 0 for w in asked) or not any(asked):
+            said = asked if isinstance(asked, str) else list(asked)
+            raise ValueError(f"class_weights={said}: wanted a number of 0 or more for each class, one of them above 0, "
+                             f"or {BALANCED}, or null")
 
     @property
     def by_data(self) -> bool:
@@ -40,8 +40,8 @@ class ClassWeights:
         """
         if self.by_data and counts is not None:
             if empty := [name for name, count in zip(names, counts, strict=True) if not count]:
-                raise ValueError(f"training.loss.class_weights={BALANCED}: no target is {', '.join(empty)}, whose weight "
-                                 "would be infinite; write the weights as numbers")
+                raise ValueError(f"training.loss.class_weights={BALANCED}: no target is {', '.join(empty)}, whose "
+                                 "weight would be infinite; write numbers, one for each class")
             self.values = [sum(counts) / (len(counts) * count) for count in counts]
         if self.values is not None and len(self.values) != len(names):
             raise ValueError(f"training.loss.class_weights={list(self.values)}: {len(self.values)} numbers, wanted "
@@ -86,8 +86,7 @@ class SegmentationLoss:
 
 
 class ClassificationLoss:
-    """Cross-entropy. class_weights: of images of each class, as `ClassWeights`. label_smoothing: a share of all classes.
-    """
+    """Cross-entropy. class_weights: of images of each class, as `ClassWeights`; label_smoothing: a share of all."""
 
     def __init__(self, class_weights: Sequence[float] | str | None = None, label_smoothing: float = 0.0):
         if not 0 <= label_smoothing < 1:

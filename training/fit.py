@@ -13,7 +13,7 @@ from edm3d.training.plan_fit import apply_override, gib, on_card, room_of
 from edm3d.training.tasks.base import PlannedData, build_augment, fill_network
 from edm3d.utils.config import build
 
-WIDTHS = ("model_channels", "channels")  # keys of networks that say how wide they are
+WIDTHS = ("model_channels", "channels", "filters", "init_features")  # keys of networks that say how wide they are
 STEP = 8  # widths are multiples of it, as far as they were before
 MOST = 16  # times as wide as the experiment, and as large along every axis: no more is tried
 MOST_IMAGES = 1024

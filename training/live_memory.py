@@ -72,8 +72,9 @@ def imagine(make: Callable[[], nn.Module]) -> nn.Module:
         net = make()
     fakes: dict[int, torch.Tensor] = {}  # a weight may have several places
     for module in net.modules():
-        for place in (module._parameters, module._buffers, vars(module)):
-            for name, tensor in place.items():
+        lists = [value for value in vars(module).values() if isinstance(value, list)]  # as DynUNet keeps its heads
+        for place in (module._parameters, module._buffers, vars(module), *lists):
+            for name, tensor in enumerate(place) if isinstance(place, list) else place.items():
                 if isinstance(tensor, torch.Tensor):
                     fake = fakes.setdefault(id(tensor), torch.empty(tensor.shape, dtype=tensor.dtype))
                     is_weight = isinstance(tensor, nn.Parameter) and not isinstance(fake, nn.Parameter)

@@ -1,6 +1,6 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
