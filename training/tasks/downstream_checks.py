@@ -17,7 +17,7 @@ from edm3d.utils.files import first_line
 
 KEY = "training.network"
 FACTORS = sorted(2 ** a * 3 ** b for a, b in product(range(8), range(3)) if 2 ** a * 3 ** b <= 128)
-LARGE = 5 * 128  # a size that every factor of 2 divides
+LARGE = 5 * 128 * 9  # a size that all of them divide
 
 
 def check_norms(net: nn.Module, node: dict) -> None:
