@@ -226,7 +226,7 @@ WHOLE = [key for key in SEGMENTER if "augment" not in key]
     (CLASSIFIER, ["training.dataset.path=same.h5"], "same.h5 has one class only: small 9 of its training images"),
     (CLASSIFIER, ["training.batch_transform.attribute=radius", "training.batch_transform.threshold=1"],
      r"training\.batch_transform\.threshold=1: .* has one class only: radius >= 1 8 of its training"),
-    (CLASSIFIER, ["augment=patches", "training.augment.size=8"], r"training\.augment\.size=\[8, 8\]: a classifier sees"),
+    (CLASSIFIER, ["augment=patches", "training.augment.size=8"], r"augment\.size=\[8, 8\]: a classifier sees"),
     (CLASSIFIER, ["training.network.norm=batch"], r"write training\.network\.norm=\[group")])
 def test_what_no_run_could_follow_is_refused_in_a_line(folder, experiment, overrides, wanted):
     with chdir(folder):

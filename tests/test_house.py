@@ -133,7 +133,7 @@ def test_a_task_is_planned_and_draws_nothing_unless_it_says_so(house):
     assert plan["step"]["parameters"] == 28 and plan["shape"] == [1, 8, 8, 8] and plan["decode"] is None
     assert "task toy draws nothing" in run(house, "generate.py", "-cn=toy", code=1)
     said = run(house, "train.py", "-cn=toy", "training.task=top", code=1)
-    assert "training.task='top': wanted one of autoencoder, diffusion, toy" in said
+    assert "training.task='top': wanted one of autoencoder, diffusion, segmentation, classification, toy" in said
 
 
 # ---- a part of the condition ----

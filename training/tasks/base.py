@@ -107,8 +107,8 @@ def build_parts(training: dict, data: Data, augment: Callable | None = None, sha
                 ) -> tuple[torch.nn.Module, Any, torch.optim.Optimizer, Snapshot]:
     """What every task has: a network with its loss and optimiser, and what snapshots will say of it.
 
-    shape: [C,*S] of what the network sees, where that is not what the data set holds. outputs: channels that it gives,
-    where these are not those that it sees.
+    shape: [C,*S] of what the network sees, where that is not what the data set holds. outputs: classes that it tells
+    apart, None for a network that gives images.
     """
     node = fill_network(training, data, getattr(augment, "label_dim", 0), shape, outputs)
     make = partial(build, node, path="training.network")
@@ -126,8 +126,11 @@ def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequen
     """
     channels, *size = shape or data.shape
     node = fill_told(training["network"], "training.network", data, size)
-    return fill(node, in_channels=channels, out_channels=outputs or channels, spatial_dims=len(size),
-                image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
+    if outputs is not None:  # classes that it tells apart; MONAI's image sizes are one number
+        return fill(node, in_channels=channels, out_channels=outputs, num_classes=outputs, spatial_dims=len(size),
+                    image_size=max(size))
+    return fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size), image_size=list(size),
+                num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
 
 
 def fill_told(node: dict, path: str, data: Data, size: Sequence[int]) -> dict:

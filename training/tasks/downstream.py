@@ -17,7 +17,7 @@ from edm3d.training.targets import KEY, ClassTarget, VoxelTarget
 from edm3d.training.tasks.base import Data, TaskType, build_augment, build_parts, tell_only, trained_size
 from edm3d.training.tasks.downstream_checks import check_norms, check_output
 from edm3d.training.validation import Held
-from edm3d.utils.config import build, fill
+from edm3d.utils.config import build
 
 Target = VoxelTarget | ClassTarget
 
@@ -40,7 +40,6 @@ class DownstreamTask(TaskType):
         names, of_voxels = predicts.names, predicts.kind in OF_VOXELS
         augment = build_augment(training, data)
         shape = (data.shape[0], *self.trained_size(augment, data))
-        training = {**training, "network": fill(training["network"], num_classes=len(names))}
         net, loss, optimizer, snapshot = build_parts(training, data, augment, shape, imagined, len(names))
         check_norms(net, training["network"])
         check_output(snapshot.network, shape, names, of_voxels)
