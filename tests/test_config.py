@@ -80,7 +80,7 @@ def group_files() -> list[tuple[str, Path]]:
         defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
         groups = {path.parent.name} | ({"precond"} if path.parent.name == "loss" and path.stem in PRECONDS else set())
         using = [name for name, entries in defaults.items() if groups <= {key for entry in entries for key in entry}]
-        if path.parent.name == "network" and "training.network\n" in path.read_text():  # no model within a preconditioner
+        if path.parent.name == "network" and "training.network\n" in path.read_text():  # and no model within another
             using = [name for name in using if not any("precond" in entry for entry in defaults[name])]
         exact = [name for name in using if {path.parent.name: path.stem} in defaults[name]]
         assert using, f"no experiment uses {path}"

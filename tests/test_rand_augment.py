@@ -7,7 +7,7 @@ from edm3d.inference.batch import Batch
 from edm3d.networks.conditioning import Condition
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.augment import AugmentPipe
-from edm3d.training.chain import Chain, parts_of, patches_of
+from edm3d.training.chain import AugmentChain, parts_of, patches_of
 from edm3d.training.patches import PatchAugment
 from edm3d.training.rand_augment import INTENSITY, OPERATIONS, RandAugment
 
@@ -106,7 +106,7 @@ def test_a_line_knows_no_rotation():
 
 def test_a_chain_moves_first_and_crops_then():
     moves, patches = AugmentPipe(2, p=1, flip=1), PatchAugment(2, 6)
-    chain, batch = Chain({"moves": moves, "gone": None, "patches": patches}), batch_of(5, 12, 12)
+    chain, batch = AugmentChain({"moves": moves, "gone": None, "patches": patches}), batch_of(5, 12, 12)
     out, told = chain(batch, keys(*range(5)))
     moved, labels = moves(batch, keys(*range(5)))
     wanted, _ = patches(moved, keys(*range(5)))
@@ -121,7 +121,7 @@ def test_a_chain_moves_first_and_crops_then():
     ({"a": PatchAugment(2, 4), "b": PatchAugment(2, 2)}, "one of each, since two of one class draw the same numbers")])
 def test_a_chain_of_nothing_and_of_the_same_twice_is_refused(steps, wanted):
     with pytest.raises(ValueError, match=wanted):
-        Chain(steps)
+        AugmentChain(steps)
 
 
 def test_intensities_change_without_a_crop():

@@ -9,7 +9,7 @@ from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.patches import KEY, PatchAugment
 
 
-class Chain:
+class AugmentChain:
     """Augmentations by name, in their order, each on what the one before gives; null leaves one out.
 
     The network is told by the labels of all, one after another. ValueError for none, and for two of one class, which
@@ -42,7 +42,7 @@ class Chain:
 
 def parts_of(augment: Callable | None, key: str = KEY) -> Iterator[tuple[str, Callable]]:
     """What an augmentation consists of, each part with its key."""
-    if isinstance(augment, Chain):
+    if isinstance(augment, AugmentChain):
         for name, step in augment.steps.items():
             yield from parts_of(step, f"{key}.steps.{name}")
     elif augment is not None:

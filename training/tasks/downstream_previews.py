@@ -19,7 +19,7 @@ from edm3d.utils.names import one_line
 from edm3d.utils.precision import resolve_precision
 
 
-class HeldOut(NamedTuple):
+class ShownImages(NamedTuple):
     """What is shown: one batch for each held-out image, its picture in stored units, and its target [*S], or a class.
     """
 
@@ -28,7 +28,7 @@ class HeldOut(NamedTuple):
     targets: list[np.ndarray]
 
 
-def held_out_of(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> HeldOut:
+def held_out_of(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> ShownImages:
     """Up to `count` held-out images; ValueError where nothing is held out."""
     if held is None:
         raise ValueError("no images are held out; choose training.validation.split, and max_items of 1 or more")
@@ -36,7 +36,7 @@ def held_out_of(config: dict, task: Task, held: Held | None, count: int, device:
     target.prediction(facts)  # which finds the attribute
     samples = spread(held.dataset, count)
     batches = [collate([sample]) for sample in samples]
-    return HeldOut([batch.to(device) for batch in batches],
+    return ShownImages([batch.to(device) for batch in batches],
                    [facts.intensity.from_network(sample.image) for sample in samples],
                    [target(batch)[0].numpy() for batch in batches])
 
