@@ -8,14 +8,15 @@ import torch
 import yaml
 
 from edm3d.formats.facts import Facts
-from edm3d.inference.card_usage import fenced, hub_tags, hub_task, refining, usage
+from edm3d.inference.card_usage import fenced, hub_tags, hub_task, hub_task_of, predicting, refining, usage
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.told import names_in_words
+from edm3d.inference.told import in_words, names_in_words
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.utils.names import printable
 
 INTENDED = "Research on synthetic volumes. Not a medical device: nothing it draws may be used for diagnosis."
+INTENDED_OF_PREDICTIONS = "Research. Not a medical device: nothing it says of an image may be used for diagnosis."
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,26 @@ class Said:
     """What only the user knows.
 
     licence: of the weights, as hubs name it (apache-2.0, cc-by-nc-4.0, other). data and data_licence: what the volumes
-    are, and their terms; "" for not said.
+    are, and their terms; "" for not said, as for the intended use, which is then ours.
     """
 
     licence: str
     title: str = ""
     data: str = ""
     data_licence: str = ""
-    intended_use: str = INTENDED
+    intended_use: str = ""
 
 
 def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mapping[str, Any] | None,
          report: Mapping[str, Any] | None, said: Said) -> str:
     """README.md of a folder of a name. preparation: how the volumes were made, report: a report.json; None: not known.
     """
-    takes = None if isinstance(net, Autoencoder) else takes_of(net)
+    takes = None if isinstance(net, Autoencoder) or snapshot.predicts else takes_of(net)
     title = said.title or name
     told = about_conditions(snapshot.facts, net)
-    if takes is None:
+    if snapshot.predicts:
+        use = predicting(name, snapshot.predicts)
+    elif takes is None:
         use = fenced("python", stage_lines(name))
     elif snapshot.refines:
         use = refining(name, snapshot.refines.first_stage)
@@ -51,7 +54,7 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
                 "Data": about_data(snapshot.facts, said),
                 "Preprocessing and intensities": about_intensities(snapshot.facts, preparation),
                 "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),
-                "Intended use": said.intended_use,
+                "Intended use": said.intended_use or (INTENDED_OF_PREDICTIONS if snapshot.predicts else INTENDED),
                 "What is not known": "\n".join(f"- {line}" for line in unknown(snapshot, preparation, report, said))}
     head = front_matter(title, snapshot, takes, report, said)
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
@@ -61,15 +64,16 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
 
 def front_matter(title: str, snapshot: Snapshot, takes: Mapping[str, Part] | None, report: Mapping[str, Any] | None,
                  said: Said) -> dict[str, Any]:
-    """What hubs read at the head of a card. takes: what the network is told, None for a first stage."""
+    """What hubs read at the head of a card. takes: what the network is told, None for what draws nothing."""
     dims = f"{len(snapshot.facts.spatial_shape) or len(snapshot.shape) - 1}d"
-    front = {"license": said.licence, "library_name": "edm3d",
-             **({} if takes is None else {"pipeline_tag": hub_task(takes)}),
-             "tags": ["medical-imaging", "diffusion", "edm", dims, *hub_tags(takes or {}), *snapshot.facts.channels]}
+    task = hub_task_of(snapshot.predicts) if snapshot.predicts else None if takes is None else hub_task(takes)
+    kinds = [] if snapshot.predicts else ["diffusion", "edm"]
+    front = {"license": said.licence, "library_name": "edm3d", **({"pipeline_tag": task} if task else {}),
+             "tags": ["medical-imaging", *kinds, dims, *hub_tags(takes or {}), *snapshot.facts.channels]}
     if report is None:
         return front
     values = [{"type": kind, "name": text, "value": value} for kind, text, value, _ in metrics(report)]
-    result = {"task": {"type": hub_task(takes or {})},
+    result = {"task": {"type": task or hub_task({})},
               "dataset": {"type": snapshot.facts.content_hash[:12], "name": said.data or snapshot.facts.source},
               "metrics": values}
     return {**front, "model-index": [{"name": title, "results": [result]}]}
@@ -82,8 +86,9 @@ def about(snapshot: Snapshot, net: torch.nn.Module) -> str:
     labels = f" with label maps of {', '.join(facts.label_classes)}" if facts.label_classes else ""
     works_on = snapshot.space if stage is None else (
         f"latents of a first stage that is in first_stage.safetensors (hash {stage.hash[:12]})")
+    gives = f"It {in_words(snapshot.predicts)}. " if snapshot.predicts else ""
     return (f"A snapshot of task `{snapshot.task}` ({type(net).__name__}, {weights:.2f} M weights) trained by edm3d: "
-            f"volumes of {size(facts.spatial_shape)} voxels, {', '.join(facts.channels)}{labels}. It works on "
+            f"volumes of {size(facts.spatial_shape)} voxels, {', '.join(facts.channels)}{labels}. {gives}It works on "
             f"{works_on}; what it sees is {size(snapshot.shape)}. Nothing in this folder is code or pickle: weights "
             "are safetensors, config.json names the network's classes and their arguments.")
 
@@ -167,9 +172,12 @@ def unknown(snapshot: Snapshot, preparation: Mapping[str, Any] | None, report: M
         yield "Under which terms the data may be used."
     if preparation is None:
         yield "How the volumes were prepared before training."
-    if report is None:
-        yield "How well generated volumes agree with real ones: no report was given."
-    yield "Whether it memorises: how near what it draws comes to training volumes was not measured for this card."
+    if snapshot.predicts:
+        yield "How well it does on images of others than those of the data."
+    else:
+        if report is None:
+            yield "How well generated volumes agree with real ones: no report was given."
+        yield "Whether it memorises: how near what it draws comes to training volumes was not measured for this card."
     yield "Privacy: training was not differentially private."
     yield "How it behaves for scanners, populations and diseases other than those of the data."
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.prediction import OF_VOXELS, Prediction
 from edm3d.networks.conditioning import Part
 from edm3d.networks.parts import PARTS
 from edm3d.utils.names import one_line
@@ -20,6 +21,11 @@ def hub_task(takes: Mapping[str, Part]) -> str:
     if not takes:
         return "unconditional-image-generation"
     return "image-to-image" if {"semantic", "images"} & takes.keys() else "other"
+
+
+def hub_task_of(predicts: Prediction) -> str:
+    """What hubs call the task of a segmenter or classifier."""
+    return "image-segmentation" if predicts.kind in OF_VOXELS else "image-classification"
 
 
 def hub_tags(takes: Mapping[str, Part]) -> list[str]:
@@ -117,6 +123,21 @@ def refining(name: str, stage: str) -> str:
     command = " ".join(["edm3d generate -cn=echo_edm", *map(shlex.quote, words)])
     return "\n\n".join(["It draws nothing by itself: it refines the images that a first stage decodes.",
                         fenced("python", "\n".join(lines)), "From the command line:", fenced("", one_line(command))])
+
+
+def predicting(name: str, predicts: Prediction) -> str:
+    """The shortest code that says what images show, and the same typed."""
+    size = "[N,K,*S], of every voxel" if predicts.kind in OF_VOXELS else "[N,K]"
+    lines = ["from pathlib import Path", "", "import torch", "",
+             "from edm3d.inference.predictor import open_predictor", "",
+             f'predictor = open_predictor("{name}", Path("results"), torch.device("cpu"))  # this folder',
+             "x = predictor.facts.intensity.to_network(images)  # [N,C,*S] in the units below",
+             f"probabilities = predictor(torch.as_tensor(x))  # {size}"]
+    parts = [fenced("python", "\n".join(lines))]
+    if predicts.kind in OF_VOXELS:
+        words = f"edm3d data segment --network {shlex.quote(name)} --source volumes.h5 --dest labels.h5"
+        parts += ["From the command line:", fenced("", one_line(words))]
+    return "\n\n".join(parts)
 
 
 def in_words(takes: Mapping[str, Part], facts: Facts) -> str:

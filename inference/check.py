@@ -13,6 +13,7 @@ from edm3d.formats.training_state import TrainingState
 from edm3d.inference.latent_source import open_source
 from edm3d.inference.network_files import Weights
 from edm3d.inference.snapshot import Snapshot, with_labels
+from edm3d.inference.told import in_words
 from edm3d.utils import checkpoint
 from edm3d.utils.files import first_line
 from edm3d.utils.log import progress
@@ -104,8 +105,9 @@ def check_snapshot(path: Path, trust: bool) -> Report:
     if snapshot.first_stage and snapshot.first_stage.network:
         networks.append("the first stage that it carries, which has its hash")
     shape = f"{list(snapshot.shape)}{with_labels(snapshot.label_coding)}"
+    gives = f", {in_words(snapshot.predicts)}" if snapshot.predicts else ""
     return Report([f"{path}: snapshot of task {snapshot.task} at {snapshot.nimg / 1000:g} kimg, "
-                   f"{count(snapshot.weights)}, shape {shape}; verified: the checksum over all, keys "
+                   f"{count(snapshot.weights)}, shape {shape}{gives}; verified: the checksum over all, keys "
                    f"and types, weights finite and just those of {' and of '.join(networks)}"], [])
 
 

@@ -23,6 +23,7 @@ from edm3d.inference.network_files import check_size
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.told import in_words, used_by
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
@@ -51,9 +52,7 @@ class Model:
 
     def __init__(self, snapshot: Snapshot, *, run_root: str = "results", device: str = "auto",
                  precision: str | None = None, trust: bool = False):
-        if snapshot.predicts is not None:
-            raise ValueError(f"{snapshot.path}: a snapshot of task {snapshot.task} draws nothing, it tells "
-                             f"{snapshot.predicts.kind}; edm3d.load gives the Predictor of it")
+        check_no_prediction(snapshot)
         self.snapshot, self.run_root, self.trust = snapshot, run_root, trust
         self.device = distributed.choose_device(device)
         self.precision = resolve_precision(precision or own_sampling(snapshot).get("precision", "fp32"), self.device)
@@ -163,14 +162,11 @@ class Model:
                              "of a diffusion experiment")
 
 
-def load(name: str | Path, *, run_root: str = "results", device: str = "auto", precision: str | None = None,
-         trust: bool = False) -> Model | Predictor:
-    """A trained network, found as Model.load does: a Predictor where it is a segmenter or classifier, else a Model."""
-    snapshot = Snapshot.read(find_file(str(name), "network-snapshot", Path(run_root), "name"))
-    if snapshot.predicts is None:
-        return Model(snapshot, run_root=run_root, device=device, precision=precision, trust=trust)
-    own = distributed.choose_device(device)
-    return Predictor(snapshot, snapshot.build(trust).to(own), resolve_precision(precision or PRECISIONS[0], own))
+def check_no_prediction(snapshot: Snapshot) -> None:
+    """ValueError for a segmenter or classifier, which neither draws nor encodes."""
+    if snapshot.predicts is not None:
+        raise ValueError(f"{snapshot.path}: a snapshot of task {snapshot.task} draws nothing, it "
+                         f"{in_words(snapshot.predicts)}; {used_by(snapshot.predicts)}")
 
 
 def own_sampling(snapshot: Snapshot) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.prediction import OF_VOXELS, Prediction
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.network_files import build_skeleton, check_size
 from edm3d.inference.snapshot import Snapshot
@@ -12,10 +13,11 @@ from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.utils import checkpoint
 from edm3d.utils.checks import is_whole
+from edm3d.utils.commands import command
 from edm3d.utils.names import one_line, titled
 from edm3d.utils.runs import is_published, list_files
 
-FIRST_STAGE = "autoencoder"  # the task of networks that draw nothing
+DRAW_NOTHING = ("autoencoder", "segmentation", "classification")  # tasks of networks that do not
 
 
 def names_in_words(name: str, facts: Facts) -> list[str]:
@@ -43,6 +45,19 @@ def lines(takes: Mapping[str, Part], facts: Facts) -> Iterator[str]:
         yield f"told {part.width} {PARTS[name].many}{known}: in training {left}{gaps}"
 
 
+def in_words(predicts: Prediction) -> str:
+    """What a segmenter or classifier gives of an image."""
+    of = "every voxel" if predicts.kind in OF_VOXELS else "an image"
+    return one_line(f"gives the class of {of}, of {predicts}")
+
+
+def used_by(predicts: Prediction) -> str:
+    """By which command a segmenter or classifier is used."""
+    if predicts.kind in OF_VOXELS:
+        return f"{command('data', 'segment', '--network')} writes label maps by it"
+    return f"{command('evaluate', 'downstream', '--runs')} tests it"
+
+
 def said_of_networks(path: Path) -> list[str]:
     """What `info` says of what a network is told, of a snapshot, a state, a run or a published folder; else [].
 
@@ -56,7 +71,9 @@ def said_of_networks(path: Path) -> list[str]:
             takes, facts, draws = of_state(TrainingState.read(found))
         else:
             snapshot = Snapshot.read(found)
-            takes, facts, draws = takes_of_snapshot(snapshot), snapshot.facts, snapshot.task != FIRST_STAGE
+            takes, facts, draws = takes_of_snapshot(snapshot), snapshot.facts, snapshot.task not in DRAW_NOTHING
+            if snapshot.predicts is not None:
+                return [f"  {'' if found == path else f'{found.name}: '}{in_words(snapshot.predicts)}"]
     except ValueError:
         return []
     where = "" if found == path else f"{found.name}: "
@@ -87,7 +104,7 @@ def of_state(state: TrainingState) -> tuple[dict[str, Part], Facts, bool]:
     training = state.config["training"]
     node = training.get("network")
     takes = takes_of_node(node, state.facts) if isinstance(node, Mapping) else {}
-    return takes, state.facts, training.get("task") != FIRST_STAGE
+    return takes, state.facts, training.get("task") not in DRAW_NOTHING
 
 
 def takes_of_node(node: Mapping[str, Any], facts: Facts) -> dict[str, Part]:

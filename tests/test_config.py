@@ -40,7 +40,9 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         **{f"echo2d_{name}": ((1, 256, 256), 4, 0) for name in ("vae64", "vae128", "edm", "ve", "vp")},
         **{f"echo2d_edm_l{n}": ((1, n, n), 4, 0) for n in (64, 128)},
         "echo_refine": ((1, 32, 32, 32), 4, 0), "echo64_refine": ((1, 64, 64, 64), 4, 0),
-        "diff3_refine": ((1, 64, 64, 64), 3, 0), "brats_refine": ((1, 64, 64, 64), 0, 0)}
+        "diff3_refine": ((1, 64, 64, 64), 3, 0), "brats_refine": ((1, 64, 64, 64), 0, 0),
+        "echo3d_segmentation": ((1, 64, 64, 64), 4, 0), "echo2d_segmentation": ((1, 256, 256), 4, 0),
+        "echo2d_classification": ((1, 256, 256), 4, 2)}
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
@@ -51,6 +53,12 @@ def checked(name: str, *overrides: str) -> dict:
     if config["sampling"]["sampler"]:
         check_options(sampling_options(config))
     return config
+
+
+def outputs(name: str, task: str) -> int | None:
+    """How many classes a downstream network tells apart, None for all others."""
+    place = {"segmentation": 1, "classification": 2}.get(task)
+    return DATA[name][place] if place else None
 
 
 def dataset_like(name: str) -> SimpleNamespace:
@@ -72,6 +80,8 @@ def group_files() -> list[tuple[str, Path]]:
         defaults = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["defaults"] for name in EXPERIMENTS}
         groups = {path.parent.name} | ({"precond"} if path.parent.name == "loss" and path.stem in PRECONDS else set())
         using = [name for name, entries in defaults.items() if groups <= {key for entry in entries for key in entry}]
+        if path.parent.name == "network" and "training.network\n" in path.read_text():  # and no model within another
+            using = [name for name in using if not any("precond" in entry for entry in defaults[name])]
         exact = [name for name in using if {path.parent.name: path.stem} in defaults[name]]
         assert using, f"no experiment uses {path}"
         found.append(((exact or using)[-1], path))
@@ -90,9 +100,11 @@ def test_every_experiment_composes_and_its_network_runs_on_the_meta_device(name)
     training = checked(name)["training"]
     dataset = dataset_like(name)
     with torch.device("meta"):
-        net = build(fill_network(training, dataset))
+        net = build(fill_network(training, dataset, outputs=outputs(name, training["task"])))
         x = torch.zeros(2, *dataset.shape)
-        if training["task"] == "autoencoder":
+        if classes := outputs(name, training["task"]):
+            assert net(x).shape == (2, classes, *(dataset.shape[1:] if training["task"] == "segmentation" else ()))
+        elif training["task"] == "autoencoder":
             labels = DATA[name][1]
             out = net(x, torch.zeros(2, *dataset.shape[1:], dtype=torch.uint8) if labels else None)
             assert out.image.shape == x.shape and (out.logits.shape[1] if labels else 0) == labels
@@ -229,7 +241,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
     ("training.augment.p=1", [
-        "training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild, none"]),
+        "training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild, mild_patches"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler=edm_odd: no such sampler; there are", "edm_ode"]),

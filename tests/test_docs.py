@@ -26,7 +26,7 @@ from edm3d.samplers import ddim_sampler
 from edm3d.training.tasks.base import fill_network
 from edm3d.utils.config import build
 from tests.denoisers import gaussian
-from tests.test_config import checked, dataset_like
+from tests.test_config import checked, dataset_like, outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 NEW_FILES = ("training/datasets/folder.py", "configs/dataset/folder.yaml", "networks/plain.py",
@@ -59,7 +59,7 @@ def test_training_commands_compose_and_build(words):
     dataset = dataset_like(name)
     dataset.facts = replace(dataset.facts, class_names=tuple(f"class{i}" for i in range(classes)))
     with torch.device("meta"):
-        build(fill_network(config["training"], dataset))
+        build(fill_network(config["training"], dataset, outputs=outputs(name, config["training"]["task"])))
     build(config["training"]["loss"])
 
 

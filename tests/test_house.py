@@ -121,7 +121,7 @@ def test_a_task_trains_validates_keeps_its_best_and_goes_on(house):
     assert numbers == {"loss/toy", "val/mse", "val/psnr"}
     found = [tick["val/psnr"] for tick in ticks]
     assert found[-1] > found[0]  # an untrained convolution learns
-    assert f"loss: toy {ticks[-1]['loss/toy']:.4g}, validation {found[-1]:.4g}" in said
+    assert f"loss: toy {ticks[-1]['loss/toy']:.4g}, validation psnr {found[-1]:.4g}" in said
     best = checkpoint.load(folder / "network-best.pt", "snapshot").content
     assert best["val_psnr"] == max(found) and best["nimg"] == 8 * (1 + found.index(max(found)))
     snapshot = Snapshot.read(folder / "network-snapshot-000000.032.pt", "toy")
@@ -133,7 +133,7 @@ def test_a_task_is_planned_and_draws_nothing_unless_it_says_so(house):
     assert plan["step"]["parameters"] == 28 and plan["shape"] == [1, 8, 8, 8] and plan["decode"] is None
     assert "task toy draws nothing" in run(house, "generate.py", "-cn=toy", code=1)
     said = run(house, "train.py", "-cn=toy", "training.task=top", code=1)
-    assert "training.task='top': wanted one of autoencoder, diffusion, toy" in said
+    assert "training.task='top': wanted one of autoencoder, diffusion, segmentation, classification, toy" in said
 
 
 # ---- a part of the condition ----

@@ -16,6 +16,7 @@ from edm3d.networks.unet_blocks import UNetBlock
 from edm3d.training.tasks.base import fill_network
 from edm3d.utils.config import build
 from tests.test_config import dataset_like
+from tests.test_downstream_runs import write_discs
 from tests.test_recipes import ADM, composed, drawn, fit, tool, weights
 
 PIXELS, LATENTS = ("echo2d_edm", "echo2d_ve", "echo2d_vp"), ("echo2d_edm_l64", "echo2d_edm_l128")
@@ -41,6 +42,27 @@ def test_first_stages_are_of_the_published_size(name, millions, latents):
         net = build(fill_network(composed(name), data))
     assert weights(net) / 1e6 == pytest.approx(millions, abs=0.01) and net.latent_shape((256, 256)) == latents
     assert net.masked
+
+
+@pytest.mark.parametrize(("name", "classes", "millions"), [
+    ("echo2d_segmentation", 4, 34.163), ("echo2d_classification", 2, 5.288548 - 998 * 1281e-6 - 2 * 288e-6),
+    ("echo3d_segmentation", 4, 1.412)])
+def test_downstream_networks_are_as_large_as_monai_makes_them(name, classes, millions):
+    """EfficientNet-B0 has 5,288,548 weights of 1000 classes and 3 channels, 1281 of each class and 288 of each channel.
+    """
+    with torch.device("meta"):
+        net = build(fill_network(composed(name), dataset_like(name), outputs=classes))
+    assert weights(net) / 1e6 == pytest.approx(millions, abs=5e-4)
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in net.modules())
+
+
+def test_downstream_recipes_are_as_edmlx_has_them():
+    segmenter, classifier = (composed(f"echo2d_{name}") for name in ("segmentation", "classification"))
+    assert [t["optimizer"]["lr"] for t in (segmenter, classifier)] == [1e-4, 1e-4]
+    assert [t["options"]["batch_size"] for t in (segmenter, classifier)] == [128, 32]
+    assert segmenter["network"]["strides"] == [1, 2, 2, 2, 2, 2, 2] and segmenter["network"]["dropout"] == 0.1
+    assert (segmenter["augment"]["rotate_max"], segmenter["augment"]["translate_int_max"]) == (10, 0.2)
+    assert (classifier["augment"]["ops"], classifier["augment"]["magnitude"]) == (2, 9)
 
 
 def attends(name: str) -> list[str]:
@@ -141,3 +163,18 @@ def test_images_are_drawn_to_the_maps_that_are_held_out(at, name):
     assert samples.array("images").shape == (2, 1, 32, 32) and np.isfinite(samples.array("images")[:]).all()
     wanted = [VolumesFile(Path("data/echo2d.h5")).read("test", i).map for i in range(2)]
     np.testing.assert_array_equal(samples.array("maps")[:], wanted)
+
+
+DOWN = {"echo2d_segmentation": [f"training.network.{key}" for key in (
+            "kernel_size=[3,3,3]", "strides=[1,2,2]", "upsample_kernel_size=[2,2]", "filters=[4,8,8]")],
+        "echo2d_classification": ["training.dataset.path=views.h5", "training.network.blocks_args_str="
+                                  "[r1_k3_s11_e1_i32_o16_se0.25,r1_k3_s22_e6_i16_o24_se0.25]"]}
+
+
+@pytest.mark.parametrize("name", DOWN)
+def test_downstream_recipes_run_at_toy_size(at, name):
+    if not Path("views.h5").exists():
+        write_discs(Path("views.h5"), size=32)
+    tick = fit(name, *DOWN[name], "training.options.batch_gpu=null", "training.validation.every_ticks=1")
+    number = "val/dice" if "segmentation" in name else "val/accuracy"
+    assert 0 <= tick[number] <= 1 and np.isfinite(tick["loss/" + name.split("_")[1]])

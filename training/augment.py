@@ -208,11 +208,14 @@ class AugmentPipe:
             raise ValueError(f"AugmentPipe: images have {len(size)} spatial dimensions, spatial_dims is "
                              f"{self.spatial_dims}")
         move, labels = self.draw(generators, size)
+        return self.moved(move, batch), labels.to(batch.images.device, torch.float32)
+
+    def moved(self, move: Move, batch: Batch) -> Batch:
+        """A batch with everything that lies on the grid moved."""
         condition = {name: self._move_part(move, name, part) for name, part in batch.condition.items()
                      if PARTS[name].grid}
-        moved = Batch(self._move_images(move, batch.images, "fill"), self._move_map(move, batch.labels),
-                      batch.condition.replace(**condition))
-        return moved, labels.to(batch.images.device, torch.float32)
+        return Batch(self._move_images(move, batch.images, "fill"), self._move_map(move, batch.labels),
+                     batch.condition.replace(**condition))
 
     def draw(self, generators: ImageGenerators, size: Sequence[int]) -> tuple[Move, torch.Tensor]:
         """Draw what happens to each image of size [d], and its label [N,label_dim] float64, both on the CPU.

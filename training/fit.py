@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from edm3d.training.patches import PatchAugment
+from edm3d.training.chain import patches_of
 from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import apply_override, gib, on_card, room_of
 from edm3d.training.tasks.base import PlannedData, build_augment, fill_network
 from edm3d.utils.config import build
 
-WIDTHS = ("model_channels", "channels")  # keys of networks that say how wide they are
+WIDTHS = ("model_channels", "channels", "filters", "init_features")  # keys of networks that say how wide they are
 STEP = 8  # widths are multiples of it, as far as they were before
 MOST = 16  # times as wide as the experiment, and as large along every axis: no more is tried
 MOST_IMAGES = 1024
@@ -128,8 +128,9 @@ def batches(training: dict, source: PlannedData, ranks: int) -> Iterator[Candida
 def sizes(training: dict, source: PlannedData, ranks: int) -> Iterator[Candidate]:
     """Items of the same proportions, as near as the network's strides allow; patches where it trains on patches."""
     augment = build_augment(training, source)
-    on_patches = isinstance(augment, PatchAugment)
-    now, key = (augment.size, "training.augment.size") if on_patches else (source.shape[1:], "training.dataset.size")
+    cut = patches_of(augment)
+    on_patches = cut is not None
+    now, key = (cut[1].size, f"{cut[0]}.size") if cut else (source.shape[1:], "training.dataset.size")
     factor = factor_of(training, source)
     longest = max(range(len(now)), key=lambda axis: now[axis])
     largest = source.shape[1:] if on_patches else [MOST * n for n in now]

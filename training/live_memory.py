@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+FEW = 8  # numbers in a row that are computed, and not imagined
 ANY_NUMBER = 1.0  # what a value is said to be that nobody has computed
 
 
@@ -30,6 +36,12 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.aten.bincount.default:  # of a length that depends on values, but for minlength
             return args[0].new_empty(args[2] if len(args) > 2 else kwargs["minlength"])
+        if func is torch.ops.aten.arange.start and max(map(abs, args)) <= FEW:  # axes that losses go by, as a list
+            with unset_fake_temporarily():
+                return func(*args, **{**(kwargs or {}), "device": "cpu"})
+        if func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], FakeTensor):
+            with unset_fake_temporarily():
+                return func(*args)
         try:
             out = func(*args, **(kwargs or {}))
         except DataDependentOutputException:  # float(loss) and its like
@@ -72,8 +84,9 @@ def imagine(make: Callable[[], nn.Module]) -> nn.Module:
         net = make()
     fakes: dict[int, torch.Tensor] = {}  # a weight may have several places
     for module in net.modules():
-        for place in (module._parameters, module._buffers, vars(module)):
-            for name, tensor in place.items():
+        lists = [value for value in vars(module).values() if isinstance(value, list)]  # as DynUNet keeps its heads
+        for place in (module._parameters, module._buffers, vars(module), *lists):
+            for name, tensor in enumerate(place) if isinstance(place, list) else place.items():
                 if isinstance(tensor, torch.Tensor):
                     fake = fakes.setdefault(id(tensor), torch.empty(tensor.shape, dtype=tensor.dtype))
                     is_weight = isinstance(tensor, nn.Parameter) and not isinstance(fake, nn.Parameter)

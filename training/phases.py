@@ -30,15 +30,16 @@ Numbers = dict[str, Sum | ByLevel]
 
 
 class LossOutput(NamedTuple):
-    """loss: sum over the images of a batch, and count: how many. Further sums over the images are for the log: the
-    parts of the loss, the share of each part in the sizes of all, and what is said of the data.
+    """loss: sum over the images of a batch, and count: how many, or how many of them have a target. Further sums over
+    the images are for the log: the parts of the loss, the share of each part in the sizes of all, and what is said of
+    the data.
 
     levels: the losses of the images where a task has noise levels. totals: sums over the images that the phase's
     `absorb` asks for, alike in shape in every call. handed: what the next phase gets for the same images.
     """
 
     loss: torch.Tensor
-    count: int
+    count: int | torch.Tensor
     parts: Mapping[str, torch.Tensor]
     shares: Mapping[str, torch.Tensor] = {}
     data: Mapping[str, torch.Tensor] = {}
@@ -92,6 +93,11 @@ class Best(NamedTuple):
 
     name: str = "loss"
     higher: bool = False
+
+    @property
+    def words(self) -> str:
+        """What the line of a tick calls it."""
+        return "validation" if self.name == "loss" else f"validation {self.name}"
 
     def score(self, value: float) -> float:
         """A number that is lower for what is better."""

@@ -16,8 +16,7 @@ from edm3d.networks.tiles import Tiles
 from edm3d.training.descent import Descent, descend, far_apart, plain_kernels
 from edm3d.training.plan import DecodePlan, StepPlan, plan_decode, plan_encode, plan_step
 from edm3d.training.plan_fit import GIB, apply_override, gib, room_of, step_levers
-from edm3d.training.tasks.autoencoder import PATCHES, SIZE
-from edm3d.training.tasks.base import Lever, PlannedData, fill_network, halved
+from edm3d.training.tasks.base import PATCHES, SIZE, Lever, PlannedData, fill_network, halved
 from edm3d.utils.compose import compose, shipped_configs
 from edm3d.utils.precision import resolve_precision
 

@@ -66,7 +66,7 @@ class Trainer:
         self.measure_anew()
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
-        self.losses = {f"val/{task.best.name}": "validation"}  # numbers of a tick that its line shows, and as what
+        self.losses = {f"val/{task.best.name}": task.best.words}  # numbers of a tick that its line shows, and as what
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""

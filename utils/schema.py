@@ -64,7 +64,7 @@ class Validation:
 class Training:
     """The training half of an experiment."""
 
-    task: str = MISSING                 # autoencoder | diffusion
+    task: str = MISSING                 # autoencoder | diffusion | segmentation | classification
     dataset: dict[str, Any] = field(default_factory=dict)
     batch_transform: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from edm3d.networks.autoencoder import Reconstruction
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.adversarial import Adversary
 from edm3d.training.autoencoder_loss import AutoencoderLoss
-from edm3d.training.patches import PatchAugment
+from edm3d.training.chain import patches_of
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.tasks.base import (
     Data,
@@ -22,14 +22,13 @@ from edm3d.training.tasks.base import (
     build_augment,
     build_parts,
     fill_network,
-    halved,
+    patch_levers,
+    trained_size,
 )
 from edm3d.training.tasks.codes import CodeWatch, code_totals
 from edm3d.training.tasks.previews import build_given_back
 from edm3d.training.validation import Held
 from edm3d.utils.config import build, fill
-
-SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
 
 
 class AutoencoderTask(TaskType):
@@ -40,8 +39,7 @@ class AutoencoderTask(TaskType):
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on whole volumes, or on the patches that the augmentation cuts."""
         augment = build_augment(training, data)
-        if isinstance(augment, PatchAugment):
-            augment.check(data.shape[1:])
+        size = trained_size(augment, data)
         if imagined and training["loss"].get("perceptual_weight"):  # its network lies in a file
             training = {**training, "loss": {**training["loss"], "perceptual_weight": 0}}
         net, loss, optimizer, snapshot = build_parts(training, data, augment, imagined=imagined)
@@ -52,7 +50,7 @@ class AutoencoderTask(TaskType):
             net.latent_shape(data.shape[1:])
         except ValueError as e:
             raise ValueError(f"training.network: {e}") from e
-        shape = trained_shape(net, augment, data)
+        shape = trained_shape(net, augment, data, size)
         adversary = build_adversary(training["discriminator"], shape)
         if adversary is not None:
             adversary.check(shape)
@@ -72,11 +70,7 @@ class AutoencoderTask(TaskType):
         """Patches, each half of the one before along its longest axis, that the first stage can divide."""
         with torch.device("meta"):
             factor = build(fill_network(training, data)).factor
-        chosen = training["augment"].get("_target_") == PATCHES
-        size = training["augment"].get("size", data.shape[1:])
-        size = [size] * len(factor) if isinstance(size, int) else list(size)
-        for smaller in halved(size, factor):
-            yield Lever(SIZE, smaller, "" if chosen else "augment=patches", {"training.augment._target_": PATCHES})
+        yield from patch_levers(training, data, factor)
 
 
 def autoencoder_task(net: torch.nn.Module, loss: Callable[..., dict[str, torch.Tensor]],
@@ -142,15 +136,15 @@ def weighed(terms: dict[str, torch.Tensor], count: int, with_shares: bool) -> Lo
     return LossOutput(sum(terms.values()), count, terms, shares)
 
 
-def trained_shape(net: torch.nn.Module, augment: Callable | None, data: Data) -> tuple[int, ...]:
+def trained_shape(net: torch.nn.Module, augment: Callable | None, data: Data, size: tuple[int, ...]
+                  ) -> tuple[int, ...]:
     """Shape [C,*S] of what a first stage sees in training; ValueError for a patch that it cannot divide."""
-    if not isinstance(augment, PatchAugment):
-        return tuple(data.shape)
-    try:
-        net.latent_shape(augment.size)
-    except ValueError as e:
-        raise ValueError(f"training.augment.size={list(augment.size)}: {e}") from None  # no size of the data
-    return (data.shape[0], *augment.size)
+    if (found := patches_of(augment)) is not None:
+        try:
+            net.latent_shape(size)
+        except ValueError as e:
+            raise ValueError(f"{found[0]}.size={list(size)}: {e}") from None  # no size of the data
+    return (data.shape[0], *size)
 
 
 def build_adversary(node: dict, shape: Sequence[int]) -> Adversary | None:

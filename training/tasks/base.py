@@ -1,7 +1,7 @@
 """What the program asks of a task, and what tasks are assembled from."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,11 +15,14 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.layers import per_axis, size_error_of
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
+from edm3d.training.chain import patches_of
 from edm3d.training.live_memory import imagine
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show
 from edm3d.training.validation import Held
 from edm3d.utils.config import build, fill, find_target
+
+SIZE, PATCHES = "training.augment.size", "training.patches.PatchAugment"
 
 
 class Data(Protocol):
@@ -104,8 +107,8 @@ def build_parts(training: dict, data: Data, augment: Callable | None = None, sha
                 ) -> tuple[torch.nn.Module, Any, torch.optim.Optimizer, Snapshot]:
     """What every task has: a network with its loss and optimiser, and what snapshots will say of it.
 
-    shape: [C,*S] of what the network sees, where that is not what the data set holds. outputs: channels that it gives,
-    where these are not those that it sees.
+    shape: [C,*S] of what the network sees, where that is not what the data set holds. outputs: classes that it tells
+    apart, None for a network that gives images.
     """
     node = fill_network(training, data, getattr(augment, "label_dim", 0), shape, outputs)
     make = partial(build, node, path="training.network")
@@ -123,8 +126,11 @@ def fill_network(training: dict, data: Data, augment_dim: int = 0, shape: Sequen
     """
     channels, *size = shape or data.shape
     node = fill_told(training["network"], "training.network", data, size)
-    return fill(node, in_channels=channels, out_channels=outputs or channels, spatial_dims=len(size),
-                image_size=list(size), num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
+    if outputs is not None:  # classes that it tells apart; MONAI's image sizes are one number
+        return fill(node, in_channels=channels, out_channels=outputs, num_classes=outputs, spatial_dims=len(size),
+                    image_size=max(size))
+    return fill(node, in_channels=channels, out_channels=channels, spatial_dims=len(size), image_size=list(size),
+                num_classes=len(data.facts.label_classes), augment_dim=augment_dim)
 
 
 def fill_told(node: dict, path: str, data: Data, size: Sequence[int]) -> dict:
@@ -181,6 +187,9 @@ def mended(training: dict, data: Data, size: Sequence[int], larger: Sequence[int
     facts, patch = data.facts, training["batch_transform"].get("patch")
     if patch and per_axis(patch, len(size), "patch") == tuple(size):
         return f"training.batch_transform.patch={str(list(larger)).replace(' ', '')} trains on patches that fit"
+    cut = None if facts.latents else patches_of(build_augment(training, data))
+    if cut and cut[1].size == tuple(size):
+        return f"{cut[0]}.size={str(list(larger)).replace(' ', '')} cuts patches that fit"
     if not facts.source:  # of a plan
         return (f"the first number of --shape is the channels; write --shape {data.shape[0]} "
                 f"{' '.join(map(str, larger))}")
@@ -204,6 +213,37 @@ def build_augment(training: dict, data: Data) -> Callable | None:
                          "not turn with their image; choose augment=none")
     known = {"spatial_dims": len(data.shape) - 1, "semantic_dim": len(data.facts.semantic_classes)}
     return build(fill(node, **known), path="training.augment") if node else None
+
+
+def trained_size(augment: Callable | None, data: Data) -> tuple[int, ...]:
+    """Size [*S] of what a network sees in training: patches where the augmentation cuts them, else whole images.
+
+    ValueError for patches that are larger than the images.
+    """
+    size = tuple(data.shape[1:])
+    if (found := patches_of(augment)) is None:
+        return size
+    key, patches = found
+    patches.check(size, key)
+    return patches.size
+
+
+def patch_levers(training: dict, data: PlannedData, factor: Sequence[int]) -> Iterator[Lever]:
+    """Patches, each half of the one before along its longest axis, that the factors [*S] divide."""
+    found = patches_of(build_augment(training, data))
+    key, size = (f"{found[0]}.size", found[1].size) if found else (SIZE, data.shape[1:])
+    for smaller in halved(size, factor):
+        yield Lever(key, smaller) if found else Lever(key, smaller, "augment=patches",
+                                                      {"training.augment": {"_target_": PATCHES}})
+
+
+def tell_only(parts: Container[str], *datasets: object) -> None:
+    """Have data sets read no more than some parts of their conditions; what they kept before is forgotten."""
+    for dataset in datasets:
+        if (conditions := getattr(dataset, "conditions", None)) is not None:
+            conditions.told = parts
+            if isinstance(kept := getattr(dataset, "cache", None), dict):
+                kept.clear()
 
 
 def halved(size: Sequence[int], factor: Sequence[int]) -> Iterator[list[int]]:

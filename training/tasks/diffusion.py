@@ -1,6 +1,6 @@
 """The diffusion task: one network, one optimiser, one denoising loss."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -20,11 +20,13 @@ from edm3d.networks.precond import SLACK
 from edm3d.samplers.denoiser import Wrapper
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.batch_transforms import LABELS, Identity
+from edm3d.training.chain import parts_of
 from edm3d.training.loss import USUAL
 from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
+from edm3d.training.rand_augment import RandAugment
 from edm3d.training.refining import RefineImages
-from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts
+from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts, tell_only
 from edm3d.training.tasks.previews import build_drawn
 from edm3d.training.validation import Held
 from edm3d.utils.checks import listed
@@ -42,9 +44,7 @@ class DiffusionTask(TaskType):
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on what the batch transform makes of the data; a plan takes data as networks see them."""
         augment = build_augment(training, data)
-        if isinstance(augment, PatchAugment):
-            raise ValueError(f"training.augment._target_={training['augment']['_target_']}: patches are for first "
-                             "stages (training.task=autoencoder); choose augment=none or augment=edm")
+        check_told(augment)
         transform = imagined_transform(training, data) if imagined else build_transform(training, data, held)
         told = told_data(training, data, transform, imagined)
         shape = getattr(transform, "shape", told.shape)
@@ -154,13 +154,14 @@ def drop_parts(condition: Condition, takes: Mapping[str, Part], generators: Imag
     return condition
 
 
-def tell_only(parts: Container[str], *datasets: object) -> None:
-    """Have data sets read no more than some parts of their conditions; what they kept before is forgotten."""
-    for dataset in datasets:
-        if (conditions := getattr(dataset, "conditions", None)) is not None:
-            conditions.told = parts
-            if isinstance(kept := getattr(dataset, "cache", None), dict):
-                kept.clear()
+def check_told(augment: Callable | None) -> None:
+    """ValueError for an augmentation of which the network would not be told: what it draws would show it."""
+    for key, part in parts_of(augment):
+        if isinstance(part, (PatchAugment, RandAugment)):
+            what = "patches are" if isinstance(part, PatchAugment) else "changes that the network is not told of are"
+            raise ValueError(f"{key}._target_={type(part).__module__.removeprefix('edm3d.')}.{type(part).__name__}: "
+                             f"{what} for first stages (training.task=autoencoder) and downstream networks; choose "
+                             "augment=none or augment=edm")
 
 
 def usual_choice(precond: type) -> str:

@@ -1,5 +1,7 @@
 """The segmentation task: the class of every voxel."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 
@@ -8,15 +10,18 @@ from edm3d.metrics.overlap import dice
 from edm3d.networks.windows import windowed
 from edm3d.training.phases import Best, Numbers, Sum
 from edm3d.training.targets import VoxelTarget
+from edm3d.training.tasks.base import Lever, PlannedData, fill_network, patch_levers
 from edm3d.training.tasks.downstream import DownstreamTask
+from edm3d.training.tasks.downstream_checks import divisor
+from edm3d.training.tasks.downstream_previews import build_segmented
 
 
 class SegmentationTask(DownstreamTask):
     """Training a segmenter, on whole volumes or on patches; held-out volumes are seen whole, in windows."""
 
-    target, best = VoxelTarget, Best("dice", higher=True)
+    target, best, preview = VoxelTarget, Best("dice", higher=True), staticmethod(build_segmented)
 
-    def measured(self, net: torch.nn.Module, loss: object, images: torch.Tensor, target: torch.Tensor,
+    def measured(self, net: torch.nn.Module, loss: Callable, images: torch.Tensor, target: torch.Tensor,
                  snapshot: Snapshot) -> Numbers:
         """The loss, and Dice of every class but the first, over the images that have it; `dice`: the mean over all."""
         logits = windowed(net, images, snapshot.shape[1:]).float()
@@ -28,3 +33,9 @@ class SegmentationTask(DownstreamTask):
                     for k, name in enumerate(snapshot.predicts.names[1:])}
         return {"loss": Sum(sum(term.sum() for term in terms.values()), len(images)),
                 "dice": Sum(found[there].sum(), there.sum()), **of_class}
+
+    def levers(self, training: dict, data: PlannedData) -> Iterator[Lever]:
+        """Patches, each half of the one before along its longest axis, that the network can divide."""
+        size = data.shape[1:]
+        factor = divisor(fill_network(training, data, outputs=2), data.shape[0], len(size))
+        yield from patch_levers(training, data, factor or (1,) * len(size))
