@@ -162,6 +162,16 @@ class Model:
                              "of a diffusion experiment")
 
 
+def load(name: str | Path, *, run_root: str = "results", device: str = "auto", precision: str | None = None,
+         trust: bool = False) -> Model | Predictor:
+    """A trained network, found as Model.load does: a Predictor where it is a segmenter or classifier, else a Model."""
+    snapshot = Snapshot.read(find_file(str(name), "network-snapshot", Path(run_root), "name"))
+    if snapshot.predicts is None:
+        return Model(snapshot, run_root=run_root, device=device, precision=precision, trust=trust)
+    own = distributed.choose_device(device)
+    return Predictor(snapshot, snapshot.build(trust).to(own), resolve_precision(precision or PRECISIONS[0], own))
+
+
 def check_no_prediction(snapshot: Snapshot) -> None:
     """ValueError for a segmenter or classifier, which neither draws nor encodes."""
     if snapshot.predicts is not None:
