@@ -5,12 +5,13 @@ both: trained on both it is not worse than on the real pairs by more than 0.01. 
 ones add at least 0.01. All on the test split, in the mean of several seeds, each segmenter of echo3d_segmentation for
 as many images.
 
-512 real pairs have taught first stage, echo3d_semantic_edm and echo_refine; the generated ones, one for each of the 512
-maps, are drawn by these. So `few` says what a segmenter with 32 labelled volumes of its own gains by what others have
-learnt from more, not what 32 volumes alone could give.
+512 real pairs have taught first stage and echo3d_semantic_edm; the generated ones are drawn by these to 256 maps that
+no network has seen. So `few` says what a segmenter with 32 labelled volumes of its own gains by what others have learnt
+from more, not what 32 volumes alone could give.
 
 Run from the top of the checkout: python -m benchmarks.downstream [--seed N] [--seeds 3] [--folder FOLDER]
-Another --seed is other phantoms, other trainings and other noise. A folder keeps what was made; another call goes on.
+Another --seed is other phantoms, other trainings and other noise. A folder keeps what was made; another call goes on,
+also in the folder of a finished `make semantic-demo`, whose networks and samples are then taken.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from benchmarks.common import json_line
 from benchmarks.conditions import Bench
 
 ALONE, BOTH, FEW = 0.9, -0.01, 0.01  # share of the Dice of real pairs, and differences from it
-MAPS, NUM, SOME = 512, 460, 32  # maps drawn to; pairs that segmenters learn (a tenth is held out); those that are few
-REAL, DRAWN = "data/pairs.h5", "results/drawn/samples.h5"
+MAPS, NUM, SOME = 256, 230, 32  # maps drawn to; pairs that segmenters learn (a tenth is held out); those that are few
+REAL, ASKED, DRAWN = "data/echo.h5", "data/echo_maps.h5", "results/semantic_demo/samples.h5"
 SETS = {"real": ([REAL], [NUM]), "generated": ([DRAWN], [NUM]), "both": ([REAL, DRAWN], [NUM, NUM]),
         "few": ([REAL], [SOME]), "few_both": ([REAL, DRAWN], [SOME, NUM])}  # files, and how many items of each
 
@@ -33,19 +34,17 @@ class Downstream(Bench):
 
     def prepare(self) -> None:
         """Real pairs, networks that learn from them, and a generated pair for every map."""
-        parts = ["0.5", "0.125", "0.375"]
-        self.once(REAL, "phantoms", "dataset_tool.py", "phantom", "--dest", REAL, "--num", str(2 * MAPS), "--split",
-                  *parts, "--seed", str(self.seed))
-        own = [f"training.dataset.path={REAL}", f"training.options.seed={self.seed}"]
-        self.once("results/*-echo_vae/network-snapshot-*", "first_stage", "train.py", "-cn=echo_vae", *own)
+        own = f"training.options.seed={self.seed}"
+        self.once(REAL, "phantoms", "dataset_tool.py", "phantom", "--dest", REAL, "--seed", str(2 * self.seed))
+        self.once(ASKED, "phantoms", "dataset_tool.py", "phantom", "--dest", ASKED, "--num", str(MAPS), "--seed",
+                  str(2 * self.seed + 1), "--split", "1", "0", "0")
+        self.once("results/*-echo_vae/network-snapshot-*", "first_stage", "train.py", "-cn=echo_vae", own)
         self.once("data/echo_latents.h5", "encode", "dataset_tool.py", "encode", "--autoencoder", "echo_vae",
                   "--source", REAL, "--dest", "data/echo_latents.h5")
         self.once("results/*-echo3d_semantic_edm/network-snapshot-*", "semantic", "train.py",
-                  "-cn=echo3d_semantic_edm", own[1])
-        self.once("results/*-echo_refine/network-snapshot-*", "refiner", "train.py", "-cn=echo_refine", *own)
-        self.run("draw", "generate.py", "-cn=echo3d_semantic_edm", "sampling.refiner=echo_refine",
-                 f"sampling.conditions={REAL}", "sampling.conditions_split=train", f"sampling.seeds=0-{MAPS - 1}",
-                 f"sampling.outdir={Path(DRAWN).parent}", "sampling.nifti=false")
+                  "-cn=echo3d_semantic_edm", own)
+        self.once(DRAWN, "draw", "generate.py", "-cn=echo3d_semantic_edm", f"sampling.conditions={ASKED}",
+                  f"sampling.seeds=0-{MAPS - 1}", f"sampling.outdir={Path(DRAWN).parent}")
 
     def once(self, made: str, name: str, script: str, *arguments: str) -> None:
         """Run a command unless what it makes is there."""

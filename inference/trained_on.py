@@ -74,7 +74,7 @@ def opened(path: Path, split: str) -> tuple[int | None, str | None]:
             counts = [file.length(name) for name in file.splits if split in (ALL, name)]
             return sum(counts) or None, file.content_hash
         samples = SamplesFile(path)
-        return len(rows_of_split(len(samples), split)) or None, ""
+        return len(rows_of_split(len(samples), split)) or None, samples.content_hash
     return None, None
 
 

@@ -6,7 +6,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 import psutil
@@ -27,9 +27,23 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # how such files start
 
 def runs_of(root: Path, experiment: str) -> Iterator[Path]:
     """Run folders of an experiment, newest first; a damaged status.json is an error where one comes to its folder."""
+    return (p for p in numbered(root) if is_run_of(p, experiment))
+
+
+def numbered(root: Path) -> list[Path]:
+    """Run folders, newest first."""
     folders = [p for p in root.iterdir() if RUN.match(p.name)] if root.is_dir() else []
-    folders.sort(key=lambda p: int(RUN.match(p.name)[1]), reverse=True)
-    return (p for p in folders if is_run_of(p, experiment))
+    return sorted(folders, key=lambda p: int(RUN.match(p.name)[1]), reverse=True)
+
+
+def runs_called(root: Path, name: str) -> Iterator[Path]:
+    """Run folders by all that stands behind their number, EXPERIMENT-DESC (training.options.desc), newest first."""
+    for folder in numbered(root):
+        if RUN.sub("", folder.name) == name:
+            with suppress(ValueError):  # damaged: that of an experiment's name says so
+                said = read_status(folder).get("experiment")
+                if isinstance(said, str) and name.startswith(f"{said}-"):
+                    yield folder
 
 
 def is_run_of(folder: Path, experiment: str) -> bool:
@@ -163,7 +177,8 @@ def list_files(folder: Path, kind: str) -> list[Path]:
 
 
 def find_file(name: str, kind: str, root: Path, key: str) -> Path:
-    """The newest snapshot or state meant by an experiment's name, a run folder or a file; `key` is what to change.
+    """The newest snapshot or state meant by an experiment's name, also with the description of a run behind it
+    (echo_vae-mine), a run folder or a file; `key` is what to change.
 
     A published network is meant by its folder, which is given back.
     """
@@ -175,7 +190,7 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
         return path
     if kind == "network-snapshot" and is_published(path):
         return path
-    for folder in [path] if path.is_dir() else runs_of(root, name):
+    for folder in [path] if path.is_dir() else chain(runs_of(root, name), runs_called(root, name)):
         if files := list_files(folder, kind):
             return files[-1]
     if path.is_dir():
