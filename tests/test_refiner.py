@@ -188,7 +188,8 @@ def test_a_run_goes_on_with_the_first_stage_that_it_began_with():
 
 
 def test_a_size_that_does_not_divide_is_mended_by_patches_where_it_is_theirs():
-    training = {"batch_transform": {"patch": 7}, "dataset": {"_target_": "training.datasets.volumes.VolumesDataset"}}
+    training = {"batch_transform": {"patch": 7}, "augment": {},
+                "dataset": {"_target_": "training.datasets.volumes.VolumesDataset"}}
     volumes = ToldData((1, 18, 18, 18), replace(BLANK.facts, source="a.h5"))
     assert mended(training, volumes, (7, 7, 7), (8, 8, 8)).startswith("training.batch_transform.patch=[8,8,8]")
     assert mended(training, volumes, (18, 18, 18), (20, 20, 20)).startswith("training.dataset.size=[20,20,20]")
