@@ -50,6 +50,7 @@ GRID64 = {"bands_db": 1.0, "ks_mean": 0.25, "ks_std": 0.25, "length": 0.10, "cpu
 REAL = {"bands_db": 1.5, "mean_of_draws_db": 0.0, "one_draw_db": -3.0}
 CORRELATED = 0.2       # lag-1 correlation above which a correlation length says something
 PATCH, DRAWS = 16, 16  # voxels along each axis of a patch of the real volume; draws of each
+FLIPPED = ["augment=mild", *(f"training.augment.{name}=0" for name in ("translate_int", "scale", "rotate_frac"))]
 HELD_FROM = 25         # slice of its axis 1, of 41, from which on all is held out
 
 
@@ -178,9 +179,10 @@ def real(bench: Refining) -> dict:
     for source, dest in (("patches", patches), ("draws", draws)):
         bench.tool("prepare", "--images", f"data/real/{source}", "--dest", dest, "--range", "0", "1", "--overwrite",
                    "--split", "1", "0", "0")
-    own = [f"training.dataset.path={patches}", "training.options.desc=real", "training.validation.max_items=0"]
-    stage = bench.train("echo_vae-real", "-cn=echo_vae", *own, "training.options.total_kimg=12")
-    refiner = bench.train("echo_refine-real", "-cn=echo_refine", *own, "training.options.total_kimg=16",
+    own = [f"training.dataset.path={patches}", "training.options.desc=real", "training.validation.max_items=0",
+           *FLIPPED]
+    stage = bench.train("echo_vae-real", "-cn=echo_vae", *own, "training.options.total_kimg=4")
+    refiner = bench.train("echo_refine-real", "-cn=echo_refine", *own, "training.options.total_kimg=12",
                           "training.network.model.semantic_dim=0",
                           f"training.batch_transform.autoencoder={bench.relative(stage)}")
     bench.tool("encode", "--autoencoder", bench.relative(stage), "--source", draws, "--dest", latents, "--overwrite")

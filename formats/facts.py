@@ -10,6 +10,7 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.items import affine_problem, check_names
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import NAMES, ROLES, VolumesFile
+from edm3d.utils.files import plain_hash
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
@@ -246,6 +247,18 @@ def volume_facts(file: VolumesFile, split: str) -> Facts:
                  file.spatial_shape(split), rows_of(file.affines(split)[0]), conditions or None,
                  meta.map_classes or None, meta.attribute_names, meta.attribute_units,
                  None if attributes is None or not meta.attribute_names else AttributeStatistics.of(attributes))
+
+
+def mixture_hash(hashes: Sequence[str | None], shares: Sequence[float | None], counts: Sequence[int | None], seed: int
+                 ) -> str:
+    """Of data that files make together, by the content hash of each, None: left out; that of one file taken as it is.
+
+    shares, counts: of each file, None where none is given; seed: of the order by which items are drawn where one is.
+    """
+    drawn = any(value is not None for value in (*shares, *counts))
+    if len(hashes) == 1 and not drawn:
+        return hashes[0]
+    return plain_hash([list(hashes), list(shares), list(counts), seed if drawn else None])
 
 
 def rows_of(affine: np.ndarray | Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:

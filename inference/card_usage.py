@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import OF_VOXELS, Prediction
+from edm3d.formats.prediction import Prediction
 from edm3d.networks.conditioning import Part
 from edm3d.networks.parts import PARTS
 from edm3d.utils.names import one_line
@@ -25,7 +25,7 @@ def hub_task(takes: Mapping[str, Part]) -> str:
 
 def hub_task_of(predicts: Prediction) -> str:
     """What hubs call the task of a segmenter or classifier."""
-    return "image-segmentation" if predicts.kind in OF_VOXELS else "image-classification"
+    return "image-segmentation" if predicts.of_voxels else "image-classification"
 
 
 def hub_tags(takes: Mapping[str, Part]) -> list[str]:
@@ -127,14 +127,14 @@ def refining(name: str, stage: str) -> str:
 
 def predicting(name: str, predicts: Prediction) -> str:
     """The shortest code that says what images show, and the same typed."""
-    size = "[N,K,*S], of every voxel" if predicts.kind in OF_VOXELS else "[N,K]"
+    size = "[N,K,*S], of every voxel" if predicts.of_voxels else "[N,K]"
     lines = ["from pathlib import Path", "", "import torch", "",
              "from edm3d.inference.predictor import open_predictor", "",
              f'predictor = open_predictor("{name}", Path("results"), torch.device("cpu"))  # this folder',
              "x = predictor.facts.intensity.to_network(images)  # [N,C,*S] in the units below",
              f"probabilities = predictor(torch.as_tensor(x))  # {size}"]
     parts = [fenced("python", "\n".join(lines))]
-    if predicts.kind in OF_VOXELS:
+    if predicts.of_voxels:
         words = f"edm3d data segment --network {shlex.quote(name)} --source volumes.h5 --dest labels.h5"
         parts += ["From the command line:", fenced("", one_line(words))]
     return "\n\n".join(parts)

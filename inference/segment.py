@@ -278,8 +278,9 @@ def has_samples(dest: Path, provenance: dict, overwrite: bool) -> bool:
 def write_samples(dest: Path, parts: Parts, job: SegmentJob, provenance: dict) -> None:
     """The samples file, its label maps those of the parts; it says which segmenter they are of."""
     file, had = job.source.file, job.source.file.meta
-    meta = had._replace(facts=replace(had.facts, label_classes=job.predictor.predicts.names),
-                        sampling=had.sampling | {"labels": labelling(provenance)._asdict()})
+    asked = had.facts.semantic_classes if "maps" in file.names else None  # of maps, which keep their own names
+    facts = replace(had.facts, label_classes=job.predictor.predicts.names, map_classes=asked or had.facts.map_classes)
+    meta = had._replace(facts=facts, sampling=had.sampling | {"labels": labelling(provenance)._asdict()})
 
     def row(name: str, index: int) -> np.ndarray:
         return parts.read(index, "label")["label"] if name == "labels" else file.row(name, index)

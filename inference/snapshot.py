@@ -10,7 +10,7 @@ import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
-from edm3d.formats.prediction import OF_VOXELS, Prediction
+from edm3d.formats.prediction import Prediction
 from edm3d.formats.published import read_published
 from edm3d.formats.refinement import Refinement
 from edm3d.inference.first_stage import FirstStage
@@ -208,7 +208,7 @@ class Snapshot:
             label = torch.zeros(1, *self.shape[1:], dtype=torch.long) if net.num_classes else None
             self.check_decoded(self.shape[0], *net.decode(net.encode(x, label).mean))
         elif self.predicts is not None:
-            sizes = self.shape[1:] if self.predicts.kind in OF_VOXELS else ()
+            sizes = self.shape[1:] if self.predicts.of_voxels else ()
             if (made := net(x).shape) != (wanted := (1, len(self.predicts.names), *sizes)):
                 raise ValueError(f"the network makes {list(made)} of {list(x.shape)}, wanted {list(wanted)}")
         elif hasattr(net, "sigma_min"):

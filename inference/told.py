@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import OF_VOXELS, Prediction
+from edm3d.formats.prediction import Prediction
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.network_files import build_skeleton, check_size
 from edm3d.inference.snapshot import Snapshot
@@ -47,13 +47,13 @@ def lines(takes: Mapping[str, Part], facts: Facts) -> Iterator[str]:
 
 def in_words(predicts: Prediction) -> str:
     """What a segmenter or classifier gives of an image."""
-    of = "every voxel" if predicts.kind in OF_VOXELS else "an image"
+    of = "every voxel" if predicts.of_voxels else "an image"
     return one_line(f"gives the class of {of}, of {predicts}")
 
 
 def used_by(predicts: Prediction) -> str:
     """By which command a segmenter or classifier is used."""
-    if predicts.kind in OF_VOXELS:
+    if predicts.of_voxels:
         return f"{command('data', 'segment', '--network')} writes label maps by it"
     return f"{command('evaluate', 'downstream', '--runs')} tests it"
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from edm3d.inference.batch import Batch, collate
-from edm3d.inference.conditions import StoredConditions
 from edm3d.networks.conditioning import stack
 from edm3d.utils import distributed
 
@@ -34,8 +33,7 @@ def voxel_counts(dataset: Sized, target: Target, classes: int) -> np.ndarray:
 
 def image_counts(dataset: Sized, target: Target, classes: int) -> np.ndarray:
     """Images of each class [classes] in a data set; no image is read where it keeps conditions by themselves."""
-    stored = getattr(dataset, "conditions", None)
-    known = stored if isinstance(stored, StoredConditions) else lambda i: dataset[i].condition
+    known = getattr(dataset, "conditions", None) or (lambda i: dataset[i].condition)
     total = np.zeros(classes, np.int64)
     for i in range(len(dataset)):
         total += counted(target(Batch(torch.empty(1, 0), None, stack([known(i)]))), classes)
@@ -47,12 +45,16 @@ def counted(target: torch.Tensor, classes: int) -> np.ndarray:
     return torch.bincount(target[target >= 0].flatten(), minlength=classes).numpy()
 
 
-def check_classes(names: Sequence[str], counts: Sequence[int], what: str, source: str) -> list[str]:
-    """A line on classes that no image has; ValueError where all images are of one class, or none has any."""
+def check_classes(names: Sequence[str], counts: Sequence[int], what: str, source: str, unit: str = "image"
+                  ) -> list[str]:
+    """A line on classes that nothing has, by counts of images, or of the voxels of some; ValueError where all are of
+    one class, or none has any.
+    """
     there = [f"{name} {count}" for name, count in zip(names, counts, strict=True) if count]
     if len(there) < 2:
-        found = f"one class only: {there[0]}" if there else "no image with a class"
-        wanted = f"images of {' and of '.join(names)}" if len(names) == 2 else "images of two classes or more"
-        raise ValueError(f"{what}: {source} has {found} of its training images; wanted {wanted}")
+        found = f"one class only: {there[0]}" if there else f"no {unit} with a class"
+        wanted = f"{unit}s of {' and of '.join(names)}" if len(names) == 2 else f"{unit}s of two classes or more"
+        raise ValueError(f"{what}: {source} has {found} of its training {unit}s; wanted {wanted}")
     gone = [name for name, count in zip(names, counts, strict=True) if not count]
-    return [f"Warning: {what}: no training image is {', '.join(gone)}"] if gone else []
+    seen = "" if unit == "image" else f" of up to {MOST_MAPS} items"
+    return [f"Warning: {what}: no training {unit}{seen} is {', '.join(gone)}"] if gone else []

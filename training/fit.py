@@ -1,17 +1,15 @@
 """The widest network, the largest batch or the largest volumes that a card takes, found by plan after plan."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from math import gcd
 from typing import NamedTuple
 
-import torch
-
 from edm3d.training.chain import patches_of
 from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import apply_override, gib, on_card, room_of
-from edm3d.training.tasks.base import PlannedData, build_augment, fill_network
-from edm3d.utils.config import build
+from edm3d.training.tasks import TASKS
+from edm3d.training.tasks.base import PlannedData, build_augment
 
 WIDTHS = ("model_channels", "channels", "filters", "init_features")  # keys of networks that say how wide they are
 STEP = 8  # widths are multiples of it, as far as they were before
@@ -131,7 +129,7 @@ def sizes(training: dict, source: PlannedData, ranks: int) -> Iterator[Candidate
     cut = patches_of(augment)
     on_patches = cut is not None
     now, key = (cut[1].size, f"{cut[0]}.size") if cut else (source.shape[1:], "training.dataset.size")
-    factor = factor_of(training, source)
+    factor = TASKS[training["task"]].factor(training, source)
     longest = max(range(len(now)), key=lambda axis: now[axis])
     largest = source.shape[1:] if on_patches else [MOST * n for n in now]
     for count in range(1, largest[longest] // factor[longest] + 1):
@@ -144,13 +142,6 @@ def sizes(training: dict, source: PlannedData, ranks: int) -> Iterator[Candidate
             yield Candidate({key: size}, shape, typed(key, size))
         else:  # of latents, which are as large as their volumes make them
             yield Candidate({}, shape, f"--shape {' '.join(map(str, shape))}")
-
-
-def factor_of(training: dict, source: PlannedData) -> Sequence[int]:
-    """What the sizes of a network must divide by, 1 where it does not say."""
-    with torch.device("meta"):
-        net = build(fill_network(training, source), path="training.network")
-    return getattr(getattr(net, "model", net), "factor", (1,) * (len(source.shape) - 1))
 
 
 def typed(key: str, value: object) -> str:

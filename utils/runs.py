@@ -46,6 +46,11 @@ def runs_called(root: Path, name: str) -> Iterator[Path]:
                     yield folder
 
 
+def runs_meant(root: Path, name: str) -> Iterator[Path]:
+    """Run folders that a name means: those of an experiment, else those called so, newest first."""
+    return chain(runs_of(root, name), runs_called(root, name))
+
+
 def is_run_of(folder: Path, experiment: str) -> bool:
     """Whether a run folder is an experiment's; ValueError where it may be, but status.json, which says so, is damaged
     or, beside states, names no experiment that the folder could be of.
@@ -190,23 +195,26 @@ def find_file(name: str, kind: str, root: Path, key: str) -> Path:
         return path
     if kind == "network-snapshot" and is_published(path):
         return path
-    for folder in [path] if path.is_dir() else chain(runs_of(root, name), runs_called(root, name)):
+    for folder in [path] if path.is_dir() else runs_meant(root, name):
         if files := list_files(folder, kind):
             return files[-1]
     if path.is_dir():
         raise ValueError(f"{key}={name}: the folder holds no {kind}-*.pt")
-    likely = near(name, sorted(experiments(root) - {name}))
+    likely = near(name, sorted(names_of_runs(root) - {name}))
     raise ValueError(f"{key}={name}: no such file or folder, and no run of that name with a {kind} in {root}/"
                      + "".join(f"; did you mean '{one}'?" for one in likely))
 
 
-def experiments(root: Path) -> set[str]:
-    """Names of the experiments that have runs; a folder whose status.json is damaged is left out."""
+def names_of_runs(root: Path) -> set[str]:
+    """Names by which runs are found, of their experiments and their own; a folder whose status.json is damaged is left
+    out.
+    """
     names = set()
     for folder in root.glob("*-*"):
         with suppress(ValueError):
-            names.add(read_status(folder).get("experiment"))
-    return names - {None}
+            if said := read_status(folder).get("experiment"):
+                names |= {said, RUN.sub("", folder.name)}
+    return names
 
 
 def is_published(folder: Path) -> bool:
@@ -224,7 +232,7 @@ def passed_over(path: Path, name: str, root: Path) -> list[str]:
     """A note on runs of an experiment that are newer than the one a file of it was found in, if there are any."""
     if Path(name).exists():
         return []
-    newer = list(takewhile(lambda folder: folder != path.parent, runs_of(root, name)))
+    newer = list(takewhile(lambda folder: folder != path.parent, runs_meant(root, name)))
     told = [f"{folder} ({': '.join(filter(None, (status.get('status'), first_words(status.get('why', '')))))})"
             for folder in newer for status in [read_status(folder)]]
     kind = path.stem.rpartition("-")[0]

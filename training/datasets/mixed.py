@@ -1,6 +1,6 @@
 """Items of one or several files, volumes and samples, each with its share in the stream that training sees."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from os.path import realpath
 from pathlib import Path
@@ -9,18 +9,18 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.describe import HDF5
-from edm3d.formats.facts import AttributeStatistics
+from edm3d.formats.facts import AttributeStatistics, mixture_hash
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.formats.wanted import check_is_file
 from edm3d.inference.batch import Sample
+from edm3d.networks.conditioning import Condition
 from edm3d.networks.parts import PARTS
 from edm3d.training.datasets.samples import SamplesDataset
 from edm3d.training.datasets.together import OF_LABELS, together
 from edm3d.training.datasets.volumes import NoItems, VolumesDataset
 from edm3d.utils.checks import check_count, is_whole, listed
 from edm3d.utils.commands import command
-from edm3d.utils.files import plain_hash
 
 Source = VolumesDataset | SamplesDataset
 DATASETS = {"volumes": VolumesDataset, "samples": SamplesDataset}  # by the format of the file
@@ -66,10 +66,9 @@ class MixedDataset:
                 for i in there]
         self.entries = stream([len(each) for each in rows], [shares[i] for i in there], trains)
         self.rows = rows
-        facts = replace(common.facts, attribute_statistics=self.statistics() if common.facts.attribute_names else None)
-        if len(paths) > 1 or counts != [None]:
-            facts = replace(facts, content_hash=plain_hash([hashes, shares, counts, seed]))
-        self.facts = facts
+        self.conditions = MixedConditions(self)
+        self.facts = replace(common.facts, content_hash=mixture_hash(hashes, shares, counts, seed),
+                             attribute_statistics=self.statistics() if common.facts.attribute_names else None)
         self.notes = [*self.composition(), *(f"Note: {source[0]}; it is left out" for source in found
                                              if isinstance(source, tuple)), *common.notes]
 
@@ -80,7 +79,7 @@ class MixedDataset:
         source, number = self.entries[index]
         sample = self.sources[source][int(self.rows[source][number])]
         condition = sample.condition.only(self.parts)
-        if self.semantic == OF_LABELS and "semantic" in self.parts:
+        if self.semantic == OF_LABELS and "semantic" in self.parts and self.conditions.is_told("semantic"):
             classes = len(self.facts.semantic_classes)
             condition = condition.replace(semantic=PARTS["semantic"].row(sample.label, classes, self.shape[1:]))
         return Sample(sample.image, sample.label if self.facts.label_classes else None, condition)
@@ -98,6 +97,38 @@ class MixedDataset:
         return [f"Data from   {source.facts.source}: {len(rows)} of {len(source)} items, {100 * times / len(self):.4g} "
                 f"% of the stream" + (f", each {times / len(rows):.4g} times a round" if times > len(rows) else "")
                 for source, rows, times in zip(self.sources, self.rows, often)]
+
+
+class MixedConditions:
+    """The conditions of a mixture's items, but for what lies on their grid, without reading the images.
+
+    told: names of the parts that its sources are to read, None for all; what they kept before is forgotten.
+    """
+
+    def __init__(self, mixture: MixedDataset):
+        self.mixture = mixture
+
+    @property
+    def told(self) -> Container[str] | None:
+        return self.mixture.sources[0].conditions.told
+
+    @told.setter
+    def told(self, parts: Container[str] | None) -> None:
+        for source in self.mixture.sources:
+            source.conditions.told = parts
+            if source.cache is not None:
+                source.cache.clear()
+
+    def is_told(self, name: str) -> bool:
+        """Whether a part is wanted."""
+        return self.told is None or name in self.told
+
+    def __call__(self, index: int) -> Condition:
+        """Of an item."""
+        source, number = self.mixture.entries[index]
+        row = int(self.mixture.rows[source][number])
+        off_grid = {name for name in self.mixture.parts if not PARTS[name].grid}
+        return self.mixture.sources[source].conditions(row).only(off_grid)
 
 
 # ---- what is asked ----

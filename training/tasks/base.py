@@ -97,6 +97,12 @@ class TaskType:
         """What a plan is to decode, None for nothing."""
         return None
 
+    def factor(self, training: dict, data: PlannedData) -> Sequence[int]:
+        """What the sizes [*S] of a network must divide by, 1 where it does not say."""
+        with torch.device("meta"):
+            net = build(fill_network(training, data), path="training.network")
+        return getattr(getattr(net, "model", net), "factor", (1,) * (len(data.shape) - 1))
+
     def levers(self, training: dict, data: PlannedData) -> Iterator[Lever]:
         """What makes a step smaller besides what helps all tasks, the cheapest first."""
         return iter(())

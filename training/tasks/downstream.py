@@ -1,21 +1,30 @@
 """What the tasks have in common that tell something of images: segmentation and classification."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from edm3d.formats.facts import Facts
-from edm3d.formats.prediction import ATTRIBUTE, CLASSES, MAPS, OF_VOXELS, Prediction
+from edm3d.formats.prediction import ATTRIBUTE, CLASSES, MAPS, Prediction
 from edm3d.inference.batch import Batch
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.class_counts import check_classes, count_targets
 from edm3d.training.downstream_loss import ClassWeights
 from edm3d.training.phases import Best, LossOutput, Numbers, Phase, Task
 from edm3d.training.targets import KEY, ClassTarget, VoxelTarget
-from edm3d.training.tasks.base import Data, TaskType, build_augment, build_parts, tell_only, trained_size
-from edm3d.training.tasks.downstream_checks import check_norms, check_output
+from edm3d.training.tasks.base import (
+    Data,
+    PlannedData,
+    TaskType,
+    build_augment,
+    build_parts,
+    fill_network,
+    tell_only,
+    trained_size,
+)
+from edm3d.training.tasks.downstream_checks import check_norms, check_output, divisor
 from edm3d.training.validation import Held
 from edm3d.utils.config import build
 
@@ -37,7 +46,7 @@ class DownstreamTask(TaskType):
                              "sees images, choose volumes or samples")
         planned = imagined and not data.facts.source
         predicts = planned_prediction(target, data.facts) if planned else target.prediction(data.facts)
-        names, of_voxels = predicts.names, predicts.kind in OF_VOXELS
+        names, of_voxels = predicts.names, predicts.of_voxels
         augment = build_augment(training, data)
         shape = (data.shape[0], *self.trained_size(augment, data))
         net, loss, optimizer, snapshot = build_parts(training, data, augment, shape, imagined, len(names))
@@ -72,6 +81,11 @@ class DownstreamTask(TaskType):
         self.build_target(training)
         if net is not None:
             check_norms(net, training["network"])
+
+    def factor(self, training: dict, data: PlannedData) -> Sequence[int]:
+        """What sizes must divide by, found by trying: networks of a library do not say."""
+        dims = len(data.shape) - 1
+        return divisor(fill_network(training, data, outputs=2), data.shape[0], dims) or (1,) * dims
 
     def measured(self, net: torch.nn.Module, loss: Callable, images: torch.Tensor, target: torch.Tensor,
                  snapshot: Any) -> Numbers:
@@ -114,15 +128,15 @@ def downstream_task(net: torch.nn.Module, loss: Callable, optimizer: torch.optim
 
 
 def settle(loss: Any, data: Any, target: Target, predicts: Prediction) -> list[str]:
-    """Count the targets where that is needed: for balanced weights, and for classes that no image has; lines to say.
+    """Count the targets, for balanced weights and for classes that are nowhere; lines to say.
 
-    ValueError where images are of one class only, or the weights of a loss do not fit the classes.
+    ValueError where all targets are of one class, or the weights of a loss do not fit the classes.
     """
-    weights, of_voxels, names = getattr(loss, "class_weights", None), predicts.kind in OF_VOXELS, predicts.names
+    weights, names = getattr(loss, "class_weights", None), predicts.names
     weights = weights if isinstance(weights, ClassWeights) else ClassWeights(None)  # of a loss of somebody's own
-    counts = count_targets(data, target, len(names), of_voxels) if weights.by_data or not of_voxels else None
+    counts = count_targets(data, target, len(names), predicts.of_voxels)
     key = f"{KEY}.threshold={predicts.threshold:g}" if predicts.kind == ATTRIBUTE else KEY
-    notes = [] if of_voxels else check_classes(names, counts, key, data.facts.source)
+    notes = check_classes(names, counts, key, data.facts.source, "voxel" if predicts.of_voxels else "image")
     weights.settle(names, counts)
     if weights.by_data:
         said = ", ".join(f"{name} {w:.4g}" for name, w in zip(names, weights.values, strict=True))

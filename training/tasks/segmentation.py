@@ -10,9 +10,8 @@ from edm3d.metrics.overlap import dice
 from edm3d.networks.windows import windowed
 from edm3d.training.phases import Best, Numbers, Sum
 from edm3d.training.targets import VoxelTarget
-from edm3d.training.tasks.base import Lever, PlannedData, fill_network, patch_levers
+from edm3d.training.tasks.base import Lever, PlannedData, patch_levers
 from edm3d.training.tasks.downstream import DownstreamTask
-from edm3d.training.tasks.downstream_checks import divisor
 from edm3d.training.tasks.downstream_previews import build_segmented
 
 
@@ -36,6 +35,4 @@ class SegmentationTask(DownstreamTask):
 
     def levers(self, training: dict, data: PlannedData) -> Iterator[Lever]:
         """Patches, each half of the one before along its longest axis, that the network can divide."""
-        size = data.shape[1:]
-        factor = divisor(fill_network(training, data, outputs=2), data.shape[0], len(size))
-        yield from patch_levers(training, data, factor or (1,) * len(size))
+        yield from patch_levers(training, data, self.factor(training, data))
