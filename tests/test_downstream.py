@@ -124,6 +124,10 @@ def test_one_class_only_is_refused_and_an_empty_one_is_said():
     with pytest.raises(ValueError, match="F has no image with a class of its training images"):
         check_classes(("a", "b"), (0, 0), "KEY", "F")
     assert check_classes(("a", "b", "c"), (1, 0, 3), "KEY", "F") == ["Warning: KEY: no training image is b"]
+    assert check_classes(("a", "b", "c"), (1, 0, 3), "KEY", "F", "voxel") == [
+        "Warning: KEY: no training voxel of up to 200 items is b"]
+    with pytest.raises(ValueError, match="one class only: a 7 of its training voxels; wanted voxels of two classes"):
+        check_classes(("a", "b", "c"), (7, 0, 0), "KEY", "F", "voxel")
 
 
 # ---- numbers of held-out images ----

@@ -217,6 +217,26 @@ def test_the_hash_hangs_on_files_shares_counts_and_seed_and_not_on_the_split(at)
     assert hashes[0] == MixedDataset(["v.h5", "s.h5"], None, [None, None], cache=False).facts.content_hash
 
 
+def test_the_hash_hangs_on_the_seed_where_an_order_is_drawn_alone(at):
+    def content(paths, **more) -> str:
+        return MixedDataset(paths, **more).facts.content_hash
+
+    both = ["v.h5", "s.h5"]
+    assert content("v.h5") == VolumesDataset("v.h5").facts.content_hash == content("v.h5", seed=1)
+    assert content(both) == content(both, seed=1)
+    assert content("v.h5", shares=[1.0]) not in (content("v.h5"), content("v.h5", shares=[1.0], seed=1))
+
+
+def test_classes_are_known_without_images_and_what_is_not_told_is_not_read(at, monkeypatch):
+    data = MixedDataset(["v.h5", "s.h5"])
+    wanted = [data[i].condition.class_labels.argmax() for i in range(len(data))]
+    data.conditions.told = {"class_labels"}
+    assert all("semantic" not in data[i].condition and "attributes" not in data[i].condition for i in (0, 7))
+    for source in data.sources:
+        monkeypatch.setattr(type(source), "__getitem__", lambda self, i: pytest.fail("an image is read"))
+    assert [data.conditions(i).class_labels.argmax() for i in range(len(data))] == wanted
+
+
 def test_statistics_of_attributes_are_of_the_items_that_are_taken(at):
     wanted = AttributeStatistics.of(np.array([[i, 40 + i] for i in range(6)] + [[100 + i, np.nan] for i in range(18)]))
     facts = MixedDataset(["v.h5", "s.h5"], [5, 1]).facts

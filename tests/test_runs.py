@@ -64,3 +64,15 @@ def test_newer_runs_that_left_nothing_are_named(tmp_path):
     assert found("mine", tmp_path) == []
     make_run(tmp_path / "00005-mine", "failed", "y" * 150)
     assert f"(failed: {'y' * 97}...)" in found("mine", tmp_path)[0]
+
+
+def test_a_run_is_found_by_experiment_and_description(tmp_path):
+    taken = make_run(tmp_path / "00000-mine-two", "done", snapshot=True)
+    make_run(tmp_path / "00001-mine-twofold", "done", snapshot=True)
+    write_status(make_run(tmp_path / "00002-mine-two", "done", snapshot=True), "done", experiment="other")  # moved here
+    failed = make_run(tmp_path / "00003-mine-two", "failed", "why")
+    assert find_file("mine-two", "network-snapshot", tmp_path, "name").parent == taken
+    assert found("mine-two", tmp_path) == [
+        f"Note: newer, but without a network-snapshot: {failed} (failed: why); used is {taken}"]
+    with pytest.raises(ValueError, match="did you mean 'mine-twofold'"):
+        find_file("mine-twofol", "network-snapshot", tmp_path, "name")

@@ -195,6 +195,17 @@ def test_samples_get_label_maps_and_say_whose(at):
     assert "latents" in SamplesFile("seg.h5").names
 
 
+def test_maps_that_samples_were_asked_for_by_keep_the_names_of_their_classes(at):
+    facts = Facts("", "", ("ct",), ("a", "b", "c", "d"), intensity=RANGE, spatial_shape=SIZE, affine=rows_of(AFFINE))
+    asked = np.full((1, *SIZE), 3, np.uint8)  # more classes than the segmenter has
+    write_samples("asked.h5", [3], {"images": image_of(3)[None, None], "maps": asked}, AFFINE,
+                  SampleMeta(facts, "drew.pt", "ab" * 32, {"sampler": "x"}))
+    segment("asked.h5", "seg.h5")
+    made = SamplesFile("seg.h5")
+    assert made.meta.facts.semantic_classes == ("a", "b", "c", "d") and made.meta.facts.label_classes == NAMES
+    np.testing.assert_array_equal(made.array("maps"), asked)
+
+
 def test_labels_that_say_nothing_plain_of_their_network_are_refused(at):
     write_drawn(Path("drawn.h5"), labels=np.ones((2, *SIZE), np.uint8))
     file = SamplesFile("drawn.h5")
