@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from edm3d.metrics.bootstrap import weighted_means
 from edm3d.metrics.classification import class_aurocs
@@ -58,23 +59,31 @@ class VoxelScores(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """Of a run, by case: true classes [N] and scores [N,K]."""
+    """Of a run, by case: true classes [N] and log-odds [N,K], each class against all others.
+
+    Cases are ranked by log-odds: probabilities of sure networks are 0 and 1, and tie.
+    """
 
     truth: np.ndarray
-    scores: np.ndarray
+    log_odds: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Probabilities [N,K]."""
+        return special.expit(self.log_odds)
 
     @property
     def found(self) -> np.ndarray:
         """The class [N] of the highest score."""
-        return self.scores.argmax(1)
+        return self.log_odds.argmax(1)
 
     def measured(self, weights: np.ndarray | None = None) -> Measured:
         """Accuracy, of a class the share of its cases that are found; and AUROC, of a class against all others."""
         right = (self.found == self.truth).astype(np.float64)[:, None]
-        own = np.where(self.truth[:, None] == np.arange(self.scores.shape[1]), right, np.nan)
+        own = np.where(self.truth[:, None] == np.arange(self.log_odds.shape[1]), right, np.nan)
         return {"accuracy": weighted_means(np.concatenate([right, own], axis=1), weights),
-                "auroc": mean_first(class_aurocs(self.scores, self.truth, weights),
-                                    class_aurocs(self.scores, self.truth))}
+                "auroc": mean_first(class_aurocs(self.log_odds, self.truth, weights),
+                                    class_aurocs(self.log_odds, self.truth))}
 
     def of_cases(self) -> np.ndarray:
         """How well each case [N] is done: the score of its true class."""

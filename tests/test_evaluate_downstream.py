@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataset_tool
 import train
 from edm3d.formats.facts import volume_facts
 from edm3d.formats.intensity import Intensity
@@ -177,6 +178,58 @@ def test_dice_and_distances_are_those_known_by_hand(at, segmented):
     assert row["group"] == "p-moved" and row["trained_on"] == "real.h5" and len(rows) == 12
 
 
+def ahead() -> torch.nn.Conv2d:
+    """`by_level` of the voxel before, on the first axis."""
+    net = torch.nn.Conv2d(1, 3, (3, 1), padding=(1, 0))
+    with torch.no_grad():
+        net.weight.zero_()[:, :, :1] = by_level(-0.4, 0.4).weight
+        net.bias.copy_(by_level(-0.4, 0.4).bias)
+    return net
+
+
+def turned_file(path: str) -> str:
+    """real.h5 with its cases the other way round: the first flipped, the others with their axes swapped."""
+    file = VolumesFile("real.h5")
+    with VolumesWriter(path, file.meta, {"kind": "toy"}) as writer:
+        for i in range(3):
+            item, (x, y) = file.read("test", i), SPACING
+            flip, swap = np.diag([-x, y, 1, 1.0]), np.array([[0, x, 0, 0], [y, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+            image, label = ((item.image[:, ::-1], item.label[::-1]) if i == 0 else
+                            (item.image.swapaxes(1, 2), item.label.T))
+            writer.add("test", item._replace(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label),
+                                             affine=flip if i == 0 else swap[[1, 0, 2, 3]]))
+    return path
+
+
+def test_cases_are_seen_on_the_axes_of_training_as_segment_sees_them(at):
+    node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 3, "kernel_size": [3, 1],
+            "padding": [1, 0]}
+    replace(Snapshot.read(Path("good.pt")), network=node, weights=ahead().state_dict()).save(Path("ahead.pt"))
+    turned_file("turned.h5")
+    straight, turned = (report_of(f"of_{name}", "ahead.pt", real=f"{name}.h5") for name in ("real", "turned"))
+    assert straight["runs"][0]["dice"] == turned["runs"][0]["dice"]
+    assert straight["runs"][0]["hd"]["by_class"]["wall"] == turned["runs"][0]["hd"]["by_class"]["wall"]
+    assert 0 < straight["runs"][0]["dice"]["by_class"]["wall"]["value"] < 0.9
+    assert [line for line in turned["notes"] if "axes" in line] == [
+        "Note: 3 of 3 images have axes ARS and LAS, those of training RAS: they are turned for the network"]
+    assert not [line for line in straight["notes"] if "axes" in line]
+    succeed(dataset_tool.main, "segment", "--network", "ahead.pt", "--source", "turned.h5", "--dest", "seg.h5",
+            "--num-threads", "1", "--montage", "0")
+    for row, i in zip(cases_csv("of_turned"), range(3), strict=True):
+        truth, made = (VolumesFile(name).read("test", i).label for name in ("turned.h5", "seg.h5"))
+        shared = ((truth == 1) & (made == 1)).sum() * 2 / ((truth == 1).sum() + (made == 1).sum())
+        assert float(row["dice_wall"]) == pytest.approx(shared, rel=1e-5)
+
+
+def test_what_lies_otherwise_is_said_by_run(at):
+    good = Snapshot.read(Path("good.pt"))
+    facts = replace(good.facts, affine=((2.0, 0, 0, 0), *good.facts.affine[1:]))
+    replace(good, facts=facts, config=good.config | {"other": 1}).save(Path("wide.pt"))
+    notes = report_of("wide", "good.pt", "wide.pt")["notes"]
+    assert notes == ["Warning: 3 of 3 images have other voxels than those of training (2x2.5 mm): moved 1x2.5, missed "
+                     "1x2.5 and invented 1x2.5; they are seen as they are (by wide.pt)"]
+
+
 def test_empty_masks_are_counted_apart(segmented):
     good, blind = (segmented["classes"]["blood"][name] for name in ("real.h5", "other.h5"))
     assert good == {"missed": 2, "invented": 2, "absent": 2}  # of two runs
@@ -207,8 +260,9 @@ def test_intervals_hold_the_value_and_go_by_the_seed(at, segmented):
 
 
 def test_every_case_is_inferred_once_by_every_run(at, monkeypatch):
-    seen, call = [], Predictor.__call__
-    monkeypatch.setattr(Predictor, "__call__", lambda self, images: seen.append(len(images)) or call(self, images))
+    seen, call = [], Predictor.logits
+    monkeypatch.setattr(Predictor, "logits", lambda self, images, names: seen.append(len(images)) or call(
+        self, images, names))
     report_of("once", "good.pt", "blind.pt", batch_size=2)
     assert seen == [2, 2, 1, 1]
     assert report_of("two", "good.pt", num=2)["real"]["num"] == 2
@@ -264,6 +318,29 @@ def test_an_attribute_with_a_threshold(at):
     assert found["confusion"] == {"views.h5": [[2, 0], [1, 2]]} and found["real"]["left_out"] == 1
     assert found["runs"][0]["auroc"]["value"] == pytest.approx(5 / 6) and "roc" in {
         path.stem for path in Path("ef/figures").iterdir()}
+
+
+def test_sure_networks_rank_cases_by_log_odds_and_both_classes_alike(at):
+    levels = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # margins of 24 to 64, of which softmax in single precision is 0 and 1
+    write(Path("sure.h5"), {"test": [(f"s{i}", np.full((1, SIZE, SIZE), level, np.float32), square((2, 2)), None, ef)
+                                     for i, (level, ef) in enumerate(zip(levels, [60, 40, 60, 40, 60, 60]))]})
+    for name, sign in (("up.pt", 1), ("down.pt", -1)):
+        snapshot(Path(name), "views.h5", means([0, 80 * sign], [0, 96 * sign]),
+                 Prediction("attribute", ("ef < 50", "ef >= 50"), "ef", "%", 50.0))
+    up, down = report_of("sure", "up.pt", "down.pt", real="sure.h5")["runs"]
+    # 4 x 2 pairs; of the positive first, third, fifth and sixth 0, 1, 2 and 2 negative ones lie below
+    for run, value in ((up, 5 / 8), (down, 3 / 8)):
+        assert [run["auroc"]["value"], *(cell["value"] for cell in run["auroc"]["by_class"].values())] == [value] * 3
+    assert up["accuracy"]["value"] == 4 / 6
+
+
+def test_log_odds_are_of_a_class_against_all_others_together():
+    predictor = Predictor.__new__(Predictor)
+    predictor._logits = lambda images: images
+    logits = torch.tensor([[1.0, 2, 4], [90, 0, 50]])
+    shares = logits[:1].double().softmax(1)
+    torch.testing.assert_close(predictor.log_odds(logits)[:1], (shares / (1 - shares)).log())
+    torch.testing.assert_close(predictor.log_odds(logits)[1], torch.tensor([40.0, -90, -40]).double())
 
 
 def test_auroc_of_one_class_is_said_to_be_undefined(at, capsys):
@@ -376,7 +453,7 @@ def test_a_diverged_network_is_named(at):
     content = load(Path("good.pt"), "snapshot").content
     content["ema"] = {name: torch.full_like(weight, 3e38) for name, weight in content["ema"].items()}
     save(Path("wild.pt"), "snapshot", content)
-    with pytest.raises(ValueError, match=r"what wild\.pt gives of invented is not finite"):
+    with pytest.raises(ValueError, match=r"wild\.pt: gives values that are not finite of invented"):
         report_of("wild", "wild.pt")
 
 
