@@ -197,7 +197,7 @@ def turned_file(path: str) -> str:
             image, label = ((item.image[:, ::-1], item.label[::-1]) if i == 0 else
                             (item.image.swapaxes(1, 2), item.label.T))
             writer.add("test", item._replace(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label),
-                                             affine=flip if i == 0 else swap[[1, 0, 2, 3]]))
+                                             affine=flip if i == 0 else swap))
     return path
 
 
@@ -211,7 +211,7 @@ def test_cases_are_seen_on_the_axes_of_training_as_segment_sees_them(at):
     assert straight["runs"][0]["hd"]["by_class"]["wall"] == turned["runs"][0]["hd"]["by_class"]["wall"]
     assert 0 < straight["runs"][0]["dice"]["by_class"]["wall"]["value"] < 0.9
     assert [line for line in turned["notes"] if "axes" in line] == [
-        "Note: 3 of 3 images have axes ARS and LAS, those of training RAS: they are turned for the network"]
+        "Note: 3 of 3 images have axes ARS, LAS, those of training RAS: they are turned for the network"]
     assert not [line for line in straight["notes"] if "axes" in line]
     succeed(dataset_tool.main, "segment", "--network", "ahead.pt", "--source", "turned.h5", "--dest", "seg.h5",
             "--num-threads", "1", "--montage", "0")
@@ -227,7 +227,7 @@ def test_what_lies_otherwise_is_said_by_run(at):
     replace(good, facts=facts, config=good.config | {"other": 1}).save(Path("wide.pt"))
     notes = report_of("wide", "good.pt", "wide.pt")["notes"]
     assert notes == ["Warning: 3 of 3 images have other voxels than those of training (2x2.5 mm): moved 1x2.5, missed "
-                     "1x2.5 and invented 1x2.5; they are seen as they are (by wide.pt)"]
+                     "1x2.5, invented 1x2.5; they are seen as they are (by wide.pt)"]
 
 
 def test_empty_masks_are_counted_apart(segmented):
