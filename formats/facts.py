@@ -10,6 +10,7 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.items import affine_problem, check_names
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import NAMES, ROLES, VolumesFile
+from edm3d.utils.files import plain_hash
 from edm3d.utils.plain import from_plain, shown, taken
 
 # fields by which a run knows its data again; the others follow from the contents that the hashes are of
@@ -236,6 +237,16 @@ class Facts:
     def with_volumes_of(self, other: "Facts") -> "Facts":
         """These facts, with what another file says of volumes and their geometry."""
         return replace(self, **{name: getattr(other, name) for name in OF_VOLUMES})
+
+
+def mixture_hash(hashes: Sequence[str | None], shares: Sequence[float | None], nums: Sequence[int | None], seed: int
+                 ) -> str:
+    """Content hash of items of files that are trained on together: of each its hash (None: left out), its share (None:
+    none is given) and how many are taken (None: all); that of the file where it is one, and whole.
+    """
+    if len(hashes) == 1 and nums[0] is None and hashes[0] is not None:
+        return hashes[0]
+    return plain_hash([list(hashes), list(shares), list(nums), seed])
 
 
 def volume_facts(file: VolumesFile, split: str) -> Facts:

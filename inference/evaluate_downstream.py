@@ -102,7 +102,7 @@ def tested(runs: Sequence[str], predictors: Sequence[Predictor], cases: TestCase
         layout=layout_of_targets(cases, predicts), provenance=file.provenance, predicts=predicts, rows=rows,
         runs=trained, ids=cases.ids, groups=cases.groups, case=lambda i: case_of(cases, i, predicts),
         found=lambda row, i: kept.read(first[row], i), seed=options.seed,
-        notes=[*notes_on(runs, snapshots, file, cases.split), *notes_on_axes(runs, predictors, cases)])
+        notes=[*notes_on(runs, snapshots, file, cases.split, cases.ids), *notes_on_axes(runs, predictors, cases)])
     parts = sections.OF_VOXELS if predicts.of_voxels else sections.OF_IMAGES
     about = {**opening(f"{len(runs)} run{'s' * (len(runs) > 1)} on {file.path}", parts),
              "real": {"path": str(file.path), "content_hash": file.content_hash, "split": cases.split,

@@ -9,7 +9,7 @@ import numpy as np
 
 from edm3d.formats import h5
 from edm3d.formats.describe import HDF5
-from edm3d.formats.facts import AttributeStatistics
+from edm3d.formats.facts import AttributeStatistics, mixture_hash
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.formats.wanted import check_is_file
@@ -20,7 +20,6 @@ from edm3d.training.datasets.together import OF_LABELS, together
 from edm3d.training.datasets.volumes import NoItems, VolumesDataset
 from edm3d.utils.checks import check_count, is_whole, listed
 from edm3d.utils.commands import command
-from edm3d.utils.files import plain_hash
 
 Source = VolumesDataset | SamplesDataset
 DATASETS = {"volumes": VolumesDataset, "samples": SamplesDataset}  # by the format of the file
@@ -67,9 +66,7 @@ class MixedDataset:
         self.entries = stream([len(each) for each in rows], [shares[i] for i in there], trains)
         self.rows = rows
         facts = replace(common.facts, attribute_statistics=self.statistics() if common.facts.attribute_names else None)
-        if len(paths) > 1 or counts != [None]:
-            facts = replace(facts, content_hash=plain_hash([hashes, shares, counts, seed]))
-        self.facts = facts
+        self.facts = replace(facts, content_hash=mixture_hash(hashes, shares, counts, seed))
         self.notes = [*self.composition(), *(f"Note: {source[0]}; it is left out" for source in found
                                              if isinstance(source, tuple)), *common.notes]
 
