@@ -42,10 +42,20 @@ class VoxelScores(NamedTuple):
     in_found: np.ndarray
 
     def measured(self, weights: np.ndarray | None = None) -> Measured:
-        """Means over cases: of Dice over those that have the class, of distances over those where both maps have it."""
-        known = np.where(self.in_truth, self.dice, np.nan)
-        return {name: with_mean(values, weights)
-                for name, values in (("dice", known), ("hd95", self.hd95), ("hd", self.hd))}
+        """Means over cases: of Dice over those that have the class, of distances over those where both maps have it.
+
+        The mean of distances over classes is NaN where one of them is `never_found`.
+        """
+        known, undefined = np.where(self.in_truth, self.dice, np.nan), self.never_found().any()
+        found = {name: with_mean(values, weights)
+                 for name, values in (("dice", known), ("hd95", self.hd95), ("hd", self.hd))}
+        for name in ("hd95", "hd"):
+            found[name][:, 0] = np.nan if undefined else found[name][:, 0]
+        return found
+
+    def never_found(self) -> np.ndarray:
+        """Which classes [K] truth has and no prediction of a case that has it, so that they have no distance."""
+        return self.in_truth.any(0) & ~(self.in_truth & self.in_found).any(0)
 
     def empty(self) -> dict[str, np.ndarray]:
         """How many cases [K] have a class in truth alone, in the prediction alone, and in neither."""

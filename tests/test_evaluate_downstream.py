@@ -176,7 +176,7 @@ def test_dice_and_distances_are_those_known_by_hand(at, segmented):
     assert good["hd"]["by_class"]["wall"]["value"] == pytest.approx(2.5 / 3)
     assert good["dice"]["by_class"]["blood"]["value"] == 0 and good["hd"]["by_class"]["blood"]["value"] is None
     assert good["dice"]["value"] == pytest.approx((0.75 + 1 + 1) / 6)
-    assert good["hd95"]["value"] == pytest.approx(2.5 / 3)
+    assert good["hd95"]["value"] is good["hd"]["value"] is good["hd95"]["low"] is None  # blood, in one, is never found
     assert blind["dice"]["by_class"]["wall"]["value"] == pytest.approx((0.75 + 1 + 2 * 16 / (16 + 20)) / 3)
     rows = {(row["run"], row["id"]): row for row in cases_csv("segmented")}
     row = rows["good.pt", "moved"]
@@ -255,6 +255,18 @@ def test_rows_are_runs_that_differ_by_their_seed_beside_as_many_real_items(at, s
         assert row["beside"]["row"] == "real.h5"
         assert row["beside"]["dice"] == pytest.approx(row["dice"]["mean"] - real["dice"]["mean"])
     assert [run["seed"] for run in segmented["runs"]] == [0, 1, 0, 0] and segmented["runs"][0]["kimg"] == 4
+
+
+def test_a_class_that_is_missed_leaves_no_mean_distance(at, segmented, capsys):
+    assert segmented["never_found"] == {f"{name}.pt": ["blood"] for name in ("good", "again", "blind", "both")}
+    said = "good.pt: no mean Hausdorff distance, as it finds nothing of blood in any of the test cases that have it"
+    assert said in Path("segmented/report.html").read_text()
+    there, one = np.ones((2, 2), bool), np.array([[1, 1], [1, 0]], bool)
+    far = np.array([[2.0, 6], [4, np.nan]])
+    some = VoxelScores(np.ones((2, 2)), far, far, there, one)  # missed in one of two cases alone
+    assert some.measured()["hd95"].tolist() == [[4.5, 3, 6]] and not some.never_found().any()
+    neither = VoxelScores(np.ones((2, 2)), far * [1, np.nan], far, np.array([[1, 0], [1, 0]], bool), one)
+    assert neither.measured()["hd95"][0, 0] == 3  # of a class that truth has not there is none to be left out
 
 
 def test_intervals_hold_the_value_and_go_by_the_seed(at, segmented):
