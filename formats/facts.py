@@ -256,7 +256,7 @@ def mixture_hash(hashes: Sequence[str | None], shares: Sequence[float | None], c
     shares, counts: of each file, None where none is given; seed: of the order by which items are drawn where one is.
     """
     drawn = any(value is not None for value in (*shares, *counts))
-    if len(hashes) == 1 and not drawn:
+    if len(hashes) == 1 and not drawn and hashes[0] is not None:
         return hashes[0]
     return plain_hash([list(hashes), list(shares), list(counts), seed if drawn else None])
 

@@ -8,7 +8,6 @@ from typing import BinaryIO, NamedTuple
 
 import click
 import numpy as np
-import torch
 
 from edm3d.formats.facts import volume_facts
 from edm3d.formats.geometry import fit_centre
@@ -18,6 +17,9 @@ from edm3d.formats.volumes import HELD_OUT, Item, VolumesFile
 from edm3d.inference.evaluate import best_device
 from edm3d.inference.evaluate_first_stage import layout_of
 from edm3d.inference.predictor import Predictor, open_predictor
+from edm3d.inference.segment_grid import Placed, Trained, difference
+from edm3d.inference.segment_said import said_of
+from edm3d.inference.segment_sources import seen
 from edm3d.inference.trained_on import ALL, notes_on, rows_of_runs
 from edm3d.metrics.overlap import dice
 from edm3d.metrics.surface import hausdorff
@@ -27,6 +29,7 @@ from edm3d.reporting.downstream import DownstreamContext
 from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.scores import ImageScores, Scores, VoxelScores
 from edm3d.reporting.section import Walked
+from edm3d.reporting.slices import known_affine
 from edm3d.utils import locks
 from edm3d.utils.checks import listed, listed_apart
 from edm3d.utils.files import check_folder
@@ -99,7 +102,7 @@ def tested(runs: Sequence[str], predictors: Sequence[Predictor], cases: TestCase
         layout=layout_of_targets(cases, predicts), provenance=file.provenance, predicts=predicts, rows=rows,
         runs=trained, ids=cases.ids, groups=cases.groups, case=lambda i: case_of(cases, i, predicts),
         found=lambda row, i: kept.read(first[row], i), seed=options.seed,
-        notes=notes_on(runs, snapshots, file, cases.split))
+        notes=[*notes_on(runs, snapshots, file, cases.split, cases.ids), *notes_on_axes(runs, predictors, cases)])
     parts = sections.OF_VOXELS if predicts.of_voxels else sections.OF_IMAGES
     about = {**opening(f"{len(runs)} run{'s' * (len(runs) > 1)} on {file.path}", parts),
              "real": {"path": str(file.path), "content_hash": file.content_hash, "split": cases.split,
@@ -202,6 +205,20 @@ def notes_before(names: Sequence[str], predictors: Sequence[Predictor], cases: T
     return [*dict.fromkeys(found)]
 
 
+def notes_on_axes(names: Sequence[str], predictors: Sequence[Predictor], cases: TestCases) -> list[str]:
+    """In what cases lie otherwise than what runs were trained on, with the runs where that is not all of them."""
+    lie = {split: (cases.file.spatial_shape(split), [*map(known_affine, cases.file.affines(split))])
+           for split in dict(cases.places)}
+    said: dict[str, list[str]] = {}
+    for name, predictor in zip(names, predictors, strict=True):
+        trained = Trained.of(predictor.facts.affine)
+        found = [(id_, difference(lie[split][0], lie[split][1][i], trained), 0.0, 1.0)
+                 for id_, (split, i) in zip(cases.ids, cases.places, strict=True)]
+        for line in said_of(found, trained, predictor.facts.intensity, resample=False, tested=True):
+            said.setdefault(line, []).append(name)
+    return [line if len(of) == len(names) else f"{line} (by {listed(of)})" for line, of in said.items()]
+
+
 def left_out_note(cases: TestCases, predicts: Prediction) -> list[str]:
     """How many cases have no class to be tested."""
     what = one_line(predicts.attribute) if predicts.attribute else "class"
@@ -265,14 +282,15 @@ def infer(names: Sequence[str], predictors: Sequence[Predictor], cases: TestCase
           batch_size: int) -> dict[str, Scores]:
     """What every run reaches on every case, each read once for all runs; of runs that are shown maps are kept."""
     predicts, found = predictors[0].predicts, [[] for _ in predictors]
+    trained = [Trained.of(predictor.facts.affine) for predictor in predictors]
     for numbers in batches(len(cases.places), batch_size):
-        items = [cases.read(i) for i in numbers]
+        items, ids = [cases.read(i) for i in numbers], [cases.ids[i] for i in numbers]
         for run, predictor in enumerate(predictors):
-            given = probabilities(predictor, cases.file, items, names[run])
+            given = found_in(predictor, [lying_as(trained[run], cases.file, item) for item in items], ids)
             if not predicts.of_voxels:
-                found[run] += list(given)
+                found[run] += given
                 continue
-            for number, item, labels in zip(numbers, items, given.argmax(1).astype(np.uint8), strict=True):
+            for number, item, labels in zip(numbers, items, given, strict=True):
                 found[run].append(voxel_scores(true_map(item, predicts), labels, len(predicts.names), item))
                 if run in shown:
                     kept.add(run, number, labels)
@@ -290,20 +308,20 @@ def batches(count: int, size: int) -> Iterator[range]:
             bar.update(min(size, count - start))
 
 
-def probabilities(predictor: Predictor, file: VolumesFile, items: Sequence[Item], name: str) -> np.ndarray:
-    """Of items: [N,K,*S] for voxels, [N,K] for images; ValueError where they are not finite."""
-    targets, intensity = file.meta.numbers("target"), file.meta.intensity
-    images = [item.image[targets] for item in items]
-    if not predictor.of_voxels:
-        low = np.full(len(targets), intensity.lo)
-        images = [image if image.shape[1:] == predictor.snapshot.shape[1:] else
-                  fit_centre(image, np.eye(4), predictor.snapshot.shape[1:], low)[0] for image in images]
-    seen = torch.from_numpy(intensity.to_network(np.stack(images)).astype(np.float32))
-    given = predictor(seen.to(next(predictor.net.parameters()).device)).cpu().numpy()
-    if not (finite := np.isfinite(given).reshape(len(items), -1).all(1)).all():
-        raise ValueError(f"{KEY}: what {name} gives of {one_line(items[finite.argmin()].id)} is not finite; it has "
-                         "diverged, train it again with a lower training.optimizer.lr")
-    return given
+def lying_as(trained: Trained, file: VolumesFile, item: Item) -> Placed:
+    """A case as a network sees it, on the axes of its training."""
+    return Placed(seen(item.image[file.meta.numbers("target")], file.meta.intensity), item.affine, trained)
+
+
+def found_in(predictor: Predictor, placed: Sequence[Placed], ids: Sequence[str]) -> list[np.ndarray]:
+    """Of cases: label maps [*S] on their own grids, or log-odds [K]; ValueError where they are not finite."""
+    if predictor.of_voxels:
+        found = predictor.each([each.image for each in placed], ids)
+        return [each.back(labels) for each, labels in zip(placed, found, strict=True)]
+    size = predictor.snapshot.shape[1:]
+    low = np.full(predictor.snapshot.shape[0], -1.0)
+    return predictor.each([image if image.shape[1:] == size else fit_centre(image, np.eye(4), size, low)[0]
+                           for image in (each.image for each in placed)], ids)
 
 
 def voxel_scores(truth: np.ndarray, labels: np.ndarray, num_classes: int, item: Item) -> tuple[np.ndarray, ...]:

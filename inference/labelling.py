@@ -37,5 +37,4 @@ def label_of(predictor: Predictor, samples: SamplesFile, resample: bool, image: 
     """The label map [*S] of an image [C,*S] that lies as the samples do."""
     placed = Placed(samples.meta.facts.intensity.to_network(np.asarray(image, np.float32)), samples.affine,
                     Trained.of(predictor.facts.affine), resample)
-    seen = torch.from_numpy(placed.image[None]).to(predictor.device)
-    return placed.back(predictor.classes(seen)[0].cpu().numpy())
+    return placed.back(predictor.each([placed.image])[0])

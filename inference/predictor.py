@@ -1,5 +1,6 @@
 """A trained downstream network at work: the class of every voxel of an image, or of the image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from edm3d.formats.facts import Facts
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.windows import windowed
 from edm3d.utils.checks import listed_apart
+from edm3d.utils.names import one_line
 from edm3d.utils.precision import autocast
 from edm3d.utils.runs import find_file
 
@@ -62,19 +64,46 @@ class Predictor:
 
         Voxels of images of another size than it was trained on are seen in windows of that size.
         """
-        return self._logits(images).float().softmax(1)
+        return self._logits(images).softmax(1)
 
     @torch.no_grad()
-    def classes(self, images: torch.Tensor) -> torch.Tensor:
+    def logits(self, images: torch.Tensor, names: Sequence[str] = ()) -> torch.Tensor:
+        """Logits like probabilities; ValueError, by the name of the image, where they are not finite."""
+        found = self._logits(images)
+        finite = found.isfinite().flatten(1).all(1)
+        if not finite.all():
+            of = f" of {one_line(names[int(finite.int().argmin())])}" if names else ""
+            raise ValueError(f"{self.snapshot.path}: gives values that are not finite{of}; it has diverged, train it "
+                             "again with a lower training.optimizer.lr")
+        return found
+
+    def log_odds(self, images: torch.Tensor, names: Sequence[str] = ()) -> torch.Tensor:
+        """Of each class of images [N,K] float64 the logarithm of its probability by that of all others together.
+
+        It tells apart what is 0 or 1 as a probability in single precision. ValueError as of `logits`.
+        """
+        logits = self.logits(images, names).double()
+        others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        return logits - logits[:, None].masked_fill(others, -torch.inf).logsumexp(2)
+
+    def classes(self, images: torch.Tensor, names: Sequence[str] = ()) -> torch.Tensor:
         """The most likely class of every voxel [N,*S] uint8, or of the image [N], of images as networks see them.
 
-        ValueError where the network gives values that are not finite.
+        ValueError as of `logits`.
         """
-        logits = self._logits(images)
-        if not logits.isfinite().all():
-            raise ValueError(f"{self.snapshot.path}: gives values that are not finite; it has diverged, train it again "
-                             "with a lower learning rate")
-        return logits.argmax(1).to(torch.uint8)
+        return self.logits(images, names).argmax(1).to(torch.uint8)
+
+    def each(self, images: Sequence[np.ndarray], names: Sequence[str] = ()) -> list[np.ndarray]:
+        """The label map [*S] uint8, or the log-odds [K], of each of images [C,*S] as networks see them.
+
+        Those of one size are seen together. ValueError as of `logits`.
+        """
+        give, found = self.classes if self.of_voxels else self.log_odds, []
+        alike = len({image.shape for image in images}) == 1
+        for some in [slice(None)] if alike else [slice(i, i + 1) for i in range(len(images))]:
+            seen = torch.from_numpy(np.stack(images[some])).to(self.device)
+            found += list(give(seen, names[some]).cpu().numpy())
+        return found
 
     def predict(self, images: ArrayLike) -> np.ndarray:
         """Label maps [N,*S] uint8, or the numbers of classes [N], of images [N,C,*S] in the unit of `facts.intensity`.
@@ -93,7 +122,7 @@ class Predictor:
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         with autocast(self.precision, images.device):
-            return windowed(self.net, images, self.snapshot.shape[1:]) if self.of_voxels else self.net(images)
+            return (windowed(self.net, images, self.snapshot.shape[1:]) if self.of_voxels else self.net(images)).float()
 
 
 def open_predictor(name: str, run_root: Path, device: torch.device, *, precision: str = "fp32", trust: bool = False,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from edm3d.formats import h5
 from edm3d.formats.nifti import spacing_of
@@ -129,8 +128,8 @@ def segment_missing(job: SegmentJob, pieces: Parts | LabelFolder, missing: Seque
         scans = [rows[n].read() for n in numbers]
         return [(scan, placed(job, rows[n], scan)) for n, scan in zip(numbers, scans, strict=True)]
 
-    def made(_: list[int], found: list[tuple[Scan, Placed]]) -> list[Arrays]:
-        labels = classes_of(job.predictor, [each.image for _, each in found])
+    def made(numbers: list[int], found: list[tuple[Scan, Placed]]) -> list[Arrays]:
+        labels = job.predictor.each([each.image for _, each in found], [rows[n].id for n in numbers])
         return [{"label": each.back(label), "affine": np.eye(4) if scan.affine is None else scan.affine}
                 for (scan, each), label in zip(found, labels, strict=True)]
 
@@ -143,14 +142,6 @@ def placed(job: SegmentJob, row: Row, scan: Scan) -> Placed:
         return Placed(scan.image, scan.affine, job.trained, job.options.resample)
     except ValueError as error:
         raise ValueError(f"{job.source.path}: {one_line(row.id)}: --resample: {error}") from error
-
-
-def classes_of(predictor: Predictor, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The label map [*S] of each image [C,*S]; those of one size are seen together."""
-    alike = len({image.shape for image in images}) == 1
-    batches = [images] if alike else [[image] for image in images]
-    return [label for batch in batches
-            for label in predictor.classes(torch.from_numpy(np.stack(batch)).to(predictor.device)).cpu().numpy()]
 
 
 def look_at(job: SegmentJob, missing: Sequence[int], log: RunLog) -> None:

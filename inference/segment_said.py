@@ -1,4 +1,4 @@
-"""What is said of images that lie otherwise than those that a segmenter was trained on."""
+"""What is said of images that lie otherwise than those that a network was trained on."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,16 @@ LEAST_FILLED = 0.05  # of that range, likewise
 Found = tuple[str, Difference, float, float]  # of an image: id, place, share outside of the range, share of it filled
 
 
-def said_of(found: Sequence[Found], trained: Trained, intensity: Intensity, resample: bool) -> list[str]:
-    """Lines on images by id: of their axes, voxel sizes and values."""
+def said_of(found: Sequence[Found], trained: Trained, intensity: Intensity, resample: bool, tested: bool = False
+            ) -> list[str]:
+    """Lines on images by id: of their axes, voxel sizes and values. tested: no label maps are written."""
     differences = [(name, each) for name, each, *_ in found]
     lines = []
     if turned := {each.turned for _, each in differences} - {""}:
         count = sum(bool(each.turned) for _, each in differences)
         lines.append(f"Note: {count} of {len(found)} images have axes {listed(sorted(turned))}, those of training "
-                     f"{trained.codes}: they are turned for the network, and label maps lie on the images as they are")
+                     f"{trained.codes}: they are turned for the network"
+                     + ("" if tested else ", and label maps lie on the images as they are"))
     if across := [f"{name} {each.plane}" for name, each in differences if each.plane]:
         lines.append(f"Warning: {len(across)} of {len(found)} images lie in another plane than those of training "
                      f"({trained.codes}), and are seen as they are: {listed(across)}")
@@ -30,7 +32,7 @@ def said_of(found: Sequence[Found], trained: Trained, intensity: Intensity, resa
         lines.append(f"{'Note' if resample else 'Warning'}: {len(spaced)} of {len(found)} images have other voxels "
                      f"than those of training ({wanted} mm): {listed(spaced)}; "
                      + ("they are resampled for the network, and label maps back (nearest)" if resample else
-                        "they are seen as they are, --resample brings them to its voxel size"))
+                        "they are seen as they are" + ("" if tested else ", --resample brings them to its voxel size")))
     return [*lines, *_of_values(found, intensity)]
 
 

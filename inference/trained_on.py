@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edm3d.formats import h5
+from edm3d.formats.facts import mixture_hash
 from edm3d.formats.samples import SamplesFile, rows_of_split
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.snapshot import Snapshot
@@ -16,40 +17,93 @@ from edm3d.utils.files import plain_hash
 from edm3d.utils.names import one_line
 
 ALL, TRAIN = "all", "train"
+BEST = "network-best.pt"  # of a run, chosen on its validation split
 # options by which runs do not differ in what they learn
 OF_MACHINE = ("seed", "num_threads", "num_workers", "device", "run_root", "desc", "resume", "dry_run", "debug", "wandb",
               "trust", "timeout_s", "batch_gpu", "keep_snapshots", "keep_states", "snapshot_ticks", "state_ticks")
 
 
+class Opened(NamedTuple):
+    """Of a file as it is now: how many items it has in a split, the hash of its content, and of samples that were asked
+    for by a file what that was, and the ids of its rows; None and none where it is not there.
+    """
+
+    items: int | None = None
+    hash: str | None = None
+    asked: str = ""
+    ids: frozenset[str] = frozenset()
+
+
 class TrainingSource(NamedTuple):
-    """A file of training items. items: how many, None: not known; hash: of its content, None: it is not there."""
+    """A file of training items. items: how many, None: not known; hash: of its content then, None: not known; is_here:
+    whether it is, as it was then; asked and ids: as in Opened.
+    """
 
     path: str
     items: int | None
     hash: str | None
     split: str
+    is_here: bool
+    asked: str = ""
+    ids: frozenset[str] = frozenset()
+
+
+class Said(NamedTuple):
+    """What a snapshot says of its training files: each with its share and how many of its items, None: not said."""
+
+    paths: Sequence[str]
+    shares: Sequence[float | None]
+    counts: Sequence[int | None]
+    split: str
+    seed: int
+
+    @classmethod
+    def by(cls, snapshot: Snapshot) -> "Said":
+        """As far as it can be read."""
+        said = dataset_of(snapshot)
+        path, split, seed = (said.get(key) for key in ("path", "split", "seed"))
+        paths = [path] if isinstance(path, str) else path if is_list_of(path, str) else [snapshot.facts.source]
+        counts, shares = (per_file(said.get(key), len(paths)) for key in ("num", "shares"))
+        counts = [count if is_whole(count) and count > 0 else None for count in counts]
+        shares = [float(share) if isinstance(share, int | float) else None for share in shares]
+        return cls(paths, shares, counts, split if isinstance(split, str) else TRAIN, seed if is_whole(seed) else 0)
+
+    def hash_of(self, hashes: Sequence[str | None]) -> str | None:
+        """The content hash that training gives files of these hashes, None where one is not there."""
+        left_out = [share == 0 for share in self.shares]
+        if any(each is None and not out for each, out in zip(hashes, left_out, strict=True)):
+            return None
+        return mixture_hash([None if out else each for each, out in zip(hashes, left_out, strict=True)], self.shares,
+                            self.counts, self.seed)
+
+
+def dataset_of(snapshot: Snapshot) -> dict[str, Any]:
+    """What a run's configuration says of its training data."""
+    found = (snapshot.config.get("training") or {}).get("dataset")
+    return found if isinstance(found, dict) else {}
 
 
 def sources_of(snapshot: Snapshot) -> list[TrainingSource]:
     """The files that a run was trained on, in their order, without those whose share is 0."""
-    said = (snapshot.config.get("training") or {}).get("dataset") or {}
-    facts, split = snapshot.facts, said.get("split") if isinstance(said.get("split"), str) else TRAIN
-    path = said.get("path")
-    paths = [path] if isinstance(path, str) else path if is_list_of(path, str) else [facts.source]
-    counts, shares = (per_file(said.get(key), len(paths)) for key in ("num", "shares"))
-    found = []
-    for each, count, share in zip(paths, counts, shares, strict=True):
-        if share == 0:
-            continue
-        items, content = opened(Path(each), split)
-        if len(paths) == 1 and all(c is None for c in counts):  # the facts are of this file
-            items = items if content == facts.content_hash else None
-            content, known = facts.content_hash, facts.attribute_statistics
-            items = known.items if items is None and known else items
-        if is_whole(count) and count > 0 and split in (TRAIN, ALL):
-            items = count
-        found.append(TrainingSource(each, items, content, split))
+    said, facts, found = Said.by(snapshot), snapshot.facts, []
+    there = [opened(Path(path), said.split) if share != 0 else Opened()
+             for path, share in zip(said.paths, said.shares, strict=True)]
+    is_same = said.hash_of([each.hash for each in there]) == facts.content_hash
+    if not is_same:
+        there = [Opened() for _ in there]
+    if not is_same and is_one_file(said):  # the facts are of this file
+        known = facts.attribute_statistics
+        there = [Opened(known.items if known else None, facts.content_hash)]
+    for path, each, share, count in zip(said.paths, there, said.shares, said.counts, strict=True):
+        if share != 0:
+            items = count if count is not None and said.split in (TRAIN, ALL) else each.items
+            found.append(TrainingSource(path, items, each.hash, said.split, is_same, each.asked, each.ids))
     return found
+
+
+def is_one_file(said: Said) -> bool:
+    """Whether a run was trained on one file, and all of it as it is."""
+    return len(said.paths) == 1 and said.counts[0] is None and said.shares[0] is None
 
 
 def is_list_of(value: Any, kind: type) -> bool:
@@ -63,19 +117,20 @@ def per_file(value: Any, count: int) -> Sequence[Any]:
     return value if listed_ and len(value) == count else [None if listed_ else value] * count
 
 
-def opened(path: Path, split: str) -> tuple[int | None, str | None]:
-    """How many items a file of volumes or samples has in a split, and the hash of its content, as far as it is there.
-    """
+def opened(path: Path, split: str) -> Opened:
+    """A file of volumes or samples, as far as it is there."""
     if not path.is_file():  # a path out of a file: what is no file could keep one waiting
-        return None, None
+        return Opened()
     with suppress(ValueError, OSError):
         if path.suffix != ".npz" and h5.read_format(path) == "volumes":
             file = VolumesFile(path)
             counts = [file.length(name) for name in file.splits if split in (ALL, name)]
-            return sum(counts) or None, file.content_hash
+            return Opened(sum(counts) or None, file.content_hash)
         samples = SamplesFile(path)
-        return len(rows_of_split(len(samples), split)) or None, samples.content_hash
-    return None, None
+        rows, asked = rows_of_split(len(samples), split), samples.meta.asked_rows
+        ids = frozenset(samples.meta.id_of(int(samples.seeds[row])) for row in rows) if asked else frozenset()
+        return Opened(len(rows) or None, samples.content_hash, asked.source if asked else "", ids)
+    return Opened()
 
 
 def recipe_of(snapshot: Snapshot) -> str:
@@ -96,12 +151,13 @@ def plainly(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
-def data_of(snapshot: Snapshot) -> str:
-    """Hash of the data that a run was trained on, the seed by which some of them were chosen aside."""
-    said = (snapshot.config.get("training") or {}).get("dataset") or {}
-    same = {key: value for key, value in said.items() if key not in ("seed", "cache")}
-    one_file = not is_list_of(said.get("path"), str) and said.get("num") is None
-    return plain_hash([plainly(same), snapshot.facts.content_hash if one_file else ""])
+def data_of(snapshot: Snapshot, sources: Sequence[TrainingSource]) -> str:
+    """Hash of the data that a run was trained on, wherever they lie, the seed by which some of them were chosen aside
+    where they are there as they were.
+    """
+    same = {key: value for key, value in dataset_of(snapshot).items() if key not in ("path", "seed", "cache")}
+    hashes = [source.hash for source in sources]
+    return plain_hash([plainly(same), [snapshot.facts.content_hash] if None in hashes else hashes])
 
 
 def rows_of_runs(names: Sequence[str], snapshots: Sequence[Snapshot], real_hash: str
@@ -111,19 +167,19 @@ def rows_of_runs(names: Sequence[str], snapshots: Sequence[Snapshot], real_hash:
     rows: list[TrainingRow] = []
     runs: list[TrainedRun] = []
     for name, snapshot in zip(names, snapshots, strict=True):
-        key = recipe_of(snapshot), data_of(snapshot)
+        sources = sources_of(snapshot)
+        key = recipe_of(snapshot), data_of(snapshot, sources)
         if key not in places:
             places[key] = len(rows)
-            rows.append(row_of(name, snapshot, real_hash))
+            rows.append(row_of(name, snapshot, sources, real_hash))
         seed = ((snapshot.config.get("training") or {}).get("options") or {}).get("seed")
         runs.append(TrainedRun(name, str(snapshot.path), snapshot.hash, snapshot.nimg / 1000,
                                int(seed) if is_whole(seed) else None, places[key]))
     return named_apart(rows, runs), runs
 
 
-def row_of(name: str, snapshot: Snapshot, real_hash: str) -> TrainingRow:
+def row_of(name: str, snapshot: Snapshot, sources: Sequence[TrainingSource], real_hash: str) -> TrainingRow:
     """The row of a run, named by its files and how many items of each there were."""
-    sources = sources_of(snapshot)
     items = [source.items for source in sources]
     of_real = [source.items for source in sources if source.hash == real_hash]
     return TrainingRow(" + ".join(map(named, sources)) or one_line(name),
@@ -158,17 +214,52 @@ def named_apart(rows: Sequence[TrainingRow], runs: Sequence[TrainedRun]) -> list
 # ---- what is to be known before numbers are believed ----
 
 
-def notes_on(names: Sequence[str], snapshots: Sequence[Snapshot], file: VolumesFile, split: str) -> list[str]:
-    """Runs that were trained on test cases, and those of which it is not known."""
+def notes_on(names: Sequence[str], snapshots: Sequence[Snapshot], file: VolumesFile, split: str, ids: Sequence[str]
+             ) -> list[str]:
+    """Runs that saw tested cases, by their ids, in training or what they were made of, and those of which it is not
+    known.
+    """
     found = []
-    tested = set(file.splits if split == ALL else [split])
     for name, snapshot in zip(names, snapshots, strict=True):
-        for source in sources_of(snapshot):
-            seen = set(file.splits) if source.split == ALL else {source.split}
-            if source.hash == file.content_hash and seen & tested:
-                found.append(f"Warning: {one_line(name)} was trained on test cases: on split {source.split!r} of "
-                             f"{one_line(source.path)}, which is the file of --real, and split {split!r} is tested")
-        if gone := [source.path for source in sources_of(snapshot) if source.hash is None]:
-            found.append(f"Note: {one_line(name)} was trained on {listed(gone)}, not to be read from here; whether "
-                         "that is the real file, and holds test cases, is not known, and it counts as another")
+        sources, name = sources_of(snapshot), one_line(name)
+        for source in sources:
+            found += leaks(name, source, file, split, ids)
+        if chosen_on(snapshot, sources, file, split):
+            found.append(f"Warning: {name} was chosen on test cases: {BEST} is the best on split "
+                         f"{one_line(validation_of(snapshot))!r}, which is tested; test on another")
+        found += [f"Note: {name} was trained on {one_line(source.path)}, which is not here as it was; it is not the "
+                  "real file, but whether it holds samples that were asked for by test cases is not known"
+                  for source in sources if not source.is_here and source.hash not in (None, file.content_hash)]
+        if gone := [source.path for source in sources if source.hash is None]:
+            are = "which are not here as they were" if len(gone) > 1 else "which is not here as it was"
+            found.append(f"Note: {name} was trained on {listed(gone)}, {are}; whether the real file is among that, and "
+                         "with it test cases, is not known, and it counts as another")
     return found
+
+
+def leaks(name: str, source: TrainingSource, file: VolumesFile, split: str, ids: Sequence[str]) -> list[str]:
+    """Warnings of a training file that holds tested cases, or samples that were asked for by them."""
+    seen, tested = (set(file.splits if each == ALL else [each]) for each in (source.split, split))
+    path = one_line(source.path)
+    if source.hash == file.content_hash and seen & tested:
+        return [f"Warning: {name} was trained on test cases: on split {source.split!r} of {path}, which is the file of "
+                f"--real, and split {split!r} is tested"]
+    if asked := [id_ for id_ in ids if id_ in source.ids]:
+        is_real = opened(Path(source.asked), ALL).hash == file.content_hash
+        return [f"Warning: {name} was trained on samples that were asked for by test cases: those of {path} by rows of "
+                f"{one_line(source.asked)}{', which is the file of --real,' * is_real} with the ids of {len(asked)} of "
+                f"{len(ids)} tested cases: {listed(asked)}"]
+    return []
+
+
+def validation_of(snapshot: Snapshot) -> str | None:
+    """The split that a run was validated on, None for none."""
+    said = (snapshot.config.get("training") or {}).get("validation")
+    split = said.get("split") if isinstance(said, dict) and said.get("max_items") else None
+    return split if isinstance(split, str) and Said.by(snapshot).split not in (ALL, split) else None
+
+
+def chosen_on(snapshot: Snapshot, sources: Sequence[TrainingSource], file: VolumesFile, split: str) -> bool:
+    """Whether a snapshot was chosen among those of its run by cases that are tested."""
+    return snapshot.path.name == BEST and validation_of(snapshot) in (file.splits if split == ALL else [split]) and any(
+        source.hash == file.content_hash for source in sources)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from edm3d.metrics.bootstrap import weighted_means
 from edm3d.metrics.classification import class_aurocs
@@ -41,10 +42,20 @@ class VoxelScores(NamedTuple):
     in_found: np.ndarray
 
     def measured(self, weights: np.ndarray | None = None) -> Measured:
-        """Means over cases: of Dice over those that have the class, of distances over those where both maps have it."""
-        known = np.where(self.in_truth, self.dice, np.nan)
-        return {name: with_mean(values, weights)
-                for name, values in (("dice", known), ("hd95", self.hd95), ("hd", self.hd))}
+        """Means over cases: of Dice over those that have the class, of distances over those where both maps have it.
+
+        The mean of distances over classes is NaN where one of them is `never_found`.
+        """
+        known, undefined = np.where(self.in_truth, self.dice, np.nan), self.never_found().any()
+        found = {name: with_mean(values, weights)
+                 for name, values in (("dice", known), ("hd95", self.hd95), ("hd", self.hd))}
+        for name in ("hd95", "hd"):
+            found[name][:, 0] = np.nan if undefined else found[name][:, 0]
+        return found
+
+    def never_found(self) -> np.ndarray:
+        """Which classes [K] truth has and no prediction of a case that has it, so that they have no distance."""
+        return self.in_truth.any(0) & ~(self.in_truth & self.in_found).any(0)
 
     def empty(self) -> dict[str, np.ndarray]:
         """How many cases [K] have a class in truth alone, in the prediction alone, and in neither."""
@@ -58,23 +69,31 @@ class VoxelScores(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """Of a run, by case: true classes [N] and scores [N,K]."""
+    """Of a run, by case: true classes [N] and log-odds [N,K], each class against all others.
+
+    Cases are ranked by log-odds: probabilities of sure networks are 0 and 1, and tie.
+    """
 
     truth: np.ndarray
-    scores: np.ndarray
+    log_odds: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Probabilities [N,K]."""
+        return special.expit(self.log_odds)
 
     @property
     def found(self) -> np.ndarray:
         """The class [N] of the highest score."""
-        return self.scores.argmax(1)
+        return self.log_odds.argmax(1)
 
     def measured(self, weights: np.ndarray | None = None) -> Measured:
         """Accuracy, of a class the share of its cases that are found; and AUROC, of a class against all others."""
         right = (self.found == self.truth).astype(np.float64)[:, None]
-        own = np.where(self.truth[:, None] == np.arange(self.scores.shape[1]), right, np.nan)
+        own = np.where(self.truth[:, None] == np.arange(self.log_odds.shape[1]), right, np.nan)
         return {"accuracy": weighted_means(np.concatenate([right, own], axis=1), weights),
-                "auroc": mean_first(class_aurocs(self.scores, self.truth, weights),
-                                    class_aurocs(self.scores, self.truth))}
+                "auroc": mean_first(class_aurocs(self.log_odds, self.truth, weights),
+                                    class_aurocs(self.log_odds, self.truth))}
 
     def of_cases(self) -> np.ndarray:
         """How well each case [N] is done: the score of its true class."""

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+import dataset_tool
 import train
-from edm3d.formats.facts import volume_facts
+from edm3d.formats.facts import mixture_hash, volume_facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.prediction import Prediction
 from edm3d.formats.sample_meta import SampleMeta
-from edm3d.formats.samples import write_samples
+from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.evaluate_downstream import DownstreamOptions, evaluate_downstream
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.trained_on import opened
+from edm3d.inference.trained_on import Opened, opened, sources_of
 from edm3d.reporting import report
 from edm3d.reporting.montages import DPI, GAP, montage
 from edm3d.reporting.scores import ImageScores, VoxelScores, chosen
 from edm3d.reporting.slices import TILE
+from edm3d.training.datasets.mixed import MixedDataset
 from edm3d.utils.checkpoint import load, save
 from edm3d.utils.runs import list_files
 from evaluate import main
@@ -95,16 +97,22 @@ def cases_csv(folder: str) -> list[dict[str, str]]:
 
 
 def snapshot(path: Path, data: str, net: torch.nn.Module | dict, predicts: Prediction = BLANK, seed: int = 0,
-             **dataset: object) -> str:
-    """A run's snapshot as if trained on a file; its name."""
+             more: dict | None = None, **dataset: object) -> str:
+    """A run's snapshot as if trained on a file, or several; its name."""
     file = VolumesFile(data if isinstance(data, str) else data[0])
     facts = volume_facts(file, file.splits[0])
     node, weights = ({"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 3, "kernel_size": 1},
                      net.state_dict()) if isinstance(net, torch.nn.Module) else (net, Means(**{
                          k: v for k, v in net.items() if k != "_target_"}).state_dict())
-    config = {"training": {"dataset": {"path": data, "split": "train", **dataset}, "options": {"seed": seed}}}
-    Snapshot("classification" if isinstance(net, dict) else "segmentation", node, replace(facts, source=str(data)),
-             (1, SIZE, SIZE), weights=weights, config=config, nimg=4000, predicts=predicts).save(path)
+    config = {"training": {"dataset": {"path": data, "split": "train", **dataset}, "options": {"seed": seed},
+                           **(more or {})}}
+    paths = [data] if isinstance(data, str) else data
+    nums, shares = dataset.get("num"), dataset.get("shares") or [None] * len(paths)
+    mixed = mixture_hash([opened(Path(each), "train").hash for each in paths], shares,
+                         nums if isinstance(nums, list) else [nums] * len(paths), dataset.get("seed", 0))
+    facts = replace(facts, source=str(data), content_hash=mixed)
+    Snapshot("classification" if isinstance(net, dict) else "segmentation", node, facts, (1, SIZE, SIZE),
+             weights=weights, config=config, nimg=4000, predicts=predicts).save(path)
     return str(path)
 
 
@@ -131,7 +139,7 @@ def here(tmp_path_factory):
         snapshot(Path("good.pt"), "real.h5", by_level(-0.4, 0.4))
         snapshot(Path("again.pt"), "real.h5", by_level(-0.4, 0.41), seed=1)
         snapshot(Path("blind.pt"), "other.h5", by_level(-0.4, 3.0), num=6, _target_="training.datasets.mixed")
-        snapshot(Path("both.pt"), ["real.h5", "other.h5"], by_level(-0.4, 3.0), shares=[1, 1], num=[6, 9])
+        snapshot(Path("both.pt"), ["real.h5", "other.h5"], by_level(-0.4, 3.0), shares=[1.0, 1.0], num=[6, 9])
         snapshot(Path("view.pt"), "views.h5", means([0, 8, 0], [0, 0, -99]), Prediction("classes", VIEWS))
         snapshot(Path("ef.pt"), "views.h5", means([0, 8], [0, 0]),
                  Prediction("attribute", ("ef < 50", "ef >= 50"), "ef", "%", 50.0))
@@ -168,13 +176,65 @@ def test_dice_and_distances_are_those_known_by_hand(at, segmented):
     assert good["hd"]["by_class"]["wall"]["value"] == pytest.approx(2.5 / 3)
     assert good["dice"]["by_class"]["blood"]["value"] == 0 and good["hd"]["by_class"]["blood"]["value"] is None
     assert good["dice"]["value"] == pytest.approx((0.75 + 1 + 1) / 6)
-    assert good["hd95"]["value"] == pytest.approx(2.5 / 3)
+    assert good["hd95"]["value"] is good["hd"]["value"] is good["hd95"]["low"] is None  # blood, in one, is never found
     assert blind["dice"]["by_class"]["wall"]["value"] == pytest.approx((0.75 + 1 + 2 * 16 / (16 + 20)) / 3)
     rows = {(row["run"], row["id"]): row for row in cases_csv("segmented")}
     row = rows["good.pt", "moved"]
     assert [row[f"{key}_wall"] for key in ("dice", "hd95_mm", "hd_mm")] == ["0.75", "2.5", "2.5"]
     assert row["dice_blood"] == "nan"
     assert row["group"] == "p-moved" and row["trained_on"] == "real.h5" and len(rows) == 12
+
+
+def ahead() -> torch.nn.Conv2d:
+    """`by_level` of the voxel before, on the first axis."""
+    net = torch.nn.Conv2d(1, 3, (3, 1), padding=(1, 0))
+    with torch.no_grad():
+        net.weight.zero_()[:, :, :1] = by_level(-0.4, 0.4).weight
+        net.bias.copy_(by_level(-0.4, 0.4).bias)
+    return net
+
+
+def turned_file(path: str) -> str:
+    """real.h5 with its cases the other way round: the first flipped, the others with their axes swapped."""
+    file = VolumesFile("real.h5")
+    with VolumesWriter(path, file.meta, {"kind": "toy"}) as writer:
+        for i in range(3):
+            item, (x, y) = file.read("test", i), SPACING
+            flip, swap = np.diag([-x, y, 1, 1.0]), np.array([[0, x, 0, 0], [y, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+            image, label = ((item.image[:, ::-1], item.label[::-1]) if i == 0 else
+                            (item.image.swapaxes(1, 2), item.label.T))
+            writer.add("test", item._replace(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label),
+                                             affine=flip if i == 0 else swap))
+    return path
+
+
+def test_cases_are_seen_on_the_axes_of_training_as_segment_sees_them(at):
+    node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 3, "kernel_size": [3, 1],
+            "padding": [1, 0]}
+    replace(Snapshot.read(Path("good.pt")), network=node, weights=ahead().state_dict()).save(Path("ahead.pt"))
+    turned_file("turned.h5")
+    straight, turned = (report_of(f"of_{name}", "ahead.pt", real=f"{name}.h5") for name in ("real", "turned"))
+    assert straight["runs"][0]["dice"] == turned["runs"][0]["dice"]
+    assert straight["runs"][0]["hd"]["by_class"]["wall"] == turned["runs"][0]["hd"]["by_class"]["wall"]
+    assert 0 < straight["runs"][0]["dice"]["by_class"]["wall"]["value"] < 0.9
+    assert [line for line in turned["notes"] if "axes" in line] == [
+        "Note: 3 of 3 images have axes ARS, LAS, those of training RAS: they are turned for the network"]
+    assert not [line for line in straight["notes"] if "axes" in line]
+    succeed(dataset_tool.main, "segment", "--network", "ahead.pt", "--source", "turned.h5", "--dest", "seg.h5",
+            "--num-threads", "1", "--montage", "0")
+    for row, i in zip(cases_csv("of_turned"), range(3), strict=True):
+        truth, made = (VolumesFile(name).read("test", i).label for name in ("turned.h5", "seg.h5"))
+        shared = ((truth == 1) & (made == 1)).sum() * 2 / ((truth == 1).sum() + (made == 1).sum())
+        assert float(row["dice_wall"]) == pytest.approx(shared, rel=1e-5)
+
+
+def test_what_lies_otherwise_is_said_by_run(at):
+    good = Snapshot.read(Path("good.pt"))
+    facts = replace(good.facts, affine=((2.0, 0, 0, 0), *good.facts.affine[1:]))
+    replace(good, facts=facts, config=good.config | {"other": 1}).save(Path("wide.pt"))
+    notes = report_of("wide", "good.pt", "wide.pt")["notes"]
+    assert notes == ["Warning: 3 of 3 images have other voxels than those of training (2x2.5 mm): moved 1x2.5, missed "
+                     "1x2.5, invented 1x2.5; they are seen as they are (by wide.pt)"]
 
 
 def test_empty_masks_are_counted_apart(segmented):
@@ -197,6 +257,18 @@ def test_rows_are_runs_that_differ_by_their_seed_beside_as_many_real_items(at, s
     assert [run["seed"] for run in segmented["runs"]] == [0, 1, 0, 0] and segmented["runs"][0]["kimg"] == 4
 
 
+def test_a_class_that_is_missed_leaves_no_mean_distance(at, segmented, capsys):
+    assert segmented["never_found"] == {f"{name}.pt": ["blood"] for name in ("good", "again", "blind", "both")}
+    said = "good.pt: no mean Hausdorff distance, as it finds nothing of blood in any of the test cases that have it"
+    assert said in Path("segmented/report.html").read_text()
+    there, one = np.ones((2, 2), bool), np.array([[1, 1], [1, 0]], bool)
+    far = np.array([[2.0, 6], [4, np.nan]])
+    some = VoxelScores(np.ones((2, 2)), far, far, there, one)  # missed in one of two cases alone
+    assert some.measured()["hd95"].tolist() == [[4.5, 3, 6]] and not some.never_found().any()
+    neither = VoxelScores(np.ones((2, 2)), far * [1, np.nan], far, np.array([[1, 0], [1, 0]], bool), one)
+    assert neither.measured()["hd95"][0, 0] == 3  # of a class that truth has not there is none to be left out
+
+
 def test_intervals_hold_the_value_and_go_by_the_seed(at, segmented):
     wall = segmented["runs"][0]["dice"]["by_class"]["wall"]
     assert wall["low"] == pytest.approx(0.75) and wall["high"] == 1 and wall["used"] == 2000
@@ -207,8 +279,9 @@ def test_intervals_hold_the_value_and_go_by_the_seed(at, segmented):
 
 
 def test_every_case_is_inferred_once_by_every_run(at, monkeypatch):
-    seen, call = [], Predictor.__call__
-    monkeypatch.setattr(Predictor, "__call__", lambda self, images: seen.append(len(images)) or call(self, images))
+    seen, call = [], Predictor.logits
+    monkeypatch.setattr(Predictor, "logits", lambda self, images, names: seen.append(len(images)) or call(
+        self, images, names))
     report_of("once", "good.pt", "blind.pt", batch_size=2)
     assert seen == [2, 2, 1, 1]
     assert report_of("two", "good.pt", num=2)["real"]["num"] == 2
@@ -266,6 +339,29 @@ def test_an_attribute_with_a_threshold(at):
         path.stem for path in Path("ef/figures").iterdir()}
 
 
+def test_sure_networks_rank_cases_by_log_odds_and_both_classes_alike(at):
+    levels = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # margins of 24 to 64, of which softmax in single precision is 0 and 1
+    write(Path("sure.h5"), {"test": [(f"s{i}", np.full((1, SIZE, SIZE), level, np.float32), square((2, 2)), None, ef)
+                                     for i, (level, ef) in enumerate(zip(levels, [60, 40, 60, 40, 60, 60]))]})
+    for name, sign in (("up.pt", 1), ("down.pt", -1)):
+        snapshot(Path(name), "views.h5", means([0, 80 * sign], [0, 96 * sign]),
+                 Prediction("attribute", ("ef < 50", "ef >= 50"), "ef", "%", 50.0))
+    up, down = report_of("sure", "up.pt", "down.pt", real="sure.h5")["runs"]
+    # 4 x 2 pairs; of the positive first, third, fifth and sixth 0, 1, 2 and 2 negative ones lie below
+    for run, value in ((up, 5 / 8), (down, 3 / 8)):
+        assert [run["auroc"]["value"], *(cell["value"] for cell in run["auroc"]["by_class"].values())] == [value] * 3
+    assert up["accuracy"]["value"] == 4 / 6
+
+
+def test_log_odds_are_of_a_class_against_all_others_together():
+    predictor = Predictor.__new__(Predictor)
+    predictor._logits = lambda images: images
+    logits = torch.tensor([[1.0, 2, 4], [90, 0, 50]])
+    shares = logits[:1].double().softmax(1)
+    torch.testing.assert_close(predictor.log_odds(logits)[:1], (shares / (1 - shares)).log())
+    torch.testing.assert_close(predictor.log_odds(logits)[1], torch.tensor([40.0, -90, -40]).double())
+
+
 def test_auroc_of_one_class_is_said_to_be_undefined(at, capsys):
     found = report_of("one", "view.pt", real="views.h5", num=2)
     assert found["auroc"] == {"available": False, "reason": "all 2 test cases are of one class, A2C"}
@@ -290,18 +386,87 @@ def test_runs_that_saw_the_test_cases_or_unknown_files_are_named(at):
     notes = report_of("notes", "seen.pt", "gone.pt")["notes"]
     assert len(notes) == 2
     assert notes[0].startswith("Warning: seen.pt was trained on test cases: on split 'all' of real.h5")
-    assert notes[1].startswith("Note: gone.pt was trained on gone.h5, not to be read from here")
+    assert notes[1].startswith("Note: gone.pt was trained on other.h5, gone.h5, which are not here as they were")
     rows = json.loads(Path("notes/report.json").read_text())["rows"]
     assert [(row["name"], row["items"]) for row in rows] == [("real.h5 (all)", 9), ("other.h5 + gone.h5", None)]
+
+
+def test_contents_and_not_paths_say_what_was_trained_on(at):
+    write(Path("kin.h5"), {"train": toy_items("k", 4)})
+    Path("kin2.h5").write_bytes(Path("kin.h5").read_bytes())
+    snapshot(Path("near.pt"), "kin.h5", by_level(-0.4, 0.4), seed=5)
+    snapshot(Path("far.pt"), "./kin2.h5", by_level(-0.4, 0.41), seed=6)
+    snapshot(Path("mixed1.pt"), ["real.h5", "kin.h5"], by_level(-0.4, 0.42), num=[6, 3])
+    snapshot(Path("mixed2.pt"), ["./real.h5", "kin2.h5"], by_level(-0.4, 0.43), num=[6, 3], seed=1)
+    runs = "near.pt", "far.pt", "mixed1.pt", "mixed2.pt"
+    found = report_of("kin", *runs)
+    assert [(row["runs"], row["items"], row["real_items"]) for row in found["rows"]] == [
+        ([*runs[:2]], 4, 0), ([*runs[2:]], 9, 6)] and not found["notes"]
+    write(Path("kin.h5"), {"train": toy_items("n", 4)})  # others, where those lay
+    snapshot(Path("new.pt"), "kin.h5", by_level(-0.4, 0.44), seed=7)
+    found = report_of("kin2", *runs, "new.pt", "blind.pt")
+    # of mixed1 nothing is to be had but that it was trained on something else than mixed2, whose files are as they were
+    assert [row["runs"] for row in found["rows"]] == [[*runs[:2]], ["mixed1.pt"], ["mixed2.pt"], ["new.pt"],
+                                                      ["blind.pt"]]
+    assert [row["real_items"] for row in found["rows"]] == [0, 0, 6, 0, 0]
+    near, mixed = found["notes"]
+    assert near.startswith("Note: near.pt was trained on kin.h5, which is not here as it was; it is not the real file")
+    assert mixed.startswith("Note: mixed1.pt was trained on real.h5, kin.h5, which are not here as they were; whether")
+
+
+def test_what_training_says_of_a_mixture_is_what_is_known_again(at):
+    write(Path("drop.h5"), {"train": toy_items("d", 5)})
+    good = Snapshot.read(Path("good.pt"))
+    for more in ({"path": "other.h5"}, {"path": "other.h5", "num": 3, "seed": 4}, {"path": ["real.h5", "other.h5"]},
+                 {"path": ["real.h5", "other.h5", "drop.h5"], "shares": [1, 2, 0], "num": [2, None, None]}):
+        facts = MixedDataset(**more).facts
+        found = sources_of(replace(good, facts=facts, config={"training": {"dataset": {**more, "split": "train"}}}))
+        hashes = [VolumesFile(source.path).content_hash for source in found]
+        assert [source.hash for source in found] == hashes and all(source.is_here for source in found)
+    other = {**more, "seed": 1}
+    assert [source.hash for source in sources_of(replace(
+        good, facts=facts, config={"training": {"dataset": other}}))] == [None, None]
+
+
+def test_samples_asked_for_by_tested_cases_and_snapshots_chosen_on_them_are_warned_of(at):
+    ids = ["t0", "moved", "invented"]
+    meta = SampleMeta(volume_facts(VolumesFile("real.h5"), "train"), "gone.pt", "0",
+                      {"conditions": {"source": "real.h5", "hash": "0", "ids": ids}})
+    for name, count in (("asked.h5", 12), ("few.h5", 2)):  # of two the first alone, t0, is trained on
+        write_samples(Path(name), range(count), {"images": np.zeros((count, 1, SIZE, SIZE), np.float32)}, np.eye(4),
+                      meta)
+        facts = replace(meta.facts, content_hash=SamplesFile(Path(name)).content_hash)
+        replace(Snapshot.read(Path("good.pt")), facts=facts, config={"training": {"dataset": {"path": name}}}).save(
+            Path(name).with_suffix(".pt"))
+    write(Path("held.h5"), {"train": toy_items("t", 3), "val": toy_items("v", 2), "test": toy_items("u", 2)})
+    Path("run").mkdir()
+    for name in ("network-best.pt", "network-snapshot-000004.pt"):
+        snapshot(Path("run") / name, "held.h5", by_level(-0.4, 0.4), seed=len(name),
+                 more={"validation": {"split": "val", "max_items": 9}})
+    assert report_of("asked", "asked.pt", "few.pt")["notes"] == [
+        "Warning: asked.pt was trained on samples that were asked for by test cases: those of asked.h5 by rows of "
+        "real.h5, which is the file of --real, with the ids of 2 of 3 tested cases: moved, invented"]
+    runs = "run/network-best.pt", "run/network-snapshot-000004.pt"
+    assert report_of("val", *runs, real="held.h5", split="val")["notes"] == [
+        "Warning: run/network-best.pt was chosen on test cases: network-best.pt is the best on split 'val', which is "
+        "tested; test on another"]
+    assert not report_of("test", *runs, real="held.h5")["notes"]
+
+
+def test_rows_of_another_recipe_are_not_held_against_each_other(at, capsys):
+    snapshot(Path("deep.pt"), "other.h5", by_level(-0.4, 0.4), more={"network": {"depth": 9}}, num=6)
+    row = report_of("deep", "good.pt", "deep.pt")["rows"][1]
+    assert row["beside"] is None and row["otherwise"] == ["real.h5"]
+    assert "other.h5: not held against real.h5, of as many real items, as its network or options are others" in (
+        capsys.readouterr().out)
 
 
 def test_items_of_samples_are_counted_as_training_takes_them(at):
     meta = SampleMeta(volume_facts(VolumesFile("real.h5"), "train"), "gone.pt", "0", {})
     write_samples(Path("samples.h5"), range(11), {"images": np.zeros((11, 1, SIZE, SIZE), np.float32)}, np.eye(4), meta)
     assert [opened(Path("samples.h5"), split)[0] for split in ("train", "val", "all", "test")] == [10, 1, 11, None]
-    assert opened(Path("real.h5"), "all") == (9, VolumesFile("real.h5").content_hash)
-    assert opened(Path("gone.h5"), "all") == opened(Path("good.pt"), "all") == opened(Path("/dev/zero"), "all") == (
-        None, None)
+    assert opened(Path("real.h5"), "all")[:2] == (9, VolumesFile("real.h5").content_hash)
+    assert all(opened(Path(path), "all") == Opened() for path in ("gone.h5", "good.pt", "/dev/zero"))
 
 
 def test_what_a_configuration_holds_is_taken_for_what_it_is(at):
@@ -376,7 +541,7 @@ def test_a_diverged_network_is_named(at):
     content = load(Path("good.pt"), "snapshot").content
     content["ema"] = {name: torch.full_like(weight, 3e38) for name, weight in content["ema"].items()}
     save(Path("wild.pt"), "snapshot", content)
-    with pytest.raises(ValueError, match=r"what wild\.pt gives of invented is not finite"):
+    with pytest.raises(ValueError, match=r"wild\.pt: gives values that are not finite of invented"):
         report_of("wild", "wild.pt")
 
 

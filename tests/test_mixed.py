@@ -37,7 +37,7 @@ SPLITS = {"train": 6, "val": 2, "test": 3}
 def write_volumes(path: Path, *, labels: tuple[str, ...] = LABELS, classes: tuple[str, ...] = ("ED", "ES"),
                   attributes: tuple[str, ...] = ATTRIBUTES, channels: tuple[str, ...] = ("echo",),
                   maps: tuple[str, ...] = (), shape: tuple[int, ...] = (8, 8), splits: dict[str, int] = SPLITS,
-                  spacing: float = 1.0) -> Path:
+                  spacing: float | tuple[float, float] = 1.0) -> Path:
     """Images whose every voxel is their number by 100, by splits; label maps, and maps that are one more."""
     meta = VolumesMeta(len(shape), channels, ("target",) * len(channels), labels, attributes, ("mL", "a")[
         :len(attributes)], classes, UNIT, maps)
@@ -47,7 +47,7 @@ def write_volumes(path: Path, *, labels: tuple[str, ...] = LABELS, classes: tupl
             label = np.full(shape, i % 3, np.uint8)
             writer.add(split, Item(image, label if labels else None, np.float32([i, 40 + i])[:len(attributes)]
                                    if attributes else None, i % 2 if classes else None, f"v{i}", f"v{i}",
-                                   np.diag([spacing, spacing, spacing, 1.0]), full_box(shape),
+                                   np.diag([*np.broadcast_to(spacing, 2), 1.0, 1.0]), full_box(shape),
                                    (label + 1) % 3 if maps else None))
     return path
 
@@ -338,6 +338,11 @@ def test_samples_of_another_contract_are_scaled_by_it_and_it_is_said_once(at):
     write_volumes(Path("o.h5"), spacing=0.5)
     assert [note for note in MixedDataset(["v.h5", "o.h5"]).notes if "voxel sizes" in note] == [
         "Note: voxel sizes differ (v.h5: 1x1 mm; o.h5: 0.5x0.5 mm): images are taken voxel by voxel, as they are"]
+    write_volumes(Path("l.h5"), spacing=(-0.5, 0.5))
+    assert [note for note in MixedDataset(["v.h5", "o.h5", "l.h5"]).notes if "axes" in note] == [
+        "Note: axes differ (o.h5: RA; l.h5: LA): images are taken as they are stored, and not turned; prepare the "
+        "files alike"]  # of v.h5 they are not known
+    assert not [note for note in MixedDataset(["v.h5", "o.h5"]).notes if "axes" in note]
 
 
 def test_what_a_file_lacks_is_left_aside_and_named_to_who_would_learn_it(at):

@@ -371,7 +371,7 @@ def test_channels_are_paired_by_number_or_pattern(at):
 def count_seen(monkeypatch) -> list[int]:
     """A list that grows by the number of images whenever some are segmented."""
     real, counts = Predictor.classes, []
-    monkeypatch.setattr(Predictor, "classes", lambda self, x: (counts.append(len(x)), real(self, x))[1])
+    monkeypatch.setattr(Predictor, "classes", lambda self, x, names: (counts.append(len(x)), real(self, x, names))[1])
     return counts
 
 
@@ -437,11 +437,11 @@ def segment_until_killed(source: str, dest: str, batches: int) -> None:
     """Segment in a process that is killed in the work on a batch."""
     real, done = Predictor.classes, []
 
-    def dying(self: Predictor, images: torch.Tensor) -> torch.Tensor:
+    def dying(self: Predictor, images: torch.Tensor, names: list[str]) -> torch.Tensor:
         done.append(len(images))
         if len(done) == batches:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, images)
+        return real(self, images, names)
 
     Predictor.classes = dying
     segment(source, dest)
@@ -615,7 +615,7 @@ def test_other_networks_are_refused_by_name(at):
     replace(snapshot, weights={"weight": torch.full((3, 1, 1, 1, 1), 3e38), "bias": torch.full((3,), 3e38)}).save(
         Path("bad.pt"))
     done = call(dataset_tool.main, "segment", "--network", "bad.pt", "--source", "in", "--dest", "out", *ALONE)
-    assert done.exit_code == 1 and "bad.pt: gives values that are not finite; it has diverged" in done.output
+    assert done.exit_code == 1 and "bad.pt: gives values that are not finite of scan0; it has diverged" in done.output
 
 
 # ---- from Python ----

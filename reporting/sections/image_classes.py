@@ -30,9 +30,9 @@ class ImageClasses(Section):
     words = {
         "accuracy": "Share of cases whose class has the highest score; of a class, the share of its cases that are "
                     "found.",
-        "AUROC": "Share of pairs of a case of the class and another in which the first has the higher score of the "
-                 "class, ties being half (Mann-Whitney). Of all: the mean over the classes that have one, each against "
-                 "all others; of two classes both have the same.",
+        "AUROC": "Share of pairs of a case of the class and another in which the first has the higher log-odds of the "
+                 "class against all others, ties being half (Mann-Whitney). Of all: the mean over the classes that "
+                 "have one, each against all others; of two classes both have the same.",
     }
 
     def compute(self, found: dict[str, ImageScores], context: DownstreamContext) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ImageClasses(Section):
                       for i, (row, counts) in enumerate(report["confusion"].items())}
         colours = charts.row_colours([row.is_real for row in context.rows])
         for k in range(1 if len(names) == 2 else 0, min(len(names), MOST_CLASSES)):
-            curves = {row.name: [roc_curve(found[run.name].scores[:, k], found[run.name].truth == k)
+            curves = {row.name: [roc_curve(found[run.name].log_odds[:, k], found[run.name].truth == k)
                                  for run in context.runs_of(i)] for i, row in enumerate(context.rows)}
             if 0 < report["num_by_class"][names[k]] < len(next(iter(found.values())).truth):
                 drawn["roc" if len(names) == 2 else f"roc_{names[k]}"] = charts.roc_chart(curves, colours, names[k])

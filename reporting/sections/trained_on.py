@@ -12,6 +12,7 @@ from edm3d.reporting.html import html_table
 from edm3d.reporting.scores import MEASURES, Measured, Scores, flat, unflat
 from edm3d.reporting.section import Section
 from edm3d.reporting.tables import finite, number
+from edm3d.utils.checks import listed
 from edm3d.utils.names import titled
 
 Found = dict[str, Scores]  # by run
@@ -21,8 +22,9 @@ ENDS = ("low", "high", "used")
 class TrainedOn(Section):
     """Every row, and every run.
 
-    rows.[{name, sources, items, real_items, is_real, runs, beside, MEASURE.{mean, std, by_class.NAME.{mean, std}}}]
-                    std: over runs, that of a sample, null for one; beside: null, or {row, MEASURE}, differences
+    rows.[{name, sources, items, real_items, is_real, runs, beside, otherwise, MEASURE.{mean, std, by_class.NAME.{mean,
+    std}}}]         std: over runs, that of a sample, null for one; beside: null, or {row, MEASURE}, differences;
+                    otherwise: real rows of as many items by another network or other options
     runs.[{name, path, hash, kimg, seed, row, MEASURE.{value, low, high, used, by_class.NAME.{...}}}]
                     low to high: 95 % interval over cases; used: of 2000 resamples those that have a value
     MEASURE: dice, hd95 and hd, or accuracy and auroc
@@ -31,8 +33,9 @@ class TrainedOn(Section):
     words = {
         "trained on": "Files of the training items. Runs that differ by their seed alone are one row: mean ± standard "
                       "deviation over runs; a single run has the 95 % interval over cases in brackets.",
-        "beside real": "Difference to the row that was trained on as many items of the real file alone; of a row that "
-                       "was trained on real and other items, as many as it has real ones.",
+        "beside real": "Difference to the row that was trained on as many items of the real file alone, by the same "
+                       "network and options; of a row that was trained on real and other items, as many as it has real "
+                       "ones.",
         "interval": "Percentile bootstrap over cases, 2000 resamples by --seed, cases of one group (patient) together; "
                     "nothing is inferred again. A resample in which a measure has no value, as without one of the "
                     "classes, is left out of its interval.",
@@ -44,6 +47,8 @@ class TrainedOn(Section):
         rows = [self.row(i, row, context, measured, names) for i, row in enumerate(context.rows)]
         for row, known in zip(rows, context.rows, strict=True):
             row["beside"] = beside(known, row, context.rows, rows, next(iter(measured.values())))
+            row["otherwise"] = [context.rows[i].name for i in as_many(known, context.rows)
+                                if not known.is_real and context.rows[i].recipe != known.recipe]
         runs = [{"name": run.name, "path": run.path, "hash": run.hash, "kimg": run.kimg, "seed": run.seed,
                  "row": context.rows[run.row].name,
                  **with_intervals(measured[run.name], intervals(found[run.name], context), names)}
@@ -113,14 +118,19 @@ def with_intervals(measured: Measured, ends: Mapping[str, Measured], names: Sequ
 
 def beside(row: TrainingRow, found: dict, rows: Sequence[TrainingRow], all_found: Sequence[dict], keys: Measured
            ) -> dict[str, Any] | None:
-    """A row less the real row of as many items, by the same recipe if there is one; None without, and for real rows."""
-    like = [i for i, other in enumerate(rows) if other.is_real and other.items is not None
-            and other.items == (row.real_items or row.items)]
+    """A row less the real row of as many items by the same recipe; None without one, and for real rows."""
+    like = [i for i in as_many(row, rows) if rows[i].recipe == row.recipe]
     if row.is_real or not like:
         return None
-    other = all_found[min(like, key=lambda i: rows[i].recipe != row.recipe)]
+    other = all_found[like[0]]
     pairs = {key: (found[key]["mean"], other[key]["mean"]) for key in keys}
     return {"row": other["name"], **{key: None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}}
+
+
+def as_many(row: TrainingRow, rows: Sequence[TrainingRow]) -> list[int]:
+    """Numbers of the real rows of as many items, whatever their recipe."""
+    return [i for i, other in enumerate(rows) if other.is_real and other.items is not None
+            and other.items == (row.real_items or row.items)]
 
 
 # ---- as text ----
@@ -159,8 +169,17 @@ def with_ends(cell: Mapping[str, Any], digits: int) -> str:
 
 
 def unmatched(report: dict) -> list[str]:
-    """Which rows have no real one of as many items beside them."""
-    rows = [row for row in report["rows"] if not row["is_real"] and row["beside"] is None]
-    return [f"{row['name']}: no run was trained on "
-            + ("as many real items alone (how many it had is not known)" if row["items"] is None else
-               f"{row['real_items'] or row['items']} real items alone") for row in rows]
+    """Which rows have no real one of as many items, by the same network and options, beside them."""
+    lines = []
+    for row in report["rows"]:
+        count = row["real_items"] or row["items"]
+        if row["is_real"] or row["beside"] is not None:
+            continue
+        if row["otherwise"]:
+            lines.append(f"{row['name']}: not held against {listed(row['otherwise'])}, of as many real items, as its "
+                         "network or options are others")
+        else:
+            lines.append(f"{row['name']}: no run was trained on " + (
+                "as many real items alone (how many it had is not known)" if count is None else
+                f"{count} real items alone"))
+    return lines

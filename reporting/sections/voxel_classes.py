@@ -1,6 +1,7 @@
 """How segmenters do on every class: overlap, distances, and what is empty."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.scores import MEASURES, VoxelScores
 from edm3d.reporting.section import Section
 from edm3d.reporting.sections.trained_on import spread
-from edm3d.utils.names import titled
+from edm3d.utils.checks import listed
+from edm3d.utils.names import one_line, titled
 
 MOST_CLASSES = 8  # with charts of their own
 DISTANCES = ("hd95", "hd")
@@ -23,6 +25,7 @@ class VoxelClasses(Section):
     """Every class but the first.
 
     classes.NAME.ROW.{missed, invented, absent}      numbers of cases, summed over the row's runs
+    never_found.RUN.[NAME]                           classes that test cases have and the run finds in none of these
     """
 
     words = {
@@ -30,7 +33,8 @@ class VoxelClasses(Section):
                 "where the prediction has nothing of it. Dice of all is the mean over classes of these means.",
         "Hausdorff": "Distance in mm of each surface voxel of one map to the nearest of the other, by the voxel size "
                      "of the case, taken both ways: the maximum, or the 95 % point of either way, of which the larger. "
-                     "Defined where truth and prediction have the class.",
+                     "Defined where truth and prediction have the class. Of all: the mean over classes, none where a "
+                     "class that truth has is missed in all its cases.",
         "empty": "missed: the truth has the class, the prediction nothing of it (Dice 0, no distance). invented: the "
                  "prediction has it, the truth does not (left out of Dice and distances). absent: neither has it "
                  "(left out).",
@@ -41,7 +45,13 @@ class VoxelClasses(Section):
         empty = {run: scores.empty() for run, scores in found.items()}
         return {"classes": {name: {row.name: {key: int(sum(empty[run.name][key][k] for run in context.runs_of(i)))
                                               for key in ("missed", "invented", "absent")}
-                                   for i, row in enumerate(context.rows)} for k, name in enumerate(names)}}
+                                   for i, row in enumerate(context.rows)} for k, name in enumerate(names)},
+                "never_found": {run: [name for name, never in zip(names, scores.never_found(), strict=True) if never]
+                                for run, scores in found.items() if scores.never_found().any()}}
+
+    def lines(self, report: dict) -> list[str]:
+        return [f"{one_line(run)}: no mean Hausdorff distance, as it finds nothing of {listed(names)} in any of the "
+                "test cases that have it" for run, names in report["never_found"].items()]
 
     def figures(self, found: dict[str, VoxelScores], context: DownstreamContext, report: dict) -> dict[str, Figure]:
         colours, drawn = charts.row_colours([row.is_real for row in context.rows]), {}
@@ -70,7 +80,8 @@ class VoxelClasses(Section):
         rest = len(report["classes"]) - MOST_CLASSES
         note = f"<p class=note>Charts of the first {MOST_CLASSES} classes; cases.csv has {rest} more.</p>"
         table = html_table(heads, lines, main=1)
-        return f"<h2>Classes</h2>{table}{note if rest > 0 else ''}{html_grid(shown, figures)}"
+        said = "".join(f"<p class=note>{escape(line)}</p>" for line in self.lines(report))
+        return f"<h2>Classes</h2>{said}{table}{note if rest > 0 else ''}{html_grid(shown, figures)}"
 
 
 def cases_of(scores: VoxelScores, key: str) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from edm3d.formats.facts import BETWEEN, Facts
+from edm3d.formats.geometry import axis_codes
 from edm3d.formats.intensity import Intensity
 from edm3d.networks.parts import PARTS
+from edm3d.reporting.slices import known_affine
 from edm3d.utils.checks import listed, listed_apart
 
 # what a file has names for, or not: in words that stand behind "has no"
@@ -103,7 +105,7 @@ def left_aside(named: Mapping[str, Mapping[str, tuple[str, ...]]], lacking: Mapp
 
 
 def differences(every: Sequence[Facts]) -> list[str]:
-    """Notes on intensities and voxel sizes that differ."""
+    """Notes on intensities, voxel sizes and axes that differ."""
     notes = []
     if len({facts.intensity for facts in every}) > 1:
         notes.append("Note: intensities differ ("
@@ -114,6 +116,11 @@ def differences(every: Sequence[Facts]) -> list[str]:
         notes.append("Note: voxel sizes differ ("
                      + "; ".join(f"{listed([facts.source])}: {'x'.join(f'{mm:.4g}' for mm in facts.spacing)} mm"
                                  for facts in every) + "): images are taken voxel by voxel, as they are")
+    codes = {facts.source: axis_codes(affine)[:len(facts.spatial_shape)] for facts in every
+             if (affine := known_affine(facts.affine)) is not None}
+    if len(set(codes.values())) > 1:
+        notes.append("Note: axes differ (" + "; ".join(f"{listed([file])}: {each}" for file, each in codes.items())
+                     + "): images are taken as they are stored, and not turned; prepare the files alike")
     return notes
 
 
