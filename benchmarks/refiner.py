@@ -182,7 +182,7 @@ def real(bench: Refining) -> dict:
     own = [f"training.dataset.path={patches}", "training.options.desc=real", "training.validation.max_items=0",
            *FLIPPED]
     stage = bench.train("echo_vae-real", "-cn=echo_vae", *own, "training.options.total_kimg=4")
-    refiner = bench.train("echo_refine-real", "-cn=echo_refine", *own, "training.options.total_kimg=12",
+    refiner = bench.train("echo_refine-real", "-cn=echo_refine", *own, "training.options.total_kimg=4",
                           "training.network.model.semantic_dim=0",
                           f"training.batch_transform.autoencoder={bench.relative(stage)}")
     bench.tool("encode", "--autoencoder", bench.relative(stage), "--source", draws, "--dest", latents, "--overwrite")
