@@ -48,7 +48,7 @@ class TrainingSource(NamedTuple):
     ids: frozenset[str] = frozenset()
 
 
-class Said(NamedTuple):
+class TrainingFiles(NamedTuple):
     """What a snapshot says of its training files: each with its share and how many of its items, None: not said."""
 
     paths: Sequence[str]
@@ -58,7 +58,7 @@ class Said(NamedTuple):
     seed: int
 
     @classmethod
-    def by(cls, snapshot: Snapshot) -> "Said":
+    def by(cls, snapshot: Snapshot) -> "TrainingFiles":
         """As far as it can be read."""
         said = dataset_of(snapshot)
         path, split, seed = (said.get(key) for key in ("path", "split", "seed"))
@@ -85,7 +85,7 @@ def dataset_of(snapshot: Snapshot) -> dict[str, Any]:
 
 def sources_of(snapshot: Snapshot) -> list[TrainingSource]:
     """The files that a run was trained on, in their order, without those whose share is 0."""
-    said, facts, found = Said.by(snapshot), snapshot.facts, []
+    said, facts, found = TrainingFiles.by(snapshot), snapshot.facts, []
     there = [opened(Path(path), said.split) if share != 0 else Opened()
              for path, share in zip(said.paths, said.shares, strict=True)]
     is_same = said.hash_of([each.hash for each in there]) == facts.content_hash
@@ -101,7 +101,7 @@ def sources_of(snapshot: Snapshot) -> list[TrainingSource]:
     return found
 
 
-def is_one_file(said: Said) -> bool:
+def is_one_file(said: TrainingFiles) -> bool:
     """Whether a run was trained on one file, and all of it as it is."""
     return len(said.paths) == 1 and said.counts[0] is None and said.shares[0] is None
 
@@ -256,7 +256,7 @@ def validation_of(snapshot: Snapshot) -> str | None:
     """The split that a run was validated on, None for none."""
     said = (snapshot.config.get("training") or {}).get("validation")
     split = said.get("split") if isinstance(said, dict) and said.get("max_items") else None
-    return split if isinstance(split, str) and Said.by(snapshot).split not in (ALL, split) else None
+    return split if isinstance(split, str) and TrainingFiles.by(snapshot).split not in (ALL, split) else None
 
 
 def chosen_on(snapshot: Snapshot, sources: Sequence[TrainingSource], file: VolumesFile, split: str) -> bool:
