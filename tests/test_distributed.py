@@ -245,3 +245,14 @@ def test_an_environment_that_torchrun_did_not_set_is_refused(monkeypatch, enviro
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=wanted):
         distributed.init("cpu")
+
+
+def test_more_processes_than_cards_are_told_of(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert distributed.choose_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=r"2 processes .* 1 CUDA device: .*--nproc_per_node=1"):
+        distributed.choose_device()
+    assert distributed.choose_device("cpu") == torch.device("cpu")

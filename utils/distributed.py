@@ -146,6 +146,7 @@ def init(device_type: str = "auto", timeout_s: float = 600) -> torch.device:
     device = choose_device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is float32; for speed there is bf16
     if "RANK" in os.environ and not dist.is_initialized():
         join(device, timeout_s)
     return device
@@ -158,7 +159,13 @@ def choose_device(device_type: str = "auto") -> torch.device:
     if device_type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no CUDA device here; use device=cpu or auto")
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
-    return torch.device("cuda", number("LOCAL_RANK", 0)) if use_cuda else torch.device("cpu")
+    if not use_cuda:
+        return torch.device("cpu")
+    place, cards = number("LOCAL_RANK", 0), torch.cuda.device_count()
+    if place >= cards:
+        raise ValueError(f"{place + 1} processes or more on this machine, and torch sees {cards} CUDA device"
+                         f"{'s' * (cards != 1)}: start as many as there are (--nproc_per_node={cards}), or use device=cpu")
+    return torch.device("cuda", place)
 
 
 def join(device: torch.device, timeout_s: float) -> None:
