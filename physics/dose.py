@@ -8,9 +8,8 @@ import torch
 from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
-from edm3d.physics.operators import check_finite
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
-from edm3d.utils.checks import check_count, listed
+from edm3d.utils.checks import check_count, check_finite, listed
 
 
 class Draws(Protocol):
