@@ -68,11 +68,20 @@ class _Step:
 
 def _steps(projector: Projector, counts: torch.Tensor, subsets: int, background: torch.Tensor | None) -> list[_Step]:
     if background is not None:
-        background = torch.as_tensor(background, dtype=counts.dtype, device=counts.device).expand_as(counts)
-        check_counts(background, "background")
+        background = _expanded(torch.as_tensor(background, dtype=counts.dtype, device=counts.device), counts)
     parts = projector.subsets(subsets)
     return [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :])
             for angles, part in parts]
+
+
+def _expanded(background: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    try:
+        background = background.expand_as(counts)
+    except RuntimeError as error:
+        raise ValueError(f"background: {list(background.shape)} for counts {list(counts.shape)}; wanted what "
+                         "broadcasts to them") from error
+    check_counts(background, "background")
+    return background
 
 
 def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
