@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
+from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count, check_finite, listed
 
 _LEAST_SHARE = 1e-9  # of the decays that must be counted, for the others to be worth an image
@@ -108,6 +109,10 @@ class DoseSimulation:
     def expose(self, activity: torch.Tensor) -> Exposure:
         """What the high dose expects of activity images; empty slices of a stack expect nothing."""
         check_activity(activity)
+        with one_thread():
+            return self._expose(activity)
+
+    def _expose(self, activity: torch.Tensor) -> Exposure:
         factors, projector = None, self.projector
         if self.attenuation > 0:
             factors = projector.attenuation_factors(self.attenuation * support(activity))
