@@ -90,6 +90,7 @@ class DoseSimulation:
             self._projector = Projector(self.geometry, blur=self.blur, matrix=self.matrix)
         return self._projector
 
+    @one_thread()
     def pair(self, activity: torch.Tensor, noise: Draws) -> DosePair:
         """Both doses of one event; noise: one generator per image. ValueError for images that cannot be scanned."""
         exposure = self.expose(activity)
@@ -100,19 +101,17 @@ class DoseSimulation:
                                   None if factors is None else torch.cat([factors, factors]))
         return DosePair(*images.chunk(2), high, low, exposure.calibration, factors)
 
+    @one_thread()
     def low(self, activity: torch.Tensor, noise: Draws) -> torch.Tensor:
         """The low dose alone, the same images as those of `pair` for the same noise."""
         exposure = self.expose(activity)
         counts = self._draw(exposure, noise)[1]
         return self.reconstruct(counts, exposure.calibration * self.dose, exposure.factors)
 
+    @one_thread()
     def expose(self, activity: torch.Tensor) -> Exposure:
         """What the high dose expects of activity images; empty slices of a stack expect nothing."""
         check_activity(activity)
-        with one_thread():
-            return self._expose(activity)
-
-    def _expose(self, activity: torch.Tensor) -> Exposure:
         factors, projector = None, self.projector
         if self.attenuation > 0:
             factors = projector.attenuation_factors(self.attenuation * support(activity))
@@ -129,6 +128,7 @@ class DoseSimulation:
         even = slices * (self.background / (1 - self.background) / math.prod(self.geometry.sinogram_shape))
         return Exposure(((lines + even) * scale).to(activity), calibration.to(activity), factors)
 
+    @one_thread()
     def reconstruct(self, counts: torch.Tensor, calibration: torch.Tensor, factors: torch.Tensor | None = None,
                     iterations: int | None = None, callback: Callback | None = None) -> torch.Tensor:
         """Activity images of counts [N,1,(D,)angles,shifts]; calibration [N]: expected counts per unit of activity.

@@ -1,6 +1,8 @@
 """The projector against chords of discs, lengths that are known by hand, and geometries at their edges."""
 
+import copy
 import math
+import pickle
 import time
 
 import numpy as np
@@ -163,6 +165,13 @@ def test_sets_of_angles_make_up_the_whole():
     for angles, part in parts:
         assert torch.equal(part.A(x), lines[..., angles, :])
     assert [angles.start for angles, _ in projector.subsets(8)] == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+def test_projector_in_use_can_be_copied_and_sent():
+    projector, x = Projector(BEAM, blur=0.5), torch.rand(1, 1, 16, 16)
+    lines = projector.A(x)
+    for other in (copy.deepcopy(projector), pickle.loads(pickle.dumps(projector))):
+        assert torch.equal(other.A(x), lines)
 
 
 def test_key_is_that_of_the_lines():
