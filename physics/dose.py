@@ -55,7 +55,8 @@ class DoseSimulation:
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
     MLEM (subsets 1) or OSEM. attenuation: 1/cm, between the outermost active pixels of each row and column. background:
     share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard
-    deviation in bins. `matrix` may be set to system_matrix(geometry) that is there already; else it is made when first needed.
+    deviation in bins. `matrix` may be set to a system_matrix(geometry) that is there already, before the first use,
+    which else makes it.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.

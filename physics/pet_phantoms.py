@@ -43,7 +43,7 @@ class PetPhantom(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """An ellipsoid in the head's frame: centre and semi-axes [3] (across, front to back, z), turn (rad) in the plane."""
+    """An ellipsoid in the head's frame: centre and semi-axes [3] (across, front to back, z), turn in the plane."""
 
     region: int
     centre: np.ndarray
