@@ -33,9 +33,6 @@ class DenseMap:
         self.matrix = torch.from_numpy(lines.matrix.toarray()).float()
         self.transpose = self.matrix.T.contiguous()
 
-    def pair(self, dtype: torch.dtype, device: torch.device) -> None:
-        """There is nothing to prepare."""
-
     def __call__(self, columns: torch.Tensor, adjoint: bool = False) -> torch.Tensor:
         return (self.transpose if adjoint else self.matrix) @ columns
 

@@ -226,11 +226,6 @@ class Projector:
         """ValueError unless these are sinograms of the geometry."""
         self._check(y, self.sinogram_shape, "sinograms")
 
-    def prepare(self, like: torch.Tensor) -> None:
-        """Store the matrices for the type and device of a batch, which several threads must not do at once."""
-        for stored in filter(None, (self.lines, self.blur)):
-            stored.pair(like.dtype, like.device)
-
     def _check(self, batch: torch.Tensor, shape: tuple[int, int], what: str) -> None:
         if batch.ndim not in (4, 5) or tuple(batch.shape[-2:]) != shape:
             raise ValueError(f"{what} {list(batch.shape)} of another geometry: wanted [N,C,{shape[0]},{shape[1]}], or "
@@ -262,6 +257,10 @@ class SparseMap:
 
     def __init__(self, matrix: csr_array):
         self.matrix, self._stored = csr_array(matrix), {}
+
+    def __getstate__(self) -> dict:
+        """Without what torch keeps of it, which cannot be copied or sent to other processes."""
+        return {"matrix": self.matrix, "_stored": {}}
 
     def __call__(self, columns: torch.Tensor, adjoint: bool = False) -> torch.Tensor:
         """The product with columns, or that of the transpose."""
