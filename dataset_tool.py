@@ -52,6 +52,27 @@ def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
     click.echo(f"{dest}: {made.num} phantoms" if drawn else f"{dest}: all {made.num} phantoms there already")
 
 
+@main.command("pet-phantom", cls=WordsCommand)
+@click.option("--dest", required=True, type=PATH, help="File to write (.npz).")
+@click.option("--subjects", default=24, show_default=True, type=click.IntRange(min=1), help="Heads.")
+@click.option("--slices", default=12, show_default=True, type=click.IntRange(min=1), help="Slices of each.")
+@click.option("--size", default=64, show_default=True, type=click.IntRange(min=8), help="Pixels along each side.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Which endless set of heads.")
+@click.option("--kind", default="brain", show_default=True, type=click.Choice(["brain", "ellipses"]),
+              help="Brains, or heads of one activity with ellipses in them.")
+@click.option("--overwrite", is_flag=True, help="Draw anew over a file of other contents.")
+def pet_phantom(dest: Path, overwrite: bool, **options: Any) -> None:
+    """Draw analytic PET phantoms: activities of heads in slices, of which scans are simulated.
+
+    Where the same phantoms are there already, nothing is done.
+    """
+    from edm3d.inference.pet_phantoms import PetPhantomOptions, draw_pet_phantoms
+
+    made = PetPhantomOptions(**options)
+    drawn, count = draw_pet_phantoms(dest, made, overwrite), made.subjects * made.slices
+    click.echo(f"{dest}: {count} slices of {made.subjects} heads" + ("" if drawn else ", there already"))
+
+
 # ---- prepare ----
 
 

@@ -19,9 +19,14 @@ class Kind(NamedTuple):
     most: int
 
 
+# of PET: the activity that a scan was simulated of, and the image of the same scan at the high dose; beside them the
+# scale by which the network saw the scan, its dose, the number of its slice or stack in its file, and of the draw of it
+OF_SCANS = ("phantom", "high_images")
 KINDS = {"latents": Kind("float32", 3, 5), "images": Kind("float32", 3, 5), "labels": Kind("uint8", 2, 4),
          "classes": Kind("int64", 1, 1), "attributes": Kind("float32", 2, 2), "maps": Kind("uint8", 2, 4),
-         "cond_images": Kind("float32", 3, 5), "affines": Kind("float64", 3, 3), "trajectory": Kind("float32", 4, 6)}
+         "cond_images": Kind("float32", 3, 5), "affines": Kind("float64", 3, 3), "trajectory": Kind("float32", 4, 6),
+         **{name: Kind("float32", 3, 5) for name in OF_SCANS}, "scales": Kind("float32", 1, 1),
+         "doses": Kind("float32", 1, 1), "slice_ids": Kind("int64", 1, 1), "draws": Kind("int64", 1, 1)}
 
 
 def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:
@@ -43,7 +48,7 @@ def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScalin
         if not least <= len(shape) <= most or 0 in shape:
             raise ValueError(f"{path}: {name} are {shape}, wanted {least} to {most} axes, none empty")
     grids = {name: layout[name][1][1 if name in ("labels", "maps") else 2:]
-             for name in ("images", "labels", "maps", "cond_images") if name in layout}
+             for name in ("images", "labels", "maps", "cond_images", *OF_SCANS) if name in layout}
     if len(set(grids.values())) > 1:
         raise ValueError(f"{path}: " + ", ".join(f"{name} are {layout[name][1]}" for name in grids)
                          + "; wanted one grid")

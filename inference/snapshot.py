@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.prediction import Prediction
@@ -53,6 +54,7 @@ class Content(NamedTuple):
     refines: dict[str, Any] | None = None
     label_coding: LabelCoding | None = None
     predicts: dict[str, Any] | None = None
+    dose: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Snapshot:
     label_coding: how label maps stand in the last channels of the voxels that it draws; None where it draws none there.
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
     refines: what it draws on top of which first stage, None for a network that draws by itself. predicts: what a
-    downstream network gives, None for all others.
+    downstream network gives, None for all others. dose: of which doses a network draws and is told, None for others.
     """
 
     task: str
@@ -149,6 +151,7 @@ class Snapshot:
     refines: Refinement | None = None
     label_coding: LabelCoding | None = None
     predicts: Prediction | None = None
+    dose: DoseRecord | None = None
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -165,7 +168,8 @@ class Snapshot:
                        held.config, held.nimg, Path(path), checksum,
                        None if held.refines is None else Refinement.from_plain(held.refines, path, held.shape),
                        held.label_coding,
-                       None if held.predicts is None else Prediction.from_plain(held.predicts, path))
+                       None if held.predicts is None else Prediction.from_plain(held.predicts, path),
+                       None if held.dose is None else DoseRecord.from_plain(held.dose, path))
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
@@ -185,7 +189,8 @@ class Snapshot:
                 "first_stage": self.first_stage and self.first_stage.plain(), "config": self.config, "nimg": self.nimg,
                 "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {}),
                 **({"label_coding": asdict(self.label_coding)} if self.label_coding else {}),
-                **({"predicts": self.predicts.plain()} if self.predicts else {})}
+                **({"predicts": self.predicts.plain()} if self.predicts else {}),
+                **({"dose": self.dose._asdict()} if self.dose else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""

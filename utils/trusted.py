@@ -32,11 +32,17 @@ DATASETS = _names({
     "edm3d.training.datasets.brainweb": ("BrainwebSlices",),
     "edm3d.training.datasets.latents": ("LatentsDataset",),
     "edm3d.training.datasets.mixed": ("MixedDataset",),
+    "edm3d.training.datasets.paired": ("PairedDataset",),
+    "edm3d.training.datasets.phantoms": ("PhantomDataset",),
     "edm3d.training.datasets.samples": ("SamplesDataset",),
     "edm3d.training.datasets.volumes": ("VolumesDataset",),
 })
 SAMPLERS = _names({
     "edm3d.samplers": ("ablation_sampler", "ddim_sampler", "edm_sampler", "multistep_sampler"),
+})
+PHYSICS = _names({
+    "edm3d.physics.activity_scale": ("ActivityScale",),
+    "edm3d.physics.dose": ("DoseSimulation",),
 })
 
 

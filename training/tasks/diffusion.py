@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import told_facts
 from edm3d.inference.batch import Batch, collate
@@ -21,6 +22,7 @@ from edm3d.samplers.denoiser import Wrapper
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.batch_transforms import LABELS, Identity
 from edm3d.training.chain import parts_of
+from edm3d.training.dose_pairs import DosePairs
 from edm3d.training.loss import USUAL
 from edm3d.training.patches import PatchAugment
 from edm3d.training.phases import ByLevel, LossOutput, Phase, Task
@@ -58,7 +60,7 @@ class DiffusionTask(TaskType):
         check_conditions(net, told.facts, condition)
         coding = getattr(transform, "label_coding", None)
         snapshot = replace(snapshot, first_stage=carried_stage(training, data, transform), label_coding=coding,
-                           refines=getattr(transform, "refinement", None))
+                           refines=getattr(transform, "refinement", None), dose=dose_of(training, transform))
         task = diffusion_task(net, loss, optimizer, transform, snapshot, augment)
         check_forward(task, data)
         without_labels = item.label is None or coding is not None or hasattr(transform, "scaling")
@@ -219,13 +221,15 @@ class ToldData(NamedTuple):
 
 
 def told_data(training: dict, data: Data, transform: Callable, imagined: bool) -> Data:
-    """The data as a network sees and is told of them: themselves, unless it refines what a first stage gives back.
+    """The data as a network sees and is told of them: themselves, unless it refines what a first stage gives back, or
+    is told of the low dose of a pair.
 
     imagined: the transform is none, as for a plan.
     """
+    if hasattr(transform, "told_facts"):
+        return ToldData(transform.shape, transform.told_facts(data.facts))
     if not imagined:
-        refines = hasattr(transform, "refinement")
-        return ToldData(transform.shape, transform.told_facts(data.facts)) if refines else data
+        return data
     node = training["batch_transform"]
     if find_target(node["_target_"], "training.batch_transform") is not RefineImages:
         return data
@@ -277,6 +281,11 @@ def carried_stage(training: dict, data: Data, transform: Callable) -> CarriedSta
     if stage.network:
         stage.build(data.facts.file, training["options"]["trust"])
     return stage
+
+
+def dose_of(training: dict, transform: Callable) -> DoseRecord | None:
+    """What snapshots say of doses, None where none are simulated."""
+    return transform.record(training["batch_transform"]) if isinstance(transform, DosePairs) else None
 
 
 def check_conditions(net: torch.nn.Module, facts: Facts, condition: Condition | None = None) -> None:
