@@ -55,7 +55,7 @@ def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
     """The records of what lies beside the samples of an outdir, by the name of its folder."""
     made_of = {"kind": "generate", **meta.made_of}
     return {name: Manifest(outdir, f"{name}.json", made_of, ("snapshot_hash", "sampling"))
-            for name in ("nifti", PNG, "asked")}
+            for name in ("nifti", PNG, "asked", "enhanced")}
 
 
 def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
