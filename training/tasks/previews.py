@@ -11,6 +11,7 @@ from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
 from edm3d.inference.asking import asker_of
+from edm3d.inference.asking_scans import in_units, scans_of_items
 from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import Drawer, around, arrays_of, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
