@@ -1,5 +1,6 @@
 """Pairs of PET images of one event at two doses: activity -> counts along lines -> thinned counts -> MLEM of both."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,9 +8,8 @@ import torch
 from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
-from edm3d.physics.operators import check_finite
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
-from edm3d.utils.checks import check_count, listed
+from edm3d.utils.checks import check_count, check_finite, listed
 
 
 class Draws(Protocol):
@@ -111,15 +111,15 @@ class DoseSimulation:
             factors = projector.attenuation_factors(self.attenuation * support(activity))
             projector = projector.with_factors(factors)
         lines = projector.A(activity)
-        slices = lines.sum((-2, -1), keepdim=True)
+        slices = lines.double().sum((-2, -1), keepdim=True)  # so exact that the size of the batch is not seen in it
         if not bool((seen := slices.flatten(1).sum(1) > 0).all()):
             raise ValueError(f"images {listed((~seen).nonzero().ravel().tolist())} of the batch: nothing of their "
                              f"activity is counted; lower attenuation={self.attenuation} or pixel_mm")
         full = (slices > 0).flatten(1).sum(1)
         calibration = self.counts * (1 - self.background) * full / slices.flatten(1).sum(1)
         scale = calibration.reshape(-1, *[1] * (lines.ndim - 1))
-        even = slices * (self.background / (1 - self.background) / lines[0, 0].flatten(-2).shape[-1])
-        return Exposure((lines + even) * scale, calibration, factors)
+        even = slices * (self.background / (1 - self.background) / math.prod(self.geometry.sinogram_shape))
+        return Exposure(((lines + even) * scale).to(activity), calibration.to(activity), factors)
 
     def reconstruct(self, counts: torch.Tensor, calibration: torch.Tensor, factors: torch.Tensor | None = None,
                     iterations: int | None = None, callback: Callback | None = None) -> torch.Tensor:
@@ -131,7 +131,7 @@ class DoseSimulation:
         check_counts(counts)
         background = None
         if self.background > 0:
-            background = counts.mean((-2, -1), keepdim=True) * self.background
+            background = (counts.double().mean((-2, -1), keepdim=True) * self.background).to(counts)
         per_unit = calibration.reshape(-1, *[1] * (counts.ndim - 1)).to(counts)
         told = callback and (lambda iteration, images: callback(iteration, images / per_unit))
         iterations = self.iterations if iterations is None else iterations

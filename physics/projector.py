@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import coo_array, csr_array, diags_array
 
 from edm3d.physics.noise_models import NoiseModel, PoissonNoise
-from edm3d.physics.operators import blur_matrix, check_finite
-from edm3d.utils.checks import check_count, is_whole
+from edm3d.physics.operators import blur_matrix
+from edm3d.utils.checks import check_count, check_finite, is_whole
 
 _LAW = 1  # of the matrix; in the key, so that one made by an earlier law is not taken for one of this
 _PIECES = 2**21  # of lines that are cut at once, to bound the memory
