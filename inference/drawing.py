@@ -162,7 +162,7 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"start": options.start} if options.start != "noise" else {}),
                 **({"start_sigma": options.start_sigma} if options.start_sigma is not None else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
-                **({"first_stage": stage.hash} if whole is not snapshot else {}),
+                **({"first_stage": stage.hash} if whole.first_stage is not snapshot.first_stage else {}),
                 **({"refiner": refiner.record} if refiner else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
