@@ -1,4 +1,4 @@
-"""Low-dose reconstructions in files of the user's own: a NIfTI volume, arrays, volumes or samples, checked when read."""
+"""Low-dose reconstructions in files of the user's own: NIfTI volumes, arrays, volumes or samples, checked when read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +95,8 @@ def of_nifti(path: Path, dims: int) -> ScanFile:
     stack = np.moveaxis(data[0], 2, 0).astype(np.float32)
     if dims == 3:
         return ScanFile(str(path), stack[None, None], [stem(path)], None, affine, path)
-    return ScanFile(str(path), stack[:, None], [f"{stem(path)}_slice{k}" for k in range(len(stack))], None, affine, path)
+    names = [f"{stem(path)}_slice{k}" for k in range(len(stack))]
+    return ScanFile(str(path), stack[:, None], names, None, affine, path)
 
 
 def stem(path: Path) -> str:

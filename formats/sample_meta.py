@@ -133,8 +133,8 @@ class SampleMeta(NamedTuple):
                 raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
         if checked.samples_per_condition < 1 or (checked.sweep and checked.samples_per_condition > 1):
-            raise ValueError(f"{source}: sampling.samples_per_condition is {checked.samples_per_condition}, wanted 1 or "
-                             "more, and 1 in a sweep")
+            raise ValueError(f"{source}: sampling.samples_per_condition is {checked.samples_per_condition}, wanted 1 "
+                             "or more, and 1 in a sweep")
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,

@@ -5,7 +5,8 @@ float32, the denoised image of every step in the network's units, channels of la
 [4,4], and affines [N,4,4] where they differ; what was asked for: classes [N] int64 (-1 = none), attributes [N,A]
 float32 (NaN = none), maps [N,*S] uint8 and cond_images [N,C,*S] float32 in the units of the images; of scans (PET)
 scales [N], by which the network saw each, slice_ids [N], draws [N] (0 is the first of its seed), and of simulated ones
-doses [N], high_images and phantom [N,1,*S]; and as metadata `data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
+doses [N], high_images and phantom [N,1,*S]; and as metadata `data` (names, intensity contract, geometry), `snapshot`
+(path), `snapshot_hash` and `sampling` (settings).
 """
 
 import json

@@ -18,7 +18,7 @@ from edm3d.formats.phantom_files import is_phantoms
 from edm3d.inference.asking import Asker, Once, asker_of, directly
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import Conditions
-from edm3d.inference.scans import Grid, OwnScans, Scans, SimulatedScans
+from edm3d.inference.scans import Grid, OwnScans, Scans, SimulatedScans, keep_projector
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import takes_of
 from edm3d.networks.parts import PARTS
@@ -40,8 +40,9 @@ MOST_OFF = 0.1  # of voxel sizes, which is no matter
 OF_PHANTOMS = "training.datasets.phantoms.PhantomDataset"
 
 
-def asker_for(net: object, snapshot: Snapshot, options: Sampling, given: AskedFile | None = None) -> Asker:
-    """What asks a snapshot's network: of PET, by the scans that options name, or given ones (arrays), or phantoms of the
+def asker_for(net: object, snapshot: Snapshot, options: Sampling, given: AskedFile | None = None,
+              run_root: str = "results") -> Asker:
+    """What asks a snapshot's network: of PET, by the scans that options name, given ones (arrays), or phantoms of the
     held-out split. ValueError for what can be no scan of this network.
     """
     takes, dose = takes_of(net), snapshot.dose
@@ -53,11 +54,11 @@ def asker_for(net: object, snapshot: Snapshot, options: Sampling, given: AskedFi
         file = options.conditions
         if given is not None or options.scan or (file and Path(file).suffix.lower() not in TABLES):
             what = "draws both doses" if dose.drawn == PAIR else "draws the high dose"
-            raise ValueError(f"sampling.conditions={file or 'arrays'}: {snapshot.path} {what} and is told no scan; leave "
-                             f"sampling.conditions and {KEY} away, or train with training.batch_transform.drawn=high and "
-                             "training.network.model.image_dim=auto")
+            raise ValueError(f"sampling.conditions={file or 'arrays'}: {snapshot.path} {what} and is told no scan; "
+                             f"leave sampling.conditions and {KEY} away, or train with "
+                             "training.batch_transform.drawn=high and training.network.model.image_dim=auto")
         return asker_of(net, snapshot)
-    scans, file = open_scans(snapshot, options, given)
+    scans, file = open_scans(snapshot, options, given, run_root)
     return ScanAsker(net, snapshot, scans, file)
 
 
@@ -113,13 +114,16 @@ class ScanAsker(Asker):
 # ---- scans ----
 
 
-def open_scans(snapshot: Snapshot, options: Sampling, given: AskedFile | None = None) -> tuple[Scans, AskedFile]:
+def open_scans(snapshot: Snapshot, options: Sampling, given: AskedFile | None, run_root: str
+               ) -> tuple[Scans, AskedFile]:
     """The scans that are asked for, and what else is known of them row by row."""
     changed = checked_settings(options.scan)
     simulation, node = simulation_of(snapshot, changed, options.trust)
     scale = build_from_file(snapshot.dose.scale, str(snapshot.path), options.trust, PHYSICS)
     if given is None and (options.conditions is None or is_phantoms(options.conditions)):
         items, notes = phantoms_of(snapshot, options)
+        if note := keep_projector(simulation, run_root):
+            notes.append(f"Note      {note}")
         return simulated(snapshot, items, simulation, node, scale, changed, notes)
     dims, path = len(snapshot.shape) - 1, options.conditions
     file = read_scans(path, dims, options.conditions_split) if given is None else of_arrays(given, dims)
@@ -157,8 +161,8 @@ def checked_unit(stated: str | None, dose: DoseRecord, changed: Mapping[str, Any
     if "unit" in changed:
         return changed["unit"]
     if stated is not None and stated != dose.unit:
-        raise ValueError(f"{source}: is in {shown(stated)}, the network was trained on {shown(dose.unit)}; where that is "
-                         f"no matter, as scales are those of each scan, say {KEY}.unit={one_line(stated)!r}")
+        raise ValueError(f"{source}: is in {shown(stated)}, the network was trained on {shown(dose.unit)}; where "
+                         f"that is no matter, as scales are those of each scan, say {KEY}.unit={one_line(stated)!r}")
     return dose.unit
 
 
@@ -171,12 +175,12 @@ def phantoms_of(snapshot: Snapshot, options: Sampling) -> tuple[Sequence[Sample]
         try:
             items = held_out_items(snapshot, options.trust)
         except ValueError as e:
-            raise ValueError(f"sampling.conditions: none are given, and the phantoms that {snapshot.path} was trained on "
-                             f"cannot be read ({first_line(e)}); name a scan, or phantoms, by sampling.conditions=FILE"
-                             ) from e
+            raise ValueError(f"sampling.conditions: none are given, and the phantoms that {snapshot.path} was trained "
+                             f"on cannot be read ({first_line(e)}); name a scan, or phantoms, by "
+                             "sampling.conditions=FILE") from e
         changed = items.facts.content_hash != snapshot.facts.content_hash
-        return items, [f"Note      {items.facts.source} is not what the network was trained on, but another file of that "
-                       "name: held-out slices may be others"] if changed else []
+        return items, [f"Note      {items.facts.source} is not what the network was trained on, but another file of "
+                       "that name: held-out slices may be others"] if changed else []
     node = {**snapshot.setting("training", "dataset"), "split": options.conditions_split or "all"}
     if node.get("_target_", "").removeprefix("edm3d.") != OF_PHANTOMS:
         node = {"_target_": OF_PHANTOMS, "split": node["split"]}
@@ -264,8 +268,8 @@ def own(snapshot: Snapshot, file: ScanFile, simulation: DoseSimulation, scale: A
         changed: Mapping[str, Any]) -> tuple[Scans, AskedFile]:
     """Scans of the user's own, in their own units."""
     if made := [name for name in changed if name not in (*OWN_KEYS, "dose")]:
-        raise ValueError(f"{KEY}.{made[0]}: {file.source} holds scans, of which nothing is simulated; leave it away, or "
-                         "name phantoms by sampling.conditions")
+        raise ValueError(f"{KEY}.{made[0]}: {file.source} holds scans, of which nothing is simulated; leave it away, "
+                         "or name phantoms by sampling.conditions")
     dose, size = snapshot.dose, snapshot.volume_shape
     check_size(file, size, simulation, bool(changed.get("fit")))
     unit = checked_unit(file.unit, dose, changed, file.source)
@@ -302,12 +306,13 @@ def own_notes(file: ScanFile, scans: OwnScans, dose: DoseRecord, changed: Mappin
                      f"({listed(scans.empty[:3])}{', ...' if len(scans.empty) > 3 else ''})")
     whole, kept = float(file.images.sum(dtype=np.float64)), float(scans.images.sum(dtype=np.float64))
     if whole - kept > 1e-6 * whole:
-        notes.append(f"Note      {file.source}: {(whole - kept) / whole:.1%} of the activity is cropped away by {KEY}.fit")
+        notes.append(f"Note      {file.source}: {(whole - kept) / whole:.1%} of the activity is cropped away by "
+                     f"{KEY}.fit")
     if file.affine is not None and (trained := dose.simulation.get("pixel_mm")):
         found = spacing_of(file.affine)[:2]
         if max(abs(found / trained - 1)) > MOST_OFF:
-            notes.append(f"Note      {file.source}: voxels are {found[0]:.3g} x {found[1]:.3g} mm within a slice, those of "
-                         f"training {trained:g} mm; the network has seen no such sizes")
+            notes.append(f"Note      {file.source}: voxels are {found[0]:.3g} x {found[1]:.3g} mm within a slice, those "
+                         f"of training {trained:g} mm; the network has seen no such sizes")
     return notes
 
 
@@ -315,7 +320,8 @@ def scans_of_items(net: object, snapshot: Snapshot, items: Sequence[Sample], fac
     """What asks a network by scans of a few items, while it is being trained."""
     listed_items = Few(items, facts)
     node = snapshot.dose.simulation
-    simulation, scale = (build_from_file(each, str(snapshot.path), trust, PHYSICS) for each in (node, snapshot.dose.scale))
+    simulation, scale = (build_from_file(each, str(snapshot.path), trust, PHYSICS)
+                         for each in (node, snapshot.dose.scale))
     return ScanAsker(net, snapshot, *simulated(snapshot, listed_items, simulation, node, scale, {}))
 
 

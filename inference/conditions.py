@@ -87,8 +87,8 @@ class Conditions(NamedTuple):
 
     size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
     sample per value of it, from the same noise: number seed * n + k is value k of n. draws: samples of each seed, told
-    the same, from noise of their own: number seed * draws + k is draw k. scans: the condition images of seeds. record: what samples files say of
-    it among the settings; notes: what there is to tell.
+    the same, from noise of their own: number seed * draws + k is draw k. scans: the condition images of seeds. record:
+    what samples files say of it among the settings; notes: what there is to tell.
     """
 
     takes: dict[str, Part]
@@ -166,4 +166,5 @@ class Conditions(NamedTuple):
         shapes = {kind.stored: np.shape(kind.value(np.zeros(kind.shape(self.takes[name].width, self.size), kind.dtype)))
                   for name, kind in self.kept().items()}
         shapes |= {"affines": (4, 4)} if self.geometry else {}
-        return shapes | (self.scans.shapes if self.scans else {}) | ({"draws": ()} if self.scans or self.draws > 1 else {})
+        shapes |= {"draws": ()} if self.scans or self.draws > 1 else {}
+        return shapes | (self.scans.shapes if self.scans else {})

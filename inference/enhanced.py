@@ -135,8 +135,8 @@ def scale_lines(samples: SamplesFile) -> Iterator[str]:
     for row, scale in enumerate(scales):
         image = samples.row("images", row)
         beyond, below, total = beyond + int((image > scale).sum()), below + int((image < 0).sum()), total + image.size
-    yield (f"Scale     {scales.min():.4g} to {scales.max():.4g} {unit}, of each low dose alone; {beyond / total:.2%} of "
-           f"the voxels drawn lie above it, {below / total:.2%} below 0, and none are clipped")
+    yield (f"Scale     {scales.min():.4g} to {scales.max():.4g} {unit}, of each low dose alone; {beyond / total:.2%} "
+           f"of the voxels drawn lie above it, {below / total:.2%} below 0, and none are clipped")
 
 
 # ---- the picture ----
@@ -149,8 +149,8 @@ def scan_blocks(rows: Mapping[str, Sequence[np.ndarray]], draws: int = 1) -> lis
 
 
 def write_scan_montage(path: Path, samples: SamplesFile, scans: Scans, most: int) -> None:
-    """A PNG of the first scans, so many at most: low dose, a draw, the mean of several, high dose and phantom, all on one
-    scale.
+    """A PNG of the first scans, so many at most: low dose, a draw, the mean of several, high dose and phantom, all on
+    one scale.
     """
     from edm3d.reporting.montages import montage, save_png
     groups = groups_of(samples, scans)[:most]

@@ -42,7 +42,7 @@ from edm3d.inference.sweeps import write_sweep
 from edm3d.reporting.slices import Asked, Picture
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
-from edm3d.utils.config import build_from_file, check_targets
+from edm3d.utils.config import check_targets
 from edm3d.utils.files import check_folder, first_line
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
@@ -72,7 +72,7 @@ def generate(experiment: str, config: dict) -> None:
             check_png(snapshot, options.decode)
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
-        asker = asker_for(net, whole, options)
+        asker = asker_for(net, whole, options, run_root=run_root)
         conditions = asker(options, seeds := asker.seeds(options.seeds), once=distributed.from_rank_0)
         whole = in_units(whole, conditions)
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
@@ -87,8 +87,8 @@ def generate(experiment: str, config: dict) -> None:
         new = [number for number in numbers if not (old and number in old.rows)]
         missing = missing_of(parts, new)
         of_each = f", {conditions.per_seed} samples of each (numbers {numbers[0]} to {numbers[-1]})"
-        log(f"Seeds     {len(seeds)} asked for{of_each if conditions.per_seed > 1 else ''}, {len(numbers) - len(missing)} "
-            "there already")
+        log(f"Seeds     {len(seeds)} asked for{of_each if conditions.per_seed > 1 else ''}, "
+            f"{len(numbers) - len(missing)} there already")
         draw_missing(drawer, missing, parts, options.batch_size, log, path)
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)

@@ -39,8 +39,8 @@ from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
-OWN = ("sampler", "guidance", "start", "start_sigma", "scan", "classes", "attributes", "batch_size", "tile", "tile_overlap", "tile_mode",
-       "decode", "precision")
+OWN = ("sampler", "guidance", "start", "start_sigma", "scan", "classes", "attributes", "batch_size", "tile",
+       "tile_overlap", "tile_mode", "decode", "precision")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
@@ -92,8 +92,8 @@ class Model:
             raise ValueError(f"{self.snapshot.path}: works on voxels, there is no first stage")
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
-    def sample(self, seeds: Sequence[int] | str | None = None, *, sampler: str | None = None, classes: Sequence[str] | None = None,
-               guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
+    def sample(self, seeds: Sequence[int] | str | None = None, *, sampler: str | None = None,
+               classes: Sequence[str] | None = None, guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
                batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
                refiner: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
                attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
@@ -107,7 +107,8 @@ class Model:
         samples come in rising order. sampler: a shipped file of configs/sampler/, sampler_options its parameters, such
         as num_steps. guidance: its strength, or a mapping of strength, interval, parts and network. maps [N,*S] and
         images [N,C,*S] in stored units, or lists of them, stand for the file `conditions`, whose rows seeds go through
-        in turn; of a network of PET images are low-dose scans in units of their own. The others are those of `sampling`. All samples are held in memory.
+        in turn; of a network of PET images are low-dose scans in units of their own. The others are those of
+        `sampling`. All samples are held in memory.
         """
         self.check_draws()
         check_draws_alone(self.snapshot)
@@ -121,7 +122,7 @@ class Model:
         whole = complete(self.snapshot, options, self.run_root)
         if (given := in_memory(maps, images)) and conditions is not None:
             raise ValueError(f"conditions={conditions}: maps and images are given, too; wanted the file or the arrays")
-        asker = asker_for(self.net, whole, options, given)
+        asker = asker_for(self.net, whole, options, given, str(self.run_root))
         numbers = asker.seeds(seeds if isinstance(seeds, str | None) else ",".join(map(str, np.atleast_1d(seeds))))
         asked = asker(options, numbers, given)
         whole = in_units(whole, asked)

@@ -1,6 +1,8 @@
 """Low-dose scans that networks of PET are told: the user's own, or simulated of phantoms by the seed of each sample."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,11 +10,27 @@ import torch
 
 from edm3d.formats.asked_scans import ScanFile
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.projector_cache import cached_matrix
 from edm3d.inference.batch import Sample
 from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
+from edm3d.physics.projector import system_matrix
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils.names import one_line
+
+LARGE = 64  # pixels along a side, from above which a projector takes so long that it is kept
+CACHE = "cache"  # folder below that of the runs
+
+
+def keep_projector(simulation: DoseSimulation, run_root: str | Path) -> str | None:
+    """Give a simulation of large images its system matrix, out of the cache below a folder for runs, where it is kept
+    for the next time; why it could not be, else None.
+    """
+    if getattr(simulation, "matrix", 0) is not None or simulation.geometry.size <= LARGE:
+        return None
+    found = cached_matrix(simulation.geometry, partial(system_matrix, simulation.geometry), Path(run_root) / CACHE)
+    simulation.matrix = found.matrix
+    return found.note
 
 
 class ScanBatch(NamedTuple):
@@ -24,7 +42,7 @@ class ScanBatch(NamedTuple):
 
 
 class Scans:
-    """The scan of every seed; names: of slices or stacks, which seeds go through in turn, numbers: theirs in their file.
+    """The scan of every seed; names: of slices or stacks, which seeds go through in turn, numbers: theirs in the file.
 
     intensity: of activities, low dose and drawn images alike. record: what a sample depends on by them. per_scan:
     whether seeds of one slice share its scan; else each seed has a scan of its own.

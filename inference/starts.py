@@ -52,7 +52,8 @@ def started(options: Sampling) -> Sampling:
 
 def start_of(options: Sampling, sampler: Callable, net: Denoiser, conditions: Conditions, shape: Sequence[int]
              ) -> Start | None:
-    """How options start an image [*shape] as the network draws it, None: from noise; ValueError where that makes no sense.
+    """How options start an image [*shape] as the network draws it, None: from noise; ValueError where that makes no
+    sense.
     """
     if options.start == NOISE:
         return None
@@ -60,14 +61,15 @@ def start_of(options: Sampling, sampler: Callable, net: Denoiser, conditions: Co
     if options.start_sigma is not None:
         lo, hi = (float(level) for level in (net.sigma_min, net.sigma_max))
         if not lo <= options.start_sigma <= hi:
-            raise ValueError(f"sampling.start_sigma={options.start_sigma}: the network knows noise levels {lo:g} to {hi:g}")
+            raise ValueError(f"sampling.start_sigma={options.start_sigma}: the network knows noise levels {lo:g} to "
+                             f"{hi:g}")
     check_told(key, options.start, conditions)
     level = start_level(sampler, net, key)
     if options.start == CONDITION:
         told = (conditions.takes["images"].width, *conditions.size)
         if told != tuple(shape):
-            raise ValueError(f"{key}: condition images are {list(told)}, the network draws {list(shape)}; wanted the same "
-                             "channels and size, or sampling.start=noise")
+            raise ValueError(f"{key}: condition images are {list(told)}, the network draws {list(shape)}; wanted the "
+                             "same channels and size, or sampling.start=noise")
     if options.start_sigma is not None and abs(level / options.start_sigma - 1) > SAME:
         raise ValueError(f"sampling.start_sigma={options.start_sigma}: the sampler starts at noise level {level:g} "
                          f"instead{of_table(net)}")
@@ -78,8 +80,8 @@ def check_told(key: str, start: str, conditions: Conditions) -> None:
     """ValueError where no condition image is told."""
     if "images" not in conditions.takes:
         why = ", and what it expects without one is no start" if start == MEAN else ""
-        raise ValueError(f"{key}: the network takes no condition image (image_dim=0){why}; wanted sampling.start=noise, or "
-                         "a network of condition channels")
+        raise ValueError(f"{key}: the network takes no condition image (image_dim=0){why}; wanted sampling.start=noise, "
+                         "or a network of condition channels")
     if not conditions.tells("images"):
         raise ValueError(f"{key}: no condition image is asked for; wanted some (sampling.conditions), or "
                          "sampling.start=noise")
@@ -92,8 +94,8 @@ def start_level(sampler: Callable, net: Denoiser, key: str) -> float:
     except ValueError as e:
         raise ValueError(f"{key}: the sampler {e}; choose another") from e
     if level >= mean:
-        raise ValueError(f"{key}: the sampler starts at noise level {level:g}, in which a mean is lost; wanted less than "
-                         f"{mean:g}, as by sampling.start_sigma=2{of_table(net)}")
+        raise ValueError(f"{key}: the sampler starts at noise level {level:g}, in which a mean is lost; wanted less "
+                         f"than {mean:g}, as by sampling.start_sigma=2{of_table(net)}")
     return level
 
 

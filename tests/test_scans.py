@@ -1,6 +1,5 @@
 """Networks of PET draw in units of activity, told scans that are simulated by the seed, or the user's own."""
 
-import json
 from contextlib import chdir
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from edm3d.physics.pet_phantoms import pet_phantom
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.datasets.phantoms import PhantomDataset
 from edm3d.utils.config import build
-from edm3d.utils.files import file_hash
-from tests.commands import call, refused, succeed
+from tests.commands import refused, succeed
 
 SIZE, SLICES = 16, 12
 SIMULATION = {"_target_": "physics.dose.DoseSimulation", "size": SIZE, "pixel_mm": 4.0, "counts": 2e4, "dose": 0.25,
@@ -40,7 +38,8 @@ def net_node(channels: int = 1, **more) -> dict:
         "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": [], **more}}
 
 
-def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", dose: dict | None = None, **model) -> None:
+def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", dose: dict | None = None, **model
+                   ) -> None:
     """A snapshot of a small network, with random weights."""
     channels = ("high dose", "low dose") if drawn == "pair" else ("high dose",)
     model = {"image_dim": 1, "image_dropout": 0.1, **model} if drawn == "high" else model
@@ -174,8 +173,8 @@ def test_phantoms_dose_and_heights_of_ones_own():
 
 
 def test_draws_of_a_scan_are_the_same_whatever_their_number(held_out):
-    one, two, three = SamplesFile(held_out), *(drawn(f"k{k}", "sampling.seeds=0-1", f"sampling.samples_per_condition={k}")
-                                               for k in (2, 3))
+    one = SamplesFile(held_out)
+    two, three = (drawn(f"k{k}", "sampling.seeds=0-1", f"sampling.samples_per_condition={k}") for k in (2, 3))
     assert three.seeds.tolist() == list(range(6)) and three.array("draws").tolist() == [0, 1, 2] * 2
     assert three.array("slice_ids").tolist() == [0] * 3 + [1] * 3
     for seed in (0, 1):

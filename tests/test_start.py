@@ -198,7 +198,8 @@ def test_the_level_is_that_of_the_sampler_and_part_of_what_samples_record():
     found = sample_meta(snapshot, snapshot, options, {}).sampling
     assert (found["start"], found["start_sigma"], found["sampler"]["sigma_max"]) == ("condition", 2, 2)
     assert next(describe_drawing(torch.nn.Identity(), snapshot, options, None)).endswith(", from the condition image")
-    around_mean = started(Sampling(outdir="", start="mean", start_sigma=2, sampler={"_target_": "samplers.edm_sampler"}))
+    around_mean = started(Sampling(outdir="", start="mean", start_sigma=2,
+                                   sampler={"_target_": "samplers.edm_sampler"}))
     assert around_mean.start == "mean" and around_mean.sampler["sigma_max"] == 2
     plain = Sampling(outdir="", sampler={"_target_": "samplers.edm_sampler"})
     assert started(plain) is plain
@@ -218,7 +219,7 @@ def test_levels_that_no_sampler_can_start_at_are_refused(sampler, level, words):
 
 def test_levels_and_images_that_no_network_can_start_at_are_refused():
     net, sampler = Translation(), partial(edm_sampler, sigma_max=2)
-    with pytest.raises(ValueError, match="start=condition: the network takes no condition image .image_dim=0.; wanted "):
+    with pytest.raises(ValueError, match="start=condition: the network takes no condition image .image_dim=0.;"):
         starts(sampler, net, Conditions({"class_labels": Part(2)}, {}, (3,)), "condition", 2)
     with pytest.raises(ValueError, match="sampling.start=condition: no condition image is asked for"):
         starts(sampler, net, Conditions(TAKES, {}, (3,)), "condition", 2)
