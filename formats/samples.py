@@ -29,7 +29,8 @@ from edm3d.utils.plain import parse_json, shown
 
 FORMATS = ("h5", "npz")
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
-NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz"}
+NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz",
+         "high_images": "_high.nii.gz", "phantom": "_phantom.nii.gz"}
 OF_SCANS = ("scales", "doses", "slice_ids", "draws")
 TABLES = ("seeds", "affine", "affines", "classes", "attributes", *OF_SCANS)  # small: kept in memory
 HELD_OUT = 0.1  # of samples that are trained on, the last ones
@@ -234,10 +235,8 @@ class Samples:
 
 
 def write_as_nifti(path: Path, name: str, array: np.ndarray, unit: str, affine: np.ndarray) -> None:
-    """Write an image [C,*S] (name "images", "cond_images", in a unit) or a map [*S] ("labels", "maps", without), of an
-    affine [4,4].
-    """
-    is_image = name in ("images", "cond_images")
+    """Write an image [C,*S] in a unit, or a map [*S] (name "labels", "maps") without, of an affine [4,4]."""
+    is_image = name not in ("labels", "maps")
     write_nifti(path, array, affine, spatial_dims=array.ndim - is_image, unit=unit if is_image else "")
 
 

@@ -18,6 +18,7 @@ from edm3d.formats.phantom_files import is_phantoms
 from edm3d.inference.asking import Asker, Once, asker_of, directly
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import Conditions
+from edm3d.inference.guidance import dropout_option
 from edm3d.inference.scans import Grid, OwnScans, Scans, SimulatedScans, keep_projector
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import takes_of
@@ -100,15 +101,24 @@ class ScanAsker(Asker):
         if name != "images":
             super().check_unasked(name)
 
+    def classes(self, literal: Sequence[str] | None, file: AskedFile | None) -> dict[str, Sequence[Any]]:
+        """Where none are known and none asked for, none are told: no slice is told that of another."""
+        found = super().classes(literal, file)
+        if found or "class_labels" not in self.takes:
+            return found
+        if not self.takes["class_labels"].dropout:
+            raise ValueError(f"{self.file.source}: has no classes, and the network was never trained without; say "
+                             f"them by sampling.classes, or train with {dropout_option('class_labels')}=0.1")
+        return {"class_labels": [-1]}
+
     def recorded(self, conditions: Conditions, file: AskedFile, by: Sequence[str], once: Once) -> Conditions:
         """With the scans, and a record of them."""
-        record = {"source": file.source, "hash": plain_hash(self.scans.record["hash"]), "ids": list(file.ids)}
-        settings = {name: value for name, value in self.scans.record.items() if name != "hash"}
+        record = {"source": file.source, "hash": self.scans.hash, "ids": list(file.ids)}
         more = ", ..." if len(file.ids) > 3 else ""
         told = listed(["scans", *(PARTS[name].many for name in by)])
         line = f"Asked     {file.source}: {len(file.ids)} rows ({listed(file.ids[:3])}{more}), of {told}"
         return conditions._replace(scans=self.scans, notes=[line, *conditions.notes],
-                                   record={**conditions.record, "conditions": record, "scan": settings})
+                                   record={**conditions.record, "conditions": record, "scan": self.scans.record})
 
 
 # ---- scans ----
@@ -183,7 +193,8 @@ def phantoms_of(snapshot: Snapshot, options: Sampling) -> tuple[Sequence[Sample]
                        "that name: held-out slices may be others"] if changed else []
     node = {**snapshot.setting("training", "dataset"), "split": options.conditions_split or "all"}
     if node.get("_target_", "").removeprefix("edm3d.") != OF_PHANTOMS:
-        node = {"_target_": OF_PHANTOMS, "split": node["split"]}
+        node = {"_target_": OF_PHANTOMS, "split": node["split"], **(
+            {"stack": snapshot.shape[1]} if len(snapshot.shape) == 4 else {})}
     if options.conditions is not None and not same_file(options.conditions, node.get("path")):
         node = {name: value for name, value in node.items() if name not in ("order", "subjects")}
         node["path"] = options.conditions
@@ -225,9 +236,9 @@ def simulated(snapshot: Snapshot, items: Sequence[Sample], simulation: DoseSimul
         raise ValueError(f"{KEY}.fit: {facts.source} are phantoms, which are of the network's size; leave it away")
     names = [one_line(str(name)) for name in getattr(items, "ids", range(len(items)))]
     intensity = replace(facts.intensity, unit=checked_unit(facts.intensity.unit, snapshot.dose, changed, facts.source))
-    record = {"of": "phantoms", "simulation": dict(node), "scale": snapshot.dose.scale, "unit": intensity.unit,
-              "hash": [facts.content_hash, names]}
-    scans = SimulatedScans(items, names, snapshot.volume_shape, facts.intensity, simulation, scale, intensity, record)
+    record = {"of": "phantoms", "simulation": dict(node), "scale": snapshot.dose.scale, "unit": intensity.unit}
+    scans = SimulatedScans(items, names, snapshot.volume_shape, facts.intensity, simulation, scale, intensity, record,
+                           plain_hash([facts.content_hash, names]))
     told = [items[i].condition for i in range(len(items))] if items[0].condition else []
     return scans, AskedFile(facts.source, names, classes_of(told, facts), heights_of(told, facts),
                             notes=[*notes, f"Scans     simulated at {simulation.dose:g} of the high dose"])
@@ -273,7 +284,7 @@ def own(snapshot: Snapshot, file: ScanFile, simulation: DoseSimulation, scale: A
     dose, size = snapshot.dose, snapshot.volume_shape
     check_size(file, size, simulation, bool(changed.get("fit")))
     unit = checked_unit(file.unit, dose, changed, file.source)
-    record = {"of": "scans", "scale": dose.scale, "unit": unit, "hash": file.hash,
+    record = {"of": "scans", "scale": dose.scale, "unit": unit,
               **{name: changed[name] for name in ("fit", "dose") if name in changed}}
     grid = Grid.centred(file.images.shape[2:], size)
     intensity = Intensity(0.0, float(file.images.max()), False, unit)
@@ -311,8 +322,8 @@ def own_notes(file: ScanFile, scans: OwnScans, dose: DoseRecord, changed: Mappin
     if file.affine is not None and (trained := dose.simulation.get("pixel_mm")):
         found = spacing_of(file.affine)[:2]
         if max(abs(found / trained - 1)) > MOST_OFF:
-            notes.append(f"Note      {file.source}: voxels are {found[0]:.3g} x {found[1]:.3g} mm within a slice, those "
-                         f"of training {trained:g} mm; the network has seen no such sizes")
+            notes.append(f"Note      {file.source}: voxels are {found[0]:.3g} x {found[1]:.3g} mm within a slice, "
+                         f"those of training {trained:g} mm; the network has seen no such sizes")
     return notes
 
 

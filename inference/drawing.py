@@ -17,7 +17,7 @@ from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.starts import Start, start_of
+from edm3d.inference.starts import LateStart, start_of
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
@@ -51,7 +51,7 @@ class Drawer(NamedTuple):
     precision: str
     whole: FirstStage | None = None
     trajectory: bool = False
-    start: Start | None = None
+    start: LateStart | None = None
     refiner: Refiner | None = None
     label_coding: LabelCoding | None = None
 

@@ -29,11 +29,13 @@ def write_enhanced(outdir: Path, samples: SamplesFile, scans: Scans | None, reco
 
     Of a NIfTI volume of the user's own that was drawn whole in its geometry and header: SCAN_enhanced.nii.gz and, of
     several draws, SCAN_std.nii.gz. Of others, and of parts, enhanced.npz with `mean`, `std`, `slice_ids`, `draws` and
-    `unit`, and `seeds` of simulated scans. Nothing of simulated scans of which there is one draw each.
+    `unit`, and `seeds` of simulated scans. Nothing of simulated scans of which there is one draw each, and of a sweep.
     """
     if scans is None or "images" not in samples.names:
         return
     yield from scale_lines(samples)
+    if samples.meta.sweep:
+        return
     groups = groups_of(samples, scans)
     several = any(len(rows) > 1 for _, rows in groups)
     if not (several or scans.per_scan):
@@ -81,7 +83,9 @@ class Writer:
 
 
 def groups_of(samples: SamplesFile, scans: Scans) -> list[Group]:
-    """Rows by scan: those of a slice of the user's own, those of a seed of simulated ones."""
+    """Rows by scan: those of a slice of the user's own, of a seed of simulated ones; each by itself in a sweep."""
+    if samples.meta.sweep:
+        return [(number, [row]) for row, number in enumerate(samples.seeds.tolist())]
     slices, found = samples.array("slice_ids").tolist(), {}
     for row, number in enumerate(samples.seeds.tolist()):
         found.setdefault(slices[row] if scans.per_scan else samples.meta.noise_of(number), []).append(row)

@@ -23,7 +23,7 @@ from edm3d.inference.network_files import check_size
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.starts import started
+from edm3d.inference.starts import NOISE, started
 from edm3d.inference.told import in_words, used_by
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
@@ -93,14 +93,14 @@ class Model:
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
     def sample(self, seeds: Sequence[int] | str | None = None, *, sampler: str | None = None,
-               classes: Sequence[str] | None = None, guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
-               batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
-               refiner: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
-               attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
+               classes: Sequence[str] | None = None, guidance: float | Mapping[str, Any] | None = None,
+               start: str | None = None, batch_size: int | None = None, decode: bool | None = None,
+               autoencoder: str | None = None, refiner: str | None = None, tile: Sequence[int] | None = None,
+               trajectory: bool = False, attributes: Mapping[str, Any] | None = None,
+               sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                start_sigma: float | None = None, samples_per_condition: int | None = None,
-               scan: Mapping[str, Any] | None = None,
-               **sampler_options: Any) -> Samples:
+               scan: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
@@ -156,6 +156,8 @@ class Model:
             check_from_file(own["sampler"], str(self.snapshot.path), self.trust, SAMPLERS)
         node = sampler_group(sampler or "edm_ode") if sampler or "sampler" not in own else own["sampler"]
         given = {name: value for name, value in options.items() if value is not None}
+        if given.get("start") == NOISE:
+            own.pop("start_sigma", None)
         made = replace(Sampling(outdir=""), **own | given | {
             "sampler": {**node, **sampler_options}, "trust": self.trust, "precision": self.precision})
         with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):

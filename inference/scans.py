@@ -44,16 +44,16 @@ class ScanBatch(NamedTuple):
 class Scans:
     """The scan of every seed; names: of slices or stacks, which seeds go through in turn, numbers: theirs in the file.
 
-    intensity: of activities, low dose and drawn images alike. record: what a sample depends on by them. per_scan:
-    whether seeds of one slice share its scan; else each seed has a scan of its own.
+    intensity: of activities, low dose and drawn images alike. record: the settings that a sample depends on by them,
+    hash: that of what they are made of. per_scan: whether seeds of one slice share its scan; else each has its own.
     """
 
     per_scan = False
 
     def __init__(self, names: Sequence[str], numbers: Sequence[int], size: Sequence[int], scale: ActivityScale,
-                 intensity: Intensity, record: Mapping[str, Any]):
+                 intensity: Intensity, record: Mapping[str, Any], hash_: str):
         self.names, self.numbers, self.size = list(names), np.asarray(numbers, np.int64), tuple(size)
-        self.scale, self.intensity, self.record = scale, intensity, record
+        self.scale, self.intensity, self.record, self.hash = scale, intensity, record, hash_
         self._last: tuple[tuple[int, ...], ScanBatch] | None = None
 
     @property
@@ -71,6 +71,9 @@ class Scans:
         keys = list(dict.fromkeys(seeds))
         low, more = self.made(keys)
         rows = [keys.index(seed) for seed in seeds]
+        if len(empty := [seed for seed, image in zip(keys, low, strict=True) if not image.any()]):
+            raise ValueError(f"seed {empty[0]} ({self.names[self.row_of(empty[0])]}): nothing of its scan was counted; "
+                             "wanted more by sampling.scan.counts or sampling.scan.dose")
         low = low.float()[rows]
         scale = self.scale(low)
         arrays = {"cond_images": low.numpy(), "scales": scale.numpy(),
@@ -90,8 +93,9 @@ class SimulatedScans(Scans):
     """Scans of activity phantoms, items of a data set whose intensities are known; noise follows from the seed."""
 
     def __init__(self, items: Sequence[Sample], names: Sequence[str], size: Sequence[int], of_items: Intensity,
-                 simulation: DoseSimulation, scale: ActivityScale, intensity: Intensity, record: Mapping[str, Any]):
-        super().__init__(names, range(len(names)), size, scale, intensity, record)
+                 simulation: DoseSimulation, scale: ActivityScale, intensity: Intensity, record: Mapping[str, Any],
+                 hash_: str):
+        super().__init__(names, range(len(names)), size, scale, intensity, record, hash_)
         self.items, self.of_items, self.simulation = items, of_items, simulation
 
     @property
@@ -155,7 +159,7 @@ class OwnScans(Scans):
         if not len(rows):
             raise ValueError(f"{file.source}: is 0 everywhere within {'x'.join(map(str, grid.size))}, as the network "
                              "sees it")
-        super().__init__([file.ids[row] for row in rows], rows, grid.size, scale, intensity, record)
+        super().__init__([file.ids[row] for row in rows], rows, grid.size, scale, intensity, record, file.hash)
         self.file, self.grid, self.images, self.dose = file, grid, images[rows], dose
 
     @property

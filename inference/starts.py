@@ -19,7 +19,7 @@ NOISE, MEAN, CONDITION = STARTS = ("noise", "mean", "condition")
 SAME = 0.02  # by which the level of a sampler may differ from the one that is asked for: tables round
 
 
-class Start(NamedTuple):
+class LateStart(NamedTuple):
     """What a sampler begins around, the regression mean or the condition image, and at which noise level."""
 
     around: str
@@ -51,7 +51,7 @@ def started(options: Sampling) -> Sampling:
 
 
 def start_of(options: Sampling, sampler: Callable, net: Denoiser, conditions: Conditions, shape: Sequence[int]
-             ) -> Start | None:
+             ) -> LateStart | None:
     """How options start an image [*shape] as the network draws it, None: from noise; ValueError where that makes no
     sense.
     """
@@ -73,15 +73,15 @@ def start_of(options: Sampling, sampler: Callable, net: Denoiser, conditions: Co
     if options.start_sigma is not None and abs(level / options.start_sigma - 1) > SAME:
         raise ValueError(f"sampling.start_sigma={options.start_sigma}: the sampler starts at noise level {level:g} "
                          f"instead{of_table(net)}")
-    return Start(options.start, level)
+    return LateStart(options.start, level)
 
 
 def check_told(key: str, start: str, conditions: Conditions) -> None:
     """ValueError where no condition image is told."""
     if "images" not in conditions.takes:
         why = ", and what it expects without one is no start" if start == MEAN else ""
-        raise ValueError(f"{key}: the network takes no condition image (image_dim=0){why}; wanted sampling.start=noise, "
-                         "or a network of condition channels")
+        raise ValueError(f"{key}: the network takes no condition image (image_dim=0){why}; wanted "
+                         "sampling.start=noise, or a network of condition channels")
     if not conditions.tells("images"):
         raise ValueError(f"{key}: no condition image is asked for; wanted some (sampling.conditions), or "
                          "sampling.start=noise")

@@ -1,8 +1,10 @@
 """Networks of PET draw in units of activity, told scans that are simulated by the seed, or the user's own."""
 
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import SamplesFile
+from edm3d.inference import scans
 from edm3d.inference.model import Model
 from edm3d.inference.scans import Grid
 from edm3d.inference.snapshot import Snapshot
@@ -21,12 +24,13 @@ from edm3d.physics.pet_phantoms import pet_phantom
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.datasets.phantoms import PhantomDataset
 from edm3d.utils.config import build
-from tests.commands import refused, succeed
+from tests.commands import call, refused, succeed
 
 SIZE, SLICES = 16, 12
 SIMULATION = {"_target_": "physics.dose.DoseSimulation", "size": SIZE, "pixel_mm": 4.0, "counts": 2e4, "dose": 0.25,
               "iterations": 6}
 SCALE = {"_target_": "physics.activity_scale.ActivityScale", "kind": "total", "factor": 8.0}
+RECORD = DoseRecord(SIMULATION, SCALE, "Bq/ml", "high", 5.0, 0.01)
 DRAW = ["-cn=pet_phantoms", "sampling.network=pet.pt", "sampling.num_threads=1", "sampling.device=cpu",
         "sampling.outdir=out", "sampling.sampler.num_steps=2", "sampling.montage=0"]
 DATASET = {"_target_": "training.datasets.phantoms.PhantomDataset", "path": "phantoms.npz", "split": "train"}
@@ -54,8 +58,7 @@ def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", d
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(torch.randn_like(weight) * 0.05)  # what ends in zeros draws what says nothing
-    record = DoseRecord(**{"simulation": SIMULATION, "scale": SCALE, "unit": "Bq/ml", "drawn": drawn, "typical": 5.0,
-                           "clipped": 0.01, **(dose or {})})
+    record = RECORD._replace(drawn=drawn, **(dose or {}))
     config = {"training": {"dataset": DATASET, "validation": {"split": "val"}}}
     Snapshot("diffusion", node, facts, (len(channels), SIZE, SIZE), config=config, weights=net.state_dict(),
              dose=record).save(Path(path))
@@ -72,6 +75,9 @@ def here(tmp_path_factory) -> Path:
         write_snapshot("pet.pt", dataset)
         write_snapshot("pair.pt", dataset, drawn="pair")
         write_snapshot("odd.pt", dataset, dose={"simulation": {**SIMULATION, "scale": {"_target_": "os.getcwd"}}})
+        node = net_node()
+        Snapshot("diffusion", node, dataset.facts, (1, SIZE, SIZE), weights=build(node).state_dict()
+                 ).save(Path("plain.pt"))
         write_snapshot("other.pt", dataset, dose={"scale": {"_target_": "pathlib.Path"}})
     return folder
 
@@ -246,3 +252,80 @@ def test_phantoms_that_are_gone_or_others_are_said(tmp_path):
         assert "phantoms.npz: is in 'MBq', the network was trained on 'Bq/ml'" in line
     finally:
         gone.rename("phantoms.npz")
+
+
+# ---- conditions besides, stacks and pictures ----
+
+
+def test_the_class_of_a_slice_is_its_own_and_none_where_none_is_known():
+    dataset = PhantomDataset("phantoms.npz", heights=3)
+    facts = replace(dataset.facts, channels=("high dose",), condition_channels=("low dose",))
+    for dropout in (0.1, 0):
+        model = {"image_dim": 1, "label_dim": 3}
+        node = {**net_node(**model), "label_dropout": dropout}
+        Snapshot("diffusion", node, facts, (1, SIZE, SIZE), weights=build(node).state_dict(), dose=RECORD,
+                 config={"training": {"dataset": {**DATASET, "heights": 3}, "validation": {"split": "val"}}}
+                 ).save(Path(f"classes{dropout}.pt"))
+    file = drawn("classes", "sampling.network=classes0.pt", "sampling.seeds=0-3")
+    known = PhantomDataset("phantoms.npz", "val", heights=3)
+    assert file.array("classes").tolist() == [0, 1, 2, 2] == known.classes.tolist()
+    asked = drawn("asked", "sampling.network=classes0.pt", "sampling.seeds=0-1", "sampling.classes=[height2]",
+                  "sampling.guidance.strength=1")
+    assert asked.array("classes").tolist() == [2, 2]
+    np.savez("own.npz", images=file.array("cond_images"))
+    own = drawn("unknown", "sampling.network=classes0.1.pt", "sampling.conditions=own.npz")
+    assert own.array("classes").tolist() == [-1] * 4
+    line = refused(Path(), generate.main, *DRAW, "sampling.network=classes0.pt", "sampling.conditions=own.npz")
+    assert "own.npz: has no classes, and the network was never trained without; say them by sampling.classes" in line
+
+
+def test_stacks_are_simulated_drawn_and_enhanced_whole():
+    dataset = PhantomDataset("phantoms.npz", stack=4)
+    facts = replace(dataset.facts, channels=("high dose",), condition_channels=("low dose",))
+    node = net_node(image_dim=1)
+    node["model"]["spatial_dims"] = 3
+    Snapshot("diffusion", node, facts, dataset.shape, weights=build(node).state_dict(), dose=RECORD, config={
+        "training": {"dataset": {**DATASET, "stack": 4}, "validation": {"split": "val"}}}).save(Path("stacks.pt"))
+    file = drawn("stacks", "sampling.network=stacks.pt", "sampling.seeds=0-1", "sampling.montage=2")
+    assert file.shape("phantom") == file.shape("images") == (2, 1, 4, SIZE, SIZE)
+    volume, affine = np.moveaxis(file.row("cond_images", 0)[0], 0, 2), np.diag([-4.0, 4, 6, 1])
+    nibabel.save(nibabel.Nifti1Image(volume, affine), "volume.nii.gz")
+    own = drawn("volume", "sampling.network=stacks.pt", "sampling.conditions=volume.nii.gz", "sampling.nifti=true")
+    assert len(own) == 1 and own.affine_of(0).tolist() == np.array(
+        [[0, -4, 0, 0], [0, 0, 4, 0], [6, 0, 0, 0], [0, 0, 0, 1]]).tolist()
+    found = nibabel.load("volume/volume_enhanced.nii.gz")
+    np.testing.assert_allclose(np.moveaxis(found.get_fdata(), 2, 0), own.row("images", 0)[0], rtol=1e-6)
+    assert (found.affine == affine).all()
+
+
+def test_pictures_and_niftis_of_every_kind_are_written():
+    drawn("pictures", "sampling.format=png", "sampling.seeds=0", "sampling.nifti=true")
+    ends = {path.name.removeprefix("id2slice0_seed000000") for path in Path("pictures").glob("*/*.*")}
+    assert ends == {".png", "_cond.png", "_high.png", "_phantom.png",
+                    *(f"_{kind}.nii.gz" for kind in ("image", "cond", "high", "phantom"))}
+
+
+def test_a_scan_without_a_count_is_named():
+    line = succeed_not("sampling.scan.counts=1e-6", "sampling.seeds=1")
+    assert "seed 1 (id2slice1): nothing of its scan was counted; wanted more by sampling.scan.counts" in line
+    assert "nothing that samples could share" in succeed_not("sampling.network=plain.pt",
+                                                             "sampling.samples_per_condition=2")
+
+
+def succeed_not(*arguments: str) -> str:
+    """What is said of arguments by which nothing can be drawn."""
+    result = call(generate.main, *DRAW, *arguments)
+    assert result.exit_code and "Traceback" not in result.output
+    return result.output
+
+
+def test_a_projector_of_many_pixels_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(scans, "LARGE", 8)
+    made = DoseSimulation(size=SIZE)
+    assert scans.keep_projector(made, tmp_path) is None and len(list((tmp_path / "cache").glob("*.npz"))) == 1
+    monkeypatch.setattr(scans, "system_matrix", lambda geometry: 1 / 0)  # and is not made again
+    again = DoseSimulation(size=SIZE)
+    scans.keep_projector(again, tmp_path)
+    assert (made.matrix != again.matrix).nnz == 0
+    small = DoseSimulation(size=8)
+    assert scans.keep_projector(small, tmp_path) is None and small.matrix is None

@@ -13,7 +13,7 @@ from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer, draw, sample_meta
 from edm3d.inference.generation import check_options, describe_drawing
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.starts import Start, start_of, started
+from edm3d.inference.starts import LateStart, start_of, started
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.precond import DDPMPrecond, VEPrecond, iDDPMPrecond
 from edm3d.samplers import Guided, ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
@@ -54,7 +54,7 @@ def conditions(**asked) -> Conditions:
     return Conditions(TAKES, {"images": list(IMAGES)} if not asked else asked["images"], (3,))
 
 
-def starts(sampler, net, told, start: str = "mean", sigma: float | None = None, shape=(1, 3)) -> Start:
+def starts(sampler, net, told, start: str = "mean", sigma: float | None = None, shape=(1, 3)) -> LateStart:
     """How a sampler starts."""
     return start_of(Sampling(outdir="", start=start, start_sigma=sigma), sampler, net, told, shape)
 
