@@ -122,8 +122,8 @@ def write_pngs(outdir: Path, samples: SamplesFile) -> list[str]:
     Beside it, where there are such, _map.png and _label.png, the numbers of classes, _cond.png, of simulated scans
     _high.png and _phantom.png, and of the map that was asked for, else of the label map, _visible.png, from 0 to 255,
     and the image (its first channel) with the classes tinted, _overlay.png, and outlined, _contour.png. Several
-    channels are seedNNNNNN_CHANNEL.png each, but for red, green and blue. Names begin with the ids that were asked for, where
-    there are some.
+    channels are seedNNNNNN_CHANNEL.png each, but for red, green and blue. Names begin with the ids that were asked for,
+    where there are some.
     """
     images, conditions = channel_endings(samples)
     pieces = channel_pieces(samples, "images", images) + channel_pieces(samples, "cond_images", conditions)
