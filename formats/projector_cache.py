@@ -38,8 +38,8 @@ def cached_matrix(geometry: Geometry, compute: Callable[[], csr_array], folder: 
     """The system matrix of a geometry, out of its file in the folder where that is whole, else made and written there.
 
     The file is named by the hash of the geometry and says it inside, with a checksum: one that is damaged, half written
-    or of another geometry is made anew. Of processes that start together one computes, and the others wait for it. Where
-    nothing can be written the matrix is made, and the note says why it was not kept.
+    or of another geometry is made anew. Of processes that start together one computes, and the others wait for it.
+    Where nothing can be written the matrix is made, and the note says why it was not kept.
     """
     path = Path(folder) / f"projector-{geometry.key()[:24]}.npz"
     matrix = _read(path, geometry)
@@ -84,8 +84,9 @@ def _write(path: Path, matrix: csr_array, geometry: Geometry) -> None:
     matrix.sort_indices()
     arrays = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": np.array(matrix.shape)}
     arrays = {name: np.asarray(array, _ARRAYS[name]) for name, array in arrays.items()}
-    with atomic_path(path, sum(array.nbytes for array in arrays.values()) + 4096) as temporary, open(temporary, "wb") as f:
-        np.savez(f, geometry=np.array(geometry.key()), content_hash=np.array(arrays_hash(arrays)), **arrays)
+    nbytes = sum(array.nbytes for array in arrays.values()) + 4096
+    with atomic_path(path, nbytes) as temporary, open(temporary, "wb") as file:
+        np.savez(file, geometry=np.array(geometry.key()), content_hash=np.array(arrays_hash(arrays)), **arrays)
 
 
 def _read(path: Path, geometry: Geometry) -> csr_array | None:

@@ -9,7 +9,10 @@ from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
+from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count, check_finite, listed
+
+_LEAST_SHARE = 1e-9  # of the decays that must be counted, for the others to be worth an image
 
 
 class Draws(Protocol):
@@ -38,7 +41,7 @@ class DosePair:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What a scan at high dose expects: counts along lines, counts per unit of activity [N], and attenuation factors."""
+    """What a scan at high dose expects: counts along lines, counts per unit of activity [N], attenuation factors."""
 
     expected: torch.Tensor
     calibration: torch.Tensor
@@ -51,8 +54,8 @@ class DoseSimulation:
     size, angles, shifts, pixel_mm: the lines, see ParallelBeam. counts: expected of a slice at high dose, of a stack in
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
     MLEM (subsets 1) or OSEM. attenuation: 1/cm, between the outermost active pixels of each row and column. background:
-    share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard deviation
-    in bins. `matrix` may be set to system_matrix(geometry) that is there already; else it is made when first needed.
+    share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard
+    deviation in bins. `matrix` may be set to system_matrix(geometry) that is there already; else it is made when first needed.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.
@@ -87,6 +90,7 @@ class DoseSimulation:
             self._projector = Projector(self.geometry, blur=self.blur, matrix=self.matrix)
         return self._projector
 
+    @one_thread()
     def pair(self, activity: torch.Tensor, noise: Draws) -> DosePair:
         """Both doses of one event; noise: one generator per image. ValueError for images that cannot be scanned."""
         exposure = self.expose(activity)
@@ -97,12 +101,14 @@ class DoseSimulation:
                                   None if factors is None else torch.cat([factors, factors]))
         return DosePair(*images.chunk(2), high, low, exposure.calibration, factors)
 
+    @one_thread()
     def low(self, activity: torch.Tensor, noise: Draws) -> torch.Tensor:
         """The low dose alone, the same images as those of `pair` for the same noise."""
         exposure = self.expose(activity)
         counts = self._draw(exposure, noise)[1]
         return self.reconstruct(counts, exposure.calibration * self.dose, exposure.factors)
 
+    @one_thread()
     def expose(self, activity: torch.Tensor) -> Exposure:
         """What the high dose expects of activity images; empty slices of a stack expect nothing."""
         check_activity(activity)
@@ -112,7 +118,8 @@ class DoseSimulation:
             projector = projector.with_factors(factors)
         lines = projector.A(activity)
         slices = lines.double().sum((-2, -1), keepdim=True)  # so exact that the size of the batch is not seen in it
-        if not bool((seen := slices.flatten(1).sum(1) > 0).all()):
+        seen = slices.flatten(1).sum(1) > _LEAST_SHARE * activity.double().flatten(1).sum(1)
+        if not bool(seen.all()):
             raise ValueError(f"images {listed((~seen).nonzero().ravel().tolist())} of the batch: nothing of their "
                              f"activity is counted; lower attenuation={self.attenuation} or pixel_mm")
         full = (slices > 0).flatten(1).sum(1)
@@ -121,6 +128,7 @@ class DoseSimulation:
         even = slices * (self.background / (1 - self.background) / math.prod(self.geometry.sinogram_shape))
         return Exposure(((lines + even) * scale).to(activity), calibration.to(activity), factors)
 
+    @one_thread()
     def reconstruct(self, counts: torch.Tensor, calibration: torch.Tensor, factors: torch.Tensor | None = None,
                     iterations: int | None = None, callback: Callback | None = None) -> torch.Tensor:
         """Activity images of counts [N,1,(D,)angles,shifts]; calibration [N]: expected counts per unit of activity.
@@ -160,7 +168,7 @@ def check_activity(activity: torch.Tensor) -> None:
 
 
 def support(activity: torch.Tensor) -> torch.Tensor:
-    """1 between the outermost active pixels of the row and of the column, else 0: cold regions inside count, air not."""
+    """1 between the outermost active pixels of the row and of the column, else 0: cold regions inside, but no air."""
     active = (activity > 0).to(activity)
     spans = [active.cummax(axis).values * active.flip(axis).cummax(axis).values.flip(axis) for axis in (-2, -1)]
     return spans[0] * spans[1]

@@ -5,14 +5,15 @@ The head's own frame has its centre in the middle and unit radius; z is -1 at th
 
 Anatomy. A head is an ellipsoid of semi-axes 0.52..0.72 (across) and 0.66..0.88 (front to back), turned by up to 15
 degrees and moved by up to 0.05. A plane at height z cuts an ellipse sqrt(1 - z^2) as large as that of the middle.
-- brain: scalp, skull and fluid are rims of 4..7, 5..8 and 2..5 % of the radius. Within them lies the cortex, whose inner
-  border waves (12..18 and 7..11 periods), around white matter, with two ventricles beside the middle and a nucleus
-  beside each. Up to 3 lesions are balls of radius 0.05..0.12, within the brain.
+- brain: scalp, skull and fluid are rims of 4..7, 5..8 and 2..5 % of the radius. Within them lies the cortex, whose
+  inner border waves (12..18 and 7..11 periods), around white matter, with two ventricles beside the middle and a
+  nucleus beside each. Up to 3 lesions are balls of radius 0.05..0.12, within the brain.
 - ellipses: a head of one activity, and 4..9 ellipsoids of semi-axes 0.08..0.4 in it, later ones over earlier ones.
 
-Activities, drawn anew for every phantom. White matter 1.5..2.75, grey matter 3.5..4.3 times as much, nuclei 0.8..1 times
-that of grey matter; scalp 0.5..1.5, skull 0.2..0.6, fluid and ventricles 0..0.3. A lesion is hot (1.2..1.8 times grey
-matter) or cold (0..0.5 times white matter), alike often. Ellipses have 0..12, one in four of them 0. Nothing is above 12.
+Activities, drawn anew for every phantom. White matter 1.5..2.75, grey matter 3.5..4.3 times as much, nuclei 0.8..1
+times that of grey matter; scalp 0.5..1.5, skull 0.2..0.6, fluid and ventricles 0..0.3. A lesion is hot (1.2..1.8 times
+grey matter) or cold (0..0.5 times white matter), alike often. A head of ellipses has 0.5..4, each ellipse 0.5..12 or,
+one in four, 0. Nothing is above 12.
 """
 
 import math
@@ -31,7 +32,7 @@ _SHAPE, _ACTIVITY = range(2)  # purposes of the random streams
 
 
 class PetPhantom(NamedTuple):
-    """activity [S,S] or [D,S,S] float32, 0..12; regions, uint8 of the same shape; heights z of the slices, [] or [D].
+    """activity [S,S] or [D,S,S] float32, 0..12; regions, uint8 of the same shape; heights z of slices, [] or [D].
 
     Regions are those of BRAIN_REGIONS; of ellipses 0 is outside, 1 the head, and 2, 3, ... one ellipse each.
     """
