@@ -50,7 +50,7 @@ def read_phantoms(path: str | Path, order: str = "file", subjects: int | None = 
     if path.is_dir():
         if order != "file" or subjects is not None:
             raise ValueError(f"{path}: order and subjects of a folder are in the names of its files; leave both away")
-        return of_folder(path)
+        return read_slices(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder; {WANTED}")
     if path.suffix.lower() != ".npz":
@@ -117,7 +117,7 @@ def by_number(slices: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def of_folder(path: Path) -> Phantoms:
+def read_slices(path: Path) -> Phantoms:
     """Those of a folder with a file for each slice, called as low_res_ph_id0slice12.npz, sorted by these numbers."""
     named = {file: SLICE_NAME.fullmatch(file.stem) for file in path.glob("*.npz")}
     found = {file: (int(m["subject"] or 0), int(m["slice"])) for file, m in named.items() if m}

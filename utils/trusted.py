@@ -32,6 +32,7 @@ DATASETS = _names({
     "edm3d.training.datasets.brainweb": ("BrainwebSlices",),
     "edm3d.training.datasets.latents": ("LatentsDataset",),
     "edm3d.training.datasets.mixed": ("MixedDataset",),
+    "edm3d.training.datasets.paired": ("PairedDataset",),
     "edm3d.training.datasets.phantoms": ("PhantomDataset",),
     "edm3d.training.datasets.samples": ("SamplesDataset",),
     "edm3d.training.datasets.volumes": ("VolumesDataset",),
