@@ -191,6 +191,16 @@ def test_a_sampler_starts_around_the_condition_image_without_a_call_for_the_mean
     assert net.sigmas[0] == pytest.approx(1.5) and max(net.sigmas) == net.sigmas[0]  # and none at the level of means
 
 
+def test_a_start_from_the_condition_image_keeps_a_share_of_its_error():
+    """x = m + (y - m + level n) SD / sqrt(SD^2 + level^2)."""
+    level, seeds, net = 2, [4, 5, 7], Translation()
+    sampler = partial(edm_sampler, sigma_max=level, sigma_min=0.002, num_steps=150)
+    x = draw(drawer(net, sampler, start=False)._replace(start=LateStart("condition", level)), seeds)["latents"]
+    noise, m = ImageGenerators(seeds, purpose="sample").randn((1, 3)).numpy().astype(float), centre(seeds)
+    y = IMAGES[[0, 1, 1]].astype(float)
+    np.testing.assert_allclose(x, m + (y - m + level * noise) * SD / sqrt(SD ** 2 + level ** 2), atol=1e-3)
+
+
 def test_the_level_is_that_of_the_sampler_and_part_of_what_samples_record():
     options = started(Sampling(outdir="", start_sigma=2, sampler={"_target_": "samplers.edm_sampler", "sigma_max": 80}))
     assert options.start == "condition" and options.sampler["sigma_max"] == 2
