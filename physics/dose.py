@@ -15,10 +15,10 @@ from edm3d.utils.checks import check_count, check_finite, listed
 _LEAST_SHARE = 1e-9  # of the decays that must be counted, for the others to be worth an image
 
 
-class Draws(Protocol):
+class RandomCounts(Protocol):
     """What is asked of a source of random numbers, one generator per image: samplers.noise.Noise has it."""
 
-    def for_purpose(self, purpose: str) -> "Draws": ...
+    def for_purpose(self, purpose: str) -> "RandomCounts": ...
     def poisson(self, rate: torch.Tensor) -> torch.Tensor: ...
     def binomial(self, count: torch.Tensor, prob: float) -> torch.Tensor: ...
 
@@ -55,7 +55,8 @@ class DoseSimulation:
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
     MLEM (subsets 1) or OSEM. attenuation: 1/cm, between the outermost active pixels of each row and column. background:
     share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard
-    deviation in bins. `matrix` may be set to system_matrix(geometry) that is there already; else it is made when first needed.
+    deviation in bins. `matrix` may be set to a system_matrix(geometry) that is there already, before the first use,
+    which else makes it.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.
@@ -91,7 +92,7 @@ class DoseSimulation:
         return self._projector
 
     @one_thread()
-    def pair(self, activity: torch.Tensor, noise: Draws) -> DosePair:
+    def pair(self, activity: torch.Tensor, noise: RandomCounts) -> DosePair:
         """Both doses of one event; noise: one generator per image. ValueError for images that cannot be scanned."""
         exposure = self.expose(activity)
         high, low = self._draw(exposure, noise)
@@ -102,7 +103,7 @@ class DoseSimulation:
         return DosePair(*images.chunk(2), high, low, exposure.calibration, factors)
 
     @one_thread()
-    def low(self, activity: torch.Tensor, noise: Draws) -> torch.Tensor:
+    def low(self, activity: torch.Tensor, noise: RandomCounts) -> torch.Tensor:
         """The low dose alone, the same images as those of `pair` for the same noise."""
         exposure = self.expose(activity)
         counts = self._draw(exposure, noise)[1]
@@ -147,7 +148,7 @@ class DoseSimulation:
                       callback=told)
         return images / per_unit
 
-    def _draw(self, exposure: Exposure, noise: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, exposure: Exposure, noise: RandomCounts) -> tuple[torch.Tensor, torch.Tensor]:
         """Counts of the high dose, and those of them that the low dose keeps."""
         high = noise.for_purpose("dose_high").poisson(exposure.expected)
         return high, noise.for_purpose("dose_low").binomial(high, self.dose)

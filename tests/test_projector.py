@@ -23,7 +23,8 @@ def disc(size, radius, centre):
 
 
 @pytest.mark.parametrize(("geometry", "centre"), [
-    (ParallelBeam(64), (0, 0)), (ParallelBeam(64, angles=128, shifts=64), (0.4, 0.1)), (ParallelBeam(64), (-7.3, 11.9)), (ParallelBeam(64, angles=45, shifts=91), (9, 4)),
+    (ParallelBeam(64), (0, 0)), (ParallelBeam(64, angles=128, shifts=64), (0.4, 0.1)),
+    (ParallelBeam(64), (-7.3, 11.9)), (ParallelBeam(64, angles=45, shifts=91), (9, 4)),
 ])
 def test_sinogram_of_a_disc_is_its_chords(geometry, centre):
     radius = 17.5
