@@ -37,7 +37,9 @@ class DosePairs:
         if shape[0] != 1:
             raise ValueError(f"training.batch_transform: {facts.source} has {shape[0]} channels, a dose is simulated of "
                              "one, the activity")
-        self.simulation.check_size(shape[1:])
+        if (got := tuple(shape[-2:])) != (self.simulation.geometry.size,) * 2:
+            raise ValueError(f"training.batch_transform.simulation.size={self.simulation.geometry.size}: slices of "
+                             f"{facts.source} have {list(got)} pixels; wanted squares of that size")
         self.intensity: Intensity = facts.intensity
         self.shape = (1 if self.drawn == HIGH else 2, *shape[1:])
 
