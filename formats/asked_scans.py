@@ -92,7 +92,7 @@ def of_nifti(path: Path, dims: int) -> ScanFile:
     data, affine = read_volume(path)
     if len(data) != 1:
         raise ValueError(f"{path}: has {len(data)} channels or frames, wanted one low-dose image [H,W,D]")
-    stack = np.moveaxis(data[0], 2, 0).astype(np.float32)
+    stack = in_float32(np.moveaxis(data[0], 2, 0))
     if dims == 3:
         return ScanFile(str(path), stack[None, None], [stem(path)], None, affine, path)
     names = [f"{stem(path)}_slice{k}" for k in range(len(stack))]
@@ -135,7 +135,13 @@ def as_rows(images: np.ndarray, dims: int, source: str) -> np.ndarray:
     if images.dtype.kind not in "iuf" or 0 in images.shape or images.ndim not in (dims, dims + 1, dims + 2) or (
             images.ndim == dims + 2 and images.shape[1] != 1):
         raise ValueError(f"{source}: {KEY} are {images.dtype} {list(images.shape)}, wanted numbers {axes}")
-    return images.astype(np.float32).reshape(-1, 1, *images.shape[-dims:])
+    return in_float32(images).reshape(-1, 1, *images.shape[-dims:])
+
+
+def in_float32(values: np.ndarray) -> np.ndarray:
+    """Numbers as float32; what is too large for it becomes infinite, which is refused with what is not finite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def of_volumes(path: Path, dims: int, split: str | None) -> ScanFile:

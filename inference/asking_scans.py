@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from edm3d.inference.asking import Asker, Once, asker_of, directly
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.guidance import dropout_option
+from edm3d.inference.network_files import check_size
 from edm3d.inference.scans import Grid, OwnScans, Scans, SimulatedScans, keep_projector
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
-from edm3d.utils.checks import listed
+from edm3d.utils.checks import check_memory, listed
 from edm3d.utils.config import build, build_from_file, check_from_file, no_such
 from edm3d.utils.files import first_line, plain_hash
 from edm3d.utils.names import one_line
@@ -37,6 +39,7 @@ KEY = "sampling.scan"
 OWN_KEYS = ("unit", "fit")  # of sampling.scan, besides what is simulated
 FIXED = ("size",)  # of a simulation, which the network's own is
 TABLES = (".csv", ".tsv")
+PER_CROSSING = 16  # bytes at least of a line's length in each pixel that it crosses, some as many as pixels on a side
 MOST_OFF = 0.1  # of voxel sizes, which is no matter
 OF_PHANTOMS = "training.datasets.phantoms.PhantomDataset"
 
@@ -160,10 +163,20 @@ def simulation_of(snapshot: Snapshot, changed: Mapping[str, Any], trust: bool) -
     ValueError for a node of the snapshot that names what no file may.
     """
     node = snapshot.dose.simulation
+    check_size(node, f"{snapshot.path}: dose.simulation")
     check_from_file(node, str(snapshot.path), trust, PHYSICS)
     own = {name: value for name, value in changed.items() if name not in OWN_KEYS}
     made = build_from_file(node, str(snapshot.path), trust, PHYSICS)
-    return (build({**node, **own}, path=KEY, trust=trust), {**node, **own}) if own else (made, dict(node))
+    if own:
+        node = {**node, **own}
+        made = build(node, path=KEY, trust=trust)
+    if geometry := getattr(made, "geometry", None):
+        if (size := (geometry.size,) * 2) != snapshot.volume_shape[-2:]:
+            raise ValueError(f"{snapshot.path}: dose.simulation.size is {size[0]}, its network draws "
+                             f"{list(snapshot.volume_shape)}")
+        check_memory(f"{snapshot.path}: simulating scans by {geometry.angles} angles x {geometry.shifts} shifts",
+                     PER_CROSSING * prod(geometry.sinogram_shape) * geometry.size)
+    return made, dict(node)
 
 
 def checked_unit(stated: str | None, dose: DoseRecord, changed: Mapping[str, Any], source: str) -> str:
@@ -282,7 +295,7 @@ def own(snapshot: Snapshot, file: ScanFile, simulation: DoseSimulation, scale: A
         raise ValueError(f"{KEY}.{made[0]}: {file.source} holds scans, of which nothing is simulated; leave it away, "
                          "or name phantoms by sampling.conditions")
     dose, size = snapshot.dose, snapshot.volume_shape
-    check_size(file, size, simulation, bool(changed.get("fit")))
+    check_scan_size(file, size, simulation, bool(changed.get("fit")))
     unit = checked_unit(file.unit, dose, changed, file.source)
     record = {"of": "scans", "scale": dose.scale, "unit": unit,
               **{name: changed[name] for name in ("fit", "dose") if name in changed}}
@@ -292,7 +305,7 @@ def own(snapshot: Snapshot, file: ScanFile, simulation: DoseSimulation, scale: A
     return scans, AskedFile(file.source, scans.names, notes=own_notes(file, scans, dose, changed))
 
 
-def check_size(file: ScanFile, size: Sequence[int], simulation: DoseSimulation, fit: bool) -> None:
+def check_scan_size(file: ScanFile, size: Sequence[int], simulation: DoseSimulation, fit: bool) -> None:
     """ValueError unless scans are of the network's size, or may be made so."""
     found = file.images.shape[2:]
     lines = getattr(getattr(simulation, "geometry", None), "sinogram_shape", None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataset_tool
 import generate
 from edm3d.formats.asked_scans import read_scans
 from edm3d.formats.intensity import Intensity
@@ -156,6 +157,8 @@ def test_draws_of_simulated_scans_are_averaged_seed_by_seed():
         assert found["seeds"].tolist() == [0, 3] and found["slice_ids"].tolist() == [0, 0]
         np.testing.assert_allclose(found["mean"][1], file.array("images")[2:].mean(axis=0), rtol=1e-5, atol=1e-3)
     assert Path("simulated/samples.png").stat().st_size > 10_000
+    assert "enhanced scans" in succeed(dataset_tool.main, "check", "simulated")
+    assert "activity phantoms" in succeed(dataset_tool.main, "check", "phantoms.npz")
 
 
 def test_arrays_are_enhanced_from_python(scan):
@@ -183,6 +186,7 @@ def bad(images: np.ndarray, place: tuple, value: float) -> np.ndarray:
     (lambda s: {"images": bad(s, (1,), 0)}, "bad.npz: slice1 is 0 everywhere, and has no scale"),
     (lambda s: {"images": bad(s, (2, 3, 3), -1)}, "bad.npz: slice2 has negative values (down to -1)"),
     (lambda s: {"images": bad(s, (0, 3, 3), np.nan)}, "bad.npz: slice0 has values that are not finite"),
+    (lambda s: {"images": bad(s.astype(float), (0, 3, 3), 1e300)}, "bad.npz: slice0 has values that are not finite"),
     (lambda s: {"image": s, "x": s}, "bad.npz: no array 'images', it has image, x; wanted a low-dose scan"),
     (lambda s: {"sinogram": s, "x": s}, "'sinogram' looks like measured counts, which have to be reconstructed first"),
     (lambda s: {"images": np.ones((3, 32, 16))}, "32 angles x 16 shifts are those of a sinogram"),

@@ -14,11 +14,14 @@ import generate
 from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile
 from edm3d.inference import scans
+from edm3d.inference.conditions import Conditions
 from edm3d.inference.model import Model
 from edm3d.inference.scans import Grid
 from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Part
 from edm3d.physics.dose import DoseSimulation
 from edm3d.physics.pet_phantoms import pet_phantom
 from edm3d.samplers.noise import ImageGenerators
@@ -78,6 +81,9 @@ def here(tmp_path_factory) -> Path:
         node = net_node()
         Snapshot("diffusion", node, dataset.facts, (1, SIZE, SIZE), weights=build(node).state_dict()
                  ).save(Path("plain.pt"))
+        for name, value in (("large.pt", {"iterations": 10 ** 12}), ("wide.pt", {"angles": 10 ** 6, "shifts": 10 ** 6}),
+                            ("size.pt", {"size": 32})):
+            write_snapshot(name, dataset, dose={"simulation": {**SIMULATION, **value}})
         write_snapshot("other.pt", dataset, dose={"scale": {"_target_": "pathlib.Path"}})
     return folder
 
@@ -230,6 +236,9 @@ def test_a_grid_goes_there_and_back():
     (["sampling.samples_per_condition=0"], "sampling.samples_per_condition=0: wanted 1 or more"),
     (["sampling.samples_per_condition=2", "sampling.sweep.slice_height=[0,1,3]"], "ask for one of the two"),
     (["sampling.network=odd.pt"], "is not on the list of what a file may name"),
+    (["sampling.network=large.pt"], "large.pt: dose.simulation.iterations=1000000000000: wanted no more than"),
+    (["sampling.network=wide.pt"], "wide.pt: simulating scans by 1000000 angles x 1000000 shifts"),
+    (["sampling.network=size.pt"], "size.pt: dose.simulation.size is 32, its network draws"),
     (["sampling.network=other.pt"], "is not on the list of what a file may name"),
     (["sampling.conditions=nowhere.nii.gz"], "nowhere.nii.gz: no such file; wanted a low-dose scan"),
     (["sampling.start_sigma=1000000"], "starts at noise level 1e+06, in which a mean is lost"),
@@ -303,6 +312,19 @@ def test_pictures_and_niftis_of_every_kind_are_written():
     ends = {path.name.removeprefix("id2slice0_seed000000") for path in Path("pictures").glob("*/*.*")}
     assert ends == {".png", "_cond.png", "_high.png", "_phantom.png",
                     *(f"_{kind}.nii.gz" for kind in ("image", "cond", "high", "phantom"))}
+
+
+def test_numbers_of_draws_say_seed_and_noise():
+    told = Conditions({"class_labels": Part(3)}, {}, (5,), draws=3)
+    assert told.numbers([2, 5]) == [6, 7, 8, 15, 16, 17] and told.seeds([7, 15]) == [2, 5]
+    assert told.keys([6, 7, 8, 15]) == [2, "2.draw1", "2.draw2", 5]
+    assert told([6, 7, 8, 9]).class_labels.argmax(1).tolist() == [2, 2, 2, 0]  # of the seed
+    meta = SampleMeta(Facts("x", ""), "a.pt", "", {"samples_per_condition": 3})
+    assert SampleMeta.from_plain(meta.plain(), "f") == meta
+    assert [(meta.noise_of(n), meta.draw_of(n), meta.key_of(n)) for n in (6, 8)] == [(2, 0, 2), (2, 2, "2.draw2")]
+    for wrong in ({"samples_per_condition": 0}, {"samples_per_condition": "3"}):
+        with pytest.raises(ValueError, match="f: sampling.samples_per_condition"):
+            SampleMeta.from_plain(meta._replace(sampling=wrong).plain(), "f")
 
 
 def test_a_scan_without_a_count_is_named():

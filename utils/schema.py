@@ -120,8 +120,10 @@ class Sampling:
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     attributes: dict[str, Any] = field(default_factory=dict)  # by name, in units of the data: numbers; null = missing
     sweep: dict[str, Any] = field(default_factory=dict)  # an attribute: [lo, hi, n], so many values for every seed
-    conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples
-    conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first
+    conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples;
+                                        # PET: a low-dose scan, or phantoms; null = held-out phantoms
+    conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first; of
+                                        # phantoms null = all
     samples_per_condition: int = 1      # draws of each seed, told the same: number seed * K + k is draw k
     scan: dict[str, Any] = field(default_factory=dict)  # PET: dose, counts, iterations, ... over training's; unit; fit
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
