@@ -1,5 +1,7 @@
 """Networks of PET draw in units of activity, told scans that are simulated by the seed, or the user's own."""
 
+import subprocess
+import sys
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +170,18 @@ def test_batches_ranks_and_resuming_change_nothing(held_out):
     parts = SamplesFile("parts/samples.npz")
     for name in ("cond_images", "high_images", "phantom", "scales", "images"):
         np.testing.assert_allclose(parts.array(name), whole.array(name), atol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_the_images_of_one(held_out, root):
+    arguments = [*DRAW, "sampling.outdir=ranks", "sampling.seeds=0-5", "sampling.batch_size=2"]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           str(root / "generate.py"), *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = SamplesFile(held_out), SamplesFile("ranks/samples.h5")
+    for name in ("cond_images", "high_images", "phantom", "scales", "slice_ids"):
+        np.testing.assert_array_equal(two.array(name), one.array(name), err_msg=name)
+    np.testing.assert_allclose(two.array("images"), one.array("images"), atol=1e-3)
 
 
 def test_phantoms_dose_and_heights_of_ones_own():
