@@ -34,7 +34,8 @@ def table(samples: SamplesFile) -> str:
         asked += [(titled(name, unit), ["" if np.isnan(value) else str(value) for value in column])
                   for name, unit, column in zip(*attribute_names(meta.facts, values.shape[1]), values.T, strict=True)]
     ids = [] if not meta.ids else [("id", [meta.id_of(seed) for seed in seeds])]
-    numbers = [("number", seeds)] if meta.sweep else []
+    numbers = [("number", seeds)] if meta.sweep or meta.draws > 1 else []
+    numbers += [("draw", list(map(meta.draw_of, seeds)))] if meta.draws > 1 else []
     columns = [("name", meta.file_names(seeds)), *ids, *numbers, ("seed", list(map(meta.noise_of, seeds))), *asked]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -53,7 +54,7 @@ def captions(meta: SampleMeta, seeds: Sequence[int], classes: np.ndarray | None 
         name = None if classes is None else meta.class_name(classes[i])
         lines = [] if name is None else [f"class {name}"]
         lines += [] if meta.id_of(number) is None else [meta.id_of(number)]
-        lines += [f"seed {meta.noise_of(number)}"]
+        lines += [f"seed {meta.noise_of(number)}" + (f", draw {meta.draw_of(number)}" if meta.draws > 1 else "")]
         lines += [] if attributes is None else attribute_words(meta.facts, attributes[i],
                                                                meta.sweep.column if meta.sweep else None)
         texts.append("\n".join(" ".join(line.split()) for line in lines))

@@ -36,6 +36,9 @@ from edm3d.utils.log import progress, read_status
 from edm3d.utils.plain import read_json, shown
 from edm3d.utils.stats import odd_ticks
 
+# .npz of arrays that are neither volumes nor samples: what they are, by arrays that they have
+PLAIN = {"activity phantoms": {"phantoms"}, "enhanced scans": {"mean", "slice_ids", "draws", "unit"},
+         "the matrix of a projector": {"data", "indices", "indptr", "geometry"}}
 PART = re.compile(r"\d{10}\.npz")  # of an unfinished encode, generate or decode
 
 
@@ -68,10 +71,21 @@ def checker_of(path: Path) -> Checker | None:
 
 def check_volume(path: Path) -> Report:
     """A NIfTI, npy or npz file of a volume, or an npz file of samples."""
-    if path.suffix == ".npz" and {"seeds", HASH} & set(npz_names(path)):
+    names = set(npz_names(path)) if path.suffix == ".npz" else set()
+    if what := next((what for what, arrays in PLAIN.items() if arrays <= names), None):
+        return check_arrays(path, what)
+    if {"seeds", HASH} & names:
         return check_samples_npz(path)
     volume = read_volume(path, role=role_of(path))
     return Report([volume_line(path, volume)], _volume_problems(path, volume.data))
+
+
+def check_arrays(path: Path, what: str) -> Report:
+    """Arrays that are no volume; numbers among them must be finite."""
+    arrays = read_npz(path)
+    odd = [f"{path}: {name} has values that are not finite" for name, array in arrays.items()
+           if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    return Report([f"{path}: {what}", *list(tree(path.name, arrays, 0))[1:]], odd)
 
 
 def check_samples_npz(path: Path) -> Report:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Labelling, Settings, SweptAttribute, compared
+from edm3d.formats.sample_settings import AskedRows, Labelling, Settings, SweptAttribute, compared, noise_key
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
@@ -49,9 +49,22 @@ class SampleMeta(NamedTuple):
         found = self.sampling.get("sweep")
         return SweptAttribute(**found) if found else None
 
+    @property
+    def draws(self) -> int:
+        """Samples that were drawn of each seed, by noise of their own."""
+        return self.sampling.get("samples_per_condition", Settings().samples_per_condition)
+
     def noise_of(self, number: int) -> int:
-        """The seed that a sample's noise was drawn by: its own number, but in a sweep."""
-        return number // len(self.sweep.values) if self.sweep else number
+        """The seed of a sample: its own number, but in a sweep, and where there are several draws of each."""
+        return number // (len(self.sweep.values) if self.sweep else self.draws)
+
+    def draw_of(self, number: int) -> int:
+        """Which draw of its seed a sample is, from 0 on."""
+        return number % self.draws
+
+    def key_of(self, number: int) -> int | str:
+        """What the noise of a sample follows from."""
+        return noise_key(self.noise_of(number), self.draw_of(number))
 
     @property
     def asked_rows(self) -> AskedRows | None:
@@ -119,6 +132,9 @@ class SampleMeta(NamedTuple):
             if len(path) > 4096 or "\0" in path:
                 raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+        if checked.samples_per_condition < 1 or (checked.sweep and checked.samples_per_condition > 1):
+            raise ValueError(f"{source}: sampling.samples_per_condition is {checked.samples_per_condition}, wanted 1 "
+                             "or more, and 1 in a sweep")
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,

@@ -46,7 +46,13 @@ class Settings(NamedTuple):
     tile_mode: str = "blend"
     conditions: AskedRows | None = None
     sweep: SweptAttribute | None = None
+    samples_per_condition: int = 1
     labels: Labelling | None = None
+
+
+def noise_key(seed: int, draw: int) -> int | str:
+    """What the noise of a draw of a seed follows from; that of the first is the seed's own, however many there are."""
+    return f"{seed}.draw{draw}" if draw else seed
 
 
 def compared(sampling: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 Contents: seeds [N]; latents [N,C,*s] and/or images [N,C,*S] float32; labels [N,*S] uint8; trajectory [N,steps,C,*s]
 float32, the denoised image of every step in the network's units, channels of label maps that it draws included; affine
 [4,4], and affines [N,4,4] where they differ; what was asked for: classes [N] int64 (-1 = none), attributes [N,A]
-float32 (NaN = none), maps [N,*S] uint8 and cond_images [N,C,*S] float32 in the units of the images; and as metadata
-`data` (names, intensity contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
+float32 (NaN = none), maps [N,*S] uint8 and cond_images [N,C,*S] float32 in the units of the images; of scans (PET)
+scales [N], by which the network saw each, slice_ids [N], draws [N] (0 is the first of its seed), and of simulated ones
+doses [N], high_images and phantom [N,1,*S]; and as metadata `data` (names, intensity contract, geometry), `snapshot`
+(path), `snapshot_hash` and `sampling` (settings).
 """
 
 import json
@@ -27,8 +29,10 @@ from edm3d.utils.plain import parse_json, shown
 
 FORMATS = ("h5", "npz")
 ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
-NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz"}
-TABLES = ("seeds", "affine", "affines", "classes", "attributes")  # small: kept in memory
+NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz",
+         "high_images": "_high.nii.gz", "phantom": "_phantom.nii.gz"}
+OF_SCANS = ("scales", "doses", "slice_ids", "draws")
+TABLES = ("seeds", "affine", "affines", "classes", "attributes", *OF_SCANS)  # small: kept in memory
 HELD_OUT = 0.1  # of samples that are trained on, the last ones
 
 
@@ -104,6 +108,11 @@ class SamplesFile:
         tables = {name: self._tables[name] for name in ("affines", "classes", "attributes") if name in self._tables}
         check_tables(tables, [f"seed {seed}" for seed in self.seeds], str(self.path),
                      classes=self.meta.facts.class_names)
+        for name in ("scales", "doses"):
+            if name in self._tables and not (np.isfinite(odd := self._tables[name]) & (odd > 0)).all():
+                raise ValueError(f"{self.path}: {name} are not all finite and more than 0")
+        if "draws" in self._tables and (self._tables["draws"] != self.seeds % self.meta.draws).any():
+            raise ValueError(f"{self.path}: draws are not those of sampling.samples_per_condition={self.meta.draws}")
         if sweep := self.meta.sweep:
             self._check_swept(sweep)
 
@@ -226,10 +235,8 @@ class Samples:
 
 
 def write_as_nifti(path: Path, name: str, array: np.ndarray, unit: str, affine: np.ndarray) -> None:
-    """Write an image [C,*S] (name "images", "cond_images", in a unit) or a map [*S] ("labels", "maps", without), of an
-    affine [4,4].
-    """
-    is_image = name in ("images", "cond_images")
+    """Write an image [C,*S] in a unit, or a map [*S] (name "labels", "maps") without, of an affine [4,4]."""
+    is_image = name not in ("labels", "maps")
     write_nifti(path, array, affine, spatial_dims=array.ndim - is_image, unit=unit if is_image else "")
 
 
@@ -307,6 +314,8 @@ def write_rows(path: str | Path, seeds: Sequence[int], names: Sequence[str], row
     needed = sum(prod(a.shape) * a.dtype.itemsize for a in arrays.values()) + 2 ** 20
     if path.suffix == ".npz":
         tables["meta"] = np.array(json.dumps(meta.plain()))
+        if "scales" in names:
+            tables["unit"] = np.array(meta.facts.intensity.unit)
         write_npz(path, arrays | {name: ArrayRows(t.dtype, t.shape, [t]) for name, t in tables.items()}, needed)
     else:
         _write_h5(path, arrays, tables, meta, needed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edm3d.formats.asked import AskedFile, AskedGrids, open_asked
 from edm3d.formats.facts import Facts
+from edm3d.formats.seeds import requested_seeds
 from edm3d.inference.asked_attributes import (
     AskedAttributes,
     attribute_rows,
@@ -34,6 +35,7 @@ from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
 from edm3d.utils.schema import Sampling
 
+USUAL_SEEDS = "0-15"
 ROWS = 16  # of a file that are read at a time
 MOST_NUMBER = 2 ** 63 - 1
 MOST_DIGITS = 18  # of the number of a class
@@ -67,19 +69,48 @@ class Asker:
         """
         file = given or self.opened(options)
         if file and seeds is not None:
-            check_count(file, seeds)
+            self.check_rows(file, seeds)
         told, more = self.attributes(options, file)
         asked = self.classes(options.classes, file) | self.grids(file) | told
-        conditions = Conditions(self.takes, {**self.otherwise, **asked}, self.size, **more)
-        if file and not asked:
-            told = listed(PARTS[name].many for name in self.takes) or "it was trained without conditions"
-            raise ValueError(f"{file.source}: holds nothing that the network is told ({told})")
+        conditions = self.drawn(Conditions(self.takes, {**self.otherwise, **asked}, self.size, **more), options)
+        if file:
+            self.check_told(file, asked)
         for name in self.takes.keys() - conditions.asked.keys():
             self.check_unasked(name)
         if seeds is not None and (max(seeds) + 1) * conditions.per_seed - 1 > MOST_NUMBER:
-            raise ValueError(f"sampling.sweep: seed {max(seeds)} times {conditions.per_seed} values is more than a "
+            key, many = ("sweep", "values") if conditions.sweep else ("samples_per_condition", "draws")
+            raise ValueError(f"sampling.{key}: seed {max(seeds)} times {conditions.per_seed} {many} is more than a "
                              "file can hold; wanted smaller seeds")
         return self.recorded(conditions, file, list(asked), once) if file else conditions
+
+    def seeds(self, text: object) -> list[int]:
+        """Seeds as they are typed, None: the usual ones."""
+        return requested_seeds(USUAL_SEEDS if text is None else text)
+
+    def drawn(self, conditions: Conditions, options: Sampling) -> Conditions:
+        """Conditions of which several samples are drawn for each seed, where that is asked for."""
+        count = options.samples_per_condition
+        if count == 1:
+            return conditions
+        if conditions.sweep:
+            raise ValueError(f"sampling.samples_per_condition={count}: sampling.sweep draws one sample for each value, "
+                             "from one noise; ask for one of the two")
+        if not self.takes:
+            raise ValueError(f"sampling.samples_per_condition={count}: the network is told nothing that samples could "
+                             "share; ask for more seeds")
+        return conditions._replace(draws=count, record={**conditions.record, "samples_per_condition": count})
+
+    def check_rows(self, file: AskedFile, seeds: Sequence[int]) -> None:
+        """ValueError for a file with more rows than there are seeds, which would be left out in silence."""
+        if len(file.ids) > len(seeds):
+            raise ValueError(f"{file.source}: has {len(file.ids)} rows, and there are {len(seeds)} seeds; "
+                             f"sampling.seeds={min(seeds)}-{min(seeds) + len(file.ids) - 1} takes them all")
+
+    def check_told(self, file: AskedFile, asked: Mapping[str, Any]) -> None:
+        """ValueError for a file of which the network is told nothing."""
+        if not asked:
+            told = listed(PARTS[name].many for name in self.takes) or "it was trained without conditions"
+            raise ValueError(f"{file.source}: holds nothing that the network is told ({told})")
 
     def opened(self, options: Sampling) -> AskedFile | None:
         """The file that options name."""
@@ -271,13 +302,6 @@ class Asker:
 def asker_of(net: object, snapshot: Snapshot, otherwise: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> Asker:
     """A snapshot's network, which may be asked."""
     return Asker(takes_of(net), snapshot.facts, snapshot.volume_shape, otherwise)
-
-
-def check_count(file: AskedFile, seeds: Sequence[int]) -> None:
-    """ValueError for a file with more rows than there are seeds, which would be left out in silence."""
-    if len(file.ids) > len(seeds):
-        raise ValueError(f"{file.source}: has {len(file.ids)} rows, and there are {len(seeds)} seeds; "
-                         f"sampling.seeds={min(seeds)}-{min(seeds) + len(file.ids) - 1} takes them all")
 
 
 def sizes(shape: Sequence[int]) -> str:

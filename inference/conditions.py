@@ -9,7 +9,8 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.sample_layout import KINDS
-from edm3d.formats.sample_settings import SweptAttribute
+from edm3d.formats.sample_settings import SweptAttribute, noise_key
+from edm3d.inference.scans import Scans
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
@@ -85,8 +86,9 @@ class Conditions(NamedTuple):
     """What a network is told of samples: for each part that it takes the values that seeds go through in turn.
 
     size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
-    sample per value of it, from the same noise: number seed * n + k is value k of n. record: what samples files say of
-    it among the settings; notes: what there is to tell.
+    sample per value of it, from the same noise: number seed * n + k is value k of n. draws: samples of each seed, told
+    the same, from noise of their own: number seed * draws + k is draw k. scans: the condition images of seeds. record:
+    what samples files say of it among the settings; notes: what there is to tell.
     """
 
     takes: dict[str, Part]
@@ -96,24 +98,33 @@ class Conditions(NamedTuple):
     geometry: Geometry | None = None
     record: Mapping[str, Any] = MappingProxyType({})
     notes: Sequence[str] = ()
+    draws: int = 1
+    scans: Scans | None = None
 
     @property
     def per_seed(self) -> int:
         """Samples that each seed makes."""
-        return len(self.sweep.values) if self.sweep else 1
+        return len(self.sweep.values) if self.sweep else self.draws
 
     def numbers(self, seeds: Sequence[int]) -> list[int]:
         """Numbers of the samples that seeds make."""
         return [seed * self.per_seed + k for seed in seeds for k in range(self.per_seed)]
 
     def seeds(self, numbers: Sequence[int]) -> list[int]:
-        """The seed of each sample, by which its noise is drawn."""
+        """The seed of each sample, by which its noise is drawn, and of several draws that of the first."""
         return [number // self.per_seed for number in numbers]
+
+    def keys(self, numbers: Sequence[int]) -> list[int | str]:
+        """What the noise of each sample follows from."""
+        return [noise_key(seed, number % self.draws) for seed, number in zip(self.seeds(numbers), numbers, strict=True)]
 
     def __call__(self, numbers: Sequence[int]) -> Condition:
         """The condition of a batch of samples, on the CPU."""
         rows, seeds = {}, self.seeds(numbers)
         for name, part in self.takes.items():
+            if name == "images" and self.scans is not None:
+                rows[name] = self.scans(seeds).told.numpy()
+                continue
             values = self.asked[name] if name in self.asked else PARTS[name].unasked(part.width, self.size)
             places = [seed % len(values) for seed in seeds]
             found = {place: PARTS[name].row(values[place], part.width, self.size) for place in dict.fromkeys(places)}
@@ -124,7 +135,7 @@ class Conditions(NamedTuple):
 
     def tells(self, name: str) -> bool:
         """Whether any seed may be told something of a part, and not its null alone."""
-        if name not in self.takes or (name == "attributes" and self.sweep):
+        if name not in self.takes or (name == "attributes" and self.sweep) or (name == "images" and self.scans):
             return name in self.takes
         kind, width, values = PARTS[name], self.takes[name].width, self.asked.get(name, ())
         null = kind.row(None, width, self.size)
@@ -140,6 +151,11 @@ class Conditions(NamedTuple):
                   for name, kind in self.kept().items()}
         return arrays | ({"affines": self.geometry.affines(arrays["attributes"])} if self.geometry else {})
 
+    def stored_scans(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """What samples files hold of the scans of a batch, and of its draws, with a value for each sample."""
+        draws = {"draws": np.array([number % self.draws for number in numbers])} if self.scans or self.draws > 1 else {}
+        return draws | (self.scans(self.seeds(numbers)).arrays if self.scans else {})
+
     def kept(self) -> dict[str, PartKind]:
         """The parts that samples files keep, as far as they have an array for them."""
         return {name: kind for name, kind in PARTS.items() if name in self.takes and kind.stored in KINDS
@@ -149,4 +165,6 @@ class Conditions(NamedTuple):
         """Shape of a row of each of these arrays."""
         shapes = {kind.stored: np.shape(kind.value(np.zeros(kind.shape(self.takes[name].width, self.size), kind.dtype)))
                   for name, kind in self.kept().items()}
-        return shapes | ({"affines": (4, 4)} if self.geometry else {})
+        shapes |= {"affines": (4, 4)} if self.geometry else {}
+        shapes |= {"draws": ()} if self.scans or self.draws > 1 else {}
+        return shapes | (self.scans.shapes if self.scans else {})

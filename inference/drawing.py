@@ -17,18 +17,17 @@ from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.starts import LateStart, start_of
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ImageGenerators, ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
-from edm3d.samplers.start import first_level, latents_around, mean_level, regression_mean
 from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Sampling
 
-STARTS = ("noise", "mean")
 DRAWING = 40  # bytes per value at least: a sampler's estimates are in float64, and it keeps several of them
 
 
@@ -37,9 +36,8 @@ class Drawer(NamedTuple):
 
     denoiser and conditions give for a batch of seeds what the sampler calls, and what that is told. latent says whether
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
-    against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: the noise
-    level at which the sampler starts from the regression mean, None where it starts from noise alone. label_coding: how
-    label maps stand in voxels.
+    against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: what the
+    sampler begins around, None where it starts from noise alone. label_coding: how label maps stand in voxels.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -53,7 +51,7 @@ class Drawer(NamedTuple):
     precision: str
     whole: FirstStage | None = None
     trajectory: bool = False
-    start: float | None = None
+    start: LateStart | None = None
     refiner: Refiner | None = None
     label_coding: LabelCoding | None = None
 
@@ -104,7 +102,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     denoiser = partial(around, net, guided)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)
-    start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
+    start = start_of(options, sampler, denoiser(()), conditions, snapshot.shape)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
                   snapshot.label_coding)
@@ -151,26 +149,6 @@ def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
         raise ValueError(said_at("sampling.sampler", node, str(e))) from e
 
 
-def start_level(sampler: Callable, net: Denoiser, conditions: Conditions) -> float:
-    """The noise level at which a sampler starts from a regression mean; ValueError where that makes no sense."""
-    if "images" not in conditions.takes:
-        raise ValueError("sampling.start=mean: the network takes no condition image (image_dim=0), and what it expects "
-                         "without one is no start; wanted sampling.start=noise, or a network of condition channels")
-    if not conditions.tells("images"):
-        raise ValueError("sampling.start=mean: no condition image is asked for; wanted some (sampling.conditions), or "
-                         "sampling.start=noise")
-    try:
-        level, mean = first_level(sampler, net), mean_level(net)
-    except ValueError as e:
-        raise ValueError(f"sampling.start=mean: the sampler {e}; choose another") from e
-    if level >= mean:
-        table = "" if Wrapper(net).noise_table is None else (
-            "; a sampler on grid=table starts at the network's highest level whatever sigma_max, choose another grid")
-        raise ValueError(f"sampling.start=mean: the sampler starts at noise level {level:g}, in which a mean is lost; "
-                         f"wanted less than {mean:g}, as by sampling.sampler.sigma_max=2{table}")
-    return level
-
-
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
                 asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
@@ -182,30 +160,36 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
                 "classes": options.classes, **({"guidance": guidance} if guidance else {}),
                 **({"start": options.start} if options.start != "noise" else {}),
+                **({"start_sigma": options.start_sigma} if options.start_sigma is not None else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
-                **({"first_stage": stage.hash} if whole is not snapshot else {}),
+                **({"first_stage": stage.hash} if whole.first_stage is not snapshot.first_stage else {}),
                 **({"refiner": refiner.record} if refiner else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 
 
 def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
-    """Samples of some numbers, which but in a sweep are seeds; the noise is drawn on the CPU, the same on every device.
+    """Samples of some numbers, which are seeds where each has but one; the noise is drawn on the CPU, the same on every
+    device.
     """
-    generators = ImageGenerators(drawer.conditions.seeds(seeds), purpose="sample")
+    keys, scans = drawer.conditions.keys(seeds), drawer.conditions.scans
+    generators = ImageGenerators(keys, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition, arrays, steps = drawer.conditions(seeds), {}, []
     denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)
     with autocast(drawer.precision, drawer.device):
         if drawer.start is not None:
-            noise = latents_around(regression_mean(denoiser, noise, told), noise, drawer.start)
+            noise = drawer.start.latents(denoiser, noise, told)
         x = drawer.sampler(denoiser, noise, condition=told, randn_like=generators.randn_like,
                            **({"callback": keep(steps)} if drawer.trajectory else {})).float()
     if drawer.trajectory:
         arrays["trajectory"] = torch.stack(steps, dim=1)
-    arrays |= arrays_of(drawer, x, drawer.conditions.seeds(seeds), told)
-    asked = drawer.conditions.stored(condition)
-    if "cond_images" in asked:
+    if scans is None:
+        arrays |= arrays_of(drawer, x, keys, told)
+    else:
+        arrays["images"] = scans.scale.from_network(x, scans(drawer.conditions.seeds(seeds)).scale)
+    asked = drawer.conditions.stored(condition) | drawer.conditions.stored_scans(seeds)
+    if "cond_images" in asked and scans is None:
         asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
     return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
 

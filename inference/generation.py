@@ -17,9 +17,10 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import ARRAYS, FORMATS, SamplesFile, write_rows
 from edm3d.formats.seeds import requested_seeds
 from edm3d.formats.volumes import VolumesFile, held_out_first
-from edm3d.inference.asking import asker_of
+from edm3d.inference.asking_scans import asker_for, held_out_items, in_units
 from edm3d.inference.batch import Sample
-from edm3d.inference.drawing import STARTS, Drawer, complete, draw, make_drawer, sample_meta
+from edm3d.inference.drawing import Drawer, complete, draw, make_drawer, sample_meta
+from edm3d.inference.enhanced import write_enhanced, write_scan_montage
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
@@ -29,16 +30,19 @@ from edm3d.inference.sample_files import (
     check_png,
     check_records,
     clear_others,
+    records,
     write_asked,
     write_niftis,
     write_pngs,
 )
+from edm3d.inference.scans import Scans
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.starts import CONDITION, MEAN, STARTS, started
 from edm3d.inference.sweeps import write_sweep
 from edm3d.reporting.slices import Asked, Picture
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
-from edm3d.utils.config import build_from_file, check_targets
+from edm3d.utils.config import check_targets
 from edm3d.utils.files import check_folder, first_line
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
@@ -49,8 +53,8 @@ from edm3d.utils.trusted import DATASETS, is_listed
 def generate(experiment: str, config: dict) -> None:
     """Draw the seeds that are asked for and not there yet. Every rank calls this; rank 0 writes the files."""
     options, run_root = sampling_options(config), config["training"]["options"]["run_root"]
-    seeds = requested_seeds(options.seeds)
     check_options(options)
+    options = started(options)
     outdir = Path(options.outdir)
     check_folder(outdir, f"sampling.outdir={outdir}")
     with (ranks_at_work(options.device, options.num_threads) as (device, log),
@@ -68,7 +72,9 @@ def generate(experiment: str, config: dict) -> None:
             check_png(snapshot, options.decode)
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
-        conditions = asker_of(net, whole)(options, seeds, once=distributed.from_rank_0)
+        asker = asker_for(net, whole, options, run_root=run_root)
+        conditions = asker(options, seeds := asker.seeds(options.seeds), once=distributed.from_rank_0)
+        whole = in_units(whole, conditions)
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *conditions.notes):
             log(line)
@@ -81,13 +87,13 @@ def generate(experiment: str, config: dict) -> None:
         new = [number for number in numbers if not (old and number in old.rows)]
         missing = missing_of(parts, new)
         of_each = f", {conditions.per_seed} samples of each (numbers {numbers[0]} to {numbers[-1]})"
-        log(f"Seeds     {len(seeds)} asked for{of_each if conditions.sweep else ''}, {len(numbers) - len(missing)} "
-            "there already")
+        log(f"Seeds     {len(seeds)} asked for{of_each if conditions.per_seed > 1 else ''}, "
+            f"{len(numbers) - len(missing)} there already")
         draw_missing(drawer, missing, parts, options.batch_size, log, path)
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
-            for line in chain(write_pictures(outdir, merged, whole, options),
+            for line in chain(write_pictures(outdir, merged, whole, options, conditions.scans),
                               write_sweep(outdir, merged, options.montage)):
                 log(line)
 
@@ -96,7 +102,9 @@ def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
     check_choice("sampling.format", options.format, (*FORMATS, PNG))
     check_choice("sampling.start", options.start, STARTS)
-    for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0)):
+    if options.seeds is not None:
+        requested_seeds(options.seeds)
+    for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0), ("samples_per_condition", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
     if "_target_" not in options.sampler:
@@ -110,7 +118,7 @@ def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling
     """What will draw what, in a line, what will refine it, and a warning where it was never trained."""
     weights = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M weights"
     inner = f"{type(net.model).__name__}, " if hasattr(net, "model") else ""
-    start = ", from the regression mean" if options.start == "mean" else ""
+    start = {MEAN: ", from the regression mean", CONDITION: ", from the condition image"}.get(options.start, "")
     yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else snapshot.space} by "
            f"{type(net).__name__}({inner}{weights}), {named(options.sampler)}"
            f"{described(options.guidance)}{start}")
@@ -233,12 +241,14 @@ def merge(target: Path, old: SamplesFile | None, parts: Parts, new: list[int], m
     return SamplesFile(target) if new else old
 
 
-def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> Iterator[str]:
+def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling,
+                   scans: Scans | None = None) -> Iterator[str]:
     """Files of every seed, and the montage of real above generated, as far as there are images; a line on each."""
     yield from clear_others(outdir, samples.meta)
     yield from write_asked(outdir, samples)
     if "images" not in samples.names:
         return
+    yield from write_enhanced(outdir, samples, scans, records(outdir, samples.meta)["enhanced"])
     dims = len(samples.shape("images")) - 2
     if options.nifti and dims > 1:
         yield from write_niftis(outdir, samples)
@@ -248,7 +258,10 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
     if options.format == PNG:
         yield from write_pngs(outdir, samples)
         yield f"PNG       {outdir / 'png'}"
-    if options.montage:
+    if options.montage and scans is not None:
+        write_scan_montage(outdir / "samples.png", samples, scans, options.montage)
+        yield f"Montage   {outdir / 'samples.png'}"
+    elif options.montage:
         why = write_montage(outdir / "samples.png", samples, snapshot, options)
         yield f"Montage   {outdir / 'samples.png'}" + (f"; without real volumes: {why}; name some by sampling.real="
                                                        "FILE.h5" if why else "")
@@ -344,19 +357,6 @@ def holds_volumes(path: Path) -> bool:
         return path.suffix == ".h5" and h5.read_format(path) == "volumes"
     except ValueError:
         return False
-
-
-def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
-    """The data set that a snapshot names, of the split that validation takes where it has splits.
-
-    Out of a file come only data sets of ours, which read regular files of the formats that we parse, and never write.
-    """
-    node = dict(snapshot.setting("training", "dataset"))
-    if not trust and not is_listed(snapshot.setting("training", "dataset", "_target_"), DATASETS):
-        raise ValueError(f"{node['_target_']} is a class of your own, which may read them by sampling.trust=true")
-    if "split" in node:
-        node["split"] = snapshot.setting("training", "validation", "split")
-    return build_from_file(node, str(snapshot.path), trust, DATASETS)
 
 
 def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:

@@ -97,7 +97,7 @@ def drawn_row(samples: SamplesFile, i: int, name: str) -> LatentRow:
     carried = {kind: partial(samples.row, array, i) for kind, array in CARRIED.items() if array in samples.names}
     row = generated_row(name, samples.affine_of(i), samples.row("classes", i), partial(samples.row, "latents", i),
                         carried, partial(samples.row, "maps", i))
-    return row._replace(attributes=samples.row("attributes", i), key=samples.meta.noise_of(int(samples.seeds[i])))
+    return row._replace(attributes=samples.row("attributes", i), key=samples.meta.key_of(int(samples.seeds[i])))
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:

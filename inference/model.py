@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
-from edm3d.formats.seeds import requested_seeds
-from edm3d.inference.asking import asker_of, in_memory
+from edm3d.inference.asking import in_memory
+from edm3d.inference.asking_scans import asker_for, in_units
 from edm3d.inference.drawing import complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
@@ -23,6 +23,7 @@ from edm3d.inference.network_files import check_size
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.starts import NOISE, started
 from edm3d.inference.told import in_words, used_by
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
@@ -38,8 +39,8 @@ from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Guidance, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
-OWN = ("sampler", "guidance", "start", "classes", "attributes", "batch_size", "tile", "tile_overlap", "tile_mode",
-       "decode", "precision")
+OWN = ("sampler", "guidance", "start", "start_sigma", "scan", "classes", "attributes", "batch_size", "tile",
+       "tile_overlap", "tile_mode", "decode", "precision")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
@@ -91,34 +92,40 @@ class Model:
             raise ValueError(f"{self.snapshot.path}: works on voxels, there is no first stage")
         return self.snapshot.open_first_stage(self.trust, self.precision).to(self.device)
 
-    def sample(self, seeds: Sequence[int] | str, *, sampler: str | None = None, classes: Sequence[str] | None = None,
-               guidance: float | Mapping[str, Any] | None = None, start: str | None = None,
-               batch_size: int | None = None, decode: bool | None = None, autoencoder: str | None = None,
-               refiner: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
-               attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
+    def sample(self, seeds: Sequence[int] | str | None = None, *, sampler: str | None = None,
+               classes: Sequence[str] | None = None, guidance: float | Mapping[str, Any] | None = None,
+               start: str | None = None, batch_size: int | None = None, decode: bool | None = None,
+               autoencoder: str | None = None, refiner: str | None = None, tile: Sequence[int] | None = None,
+               trajectory: bool = False, attributes: Mapping[str, Any] | None = None,
+               sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
-               **sampler_options: Any) -> Samples:
+               start_sigma: float | None = None, samples_per_condition: int | None = None,
+               scan: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
         samples come in rising order. sampler: a shipped file of configs/sampler/, sampler_options its parameters, such
         as num_steps. guidance: its strength, or a mapping of strength, interval, parts and network. maps [N,*S] and
         images [N,C,*S] in stored units, or lists of them, stand for the file `conditions`, whose rows seeds go through
-        in turn. The others are those of `sampling`. All samples are held in memory.
+        in turn; of a network of PET images are low-dose scans in units of their own. The others are those of
+        `sampling`. All samples are held in memory.
         """
         self.check_draws()
         check_draws_alone(self.snapshot)
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
-                               autoencoder=autoencoder, start=start, refiner=refiner,
+                               autoencoder=autoencoder, start=start, start_sigma=start_sigma, refiner=refiner,
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
-                                   tile=tile, classes=classes, attributes=attributes, sweep=sweep,
+                                   tile=tile, classes=classes, attributes=attributes, sweep=sweep, scan=scan,
+                                   samples_per_condition=samples_per_condition,
                                    conditions=str(conditions) if isinstance(conditions, Path) else conditions))
-        numbers = requested_seeds(seeds if isinstance(seeds, str) else ",".join(map(str, np.atleast_1d(seeds))))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
         if (given := in_memory(maps, images)) and conditions is not None:
             raise ValueError(f"conditions={conditions}: maps and images are given, too; wanted the file or the arrays")
-        asked = asker_of(self.net, whole)(options, numbers, given)
+        asker = asker_for(self.net, whole, options, given, str(self.run_root))
+        numbers = asker.seeds(seeds if isinstance(seeds, str | None) else ",".join(map(str, np.atleast_1d(seeds))))
+        asked = asker(options, numbers, given)
+        whole = in_units(whole, asked)
         for line in asked.notes:
             if line.startswith("Warning"):
                 note(line)
@@ -149,11 +156,13 @@ class Model:
             check_from_file(own["sampler"], str(self.snapshot.path), self.trust, SAMPLERS)
         node = sampler_group(sampler or "edm_ode") if sampler or "sampler" not in own else own["sampler"]
         given = {name: value for name, value in options.items() if value is not None}
+        if given.get("start") == NOISE:
+            own.pop("start_sigma", None)
         made = replace(Sampling(outdir=""), **own | given | {
             "sampler": {**node, **sampler_options}, "trust": self.trust, "precision": self.precision})
         with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
             check_options(made)
-        return made
+            return started(made)
 
     def check_draws(self) -> None:
         """ValueError for a network that knows no noise levels, such as a first stage."""

@@ -25,7 +25,8 @@ from edm3d.utils.names import file_names
 
 PNG = "png"  # as sampling.format: samples.h5, and PNGs beside it
 ASKED = "asked.csv"
-KINDS = ("map", "label", "visible", "overlay", "contour", "cond")  # ends of names that no channel has
+# ends of names that no channel has
+KINDS = ("map", "label", "visible", "overlay", "contour", "cond", "high", "phantom")
 TINT = 0.2  # opacity of classes in an overlay
 Rows = Mapping[str, np.ndarray]  # of a sample, by the name of the array
 
@@ -55,7 +56,7 @@ def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
     """The records of what lies beside the samples of an outdir, by the name of its folder."""
     made_of = {"kind": "generate", **meta.made_of}
     return {name: Manifest(outdir, f"{name}.json", made_of, ("snapshot_hash", "sampling"))
-            for name in ("nifti", PNG, "asked")}
+            for name in ("nifti", PNG, "asked", "enhanced")}
 
 
 def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
@@ -118,13 +119,16 @@ def write_niftis(outdir: Path, samples: SamplesFile) -> list[str]:
 def write_pngs(outdir: Path, samples: SamplesFile) -> list[str]:
     """PNG of every seed in png/: seedNNNNNN.png, lo to hi as 0 to 255; notes.
 
-    Beside it, where there are such, _map.png and _label.png, the numbers of classes, _cond.png, and of the map that was
-    asked for, else of the label map, _visible.png, from 0 to 255, and the image (its first channel) with the classes
-    tinted, _overlay.png, and outlined, _contour.png. Several channels are seedNNNNNN_CHANNEL.png each, but for red,
-    green and blue. Names begin with the ids that were asked for, where there are some.
+    Beside it, where there are such, _map.png and _label.png, the numbers of classes, _cond.png, of simulated scans
+    _high.png and _phantom.png, and of the map that was asked for, else of the label map, _visible.png, from 0 to 255,
+    and the image (its first channel) with the classes tinted, _overlay.png, and outlined, _contour.png. Several
+    channels are seedNNNNNN_CHANNEL.png each, but for red, green and blue. Names begin with the ids that were asked for,
+    where there are some.
     """
     images, conditions = channel_endings(samples)
     pieces = channel_pieces(samples, "images", images) + channel_pieces(samples, "cond_images", conditions)
+    for name, kind in (("high_images", "high"), ("phantom", "phantom")):
+        pieces += channel_pieces(samples, name, [f"_{kind}.png"]) if name in samples.names else []
     pieces += [Piece(f"_{kind}.png", (name,), lambda path, rows, name=name: write_png(path, rows[name]))
                for name, kind in (("maps", "map"), ("labels", "label")) if name in samples.names]
     over = next((name for name in ("maps", "labels") if name in samples.names), None)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edm3d.inference.asking import asker_of
+from edm3d.inference.asking_scans import asker_for
 from edm3d.inference.drawing import draw_all, make_drawer
 from edm3d.inference.model import Model
 from edm3d.inference.refiner import check_draws_alone
@@ -70,7 +70,7 @@ def drawn(model: Model, sampler: str, steps: int, seeds: Sequence[int]) -> tuple
         counted.append(Counted(net))
         return counted[-1]
 
-    conditions = asker_of(model.net, model.snapshot)(options)
+    conditions = asker_for(model.net, model.snapshot, options)(options)
     drawer = make_drawer(model.net, model.snapshot, options, model.device, conditions, count)
     counted.clear()  # make_drawer tries the sampler
     start = time.perf_counter()

@@ -10,9 +10,10 @@ import torch
 from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.inference.conditions import Conditions
-from edm3d.inference.drawing import Drawer, draw, sample_meta, start_level
+from edm3d.inference.drawing import Drawer, draw, sample_meta
 from edm3d.inference.generation import check_options, describe_drawing
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.starts import LateStart, start_of, started
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.precond import DDPMPrecond, VEPrecond, iDDPMPrecond
 from edm3d.samplers import Guided, ImageGenerators, ablation_sampler, ddim_sampler, edm_sampler, multistep_sampler
@@ -53,9 +54,14 @@ def conditions(**asked) -> Conditions:
     return Conditions(TAKES, {"images": list(IMAGES)} if not asked else asked["images"], (3,))
 
 
+def starts(sampler, net, told, start: str = "mean", sigma: float | None = None, shape=(1, 3)) -> LateStart:
+    """How a sampler starts."""
+    return start_of(Sampling(outdir="", start=start, start_sigma=sigma), sampler, net, told, shape)
+
+
 def drawer(net, sampler, *, start: bool = True) -> Drawer:
     """What draws latents [1,3] by a sampler from the mean."""
-    level = start_level(sampler, net, conditions()) if start else None
+    level = starts(sampler, net, conditions()) if start else None
     return Drawer(lambda seeds: net, conditions(), True, None, sampler, (1, 3), Intensity(0, 1, True, ""),
                   torch.device("cpu"), "fp32", start=level)
 
@@ -105,7 +111,7 @@ def test_the_spread_falls_short_as_said_and_is_exact_from_high_levels(level, wid
 
 
 def test_the_mean_is_that_of_the_condition_at_a_level_that_the_network_knows():
-    net, noise = Translation(), torch.randn(2, 1, 3)
+    net, noise = Translation(), torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
     mean = regression_mean(net, noise, Condition(images=torch.from_numpy(IMAGES)))
     np.testing.assert_allclose(mean, centre([0, 1]), atol=0.01)
     assert net.sigmas == [80] and mean.dtype == F64
@@ -140,7 +146,7 @@ def test_the_start_is_part_of_what_samples_record_and_said():
     assert "start" not in sample_meta(snapshot, snapshot, noise, {}).sampling
     said = [next(describe_drawing(torch.nn.Identity(), snapshot, options, None)) for options in (noise, mean)]
     assert said[1] == f"{said[0]}, from the regression mean"
-    with pytest.raises(ValueError, match="sampling.start='middle': wanted one of noise, mean"):
+    with pytest.raises(ValueError, match="sampling.start='middle': wanted one of noise, mean, condition"):
         check_options(Sampling(outdir="", start="middle"))
 
 
@@ -156,15 +162,80 @@ def test_starts_that_make_no_sense_are_refused():
             (TAKES, {}, "sampling.start=mean: no condition image is asked for"),
             (TAKES, {"images": [np.zeros((1, 3))]}, "sampling.start=mean: no condition image is asked for")):
         with pytest.raises(ValueError, match=words):
-            start_level(sampler, net, Conditions(takes, asked, (3,)))
+            starts(sampler, net, Conditions(takes, asked, (3,)))
     for sampler, words in (
             (edm_sampler, "starts at noise level 80, in which a mean is lost; wanted less than 80, as by sampling."),
             (ablation_sampler, "starts at noise level 80"), (partial(edm_sampler, sigma_max=200), "noise level 200"),
             (own, "the sampler does not start at its latents times a noise level; choose another")):
         with pytest.raises(ValueError, match=words):
-            start_level(sampler, net, conditions())
+            starts(sampler, net, conditions())
     table = DDPMPrecond(torch.nn.Identity())
     with pytest.raises(ValueError, match="starts at the network's highest level whatever sigma_max, choose "):
-        start_level(partial(ddim_sampler, sigma_max=2), table, conditions())
-    assert start_level(partial(ddim_sampler, sigma_max=2, grid="polynomial"), table, conditions()) == pytest.approx(
-        2, rel=0.02)
+        starts(partial(ddim_sampler, sigma_max=2), table, conditions())
+    start = starts(partial(ddim_sampler, sigma_max=2, grid="polynomial"), table, conditions())
+    assert start.level == pytest.approx(2, rel=0.02)
+
+
+# ---- the start from the condition image ----
+
+
+@pytest.mark.parametrize("name", ["edm", "multistep", "ddim"])
+def test_a_sampler_starts_around_the_condition_image_without_a_call_for_the_mean(name):
+    net, seeds = Translation(), [4, 5, 7]
+    sampler = partial(SAMPLERS[name].func, **{**SAMPLERS[name].keywords, "sigma_max": 1.5, "num_steps": 4})
+    start = starts(sampler, net, conditions(), "condition", 1.5)
+    draw(drawer(net, sampler, start=False)._replace(start=start), seeds)
+    noise = ImageGenerators(seeds, purpose="sample").randn((1, 3)).to(F64)
+    low = torch.from_numpy(IMAGES[[0, 1, 1]]).to(F64)
+    torch.testing.assert_close(net.xs[0], low + 1.5 * noise)
+    assert net.sigmas[0] == pytest.approx(1.5) and max(net.sigmas) == net.sigmas[0]  # and none at the level of means
+
+
+def test_a_start_from_the_condition_image_keeps_a_share_of_its_error():
+    """x = m + (y - m + level n) SD / sqrt(SD^2 + level^2)."""
+    level, seeds, net = 2, [4, 5, 7], Translation()
+    sampler = partial(edm_sampler, sigma_max=level, sigma_min=0.002, num_steps=150)
+    x = draw(drawer(net, sampler, start=False)._replace(start=LateStart("condition", level)), seeds)["latents"]
+    noise, m = ImageGenerators(seeds, purpose="sample").randn((1, 3)).numpy().astype(float), centre(seeds)
+    y = IMAGES[[0, 1, 1]].astype(float)
+    np.testing.assert_allclose(x, m + (y - m + level * noise) * SD / sqrt(SD ** 2 + level ** 2), atol=1e-3)
+
+
+def test_the_level_is_that_of_the_sampler_and_part_of_what_samples_record():
+    options = started(Sampling(outdir="", start_sigma=2, sampler={"_target_": "samplers.edm_sampler", "sigma_max": 80}))
+    assert options.start == "condition" and options.sampler["sigma_max"] == 2
+    snapshot = Snapshot("diffusion", {}, Facts("v.h5", ""), (1, 3))
+    found = sample_meta(snapshot, snapshot, options, {}).sampling
+    assert (found["start"], found["start_sigma"], found["sampler"]["sigma_max"]) == ("condition", 2, 2)
+    assert next(describe_drawing(torch.nn.Identity(), snapshot, options, None)).endswith(", from the condition image")
+    around_mean = started(Sampling(outdir="", start="mean", start_sigma=2,
+                                   sampler={"_target_": "samplers.edm_sampler"}))
+    assert around_mean.start == "mean" and around_mean.sampler["sigma_max"] == 2
+    plain = Sampling(outdir="", sampler={"_target_": "samplers.edm_sampler"})
+    assert started(plain) is plain
+
+
+@pytest.mark.parametrize(("sampler", "level", "words"), [
+    ({"_target_": "samplers.edm_sampler"}, 0, "sampling.start_sigma=0: wanted a noise level above 0"),
+    ({"_target_": "samplers.edm_sampler"}, inf, "sampling.start_sigma=inf: wanted a noise level above 0"),
+    ({"_target_": "samplers.edm_sampler", "sigmas": [2, 1, 0]}, 2, "sampling.sampler.sigmas says all levels"),
+    ({"_target_": "tests.test_start.own"}, 2, "tests.test_start.own has no sigma_max; choose another sampler"),
+    ({}, 2, "sampling.sampler._target_: no value"),
+])
+def test_levels_that_no_sampler_can_start_at_are_refused(sampler, level, words):
+    with pytest.raises(ValueError, match=words):
+        started(Sampling(outdir="", start_sigma=level, sampler=sampler))
+
+
+def test_levels_and_images_that_no_network_can_start_at_are_refused():
+    net, sampler = Translation(), partial(edm_sampler, sigma_max=2)
+    with pytest.raises(ValueError, match="start=condition: the network takes no condition image .image_dim=0.;"):
+        starts(sampler, net, Conditions({"class_labels": Part(2)}, {}, (3,)), "condition", 2)
+    with pytest.raises(ValueError, match="sampling.start=condition: no condition image is asked for"):
+        starts(sampler, net, Conditions(TAKES, {}, (3,)), "condition", 2)
+    with pytest.raises(ValueError, match=r"condition images are \[1, 3\], the network draws \[2, 3\]; wanted the same"):
+        starts(sampler, net, conditions(), "condition", 2, shape=(2, 3))
+    with pytest.raises(ValueError, match="start_sigma=3: the sampler starts at noise level 2 instead"):
+        starts(sampler, net, conditions(), "condition", 3)
+    with pytest.raises(ValueError, match="start_sigma=2000: the network knows noise levels 0.002 to 50"):
+        starts(sampler, VEPrecond(torch.nn.Identity(), sigma_min=0.002, sigma_max=50), conditions(), "condition", 2000)

@@ -112,7 +112,7 @@ class Sampling:
     """The sampling half of an experiment."""
 
     network: str | None = None          # experiment name, run folder or snapshot; null = this experiment's newest run
-    seeds: str = "0-15"
+    seeds: str | None = None            # null = 0-15; of a scan of the user's own one for each slice
     batch_size: int = 16                # per rank
     outdir: str = MISSING
     format: str = "h5"                  # h5 | npz | png (of 2D: h5, and a PNG for each image and label map)
@@ -120,8 +120,12 @@ class Sampling:
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     attributes: dict[str, Any] = field(default_factory=dict)  # by name, in units of the data: numbers; null = missing
     sweep: dict[str, Any] = field(default_factory=dict)  # an attribute: [lo, hi, n], so many values for every seed
-    conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples
-    conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first
+    conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples;
+                                        # PET: a low-dose scan, or phantoms; null = held-out phantoms
+    conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first; of
+                                        # phantoms null = all
+    samples_per_condition: int = 1      # draws of each seed, told the same: number seed * K + k is draw k
+    scan: dict[str, Any] = field(default_factory=dict)  # PET: dose, counts, iterations, ... over training's; unit; fit
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     trajectory: bool = False            # keep the denoised image of every step beside the samples
     decode: bool = True                 # through the first stage that the snapshot carries
@@ -140,6 +144,8 @@ class Sampling:
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
     guidance: Guidance = field(default_factory=Guidance)
     start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
+                                        # | condition (the condition image itself)
+    start_sigma: float | None = None    # start=condition, unless start says mean, at this noise level for sigma_max
     sampler: dict[str, Any] = field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts
 from edm3d.formats.refinement import told_facts
 from edm3d.inference.batch import Batch, collate
+from edm3d.inference.scans import keep_projector
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.conditioning import Condition, Part, takes_of
 from edm3d.networks.label_coding import LabelCoding
@@ -33,6 +34,7 @@ from edm3d.training.tasks.previews import build_drawn
 from edm3d.training.validation import Held
 from edm3d.utils.checks import listed
 from edm3d.utils.config import build, build_from_file, check_targets, fill, find_target
+from edm3d.utils.log import note
 
 SHOWN = 0.5  # share of the images in training that a network with self_condition sees its estimate of
 
@@ -248,6 +250,9 @@ def build_transform(training: dict, dataset: Data, held: Held | None) -> Callabl
     except ValueError as e:
         raise ValueError(f"{e}; {source} holds images: choose batch_transform=voxels") from e
     transform = build(filled, path=path)
+    if isinstance(transform, DosePairs) and (why := keep_projector(transform.simulation,
+                                                                    training["options"]["run_root"])):
+        note(f"Note: {why}")
     opens, scales = hasattr(transform, "open"), hasattr(transform, "scaling")
     if latents and (opens or not scales):
         raise ValueError(f"{path}._target_={node['_target_']}: {source} holds latents and this "

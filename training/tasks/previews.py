@@ -11,11 +11,14 @@ from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
 from edm3d.formats.samples import Samples
 from edm3d.inference.asking import asker_of
+from edm3d.inference.asking_scans import in_units, scans_of_items
 from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import Drawer, around, arrays_of, complete, draw_all, make_drawer, sample_meta
+from edm3d.inference.enhanced import scan_blocks, window_of_scans
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options, real_pictures, spread
 from edm3d.inference.refiner import Refiner, sampler_of
+from edm3d.inference.starts import started
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.reporting.slices import Asked, Block, Picture
@@ -24,7 +27,7 @@ from edm3d.training.phases import Task
 from edm3d.training.preview import Show, Shown
 from edm3d.training.validation import Held
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.schema import sampling_options
+from edm3d.utils.schema import Sampling, sampling_options
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 
@@ -86,14 +89,13 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     """
     if task.snapshot.refines is not None:
         return build_refined(config, task, held, count, device)
-    options = sampling_options(config)
-    options = replace(options, trust=options.trust or config["training"]["options"]["trust"], trajectory=False)
-    check_options(options)
+    if task.snapshot.dose is not None:
+        return build_scans(config, task, held, count, device)
+    options = preview_options(config)
     own = replace(task.snapshot, config=config)
     snapshot = complete(own, options, run_root := config["training"]["options"]["run_root"])
     if snapshot.first_stage is not None and snapshot.first_stage.network is None:
         options = replace(options, decode=False)
-    options = replace(options, sweep={})
     samples = [] if held is None else spread(held.dataset, count)
     known = known_of(samples, takes_of(task.net))
     conditions = asker_of(task.net, snapshot, known)(options)
@@ -121,6 +123,42 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         generated = list(zip(arrays["images"], arrays.get("labels", [None] * count), strict=True))
         return Shown([("Held out" if known else "Real", real), ("Generated", generated)],
                      {**told, "asked": Asked.of(meta.facts, arrays)}, samples)
+
+    return show
+
+
+def preview_options(config: dict) -> Sampling:
+    """How samples are drawn while training: one for each seed, with nothing kept of the way."""
+    options = sampling_options(config)
+    check_options(options)
+    trust = options.trust or config["training"]["options"]["trust"]
+    return started(replace(options, trust=trust, trajectory=False, sweep={}, samples_per_condition=1))
+
+
+def build_scans(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
+    """The preview of a network of PET: low dose, what it draws, high dose and phantom of held-out items, on one scale.
+
+    Of one that is told no scan what it draws alone. ValueError where nothing is held out that scans could be of.
+    """
+    options, own = preview_options(config), replace(task.snapshot, config=config)
+    if "images" in takes_of(task.net):
+        if held is None:
+            raise ValueError("no phantoms are held out; choose training.validation.split, and max_items of 1 or more")
+        asker = scans_of_items(task.net, own, spread(held.dataset, count), own.facts, options.trust)
+    else:
+        asker = asker_of(task.net, own)
+    conditions = asker(options)
+    snapshot = in_units(own, conditions)
+    drawer = make_drawer(task.net, snapshot, options, device, conditions)
+    meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record), list(range(count))
+
+    def show(net: torch.nn.Module) -> Shown:
+        arrays = draw_all(drawer._replace(denoiser=partial(around, net, None)), seeds, options.batch_size)
+        look = {**look_of(snapshot.facts), "captions": captions(meta, seeds, arrays.get("classes"),
+                                                                arrays.get("attributes"))}
+        if conditions.scans:
+            look["windows"] = window_of_scans(arrays)
+        return Shown(scan_blocks(arrays), look, Samples(seeds, arrays, meta))
 
     return show
 
