@@ -33,6 +33,6 @@ class DoseRecord(NamedTuple):
         if known.drawn not in DRAWN:
             raise ValueError(f"{source}: dose.drawn is {shown(known.drawn)}, this program reads {', '.join(DRAWN)}")
         if not (isfinite(known.typical) and known.typical > 0 and 0 <= known.clipped <= 1):
-            raise ValueError(f"{source}: dose.typical is {known.typical}, dose.clipped {known.clipped}; wanted more than "
-                             "0, and a share")
+            raise ValueError(f"{source}: dose.typical is {known.typical}, dose.clipped {known.clipped}; wanted more "
+                             "than 0, and a share")
         return known

@@ -91,7 +91,8 @@ def subject_numbers(archive: Mapping[str, np.ndarray], rows: int, count: int | N
     if "subjects" in archive:
         numbers = archive["subjects"]
         if numbers.shape != (rows,) or numbers.dtype.kind not in "iu":
-            raise ValueError(f"{path}: subjects are {numbers.dtype} {list(numbers.shape)}, wanted whole numbers [{rows}]")
+            raise ValueError(f"{path}: subjects are {numbers.dtype} {list(numbers.shape)}, wanted whole numbers "
+                             f"[{rows}]")
         if (np.diff(numbers.astype(np.int64)) < 0).any():
             raise ValueError(f"{path}: subjects do not rise; wanted the rows of each subject together, in order")
         return numbers.astype(np.int64)

@@ -55,5 +55,5 @@ def is_made_by(path: Path, made: list[str]) -> bool:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return "made_by" in archive and archive["made_by"].tolist() == made
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is not made by these; check_replaced says what it is
+    except Exception:  # whatever is wrong with it, these did not make it; check_replaced says what it is
         return False

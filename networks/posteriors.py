@@ -48,7 +48,9 @@ class Posterior(NamedTuple):
 
     def sample(self, noise: Draws | None) -> torch.Tensor:
         """A draw [N,z,*s]; the mean without noise."""
-        return self.mean if noise is None else self.mean + self.std * noise.randn(self.mean.shape[1:]).to(self.mean.device)
+        if noise is None:
+            return self.mean
+        return self.mean + self.std * noise.randn(self.mean.shape[1:]).to(self.mean.device)
 
 
 class PointPosterior(NamedTuple):

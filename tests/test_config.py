@@ -42,7 +42,7 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         "echo_refine": ((1, 32, 32, 32), 4, 0), "echo64_refine": ((1, 64, 64, 64), 4, 0),
         "diff3_refine": ((1, 64, 64, 64), 3, 0), "brats_refine": ((1, 64, 64, 64), 0, 0),
         "echo3d_segmentation": ((1, 64, 64, 64), 4, 0), "echo2d_segmentation": ((1, 256, 256), 4, 0),
-        "echo2d_classification": ((1, 256, 256), 4, 2)}
+        "echo2d_classification": ((1, 256, 256), 4, 2), "pet_phantoms": ((1, 64, 64), 0, 0)}
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
@@ -69,6 +69,7 @@ def dataset_like(name: str) -> SimpleNamespace:
     facts = Facts("", "", ("a",) * shape[0] if shape[0] == 1 else (), labels, classes,
                   spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=maps,
                   attribute_names=("a", "b") if name == "echo_edm" else None,
+                  condition_channels=("low dose",) if name.startswith("pet_") else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
     return SimpleNamespace(shape=shape, facts=told_facts(facts, 1, bool(labels)) if name.endswith("_refine") else facts)
 

@@ -269,7 +269,7 @@ def test_networks_data_sets_and_samplers_of_every_shipped_configuration_are_list
         found += [(node["_target_"], places[part]) for part in ("network", "dataset")
                   for _, node in targets(training.get(part), part)]
     assert [name for name, allowed in found if not is_listed(name, allowed)] == []
-    assert len({name for name, _ in found}) == 25
+    assert len({name for name, _ in found}) == 27
 
 
 GOOD = {"_target_": "networks.precond.EDMPrecond", "model": ADM}

@@ -35,8 +35,8 @@ class DosePairs:
         ValueError for data of several channels, and of a size that is not the simulation's.
         """
         if shape[0] != 1:
-            raise ValueError(f"training.batch_transform: {facts.source} has {shape[0]} channels, a dose is simulated of "
-                             "one, the activity")
+            raise ValueError(f"training.batch_transform: {facts.source} has {shape[0]} channels, a dose is simulated "
+                             "of one, the activity")
         if (got := tuple(shape[-2:])) != (self.simulation.geometry.size,) * 2:
             raise ValueError(f"training.batch_transform.simulation.size={self.simulation.geometry.size}: slices of "
                              f"{facts.source} have {list(got)} pixels; wanted squares of that size")
@@ -59,7 +59,8 @@ class DosePairs:
 
     def record(self, node: dict) -> DoseRecord:
         """What snapshots say; node: of this transform."""
-        return DoseRecord(node["simulation"], node["scale"], self.intensity.unit, self.drawn, self.typical, self.clipped)
+        return DoseRecord(node["simulation"], node["scale"], self.intensity.unit, self.drawn, self.typical,
+                          self.clipped)
 
     def told_facts(self, facts: Facts) -> Facts:
         """What is known of the data, as the network is told of them."""

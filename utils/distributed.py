@@ -164,7 +164,8 @@ def choose_device(device_type: str = "auto") -> torch.device:
     place, cards = number("LOCAL_RANK", 0), torch.cuda.device_count()
     if place >= cards:
         raise ValueError(f"{place + 1} processes or more on this machine, and torch sees {cards} CUDA device"
-                         f"{'s' * (cards != 1)}: start as many as there are (--nproc_per_node={cards}), or use device=cpu")
+                         f"{'s' * (cards != 1)}: start as many as there are (--nproc_per_node={cards}), or use "
+                         "device=cpu")
     return torch.device("cuda", place)
 
 

@@ -36,7 +36,8 @@ class PairedDataset:
         train = len(pairs) - max(1, round(len(pairs) * held_out))
         if train < 1:
             raise ValueError(f"{path}: {len(pairs)} pair, and one is held out; wanted two or more")
-        self.pairs, self.joint = pairs[{"train": slice(train), "val": slice(train, None), "all": slice(None)}[split]], joint
+        part = {"train": slice(train), "val": slice(train, None), "all": slice(None)}[split]
+        self.pairs, self.joint = pairs[part], joint
         self.shape = (2 if joint else 1, *pairs.shape[2:])
         told = {"channels": (HIGH_DOSE, LOW_DOSE)} if joint else {"channels": (HIGH_DOSE,),
                                                                  "condition_channels": (LOW_DOSE,)}

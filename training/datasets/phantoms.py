@@ -72,7 +72,8 @@ def chosen_rows(subjects: np.ndarray, split: str, held_out: int, gap: int, held_
     if len(names) == 1:
         return list(runs_of(split_slices(len(subjects), split, held_out, gap)))
     if held_out_subjects >= len(names):
-        raise ValueError(f"training.dataset.held_out_subjects={held_out_subjects}: there are {len(names)}; wanted fewer")
+        raise ValueError(f"training.dataset.held_out_subjects={held_out_subjects}: there are {len(names)}; wanted "
+                         "fewer")
     kept = {"train": names[:-held_out_subjects], "val": names[-held_out_subjects:], "all": names}[split]
     return [np.flatnonzero(subjects == name) for name in kept]
 
