@@ -52,10 +52,9 @@ WINDOW = 7  # of SSIM
 
 
 class EnhancementOptions(NamedTuple):
-    """How to evaluate. seed: of resampling and of ties; snapshot: instead of that which the samples name."""
+    """How to evaluate. seed: of resampling and of ties."""
 
     seed: int = 0
-    snapshot: Path | None = None
     trust: bool = False
     overwrite: bool = False
 
@@ -76,7 +75,7 @@ def evaluate_enhancement(samples: Sequence[Path], dest: Path, options: Enhanceme
         hashes = [file.content_hash for file in scans.files]
         check_report(dest, {"samples": {"hash": plain_hash(sorted(hashes))}}, options.overwrite)
         against = scans.references[0]
-        again, reason = find_again(scans, options)
+        again, reason = find_again(scans, options.trust)
         width, (again, iteration, reason) = best_width(scans, array_of(against)), stopped(again, reason)
         rivals = Rivals(width, again, iteration)
         methods = [name for name in METHODS if (name != EARLY or again) and (name != HIGH or HIGH in scans.references)]
@@ -104,10 +103,10 @@ def array_of(reference: str) -> str:
     return {"phantom": "phantom", "high": "high_images"}[reference]
 
 
-def find_again(scans: Scans, options: EnhancementOptions) -> tuple[Again | None, str]:
+def find_again(scans: Scans, trust: bool) -> tuple[Again | None, str]:
     """The low doses to be simulated again, or None and the reason why not."""
     try:
-        return Again(scans, simulation_of(scans, options.snapshot, options.trust)), ""
+        return Again(scans, simulation_of(scans, trust)), ""
     except ValueError as error:
         return None, str(error)
 
@@ -258,7 +257,7 @@ def measure_levels(found: Found, index: int, images: dict[str, np.ndarray], phan
 
 
 def measure_draws(found: Found, index: int, scan: Images, rng: np.random.Generator, top: float) -> None:
-    """How the draws are spread about the high dose; of the spread the pixels inside of the head, where that is known."""
+    """How the draws are spread about the high dose; of the spread inside of the head, where that is known."""
     rank, score = ranks(scan.draws, scan.high, rng), crps(scan.draws, scan.high)
     inside = np.ones(scan.high.shape, bool) if scan.phantom is None else scan.phantom > 0
     masks = {"all": inside, "inside": inside, "outside": ~inside}

@@ -1,24 +1,20 @@
 """What a low dose comes to without a network, at its best: a post-filter, and MLEM that stops early."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from edm3d.formats.dose import DoseRecord
 from edm3d.inference.pet_scans import Scans
-from edm3d.inference.snapshot import Snapshot
 from edm3d.metrics.pet import post_filter, relative_l2
 from edm3d.physics.dose import DosePair, DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils.config import build_from_file
 from edm3d.utils.log import progress
-from edm3d.utils.runs import find_file
 from edm3d.utils.trusted import PHYSICS
 
-WIDTHS = np.round(np.arange(0, 4.01, 0.1), 1)  # of a post-filter, standard deviation in pixels of the shortest side
+WIDTHS = np.round(np.arange(0, 3.01, 0.05), 2)  # of a post-filter, standard deviation in pixels of the shortest side
 AT_ONCE = 16  # scans that are simulated at a time
 SAME = 1e-3  # relative L2 distance up to which a low dose that is simulated again is the same
 
@@ -106,19 +102,8 @@ def scan_noise(seeds: Sequence[int]) -> ImageGenerators:
     return ImageGenerators(seeds)
 
 
-def simulation_of(scans: Scans, override: Path | None, trust: bool) -> DoseSimulation:
-    """The simulation of the low doses, as the snapshot that drew the samples has it; ValueError saying why there is
-    none.
-    """
-    path = Path(scans.meta.snapshot)
-    if override is not None:
-        path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
-    elif not path.exists():
-        raise ValueError(f"the snapshot that the samples name, {path}, is not there; point --snapshot to it")
-    snapshot = Snapshot.read(path)
-    if snapshot.hash != scans.meta.snapshot_hash:
-        raise ValueError(f"{path} is not the snapshot that drew the samples: its hash differs from the one they record")
-    record: DoseRecord | None = snapshot.dose
-    if record is None:
-        raise ValueError(f"{path} says nothing of doses")
-    return build_from_file(record.simulation, f"{path}: dose.simulation", trust, PHYSICS)
+def simulation_of(scans: Scans, trust: bool) -> DoseSimulation:
+    """The simulation of the low doses, as the samples have it; ValueError where they have none, or none of ours."""
+    if scans.simulation is None:
+        raise ValueError("the samples do not say how their low doses were simulated")
+    return build_from_file(scans.simulation, f"{scans.files[0].path}: sampling.scan.simulation", trust, PHYSICS)

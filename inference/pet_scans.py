@@ -1,8 +1,8 @@
 """Scans of samples files of PET networks: every one with the draws of it, read one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,13 +79,24 @@ class Scans:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Pixel size per axis: in mm where the files say how the axes lie, else 1."""
-        return tuple(float(step) for step in spacing_of(self.files[0].affine)[:len(self.shape)])
+        """Pixel size per axis: in mm where files, or of slices the simulation, say it, else 1."""
+        affine, dims = self.files[0].affine, len(self.shape)
+        simulated = (self.simulation or {}).get("pixel_mm")
+        if dims == 2 and np.array_equal(affine, np.eye(4)) and isinstance(simulated, (int, float)) and simulated > 0:
+            return (float(simulated),) * 2
+        return tuple(float(step) for step in spacing_of(affine)[:dims])
 
     @property
     def in_mm(self) -> bool:
         """Whether that is mm."""
-        return not np.array_equal(self.files[0].affine, np.eye(4))
+        return self.spacing != (1.0,) * len(self.shape)
+
+    @property
+    def simulation(self) -> dict[str, Any] | None:
+        """The node of physics.dose.DoseSimulation that the low doses were made by, None where the files have none."""
+        scan = self.meta.sampling.get("scan")
+        found = scan.get("simulation") if isinstance(scan, Mapping) else None
+        return dict(found) if isinstance(found, Mapping) else None
 
     def read(self, index: int) -> Images:
         """A scan; ValueError for one that is damaged."""
@@ -159,12 +170,13 @@ def scans_of(number: int, file: SamplesFile) -> list[Scan]:
     keys = file.seeds - draws
     if (draws < 0).any() or (keys < 0).any():
         raise ValueError(f"{file.path}: draws are {draws.min()} to {draws.max()}, wanted 0 up to the sample's number")
-    found = []
+    ids, per_scan, found = file.meta.ids, file.meta.sampling.get("samples_per_condition", 1), []
     for key in dict.fromkeys(keys.tolist()):
         rows = np.flatnonzero(keys == key).tolist()
-        if len({*slices[rows].tolist()}) > 1:
-            raise ValueError(f"{file.path}: the draws of sample {key} are of slices {listed({*slices[rows].tolist()})}, "
-                             "wanted one slice")
-        seed = key // file.meta.sampling.get("samples_per_condition", len(rows))
-        found.append(Scan(number, rows, seed, int(slices[rows[0]]), f"slice{slices[rows[0]]:03d}_seed{seed:06d}"))
+        if len(numbers := {*slices[rows].tolist()}) > 1:
+            raise ValueError(f"{file.path}: the draws of sample {key} are of slices {listed(sorted(numbers))}, wanted "
+                             "one slice")
+        seed, slice_ = key // per_scan, int(slices[rows[0]])
+        name = one_line(ids[seed % len(ids)]) if ids else f"slice{slice_:03d}"
+        found.append(Scan(number, rows, seed, slice_, f"{name} seed{seed:06d}"))
     return found

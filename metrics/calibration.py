@@ -26,11 +26,11 @@ def interval_weights(draws: int, level: float) -> np.ndarray:
     """By rank of the truth [K+1], how often the central interval of K draws holds it.
 
     The interval goes from the a-th smallest to the a-th largest draw. It holds the truth with probability
-    1 - 2 a / (K + 1), if they are exchangeable, so that a = (K + 1) (1 - level) / 2 gives just `level`. That is no whole
-    number as a rule: then each end is at random at one of the two draws beside it, so that a is right in the mean (of 32
-    draws and 90 %: a = 1.65, the smallest draw in 35 % and the second one in 65 % of the cases). The interval holds the
-    truth of a rank as often as these weights say, and its coverage is exactly `level`. (Quantiles of the draws that are
-    interpolated as numpy does by default cover less: 0.84 of 32 normal draws at 90 %.) Where a < 1 an end is, with
+    1 - 2 a / (K + 1), if they are exchangeable, so that a = (K + 1) (1 - level) / 2 gives just `level`. That is no
+    whole number as a rule: then each end is at random at one of the two draws beside it, so that a is right in the mean
+    (of 32 draws and 90 %: a = 1.65, the smallest draw in 35 % and the second one in 65 % of the cases). The interval
+    holds the truth of a rank as often as these weights say, and its coverage is exactly `level`. (Quantiles that numpy
+    interpolates by default cover less: 85 % instead of 90 % for 32 normal draws.) Where a < 1 an end is, with
     probability 1 - a, at infinity.
     """
     if draws < 1 or not 0 < level < 1:
@@ -58,7 +58,7 @@ def flatness(histogram: np.ndarray) -> float:
 
 
 def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Continuous ranked probability score [*S] of draws [K,*S], K >= 2, in the unit of the truth; the lower, the better.
+    """Continuous ranked probability score [*S] of draws [K,*S], K >= 2, in the unit of the truth; lower is better.
 
     mean |draw - truth| - half the mean distance of two different draws: the fair estimate, whose mean does not depend
     on K (Ferro 2014). Of a single image, without spread, it would be the absolute error.

@@ -53,8 +53,8 @@ def nmae(image: np.ndarray, truth: np.ndarray) -> float:
 
 def exact_levels(values: np.ndarray) -> Levels:
     """A level for each of some rising activities > 0, up to half of the way to its neighbours."""
-    edges = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [np.inf]])
-    return Levels(edges[:-1], edges[1:])
+    between = (values[1:] + values[:-1]) / 2
+    return Levels(*(np.concatenate(ends)[:len(values)] for ends in (([0.0], between), (between, [np.inf]))))
 
 
 def even_levels(largest: float, count: int = 8) -> Levels:

@@ -1,4 +1,4 @@
-"""Curves and pictures of the report of PET scans: a colour for every method, and one scale of activity for all images."""
+"""Curves and pictures of the report of PET scans: a colour for every method, one scale for all images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +17,14 @@ WORDS = {"inside": "inside the head", "outside": "outside", "all": "all pixels"}
 PANELS = 2  # columns of a scan's picture
 
 
+def activity_in(unit: str) -> str:
+    """What a scale of activity is called; data without a unit of their own call it activity, too."""
+    return titled("activity", "" if unit == "activity" else unit)
+
+
 def tried_chart(values: Sequence[float], errors: Sequence[float], name: str, lines: Mapping[str, tuple[float, str]]
                 ) -> Figure:
-    """Mean error at all that a rival was tried at, its best as a dot; lines: other methods' error, with their colour."""
+    """Mean error at all that a rival was tried at, its best as a dot; lines: other methods' error, and colour."""
     figure, axes = chart(name, "relative L2 error")
     best = int(np.argmin(errors))
     axes.plot(values, errors, color=INK, lw=1.6)
@@ -34,10 +39,10 @@ def tried_chart(values: Sequence[float], errors: Sequence[float], name: str, lin
     return figure
 
 
-def levels_chart(activity: np.ndarray, values: Mapping[str, np.ndarray], titles: Mapping[str, str], name: str, unit: str,
-                 right: float) -> Figure:
+def levels_chart(activity: np.ndarray, values: Mapping[str, np.ndarray], titles: Mapping[str, str], name: str,
+                 unit: str, right: float) -> Figure:
     """A number of every level by its activity, a line for each method; right: where it should be."""
-    figure, axes = chart(titled("activity", unit), name)
+    figure, axes = chart(activity_in(unit), name)
     axes.axhline(right, color=GRID, lw=2.0, zorder=0)
     for method, row in values.items():
         known = np.isfinite(row)
@@ -90,8 +95,8 @@ def scan_picture(images: Sequence[tuple[str, np.ndarray]], errors: Sequence[tupl
     figure.suptitle(shown_word(title, 56), fontsize=9, color=INK)
     above, below = figure.subfigures(2, 1, height_ratios=[rows[0] + 0.25, rows[1] + 0.25])
     for part, shown, count, (lo, hi, colours), word in (
-            (above, images, rows[0], (0, top, "gray_r"), "activity"),
-            (below, errors, rows[1], (-most, most, "RdBu_r"), "error, standard deviation")):
+            (above, images, rows[0], (0, top, "gray_r"), activity_in(unit)),
+            (below, errors, rows[1], (-most, most, "RdBu_r"), titled("error, standard deviation", unit))):
         grid = part.subplots(count, PANELS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
@@ -99,7 +104,7 @@ def scan_picture(images: Sequence[tuple[str, np.ndarray]], errors: Sequence[tupl
             drawn: AxesImage = axes.imshow(image, cmap=colours, vmin=lo, vmax=hi, interpolation="nearest")
             axes.set_title(shown_word(name, 40), fontsize=8, color=INK, pad=3)
         bar = part.colorbar(drawn, ax=[*grid.flat], location="bottom", fraction=0.05, pad=0.03, aspect=40)
-        bar.set_label(shown_word(titled(word, unit)), fontsize=8, color=INK)
+        bar.set_label(shown_word(word), fontsize=8, color=INK)
         bar.ax.tick_params(labelsize=7, colors=INK)
         bar.outline.set_visible(False)
     return figure

@@ -32,16 +32,16 @@ class DoseCalibration(Section):
     """
 
     words = {
-        "coverage": "The share of pixels of the high-dose image that lie in the central interval of the draws. Its ends "
-                    "are order statistics, at random one of two neighbours, so that draws from the right posterior "
-                    "cover exactly what the interval says, whatever their number; where an end lies beyond the outermost "
-                    "draw, it is at infinity as often as that takes.",
+        "coverage": "The share of pixels of the high-dose image that lie in the central interval of the draws. Its "
+                    "ends are order statistics, at random one of two neighbours, so that draws from the right "
+                    "posterior cover exactly what the interval says, whatever their number; where an end lies beyond the "
+                    "outermost draw, it is at infinity as often as that takes.",
         "rank": "How many of the draws lie below the high dose, ties at random by --seed: each number equally often "
                 "where the posterior is right, those at both ends too often where the draws are too alike.",
-        "flatness": "Chi-square of the ranks against equal shares, per degree of freedom. Pixels of an image hang "
-                    "together, so that it is above 1 also of the right posterior; no p value is told.",
-        "CRPS": "Continuous ranked probability score of draws against the high dose, its fair estimate (Ferro 2014); the "
-                "lower, the better; of a single image it would be the mean absolute error.",
+        "flatness": "Chi-square of the ranks against equal shares, per degree of freedom. Pixels of an image "
+                    "hang together, so that it is above 1 also of the right posterior; no p value is told.",
+        "CRPS": "Continuous ranked probability score of draws against the high dose, its fair estimate (Ferro 2014); "
+                "the lower, the better; of a single image it would be the mean absolute error.",
         "spread": "Root mean squared error of the posterior mean to the high dose over that which the draws' standard "
                   "deviation s lets expect, s sqrt(1 + 1/K) (Fortin et al. 2014): 1 is right, more is overconfident.",
     }

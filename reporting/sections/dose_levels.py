@@ -13,8 +13,7 @@ from edm3d.reporting.enhancement import EnhancementContext, Found
 from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.dose_methods import with_ends
-from edm3d.reporting.tables import finite, percent
-from edm3d.utils.names import titled
+from edm3d.reporting.tables import finite, number
 
 NUMBERS = {"bias": "bias [%]", "contrast": "contrast recovery"}
 
@@ -29,11 +28,11 @@ class DoseLevels(Section):
     """
 
     words = {
-        "level": "Pixels of one activity of the phantom, or, where it has more than 16 activities, of a range of them.",
+        "level": "Pixels of one activity of the phantoms or, where these have more than 16, of a range of them.",
         "bias": "Mean of the image over all pixels of a level, less that of the phantom, over that of the phantom.",
-        "contrast recovery": "(I / I_b - 1) / (T / T_b - 1) of mean activities over all pixels of a level, in the image "
-                             "I and the phantom T, with b the level of the most pixels as background: the contrast "
-                             "recovery coefficient of NEMA NU 2. 1: all of the contrast is there. Levels near the "
+        "contrast recovery": "(I / I_b - 1) / (T / T_b - 1) of mean activities over all pixels of a level, in the "
+                             "image I and the phantom T, with b the level of the most pixels as background: the "
+                             "contrast recovery coefficient of NEMA NU 2. 1: all of the contrast is there. Levels near the "
                              "background have little contrast, and wide intervals.",
     }
 
@@ -76,11 +75,11 @@ class DoseLevels(Section):
         body += html_grid([f"levels_{key}" for key in NUMBERS], figures)
         names = {name: row["title"] for name, row in report["methods"].items() if row["available"]}
         for key, title in NUMBERS.items():
-            head = [titled("activity", report["samples"]["unit"]), "pixels", *names.values()]
-            rows = [[f"{row['activity']:.3g}", percent(row["share"]),
+            head = [dose_charts.activity_in(report["samples"]["unit"]), "pixels [%]", *names.values()]
+            rows = [[f"{row['activity']:.3g}", number(100 * row["share"], 1),
                      *(with_ends(row[name][key], 1 if key == "bias" else 2, 100 if key == "bias" else 1)
                        for name in names)] for row in levels["rows"]]
-            body += f"<h2>{title.capitalize()} by level</h2>{html_table(head, rows)}"
+            body += f"<h2>{title[0].upper() + title[1:]} by level</h2>{html_table(head, rows)}"
         return body + f"<p class=note>Background of contrast recovery: activity {levels['background']:.3g}.</p>"
 
 

@@ -43,11 +43,11 @@ class DoseMethods(Section):
 
     words = {
         "low dose": "The image of the low dose as it was simulated, which the network is told.",
-        "low dose, post-filtered": "The same convolved with a Gaussian of the standard deviation whose mean relative L2 "
-                                   "error is lowest on these very slices: the filter at its best, which nobody can "
+        "low dose, post-filtered": "The same convolved with a Gaussian of the standard deviation whose mean relative "
+                                   "L2 error is lowest on these very slices: the filter at its best, which nobody can "
                                    "choose without the truth.",
-        "low dose, stopped early": "The same counts (simulated again by the same seeds) after as many iterations of MLEM "
-                                   "as have the lowest mean relative L2 error on these very slices.",
+        "low dose, stopped early": "The same counts (simulated again by the same seeds) after as many iterations of "
+                                   "MLEM as have the lowest mean relative L2 error on these very slices.",
         "posterior mean": "The mean of all draws of a scan; one draw is the first of them.",
         "high dose": "The image of the high dose of the same scan, the low dose being a part of its counts.",
         "relative L2 error": "|image - truth| / |truth|, Euclidean norms over all pixels of a scan.",
@@ -109,9 +109,8 @@ class DoseMethods(Section):
         return [tuple(row) for row in table(report, first_reductions(report)[0], short=True)]
 
     def lines(self, report: dict) -> list[str]:
-        return [f"Error of the posterior mean to {AGAINST[against]} below that of "
-                + ", ".join(f"{TITLES[name]}: {with_ends(gain, 1, 100)} %" for name, gain in gains.items())
-                for against, gains in report["reduction"].items() if gains]
+        return [f"Posterior mean to {AGAINST[against]}: {with_ends(gain, 1, 100)} % below the error of {TITLES[name]}"
+                for against, gains in report["reduction"].items() for name, gain in gains.items()]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         body = ""
@@ -120,8 +119,9 @@ class DoseMethods(Section):
             body += f"<h2>Errors to {escape(AGAINST[against])}</h2>{html_table(head, rows, main=1)}"
         absent = [f"{TITLES[name]}: {row['reason']}" for name, row in report["methods"].items() if not row["available"]]
         body += "".join(f"<p class=missing>{escape(line)}</p>" for line in absent)
-        body += "".join(f"<p>{escape(line)}.</p>" for line in self.lines(report))
-        return body + (f"<h2>Rivals at their best</h2>{html_grid([f'tried_{name}' for name in (FILTERED, EARLY)], figures)}"
+        body += gains_table(report)
+        charts = html_grid([f"tried_{name}" for name in (FILTERED, EARLY)], figures)
+        return body + (f"<h2>Rivals at their best</h2>{charts}"
                        "<p class=note>Mean over these slices, which the settings are chosen by.</p>")
 
 
@@ -181,6 +181,16 @@ def table(report: dict, against: str, short: bool = False) -> list[list[str]]:
                  number(row[against][error]["mean"], words.digits) for error, words in ERRORS.items()]
         rows.append([row["title"], *cells, number(row["noise"]["mean"], 3) if short else with_ends(row["noise"], 3)])
     return rows
+
+
+def gains_table(report: dict) -> str:
+    """By how much the error of the posterior mean is below that of all others."""
+    gains = report["reduction"]
+    names = [name for name in METHODS if any(name in row for row in gains.values())]
+    rows = [[TITLES[name], *("-" if name not in row else with_ends(row[name], 1, 100) for row in gains.values())]
+            for name in names]
+    head = ["relative L2 error of the posterior mean below that of", *(f"to {AGAINST[name]} [%]" for name in gains)]
+    return html_table(head, rows, main=1)
 
 
 def with_ends(found: Mapping[str, Any], digits: int, times: float = 1) -> str:
