@@ -12,7 +12,7 @@ from edm3d.utils.checks import check_count
 
 Callback = Callable[[int, torch.Tensor], None]
 _SEEN = 1e-6  # sensitivity of a pixel, relative to the highest, below which it counts as seen by no line
-_FLOOR = 1e-12  # expected counts of a line, relative to the mean of the image's lines, below which it is not divided by
+_FLOOR = 1e-14  # expected counts of a line, relative to the most that any has, below which it is not divided by them
 
 
 def mlem(projector: Projector, counts: torch.Tensor, iterations: int, background: torch.Tensor | None = None,
@@ -51,7 +51,7 @@ class _Step:
     def __init__(self, projector: Projector, counts: torch.Tensor, background: torch.Tensor | None):
         self.projector, self.counts = projector, columns_of(counts)
         self.background = None if background is None else columns_of(background)
-        self.floor = (self.counts.mean(0) * _FLOOR).clamp(min=torch.finfo(counts.dtype).tiny)
+        self.floor = (self.counts.amax(0) * _FLOOR).clamp(min=torch.finfo(counts.dtype).tiny)
         seen, sensitivity = _seen(projector, counts)
         self.weights = torch.where(seen, 1 / sensitivity, 0.0)
         self.unseen = None if bool(seen.all()) else (~seen).to(counts)
@@ -68,11 +68,20 @@ class _Step:
 
 def _steps(projector: Projector, counts: torch.Tensor, subsets: int, background: torch.Tensor | None) -> list[_Step]:
     if background is not None:
-        background = torch.as_tensor(background, dtype=counts.dtype, device=counts.device).expand_as(counts)
-        check_counts(background, "background")
+        background = _expanded(torch.as_tensor(background, dtype=counts.dtype, device=counts.device), counts)
     parts = projector.subsets(subsets)
     return [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :])
             for angles, part in parts]
+
+
+def _expanded(background: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    try:
+        background = background.expand_as(counts)
+    except RuntimeError as error:
+        raise ValueError(f"background: {list(background.shape)} for counts {list(counts.shape)}; wanted what "
+                         "broadcasts to them") from error
+    check_counts(background, "background")
+    return background
 
 
 def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,11 +91,13 @@ def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _begin(projector: Projector, counts: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
-    """Columns of the images to begin with, 0 where no line sees a pixel: where not given even, of as many counts."""
+    """Columns of the images to begin with, 0 where no line sees a pixel: where not given even, about as high as counts.
+
+    By the highest of the counts and no sum of them, which would hang on the size of the batch in the last digit.
+    """
     seen, sensitivity = _seen(projector, counts)
     if start is None:
-        total = (sensitivity * seen).sum(0)
-        return seen * torch.where(total > 0, columns_of(counts).sum(0) / total, 0.0)
+        return seen * torch.where(seen, columns_of(counts).amax(0) / sensitivity.amax(0), 0.0)
     shape = (*counts.shape[:-2], *projector.geometry.image_shape)
     if tuple(start.shape) != shape or not bool((start >= 0).all() and start.isfinite().all()):
         raise ValueError(f"start: images {list(start.shape)}, wanted {list(shape)} of finite numbers of 0 or more")
