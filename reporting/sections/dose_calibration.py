@@ -34,8 +34,8 @@ class DoseCalibration(Section):
     words = {
         "coverage": "The share of pixels of the high-dose image that lie in the central interval of the draws. Its "
                     "ends are order statistics, at random one of two neighbours, so that draws from the right "
-                    "posterior cover exactly what the interval says, whatever their number; where an end lies beyond the "
-                    "outermost draw, it is at infinity as often as that takes.",
+                    "posterior cover exactly what the interval says, whatever their number; where an end lies beyond "
+                    "the outermost draw, it is at infinity as often as that takes.",
         "rank": "How many of the draws lie below the high dose, ties at random by --seed: each number equally often "
                 "where the posterior is right, those at both ends too often where the draws are too alike.",
         "flatness": "Chi-square of the ranks against equal shares, per degree of freedom. Pixels of an image "

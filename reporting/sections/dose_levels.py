@@ -32,8 +32,8 @@ class DoseLevels(Section):
         "bias": "Mean of the image over all pixels of a level, less that of the phantom, over that of the phantom.",
         "contrast recovery": "(I / I_b - 1) / (T / T_b - 1) of mean activities over all pixels of a level, in the "
                              "image I and the phantom T, with b the level of the most pixels as background: the "
-                             "contrast recovery coefficient of NEMA NU 2. 1: all of the contrast is there. Levels near the "
-                             "background have little contrast, and wide intervals.",
+                             "contrast recovery coefficient of NEMA NU 2. 1: all of the contrast is there. Levels near "
+                             "the background have little contrast, and wide intervals.",
     }
 
     def compute(self, found: Found, context: EnhancementContext) -> dict[str, Any]:
