@@ -78,7 +78,7 @@ def test_flatness_by_hand():
 def test_crps_of_two_draws_by_hand_and_of_many_in_closed_form():
     assert crps(np.array([[0.0], [2.0]]), np.array([5.0])).tolist() == [3]  # (5 + 3) / 2 - 2 / 2
     rng = np.random.default_rng(0)
-    for draws in (2, 32):  # its mean is that of the law, E|X - y| - E|X - X'| / 2 = 1 / sqrt(pi), however many there are
+    for draws in (2, 32):  # its mean is that of the law, E|X - y| - E|X - X'| / 2 = 1 / sqrt(pi), of any number
         found = crps(rng.normal(size=(draws, 200_000)), rng.normal(size=200_000)).mean()
         assert found == pytest.approx(1 / np.sqrt(np.pi), abs=0.01)
     with pytest.raises(ValueError, match="2 or more"):

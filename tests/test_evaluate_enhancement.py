@@ -60,7 +60,8 @@ def write(path: Path, count: int = 6, draws: int = 9, first: int = 0, depth: int
     sampling = {"samples_per_condition": draws, "scan": {"of": "phantoms", "simulation": NODE}}
     facts = Facts("phantoms.npz", "abc", ("high dose",), condition_channels=("low dose",),
                   intensity=Intensity(0, 5, False, "kBq/mL"), spatial_shape=activity.shape[2:])
-    meta = SampleMeta(facts, "results/network.pt", changes.get("snapshot", "abc"), sampling | changes.get("sampling", {}))
+    sampling |= changes.get("sampling", {})
+    meta = SampleMeta(facts, "results/network.pt", changes.get("snapshot", "abc"), sampling)
     numbers = [seed * draws + k for seed in seeds for k in range(draws)][:rows]
     write_samples(path, numbers, {name: arrays[name][:rows] for name in NAMES if name not in without}, np.eye(4), meta)
     return path
@@ -110,7 +111,7 @@ def test_rivals_are_at_their_best(report):
 
 
 def test_alike_draws_are_calibrated_inside_and_outside(report):
-    """High dose and draws differ from a mean of their own by the same law, so that all intervals cover what they say."""
+    """High dose and draws lie about a mean of their own by the same law, so that intervals cover what they say."""
     known = report[0]["calibration"]
     assert known["inside"]["pixels"] + known["outside"]["pixels"] == 6 * SIZE ** 2
     assert known["inside"]["pixels"] == (phantoms(6) > 0).sum()

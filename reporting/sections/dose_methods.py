@@ -100,16 +100,18 @@ class DoseMethods(Section):
         mean = report["methods"][MEAN][against]["relative_l2"]["mean"]
         facts = [(number(mean), f"relative L2 error of the posterior mean to {AGAINST[against]}")]
         if (gain := gains.get(LOW)) and gain["value"] is not None:
-            facts.append((percent(gain["value"]), "below the error of the low dose"))
+            facts.append((percent(abs(gain["value"])), f"{less(gain)} than that of the low dose"))
         if rival := best_rival(report):
-            facts.append((percent(gains[rival]["value"]), f"below that of the best rival: {TITLES[rival]}"))
+            facts.append((percent(abs(gains[rival]["value"])), f"{less(gains[rival])} than that of {TITLES[rival]}, "
+                                                               "the best rival"))
         return facts
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         return [tuple(row) for row in table(report, first_reductions(report)[0], short=True)]
 
     def lines(self, report: dict) -> list[str]:
-        return [f"Posterior mean to {AGAINST[against]}: {with_ends(gain, 1, 100)} % below the error of {TITLES[name]}"
+        return [f"Error of the posterior mean to {AGAINST[against]}, less than that of {TITLES[name]} by "
+                f"{with_ends(gain, 1, 100)} %"
                 for against, gains in report["reduction"].items() for name, gain in gains.items()]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
@@ -160,6 +162,11 @@ def reductions(errors: np.ndarray, against: str, context: EnhancementContext) ->
 def first_reductions(report: dict) -> tuple[str, dict[str, Any]]:
     """What methods are ordered by, and the reductions to that."""
     return next(iter(report["reduction"].items()))
+
+
+def less(gain: Mapping[str, Any]) -> str:
+    """Which way a reduction goes."""
+    return "less" if gain["value"] >= 0 else "more"
 
 
 def best_rival(report: dict) -> str | None:
