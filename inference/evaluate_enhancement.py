@@ -9,11 +9,11 @@ import numpy as np
 
 from edm3d.formats.facts import rows_of
 from edm3d.inference.pet_rivals import Again, Choice, best_width, simulation_of
-from edm3d.inference.pet_scans import Images, Scans
+from edm3d.inference.pet_scans import DrawnScans, ScanImages
 from edm3d.metrics.calibration import crps, rank_histogram, ranks
 from edm3d.metrics.image import psnr, ssim
 from edm3d.metrics.pet import (
-    Levels,
+    ActivityLevels,
     even_levels,
     exact_levels,
     nmae,
@@ -37,7 +37,7 @@ from edm3d.reporting.enhancement import (
     METHODS,
     Curve,
     EnhancementContext,
-    Found,
+    ScanScores,
 )
 from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import Walked
@@ -71,7 +71,7 @@ def evaluate_enhancement(samples: Sequence[Path], dest: Path, options: Enhanceme
     """Write the report of samples of scans; what report.json holds."""
     check_folder(dest, f"--dest {dest}")
     with locks.output(dest, is_folder=True):
-        scans = Scans(samples)
+        scans = DrawnScans(samples)
         hashes = [file.content_hash for file in scans.files]
         check_report(dest, {"samples": {"hash": plain_hash(sorted(hashes))}}, options.overwrite)
         against = scans.references[0]
@@ -103,7 +103,7 @@ def array_of(reference: str) -> str:
     return {"phantom": "phantom", "high": "high_images"}[reference]
 
 
-def find_again(scans: Scans, trust: bool) -> tuple[Again | None, str]:
+def find_again(scans: DrawnScans, trust: bool) -> tuple[Again | None, str]:
     """The low doses to be simulated again, or None and the reason why not."""
     try:
         return Again(scans, simulation_of(scans, trust)), ""
@@ -121,7 +121,7 @@ def stopped(again: Again | None, reason: str) -> tuple[Again | None, Choice | No
         return None, None, str(error)
 
 
-def levels_of(scans: Scans) -> Levels:
+def levels_of(scans: DrawnScans) -> ActivityLevels:
     """Levels of the phantoms' activity: each of few activities, or ranges of the same width; none without phantoms."""
     if "phantom" not in scans.references:
         return exact_levels(np.empty(0))
@@ -135,7 +135,7 @@ def levels_of(scans: Scans) -> Levels:
     return exact_levels(np.array(sorted(known))) if len(known) <= EXACT else even_levels(largest)
 
 
-def curves_of(rivals: Rivals, scans: Scans) -> dict[str, Curve]:
+def curves_of(rivals: Rivals, scans: DrawnScans) -> dict[str, Curve]:
     """What the rivals were tried at."""
     width, iteration = rivals.width, rivals.iteration
     curves = {FILTERED: Curve("std", "mm" if scans.in_mm else "pixels", width.values, width.errors, width.best)}
@@ -144,7 +144,7 @@ def curves_of(rivals: Rivals, scans: Scans) -> dict[str, Curve]:
     return curves
 
 
-def uncalibrated(scans: Scans) -> str:
+def uncalibrated(scans: DrawnScans) -> str:
     """Why draws are not held against the high dose, "" where they are."""
     if "high" not in scans.references:
         return "the samples hold no high-dose images"
@@ -153,7 +153,7 @@ def uncalibrated(scans: Scans) -> str:
     return ""
 
 
-def notes_on(scans: Scans, rivals: Rivals, reason: str) -> list[str]:
+def notes_on(scans: DrawnScans, rivals: Rivals, reason: str) -> list[str]:
     """What is to be known before the numbers are believed."""
     notes = []
     if "phantom" not in scans.references:
@@ -169,14 +169,14 @@ def notes_on(scans: Scans, rivals: Rivals, reason: str) -> list[str]:
     return notes
 
 
-def layout_of(scans: Scans) -> Layout:
+def layout_of(scans: DrawnScans) -> Layout:
     """What pictures must know."""
     facts = scans.facts
     return Layout(("activity",), (), scans.spacing, facts.intensity.lo, facts.intensity.hi, facts.intensity.unit,
                   rows_of(scans.files[0].affine))
 
 
-def about_samples(scans: Scans, options: EnhancementOptions) -> dict:
+def about_samples(scans: DrawnScans, options: EnhancementOptions) -> dict:
     """Where the scans come from."""
     files, facts = scans.files, scans.facts
     hashes = [file.content_hash for file in files]
@@ -189,7 +189,7 @@ def about_samples(scans: Scans, options: EnhancementOptions) -> dict:
 # ---- measuring ----
 
 
-def images_of(found: Images, rivals: Rivals, scans: Scans, index: int) -> dict[str, np.ndarray]:
+def images_of(found: ScanImages, rivals: Rivals, scans: DrawnScans, index: int) -> dict[str, np.ndarray]:
     """The images [*S] of a scan by method."""
     images = {LOW: found.low, FILTERED: post_filter(found.low, rivals.width.best, scans.spacing)}
     if rivals.again is not None:
@@ -199,7 +199,7 @@ def images_of(found: Images, rivals: Rivals, scans: Scans, index: int) -> dict[s
     return {**images, DRAW: found.draws[0], MEAN: found.draws.mean(0)}
 
 
-def pictures_of(found: Images, rivals: Rivals, scans: Scans, index: int) -> dict[str, np.ndarray]:
+def pictures_of(found: ScanImages, rivals: Rivals, scans: DrawnScans, index: int) -> dict[str, np.ndarray]:
     """The same, with phantom and standard deviation of the draws where there are some."""
     images = images_of(found, rivals, scans, index)
     if found.phantom is not None:
@@ -207,11 +207,11 @@ def pictures_of(found: Images, rivals: Rivals, scans: Scans, index: int) -> dict
     return images | ({"std": found.draws.std(0, ddof=1)} if scans.draws > 1 else {})
 
 
-def measure(scans: Scans, rivals: Rivals, context: EnhancementContext) -> Found:
+def measure(scans: DrawnScans, rivals: Rivals, context: EnhancementContext) -> ScanScores:
     """All that is measured, one scan in memory at a time."""
     N, M, L, K = len(scans), len(context.methods), len(context.levels), scans.draws
     regions = () if context.uncalibrated else ("inside", "outside") if "phantom" in scans.references else ("all",)
-    found = Found({name: np.full((N, M, len(ERRORS)), np.nan) for name in scans.references}, np.full((N, M), np.nan),
+    found = ScanScores({name: np.full((N, M, len(ERRORS)), np.nan) for name in scans.references}, np.full((N, M), np.nan),
                   np.zeros((N, L)), np.zeros((N, L)), np.zeros((N, M, L)),
                   {name: np.zeros((N, K + 1)) for name in regions}, {name: np.full(N, np.nan) for name in regions},
                   np.zeros((BINS, 3)))
@@ -229,7 +229,8 @@ def measure(scans: Scans, rivals: Rivals, context: EnhancementContext) -> Found:
     return found
 
 
-def measure_image(found: Found, index: int, place: int, image: np.ndarray, method: str, scan: Images) -> None:
+def measure_image(found: ScanScores, index: int, place: int, image: np.ndarray, method: str, scan: ScanImages
+                  ) -> None:
     """Errors of an image against all that it is held against, but against itself."""
     for name, errors in found.errors.items():
         if name != method:
@@ -246,7 +247,7 @@ def errors_of(image: np.ndarray, truth: np.ndarray) -> list[float]:
     return [relative_l2(image, truth), rmse(image, truth), psnr(image, truth, top), alike, nmae(image, truth)]
 
 
-def measure_levels(found: Found, index: int, images: dict[str, np.ndarray], phantom: np.ndarray,
+def measure_levels(found: ScanScores, index: int, images: dict[str, np.ndarray], phantom: np.ndarray,
                    context: EnhancementContext) -> None:
     """Noise in uniform regions, and what is recovered of every level."""
     regions = uniform_regions(phantom)
@@ -256,7 +257,7 @@ def measure_levels(found: Found, index: int, images: dict[str, np.ndarray], phan
         found.count[index], found.truth[index], found.image[index, place] = sums
 
 
-def measure_draws(found: Found, index: int, scan: Images, rng: np.random.Generator, top: float) -> None:
+def measure_draws(found: ScanScores, index: int, scan: ScanImages, rng: np.random.Generator, top: float) -> None:
     """How the draws are spread about the high dose; of the spread inside of the head, where that is known."""
     rank, score = ranks(scan.draws, scan.high, rng), crps(scan.draws, scan.high)
     inside = np.ones(scan.high.shape, bool) if scan.phantom is None else scan.phantom > 0

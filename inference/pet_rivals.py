@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edm3d.inference.pet_scans import Scans
+from edm3d.inference.pet_scans import DrawnScans
 from edm3d.metrics.pet import post_filter, relative_l2
 from edm3d.physics.dose import DosePair, DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
         return float(self.values[self.place])
 
 
-def best_width(scans: Scans, against: str) -> Choice:
+def best_width(scans: DrawnScans, against: str) -> Choice:
     """The width of a Gaussian post-filter, in the unit of the pixel size, that is best on these very scans."""
     widths, spacing = WIDTHS * min(scans.spacing), scans.spacing
     errors = np.zeros(len(widths))
@@ -52,7 +52,7 @@ class Again:
     ValueError saying why where that cannot be.
     """
 
-    def __init__(self, scans: Scans, simulation: DoseSimulation):
+    def __init__(self, scans: DrawnScans, simulation: DoseSimulation):
         if "phantom" not in scans.references:
             raise ValueError("the samples hold no phantoms to be simulated of")
         self.scans, self.simulation = scans, simulation
@@ -102,7 +102,7 @@ def scan_noise(seeds: Sequence[int]) -> ImageGenerators:
     return ImageGenerators(seeds)
 
 
-def simulation_of(scans: Scans, trust: bool) -> DoseSimulation:
+def simulation_of(scans: DrawnScans, trust: bool) -> DoseSimulation:
     """The simulation of the low doses, as the samples have it; ValueError where they have none, or none of ours."""
     if scans.simulation is None:
         raise ValueError("the samples do not say how their low doses were simulated")

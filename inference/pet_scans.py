@@ -18,7 +18,7 @@ REFERENCES = {"phantom": "phantom", "high": "high_images"}  # what images are he
 MADE = "draw them by generate.py -cn=pet_phantoms"
 
 
-class Images(NamedTuple):
+class ScanImages(NamedTuple):
     """Of a scan, [*S] float64 in units of activity: phantom and high dose where they are known, and draws [K,*S]."""
 
     phantom: np.ndarray | None
@@ -31,7 +31,7 @@ class Images(NamedTuple):
         return self.phantom if name == "phantom" else self.high
 
 
-class Scan(NamedTuple):
+class DrawnScan(NamedTuple):
     """A scan: number of its file, rows of its draws in that, its seed, number and name of its slice or stack."""
 
     file: int
@@ -41,7 +41,7 @@ class Scan(NamedTuple):
     name: str
 
 
-class Scans:
+class DrawnScans:
     """All scans of some samples files that one network drew in one way.
 
     ValueError for files that say no low dose, or nothing that draws could be held against, and for those that cannot
@@ -98,12 +98,12 @@ class Scans:
         found = scan.get("simulation") if isinstance(scan, Mapping) else None
         return dict(found) if isinstance(found, Mapping) else None
 
-    def read(self, index: int) -> Images:
+    def read(self, index: int) -> ScanImages:
         """A scan; ValueError for one that is damaged."""
         scan = self.all[index]
         file, first = self.files[scan.file], scan.rows[0]
         phantom, high, low = (self._image(file, name, first) for name in ("phantom", "high_images", "cond_images"))
-        return Images(phantom, high, low, np.stack([self._image(file, "images", row) for row in scan.rows]))
+        return ScanImages(phantom, high, low, np.stack([self._image(file, "images", row) for row in scan.rows]))
 
     def image(self, index: int, name: str) -> np.ndarray:
         """One image [*S] of a scan, by the name of its array."""
@@ -116,7 +116,7 @@ class Scans:
 
     def _check_scans(self) -> None:
         """ValueError for scans that are there twice, and of unlike numbers of draws."""
-        seen: dict[int, Scan] = {}
+        seen: dict[int, DrawnScan] = {}
         for scan in self.all:
             if (first := seen.setdefault(scan.seed, scan)) is not scan:
                 raise ValueError(f"{KEY}: scan {first.name} is in {self.files[first.file].path} and in "
@@ -164,7 +164,7 @@ def check_alike(files: Sequence[SamplesFile]) -> None:
                                  f"{one_line(str(two))}; evaluate them one by one")
 
 
-def scans_of(number: int, file: SamplesFile) -> list[Scan]:
+def scans_of(number: int, file: SamplesFile) -> list[DrawnScan]:
     """The scans of a file, by its number: rows whose sample number less that of their draw is the same."""
     draws, slices = file.array("draws"), file.array("slice_ids")
     keys = file.seeds - draws
@@ -178,5 +178,5 @@ def scans_of(number: int, file: SamplesFile) -> list[Scan]:
                              "one slice")
         seed, slice_ = key // per_scan, int(slices[rows[0]])
         name = one_line(ids[seed % len(ids)]) if ids else f"slice{slice_:03d}"
-        found.append(Scan(number, rows, seed, slice_, f"{name} seed{seed:06d}"))
+        found.append(DrawnScan(number, rows, seed, slice_, f"{name} seed{seed:06d}"))
     return found

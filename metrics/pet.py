@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 
-class Levels(NamedTuple):
+class ActivityLevels(NamedTuple):
     """Kinds of pixels of phantoms, by their activity: above the lower edge and up to the upper one, [L] each."""
 
     lower: np.ndarray
@@ -51,20 +51,20 @@ def nmae(image: np.ndarray, truth: np.ndarray) -> float:
     return float(error / size) if size > 0 else float("nan")
 
 
-def exact_levels(values: np.ndarray) -> Levels:
+def exact_levels(values: np.ndarray) -> ActivityLevels:
     """A level for each of some rising activities > 0, up to half of the way to its neighbours."""
     between = (values[1:] + values[:-1]) / 2
-    return Levels(*(np.concatenate(ends)[:len(values)] for ends in (([0.0], between), (between, [np.inf]))))
+    return ActivityLevels(*(np.concatenate(ends)[:len(values)] for ends in (([0.0], between), (between, [np.inf]))))
 
 
-def even_levels(largest: float, count: int = 8) -> Levels:
+def even_levels(largest: float, count: int = 8) -> ActivityLevels:
     """Levels of one width, from 0 to the largest activity."""
     edges = np.linspace(0, largest, count + 1)
     edges[-1] = np.inf
-    return Levels(edges[:-1], edges[1:])
+    return ActivityLevels(edges[:-1], edges[1:])
 
 
-def recovered(image: np.ndarray, phantom: np.ndarray, levels: Levels) -> Recovered:
+def recovered(image: np.ndarray, phantom: np.ndarray, levels: ActivityLevels) -> Recovered:
     """What an image holds of every level of its phantom."""
     number = levels.number(phantom).ravel()
     known, size = number >= 0, len(levels)

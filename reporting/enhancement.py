@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edm3d.metrics.pet import Levels
+from edm3d.metrics.pet import ActivityLevels
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import Context, Section
@@ -39,7 +39,7 @@ ERRORS = {"relative_l2": ErrorWords("relative L2 error", "", 3), "rmse": ErrorWo
           "psnr": ErrorWords("PSNR", "dB", 2), "ssim": ErrorWords("SSIM", "", 3), "nmae": ErrorWords("NMAE", "", 3)}
 
 
-class Found(NamedTuple):
+class ScanScores(NamedTuple):
     """What was measured of N scans, NaN where there is nothing to measure.
 
     errors: by what images are held against [N,methods,ERRORS]; noise [N,methods]; count and truth [N,L] and image
@@ -82,7 +82,7 @@ class EnhancementContext(Context):
     draws: int
     against: str
     references: Sequence[str]
-    levels: Levels
+    levels: ActivityLevels
     curves: Mapping[str, Curve]
     images: Callable[[int], dict[str, np.ndarray]]
     uncalibrated: str = ""

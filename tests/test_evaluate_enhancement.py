@@ -14,7 +14,7 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement, find_again, stopped
-from edm3d.inference.pet_scans import Scans
+from edm3d.inference.pet_scans import DrawnScans
 from edm3d.metrics.pet import post_filter, relative_l2
 from edm3d.physics.dose import DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
@@ -150,7 +150,7 @@ def test_files_have_a_row_for_each_scan_and_method_and_a_page_by_itself(report):
 
 
 def test_parts_of_a_file_are_as_the_whole(report, tmp_path):
-    """Scans 0 to 2 and 3 to 5 in two files, as several ranks or calls make them, by option and by words."""
+    """DrawnScans 0 to 2 and 3 to 5 in two files, as several ranks or calls make them, by option and by words."""
     write(tmp_path / "whole.npz", 6)
     whole = SamplesFile(tmp_path / "whole.npz")
     for name, rows in (("one.h5", range(27)), ("two.h5", range(27, 54))):
@@ -199,7 +199,8 @@ def test_what_is_missing_is_said(tmp_path):
     ({"sampling": {"scan": {"simulation": {**NODE, "dose": 2}}}}, "dose"),
 ])
 def test_a_simulation_that_is_another_one_gives_no_row(tmp_path, changes, said):
-    again, iteration, reason = stopped(*find_again(Scans([write(tmp_path / "s.h5", 2, 2, **changes)]), trust=False))
+    scans = DrawnScans([write(tmp_path / "s.h5", 2, 2, **changes)])
+    again, iteration, reason = stopped(*find_again(scans, trust=False))
     assert again is None and iteration is None and said in reason
 
 

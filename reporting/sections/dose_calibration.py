@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from edm3d.metrics.bootstrap import bootstrap
 from edm3d.metrics.calibration import coverage, flatness, spread_skill
 from edm3d.reporting import dose_charts
-from edm3d.reporting.enhancement import EnhancementContext, Found
+from edm3d.reporting.enhancement import EnhancementContext, ScanScores
 from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.dose_methods import cell, intervals, with_ends
@@ -46,7 +46,7 @@ class DoseCalibration(Section):
                   "deviation s lets expect, s sqrt(1 + 1/K) (Fortin et al. 2014): 1 is right, more is overconfident.",
     }
 
-    def compute(self, found: Found, context: EnhancementContext) -> dict[str, Any]:
+    def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
         if context.uncalibrated:
             return {"calibration": missing(context.uncalibrated)}
         regions = {name: self.region(rows, found.crps[name], context) for name, rows in found.histograms.items()}
@@ -70,7 +70,7 @@ class DoseCalibration(Section):
                 "ranks": [float(share) for share in shares], "flatness": finite(flatness(total)),
                 "crps": intervals(crps[:, None], context)[0]}
 
-    def figures(self, found: Found, context: EnhancementContext, report: dict) -> dict[str, Figure]:
+    def figures(self, found: ScanScores, context: EnhancementContext, report: dict) -> dict[str, Figure]:
         known = report["calibration"]
         if not known["available"]:
             return {}
@@ -83,7 +83,7 @@ class DoseCalibration(Section):
                                                        context.unit)
         return drawn
 
-    def columns(self, found: Found, context: EnhancementContext, name: str) -> dict[str, list[str]]:
+    def columns(self, found: ScanScores, context: EnhancementContext, name: str) -> dict[str, list[str]]:
         """Of every scan, in the rows of its posterior mean."""
         if context.uncalibrated:
             return {}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from edm3d.metrics.bootstrap import bootstrap
 from edm3d.metrics.pet import bias, contrast_recovery
 from edm3d.reporting import dose_charts
-from edm3d.reporting.enhancement import EnhancementContext, Found
+from edm3d.reporting.enhancement import EnhancementContext, ScanScores
 from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.dose_methods import with_ends
@@ -36,7 +36,7 @@ class DoseLevels(Section):
                              "the background have little contrast, and wide intervals.",
     }
 
-    def compute(self, found: Found, context: EnhancementContext) -> dict[str, Any]:
+    def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
         seen = np.flatnonzero(found.count.sum(0))
         if not len(seen):
             return {"levels": missing("the samples hold no phantoms")}
@@ -57,7 +57,7 @@ class DoseLevels(Section):
                          **cells})
         return {"levels": {"available": True, "background": float(activity[background]), "rows": rows}}
 
-    def figures(self, found: Found, context: EnhancementContext, report: dict) -> dict[str, Figure]:
+    def figures(self, found: ScanScores, context: EnhancementContext, report: dict) -> dict[str, Figure]:
         if not report["levels"]["available"]:
             return {}
         rows, titles = report["levels"]["rows"], {name: context.title(name) for name in context.methods}
@@ -83,13 +83,13 @@ class DoseLevels(Section):
         return body + f"<p class=note>Background of contrast recovery: activity {levels['background']:.3g}.</p>"
 
 
-def activities(found: Found) -> np.ndarray:
+def activities(found: ScanScores) -> np.ndarray:
     """The mean activity [L] of every level, NaN for those of no pixel."""
     count = found.count.sum(0)
     return np.divide(found.truth.sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def measured(found: Found, background: int, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def measured(found: ScanScores, background: int, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Bias and contrast recovery [R,methods,L] over all pixels of scans by weight [R,N]; R = 1 without."""
     weights = np.ones((1, len(found.count))) if weights is None else np.asarray(weights, np.float64)
     count, truth = (weights @ values for values in (found.count, found.truth))

@@ -21,7 +21,7 @@ from edm3d.reporting.enhancement import (
     RIVALS,
     TITLES,
     EnhancementContext,
-    Found,
+    ScanScores,
 )
 from edm3d.reporting.html import html_grid, html_table
 from edm3d.reporting.section import Section, missing
@@ -58,7 +58,7 @@ class DoseMethods(Section):
         "interval": "Percentile bootstrap over slices, 2000 resamples by --seed, scans of one slice together.",
     }
 
-    def compute(self, found: Found, context: EnhancementContext) -> dict[str, Any]:
+    def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
         columns = {f"{name} {error}": errors[..., k] for name, errors in found.errors.items()
                    for k, error in enumerate(ERRORS)} | {"noise": found.noise}
         cells = {key: intervals(values, context) for key, values in columns.items()}
@@ -77,7 +77,7 @@ class DoseMethods(Section):
                                   "errors": [finite(value) for value in curve.errors]}
                            for name, curve in context.curves.items()}}
 
-    def figures(self, found: Found, context: EnhancementContext, report: dict) -> dict[str, Figure]:
+    def figures(self, found: ScanScores, context: EnhancementContext, report: dict) -> dict[str, Figure]:
         errors = found.errors[context.against][..., 0].mean(0)
         lines = {TITLES[name]: (float(errors[context.methods.index(name)]), dose_charts.COLOURS[name])
                  for name in (MEAN, HIGH) if name in context.methods and name != context.against}
@@ -88,7 +88,7 @@ class DoseMethods(Section):
             drawn[f"tried_{name}"] = dose_charts.tried_chart(curve.values, curve.errors, title, lines)
         return drawn
 
-    def columns(self, found: Found, context: EnhancementContext, name: str) -> dict[str, list[str]]:
+    def columns(self, found: ScanScores, context: EnhancementContext, name: str) -> dict[str, list[str]]:
         place, columns = context.methods.index(name), {}
         for against, errors in found.errors.items():
             for k, error in enumerate(ERRORS):

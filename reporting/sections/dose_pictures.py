@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from edm3d.reporting import dose_charts
-from edm3d.reporting.enhancement import AGAINST, DRAW, FILTERED, HIGH, LOW, MEAN, TITLES, EnhancementContext, Found
+from edm3d.reporting.enhancement import AGAINST, DRAW, FILTERED, HIGH, LOW, MEAN, TITLES, EnhancementContext, ScanScores
 from edm3d.reporting.html import html_figure
 from edm3d.reporting.scores import chosen
 from edm3d.reporting.section import Section
@@ -24,12 +24,12 @@ class DosePictures(Section):
     shown.{best, median, worst}.{scan, value}     value: relative L2 error of the posterior mean
     """
 
-    def compute(self, found: Found, context: EnhancementContext) -> dict[str, Any]:
+    def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
         errors = errors_of(found, context)
         return {"shown": {name: {"scan": context.names[index], "value": float(errors[index])}
                           for name, index in shown(errors).items()}}
 
-    def figures(self, found: Found, context: EnhancementContext, report: dict) -> dict[str, Figure]:
+    def figures(self, found: ScanScores, context: EnhancementContext, report: dict) -> dict[str, Figure]:
         errors = errors_of(found, context)
         scans = {name: {key: middle(image) for key, image in context.images(index).items()}
                  for name, index in shown(errors).items()}
@@ -58,7 +58,7 @@ class DosePictures(Section):
         return f"<h2>Scans</h2><p class=note>{escape(said)}</p><div class=\"charts\">{pictures}</div>"
 
 
-def errors_of(found: Found, context: EnhancementContext) -> np.ndarray:
+def errors_of(found: ScanScores, context: EnhancementContext) -> np.ndarray:
     """Relative L2 errors [N] of the posterior mean."""
     return found.errors[context.against][:, context.methods.index(MEAN), 0]
 
