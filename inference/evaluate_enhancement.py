@@ -211,10 +211,10 @@ def measure(scans: DrawnScans, rivals: Rivals, context: EnhancementContext) -> S
     """All that is measured, one scan in memory at a time."""
     N, M, L, K = len(scans), len(context.methods), len(context.levels), scans.draws
     regions = () if context.uncalibrated else ("inside", "outside") if "phantom" in scans.references else ("all",)
-    found = ScanScores({name: np.full((N, M, len(ERRORS)), np.nan) for name in scans.references}, np.full((N, M), np.nan),
-                  np.zeros((N, L)), np.zeros((N, L)), np.zeros((N, M, L)),
-                  {name: np.zeros((N, K + 1)) for name in regions}, {name: np.full(N, np.nan) for name in regions},
-                  np.zeros((BINS, 3)))
+    found = ScanScores(
+        {name: np.full((N, M, len(ERRORS)), np.nan) for name in scans.references}, np.full((N, M), np.nan),
+        *np.zeros((3, N, L)), np.zeros((N, M, L)), {name: np.zeros((N, K + 1)) for name in regions},
+        {name: np.full(N, np.nan) for name in regions}, np.zeros((BINS, 3)))
     rng = np.random.default_rng(context.seed)
     top = float(max(abs(context.layout.hi), 1e-12))
     for index in progress(range(N), desc="measure", unit="scan"):
@@ -251,6 +251,7 @@ def measure_levels(found: ScanScores, index: int, images: dict[str, np.ndarray],
                    context: EnhancementContext) -> None:
     """Noise in uniform regions, and what is recovered of every level."""
     regions = uniform_regions(phantom)
+    found.uniform[index] = recovered(regions > 0, phantom, context.levels).image
     for place, method in enumerate(context.methods):
         found.noise[index, place] = noise(images[method], regions)
         sums = recovered(images[method], phantom, context.levels)

@@ -42,14 +42,16 @@ ERRORS = {"relative_l2": ErrorWords("relative L2 error", "", 3), "rmse": ErrorWo
 class ScanScores(NamedTuple):
     """What was measured of N scans, NaN where there is nothing to measure.
 
-    errors: by what images are held against [N,methods,ERRORS]; noise [N,methods]; count and truth [N,L] and image
-    [N,methods,L]: sums over pixels of each level; histograms: ranks of the high dose by region [N,K+1]; crps: by region
-    [N]; spread: of bins of the draws' standard deviation pixels, sums of variance and of squared error [B,3].
+    errors: by what images are held against [N,methods,ERRORS]; noise [N,methods]; count, uniform and truth [N,L] and
+    image [N,methods,L]: sums over pixels of each level, of `uniform` those in uniform regions; histograms:
+    ranks of the high dose by region [N,K+1]; crps: by region [N]; spread: of bins of the draws' standard deviation how
+    many pixels, sums of variance and of squared error [B,3].
     """
 
     errors: dict[str, np.ndarray]
     noise: np.ndarray
     count: np.ndarray
+    uniform: np.ndarray
     truth: np.ndarray
     image: np.ndarray
     histograms: dict[str, np.ndarray]
@@ -112,8 +114,13 @@ def head(report: dict, facts: list[tuple[str, str]]) -> str:
     samples, notes = report["samples"], "".join(f"<p class=missing>{escape(line)}</p>" for line in report["notes"])
     number = (str(samples["scans"]), f"scans of {samples['slices']} slices, {samples['draws']} draws of each")
     return (f"<h1>PET dose enhancement</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "
-            f"Activities in {escape(one_line(samples['unit']) or 'no unit')}.</p>\n"
+            f"Activities in {escape(unit_words(samples['unit']))}.</p>\n"
             f"{html_facts([*facts, number])}{notes}")
+
+
+def unit_words(unit: str) -> str:
+    """A unit of activities for people."""
+    return "units of the phantoms" if unit in ("", "activity") else one_line(unit)
 
 
 def origin(report: dict) -> list[list[str]]:

@@ -13,7 +13,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
-from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement, find_again, stopped
+from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement, find_again, levels_of, stopped
 from edm3d.inference.pet_scans import DrawnScans
 from edm3d.metrics.pet import post_filter, relative_l2
 from edm3d.physics.dose import DoseSimulation
@@ -173,6 +173,14 @@ def test_stacks_of_few_draws(tmp_path):
                                                                   "(sampling.samples_per_condition=32)"}
     assert found["methods"]["early"]["available"] and found["rivals"]["filtered"]["unit"] == "pixels"
     assert [row["activity"] for row in found["levels"]["rows"]] == [1, 2, 4, 5, 10]
+
+
+def test_phantoms_of_many_activities_have_ranges(tmp_path):
+    activity = np.repeat(phantoms(2), 2, axis=0) * np.linspace(0.5, 1, SIZE)
+    path = write(tmp_path / "s.h5", 2, 2, phantom=activity)
+    levels = levels_of(DrawnScans([path]))
+    assert levels.lower == pytest.approx(np.arange(8) * activity.max() / 8, rel=1e-6)
+    assert (levels.number(activity) >= 0).sum() == (activity > 0).sum()
 
 
 def test_one_scan_has_no_intervals(tmp_path):

@@ -92,3 +92,4 @@ def test_post_filter_has_the_width_of_a_gaussian_in_mm():
     assert (found.sum(1) * offsets ** 2).sum() * 4 == pytest.approx(36, rel=5e-3)
     assert (found.sum(0) * offsets ** 2).sum() * 9 == pytest.approx(36, rel=5e-3)
     assert np.array_equal(post_filter(image, 0, (1, 1)), image)
+    assert post_filter(np.ones((65, 65)), 4.0, (1, 1))[0, 0] == pytest.approx(0.3, abs=0.02)  # half, twice, and a pixel

@@ -31,16 +31,16 @@ class DoseLevels(Section):
         "level": "Pixels of one activity of the phantoms or, where these have more than 16, of a range of them.",
         "bias": "Mean of the image over all pixels of a level, less that of the phantom, over that of the phantom.",
         "contrast recovery": "(I / I_b - 1) / (T / T_b - 1) of mean activities over all pixels of a level, in the "
-                             "image I and the phantom T, with b the level of the most pixels as background: the "
-                             "contrast recovery coefficient of NEMA NU 2. 1: all of the contrast is there. Levels near "
-                             "the background have little contrast, and wide intervals.",
+                             "image I and the phantom T, with b as background the level of the most pixels in uniform "
+                             "regions: the contrast recovery coefficient of NEMA NU 2. 1: all of the contrast is "
+                             "there. Levels near the background have little contrast, and wide intervals.",
     }
 
     def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
         seen = np.flatnonzero(found.count.sum(0))
         if not len(seen):
             return {"levels": missing("the samples hold no phantoms")}
-        background = int(found.count.sum(0).argmax())
+        background = background_of(found)
         values, ends = measured(found, background), None
         if len({*context.groups}) > 1:
             ends = bootstrap(lambda weights: flat(measured(found, background, weights)), context.groups, context.seed)
@@ -87,6 +87,12 @@ def activities(found: ScanScores) -> np.ndarray:
     """The mean activity [L] of every level, NaN for those of no pixel."""
     count = found.count.sum(0)
     return np.divide(found.truth.sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def background_of(found: ScanScores) -> int:
+    """The level with the most pixels in uniform regions, as a background should be, else that of the most pixels."""
+    uniform = found.uniform.sum(0)
+    return int((uniform if uniform.any() else found.count.sum(0)).argmax())
 
 
 def measured(found: ScanScores, background: int, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
