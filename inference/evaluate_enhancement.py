@@ -44,6 +44,7 @@ from edm3d.reporting.section import Walked
 from edm3d.utils import locks
 from edm3d.utils.files import check_folder, plain_hash
 from edm3d.utils.log import progress
+from edm3d.utils.names import one_line
 
 FEWEST_DRAWS = 8  # of which intervals say something
 EXACT = 16  # activities of phantoms up to which each is a level by itself
@@ -172,7 +173,7 @@ def notes_on(scans: DrawnScans, rivals: Rivals, reason: str) -> list[str]:
 def layout_of(scans: DrawnScans) -> Layout:
     """What pictures must know."""
     facts = scans.facts
-    return Layout(("activity",), (), scans.spacing, facts.intensity.lo, facts.intensity.hi, facts.intensity.unit,
+    return Layout(("activity",), (), scans.spacing, facts.intensity.lo, facts.intensity.hi, one_line(facts.intensity.unit),
                   rows_of(scans.files[0].affine))
 
 
@@ -183,7 +184,7 @@ def about_samples(scans: DrawnScans, options: EnhancementOptions) -> dict:
     return {"paths": [str(file.path) for file in files], "hashes": hashes, "hash": plain_hash(sorted(hashes)),
             "scans": len(scans), "slices": len({scan.slice for scan in scans.all}), "draws": scans.draws,
             "snapshot": scans.meta.snapshot, "snapshot_hash": scans.meta.snapshot_hash, "data": facts.source,
-            "unit": facts.intensity.unit, "seed": options.seed}
+            "unit": one_line(facts.intensity.unit), "seed": options.seed}
 
 
 # ---- measuring ----

@@ -16,6 +16,7 @@ from edm3d.utils.trusted import PHYSICS
 
 WIDTHS = np.round(np.arange(0, 3.01, 0.05), 2)  # of a post-filter, standard deviation in pixels of the shortest side
 AT_ONCE = 16  # scans that are simulated at a time
+MOST_ITERATIONS, MOST_LINES = 1000, 64  # that are tried; lines: for each pixel
 SAME = 1e-3  # relative L2 distance up to which a low dose that is simulated again is the same
 
 
@@ -55,6 +56,13 @@ class Again:
     def __init__(self, scans: DrawnScans, simulation: DoseSimulation):
         if "phantom" not in scans.references:
             raise ValueError("the samples hold no phantoms to be simulated of")
+        geometry = simulation.geometry
+        if (size := scans.shape[-2:]) != geometry.image_shape:
+            raise ValueError(f"the samples are {'x'.join(map(str, size))}, and say that their low doses were simulated "
+                             f"of {geometry.size}x{geometry.size}")
+        lines = geometry.matrix_shape[0]
+        if simulation.iterations > MOST_ITERATIONS or lines > MOST_LINES * geometry.size ** 2:
+            raise ValueError(f"the samples say {simulation.iterations} iterations of {lines} lines, which is not tried")
         self.scans, self.simulation = scans, simulation
         self.counts: list[tuple[torch.Tensor, ...]] = []  # of every scan, with what its reconstruction takes
 

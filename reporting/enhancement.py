@@ -18,7 +18,6 @@ from edm3d.reporting.html import html_facts
 from edm3d.reporting.report import Frame
 from edm3d.reporting.section import Context, Section
 from edm3d.reporting.tables import aligned
-from edm3d.utils.names import one_line
 
 LOW, FILTERED, EARLY, MEAN, DRAW, HIGH = METHODS = ("low", "filtered", "early", "mean", "draw", "high")
 RIVALS = (LOW, FILTERED, EARLY)  # made of the low dose without a network
@@ -120,7 +119,7 @@ def head(report: dict, facts: list[tuple[str, str]]) -> str:
 
 def unit_words(unit: str) -> str:
     """A unit of activities for people."""
-    return "units of the phantoms" if unit in ("", "activity") else one_line(unit)
+    return "units of the phantoms" if unit in ("", "activity") else unit
 
 
 def origin(report: dict) -> list[list[str]]:

@@ -13,7 +13,13 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
-from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement, find_again, levels_of, stopped
+from edm3d.inference.evaluate_enhancement import (
+    EnhancementOptions,
+    evaluate_enhancement,
+    find_again,
+    levels_of,
+    stopped,
+)
 from edm3d.inference.pet_scans import DrawnScans
 from edm3d.metrics.pet import post_filter, relative_l2
 from edm3d.physics.dose import DoseSimulation
@@ -205,6 +211,8 @@ def test_what_is_missing_is_said(tmp_path):
     ({"sampling": {"scan": {}}}, "do not say how"),
     ({"sampling": {"scan": {"simulation": {"_target_": "os.system"}}}}, "not on the list"),
     ({"sampling": {"scan": {"simulation": {**NODE, "dose": 2}}}}, "dose"),
+    ({"sampling": {"scan": {"simulation": {**NODE, "size": 10 ** 6}}}}, "simulated of 1000000x1000000"),
+    ({"sampling": {"scan": {"simulation": {**NODE, "iterations": 10 ** 9}}}}, "not tried"),
 ])
 def test_a_simulation_that_is_another_one_gives_no_row(tmp_path, changes, said):
     scans = DrawnScans([write(tmp_path / "s.h5", 2, 2, **changes)])
