@@ -19,7 +19,7 @@ _ARRAYS = {"data": "<f8", "indices": "<i4", "indptr": "<i8", "shape": "<i8"}
 _LONGEST = 300.0  # seconds that another process may take for a matrix
 
 
-class Geometry(Protocol):
+class MatrixGeometry(Protocol):
     """Lines across an image, as physics.projector.ParallelBeam."""
 
     @property
@@ -34,7 +34,7 @@ class Cached(NamedTuple):
     note: str | None = None
 
 
-def cached_matrix(geometry: Geometry, compute: Callable[[], csr_array], folder: str | Path) -> Cached:
+def cached_matrix(geometry: MatrixGeometry, compute: Callable[[], csr_array], folder: str | Path) -> Cached:
     """The system matrix of a geometry, out of its file in the folder where that is whole, else made and written there.
 
     The file is named by the hash of the geometry and says it inside, with a checksum: one that is damaged, half written
@@ -80,7 +80,7 @@ def _turn(path: Path) -> Iterator[None]:
             handle.close()
 
 
-def _write(path: Path, matrix: csr_array, geometry: Geometry) -> None:
+def _write(path: Path, matrix: csr_array, geometry: MatrixGeometry) -> None:
     matrix.sort_indices()
     arrays = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": np.array(matrix.shape)}
     arrays = {name: np.asarray(array, _ARRAYS[name]) for name, array in arrays.items()}
@@ -89,7 +89,7 @@ def _write(path: Path, matrix: csr_array, geometry: Geometry) -> None:
         np.savez(file, geometry=np.array(geometry.key()), content_hash=np.array(arrays_hash(arrays)), **arrays)
 
 
-def _read(path: Path, geometry: Geometry) -> csr_array | None:
+def _read(path: Path, geometry: MatrixGeometry) -> csr_array | None:
     """The matrix of a file; None where there is no file, or not all in it is as it was written for the geometry."""
     try:
         found = read_npz(path)

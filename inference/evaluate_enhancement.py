@@ -172,8 +172,8 @@ def notes_on(scans: DrawnScans, rivals: Rivals, reason: str) -> list[str]:
 
 def layout_of(scans: DrawnScans) -> Layout:
     """What pictures must know."""
-    facts = scans.facts
-    return Layout(("activity",), (), scans.spacing, facts.intensity.lo, facts.intensity.hi, one_line(facts.intensity.unit),
+    intensity = scans.facts.intensity
+    return Layout(("activity",), (), scans.spacing, intensity.lo, intensity.hi, one_line(intensity.unit),
                   rows_of(scans.files[0].affine))
 
 

@@ -82,7 +82,8 @@ class DrawnScans:
         """Pixel size per axis: in mm where files, or of slices the simulation, say it, else 1."""
         affine, dims = self.files[0].affine, len(self.shape)
         simulated = (self.simulation or {}).get("pixel_mm")
-        if dims == 2 and np.array_equal(affine, np.eye(4)) and isinstance(simulated, (int, float)) and 0 < simulated < 1e4:
+        known = isinstance(simulated, (int, float)) and 0 < simulated < 1e4
+        if dims == 2 and known and np.array_equal(affine, np.eye(4)):
             return (float(simulated),) * 2
         return tuple(float(step) for step in spacing_of(affine)[:dims])
 

@@ -1,21 +1,24 @@
 """One scale of activity per scan, told by its low dose alone, so that networks see doses in one unit."""
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from edm3d.utils.checks import check_choice, check_finite, listed
 
-KINDS = ("total", "quantile", "max")
+KINDS = ("peak", "total", "quantile", "max")
 
 
 class ActivityScale:
     """s [N], in units of activity, of low-dose images [N,1,*S]; networks see 2 x / s - 1 of both doses.
 
-    total: factor times the mean of the image, which MLEM keeps to the noise of all counts. quantile: factor times the
-    given quantile of the values above 0. max: factor times the highest value, which is noise; as files of
-    before have it, each image by its own, and so not one scale for a pair. ValueError for images without activity.
+    kind: what is multiplied by `factor`. peak: the highest mean over 3 x 3 pixels of a slice. total: the mean of the
+    image, which MLEM keeps to the noise of all counts, but which knows nothing of how much of the image is empty.
+    quantile: that of the values above 0. max: the highest value, which is the noise of one pixel; for data scaled
+    image by image, where it is asked for low and high dose apart and units are lost (low 1.25 times high in the mean).
+    ValueError for images without activity.
     """
 
-    def __init__(self, kind: str = "total", factor: float = 1.0, quantile: float = 0.99):
+    def __init__(self, kind: str = "peak", factor: float = 1.2, quantile: float = 0.99):
         check_choice("kind", kind, KINDS)
         check_finite("factor", factor, above=0)
         check_finite("quantile", quantile, above=0)
@@ -24,12 +27,14 @@ class ActivityScale:
         self.kind, self.factor, self.quantile = kind, factor, quantile
 
     def __call__(self, low: torch.Tensor) -> torch.Tensor:
-        """The scale of every image; of max, of whatever images are to be scaled."""
+        """The scale of every image."""
         rows = low.flatten(1)
         wrong = ~(rows.isfinite().all(1) & (rows.amax(1) > 0) & (rows.amin(1) >= 0))
         if bool(wrong.any()):
             raise ValueError(f"images {listed(wrong.nonzero().ravel().tolist())} of the batch have no scale: wanted "
                              "finite activities of 0 or more, not all 0")
+        if self.kind == "peak":
+            return self.factor * avg_pool2d(low.flatten(1, -3), 3, stride=1, padding=1).amax((1, 2, 3))
         if self.kind == "total":
             return self.factor * rows.mean(1)
         if self.kind == "max":

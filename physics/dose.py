@@ -9,15 +9,16 @@ from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
+from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count, check_finite, listed
 
 _LEAST_SHARE = 1e-9  # of the decays that must be counted, for the others to be worth an image
 
 
-class Draws(Protocol):
+class RandomCounts(Protocol):
     """What is asked of a source of random numbers, one generator per image: samplers.noise.Noise has it."""
 
-    def for_purpose(self, purpose: str) -> "Draws": ...
+    def for_purpose(self, purpose: str) -> "RandomCounts": ...
     def poisson(self, rate: torch.Tensor) -> torch.Tensor: ...
     def binomial(self, count: torch.Tensor, prob: float) -> torch.Tensor: ...
 
@@ -54,7 +55,8 @@ class DoseSimulation:
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
     MLEM (subsets 1) or OSEM. attenuation: 1/cm, between the outermost active pixels of each row and column. background:
     share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard
-    deviation in bins. `matrix` may be set to system_matrix(geometry) that is there already; else it is made when first needed.
+    deviation in bins. `matrix` may be set to a system_matrix(geometry) that is there already, before the first use,
+    which else makes it.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.
@@ -89,7 +91,8 @@ class DoseSimulation:
             self._projector = Projector(self.geometry, blur=self.blur, matrix=self.matrix)
         return self._projector
 
-    def pair(self, activity: torch.Tensor, noise: Draws) -> DosePair:
+    @one_thread()
+    def pair(self, activity: torch.Tensor, noise: RandomCounts) -> DosePair:
         """Both doses of one event; noise: one generator per image. ValueError for images that cannot be scanned."""
         exposure = self.expose(activity)
         high, low = self._draw(exposure, noise)
@@ -99,12 +102,14 @@ class DoseSimulation:
                                   None if factors is None else torch.cat([factors, factors]))
         return DosePair(*images.chunk(2), high, low, exposure.calibration, factors)
 
-    def low(self, activity: torch.Tensor, noise: Draws) -> torch.Tensor:
+    @one_thread()
+    def low(self, activity: torch.Tensor, noise: RandomCounts) -> torch.Tensor:
         """The low dose alone, the same images as those of `pair` for the same noise."""
         exposure = self.expose(activity)
         counts = self._draw(exposure, noise)[1]
         return self.reconstruct(counts, exposure.calibration * self.dose, exposure.factors)
 
+    @one_thread()
     def expose(self, activity: torch.Tensor) -> Exposure:
         """What the high dose expects of activity images; empty slices of a stack expect nothing."""
         check_activity(activity)
@@ -124,6 +129,7 @@ class DoseSimulation:
         even = slices * (self.background / (1 - self.background) / math.prod(self.geometry.sinogram_shape))
         return Exposure(((lines + even) * scale).to(activity), calibration.to(activity), factors)
 
+    @one_thread()
     def reconstruct(self, counts: torch.Tensor, calibration: torch.Tensor, factors: torch.Tensor | None = None,
                     iterations: int | None = None, callback: Callback | None = None) -> torch.Tensor:
         """Activity images of counts [N,1,(D,)angles,shifts]; calibration [N]: expected counts per unit of activity.
@@ -142,7 +148,7 @@ class DoseSimulation:
                       callback=told)
         return images / per_unit
 
-    def _draw(self, exposure: Exposure, noise: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, exposure: Exposure, noise: RandomCounts) -> tuple[torch.Tensor, torch.Tensor]:
         """Counts of the high dose, and those of them that the low dose keeps."""
         high = noise.for_purpose("dose_high").poisson(exposure.expected)
         return high, noise.for_purpose("dose_low").binomial(high, self.dose)

@@ -3,15 +3,18 @@
 MLEM: Shepp & Vardi 1982; OSEM, by sets of angles in turn: Hudson & Larkin 1994.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 
 from edm3d.physics.projector import Projector, batch_of, columns_of
+from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count
 
 Callback = Callable[[int, torch.Tensor], None]
 _SEEN = 1e-6  # sensitivity of a pixel, relative to the highest, below which it counts as seen by no line
+_CACHED = 32  # slices of 64 x 64 pixels and their lines
 _FLOOR = 1e-14  # expected counts of a line, relative to the most that any has, below which it is not divided by them
 
 
@@ -27,6 +30,7 @@ def mlem(projector: Projector, counts: torch.Tensor, iterations: int, background
     return osem(projector, counts, iterations, 1, background, start, callback)
 
 
+@one_thread()
 @torch.no_grad()
 def osem(projector: Projector, counts: torch.Tensor, iterations: int, subsets: int = 1,
          background: torch.Tensor | None = None, start: torch.Tensor | None = None,
@@ -35,8 +39,30 @@ def osem(projector: Projector, counts: torch.Tensor, iterations: int, subsets: i
     check_count(1, {"iterations": iterations})
     projector.check_sinograms(counts)
     check_counts(counts)
+    background, start = _expanded(background, counts), _checked(start, projector, counts)
+    together = _together(counts, callback)
+    images = []
+    for first in range(0, len(counts), together):
+        some = slice(first, first + together)
+        given = [None if x is None else x[some] for x in (background, start)]
+        images.append(_run(projector.of_images(some, counts), counts[some], iterations, subsets, *given, callback))
+    return torch.cat(images)
+
+
+def _together(counts: torch.Tensor, callback: Callback | None) -> int:
+    """Images of a batch that are updated at once: on a CPU as many as stay in its cache, where nobody watches all."""
+    if callback or counts.device.type != "cpu":
+        return len(counts)
+    return max(1, _CACHED // math.prod(counts.shape[1:-2]))
+
+
+def _run(projector: Projector, counts: torch.Tensor, iterations: int, subsets: int,
+         background: torch.Tensor | None, start: torch.Tensor | None, callback: Callback | None) -> torch.Tensor:
+    """All updates of some images."""
     leading, image_shape = counts.shape[:-2], (*counts.shape[:-2], *projector.geometry.image_shape)
-    steps, x = _steps(projector, counts, subsets, background), _begin(projector, counts, start)
+    steps = [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :])
+             for angles, part in projector.subsets(subsets)]
+    x = _begin(projector, counts, start)
     for iteration in range(1, iterations + 1):
         for step in steps:
             x = step(x, leading)
@@ -66,22 +92,27 @@ class _Step:
         return x * (factor if self.unseen is None else factor.add_(self.unseen))
 
 
-def _steps(projector: Projector, counts: torch.Tensor, subsets: int, background: torch.Tensor | None) -> list[_Step]:
-    if background is not None:
-        background = _expanded(torch.as_tensor(background, dtype=counts.dtype, device=counts.device), counts)
-    parts = projector.subsets(subsets)
-    return [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :])
-            for angles, part in parts]
-
-
-def _expanded(background: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def _expanded(background: torch.Tensor | None, counts: torch.Tensor) -> torch.Tensor | None:
+    """A background of the shape of counts; ValueError where it cannot be, or is below 0."""
+    if background is None:
+        return None
     try:
-        background = background.expand_as(counts)
+        background = background.to(counts).expand_as(counts)
     except RuntimeError as error:
         raise ValueError(f"background: {list(background.shape)} for counts {list(counts.shape)}; wanted what "
                          "broadcasts to them") from error
     check_counts(background, "background")
     return background
+
+
+def _checked(start: torch.Tensor | None, projector: Projector, counts: torch.Tensor) -> torch.Tensor | None:
+    """Images to begin with, of the type of counts; ValueError for another shape and values below 0."""
+    if start is None:
+        return None
+    shape = (*counts.shape[:-2], *projector.geometry.image_shape)
+    if tuple(start.shape) != shape or not bool((start >= 0).all() and start.isfinite().all()):
+        raise ValueError(f"start: images {list(start.shape)}, wanted {list(shape)} of finite numbers of 0 or more")
+    return start.to(counts)
 
 
 def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,10 +129,7 @@ def _begin(projector: Projector, counts: torch.Tensor, start: torch.Tensor | Non
     seen, sensitivity = _seen(projector, counts)
     if start is None:
         return seen * torch.where(seen, columns_of(counts).amax(0) / sensitivity.amax(0), 0.0)
-    shape = (*counts.shape[:-2], *projector.geometry.image_shape)
-    if tuple(start.shape) != shape or not bool((start >= 0).all() and start.isfinite().all()):
-        raise ValueError(f"start: images {list(start.shape)}, wanted {list(shape)} of finite numbers of 0 or more")
-    return columns_of(start.to(counts)) * seen
+    return columns_of(start) * seen
 
 
 def check_counts(counts: torch.Tensor, what: str = "counts") -> None:

@@ -43,7 +43,7 @@ class PetPhantom(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """An ellipsoid in the head's frame: centre and semi-axes [3] (across, front to back, z), turn (rad) in the plane."""
+    """An ellipsoid in the head's frame: centre and semi-axes [3] (across, front to back, z), turn in the plane."""
 
     region: int
     centre: np.ndarray
@@ -51,7 +51,7 @@ class Blob(NamedTuple):
     turn: float
 
 
-class Head(NamedTuple):
+class HeadShape(NamedTuple):
     """A head: semi-axes [2], centre [2] and turn in the image; radii of its shells in its own frame, from outside.
 
     waves: (amplitude, periods, phase) of the border of the innermost shell. Blobs lie within the radius `inner`.
@@ -76,7 +76,7 @@ def pet_phantom(index: int, *, seed: int = 0, size: int = 64, kind: str = "brain
 
 
 def pet_stack(index: int, *, seed: int = 0, size: int = 64, depth: int = 32, kind: str = "brain") -> PetPhantom:
-    """Head number `index` of a seed in `depth` slices along axis 0, at even heights between -1 and 1."""
+    """HeadShape number `index` of a seed in `depth` slices along axis 0, at even heights between -1 and 1."""
     shapes, activities = _generators(index, seed, kind)
     check_count(1, {"size": size, "depth": depth})
     head = _HEADS[kind](shapes, np.array([0.0, 0.5]))
@@ -99,7 +99,7 @@ def _outline(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
     return axes, rng.uniform(-0.05, 0.05, 2), math.radians(rng.uniform(-15, 15))
 
 
-def _brain(rng: np.random.Generator, about: np.ndarray) -> Head:
+def _brain(rng: np.random.Generator, about: np.ndarray) -> HeadShape:
     """about: height of the middle of the lesions, and how far from it they lie at most."""
     outline, rims = _outline(rng), rng.uniform([0.04, 0.05, 0.02], [0.07, 0.08, 0.05])
     inner = 1 - rims.sum()
@@ -119,10 +119,10 @@ def _brain(rng: np.random.Generator, about: np.ndarray) -> Head:
         distance *= math.sqrt(1 - height**2)
         centre = np.array([distance * math.cos(angle), distance * math.sin(angle), height])
         blobs.append(Blob(int(rng.choice([_HOT, _COLD])), centre, np.full(3, rng.uniform(0.05, 0.12)), 0.0))
-    return Head(*outline, shells, waves, tuple(blobs), inner)
+    return HeadShape(*outline, shells, waves, tuple(blobs), inner)
 
 
-def _ellipses(rng: np.random.Generator, about: np.ndarray) -> Head:
+def _ellipses(rng: np.random.Generator, about: np.ndarray) -> HeadShape:
     """The same of ellipses; about: height of their middle, and how far from it they lie at most."""
     outline, blobs = _outline(rng), []
     for number in range(rng.integers(4, 10)):
@@ -130,13 +130,13 @@ def _ellipses(rng: np.random.Generator, about: np.ndarray) -> Head:
         height = about[0] + about[1] * rng.uniform(-1, 1)
         centre = np.array([distance * math.cos(angle), distance * math.sin(angle), height])
         blobs.append(Blob(2 + number, centre, rng.uniform(0.08, 0.4, 3), rng.uniform(0, math.pi)))
-    return Head(*outline, np.ones(1), (), tuple(blobs), 0.95)
+    return HeadShape(*outline, np.ones(1), (), tuple(blobs), 0.95)
 
 
 _HEADS = {"brain": _brain, "ellipses": _ellipses}
 
 
-def _activities(head: Head, kind: str, rng: np.random.Generator) -> np.ndarray:
+def _activities(head: HeadShape, kind: str, rng: np.random.Generator) -> np.ndarray:
     """Activity of every region by number; of lesions one for all that are hot, and one for all that are cold."""
     if kind == "ellipses":
         values = rng.uniform(0.5, MOST, 2 + len(head.blobs))
@@ -152,7 +152,7 @@ def _activities(head: Head, kind: str, rng: np.random.Generator) -> np.ndarray:
     return values.clip(0, MOST)
 
 
-def _cut(head: Head, activities: np.ndarray, height: float, size: int) -> PetPhantom:
+def _cut(head: HeadShape, activities: np.ndarray, height: float, size: int) -> PetPhantom:
     """The slice at a height."""
     middles = (np.arange(size) + 0.5) * 2 / size - 1
     x, y = _turned(middles[None] - head.centre[0], -middles[:, None] - head.centre[1], head.turn)

@@ -142,6 +142,7 @@ class Projector:
         self.lines = SparseMap(csr_array(matrix @ diags_array(weights)))
         self.lengths = torch.from_numpy(sums if normalised else np.ones_like(sums))  # per what is in `lines`
         self.blur = SparseMap(_blur_of_lines(geometry, blur)) if blur > 0 else None
+        self._maps: dict[int, list] = {}  # of sets of angles, by how many there are
         self.factors = None
         if attenuation is not None:
             self.factors = self.attenuation_factors(torch.as_tensor(attenuation))
@@ -190,6 +191,12 @@ class Projector:
         other.factors = factors
         return other
 
+    def of_images(self, images: slice, batch: torch.Tensor) -> "Projector":
+        """The same for some images of a batch of sinograms, of which each may have attenuation factors of its own."""
+        if self.factors is None or self.factors.ndim < batch.ndim or len(self.factors) != len(batch):
+            return self
+        return self.with_factors(self.factors[images])
+
     def subsets(self, count: int) -> list[tuple[slice, "Projector"]]:
         """Every count-th angle and its projector, first those far apart; ValueError for more than there are."""
         if not is_whole(count) or not 1 <= count <= self.geometry.angles:
@@ -198,14 +205,20 @@ class Projector:
             return [(slice(None), self)]
         digits = (count - 1).bit_length()
         order = sorted(range(count), key=lambda first: f"{first:0{digits}b}"[::-1])  # bits reversed
-        return [(angles := slice(first, None, count), self._of_angles(angles)) for first in order]
+        if count not in self._maps:
+            self._maps[count] = [self._maps_of(slice(first, None, count)) for first in order]
+        return [(angles := slice(first, None, count), self._of_angles(angles, *maps))
+                for first, maps in zip(order, self._maps[count], strict=True)]
 
-    def _of_angles(self, angles: slice) -> "Projector":
+    def _maps_of(self, angles: slice) -> tuple["SparseMap", "SparseMap | None"]:
+        rows = np.arange(self.geometry.matrix_shape[0]).reshape(self.sinogram_shape)[angles].ravel()
+        blur = None if self.blur is None else SparseMap(self.blur.matrix[rows][:, rows])
+        return SparseMap(self.lines.matrix[rows]), blur
+
+    def _of_angles(self, angles: slice, lines: "SparseMap", blur: "SparseMap | None") -> "Projector":
         other = copy.copy(self)
-        rows = np.arange(self.geometry.matrix_shape[0]).reshape(self.sinogram_shape)[angles]
-        other.lines, other.sinogram_shape = SparseMap(self.lines.matrix[rows.ravel()]), rows.shape
-        if self.blur is not None:
-            other.blur = SparseMap(self.blur.matrix[rows.ravel()][:, rows.ravel()])
+        other.lines, other.blur, other._maps = lines, blur, {}
+        other.sinogram_shape = len(range(self.geometry.angles)[angles]), self.geometry.shifts
         other.factors = None if self.factors is None else self.factors[..., angles, :]
         return other
 
@@ -245,12 +258,17 @@ class SparseMap:
     def __init__(self, matrix: csr_array):
         self.matrix, self._stored = csr_array(matrix), {}
 
+    def __getstate__(self) -> dict:
+        """Without what torch keeps of it, which cannot be copied or sent to other processes."""
+        return {"matrix": self.matrix, "_stored": {}}
+
     def __call__(self, columns: torch.Tensor, adjoint: bool = False) -> torch.Tensor:
         """The product with columns, or that of the transpose."""
-        pair = self._pair(columns.dtype, columns.device)
+        pair = self.pair(columns.dtype, columns.device)
         return _Product.apply(columns, *(pair[::-1] if adjoint else pair))
 
-    def _pair(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def pair(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix and transpose as torch has them, made once."""
         if (dtype, device) not in self._stored:
             pair = (self.matrix, csr_array(self.matrix.T))
             self._stored[dtype, device] = tuple(_torch_csr(matrix).to(dtype).to(device) for matrix in pair)

@@ -1,6 +1,8 @@
 """The projector against chords of discs, lengths that are known by hand, and geometries at their edges."""
 
+import copy
 import math
+import pickle
 import time
 
 import numpy as np
@@ -21,7 +23,8 @@ def disc(size, radius, centre):
 
 
 @pytest.mark.parametrize(("geometry", "centre"), [
-    (ParallelBeam(64), (0, 0)), (ParallelBeam(64, angles=128, shifts=64), (0.4, 0.1)), (ParallelBeam(64), (-7.3, 11.9)), (ParallelBeam(64, angles=45, shifts=91), (9, 4)),
+    (ParallelBeam(64), (0, 0)), (ParallelBeam(64, angles=128, shifts=64), (0.4, 0.1)),
+    (ParallelBeam(64), (-7.3, 11.9)), (ParallelBeam(64, angles=45, shifts=91), (9, 4)),
 ])
 def test_sinogram_of_a_disc_is_its_chords(geometry, centre):
     radius = 17.5
@@ -163,6 +166,13 @@ def test_sets_of_angles_make_up_the_whole():
     for angles, part in parts:
         assert torch.equal(part.A(x), lines[..., angles, :])
     assert [angles.start for angles, _ in projector.subsets(8)] == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+def test_projector_in_use_can_be_copied_and_sent():
+    projector, x = Projector(BEAM, blur=0.5), torch.rand(1, 1, 16, 16)
+    lines = projector.A(x)
+    for other in (copy.deepcopy(projector), pickle.loads(pickle.dumps(projector))):
+        assert torch.equal(other.A(x), lines)
 
 
 def test_key_is_that_of_the_lines():
