@@ -119,7 +119,8 @@ class DoseMethods(Section):
         for against in report["reduction"]:
             head, *rows = table(report, against)
             body += f"<h2>Errors to {escape(AGAINST[against])}</h2>{html_table(head, rows, main=1)}"
-        absent = [f"{TITLES[name]}: {row['reason']}" for name, row in report["methods"].items() if not row["available"]]
+        absent = [f"{TITLES[name]}: {row['reason']}" for name, row in report["methods"].items()
+                  if not row["available"] and not any(row["reason"] in note for note in report["notes"])]
         body += "".join(f"<p class=missing>{escape(line)}</p>" for line in absent)
         body += gains_table(report)
         charts = html_grid([f"tried_{name}" for name in (FILTERED, EARLY)], figures)
