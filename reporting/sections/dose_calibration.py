@@ -44,8 +44,8 @@ class DoseCalibration(Section):
                 "the lower, the better; of a single image it would be the mean absolute error.",
         "spread": "Root mean squared error of the posterior mean to the high dose over that which the draws' standard "
                   "deviation s lets expect, s sqrt(1 + 1/K) (Fortin et al. 2014): 1 is right, more is overconfident. "
-                  "By groups of pixels the error varies less than expected where draws are few, as their spread is then "
-                  "uncertain itself.",
+                  "By groups of pixels the error varies less than expected where draws are few, as their spread is "
+                  "then uncertain itself.",
     }
 
     def compute(self, found: ScanScores, context: EnhancementContext) -> dict[str, Any]:
