@@ -125,5 +125,27 @@ def downstream(runs: tuple[str, ...], real: Path, dest: Path, debug: bool, **opt
     run_main(test, debug)
 
 
+@main.command("enhancement", cls=WordsScript)
+@click.option("--samples", required=True, type=Words(str), multiple=True, help="Samples of PET scans of phantoms (.h5 "
+              "or .npz), several draws of each (sampling.samples_per_condition).")
+@click.option("--dest", required=True, type=PATH, help="Folder of the report.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the resampling, and ties.")
+@click.option("--trust", is_flag=True, help="Let the samples build simulations that are not on the list of known ones.")
+@click.option("--overwrite", is_flag=True, help="Replace a report of other samples in --dest.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def enhancement(samples: tuple[tuple[str, ...], ...], dest: Path, debug: bool, **options: object) -> None:
+    """Hold drawn high doses of PET scans against phantoms and high-dose images, beside what needs no network.
+
+    Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest.
+    """
+    from edm3d.utils.log import run_main
+
+    def hold() -> None:
+        from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement
+        evaluate_enhancement([Path(name) for names in samples for name in names], dest, EnhancementOptions(**options))
+
+    run_main(hold, debug)
+
+
 if __name__ == "__main__":
     main()

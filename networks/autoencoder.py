@@ -74,7 +74,7 @@ class AttentionBlock(nn.Module):
         return x + self.proj(attention(self.qkv(self.norm(x)), heads=1))
 
 
-class Downsample(nn.Module):
+class DownsampleConv(nn.Module):
     """A convolution by a stride, of what has zeros to keep the size, an odd one on the far side.
 
     pad: that one, for each axis; the others are the convolution's.
@@ -172,7 +172,7 @@ class Trunk(NamedTuple):
         """From a level to the next."""
         wide, kernel, stride = self.channels[i], self.kernels[i], self.strides[i]
         if self.layout != "compact":
-            return Downsample(self.dims, wide, kernel, stride)
+            return DownsampleConv(self.dims, wide, kernel, stride)
         return CONVS[self.dims](wide, self.channels[i + 1], kernel, stride, tuple(k // 2 for k in kernel))
 
     def last_norm(self, channels: int) -> list[nn.Module]:

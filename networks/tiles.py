@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from edm3d.networks.autoencoder import Downsample, ResBlock, Upsample
+from edm3d.networks.autoencoder import DownsampleConv, ResBlock, Upsample
 from edm3d.networks.layers import CONVS, convolve, up
 from edm3d.utils.checks import check_choice
 
@@ -111,7 +111,7 @@ class InSlabs(nn.Module):
                 rows = rows.of(res_block(layer, rows, self.voxels))
             elif isinstance(layer, Upsample):
                 rows = upsample(layer, rows, self.voxels)
-            elif isinstance(layer, Downsample):
+            elif isinstance(layer, DownsampleConv):
                 rows = rows.of(written(Convolved(rows, layer.conv, layer.pad), self.voxels))
             else:  # attention, which lies where volumes are small
                 rows = rows.of(layer(rows.take(0, rows.size[0])))

@@ -76,7 +76,7 @@ def pet_phantom(index: int, *, seed: int = 0, size: int = 64, kind: str = "brain
 
 
 def pet_stack(index: int, *, seed: int = 0, size: int = 64, depth: int = 32, kind: str = "brain") -> PetPhantom:
-    """HeadShape number `index` of a seed in `depth` slices along axis 0, at even heights between -1 and 1."""
+    """Head number `index` of a seed in `depth` slices along axis 0, at even heights between -1 and 1."""
     shapes, activities = _generators(index, seed, kind)
     check_count(1, {"size": size, "depth": depth})
     head = _HEADS[kind](shapes, np.array([0.0, 0.5]))

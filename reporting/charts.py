@@ -37,7 +37,7 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
     axes.set(xlim=(0, 1), ylim=(len(metrics) - 0.45, -0.55), yticks=range(len(metrics)),
              yticklabels=[shown_word(titles[name]) for name in metrics])
     axes.grid(axis="y", visible=False)
-    _legend(figure, columns=2)
+    legend(figure, columns=2)
     return figure
 
 
@@ -52,7 +52,7 @@ def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: s
         axes.step(ordered, np.arange(1, len(ordered) + 1) / len(sample), where="post", color=COLOURS[key],
                   ls=STYLES[key], lw=1.8, label=f"{NAMES[key]} (n = {len(sample)})")
     axes.set_ylim(0, 1.02)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -65,7 +65,7 @@ def histogram_chart(row: dict, title: str, unit: str) -> Figure:
                         label=NAMES[key])
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -79,7 +79,7 @@ def spectrum_chart(row: dict) -> Figure:
                       label=NAMES[key])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -91,7 +91,7 @@ def bands_chart(row: dict, edges: Sequence[float]) -> Figure:
             levels = np.array(row[key], dtype=np.float64)
             axes.stairs(levels, edges, baseline=None, color=COLOURS[key], ls=STYLES[key], lw=1.8, label=NAMES[key])
     axes.axvline(edges[-2], color=GRID, lw=1.2, zorder=0)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -104,7 +104,7 @@ def neighbours_chart(curves: dict[str, list[list[float | None]]]) -> Figure:
             axes.plot(np.arange(len(values)), values, color=COLOURS[key], ls=STYLES[key], lw=1.2, ms=4,
                       marker="os^"[axis], label=f"{NAMES[key]}, axis {axis}")
     axes.axhline(np.exp(-1), color=GRID, lw=1.2, zorder=0)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -117,7 +117,7 @@ def pairs_chart(values: dict[str, np.ndarray]) -> Figure:
         shares = np.histogram(sample, bins=edges)[0] / len(sample)
         axes.stairs(shares, edges, fill=key == "real", alpha=0.35 if key == "real" else 1, color=COLOURS[key], lw=1.8,
                     label=f"{NAMES[key]} (n = {len(sample)})")
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -127,7 +127,7 @@ def chart(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, _styled(figure.subplots(), shown_word(xlabel), shown_word(ylabel))
 
 
-def _legend(figure: Figure, columns: int = 3) -> None:
+def legend(figure: Figure, columns: int = 3) -> None:
     """What the colours are, below the axes, where it hides no curve."""
     figure.legend(loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False, columnspacing=1.2)
 
@@ -199,5 +199,5 @@ def roc_chart(curves: dict[str, list[np.ndarray]], colours: Sequence[str], title
             axes.plot(*curve, color=colour, lw=1.4, label=shown_word(name, 44) if i == 0 else None)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     figure.set_size_inches(SIZE[0], SIZE[0] + 0.2 * len(curves))
-    _legend(figure, columns=1)
+    legend(figure, columns=1)
     return figure

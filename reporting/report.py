@@ -3,7 +3,7 @@
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai}
 and definitions.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
-reporting.downstream) and by each section (reporting.sections).
+reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
 """
 
 import csv
@@ -108,11 +108,12 @@ class Head:
     date: str
     command: str
     definitions: dict[str, str]
-    real: dict[str, Any]
+    real: dict[str, Any] | None = None
     generated: dict[str, Any] | None = None
     autoencoder: dict[str, Any] | None = None
     refiner: dict[str, Any] | None = None
     downstream: dict[str, Any] | None = None
+    samples: dict[str, Any] | None = None
 
 
 def add(whole: dict, part: dict) -> None:

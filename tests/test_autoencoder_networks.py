@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from edm3d.networks.autoencoder import AttentionBlock, AutoencoderKL, BareNorm, Downsample, Upsample
+from edm3d.networks.autoencoder import AttentionBlock, AutoencoderKL, BareNorm, DownsampleConv, Upsample
 from edm3d.networks.gamma import AutoencoderGamma
 from edm3d.networks.layers import CONVS
 from edm3d.networks.posteriors import posterior_class
@@ -131,16 +131,16 @@ def test_the_compact_layout_keeps_the_names_of_weights_in_older_snapshots():
 
 
 def test_downsampling_pads_the_far_side_and_keeps_an_axis_of_stride_1():
-    down = Downsample(2, 1, (3, 3), (1, 2))
+    down = DownsampleConv(2, 1, (3, 3), (1, 2))
     assert down.pad == (0, 1)
     with torch.no_grad():
         down.conv.weight.fill_(1)
         down.conv.bias.zero_()
     x = torch.arange(8.0).reshape(1, 1, 2, 4)  # rows 0 1 2 3 and 4 5 6 7; columns 0 to 2, then 2 to 3 and a zero
     assert down(x).tolist() == [[[[18, 18], [18, 18]]]]  # 0+1+2+4+5+6 and 2+3+6+7
-    assert Downsample(1, 1, (5,), (2,))(torch.zeros(1, 1, 8)).shape == (1, 1, 4)
-    assert Downsample(1, 1, (1,), (2,))(torch.zeros(1, 1, 8)).shape == (1, 1, 4)
-    assert Downsample(1, 1, (3,), (4,))(torch.zeros(1, 1, 8)).shape == (1, 1, 2)
+    assert DownsampleConv(1, 1, (5,), (2,))(torch.zeros(1, 1, 8)).shape == (1, 1, 4)
+    assert DownsampleConv(1, 1, (1,), (2,))(torch.zeros(1, 1, 8)).shape == (1, 1, 4)
+    assert DownsampleConv(1, 1, (3,), (4,))(torch.zeros(1, 1, 8)).shape == (1, 1, 2)
 
 
 def test_upsampling_may_repeat_before_it_convolves():

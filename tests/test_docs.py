@@ -77,7 +77,8 @@ def test_data_commands_have_the_options_they_are_given(words):
 @pytest.mark.parametrize("words", of_all_pages("evaluate.py"))
 def test_evaluation_commands_have_the_options_they_are_given(words):
     if command := evaluate.main.commands.get(words[0]):
-        assert command.make_context(words[0], words[1:], parent=click.Context(evaluate.main)).params["runs"]
+        params = command.make_context(words[0], words[1:], parent=click.Context(evaluate.main)).params
+        assert params[{"downstream": "runs", "enhancement": "samples"}[words[0]]]
         return
     given = evaluate.main.make_context("evaluate", words).params
     assert given["real"] and given["dest"] and (given["generated"] is None) != (given["autoencoder"] is None)

@@ -104,6 +104,15 @@ def test_osem_is_as_likely_in_fewer_iterations():
     assert torch.equal(osem(PROJECTOR, counts, 3, 1), mlem(PROJECTOR, counts, 3))
 
 
+def test_pixels_that_a_set_of_angles_does_not_see_stay():
+    projector = Projector(ParallelBeam(16, angles=2, shifts=2, bin_pixels=1.0))  # two columns, then two rows
+    counts = torch.full((1, 1, 2, 2), 100.0)
+    x = osem(projector, counts, 3, 2)[0, 0]
+    assert (x[0, 7:9] > 0).all()  # of the columns alone
+    assert (x[7:9, 0] > 0).all()  # of the rows alone
+    assert x[0, 0] == 0
+
+
 def test_an_image_hangs_on_no_other_of_the_batch():
     counts = counts_of(1e4)
     assert torch.equal(mlem(PROJECTOR, counts, 20)[1:2], mlem(PROJECTOR, counts[1:2], 20))

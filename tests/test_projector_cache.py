@@ -92,6 +92,12 @@ def rows_beyond(path):
     rewrite(path, indptr=np.load(path)["indptr"] * 2)
 
 
+def rows_backwards(path):
+    indptr = np.load(path)["indptr"]
+    indptr[3] = indptr[-2]
+    rewrite(path, indptr=indptr)
+
+
 def not_finite(path):
     rewrite(path, data=np.load(path)["data"] * np.nan)
 
@@ -101,7 +107,7 @@ def other_shape(path):
 
 
 @pytest.mark.parametrize("harm", [half, one_byte, stale_checksum, text, without_data, of_another, index_beyond,
-                                  rows_beyond, not_finite, other_shape])
+                                  rows_beyond, rows_backwards, not_finite, other_shape])
 def test_damaged_file_is_made_anew(tmp_path, harm):
     cached(tmp_path)
     harm(the_file(tmp_path))

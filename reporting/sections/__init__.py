@@ -2,6 +2,10 @@
 
 from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
+from edm3d.reporting.sections.dose_calibration import DoseCalibration
+from edm3d.reporting.sections.dose_levels import DoseLevels
+from edm3d.reporting.sections.dose_methods import DoseMethods
+from edm3d.reporting.sections.dose_pictures import DosePictures
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
 from edm3d.reporting.sections.heart import HeartWall
@@ -51,4 +55,11 @@ OF_IMAGES = (
     TrainedOn(),
     ImageClasses(),
     TestedPictures(),
+)
+# Sections of the report of drawn high doses of PET scans.
+ENHANCEMENT = (
+    DoseMethods(),
+    DosePictures(),
+    DoseCalibration(),
+    DoseLevels(),
 )
