@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BASE_PYTHON := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help venv demo semantic-demo test test-slow attack lint clean
+.PHONY: help venv demo semantic-demo pet-demo test test-slow attack lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,15 @@ semantic-demo: $(STAMP)  ## volumes drawn to label maps, and what they are worth
 	$(SEGMENTER) training.options.desc=both training.dataset.path=[data/echo.h5,results/semantic_demo/samples.h5] training.dataset.num=230
 	python evaluate.py downstream --real data/echo.h5 --runs echo3d_segmentation-real echo3d_segmentation-drawn echo3d_segmentation-both --dest results/semantic_demo
 	@echo "Done: volumes drawn to maps in results/semantic_demo/samples.h5, picture samples.png, report report.html beside it"
+
+PET := pet_phantoms-demo
+
+pet-demo: $(STAMP)  ## PET scans simulated at two doses, the high one drawn from the low one (docs/pet.md)
+	python dataset_tool.py pet-phantom --dest data/pet_phantoms.npz
+	torchrun --standalone --nproc_per_node=1 train.py -cn=pet_phantoms training.options.desc=demo training.options.total_kimg=4 training.options.resume=latest
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=pet_phantoms sampling.network=$(PET) sampling.seeds=0-23 sampling.samples_per_condition=16 sampling.outdir=results/pet_demo
+	python evaluate.py enhancement --samples results/pet_demo/samples.h5 --dest results/pet_demo
+	@echo "Done: draws in results/pet_demo/samples.h5, mean and deviation in enhanced.npz, picture samples.png, report report.html beside it"
 
 lint: $(STAMP)  ## ruff
 	ruff check .
