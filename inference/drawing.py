@@ -15,6 +15,7 @@ from edm3d.formats.sample_meta import SampleMeta, SampleStage
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
+from edm3d.inference.measurements import Measurements, open_measurements
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
@@ -39,7 +40,7 @@ class Drawer(NamedTuple):
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
     against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: the noise
     level at which the sampler starts from the regression mean, None where it starts from noise alone. label_coding: how
-    label maps stand in voxels.
+    label maps stand in voxels. measured: of what posterior samples are drawn.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -56,6 +57,7 @@ class Drawer(NamedTuple):
     start: float | None = None
     refiner: Refiner | None = None
     label_coding: LabelCoding | None = None
+    measured: Measurements | None = None
 
     def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
                ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -101,13 +103,24 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
             raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     refiner = add_refiner(snapshot, first_stage, options, conditions, run_root) if options.refiner else None
     sampler = build({**options.sampler, "_partial_": True})
-    denoiser = partial(around, net, guided)
+    measured = open_measurements(options.posterior, snapshot, whole_stage(snapshot, options, first_stage, device),
+                                 conditions, device)
+    denoiser = partial(around, net, guided, measured)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
-                  snapshot.label_coding)
+                  snapshot.label_coding, measured)
+
+
+def whole_stage(snapshot: Snapshot, options: Sampling, stage: FirstStage | None, device: torch.device
+                ) -> FirstStage | None:
+    """The first stage that measurements are seen through: as it decodes, but in one piece, as gradients go through it.
+    """
+    if snapshot.first_stage is None or not options.posterior or (stage is not None and stage.whole):
+        return stage
+    return snapshot.open_first_stage(options.trust, resolve_precision(options.precision, device)).to(device)
 
 
 def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling, conditions: Conditions, run_root: str
@@ -129,10 +142,14 @@ def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling,
     return refiner
 
 
-def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
-    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, and guided."""
+def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, measured: Measurements | None,
+           seeds: Sequence[int]) -> Denoiser:
+    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, guided, and
+    beside what was measured.
+    """
     denoiser = ShownItsEstimate(net) if Wrapper(net).self_condition else net
-    return denoiser if guided is None else guided(denoiser)
+    denoiser = denoiser if guided is None else guided(denoiser)
+    return denoiser if measured is None or not seeds else measured(denoiser, seeds)
 
 
 class Blank(Wrapper):
@@ -172,11 +189,12 @@ def start_level(sampler: Callable, net: Denoiser, conditions: Conditions) -> flo
 
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
-                asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None) -> SampleMeta:
+                asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None,
+                measured: Measurements | None = None) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
-    record of the conditions. refiner: what the images went through.
+    record of the conditions. refiner: what the images went through. measured: what they were drawn given.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
@@ -184,7 +202,8 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"start": options.start} if options.start != "noise" else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
                 **({"first_stage": stage.hash} if whole is not snapshot else {}),
-                **({"refiner": refiner.record} if refiner else {}), **asked}
+                **({"refiner": refiner.record} if refiner else {}),
+                **({"posterior": measured.record} if measured else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 

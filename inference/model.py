@@ -97,7 +97,7 @@ class Model:
                refiner: str | None = None, tile: Sequence[int] | None = None, trajectory: bool = False,
                attributes: Mapping[str, Any] | None = None, sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
-               **sampler_options: Any) -> Samples:
+               posterior: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
@@ -110,6 +110,7 @@ class Model:
         check_draws_alone(self.snapshot)
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, start=start, refiner=refiner,
+                               posterior=None if posterior is None else dict(posterior),
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep,
                                    conditions=str(conditions) if isinstance(conditions, Path) else conditions))
@@ -126,7 +127,8 @@ class Model:
             drawer = make_drawer(self.net, whole, options, self.device, asked, guided, run_root=str(self.run_root))
         numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
-                       sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner))
+                       sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner,
+                                   drawer.measured))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

@@ -141,10 +141,11 @@ class Sampling:
     guidance: Guidance = field(default_factory=Guidance)
     start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
     sampler: dict[str, Any] = field(default_factory=dict)
+    posterior: dict[str, Any] = field(default_factory=dict)  # given a measurement; {} = none
 
 
 # dicts of the sampling half that are a target with its arguments; the names in all others are the user's
-TARGETS = ("sampling.sampler",)
+TARGETS = ("sampling.sampler", "sampling.posterior")
 
 
 @dataclass

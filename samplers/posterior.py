@@ -1,0 +1,259 @@
+"""Posterior sampling: a denoiser of what is left possible by a measurement, y = A(image) + noise, of a linear operator.
+
+Both wrappers are denoisers themselves, E[image | x, y] in place of E[image | x], so that every sampler takes them and
+no network is trained for it. Where the prior is Gaussian, MMPS with enough iterations says exactly that: mean and
+covariance of what is drawn are those of the closed form. DPS is not exact even there (docs/inverse_problems.md says by
+how much).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+
+from edm3d.networks.conditioning import Condition
+from edm3d.physics.noise_models import variance_of
+from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.utils.checks import check_count, check_positive
+
+SPREAD = 0.5    # standard deviation of what EDM networks see
+FLOOR = 1e-6    # least variance of a measured value, as a share of the mean square of all values of its image
+WARM = True
+INNER = 12      # most steps of the inner solver, which call the operator and never the network
+NEAR = 1e-6     # relative residual at which it ends
+
+
+class Operator(Protocol):
+    """What a measurement is made by, as deepinv's operators are: y = noise_model(A(image)), A linear."""
+
+    noise_model: Callable[[torch.Tensor], torch.Tensor]
+
+    def A(self, x: torch.Tensor) -> torch.Tensor: ...
+    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor: ...
+
+
+class Local(NamedTuple):
+    """A map at a point: its value, its derivative applied to a direction, and the transpose of that."""
+
+    value: torch.Tensor
+    push: Callable[[torch.Tensor], torch.Tensor]
+    pull: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Affine:
+    """Images of an operator as gain x + shift of what a network draws: 1 and 0 where they are the same."""
+
+    def __init__(self, gain: float = 1, shift: float = 0):
+        self.gain, self.shift = gain, shift
+
+    def at(self, x: torch.Tensor) -> Local:
+        """The map at x [N,C,*S]."""
+        def scaled(v: torch.Tensor) -> torch.Tensor:
+            return self.gain * v
+
+        return Local(scaled(x) + self.shift, scaled, scaled)
+
+
+class Smooth:
+    """Images of an operator as any function of what a network draws that gradients go through, as a decoder is."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        self.function = function
+
+    def at(self, x: torch.Tensor) -> Local:
+        """The map at x [N,C,*s]; what is pushed goes twice through the gradient, which any layer has."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.function(x)
+            weights = torch.zeros_like(value, requires_grad=True)
+            pulled, = torch.autograd.grad(value, x, weights, create_graph=True)
+
+        def push(v: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(pulled, weights, v.to(pulled.dtype), retain_graph=True)[0]
+
+        def pull(u: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(value, x, u.to(value.dtype), retain_graph=True)[0]
+
+        return Local(value.detach(), push, pull)
+
+
+class Measured(Wrapper):
+    """A denoiser beside what was measured of its images: y [N,...], a row for each image of the batch.
+
+    image says how the operator's images follow from what is drawn. The operator works in the dtype of y, whatever the
+    network does. The variance of y is that of the operator's noise model at y itself (also of counts, whose variance
+    is their mean), but never less than a millionth of the mean square of a row.
+    """
+
+    def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None):
+        super().__init__(net)
+        self.operator, self.y, self.image = operator, y, Affine() if image is None else image
+        floor = FLOOR * per_image(y, y) / y[0].numel()
+        variance = torch.as_tensor(variance_of(operator.noise_model, y), dtype=y.dtype, device=y.device)
+        self.variance = variance.expand_as(y).clamp(min=torch.finfo(y.dtype).tiny).maximum(floor)
+
+    def looked_at(self, denoised: torch.Tensor) -> Local:
+        """What would be measured of denoised images [N,C,*S], with its derivative."""
+        if len(denoised) != len(self.y):
+            raise ValueError(f"posterior: got {len(denoised)} images and {len(self.y)} measurements, wanted one of "
+                             "each image")
+        with exact(self.y):
+            image = self.image.at(denoised)
+
+        def measure(x: torch.Tensor) -> torch.Tensor:
+            with exact(self.y):
+                return self.operator.A(x.to(self.y.dtype)).to(self.y.dtype)
+
+        def push(v: torch.Tensor) -> torch.Tensor:
+            return measure(image.push(v))
+
+        def pull(u: torch.Tensor) -> torch.Tensor:
+            with exact(self.y):
+                return image.pull(self.operator.A_adjoint(u.to(self.y.dtype))).to(denoised.dtype)
+
+        return Local(measure(image.value), push, pull)
+
+    def with_gradient(self, x: torch.Tensor, *told: object) -> tuple[torch.Tensor, Callable]:
+        """D of x [N,C,*S], and what multiplies an image by the transpose of its Jacobian."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            denoised = self.net(x, *told)
+
+        def pull(v: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(denoised, x, v.to(denoised.dtype), retain_graph=True)[0]
+
+        return denoised.detach(), pull
+
+
+class DPS(Measured):
+    """Diffusion posterior sampling (Chung et al. 2023): D - step grad_x |y - A(D(x))|, one call and one gradient.
+
+    The norm weighs values by their relative precision, all alike where all are measured equally well.
+    """
+
+    def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None,
+                 step: float = 1):
+        super().__init__(net, operator, y, image)
+        check_positive({"step": step})
+        self.step = step
+        mean = self.variance.flatten(1).mean(1).reshape(-1, *[1] * (y.ndim - 1))
+        self.weight = mean / self.variance
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
+                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
+        seen = self.looked_at(denoised)
+        off = self.y - seen.value
+        length = per_image(off, self.weight * off).sqrt().clamp(min=torch.finfo(off.dtype).tiny)
+        scale = self.step * (1 + square_of(sigma, denoised))
+        return denoised + scale * gradient(seen.pull(self.weight * off / length))
+
+
+class MMPS(Measured):
+    """Moment-matching posterior sampling (Rozet et al. 2024): D + C A^T (Sy + A C A^T)^-1 (y - A D).
+
+    C = sigma^2 dD/dx is the covariance of the image given x, Sy that of the noise. The system is solved by so many
+    iterations of the method of conjugate residuals, each one gradient of the network: a call costs one evaluation and
+    `iterations` gradients. What is searched along is the solution of the system with an isotropic covariance, spread
+    sigma^2 / (sigma^2 + spread^2), found by calls of the operator alone; what C makes of it is kept, so that the last
+    gradient of the published method is saved. 0 iterations: C is that isotropic one, and there is no gradient at all.
+    """
+
+    def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None,
+                 iterations: int = 1, spread: float = SPREAD):
+        super().__init__(net, operator, y, image)
+        check_count(0, {"iterations": iterations})
+        check_positive({"spread": spread})
+        self.iterations, self.spread = iterations, spread
+        self.last: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
+                 augment_labels: torch.Tensor | None = None) -> torch.Tensor:
+        if not self.iterations:
+            denoised, gradient = self.net(x, sigma, condition, augment_labels), None
+        else:
+            denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
+        square = square_of(sigma, denoised)
+        guess = square * self.spread ** 2 / (square + self.spread ** 2)
+        seen = self.looked_at(denoised)
+
+        def rough(u: torch.Tensor) -> torch.Tensor:
+            return guess * seen.pull(u)
+
+        def simple(b: torch.Tensor) -> torch.Tensor:
+            return conjugate_gradients(lambda u: self.variance * u + seen.push(rough(u)), b)
+
+        off = self.y - seen.value
+        if gradient is None:
+            return denoised + rough(simple(off))
+        return denoised + self.moved(off, simple, lambda u: square * gradient(seen.pull(u)), seen.push)
+
+    def moved(self, off: torch.Tensor, simple: Callable, covariance: Callable, push: Callable) -> torch.Tensor:
+        """C A^T v of the v for which Sy v + A C A^T v is nearest to the residual, of those in the space searched."""
+        kept: list[Searched] = []
+        solution, total = torch.zeros_like(off), 0
+        for number in range(self.iterations):
+            direction = simple(off) if number or self.last is None or not WARM else self.last
+            for older in kept:
+                direction = direction - quotient(per_image(direction, older.response), older.length) * older.direction
+            image = covariance(direction)
+            response = self.variance * direction + push(image)
+            length = per_image(direction, response)
+            share = torch.where(length > 0, quotient(per_image(direction, off), length), 0)
+            solution, off = solution + share * direction, off - share * response
+            total = total + over(share, image) * image
+            kept.append(Searched(direction, response, length))
+        self.last = solution
+        return total
+
+
+class Searched(NamedTuple):
+    """A direction, what the system makes of it, and the scalar product of both [N,1,...]."""
+
+    direction: torch.Tensor
+    response: torch.Tensor
+    length: torch.Tensor
+
+
+def conjugate_gradients(system: Callable[[torch.Tensor], torch.Tensor], b: torch.Tensor) -> torch.Tensor:
+    """Solution [N,...] of symmetric positive systems, of each image by itself."""
+    x, residual = torch.zeros_like(b), b
+    direction, square = b, per_image(b, b)
+    enough = NEAR ** 2 * square
+    for _ in range(INNER):
+        if bool((square <= enough).all()):
+            break
+        applied = system(direction)
+        length = torch.where(square > enough, quotient(square, per_image(direction, applied)), 0)
+        x, residual = x + length * direction, residual - length * applied
+        new = per_image(residual, residual)
+        direction, square = residual + quotient(new, square) * direction, new
+    return x
+
+
+def square_of(sigma: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """Squares of noise levels, shaped to multiply images [N,C,*S]."""
+    return torch.as_tensor(sigma, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1)) ** 2
+
+
+def per_image(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Scalar product of each image with its own, [N,1,...]; sums in float64."""
+    return (a.double() * b.double()).flatten(1).sum(1).to(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def quotient(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a / b, 0 where b is."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+
+
+def over(scalars: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """One number for each image, shaped to multiply images of other dimensions."""
+    return scalars.reshape(-1, *[1] * (images.ndim - 1)).to(images.dtype)
+
+
+@contextmanager
+def exact(like: torch.Tensor) -> Iterator[None]:
+    """Out of any autocast region: operators compute in the dtype they are given."""
+    with torch.autocast(like.device.type, enabled=False):
+        yield
