@@ -17,6 +17,8 @@ class Noise(Protocol):
     def rand(self, shape: Sequence[int]) -> torch.Tensor: ...
     def randn_like(self, x: torch.Tensor) -> torch.Tensor: ...
     def gamma(self, alpha: torch.Tensor) -> torch.Tensor: ...
+    def poisson(self, rate: torch.Tensor) -> torch.Tensor: ...
+    def binomial(self, count: torch.Tensor, prob: float) -> torch.Tensor: ...
 
 
 def mix_seed(*parts: object) -> int:
@@ -56,6 +58,16 @@ class ImageGenerators:
         rows = zip(alpha.to(self.device), self.generators, strict=True)
         return torch.stack([torch._standard_gamma(row, generator=g) for row, g in rows]).to(alpha.device)
 
+    def poisson(self, rate: torch.Tensor) -> torch.Tensor:
+        """Poisson counts of the mean `rate` [N,*shape], of its dtype and on its device."""
+        rows = zip(rate.to(self.device), self.generators, strict=True)
+        return torch.stack([torch.poisson(row, generator=g) for row, g in rows]).to(rate.device)
+
+    def binomial(self, count: torch.Tensor, prob: float) -> torch.Tensor:
+        """How many of `count` [N,*shape] are kept, each with the probability `prob`; dtype and device of count."""
+        rows = zip(count.to(self.device), self.generators, strict=True)
+        return torch.stack([_binomial(row, prob, g) for row, g in rows]).to(count.device)
+
     def _stack(self, draw, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         return torch.stack([draw(tuple(shape), dtype=dtype, device=self.device, generator=g) for g in self.generators])
 
@@ -85,3 +97,15 @@ class GlobalNoise:
     def gamma(self, alpha: torch.Tensor) -> torch.Tensor:
         """Gamma variates of shape alpha [N,*shape] and rate 1, with gradients to alpha (Figurnov et al. 2018)."""
         return torch._standard_gamma(alpha)
+
+    def poisson(self, rate: torch.Tensor) -> torch.Tensor:
+        """Poisson counts of the mean `rate` [N,*shape], of its dtype and on its device."""
+        return torch.poisson(rate)
+
+    def binomial(self, count: torch.Tensor, prob: float) -> torch.Tensor:
+        """How many of `count` [N,*shape] are kept, each with the probability `prob`; dtype and device of count."""
+        return _binomial(count, prob)
+
+
+def _binomial(count: torch.Tensor, prob: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    return torch.binomial(count, torch.full_like(count, prob), generator=generator)
