@@ -8,29 +8,20 @@ how much).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from edm3d.networks.conditioning import Condition
 from edm3d.physics.noise_models import variance_of
+from edm3d.physics.operators import Operator
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.utils.checks import check_count, check_positive
 
 SPREAD = 0.5    # standard deviation of what EDM networks see
 FLOOR = 1e-6    # least variance of a measured value, as a share of the mean square of all values of its image
-WARM = True
 INNER = 12      # most steps of the inner solver, which call the operator and never the network
 NEAR = 1e-6     # relative residual at which it ends
-
-
-class Operator(Protocol):
-    """What a measurement is made by, as deepinv's operators are: y = noise_model(A(image)), A linear."""
-
-    noise_model: Callable[[torch.Tensor], torch.Tensor]
-
-    def A(self, x: torch.Tensor) -> torch.Tensor: ...
-    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor: ...
 
 
 class Local(NamedTuple):
@@ -166,7 +157,6 @@ class MMPS(Measured):
         check_count(0, {"iterations": iterations})
         check_positive({"spread": spread})
         self.iterations, self.spread = iterations, spread
-        self.last: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -192,19 +182,19 @@ class MMPS(Measured):
     def moved(self, off: torch.Tensor, simple: Callable, covariance: Callable, push: Callable) -> torch.Tensor:
         """C A^T v of the v for which Sy v + A C A^T v is nearest to the residual, of those in the space searched."""
         kept: list[Searched] = []
-        solution, total = torch.zeros_like(off), 0
-        for number in range(self.iterations):
-            direction = simple(off) if number or self.last is None or not WARM else self.last
+        total = 0
+        for _ in range(self.iterations):
+            direction = simple(off)
             for older in kept:
                 direction = direction - quotient(per_image(direction, older.response), older.length) * older.direction
             image = covariance(direction)
             response = self.variance * direction + push(image)
             length = per_image(direction, response)
-            share = torch.where(length > 0, quotient(per_image(direction, off), length), 0)
-            solution, off = solution + share * direction, off - share * response
+            least = per_image(direction, self.variance * direction)
+            share = torch.where(length > least, quotient(per_image(direction, off), length), 0)
+            off = off - share * response
             total = total + over(share, image) * image
             kept.append(Searched(direction, response, length))
-        self.last = solution
         return total
 
 
