@@ -1,8 +1,7 @@
 """Measurements as they are asked for (sampling.posterior): read, held against the network, and put around it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from edm3d.physics.operators import Operator, check_operator
 from edm3d.samplers.denoiser import Denoiser
 from edm3d.samplers.noise import ImageGenerators, mix_seed
 from edm3d.samplers.posterior import Affine, Smooth
-from edm3d.utils.config import build, check_targets
+from edm3d.utils.config import build, check_targets, said_at
 from edm3d.utils.files import arrays_hash, first_line
 from edm3d.utils.log import is_lack_of_memory
 from edm3d.utils.plain import shown
@@ -122,8 +121,10 @@ def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstS
               "simulated": key == "simulate"}
     made = Measurements(partial_of(method), operator, rows, key == "simulate", to_image, conditions.seeds, device,
                         record)
-    with errors_said_at(KEY):
+    try:
         made.method(None, operator, made.of([0]), None)  # which refuses arguments and noise models that it cannot use
+    except ValueError as e:
+        raise ValueError(said_at(KEY, bare(node), str(e))) from e
     return made
 
 

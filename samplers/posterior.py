@@ -8,6 +8,7 @@ how much).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf, pi
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.physics.noise_models import variance_of
 from edm3d.physics.operators import Operator
 from edm3d.samplers.denoiser import Denoiser, Wrapper
-from edm3d.utils.checks import check_count, check_positive
+from edm3d.utils.checks import check_count, check_least, check_positive
 
 SPREAD = 0.5    # standard deviation of what EDM networks see
 FLOOR = 1e-6    # least variance of a measured value, as a share of the mean square of all values of its image
@@ -152,24 +153,26 @@ class MMPS(Measured):
     """
 
     def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None,
-                 iterations: int = 1, spread: float = SPREAD):
+                 iterations: int = 1, spread: float = SPREAD, length: float = 0,
+                 highest: float = inf):
         super().__init__(net, operator, y, image)
         check_count(0, {"iterations": iterations})
         check_positive({"spread": spread})
-        self.iterations, self.spread = iterations, spread
+        check_least(0, {"length": length})
+        self.iterations, self.spread, self.length, self.highest = iterations, spread, length, highest
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        if not self.iterations:
+        if not self.iterations or float(torch.as_tensor(sigma).max()) > self.highest:
             denoised, gradient = self.net(x, sigma, condition, augment_labels), None
         else:
             denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
         square = square_of(sigma, denoised)
-        guess = square * self.spread ** 2 / (square + self.spread ** 2)
+        guess = Guess(denoised, square, self.spread, self.length)
         seen = self.looked_at(denoised)
 
         def rough(u: torch.Tensor) -> torch.Tensor:
-            return guess * seen.pull(u)
+            return guess(seen.pull(u))
 
         def simple(b: torch.Tensor) -> torch.Tensor:
             return conjugate_gradients(lambda u: self.variance * u + seen.push(rough(u)), b)
@@ -196,6 +199,29 @@ class MMPS(Measured):
             total = total + over(share, image) * image
             kept.append(Searched(direction, response, length))
         return total
+
+
+class Guess:
+    """Covariance of images [N,C,*S] given x, of squared noise levels [N,1,...], where the prior is a stationary
+    Gaussian: of standard deviation spread, and a correlation that falls to 1/e about `length` voxels away, 0: nowhere.
+    """
+
+    def __init__(self, like: torch.Tensor, square: torch.Tensor, spread: float, length: float):
+        self.axes = tuple(range(2, like.ndim))
+        if length:
+            frequencies = torch.meshgrid(*[2 * pi * torch.fft.fftfreq(n, dtype=square.dtype, device=like.device)
+                                           for n in like.shape[2:]], indexing="ij")
+            power = (sum(f ** 2 for f in frequencies) + 1 / length ** 2) ** (-(len(self.axes) + 1) / 2)
+            power = spread ** 2 * power / power.mean()
+        else:
+            power = torch.full((), spread ** 2, dtype=square.dtype, device=like.device)
+        self.length, self.gain = length, power * square / (power + square)
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        """The covariance applied to a direction."""
+        if not self.length:
+            return self.gain * v
+        return torch.fft.ifftn(self.gain * torch.fft.fftn(v, dim=self.axes), dim=self.axes).real.to(v.dtype)
 
 
 class Searched(NamedTuple):
