@@ -2,8 +2,7 @@
 
 import torch
 
-from edm3d.physics.operators import check_finite
-from edm3d.utils.checks import check_choice, listed
+from edm3d.utils.checks import check_choice, check_finite, listed
 
 KINDS = ("total", "quantile", "max")
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import torch
 
-from edm3d.utils.checks import check_least, check_positive
+from edm3d.utils.checks import check_finite
 
 
 class RandomNumbers(Protocol):
@@ -25,7 +25,7 @@ class GaussianNoise:
     """y + sigma n, n unit normal."""
 
     def __init__(self, sigma: float = 0.05):
-        check_least(0, {"sigma": sigma})
+        check_finite("sigma", sigma, least=0)
         self.sigma = sigma
 
     def __call__(self, y: torch.Tensor, noise: RandomNumbers | None = None) -> torch.Tensor:
@@ -41,7 +41,7 @@ class PoissonNoise:
     """gain Poisson(y / gain): counts where gain is 1; a y below 0 counts as 0."""
 
     def __init__(self, gain: float = 1.0):
-        check_positive({"gain": gain})
+        check_finite("gain", gain, above=0)
         self.gain = gain
 
     def __call__(self, y: torch.Tensor, noise: RandomNumbers | None = None) -> torch.Tensor:

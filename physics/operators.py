@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from edm3d.physics.noise_models import GaussianNoise, NoiseModel
-from edm3d.utils.checks import check_count, check_least
+from edm3d.utils.checks import check_count, check_finite, is_whole
 
 _REACH = 4  # standard deviations to which a Gaussian is counted
 
@@ -76,7 +76,7 @@ class Inpaint:
                              "exactly one of the three")
         if keep is not None and not 0 < keep <= 1:
             raise ValueError(f"Inpaint: keep={keep}: wanted a share above 0 and up to 1")
-        if box is not None and not all(len(span) == 2 and 0 <= span[0] < span[1] for span in box):
+        if box is not None and not all(_is_span(span) for span in box):
             raise ValueError(f"Inpaint: box={box}: wanted [first, end] per axis, whole numbers with 0 <= first < end")
         self.seen = None if mask is None else torch.as_tensor(mask) != 0
         self.box, self.keep, self.seed = box, keep, seed
@@ -110,6 +110,10 @@ class Inpaint:
         return self.seen
 
 
+def _is_span(span: object) -> bool:
+    return (isinstance(span, Sequence) and len(span) == 2 and all(map(is_whole, span)) and 0 <= span[0] < span[1])
+
+
 class GaussianBlur:
     """Convolution with a Gaussian of `std` voxels along each axis, or as many per axis; beyond the border all is 0.
 
@@ -120,7 +124,7 @@ class GaussianBlur:
                  noise_model: NoiseModel | None = None):
         self.std = per_axis("std", std, spatial_dims)
         for value in self.std:
-            check_least(0, {"std": value})
+            check_finite("std", value, least=0)
         self.noise_model = noise_model or GaussianNoise(sigma)
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
@@ -160,11 +164,3 @@ def check_batch(x: torch.Tensor, spatial_dims: int, what: str) -> None:
     if x.ndim != spatial_dims + 2:
         raise ValueError(f"{what}: images of shape {list(x.shape)}, wanted [N,C,*S] of {spatial_dims} spatial "
                          "dimensions; change spatial_dims")
-
-
-def check_finite(key: str, value: float, *, least: float = -math.inf, above: float = -math.inf) -> None:
-    """ValueError naming a value that is no finite number, or out of its range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key}={value!r}: wanted a finite number")
-    if value < least or not value > above:
-        raise ValueError(f"{key}={value!r}: wanted {f'{least:g} or more' if value < least else f'more than {above:g}'}")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array, csr_array, diags_array
+from scipy.sparse import coo_array, csr_array, diags_array, eye_array, kron
 
 from edm3d.physics.noise_models import NoiseModel, PoissonNoise
-from edm3d.physics.operators import blur_matrix, check_finite
-from edm3d.utils.checks import check_count, is_whole
+from edm3d.physics.operators import blur_matrix
+from edm3d.utils.checks import check_count, check_finite, is_whole
 
 _LAW = 1  # of the matrix; in the key, so that one made by an earlier law is not taken for one of this
 _PIECES = 2**21  # of lines that are cut at once, to bound the memory
@@ -141,7 +141,8 @@ class Projector:
         weights = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0) if normalised else np.ones_like(sums)
         self.lines = SparseMap(csr_array(matrix @ diags_array(weights)))
         self.lengths = torch.from_numpy(sums if normalised else np.ones_like(sums))  # per what is in `lines`
-        self.blur = blur_matrix(geometry.shifts, blur) if blur > 0 else None
+        self.blur = SparseMap(_blur_of_lines(geometry, blur)) if blur > 0 else None
+        self._maps: dict[int, list] = {}  # of sets of angles, by how many there are
         self.factors = None
         if attenuation is not None:
             self.factors = self.attenuation_factors(torch.as_tensor(attenuation))
@@ -166,11 +167,12 @@ class Projector:
         """The same in the layout that is fast, [pixels, M] -> [lines, M], of M = prod(leading) images in a batch."""
         lines = self.lines(columns)
         factors = self._factors(lines, leading)
-        return self._blurred(lines if factors is None else lines * factors)
+        lines = lines if factors is None else lines * factors
+        return lines if self.blur is None else self.blur(lines)
 
     def back_project(self, lines: torch.Tensor, leading: tuple[int, ...]) -> torch.Tensor:
         """The adjoint of `project`, [lines, M] -> [pixels, M]."""
-        lines = self._blurred(lines)  # a symmetric matrix
+        lines = lines if self.blur is None else self.blur(lines, adjoint=True)
         factors = self._factors(lines, leading)
         return self.lines(lines if factors is None else lines * factors, adjoint=True)
 
@@ -189,20 +191,34 @@ class Projector:
         other.factors = factors
         return other
 
+    def of_images(self, images: slice, batch: torch.Tensor) -> "Projector":
+        """The same for some images of a batch of sinograms, of which each may have attenuation factors of its own."""
+        if self.factors is None or self.factors.ndim < batch.ndim or len(self.factors) != len(batch):
+            return self
+        return self.with_factors(self.factors[images])
+
     def subsets(self, count: int) -> list[tuple[slice, "Projector"]]:
-        """Every count-th angle and its projector, first those that lie far apart; ValueError for more than there are."""
+        """Every count-th angle and its projector, first those far apart; ValueError for more than there are."""
         if not is_whole(count) or not 1 <= count <= self.geometry.angles:
             raise ValueError(f"subsets={count!r}: wanted a whole number of 1 to {self.geometry.angles}, the angles")
         if count == 1:
             return [(slice(None), self)]
         digits = (count - 1).bit_length()
         order = sorted(range(count), key=lambda first: f"{first:0{digits}b}"[::-1])  # bits reversed
-        return [(angles := slice(first, None, count), self._of_angles(angles)) for first in order]
+        if count not in self._maps:
+            self._maps[count] = [self._maps_of(slice(first, None, count)) for first in order]
+        return [(angles := slice(first, None, count), self._of_angles(angles, *maps))
+                for first, maps in zip(order, self._maps[count], strict=True)]
 
-    def _of_angles(self, angles: slice) -> "Projector":
+    def _maps_of(self, angles: slice) -> tuple["SparseMap", "SparseMap | None"]:
+        rows = np.arange(self.geometry.matrix_shape[0]).reshape(self.sinogram_shape)[angles].ravel()
+        blur = None if self.blur is None else SparseMap(self.blur.matrix[rows][:, rows])
+        return SparseMap(self.lines.matrix[rows]), blur
+
+    def _of_angles(self, angles: slice, lines: "SparseMap", blur: "SparseMap | None") -> "Projector":
         other = copy.copy(self)
-        rows = np.arange(self.geometry.matrix_shape[0]).reshape(self.sinogram_shape)[angles]
-        other.lines, other.sinogram_shape = self.lines.rows(rows.ravel()), rows.shape
+        other.lines, other.blur, other._maps = lines, blur, {}
+        other.sinogram_shape = len(range(self.geometry.angles)[angles]), self.geometry.shifts
         other.factors = None if self.factors is None else self.factors[..., angles, :]
         return other
 
@@ -210,20 +226,25 @@ class Projector:
         """ValueError unless these are sinograms of the geometry."""
         self._check(y, self.sinogram_shape, "sinograms")
 
+    def prepare(self, like: torch.Tensor) -> None:
+        """Store the matrices for the type and device of a batch, which several threads must not do at once."""
+        for stored in filter(None, (self.lines, self.blur)):
+            stored.pair(like.dtype, like.device)
+
     def _check(self, batch: torch.Tensor, shape: tuple[int, int], what: str) -> None:
         if batch.ndim not in (4, 5) or tuple(batch.shape[-2:]) != shape:
             raise ValueError(f"{what} {list(batch.shape)} of another geometry: wanted [N,C,{shape[0]},{shape[1]}], or "
                              f"[N,C,D,{shape[0]},{shape[1]}] of stacks, for {self.geometry}")
 
-    def _blurred(self, lines: torch.Tensor) -> torch.Tensor:
-        if self.blur is None:
-            return lines
-        return (self.blur.to(lines) @ lines.reshape(*self.sinogram_shape, -1)).reshape(lines.shape)
-
     def _factors(self, lines: torch.Tensor, leading: tuple[int, ...]) -> torch.Tensor | None:
         if self.factors is None or self.factors.ndim == 2:
             return None if self.factors is None else self.factors.to(lines).reshape(-1, 1)
         return columns_of(self.factors.to(lines).expand(*leading, *self.sinogram_shape))
+
+
+def _blur_of_lines(geometry: ParallelBeam, std: float) -> csr_array:
+    """The blur along shifts of every angle, sparse: products with dense matrices depend on the size of the batch."""
+    return csr_array(kron(eye_array(geometry.angles), csr_array(blur_matrix(geometry.shifts, std).numpy())))
 
 
 def columns_of(batch: torch.Tensor) -> torch.Tensor:
@@ -244,14 +265,11 @@ class SparseMap:
 
     def __call__(self, columns: torch.Tensor, adjoint: bool = False) -> torch.Tensor:
         """The product with columns, or that of the transpose."""
-        pair = self._pair(columns.dtype, columns.device)
+        pair = self.pair(columns.dtype, columns.device)
         return _Product.apply(columns, *(pair[::-1] if adjoint else pair))
 
-    def rows(self, rows: np.ndarray) -> "SparseMap":
-        """Some rows of it."""
-        return SparseMap(self.matrix[rows])
-
-    def _pair(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def pair(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrix and transpose as torch has them, made once."""
         if (dtype, device) not in self._stored:
             pair = (self.matrix, csr_array(self.matrix.T))
             self._stored[dtype, device] = tuple(_torch_csr(matrix).to(dtype).to(device) for matrix in pair)

@@ -1,7 +1,8 @@
 """Checks of arguments, as ValueErrors that name key, got and wanted; and names in a line."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import psutil
 
@@ -30,6 +31,15 @@ def check_least(least: float, values: Mapping[str, float]) -> None:
     for key, value in values.items():
         if not value >= least:
             raise ValueError(f"{key}={value}: wanted a number of {least} or more")
+
+
+def check_finite(key: str, value: float, *, least: float = -math.inf, above: float = -math.inf) -> None:
+    """ValueError naming a value that is no finite number, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{key}={value!r}: wanted a finite number")
+    if value < least or not value > above:
+        wanted = f"{least:g} or more" if value < least else f"more than {above:g}"
+        raise ValueError(f"{key}={value!r}: wanted {wanted}")
 
 
 def check_count(least: int, values: Mapping[str, int | Sequence[int]]) -> None:
