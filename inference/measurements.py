@@ -175,9 +175,9 @@ def image_map(intensity: Intensity, channels: int, drawn: int, stage: FirstStage
     if stage is None and channels == drawn:
         return Affine(gain, intensity.lo + gain)
     if stage is None:
-        return Smooth(lambda x: gain * x[:, :channels] + intensity.lo + gain)
+        return Smooth(lambda x: gain * x[:, :channels] + intensity.lo + gain, gain)
     semantic = conditions(numbers).to(device).semantic if stage.masked else None
-    return Smooth(lambda z: stage.decode_soft(z, semantic)[0])
+    return Smooth(lambda z: stage.decode_soft(z, semantic)[0], gain)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ how much).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import inf, pi
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.physics.noise_models import variance_of
 from edm3d.physics.operators import Operator
 from edm3d.samplers.denoiser import Denoiser, Wrapper
-from edm3d.utils.checks import check_count, check_least, check_positive
+from edm3d.utils.checks import check_count, check_positive
 
 SPREAD = 0.5    # standard deviation of what EDM networks see
 FLOOR = 1e-6    # least variance of a measured value, as a share of the mean square of all values of its image
@@ -48,10 +47,13 @@ class Affine:
 
 
 class Smooth:
-    """Images of an operator as any function of what a network draws that gradients go through, as a decoder is."""
+    """Images of an operator as any function of what a network draws that gradients go through, as a decoder is.
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
-        self.function = function
+    gain: the unit of what it gives, as that of Affine.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], gain: float = 1):
+        self.function, self.gain = function, gain
 
     def at(self, x: torch.Tensor) -> Local:
         """The map at x [N,C,*s]; what is pushed goes twice through the gradient, which any layer has."""
@@ -74,15 +76,17 @@ class Measured(Wrapper):
     """A denoiser beside what was measured of its images: y [N,...], a row for each image of the batch.
 
     image says how the operator's images follow from what is drawn. The operator works in the dtype of y, whatever the
-    network does. The variance of y is that of the operator's noise model at y itself (also of counts, whose variance
-    is their mean), but never less than a millionth of the mean square of a row.
+    network does. The variance of y is that of the operator's noise model at y itself, of counts, whose variance is
+    their mean, no less than that of a single one, and never less than a millionth of the mean square of a row.
     """
 
     def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None):
         super().__init__(net)
         self.operator, self.y, self.image = operator, y, Affine() if image is None else image
         floor = FLOOR * per_image(y, y) / y[0].numel()
-        variance = torch.as_tensor(variance_of(operator.noise_model, y), dtype=y.dtype, device=y.device)
+        gain = getattr(operator.noise_model, "gain", None)
+        at = y if gain is None else y.maximum(torch.as_tensor(gain, dtype=y.dtype, device=y.device))
+        variance = torch.as_tensor(variance_of(operator.noise_model, at), dtype=y.dtype, device=y.device)
         self.variance = variance.expand_as(y).clamp(min=torch.finfo(y.dtype).tiny).maximum(floor)
 
     def looked_at(self, denoised: torch.Tensor) -> Local:
@@ -119,9 +123,11 @@ class Measured(Wrapper):
 
 
 class DPS(Measured):
-    """Diffusion posterior sampling (Chung et al. 2023): D - step grad_x |y - A(D(x))|, one call and one gradient.
+    """Diffusion posterior sampling (Chung et al. 2023): D - step grad |y - A(D(x))|, one call and one gradient.
 
-    The norm weighs values by their relative precision, all alike where all are measured equally well.
+    The gradient is that in x / sqrt(1 + sigma^2), the variables in which the method was published, whatever the unit of
+    y. The norm weighs values by their relative precision, all alike where all are measured equally well. It is a rule
+    of thumb: what it draws is not the posterior, also where the prior is Gaussian.
     """
 
     def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None,
@@ -138,7 +144,7 @@ class DPS(Measured):
         seen = self.looked_at(denoised)
         off = self.y - seen.value
         length = per_image(off, self.weight * off).sqrt().clamp(min=torch.finfo(off.dtype).tiny)
-        scale = self.step * (1 + square_of(sigma, denoised))
+        scale = self.step / self.image.gain * (1 + square_of(sigma, denoised))
         return denoised + scale * gradient(seen.pull(self.weight * off / length))
 
 
@@ -146,33 +152,34 @@ class MMPS(Measured):
     """Moment-matching posterior sampling (Rozet et al. 2024): D + C A^T (Sy + A C A^T)^-1 (y - A D).
 
     C = sigma^2 dD/dx is the covariance of the image given x, Sy that of the noise. The system is solved by so many
-    iterations of the method of conjugate residuals, each one gradient of the network: a call costs one evaluation and
-    `iterations` gradients. What is searched along is the solution of the system with an isotropic covariance, spread
-    sigma^2 / (sigma^2 + spread^2), found by calls of the operator alone; what C makes of it is kept, so that the last
-    gradient of the published method is saved. 0 iterations: C is that isotropic one, and there is no gradient at all.
+    conjugate gradients, each one gradient of the network: a call costs one evaluation and `iterations` gradients. They
+    are preconditioned by the same system with the covariance of white noise of standard deviation spread, given x,
+    which is solved by calls of the operator alone; what C makes of every direction is kept, which saves the last
+    gradient of the published method. 0 iterations: C is that of white noise, and there is no gradient at all.
+
+    Of a Gaussian prior it says E[image | x, y] exactly, with as many iterations as there are values measured or fewer,
+    so that what a sampler draws is the posterior.
     """
 
     def __init__(self, net: Denoiser, operator: Operator, y: torch.Tensor, image: Affine | Smooth | None = None,
-                 iterations: int = 1, spread: float = SPREAD, length: float = 0,
-                 highest: float = inf):
+                 iterations: int = 1, spread: float = SPREAD):
         super().__init__(net, operator, y, image)
         check_count(0, {"iterations": iterations})
         check_positive({"spread": spread})
-        check_least(0, {"length": length})
-        self.iterations, self.spread, self.length, self.highest = iterations, spread, length, highest
+        self.iterations, self.spread = iterations, spread
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        if not self.iterations or float(torch.as_tensor(sigma).max()) > self.highest:
+        if not self.iterations:
             denoised, gradient = self.net(x, sigma, condition, augment_labels), None
         else:
             denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
         square = square_of(sigma, denoised)
-        guess = Guess(denoised, square, self.spread, self.length)
+        guess = square * self.spread ** 2 / (square + self.spread ** 2)
         seen = self.looked_at(denoised)
 
         def rough(u: torch.Tensor) -> torch.Tensor:
-            return guess(seen.pull(u))
+            return guess * seen.pull(u)
 
         def simple(b: torch.Tensor) -> torch.Tensor:
             return conjugate_gradients(lambda u: self.variance * u + seen.push(rough(u)), b)
@@ -183,7 +190,10 @@ class MMPS(Measured):
         return denoised + self.moved(off, simple, lambda u: square * gradient(seen.pull(u)), seen.push)
 
     def moved(self, off: torch.Tensor, simple: Callable, covariance: Callable, push: Callable) -> torch.Tensor:
-        """C A^T v of the v for which Sy v + A C A^T v is nearest to the residual, of those in the space searched."""
+        """C A^T v for the v of Sy v + A C A^T v = off.
+
+        A direction along which the network claims a variance below 0, as no covariance has, is not followed.
+        """
         kept: list[Searched] = []
         total = 0
         for _ in range(self.iterations):
@@ -199,29 +209,6 @@ class MMPS(Measured):
             total = total + over(share, image) * image
             kept.append(Searched(direction, response, length))
         return total
-
-
-class Guess:
-    """Covariance of images [N,C,*S] given x, of squared noise levels [N,1,...], where the prior is a stationary
-    Gaussian: of standard deviation spread, and a correlation that falls to 1/e about `length` voxels away, 0: nowhere.
-    """
-
-    def __init__(self, like: torch.Tensor, square: torch.Tensor, spread: float, length: float):
-        self.axes = tuple(range(2, like.ndim))
-        if length:
-            frequencies = torch.meshgrid(*[2 * pi * torch.fft.fftfreq(n, dtype=square.dtype, device=like.device)
-                                           for n in like.shape[2:]], indexing="ij")
-            power = (sum(f ** 2 for f in frequencies) + 1 / length ** 2) ** (-(len(self.axes) + 1) / 2)
-            power = spread ** 2 * power / power.mean()
-        else:
-            power = torch.full((), spread ** 2, dtype=square.dtype, device=like.device)
-        self.length, self.gain = length, power * square / (power + square)
-
-    def __call__(self, v: torch.Tensor) -> torch.Tensor:
-        """The covariance applied to a direction."""
-        if not self.length:
-            return self.gain * v
-        return torch.fft.ifftn(self.gain * torch.fft.fftn(v, dim=self.axes), dim=self.axes).real.to(v.dtype)
 
 
 class Searched(NamedTuple):

@@ -15,8 +15,8 @@ from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import SamplesFile
 from edm3d.inference.measurements import noisy
+from edm3d.inference.network_files import network_hash
 from edm3d.inference.snapshot import CarriedStage, Snapshot
-from edm3d.physics.noise_models import GaussianNoise
 from edm3d.physics.operators import Downsample
 from edm3d.utils.config import build
 from tests.commands import refused, succeed
@@ -34,10 +34,19 @@ def unet(dims: int, channels: int) -> dict:
             "spatial_dims": dims, "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": []}
 
 
-def snapshot(facts: Facts, shape: tuple[int, ...]) -> Snapshot:
+def snapshot(facts: Facts, shape: tuple[int, ...], stage: CarriedStage | None = None) -> Snapshot:
     torch.manual_seed(0)
     node = {"_target_": "networks.precond.EDMPrecond", "model": unet(len(shape) - 1, shape[0])}
-    return Snapshot("diffusion", node, facts, shape, weights=build(node).state_dict(), config={})
+    return Snapshot("diffusion", node, facts, shape, stage, weights=build(node).state_dict(), config={})
+
+
+def first_stage() -> CarriedStage:
+    """An untrained autoencoder of 8x8 images by latents of 2 channels and 4x4."""
+    torch.manual_seed(1)
+    node = {"_target_": "networks.autoencoder.AutoencoderKL", "in_channels": 1, "latent_channels": 2, "spatial_dims": 2,
+            "channels": [4, 4], "num_blocks": 1, "num_blocks_decoder": 1}
+    weights = build(node).state_dict()
+    return CarriedStage(LatentScaling([0.0, 0.0], [1.0, 1.0]), node, weights, network_hash(node, weights))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,7 @@ def here(tmp_path_factory) -> Path:
     with chdir(folder):
         snapshot(FACTS, (1, 8, 8)).save(Path("edm.pt"))
         snapshot(FACTS_3D, (1, 8, 8, 8)).save(Path("cubes.pt"))
+        snapshot(FACTS, (2, 4, 4), first_stage()).save(Path("latent.pt"))
         rng = np.random.default_rng(0)
         np.save("y.npy", np.stack([np.full((1, 2, 2), 15.0), np.full((1, 2, 2), 25.0)]))
         np.savez("one.npz", y=np.full((2, 2), 15.0), other=np.zeros(3))
@@ -106,6 +116,20 @@ def test_volumes_by_a_nifti_measurement(at):
     assert np.abs(drawn.reshape(2, 4, 2, 4, 2, 4).mean((1, 3, 5)) - 0.25).max() < 0.1
 
 
+@pytest.mark.parametrize("options", [["sampling.tile=[4,4]"], ["sampling.decode=false"]])
+def test_measurements_of_what_latents_decode_to(at, options):
+    """In tiles too, and where nothing is decoded in the end: gradients go through the whole decoder."""
+    draw = [*DRAW, "sampling.network=latent.pt", "sampling.seeds=0", "sampling.sampler.num_steps=12"]
+    np.save("decoded.npy", block_means(images(*draw, "sampling.seeds=7")).astype(np.float32))
+    measured = [*draw, "posterior=mmps", *HALVES, "sampling.posterior.measurement=decoded.npy"]
+    y, plain, given = np.load("decoded.npy"), images(*draw), images(*measured)
+    assert np.abs(block_means(given) - y).max() < 0.3 * np.abs(block_means(plain) - y).max()
+    latents = SamplesFile("out/samples.npz").array("latents")
+    succeed(generate.main, *measured, *options, "sampling.outdir=other")
+    np.testing.assert_allclose(SamplesFile("other/samples.npz").array("latents"), latents, atol=1e-4)
+    shutil.rmtree("other")
+
+
 def test_measurements_are_simulated_with_noise_of_each_seed(at):
     simulated = [*DRAW, "posterior=mmps", *HALVES, "sampling.posterior.simulate=truth.npz",
                  "sampling.posterior.operator.sigma=0.1", "sampling.sampler.num_steps=8"]
@@ -149,7 +173,8 @@ def test_operators_of_others_serve_as_well(at):
     ours = images(*MEASURED)
     np.testing.assert_allclose(images(*theirs), ours, atol=1e-3)
     state = torch.random.get_rng_state()
-    assert torch.equal(noisy(LikeDeepinv(), torch.zeros(1, 1, 2, 2), 3), noisy(LikeDeepinv(), torch.zeros(1, 1, 2, 2), 3))
+    first, second = (noisy(LikeDeepinv(), torch.zeros(1, 1, 2, 2), 3) for _ in range(2))
+    assert torch.equal(first, second)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
