@@ -20,7 +20,7 @@ from edm3d.utils.checks import check_count, check_positive
 
 SPREAD = 0.5    # standard deviation of what EDM networks see
 FLOOR = 1e-6    # least variance of a measured value, as a share of the mean square of all values of its image
-INNER = 12      # most steps of the inner solver, which call the operator and never the network
+INNER = 8       # most steps of the inner solver, which call the operator and never the network
 NEAR = 1e-6     # relative residual at which it ends
 
 
@@ -94,21 +94,15 @@ class Measured(Wrapper):
         if len(denoised) != len(self.y):
             raise ValueError(f"posterior: got {len(denoised)} images and {len(self.y)} measurements, wanted one of "
                              "each image")
-        with exact(self.y):
-            image = self.image.at(denoised)
-
-        def measure(x: torch.Tensor) -> torch.Tensor:
-            with exact(self.y):
-                return self.operator.A(x.to(self.y.dtype)).to(self.y.dtype)
+        image, like = self.image.at(denoised.to(self.y.dtype)), self.y.dtype
 
         def push(v: torch.Tensor) -> torch.Tensor:
-            return measure(image.push(v))
+            return self.operator.A(image.push(v).to(like)).to(like)
 
         def pull(u: torch.Tensor) -> torch.Tensor:
-            with exact(self.y):
-                return image.pull(self.operator.A_adjoint(u.to(self.y.dtype))).to(denoised.dtype)
+            return image.pull(self.operator.A_adjoint(u).to(like)).to(like)
 
-        return Local(measure(image.value), push, pull)
+        return Local(self.operator.A(image.value.to(like)).to(like), push, pull)
 
     def with_gradient(self, x: torch.Tensor, *told: object) -> tuple[torch.Tensor, Callable]:
         """D of x [N,C,*S], and what multiplies an image by the transpose of its Jacobian."""
@@ -141,11 +135,12 @@ class DPS(Measured):
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
         denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
-        seen = self.looked_at(denoised)
-        off = self.y - seen.value
-        length = per_image(off, self.weight * off).sqrt().clamp(min=torch.finfo(off.dtype).tiny)
-        scale = self.step / self.image.gain * (1 + square_of(sigma, denoised))
-        return denoised + scale * gradient(seen.pull(self.weight * off / length))
+        with exact(self.y):
+            seen = self.looked_at(denoised)
+            off = self.y - seen.value
+            length = per_image(off, self.weight * off).sqrt().clamp(min=torch.finfo(off.dtype).tiny)
+            scale = self.step / self.image.gain * (1 + square_of(sigma, denoised))
+            return denoised + scale * gradient(seen.pull(self.weight * off / length))
 
 
 class MMPS(Measured):
@@ -174,37 +169,32 @@ class MMPS(Measured):
             denoised, gradient = self.net(x, sigma, condition, augment_labels), None
         else:
             denoised, gradient = self.with_gradient(x, sigma, condition, augment_labels)
-        square = square_of(sigma, denoised)
-        guess = square * self.spread ** 2 / (square + self.spread ** 2)
-        seen = self.looked_at(denoised)
+        with exact(self.y):
+            return denoised + self.moved(self.looked_at(denoised), square_of(sigma, self.y), gradient)
 
-        def rough(u: torch.Tensor) -> torch.Tensor:
-            return guess * seen.pull(u)
-
-        def simple(b: torch.Tensor) -> torch.Tensor:
-            return conjugate_gradients(lambda u: self.variance * u + seen.push(rough(u)), b)
-
-        off = self.y - seen.value
-        if gradient is None:
-            return denoised + rough(simple(off))
-        return denoised + self.moved(off, simple, lambda u: square * gradient(seen.pull(u)), seen.push)
-
-    def moved(self, off: torch.Tensor, simple: Callable, covariance: Callable, push: Callable) -> torch.Tensor:
-        """C A^T v for the v of Sy v + A C A^T v = off.
+    def moved(self, seen: Local, square: torch.Tensor, gradient: Callable | None) -> torch.Tensor:
+        """C A^T v for the v of Sy v + A C A^T v = y - A D, of what is seen of D at squared noise levels.
 
         A direction along which the network claims a variance below 0, as no covariance has, is not followed.
         """
-        kept: list[Searched] = []
-        total = 0
+        guess = over(square * self.spread ** 2 / (square + self.spread ** 2), seen.value)
+        off, kept, total = self.y - seen.value, [], 0
+
+        def simple(b: torch.Tensor) -> torch.Tensor:
+            return conjugate_gradients(lambda u: self.variance * u + guess * seen.push(seen.pull(u)), b)
+
+        if gradient is None:
+            return over(guess, image := seen.pull(simple(off))) * image
         for _ in range(self.iterations):
             direction = simple(off)
             for older in kept:
                 direction = direction - quotient(per_image(direction, older.response), older.length) * older.direction
-            image = covariance(direction)
-            response = self.variance * direction + push(image)
+            image = gradient(seen.pull(direction))
+            image = over(square, image) * image
+            weighed = self.variance * direction
+            response = weighed + seen.push(image.to(weighed.dtype))
             length = per_image(direction, response)
-            least = per_image(direction, self.variance * direction)
-            share = torch.where(length > least, quotient(per_image(direction, off), length), 0)
+            share = torch.where(length > per_image(direction, weighed), quotient(per_image(direction, off), length), 0)
             off = off - share * response
             total = total + over(share, image) * image
             kept.append(Searched(direction, response, length))
@@ -241,8 +231,8 @@ def square_of(sigma: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 
 def per_image(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Scalar product of each image with its own, [N,1,...]; sums in float64."""
-    return (a.double() * b.double()).flatten(1).sum(1).to(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
+    """Scalar product of each image with its own, [N,1,...]."""
+    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
 
 
 def quotient(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -251,7 +241,7 @@ def quotient(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def over(scalars: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """One number for each image, shaped to multiply images of other dimensions."""
+    """One number for each image or all, shaped to multiply images of other dimensions."""
     return scalars.reshape(-1, *[1] * (images.ndim - 1)).to(images.dtype)
 
 
