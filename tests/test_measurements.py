@@ -111,7 +111,8 @@ def test_one_measurement_is_that_of_all_seeds(at):
 
 def test_volumes_by_a_nifti_measurement(at):
     drawn = images(*DRAW, "sampling.network=cubes.pt", "sampling.seeds=0", "posterior=mmps", *HALVES,
-                   "sampling.posterior.operator.spatial_dims=3", "sampling.posterior.measurement=y.nii.gz", "sampling.posterior.operator.sigma=0.002",
+                   "sampling.posterior.operator.spatial_dims=3", "sampling.posterior.measurement=y.nii.gz",
+                   "sampling.posterior.operator.sigma=0.002",
                    "sampling.sampler.num_steps=8", "sampling.nifti=false")
     assert drawn.shape == (1, 1, 8, 8, 8)
     assert np.abs(drawn.reshape(2, 4, 2, 4, 2, 4).mean((1, 3, 5)) - 0.25).max() < 0.1
