@@ -105,7 +105,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     sampler = build({**options.sampler, "_partial_": True})
     measured = open_measurements(options.posterior, snapshot, whole_stage(snapshot, options, first_stage, device),
                                  conditions, device)
-    denoiser = partial(around, net, guided, measured)
+    denoiser = partial(around, net, guided, measured=measured)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)
     start = None if options.start == "noise" else start_level(sampler, denoiser(()), conditions)
@@ -142,8 +142,8 @@ def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling,
     return refiner
 
 
-def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, measured: Measurements | None,
-           seeds: Sequence[int]) -> Denoiser:
+def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int],
+           measured: Measurements | None = None) -> Denoiser:
     """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, guided, and
     beside what was measured.
     """

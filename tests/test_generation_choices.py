@@ -314,12 +314,12 @@ def test_what_is_called_may_hold_something_of_every_seed():
 def test_the_denoiser_of_a_batch_is_made_anew_and_shown_no_estimate_of_another():
     net = Denoiser(lambda x, sigma: x)
     net.self_condition = True
-    first, second = (around(net, None, None, [0]) for _ in range(2))
+    first, second = (around(net, None, [0]) for _ in range(2))
     assert isinstance(first, ShownItsEstimate) and first is not second
-    guided = around(net, lambda inner: Blank(inner), None, [0])
+    guided = around(net, lambda inner: Blank(inner), [0])
     assert isinstance(guided, Blank) and isinstance(guided.net, ShownItsEstimate)
     net.self_condition = False
-    assert around(net, None, None, [0]) is net
+    assert around(net, None, [0]) is net
 
 
 def test_a_denoiser_that_always_says_the_same_has_that_at_every_step():
