@@ -58,11 +58,11 @@ def noise_key(seed: int, draw: int) -> int | str:
 def compared(sampling: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
     """The settings by which samples are known again, however they were typed.
 
-    Where the file lay that asked is left out, which its hash stands for, and so it is of a segmenter; classes by number
-    are the names of these.
+    Where the file lay that asked, or that was measured, is left out, which its hash stands for, and so it is of a
+    segmenter; classes by number are the names of these.
     """
     found = dict(sampling)
-    for key, place in (("conditions", "source"), ("labels", "network")):
+    for key, place in (("conditions", "source"), ("labels", "network"), ("posterior", "source")):
         if isinstance(known := found.get(key), Mapping):
             found[key] = {name: value for name, value in known.items() if name != place}
     if isinstance(classes := found.get("classes"), list):

@@ -15,6 +15,7 @@ from edm3d.formats.sample_meta import SampleMeta, SampleStage
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
+from edm3d.inference.measurements import Measurements, open_measurements
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import LateStart, start_of
@@ -38,6 +39,7 @@ class Drawer(NamedTuple):
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
     against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: what the
     sampler begins around, None where it starts from noise alone. label_coding: how label maps stand in voxels.
+    measured: of what posterior samples are drawn.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -54,6 +56,7 @@ class Drawer(NamedTuple):
     start: LateStart | None = None
     refiner: Refiner | None = None
     label_coding: LabelCoding | None = None
+    measured: Measurements | None = None
 
     def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
                ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -99,13 +102,24 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
             raise ValueError(f"sampling.{str(e).replace('tile ', 'tile_')}") from e
     refiner = add_refiner(snapshot, first_stage, options, conditions, run_root) if options.refiner else None
     sampler = build({**options.sampler, "_partial_": True})
-    denoiser = partial(around, net, guided)
+    measured = open_measurements(options.posterior, snapshot, whole_stage(snapshot, options, first_stage, device),
+                                 conditions, device)
+    denoiser = partial(around, net, guided, measured=measured)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)
     start = start_of(options, sampler, denoiser(()), conditions, snapshot.shape)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
-                  snapshot.label_coding)
+                  snapshot.label_coding, measured)
+
+
+def whole_stage(snapshot: Snapshot, options: Sampling, stage: FirstStage | None, device: torch.device
+                ) -> FirstStage | None:
+    """The first stage that measurements are seen through: as it decodes, but in one piece, as gradients go through it.
+    """
+    if snapshot.first_stage is None or not options.posterior or (stage is not None and stage.whole):
+        return stage
+    return snapshot.open_first_stage(options.trust, resolve_precision(options.precision, device)).to(device)
 
 
 def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling, conditions: Conditions, run_root: str
@@ -127,10 +141,14 @@ def add_refiner(snapshot: Snapshot, stage: FirstStage | None, options: Sampling,
     return refiner
 
 
-def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int]) -> Denoiser:
-    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, and guided."""
+def around(net: Denoiser, guided: Callable[[Denoiser], Denoiser] | None, seeds: Sequence[int],
+           measured: Measurements | None = None) -> Denoiser:
+    """What the sampler calls for a batch of seeds: the network, shown its estimate where it takes one, guided, and
+    beside what was measured.
+    """
     denoiser = ShownItsEstimate(net) if Wrapper(net).self_condition else net
-    return denoiser if guided is None else guided(denoiser)
+    denoiser = denoiser if guided is None else guided(denoiser)
+    return denoiser if measured is None or not seeds else measured(denoiser, seeds)
 
 
 class Blank(Wrapper):
@@ -150,11 +168,12 @@ def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
 
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
-                asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None) -> SampleMeta:
+                asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None,
+                measured: Measurements | None = None) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
-    record of the conditions. refiner: what the images went through.
+    record of the conditions. refiner: what the images went through. measured: what they were drawn given.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
@@ -163,7 +182,8 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"start_sigma": options.start_sigma} if options.start_sigma is not None else {}),
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
                 **({"first_stage": stage.hash} if whole.first_stage is not snapshot.first_stage else {}),
-                **({"refiner": refiner.record} if refiner else {}), **asked}
+                **({"refiner": refiner.record} if refiner else {}),
+                **({"posterior": measured.record} if measured else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 

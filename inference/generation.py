@@ -23,6 +23,7 @@ from edm3d.inference.drawing import Drawer, complete, draw, make_drawer, sample_
 from edm3d.inference.enhanced import write_enhanced, write_scan_montage
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
+from edm3d.inference.measurements import check_posterior, given_in_words
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.refiner import Refiner, check_draws_alone
 from edm3d.inference.sample_files import (
@@ -78,7 +79,7 @@ def generate(experiment: str, config: dict) -> None:
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *conditions.notes):
             log(line)
-        meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner)
+        meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured)
         numbers = conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", list(meta.made_of.values()), partial(check_part, drawer))
@@ -111,6 +112,7 @@ def check_options(options: Sampling) -> None:
         raise ValueError("sampling.sampler._target_: no value; choose a sampler group, e.g. sampler=edm_ode")
     check_real(options.real)
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
+    check_posterior(options.posterior)
 
 
 def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, refiner: Refiner | None
@@ -122,6 +124,8 @@ def describe_drawing(net: torch.nn.Module, snapshot: Snapshot, options: Sampling
     yield (f"Drawing   {list(snapshot.shape)} {'latents' if snapshot.first_stage else snapshot.space} by "
            f"{type(net).__name__}({inner}{weights}), {named(options.sampler)}"
            f"{described(options.guidance)}{start}")
+    if options.posterior:
+        yield f"Given     {given_in_words(options.posterior)}"
     if refiner is not None:
         yield f"Refining  by {refiner.snapshot.path}, {named(refiner.settings)}"
     if snapshot.inflated:

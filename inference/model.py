@@ -100,7 +100,8 @@ class Model:
                sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                start_sigma: float | None = None, samples_per_condition: int | None = None,
-               scan: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
+               scan: Mapping[str, Any] | None = None, posterior: Mapping[str, Any] | None = None,
+               **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
@@ -114,6 +115,7 @@ class Model:
         check_draws_alone(self.snapshot)
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, start=start, start_sigma=start_sigma, refiner=refiner,
+                               posterior=None if posterior is None else dict(posterior),
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep, scan=scan,
                                    samples_per_condition=samples_per_condition,
@@ -133,7 +135,8 @@ class Model:
             drawer = make_drawer(self.net, whole, options, self.device, asked, guided, run_root=str(self.run_root))
         numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
-                       sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner))
+                       sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner,
+                                   drawer.measured))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

@@ -17,5 +17,6 @@ class ShownItsEstimate(Wrapper):
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None,
                  augment_labels: torch.Tensor | None = None) -> torch.Tensor:
-        self.estimate = self.net(x, sigma, condition, augment_labels, self.estimate)
-        return self.estimate
+        denoised = self.net(x, sigma, condition, augment_labels, self.estimate)
+        self.estimate = denoised.detach()
+        return denoised

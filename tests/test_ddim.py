@@ -196,3 +196,16 @@ def test_steps_of_any_length_stay_finite():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ddim_sampler(gaussian(0.5), torch.ones(1, 1, 1), **settings)
+
+
+def test_less_fresh_noise_draws_nearer_to_the_mean():
+    """Of N(0, 0.5^2) by 1000 draws; without any it is no draw, whatever is drawn."""
+    latents = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)).to(F64)
+    spread = [float(ddim_sampler(gaussian(0.5), latents, num_steps=60, eta=1, S_noise=noise,
+                                 randn_like=random_draws(1)).std()) for noise in (1, 0.5, 0)]
+    assert spread[0] == pytest.approx(0.5, rel=0.15) and spread[0] > 1.5 * spread[1] and spread[2] < 0.02
+    by_others = [ddim_sampler(gaussian(0.5), latents, num_steps=9, eta=1, S_noise=0, randn_like=random_draws(seed))
+                 for seed in (1, 2)]
+    assert torch.equal(*by_others)
+    with pytest.raises(ValueError, match="S_noise=-1: wanted 0 or more"):
+        ddim_sampler(gaussian(0.5), latents, S_noise=-1)

@@ -29,6 +29,7 @@ LENGTH = 40  # characters of a value in a message
 # arguments that the program itself gives a target, by the target's place in the config, which must not
 GIVEN_SAMPLER = ("net", "latents")
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
+         "sampling.posterior": ("net", "y", "image"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
 
 

@@ -147,10 +147,11 @@ class Sampling:
                                         # | condition (the condition image itself)
     start_sigma: float | None = None    # start=condition, unless start says mean, at this noise level for sigma_max
     sampler: dict[str, Any] = field(default_factory=dict)
+    posterior: dict[str, Any] = field(default_factory=dict)  # given a measurement; {} = none
 
 
 # dicts of the sampling half that are a target with its arguments; the names in all others are the user's
-TARGETS = ("sampling.sampler",)
+TARGETS = ("sampling.sampler", "sampling.posterior")
 
 
 @dataclass
