@@ -31,7 +31,7 @@ MAPS, NUM, SOME = 256, 230, 32  # maps drawn to; pairs that segmenters learn (a 
 SETS = {"real": [NUM, 0], "generated": [0, NUM], "both": [NUM, NUM], "few": [SOME, 0], "few_both": [SOME, NUM]}
 
 
-class Kind(NamedTuple):
+class Pairs(NamedTuple):
     """Real pairs, the maps that others are drawn to, these, and how a segmenter learns of them."""
 
     real: str
@@ -42,8 +42,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "volumes": Kind("data/echo.h5", "data/echo_maps.h5", "results/semantic_demo/samples.h5", [], []),
-    "images": Kind("data/echo2d.h5", "data/echo2d_maps.h5", "results/drawn2d/samples.h5",
+    "volumes": Pairs("data/echo.h5", "data/echo_maps.h5", "results/semantic_demo/samples.h5", [], []),
+    "images": Pairs("data/echo2d.h5", "data/echo2d_maps.h5", "results/drawn2d/samples.h5",
                    ["--spatial-dims", "2", "--size", "64"],
                    ["augment=none", "training.options.total_kimg=4", "training.options.kimg_per_tick=1"])}
 SMALL = ["codec=fold", "augment=none", "optimizer=adam", "training.optimizer.lr=1e-3",

@@ -16,10 +16,13 @@ Wanted, in the mean over operators of each number of calls: our DPS at most azul
 best of azula's, and no more processor time per call than azula's of the same name, on a small UNet (the mixture costs
 next to nothing, so that it would show what stands around the calls alone). S_noise=0 makes an estimate of the
 image, and not a draw: what the same methods lose with S_noise=1 (drawn_*, in the same settings) stands beside. An
-estimate is nearer to the truth than a draw, by a factor of up to sqrt(2), whatever the method.
+estimate is nearer to the truth than a draw, by a factor of up to sqrt(2), whatever the method. exact_mean is what the
+expected image of the prior, in closed form, loses: no method that knows nothing but the prior can lose less, but for
+what clipping takes off.
 
 azula goes into a folder of its own: python -m pip install --no-deps --target FOLDER azula==0.11.1 tqdm einops
-Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.posterior --azula FOLDER (about 3 minutes)
+Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.posterior --azula FOLDER [--seed N]
+(about 3 minutes). Another seed is other phantoms, to fit the prior, to choose and to judge, and other noise.
 """
 
 import argparse
@@ -71,7 +74,7 @@ class Dense:
         return (y @ self.matrix).reshape(-1, 1, SIZE, SIZE)
 
 
-class Mixture(torch.nn.Module):
+class PhantomMixture(torch.nn.Module):
     """The exact denoiser of a mixture of Gaussians fitted to images [N,1,S,S]: k-means, then the principal axes of each
     cluster and a rest that is alike in all other directions.
     """
@@ -110,6 +113,23 @@ class Mixture(torch.nn.Module):
         return (mean + torch.einsum("nkr,krd->nd", share[..., None] * more * along, self.bases)).to(x).reshape(x.shape)
 
 
+def exact_mean(prior: PhantomMixture, problem: "InverseProblem") -> torch.Tensor:
+    """The expected image [N,1,S,S] of a mixture, given what was measured."""
+    size = SIZE ** 2
+    forward = problem.operator.A(torch.eye(size).reshape(-1, 1, SIZE, SIZE)).flatten(1).T.double()
+    y, noise = problem.y.flatten(1).double(), problem.sigma ** 2 * torch.eye(len(forward), dtype=torch.float64)
+    logs, means = [], []
+    for k in range(CLUSTERS):
+        centre, base, extra = (getattr(prior, name)[k].double() for name in ("centres", "bases", "extra"))
+        cross = (prior.rest[k].double() * torch.eye(size) + (base.T * extra) @ base) @ forward.T
+        factor, off = torch.linalg.cholesky(forward @ cross + noise), (y - forward @ centre).T
+        white = torch.linalg.solve_triangular(factor, off, upper=False)
+        logs.append(prior.shares[k].double().log() - white.square().sum(0) / 2 - factor.diag().log().sum())
+        means.append(centre + (cross @ torch.cholesky_solve(off, factor)).T)
+    shares = torch.stack(logs).softmax(0)
+    return (shares[..., None] * torch.stack(means)).sum(0).reshape(-1, 1, SIZE, SIZE).float()
+
+
 def axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Principal axes [RANK,D] of centred rows, the variance along each beyond that of the rest, and that."""
     _, spread, base = torch.linalg.svd(x, full_matrices=False)
@@ -118,7 +138,7 @@ def axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return base[:RANK], variance[:RANK] - rest, rest
 
 
-class Problem:
+class InverseProblem:
     """Images, what was measured of them, and the noise that samplers start from."""
 
     def __init__(self, operator, images: torch.Tensor, seed: int):
@@ -136,7 +156,7 @@ class Problem:
         return float(error) if error.isfinite() else nan
 
 
-def ours(net: torch.nn.Module, problem: Problem, calls: int, setting, method: str, s_noise: float = 0) -> tuple:
+def ours(net: torch.nn.Module, problem: InverseProblem, calls: int, setting, method: str, s_noise: float = 0) -> tuple:
     """What our method draws, and the calls it made."""
     torch.manual_seed(0)
     if method == "dps":
@@ -151,7 +171,7 @@ def ours(net: torch.nn.Module, problem: Problem, calls: int, setting, method: st
     return x.float(), steps * each
 
 
-def azulas(net: torch.nn.Module, problem: Problem, calls: int, setting, method: str) -> tuple:
+def azulas(net: torch.nn.Module, problem: InverseProblem, calls: int, setting, method: str) -> tuple:
     """What azula's method draws, and the calls it made."""
     from azula.denoise import Denoiser, DiracPosterior
     from azula.guidance import DiffPIRDenoiser, DPSSampler, MMPSDenoiser
@@ -196,7 +216,8 @@ def azulas(net: torch.nn.Module, problem: Problem, calls: int, setting, method: 
     return sampler(problem.start * (sigma ** 2 + alpha ** 2 / 4).sqrt()), calls // each * each
 
 
-def best(run: Callable, method: str, chosen: Problem, judged: Problem, calls: int) -> tuple[float, object]:
+def best(run: Callable, method: str, chosen: InverseProblem, judged: InverseProblem, calls: int
+         ) -> tuple[float, object]:
     """Error on the judged images by the setting that is best on others, and the setting."""
     errors = {setting: chosen.error(run(chosen, calls, setting, method)[0]) for setting in STEPS[method]}
     setting = min(errors, key=lambda key: inf if np.isnan(errors[key]) else errors[key])
@@ -209,7 +230,7 @@ def milliseconds(images: torch.Tensor) -> dict[str, float]:
                     num_blocks=1, attention_levels=[])
     net, found = EDMPrecond(model).eval().requires_grad_(False), {method: [] for method in TIMED}
     for make in OPERATORS.values():
-        problem, times = Problem(make(), images[:4], 0), {method: [] for method in TIMED}
+        problem, times = InverseProblem(make(), images[:4], 0), {method: [] for method in TIMED}
         for _ in range(3):
             for method, setting in TIMED.items():
                 start = time.process_time()
@@ -223,18 +244,22 @@ def milliseconds(images: torch.Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Claim: posterior samplers lose less than azula's.")
     parser.add_argument("--azula", type=Path, required=True, help="folder that azula was installed into")
-    sys.path.append(str(parser.parse_args().azula))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sys.path.append(str(given.azula))
     torch.set_num_threads(1)
-    phantoms = [echo_phantom(i, seed=0, size=SIZE, spatial_dims=2).clean for i in range(JUDGED + SELECTED + FITTED)]
+    phantoms = [echo_phantom(i, seed=given.seed, size=SIZE, spatial_dims=2).clean
+                for i in range(JUDGED + SELECTED + FITTED)]
     images = (torch.from_numpy(np.stack(phantoms))[:, None] - MEAN) / GAIN
-    net = Mixture(images[JUDGED + SELECTED:]).eval()
+    net = PhantomMixture(images[JUDGED + SELECTED:]).eval()
     numbers: dict[str, float | str | bool] = {}
     for calls in CALLS:
         errors = {method: [] for method in STEPS}
-        drawn = {method: [] for method in ("dps", "mmps")}
+        drawn, exact = {method: [] for method in ("dps", "mmps")}, []
         for name, make in OPERATORS.items():
-            chosen, judged = (Problem(make(), part, seed) for part, seed in (
-                (images[JUDGED:JUDGED + SELECTED], 1), (images[:JUDGED], 2)))
+            chosen, judged = (InverseProblem(make(), part, seed) for part, seed in (
+                (images[JUDGED:JUDGED + SELECTED], 2 * given.seed + 1), (images[:JUDGED], 2 * given.seed + 2)))
+            exact.append(judged.error(exact_mean(net, judged)))
             for method in STEPS:
                 run = partial(azulas if method.startswith("azula") else ours, net)
                 error, setting = best(run, method, chosen, judged, calls)
@@ -243,13 +268,14 @@ def main() -> None:
                 numbers[f"{calls}_{name}_{method}_setting"] = str(setting)
                 if method in drawn:
                     drawn[method].append(judged.error(run(judged, calls, setting, method, 1)[0]))
-        numbers |= summed_up(calls, errors, drawn)
+        numbers |= summed_up(calls, errors, drawn) | {"exact_mean": round(float(np.mean(exact)), 4)}
     ms = milliseconds(images)
     numbers |= {f"ms_per_call_{method}": round(value, 2) for method, value in ms.items()}
     numbers |= {f"{method}_time_ratio": round(ms[method] / ms[f"azula_{method}"], 3) for method in ("dps", "mmps")}
     passed = all(numbers[key] <= limit for calls in CALLS for key, limit in (
         (f"{calls}_dps_ratio", 1), (f"{calls}_mmps_ratio", 0.9), ("dps_time_ratio", 1), ("mmps_time_ratio", 1)))
-    print(json_line("posterior samplers against azula's, same prior, operators and calls", **numbers, passed=passed))
+    print(json_line("posterior samplers against azula's, same prior, operators and calls", seed=given.seed, **numbers,
+                    passed=passed))
 
 
 def summed_up(calls: int, errors: dict[str, list[float]], drawn: dict[str, list[float]]) -> dict[str, float]:
