@@ -16,6 +16,7 @@ from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
 from edm3d.physics.pet_phantoms import pet_stack
 from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.augment import AugmentPipe
 from edm3d.training.datasets.phantoms import PhantomDataset
 from edm3d.training.dose_pairs import DosePairs
 
@@ -88,6 +89,15 @@ def test_interpolated_activities_below_zero_are_none(phantoms):
     lowered = batch._replace(images=batch.images - 0.01 * (batch.images == -1))
     transform = pairs_of(dataset)
     assert torch.equal(transform(lowered, ImageGenerators([1]))[0], transform(batch, ImageGenerators([1]))[0])
+
+
+def test_augmentation_that_never_acts_changes_no_bit(phantoms):
+    dataset = PhantomDataset(str(phantoms))
+    batch, transform, noise = collate([dataset[2], dataset[8]]), pairs_of(dataset), ImageGenerators([5, 6])
+    moved, _ = AugmentPipe(2, p=0)(batch, noise)
+    pair, same = transform(batch, noise), transform(moved, noise)
+    assert torch.equal(pair[0], same[0]) and torch.equal(pair[1].images, same[1].images)
+    assert not torch.equal(transform(AugmentPipe(2, p=1)(batch, noise)[0], noise)[0], pair[0])
 
 
 @pytest.mark.parametrize(("change", "match"), [
