@@ -54,10 +54,10 @@ class DoseSimulation:
 
     size, angles, shifts, pixel_mm: the lines, see ParallelBeam. counts: expected of a slice at high dose, of a stack in
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
-    MLEM (subsets 1) or OSEM, of which each subset must expect a count of the low dose or more. attenuation:
-    1/cm, between the outermost active pixels of each row and column. background: share of randoms and scatter in the
-    counts, even over the lines of a slice. blur: of the detector, standard deviation in bins. `matrix` may be set to a system_matrix(geometry) that is there already, before the first use,
-    which else makes it.
+    MLEM (subsets 1) or OSEM, of which each subset must expect a count of the low dose or more. attenuation: 1/cm,
+    between the outermost active pixels of each row and column. background: share of randoms and scatter in the counts,
+    even over the lines of a slice. blur: of the detector, standard deviation in bins, up to `shifts`. `matrix` may be
+    set to a system_matrix(geometry) that is there already, before the first use, which else makes it.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.

@@ -134,9 +134,10 @@ def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _begin(projector: Projector, counts: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
-    """Columns of the images to begin with, 0 where no line sees a pixel and without counts: where not given even, about as high as counts.
+    """Columns of the images to begin with, 0 where no line sees a pixel and without counts.
 
-    By the highest of the counts and no sum of them, which would hang on the size of the batch in the last digit.
+    Where not given even, about as high as counts: by the highest of the counts and no sum of them, which would hang on
+    the size of the batch in the last digit.
     """
     seen, sensitivity = _seen(projector, counts)
     if start is None:
