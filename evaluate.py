@@ -131,6 +131,7 @@ def downstream(runs: tuple[str, ...], real: Path, dest: Path, debug: bool, **opt
 @click.option("--dest", required=True, type=PATH, help="Folder of the report.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the resampling, and ties.")
 @click.option("--trust", is_flag=True, help="Let the samples build simulations that are not on the list of known ones.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Below which projectors are kept.")
 @click.option("--overwrite", is_flag=True, help="Replace a report of other samples in --dest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def enhancement(samples: tuple[tuple[str, ...], ...], dest: Path, debug: bool, **options: object) -> None:

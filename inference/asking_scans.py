@@ -340,12 +340,14 @@ def own_notes(file: ScanFile, scans: OwnScans, dose: DoseRecord, changed: Mappin
     return notes
 
 
-def scans_of_items(net: object, snapshot: Snapshot, items: Sequence[Sample], facts: Facts, trust: bool) -> Asker:
+def scans_of_items(net: object, snapshot: Snapshot, items: Sequence[Sample], facts: Facts, trust: bool,
+                   run_root: str) -> Asker:
     """What asks a network by scans of a few items, while it is being trained."""
     listed_items = Few(items, facts)
     node = snapshot.dose.simulation
     simulation, scale = (build_from_file(each, str(snapshot.path), trust, PHYSICS)
                          for each in (node, snapshot.dose.scale))
+    keep_projector(simulation, run_root)
     return ScanAsker(net, snapshot, *simulated(snapshot, listed_items, simulation, node, scale, {}))
 
 

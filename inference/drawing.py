@@ -103,7 +103,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     refiner = add_refiner(snapshot, first_stage, options, conditions, run_root) if options.refiner else None
     sampler = build({**options.sampler, "_partial_": True})
     measured = open_measurements(options.posterior, snapshot, whole_stage(snapshot, options, first_stage, device),
-                                 conditions, device)
+                                 conditions, device, run_root)
     denoiser = partial(around, net, guided, measured=measured)
     try_sampler(sampler, denoiser(()), options.sampler)
     check_moves(options.guidance, denoiser(()), conditions)

@@ -10,6 +10,7 @@ import numpy as np
 from edm3d.formats.facts import rows_of
 from edm3d.inference.pet_rivals import Again, Choice, best_width, simulation_of
 from edm3d.inference.pet_scans import DrawnScans, ScanImages
+from edm3d.inference.scans import keep_projector
 from edm3d.metrics.calibration import crps, rank_histogram, ranks
 from edm3d.metrics.image import psnr, ssim
 from edm3d.metrics.pet import (
@@ -43,7 +44,7 @@ from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import Walked
 from edm3d.utils import locks
 from edm3d.utils.files import check_folder, plain_hash
-from edm3d.utils.log import progress
+from edm3d.utils.log import note, progress
 from edm3d.utils.names import one_line
 
 FEWEST_DRAWS = 8  # of which intervals say something
@@ -53,11 +54,12 @@ WINDOW = 7  # of SSIM
 
 
 class EnhancementOptions(NamedTuple):
-    """How to evaluate. seed: of resampling and of ties."""
+    """How to evaluate. seed: of resampling and of ties. run_root: below which projectors are kept."""
 
     seed: int = 0
     trust: bool = False
     overwrite: bool = False
+    run_root: Path = Path("results")
 
 
 class Rivals(NamedTuple):
@@ -76,7 +78,7 @@ def evaluate_enhancement(samples: Sequence[Path], dest: Path, options: Enhanceme
         hashes = [file.content_hash for file in scans.files]
         check_report(dest, {"samples": {"hash": plain_hash(sorted(hashes))}}, options.overwrite)
         against = scans.references[0]
-        again, reason = find_again(scans, options.trust)
+        again, reason = find_again(scans, options.trust, options.run_root)
         width, (again, iteration, reason) = best_width(scans, array_of(against)), stopped(again, reason)
         rivals = Rivals(width, again, iteration)
         methods = [name for name in METHODS if (name != EARLY or again) and (name != HIGH or HIGH in scans.references)]
@@ -104,12 +106,16 @@ def array_of(reference: str) -> str:
     return {"phantom": "phantom", "high": "high_images"}[reference]
 
 
-def find_again(scans: DrawnScans, trust: bool) -> tuple[Again | None, str]:
-    """The low doses to be simulated again, or None and the reason why not."""
+def find_again(scans: DrawnScans, trust: bool, run_root: Path) -> tuple[Again | None, str]:
+    """The low doses to be simulated again, by a projector that is kept below run_root; or None and the reason why not.
+    """
     try:
-        return Again(scans, simulation_of(scans, trust)), ""
+        again = Again(scans, simulation_of(scans, trust))
     except ValueError as error:
         return None, str(error)
+    if why := keep_projector(again.simulation, run_root):
+        note(f"Note      {why}")
+    return again, ""
 
 
 def stopped(again: Again | None, reason: str) -> tuple[Again | None, Choice | None, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,16 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.measured import read_measured
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.scans import kept_matrix
 from edm3d.inference.snapshot import Snapshot
 from edm3d.physics.operators import Operator, check_operator
+from edm3d.physics.projector import ParallelBeam, Projector
 from edm3d.samplers.denoiser import Denoiser
 from edm3d.samplers.noise import ImageGenerators, mix_seed
 from edm3d.samplers.posterior import Affine, Smooth
-from edm3d.utils.config import build, check_targets, said_at
+from edm3d.utils.config import build, check_targets, find_target, said_at
 from edm3d.utils.files import arrays_hash, first_line
-from edm3d.utils.log import is_lack_of_memory
+from edm3d.utils.log import is_lack_of_memory, note
 from edm3d.utils.plain import shown
 
 KEY = "sampling.posterior"
@@ -96,15 +99,17 @@ def bare(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstStage | None, conditions: Conditions,
-                      device: torch.device) -> Measurements | None:
+                      device: torch.device, run_root: str | Path = "results") -> Measurements | None:
     """Measurements that are asked for, None where none are; stage decodes as a whole, None where voxels are drawn.
+
+    run_root: below which the matrices of large projectors are kept.
 
     ValueError for an operator that is none, for a file that does not fit it, and for values that it cannot have.
     """
     if not node:
         return None
     method = bare(node)
-    operator = build(method.pop("operator"), path=f"{KEY}.operator")
+    operator = built_operator(method.pop("operator"), run_root)
     key = next(key for key in FILES if node.get(key) is not None)
     with errors_said_at(f"{KEY}.operator"):
         check_operator(operator)
@@ -126,6 +131,18 @@ def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstS
     except ValueError as e:
         raise ValueError(said_at(KEY, bare(node), str(e))) from e
     return made
+
+
+def built_operator(node: Mapping[str, Any], run_root: str | Path) -> Operator:
+    """What a node says, of a projector of large images with the matrix that is kept, so that it is made but once."""
+    path, geometry = f"{KEY}.operator", node.get("geometry")
+    if find_target(node["_target_"], path) is Projector and isinstance(geometry, Mapping) and "_target_" in geometry:
+        beam = build(geometry, path=f"{path}.geometry")
+        if node.get("matrix") is None and isinstance(beam, ParallelBeam) and (found := kept_matrix(beam, run_root)):
+            if found.note:
+                note(f"Note      {found.note}")
+            node = {**node, "matrix": found.matrix}
+    return build(node, path=path)
 
 
 def partial_of(node: Mapping[str, Any]) -> Callable[..., Denoiser]:

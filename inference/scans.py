@@ -10,11 +10,11 @@ import torch
 
 from edm3d.formats.asked_scans import ScanFile
 from edm3d.formats.intensity import Intensity
-from edm3d.formats.projector_cache import cached_matrix
+from edm3d.formats.projector_cache import Cached, cached_matrix
 from edm3d.inference.batch import Sample
 from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
-from edm3d.physics.projector import system_matrix
+from edm3d.physics.projector import ParallelBeam, system_matrix
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils.names import one_line
 
@@ -26,11 +26,17 @@ def keep_projector(simulation: DoseSimulation, run_root: str | Path) -> str | No
     """Give a simulation of large images its system matrix, out of the cache below a folder for runs, where it is kept
     for the next time; why it could not be, else None.
     """
-    if getattr(simulation, "matrix", 0) is not None or simulation.geometry.size <= LARGE:
+    if getattr(simulation, "matrix", 0) is not None or not (found := kept_matrix(simulation.geometry, run_root)):
         return None
-    found = cached_matrix(simulation.geometry, partial(system_matrix, simulation.geometry), Path(run_root) / CACHE)
     simulation.matrix = found.matrix
     return found.note
+
+
+def kept_matrix(geometry: ParallelBeam, run_root: str | Path) -> Cached | None:
+    """The system matrix of a large geometry, out of the same cache; None of a small one, which is soon made."""
+    if geometry.size <= LARGE:
+        return None
+    return cached_matrix(geometry, partial(system_matrix, geometry), Path(run_root) / CACHE)
 
 
 class ScanBatch(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from scipy.sparse import csr_array
 
 from edm3d.physics.mlem import Callback, check_counts, osem
+from edm3d.physics.operators import check_blur
 from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
 from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count, check_finite, listed
@@ -53,10 +54,10 @@ class DoseSimulation:
 
     size, angles, shifts, pixel_mm: the lines, see ParallelBeam. counts: expected of a slice at high dose, of a stack in
     the mean over the slices that hold activity. dose: low dose / high dose, above 0, up to 1. iterations, subsets: of
-    MLEM (subsets 1) or OSEM. attenuation: 1/cm, between the outermost active pixels of each row and column. background:
-    share of randoms and scatter in the counts, even over the lines of a slice. blur: of the detector, standard
-    deviation in bins. `matrix` may be set to a system_matrix(geometry) that is there already, before the first use,
-    which else makes it.
+    MLEM (subsets 1) or OSEM, of which each subset must expect a count of the low dose or more. attenuation: 1/cm,
+    between the outermost active pixels of each row and column. background: share of randoms and scatter in the counts,
+    even over the lines of a slice. blur: of the detector, standard deviation in bins, up to `shifts`. `matrix` may be
+    set to a system_matrix(geometry) that is there already, before the first use, which else makes it.
 
     The high dose is Poisson, the low dose keeps each of its counts with the probability `dose`, so that it alone is
     Poisson too. ValueError naming the argument that is out of its range.
@@ -75,8 +76,12 @@ class DoseSimulation:
         check_count(1, {"iterations": iterations, "subsets": subsets})
         if subsets > self.geometry.angles:
             raise ValueError(f"subsets={subsets}: wanted at most {self.geometry.angles}, the angles")
+        if 1 < subsets > (low := counts * dose):
+            raise ValueError(f"subsets={subsets}: counts={counts:g} and dose={dose:g} leave {low:g} counts of a slice "
+                             "for them; wanted one for each subset or more, best many: fewer subsets, or more counts")
         check_finite("attenuation", attenuation, least=0)
         check_finite("blur", blur, least=0)
+        check_blur("blur", blur, self.geometry.shifts, "the shifts")
         self.counts, self.dose, self.iterations, self.subsets = float(counts), float(dose), iterations, subsets
         self.attenuation, self.background, self.blur = attenuation, background, blur
         self.matrix: csr_array | None = None

@@ -1,6 +1,7 @@
 """Images of the greatest Poisson likelihood by expectation maximisation.
 
-MLEM: Shepp & Vardi 1982; OSEM, by sets of angles in turn: Hudson & Larkin 1994.
+MLEM: Shepp & Vardi 1982; OSEM, by sets of angles in turn: Hudson & Larkin 1994, here with pixels bounded away from 0,
+as in Ahn & Fessler 2003.
 """
 
 import math
@@ -16,6 +17,7 @@ Callback = Callable[[int, torch.Tensor], None]
 _SEEN = 1e-6  # sensitivity of a pixel, relative to the highest, below which it counts as seen by no line
 _CACHED = 32  # slices of 64 x 64 pixels and their lines
 _FLOOR = 1e-14  # expected counts of a line, relative to the most that any has, below which it is not divided by them
+_LEAST = 1e-6  # of what OSEM begins with: no pixel falls below, as no other set of angles could bring it back from 0
 
 
 def mlem(projector: Projector, counts: torch.Tensor, iterations: int, background: torch.Tensor | None = None,
@@ -35,7 +37,11 @@ def mlem(projector: Projector, counts: torch.Tensor, iterations: int, background
 def osem(projector: Projector, counts: torch.Tensor, iterations: int, subsets: int = 1,
          background: torch.Tensor | None = None, start: torch.Tensor | None = None,
          callback: Callback | None = None) -> torch.Tensor:
-    """The same, in every iteration one update for each of `subsets` sets of angles in turn: faster, not convergent."""
+    """The same, in every iteration one update for each of `subsets` sets of angles in turn: faster, not convergent.
+
+    With several, a set without any count of a slice leaves that slice as it is, and no pixel falls below 1e-6 of what
+    it began with, so that a slice with counts never becomes empty.
+    """
     check_count(1, {"iterations": iterations})
     projector.check_sinograms(counts)
     check_counts(counts)
@@ -60,9 +66,10 @@ def _run(projector: Projector, counts: torch.Tensor, iterations: int, subsets: i
          background: torch.Tensor | None, start: torch.Tensor | None, callback: Callback | None) -> torch.Tensor:
     """All updates of some images."""
     leading, image_shape = counts.shape[:-2], (*counts.shape[:-2], *projector.geometry.image_shape)
-    steps = [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :])
-             for angles, part in projector.subsets(subsets)]
     x = _begin(projector, counts, start)
+    least = x * _LEAST if subsets > 1 else None
+    steps = [_Step(part, counts[..., angles, :], None if background is None else background[..., angles, :], least)
+             for angles, part in projector.subsets(subsets)]
     for iteration in range(1, iterations + 1):
         for step in steps:
             x = step(x, leading)
@@ -72,13 +79,17 @@ def _run(projector: Projector, counts: torch.Tensor, iterations: int, subsets: i
 
 
 class _Step:
-    """One update by the lines of some angles."""
+    """One update by the lines of some angles; least: of every pixel where these are not all there are, else None."""
 
-    def __init__(self, projector: Projector, counts: torch.Tensor, background: torch.Tensor | None):
+    def __init__(self, projector: Projector, counts: torch.Tensor, background: torch.Tensor | None,
+                 least: torch.Tensor | None):
         self.projector, self.counts = projector, columns_of(counts)
         self.background = None if background is None else columns_of(background)
         self.floor = (self.counts.amax(0) * _FLOOR).clamp(min=torch.finfo(counts.dtype).tiny)
+        self.least = least
         seen, sensitivity = _seen(projector, counts)
+        if least is not None:
+            seen = seen & (self.counts.amax(0) > 0)
         self.weights = torch.where(seen, 1 / sensitivity, 0.0)
         self.unseen = None if bool(seen.all()) else (~seen).to(counts)
 
@@ -89,7 +100,8 @@ class _Step:
             expected += self.background
         ratio = torch.div(self.counts, torch.maximum(expected, self.floor))
         factor = self.projector.back_project(ratio, leading).mul_(self.weights)
-        return x * (factor if self.unseen is None else factor.add_(self.unseen))
+        x = x * (factor if self.unseen is None else factor.add_(self.unseen))
+        return x if self.least is None else torch.maximum(x, self.least)
 
 
 def _expanded(background: torch.Tensor | None, counts: torch.Tensor) -> torch.Tensor | None:
@@ -122,14 +134,15 @@ def _seen(projector: Projector, counts: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _begin(projector: Projector, counts: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
-    """Columns of the images to begin with, 0 where no line sees a pixel: where not given even, about as high as counts.
+    """Columns of the images to begin with, 0 where no line sees a pixel and without counts.
 
-    By the highest of the counts and no sum of them, which would hang on the size of the batch in the last digit.
+    Where not given even, about as high as counts: by the highest of the counts and no sum of them, which would hang on
+    the size of the batch in the last digit.
     """
     seen, sensitivity = _seen(projector, counts)
     if start is None:
         return seen * torch.where(seen, columns_of(counts).amax(0) / sensitivity.amax(0), 0.0)
-    return columns_of(start) * seen
+    return columns_of(start) * (seen & (columns_of(counts).amax(0) > 0))
 
 
 def check_counts(counts: torch.Tensor, what: str = "counts") -> None:

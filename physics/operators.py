@@ -130,6 +130,8 @@ class GaussianBlur:
     def A(self, x: torch.Tensor) -> torch.Tensor:
         """[N,C,*S] -> [N,C,*S]."""
         check_batch(x, len(self.std), "GaussianBlur")
+        for std, size in zip(self.std, x.shape[2:], strict=True):
+            check_blur("GaussianBlur: std", std, size, f"along this axis of images of {list(x.shape[2:])} voxels")
         for axis, std in enumerate(self.std, 2):
             if std > 0:
                 matrix = blur_matrix(x.shape[axis], std).to(x)
@@ -142,11 +144,21 @@ class GaussianBlur:
 
 
 def blur_matrix(size: int, std: float) -> torch.Tensor:
-    """Convolution with a Gaussian (of sum 1, cut at 4 std) along an axis with zeros beyond it, [size,size] float64."""
+    """Convolution with a Gaussian (of sum 1, cut at 4 std) along an axis with zeros beyond it, [size,size] float64.
+
+    ValueError for an std beyond the size.
+    """
+    check_blur("std", std, size, "the size of what is blurred")
     radius = max(1, math.ceil(_REACH * std))
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)
     distance = (torch.arange(size)[:, None] - torch.arange(size)[None]).clamp(-radius - 1, radius + 1)
     return torch.nn.functional.pad(weights / weights.sum(), (1, 1))[distance + radius + 1]
+
+
+def check_blur(name: str, std: float, size: int, what: str) -> None:
+    """ValueError for a standard deviation beyond the size (`what`), where nothing is left but a constant."""
+    if std > size:
+        raise ValueError(f"{name}={std!r}: wanted at most {size}, {what}")
 
 
 def per_axis(key: str, value: float | Sequence[float], spatial_dims: int) -> list:

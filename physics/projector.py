@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import coo_array, csr_array, diags_array, eye_array, kron
 
 from edm3d.physics.noise_models import NoiseModel, PoissonNoise
-from edm3d.physics.operators import blur_matrix
+from edm3d.physics.operators import blur_matrix, check_blur
 from edm3d.utils.checks import check_count, check_finite, is_whole
 
 _LAW = 1  # of the matrix; in the key, so that one made by an earlier law is not taken for one of this
@@ -131,6 +131,7 @@ class Projector:
     def __init__(self, geometry: ParallelBeam, normalised: bool = True, attenuation: torch.Tensor | None = None,
                  blur: float = 0.0, noise_model: NoiseModel | None = None, matrix: csr_array | None = None):
         check_finite("blur", blur, least=0)
+        check_blur("blur", blur, geometry.shifts, "the shifts")
         matrix = system_matrix(geometry) if matrix is None else matrix
         if matrix.shape != geometry.matrix_shape:
             raise ValueError(f"system matrix {list(matrix.shape)} of another geometry, wanted "

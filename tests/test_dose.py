@@ -132,11 +132,24 @@ def test_matrix_may_be_given():
     *[("dose", value) for value in (0, -0.1, 1.01, math.nan, True)],
     *[("counts", value) for value in (0, -1, math.inf)],
     ("iterations", 0), ("subsets", 0), ("subsets", 129), ("attenuation", -1), ("background", 1.0), ("background", -0.1),
-    ("blur", -1), ("size", 0), ("angles", 0), ("shifts", 0), ("pixel_mm", 0),
+    ("blur", -1), ("blur", 65), ("size", 0), ("angles", 0), ("shifts", 0), ("pixel_mm", 0),
 ])
 def test_wrong_options_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}"):
         DoseSimulation(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"counts": 1e4, "dose": 0.01, "subsets": 16},
+                                     {"counts": 400, "dose": 0.1, "subsets": 32}])
+def test_few_counts_in_many_subsets_have_images_with_a_scale(options):
+    low = DoseSimulation(24, iterations=2, **options).low(brains(12), ImageGenerators(range(12)))
+    assert (ActivityScale()(low) > 0).all() and low.isfinite().all()
+
+
+def test_more_subsets_than_counts_are_refused():
+    with pytest.raises(ValueError, match=r"^subsets=41: counts=400 and dose=0.1 leave 40 counts"):
+        DoseSimulation(32, counts=400, dose=0.1, subsets=41)
+    DoseSimulation(32, counts=1e-6)  # plain MLEM takes any
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -175,6 +188,15 @@ def test_scales_by_hand_and_back():
     scale = ActivityScale("max", 1.0)(low)
     assert ActivityScale.to_network(low, scale).flatten(1).tolist() == [[-1, -0.5, 0.5, 1], [-1, -1, -1, 1]]
     assert torch.equal(ActivityScale.from_network(ActivityScale.to_network(low, scale), scale), low)
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.3, 0.5, 0.99, 1.0])
+def test_quantiles_are_those_of_torch_without_its_limit(share, monkeypatch):
+    low = torch.rand(2, 1, 40, 37) - 0.2
+    low = low.clamp(min=0)
+    wanted = torch.stack([row[row > 0].quantile(share) for row in low])
+    monkeypatch.setattr(torch.Tensor, "quantile", None)  # which takes no more than 2^24 values
+    assert torch.equal(ActivityScale("quantile", 1.0, share)(low), wanted)
 
 
 def test_peak_puts_both_doses_into_the_range_of_networks():

@@ -10,11 +10,14 @@ from click.testing import CliRunner
 
 import train
 from edm3d.formats.dose import DoseRecord
+from edm3d.inference import scans
 from edm3d.inference.batch import collate
 from edm3d.inference.snapshot import Snapshot
+from edm3d.physics import dose
 from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
 from edm3d.physics.pet_phantoms import pet_stack
+from edm3d.physics.projector import system_matrix
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.augment import AugmentPipe
 from edm3d.training.datasets.phantoms import PhantomDataset
@@ -108,16 +111,36 @@ def test_phantoms_of_another_size_are_refused(phantoms, change, match):
         DosePairs(DoseSimulation(**change), ActivityScale()).see(dataset.facts, dataset.shape)
 
 
+@pytest.mark.parametrize(("counts", "share"), [(29, 1), (1e4, 1e-3), (1e-6, 0.5)])
+def test_scans_that_may_be_empty_are_refused_at_the_start(phantoms, counts, share):
+    dataset = PhantomDataset(str(phantoms))
+    with pytest.raises(ValueError, match=r"^training.batch_transform.simulation.counts=.* and dose=.* leave .* counts"):
+        DosePairs(DoseSimulation(SIZE, counts=counts, dose=share), ActivityScale()).see(dataset.facts, dataset.shape)
+    DosePairs(DoseSimulation(SIZE, counts=31, dose=1.0), ActivityScale()).see(dataset.facts, dataset.shape)
+
+
+def test_previews_and_training_share_the_projector_that_is_kept(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(scans, "LARGE", 8)
+    made = []
+    monkeypatch.setattr(scans, "system_matrix", lambda geometry: made.append(1) or system_matrix(geometry))
+    monkeypatch.setattr(dose, "system_matrix", lambda geometry: 1 / 0)
+    with chdir(tmp_path):
+        result = CliRunner().invoke(train.main, [*TINY, "training.validation.preview_ticks=1",
+                                                 "training.validation.preview_items=2"])
+        assert result.exit_code == 0, result.output
+        assert made == [1] and list(Path("results/00000-pet_phantoms/previews").glob("*.png"))
+
+
 def test_a_run_says_in_its_snapshot_what_it_was_told(phantoms, tmp_path):
     with chdir(tmp_path):
         result = CliRunner().invoke(train.main, TINY)
         assert result.exit_code == 0, result.output
         snapshot = Snapshot.read(next(Path("results/00000-pet_phantoms").glob("network-snapshot-*.pt")))
-    dose = snapshot.dose
-    assert dose.drawn == "high" and dose.simulation["dose"] == 0.25 and dose.unit == "activity" and dose.typical > 0
+    told = snapshot.dose
+    assert told.drawn == "high" and told.simulation["dose"] == 0.25 and told.unit == "activity" and told.typical > 0
     assert snapshot.facts.condition_channels == ("low dose",) and snapshot.facts.channels == ("high dose",)
     with pytest.raises(ValueError, match="dose.drawn is 'all'"):
-        DoseRecord.from_plain(dose._replace(drawn="all")._asdict(), "x.pt")
+        DoseRecord.from_plain(told._replace(drawn="all")._asdict(), "x.pt")
 
 
 @pytest.mark.parametrize("more", [

@@ -13,6 +13,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
+from edm3d.inference import scans as kept
 from edm3d.inference.evaluate_enhancement import (
     EnhancementOptions,
     evaluate_enhancement,
@@ -22,6 +23,7 @@ from edm3d.inference.evaluate_enhancement import (
 )
 from edm3d.inference.pet_scans import DrawnScans
 from edm3d.metrics.pet import post_filter, relative_l2
+from edm3d.physics import dose
 from edm3d.physics.dose import DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
 from evaluate import main
@@ -216,8 +218,18 @@ def test_what_is_missing_is_said(tmp_path):
 ])
 def test_a_simulation_that_is_another_one_gives_no_row(tmp_path, changes, said):
     scans = DrawnScans([write(tmp_path / "s.h5", 2, 2, **changes)])
-    again, iteration, reason = stopped(*find_again(scans, trust=False))
+    again, iteration, reason = stopped(*find_again(scans, trust=False, run_root=tmp_path))
     assert again is None and iteration is None and said in reason
+
+
+def test_the_projector_of_large_scans_is_that_which_is_kept(tmp_path, monkeypatch):
+    drawn = DrawnScans([write(tmp_path / "s.h5", 2, 2)])
+    monkeypatch.setattr(kept, "LARGE", SIZE - 1)
+    find_again(drawn, trust=False, run_root=tmp_path)
+    for module in (kept, dose):
+        monkeypatch.setattr(module, "system_matrix", lambda geometry: 1 / 0)
+    again, iteration, _ = stopped(*find_again(drawn, trust=False, run_root=tmp_path))
+    assert again and iteration
 
 
 def test_wrong_files_are_refused_in_a_line(report, tmp_path):

@@ -14,10 +14,12 @@ import generate
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import SamplesFile
+from edm3d.inference import scans
 from edm3d.inference.conditions import Conditions
-from edm3d.inference.measurements import check_posterior, noisy, open_measurements
+from edm3d.inference.measurements import built_operator, check_posterior, noisy, open_measurements
 from edm3d.inference.network_files import network_hash
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.physics import projector
 from edm3d.physics.operators import Downsample
 from edm3d.utils.config import build
 from tests.commands import refused, succeed
@@ -232,6 +234,21 @@ def said(at: Path, node: dict) -> str:
         check_posterior(node)
         open_measurements(node, Snapshot.read(at / "edm.pt"), None, Conditions({}, {}, (8, 8)), torch.device("cpu"))
     return str(refusal.value)
+
+
+def test_the_matrix_of_a_large_projector_is_made_once(tmp_path, monkeypatch):
+    node = {"_target_": "physics.projector.Projector", "blur": 0.5,
+            "geometry": {"_target_": "physics.projector.ParallelBeam", "size": 8, "angles": 5}}
+    x, plain = torch.rand(1, 1, 8, 8), built_operator(node, tmp_path)
+    assert not (tmp_path / "cache").exists()  # of a small one it is soon made
+    monkeypatch.setattr(scans, "LARGE", 7)
+    first = built_operator(node, tmp_path)
+    for module in (scans, projector):
+        monkeypatch.setattr(module, "system_matrix", lambda geometry: 1 / 0)
+    for operator in (first, built_operator(node, tmp_path)):
+        assert torch.equal(operator.A(x), plain.A(x))
+    with pytest.raises(ValueError, match=r"^sampling.posterior.operator.geometry.angles=0"):
+        built_operator({**node, "geometry": {**node["geometry"], "angles": 0}}, tmp_path)
 
 
 HALVED = {"_target_": "physics.operators.Downsample", "factor": 4}

@@ -104,6 +104,27 @@ def test_osem_is_as_likely_in_fewer_iterations():
     assert torch.equal(osem(PROJECTOR, counts, 3, 1), mlem(PROJECTOR, counts, 3))
 
 
+@pytest.mark.parametrize("total", [30, 100])
+@pytest.mark.parametrize("background", [None, torch.ones(1) * 1e-3])
+def test_osem_of_few_counts_in_many_sets_is_never_empty(total, background):
+    counts = counts_of(total, number=24)
+    for iterations in (1, 2, 30):
+        x = osem(PROJECTOR, counts, iterations, 24, background)
+        assert x.isfinite().all()
+        assert ((x > 0).flatten(1).all(1) == (counts > 0).flatten(1).any(1)).all()
+
+
+def test_a_set_of_angles_without_counts_leaves_a_slice_as_it_is():
+    counts = counts_of(1e4)
+    counts[1, :, 1::2], counts[2] = 0, 0
+    seen, start = [], torch.rand(3, 1, 24, 24)
+    osem(PROJECTOR, counts, 1, 2, start=start, callback=lambda _, x: seen.append(x))
+    begun, first, kept = start[1:2], PROJECTOR.subsets(2)[0][1], counts[1:2, :, ::2]
+    expected = begun * first.A_adjoint(kept / first.A(begun)) / first.sensitivity(kept)
+    assert torch.allclose(seen[0][1:2], expected.maximum(1e-6 * begun), rtol=1e-4)
+    assert (seen[0][2] == 0).all()
+
+
 def test_pixels_that_a_set_of_angles_does_not_see_stay():
     projector = Projector(ParallelBeam(16, angles=2, shifts=2, bin_pixels=1.0))  # two columns, then two rows
     counts = torch.full((1, 1, 2, 2), 100.0)

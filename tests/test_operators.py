@@ -116,6 +116,15 @@ def test_blur_keeps_sums_inside_and_has_its_standard_deviation():
     assert blur_matrix(5, 1.0).sum(0)[0] < 0.75  # beyond the border all is lost
 
 
+def test_a_blur_beyond_the_size_is_refused_before_it_takes_memory():
+    wide = torch.zeros(1, 1, 8, 41)
+    assert GaussianBlur([8.0, 41.0]).A(wide).shape == wide.shape
+    with pytest.raises(ValueError, match=r"^GaussianBlur: std=1e\+18: wanted at most 8, along .* of \[8, 41\] voxels"):
+        GaussianBlur([1e18, 1.0]).A(wide)
+    with pytest.raises(ValueError, match=r"^std=41.5: wanted at most 41"):
+        blur_matrix(41, 41.5)
+
+
 def test_what_an_operator_lacks_is_named():
     class Half:
         noise_model = "gaussian"

@@ -190,6 +190,7 @@ def test_key_is_that_of_the_lines():
     (lambda: Projector(BEAM, attenuation=torch.zeros(4, 4)), r"attenuation: a map \[4, 4\]"),
     (lambda: Projector(BEAM, attenuation=-torch.ones(16, 16)), "0 or more"),
     (lambda: Projector(BEAM, blur=-1.0), "blur=-1.0"),
+    (lambda: Projector(BEAM, blur=1e18), "^blur=1e.18: wanted at most 16, the shifts"),
     (lambda: Projector(BEAM).subsets(33), "subsets=33: wanted a whole number of 1 to 32"),
     (lambda: ParallelBeam(0), "size=0"),
     (lambda: ParallelBeam(16, angles=0), "angles=0"),

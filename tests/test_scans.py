@@ -344,6 +344,10 @@ def test_numbers_of_draws_say_seed_and_noise():
 def test_a_scan_without_a_count_is_named():
     line = succeed_not("sampling.scan.counts=1e-6", "sampling.seeds=1")
     assert "seed 1 (id2slice1): nothing of its scan was counted; wanted more by sampling.scan.counts" in line
+    line = succeed_not("sampling.scan.counts=100", "sampling.scan.dose=0.1", "sampling.scan.subsets=11")
+    assert "sampling.scan.subsets=11: counts=100 and dose=0.1 leave 10 counts" in line
+    succeed(generate.main, *DRAW, "sampling.scan.counts=1000", "sampling.scan.dose=0.1", "sampling.scan.subsets=16",
+            "sampling.seeds=0-7", "sampling.outdir=few")  # all have counts, and so all have images
     assert "nothing that samples could share" in succeed_not("sampling.network=plain.pt",
                                                              "sampling.samples_per_condition=2")
 

@@ -1,5 +1,6 @@
 """Pairs of a low and a high dose, simulated of activity phantoms while training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from edm3d.physics.dose import DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice, check_count
+
+FEWEST = 30.0  # counts that a low dose must expect: exp(-30) = 1e-13 of the scans, none of a training, have none at all
 
 
 class DosePairs:
@@ -32,7 +35,8 @@ class DosePairs:
     def see(self, facts: Facts, shape: Sequence[int]) -> None:
         """Take the intensities of phantoms [1,*S], and from then on have the `shape` that a network sees.
 
-        ValueError for data of several channels, and of a size that is not the simulation's.
+        ValueError for data of several channels, of a size that is not the simulation's, and for a dose of so few counts
+        that scans would be empty now and then.
         """
         if shape[0] != 1:
             raise ValueError(f"training.batch_transform: {facts.source} has {shape[0]} channels, a dose is simulated "
@@ -40,6 +44,7 @@ class DosePairs:
         if (got := tuple(shape[-2:])) != (self.simulation.geometry.size,) * 2:
             raise ValueError(f"training.batch_transform.simulation.size={self.simulation.geometry.size}: slices of "
                              f"{facts.source} have {list(got)} pixels; wanted squares of that size")
+        check_counted(self.simulation)
         self.intensity: Intensity = facts.intensity
         self.shape = (1 if self.drawn == HIGH else 2, *shape[1:])
 
@@ -87,3 +92,11 @@ class DosePairs:
         if self.drawn == PAIR:
             return torch.cat([high, low], dim=1), batch.condition
         return high, batch.condition.replace(images=low)
+
+
+def check_counted(simulation: DoseSimulation) -> None:
+    """ValueError for a low dose that may well come without any count, and then has no image and no scale."""
+    if (low := simulation.counts * simulation.dose) < FEWEST:
+        raise ValueError(f"training.batch_transform.simulation.counts={simulation.counts:g} and "
+                         f"dose={simulation.dose:g} leave {low:.3g} counts of a slice, so that a share of "
+                         f"{math.exp(-low):.2g} of the scans has none at all; wanted {FEWEST:g} or more")

@@ -144,7 +144,8 @@ def build_scans(config: dict, task: Task, held: Held | None, count: int, device:
     if "images" in takes_of(task.net):
         if held is None:
             raise ValueError("no phantoms are held out; choose training.validation.split, and max_items of 1 or more")
-        asker = scans_of_items(task.net, own, spread(held.dataset, count), own.facts, options.trust)
+        asker = scans_of_items(task.net, own, spread(held.dataset, count), own.facts, options.trust,
+                               config["training"]["options"]["run_root"])
     else:
         asker = asker_of(task.net, own)
     conditions = asker(options)
