@@ -200,7 +200,8 @@ def test_every_case_has_one_command_and_one_page(root):
     found = cases(readme)
     assert sorted(CASES - set(found)) == []
     assert [case for case, (_, said) in found.items()
-            if not re.fullmatch(r"`(python|torchrun) [^`]+`(, or `make [a-z-]+`)?", said) and "planned, not there yet" not in said] == []
+            if not re.fullmatch(r"`(python|torchrun) [^`]+`(, or `make [a-z-]+`)?", said)
+            and "planned, not there yet" not in said] == []
     own, = re.findall(r"^## Your own data\n(.*?)^## ", readme, re.MULTILINE | re.DOTALL)
     assert "docs/own_data.md" in relative_links(own)
 

@@ -136,7 +136,7 @@ def test_samples_hold_scan_and_phantom_in_units_of_activity(held_out):
 
 def test_what_the_network_draws_is_scaled_back_by_the_scale_of_its_scan(held_out):
     file, model = SamplesFile(held_out), Model.load("pet.pt")
-    net = model.sample([2], num_steps=2)
+    net = model.sample([2], sampler="multistep", num_steps=2)
     np.testing.assert_allclose(net.images[0], file.row("images", 2), atol=1e-3)
     low, scale = torch.from_numpy(file.row("cond_images", 2)[None]), float(file.array("scales")[2])
     seen = []
