@@ -83,8 +83,10 @@ class Asker:
                              "file can hold; wanted smaller seeds")
         return self.recorded(conditions, file, list(asked), once) if file else conditions
 
-    def seeds(self, text: object) -> list[int]:
-        """Seeds as they are typed, None: the usual ones."""
+    def seeds(self, text: object, measured: Callable[[], int] = lambda: 1) -> list[int]:
+        """Seeds as they are typed, None: one for each of several rows that were measured, else the usual ones."""
+        if text is None and (rows := measured()) > 1:
+            return list(range(rows))
         return requested_seeds(USUAL_SEEDS if text is None else text)
 
     def drawn(self, conditions: Conditions, options: Sampling) -> Conditions:
@@ -95,7 +97,7 @@ class Asker:
         if conditions.sweep:
             raise ValueError(f"sampling.samples_per_condition={count}: sampling.sweep draws one sample for each value, "
                              "from one noise; ask for one of the two")
-        if not self.takes:
+        if not self.takes and not options.posterior:  # draws of a seed share its measurement as well
             raise ValueError(f"sampling.samples_per_condition={count}: the network is told nothing that samples could "
                              "share; ask for more seeds")
         return conditions._replace(draws=count, record={**conditions.record, "samples_per_condition": count})

@@ -1,7 +1,7 @@
 """Asking networks of PET: which scans they are told, in which units, and at which dose those of phantoms are made."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -82,9 +82,12 @@ class ScanAsker(Asker):
         super().__init__(takes_of(net), snapshot.facts, snapshot.volume_shape)
         self.scans, self.file = scans, file
 
-    def seeds(self, text: object) -> list[int]:
-        """Those that are typed, else one for each slice of a scan of the user's own."""
-        return list(range(len(self.scans.names))) if text is None and self.scans.per_scan else super().seeds(text)
+    def seeds(self, text: object, measured: Callable[[], int] = lambda: 1) -> list[int]:
+        """Those that are typed, else one for each slice of a scan of the user's own, and no fewer than were measured.
+        """
+        if text is None and self.scans.per_scan:
+            return list(range(max(len(self.scans.names), measured())))
+        return super().seeds(text, measured)
 
     def __call__(self, options: Sampling, seeds: Sequence[int] | None = None, given: AskedFile | None = None,
                  once: Once = directly) -> Conditions:

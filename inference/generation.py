@@ -23,7 +23,7 @@ from edm3d.inference.drawing import Drawer, complete, draw, make_drawer, sample_
 from edm3d.inference.enhanced import write_enhanced, write_scan_montage
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
-from edm3d.inference.measurements import check_posterior, given_in_words
+from edm3d.inference.measurements import check_posterior, given_in_words, rows_measured
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.refiner import Refiner, check_draws_alone
 from edm3d.inference.sample_files import (
@@ -74,10 +74,12 @@ def generate(experiment: str, config: dict) -> None:
         if options.real and options.montage:
             shown_channels(VolumesFile(options.real), whole, f"sampling.real={options.real}")
         asker = asker_for(net, whole, options, run_root=run_root)
-        conditions = asker(options, seeds := asker.seeds(options.seeds), once=distributed.from_rank_0)
+        seeds = asker.seeds(options.seeds, partial(rows_measured, options.posterior, whole, device, run_root))
+        conditions = asker(options, seeds, once=distributed.from_rank_0)
         whole = in_units(whole, conditions)
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
-        for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *conditions.notes):
+        measured = drawer.measured.notes(seeds) if drawer.measured else ()
+        for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *measured, *conditions.notes):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured)
         numbers = conditions.numbers(seeds)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edm3d.formats.intensity import Intensity
 from edm3d.formats.measured import read_measured
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage
@@ -19,14 +18,14 @@ from edm3d.physics.operators import Operator, check_operator
 from edm3d.physics.projector import ParallelBeam, Projector
 from edm3d.samplers.denoiser import Denoiser
 from edm3d.samplers.noise import ImageGenerators, mix_seed
-from edm3d.samplers.posterior import Affine, Smooth
-from edm3d.utils.config import build, check_targets, find_target, said_at
+from edm3d.samplers.posterior import Affine, Smooth, over
+from edm3d.utils.config import BESIDE, build, check_targets, find_target, said_at
 from edm3d.utils.files import arrays_hash, first_line
 from edm3d.utils.log import is_lack_of_memory, note
 from edm3d.utils.plain import shown
 
 KEY = "sampling.posterior"
-FILES = ("measurement", "simulate")  # keys that name a file, and are no arguments of the method
+FILES = BESIDE[KEY]  # keys that name a file, and are no arguments of the method
 PURPOSE = "measurement"  # of the noise of measurements that are simulated
 
 
@@ -50,6 +49,15 @@ class Measurements(NamedTuple):
     def __call__(self, net: Denoiser, numbers: Sequence[int]) -> Denoiser:
         """The denoiser of a batch of samples, by their numbers, given their measurements."""
         return self.method(net, self.operator, self.of(self.seeds_of(numbers)), self.to_image(numbers))
+
+    def notes(self, seeds: Sequence[int]) -> Iterator[str]:
+        """A line where seeds leave rows out, or take rows again."""
+        count, used = len(self.rows), len({seed % len(self.rows) for seed in seeds})
+        if used < count:
+            yield (f"Note      {self.record['source']}: has {count} rows, and the seeds leave out {count - used} of "
+                   f"them; sampling.seeds=0-{count - 1} takes them all")
+        elif 1 < count < len(seeds):
+            yield f"Note      {self.record['source']}: has {count} rows, which {len(seeds)} seeds go through in turn"
 
     def of(self, seeds: Sequence[int]) -> torch.Tensor:
         """The measurement [N,...] of each seed, float32 on the device."""
@@ -90,7 +98,7 @@ def check_posterior(node: Mapping[str, Any]) -> None:
     if not (isinstance(operator, Mapping) and "_target_" in operator):
         raise ValueError(f"{KEY}.operator: got {shown(operator)}, wanted a target, as "
                          f"{KEY}.operator._target_=physics.operators.Downsample")
-    check_targets(bare(node), KEY)
+    check_targets(node, KEY)
 
 
 def bare(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,22 +116,13 @@ def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstS
     """
     if not node:
         return None
-    method = bare(node)
-    operator = built_operator(method.pop("operator"), run_root)
-    key = next(key for key in FILES if node.get(key) is not None)
-    with errors_said_at(f"{KEY}.operator"):
-        check_operator(operator)
-        if isinstance(operator, torch.nn.Module):
-            operator = operator.to(device)
-        channels = channels_of(snapshot, stage)
-        size = snapshot.shape[1:] if stage is None else stage.size_of(snapshot.shape[1:])
-        wanted = measured_shape(operator, (channels, *size), device)
-    array = read_measured(node[key], f"{KEY}.{key}")
-    rows = torch.from_numpy(as_rows(array, (channels, *size) if key == "simulate" else wanted,
-                                    f"{KEY}.{key}={node[key]}", key))
-    to_image = partial(image_map, snapshot.facts.intensity, channels, snapshot.shape[0], stage, conditions, device)
+    operator, rows = opened(node, channels_of(snapshot, stage),
+                            snapshot.shape[1:] if stage is None else stage.size_of(snapshot.shape[1:]), device, run_root)
+    key = key_of(node)
+    to_image = partial(image_map, snapshot, stage, conditions, device)
     record = {**bare(node), "source": node[key], "hash": arrays_hash({"rows": rows.numpy()}),
               "simulated": key == "simulate"}
+    method = {name: value for name, value in bare(node).items() if name != "operator"}
     made = Measurements(partial_of(method), operator, rows, key == "simulate", to_image, conditions.seeds, device,
                         record)
     try:
@@ -143,6 +142,40 @@ def built_operator(node: Mapping[str, Any], run_root: str | Path) -> Operator:
                 note(f"Note      {found.note}")
             node = {**node, "matrix": found.matrix}
     return build(node, path=path)
+
+
+def rows_measured(node: Mapping[str, Any], snapshot: Snapshot, device: torch.device, run_root: str | Path) -> int:
+    """How many rows the file of a measurement has; 1 where none is asked for, or where opening it will say why not."""
+    if not node:
+        return 1
+    latent = snapshot.first_stage is not None
+    channels = len(snapshot.facts.channels) or 1 if latent else channels_of(snapshot, None)
+    try:
+        return len(opened(node, channels, snapshot.volume_shape, device, run_root)[1])
+    except ValueError:
+        return 1
+
+
+def opened(node: Mapping[str, Any], channels: int, size: Sequence[int], device: torch.device,
+           run_root: str | Path) -> tuple[Operator, torch.Tensor]:
+    """The operator, and the rows of the file; size [*S]: of the images that the operator sees.
+
+    ValueError for an operator that is none, and for a file that does not fit it.
+    """
+    operator, key = built_operator(node["operator"], run_root), key_of(node)
+    with errors_said_at(f"{KEY}.operator"):
+        check_operator(operator)
+        if isinstance(operator, torch.nn.Module):
+            operator = operator.to(device)
+        wanted = measured_shape(operator, (channels, *size), device)
+    array = read_measured(node[key], f"{KEY}.{key}")
+    return operator, torch.from_numpy(as_rows(array, (channels, *size) if key == "simulate" else wanted,
+                                              f"{KEY}.{key}={node[key]}", key))
+
+
+def key_of(node: Mapping[str, Any]) -> str:
+    """The key of a node that names its file."""
+    return next(key for key in FILES if node.get(key) is not None)
 
 
 def partial_of(node: Mapping[str, Any]) -> Callable[..., Denoiser]:
@@ -185,16 +218,23 @@ def as_rows(array: np.ndarray, wanted: Sequence[int], said: str, key: str) -> np
                      f"{['rows', *wanted]}")
 
 
-def image_map(intensity: Intensity, channels: int, drawn: int, stage: FirstStage | None, conditions: Conditions,
-              device: torch.device, numbers: Sequence[int]) -> Affine | Smooth:
-    """What the operator's images, in stored units and never clipped, are of what is drawn for samples."""
+def image_map(snapshot: Snapshot, stage: FirstStage | None, conditions: Conditions, device: torch.device,
+              numbers: Sequence[int]) -> Affine | Smooth:
+    """What the operator's images, in stored units and never clipped, are of what is drawn for samples.
+
+    Facts say the unit of all of them, but for networks that are told scans, which draw in the scale of each.
+    """
+    intensity, channels = snapshot.facts.intensity, channels_of(snapshot, stage)
     gain = (intensity.hi - intensity.lo) / 2
-    if stage is None and channels == drawn:
-        return Affine(gain, intensity.lo + gain)
-    if stage is None:
-        return Smooth(lambda x: gain * x[:, :channels] + intensity.lo + gain, gain)
-    semantic = conditions(numbers).to(device).semantic if stage.masked else None
-    return Smooth(lambda z: stage.decode_soft(z, semantic)[0], gain)
+    shift = intensity.lo + gain
+    if conditions.scans is not None:
+        gain = shift = conditions.scans(conditions.seeds(numbers)).scale.to(device) / 2
+    if stage is not None:
+        semantic = conditions(numbers).to(device).semantic if stage.masked else None
+        return Smooth(lambda z: stage.decode_soft(z, semantic)[0], gain)
+    if channels == snapshot.shape[0]:
+        return Affine(gain, shift)
+    return Smooth(lambda x: over(gain, x) * x[:, :channels] + over(shift, x), gain)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +19,7 @@ from edm3d.inference.drawing import complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options
 from edm3d.inference.guidance import add_guidance
+from edm3d.inference.measurements import rows_measured
 from edm3d.inference.network_files import check_size
 from edm3d.inference.predictor import Predictor
 from edm3d.inference.refiner import check_draws_alone
@@ -125,7 +126,8 @@ class Model:
         if (given := in_memory(maps, images)) and conditions is not None:
             raise ValueError(f"conditions={conditions}: maps and images are given, too; wanted the file or the arrays")
         asker = asker_for(self.net, whole, options, given, str(self.run_root))
-        numbers = asker.seeds(seeds if isinstance(seeds, str | None) else ",".join(map(str, np.atleast_1d(seeds))))
+        numbers = asker.seeds(seeds if isinstance(seeds, str | None) else ",".join(map(str, np.atleast_1d(seeds))),
+                              partial(rows_measured, options.posterior, whole, self.device, self.run_root))
         asked = asker(options, numbers, given)
         whole = in_units(whole, asked)
         for line in asked.notes:

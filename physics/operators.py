@@ -81,10 +81,14 @@ class Inpaint:
         self.seen = None if mask is None else torch.as_tensor(mask) != 0
         self.box, self.keep, self.seed = box, keep, seed
         self.noise_model = noise_model or GaussianNoise(sigma)
+        self._kept: dict[tuple, torch.Tensor] = {}  # masks by shape, dtype and device
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         """x where it is seen."""
-        return x * self.mask_of(x).to(x)
+        key = tuple(x.shape), x.dtype, x.device
+        if key not in self._kept:
+            self._kept[key] = self.mask_of(x).to(x)
+        return x * self._kept[key]
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """The same: the operator is its own adjoint."""
@@ -126,6 +130,7 @@ class GaussianBlur:
         for value in self.std:
             check_finite("std", value, least=0)
         self.noise_model = noise_model or GaussianNoise(sigma)
+        self._kept: dict[tuple, torch.Tensor] = {}  # matrices by size, standard deviation, dtype and device
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         """[N,C,*S] -> [N,C,*S]."""
@@ -134,8 +139,10 @@ class GaussianBlur:
             check_blur("GaussianBlur: std", std, size, f"along this axis of images of {list(x.shape[2:])} voxels")
         for axis, std in enumerate(self.std, 2):
             if std > 0:
-                matrix = blur_matrix(x.shape[axis], std).to(x)
-                x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
+                key = x.shape[axis], std, x.dtype, x.device
+                if key not in self._kept:
+                    self._kept[key] = blur_matrix(x.shape[axis], std).to(x)
+                x = (x.movedim(axis, -1) @ self._kept[key]).movedim(-1, axis)
         return x
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:

@@ -33,17 +33,20 @@ class Local(NamedTuple):
 
 
 class Affine:
-    """Images of an operator as gain x + shift of what a network draws: 1 and 0 where they are the same."""
+    """Images of an operator as gain x + shift of what a network draws: 1 and 0 where they are the same.
 
-    def __init__(self, gain: float = 1, shift: float = 0):
+    gain and shift: numbers for all images, or one of each [N].
+    """
+
+    def __init__(self, gain: float | torch.Tensor = 1, shift: float | torch.Tensor = 0):
         self.gain, self.shift = gain, shift
 
     def at(self, x: torch.Tensor) -> Local:
         """The map at x [N,C,*S]."""
         def scaled(v: torch.Tensor) -> torch.Tensor:
-            return self.gain * v
+            return over(self.gain, v) * v
 
-        return Local(scaled(x) + self.shift, scaled, scaled)
+        return Local(scaled(x) + over(self.shift, x), scaled, scaled)
 
 
 class Smooth:
@@ -52,7 +55,7 @@ class Smooth:
     gain: the unit of what it gives, as that of Affine.
     """
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], gain: float = 1):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], gain: float | torch.Tensor = 1):
         self.function, self.gain = function, gain
 
     def at(self, x: torch.Tensor) -> Local:
@@ -139,7 +142,7 @@ class DPS(Measured):
             seen = self.looked_at(denoised)
             off = self.y - seen.value
             length = per_image(off, self.weight * off).sqrt().clamp(min=torch.finfo(off.dtype).tiny)
-            scale = self.step / self.image.gain * (1 + square_of(sigma, denoised))
+            scale = self.step / over(self.image.gain, denoised) * (1 + square_of(sigma, denoised))
             return denoised + scale * gradient(seen.pull(self.weight * off / length))
 
 
@@ -240,9 +243,9 @@ def quotient(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
 
 
-def over(scalars: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def over(scalars: float | torch.Tensor, images: torch.Tensor) -> float | torch.Tensor:
     """One number for each image or all, shaped to multiply images of other dimensions."""
-    return scalars.reshape(-1, *[1] * (images.ndim - 1)).to(images.dtype)
+    return scalars if isinstance(scalars, int | float) else scalars.reshape(-1, *[1] * (images.ndim - 1)).to(images)
 
 
 @contextmanager

@@ -135,6 +135,22 @@ def test_every_group_file_composes(name, path):
                                      "latents", "spatial_dims"))
 
 
+def test_every_experiment_that_draws_may_be_given_a_measurement():
+    for name in EXPERIMENTS:
+        if compose(name)["training"]["task"] == "diffusion":
+            node = compose(name, ["posterior=dps", "sampling.posterior.measurement=y.npy"])["sampling"]["posterior"]
+            assert node["measurement"] == "y.npy", name
+
+
+def test_keys_beside_arguments_are_known_at_their_place_alone():
+    node = compose("voxels_edm", ["posterior=mmps", "sampling.posterior.simulate=x.npy"])["sampling"]["posterior"]
+    check_targets(node, "sampling.posterior")
+    with pytest.raises(ValueError, match=r"sampling\.posterior\.simulated: no such .*'simulate'"):
+        check_targets({**node, "simulated": "x.npy"}, "sampling.posterior")
+    with pytest.raises(ValueError, match=r"elsewhere\.measurement: no such"):
+        check_targets(node, "elsewhere")
+
+
 def test_a_codec_is_refused_by_networks_that_have_none():
     with pytest.raises(ValueError, match=r"training\.network\.model\.codec: no such parameter of networks\.monai_unet"):
         checked("brats_edm_32g", "+training.network.model.codec=haar")

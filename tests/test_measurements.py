@@ -2,7 +2,9 @@
 
 import shutil
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -11,18 +13,28 @@ import torch
 
 import edm3d
 import generate
+from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_settings import SweptAttribute
 from edm3d.formats.samples import SamplesFile
 from edm3d.inference import scans
+from edm3d.inference.asking_scans import ScanAsker, in_units
 from edm3d.inference.conditions import Conditions
-from edm3d.inference.measurements import built_operator, check_posterior, noisy, open_measurements
+from edm3d.inference.measurements import built_operator, check_posterior, noisy, open_measurements, rows_measured
 from edm3d.inference.network_files import network_hash
+from edm3d.inference.scans import ScanBatch
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.conditioning import Part
 from edm3d.physics import projector
+from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.operators import Downsample
+from edm3d.samplers import ddim_sampler
+from edm3d.training.tasks.previews import preview_options
+from edm3d.utils.compose import compose
 from edm3d.utils.config import build
 from tests.commands import refused, succeed
+from tests.denoisers import Denoiser
 
 FACTS = Facts("nowhere.h5", "", ("t1",), intensity=Intensity(10.0, 30.0, False, "HU"))
 FACTS_3D = Facts("nowhere.h5", "", ("t1",), spatial_shape=(8, 8, 8), intensity=Intensity(0.0, 1.0, False, ""))
@@ -202,6 +214,120 @@ def test_python_draws_the_same(at):
     samples = edm3d.load("edm.pt", device="cpu").sample("0-2", sampler="edm_ode", num_steps=3, batch_size=16,
                                                         posterior=node)
     np.testing.assert_allclose(samples.images, drawn, atol=1e-4)
+
+
+# ---- scans, draws, rows ----
+
+
+class Prior(Denoiser):
+    """Independent voxels of mean 0 and standard deviation 0.5."""
+
+    def __init__(self):
+        super().__init__(lambda x, sigma: 0.25 / (0.25 + sigma ** 2) * x)
+
+    def __call__(self, x, sigma, condition=None, augment_labels=None):
+        return super().__call__(x, sigma, condition)
+
+
+class TwoScans:
+    """Scans of two scales, which seeds go through in turn."""
+
+    def __call__(self, seeds):
+        return ScanBatch(torch.tensor([(4.0, 400.0)[seed % 2] for seed in seeds]), torch.empty(0), {})
+
+
+@pytest.mark.parametrize("method", ["MMPS", "DPS"])
+def test_measurements_are_in_the_unit_of_each_scan(at, method):
+    """Two draws of each of two scans, alike but for their scales 4 and 400: from the same noise the same is drawn."""
+    y = np.array([1.0, 3.0, 0.5, 2.0], np.float32).reshape(1, 1, 2, 2) * np.array([1, 100]).reshape(2, 1, 1, 1)
+    np.save("activity.npy", y.astype(np.float32))
+    node = {"_target_": f"samplers.posterior.{method}", "operator": {**HALVED, "noise_model": {
+        "_target_": "physics.noise_models.PoissonNoise", "gain": 1e-6}}, "measurement": "activity.npy"}
+    conditions = Conditions({}, {}, (8, 8), draws=2, scans=TwoScans())
+    made = open_measurements(node, Snapshot.read(at / "edm.pt"), None, conditions, torch.device("cpu"))
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    x = ddim_sampler(made(Prior(), range(4)), noise, num_steps=40)
+    drawn = ActivityScale.from_network(x, torch.tensor([4.0, 4.0, 400.0, 400.0]))
+    torch.testing.assert_close(x[:2], x[2:], rtol=0, atol=1e-3)
+    off = np.abs(block_means(drawn.numpy()) / y.repeat(2, 0) - 1)
+    assert off.max() < 0.01 or method == "DPS", off  # which is not exact
+
+
+@pytest.mark.parametrize("method", ["MMPS", "DPS"])
+def test_moves_of_one_measurement_do_not_hang_on_the_unit_of_others(at, method):
+    node = {"_target_": f"samplers.posterior.{method}", "operator": HALVED, "measurement": "y.npy"}
+    made = open_measurements(node, Snapshot.read(at / "edm.pt"), None, Conditions({}, {}, (8, 8), scans=TwoScans()),
+                             torch.device("cpu"))
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([made(Prior(), [k])(x[k:k + 1], 1.0) for k in (0, 1)])
+    torch.testing.assert_close(made(Prior(), [0, 1])(x, 1.0), alone)
+
+
+def test_pairs_are_measured_in_the_typical_scale(at):
+    dose = DoseRecord({}, {}, "Bq/ml", "pair", 5.0, 0.01)
+    joint = Snapshot.read(at / "edm.pt")
+    joint = replace(joint, shape=(2, 8, 8), dose=dose)
+    conditions, x = Conditions({}, {}, (8, 8)), torch.tensor([-1.0, 0, 1]).reshape(1, 1, 1, 3)
+    node = {**GIVEN, "measurement": None, "simulate": "both.npy"}
+    np.save("both.npy", np.zeros((2, 8, 8), np.float32))
+    made = open_measurements(node, in_units(joint, conditions), None, conditions, torch.device("cpu"))
+    assert made.to_image([0]).at(x).value.flatten().tolist() == [0, 2.5, 5]
+
+
+def test_draws_of_a_seed_share_its_measurement(at):
+    draws = ["sampling.samples_per_condition=2", "sampling.sampler.num_steps=8"]
+    drawn = images(*MEASURED, *draws)
+    assert np.abs(block_means(drawn) - np.array([15, 15, 25, 25, 15, 15]).reshape(6, 1, 1, 1)).mean() < 1
+    assert SamplesFile("out/samples.npz").array("draws").tolist() == [0, 1] * 3
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+    np.testing.assert_allclose(images(*MEASURED, draws[1]), drawn[::2], atol=1e-3)
+    assert "samples_per_condition=2" in refused(at, generate.main, *DRAW, *draws)
+
+
+def test_noise_of_what_is_simulated_is_that_of_the_seed_and_not_of_the_draw(at):
+    conditions = Conditions({}, {}, (8, 8), draws=2)
+    node = {**GIVEN, "measurement": None, "simulate": "truth.npz"}
+    made = open_measurements(node, Snapshot.read(at / "edm.pt"), None, conditions, torch.device("cpu"))
+    y = made.of(conditions.seeds([0, 1, 4, 5]))
+    assert torch.equal(y[0], y[1]) and torch.equal(y[2], y[3])
+    assert not torch.equal(y[0], y[2])  # both of image 0
+
+
+def test_values_of_a_sweep_share_the_measurement_of_their_seed(at):
+    conditions = Conditions({"attributes": Part(1)}, {}, (8, 8), sweep=SweptAttribute("age", "", [1.0, 2.0, 3.0], 0))
+    made = open_measurements(GIVEN, Snapshot.read(at / "edm.pt"), None, conditions, torch.device("cpu"))
+    y = made(Prior(), range(6)).y
+    assert y.mean((1, 2, 3)).tolist() == [15, 15, 15, 25, 25, 25]
+
+
+def test_there_is_a_seed_for_each_row_and_others_are_said(at):
+    def said_of(*more: str) -> str:
+        shutil.rmtree("out", ignore_errors=True)
+        return succeed(generate.main, *(word for word in MEASURED if "seeds" not in word), *more)
+
+    text = said_of()
+    assert "2 asked for" in text and "rows" not in text
+    assert "y.npy: has 2 rows, which 3 seeds go through in turn" in said_of("sampling.seeds=0-2")
+    assert "the seeds leave out 1 of them; sampling.seeds=0-1" in said_of("sampling.seeds=1,3")
+    snapshot, cpu = Snapshot.read(at / "edm.pt"), torch.device("cpu")
+    for source, count in (("y.npy", 2), ("one.npz", 1), ("wide.npy", 1)):
+        assert rows_measured({**GIVEN, "measurement": source}, snapshot, cpu, "results") == count
+    node = {**GIVEN, "measurement": None, "simulate": "truth.npz"}
+    assert rows_measured(node, snapshot, cpu, "results") == 2 and rows_measured({}, snapshot, cpu, "results") == 1
+    assert edm3d.load("edm.pt", device="cpu").sample(num_steps=2, sampler="edm_ode", posterior=GIVEN).seeds == [0, 1]
+
+
+def test_scans_without_seeds_are_no_fewer_than_measurements():
+    asker = ScanAsker.__new__(ScanAsker)
+    asker.scans = SimpleNamespace(per_scan=True, names=["a", "b"])
+    assert asker.seeds(None, lambda: 3) == [0, 1, 2] and asker.seeds(None, lambda: 1) == [0, 1]
+    assert asker.seeds("5", lambda: 3) == [5]
+
+
+def test_previews_are_of_the_prior_and_open_no_measurement():
+    options = preview_options(compose("voxels_edm", ["posterior=mmps", "sampling.posterior.measurement=nowhere.npy"]))
+    assert options.posterior == {}
+    assert preview_options(compose("voxels_edm", ["posterior=mmps"])).posterior == {}  # whose file generate is told
 
 
 # ---- what is refused ----

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from edm3d.physics import operators
 from edm3d.physics.noise_models import GaussianNoise, PoissonNoise, variance_of
 from edm3d.physics.operators import Downsample, GaussianBlur, Inpaint, blur_matrix, check_operator
 from edm3d.physics.projector import ParallelBeam, Projector
@@ -104,6 +105,23 @@ def test_inpaint_loses_the_box_keeps_the_share_and_is_the_same_for_a_seed():
     assert Inpaint(keep=0.3).A(ones).mean().item() == pytest.approx(0.3, abs=0.05)
     assert torch.equal(Inpaint(keep=0.3).A(ones), Inpaint(keep=0.3).A(ones))
     assert not torch.equal(Inpaint(keep=0.3).A(ones), Inpaint(keep=0.3, seed=1).A(ones))
+
+
+def test_masks_and_matrices_are_made_once_for_each_size_and_dtype(monkeypatch):
+    made = []
+    blur, mask_of = operators.blur_matrix, Inpaint.mask_of
+    monkeypatch.setattr(operators, "blur_matrix", lambda *of: made.append(of) or blur(*of))
+    monkeypatch.setattr(Inpaint, "mask_of", lambda self, x: made.append(x.dtype) or mask_of(self, x))
+    x = torch.rand(2, 1, 6, 9)
+    for operator, sizes in ((GaussianBlur(1.5), 2), (Inpaint(keep=0.4), 1), (Inpaint(mask=torch.eye(9)[:6]), 1)):
+        made.clear()
+        first = operator.A(x)
+        assert torch.equal(operator.A(x), first) and torch.equal(operator.A_adjoint(x), first)
+        assert len(made) == sizes
+        torch.testing.assert_close(operator.A(x.double()).float(), first)
+        assert len(made) == 2 * sizes and operator.A(x.double()).dtype == torch.float64
+        if not (isinstance(operator, Inpaint) and operator.seen is not None):
+            assert operator.A(x[..., :5]).shape == (2, 1, 6, 5)
 
 
 def test_blur_keeps_sums_inside_and_has_its_standard_deviation():

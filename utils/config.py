@@ -31,6 +31,7 @@ GIVEN_SAMPLER = ("net", "latents")
 GIVEN = {"sampling.sampler": ("net", "latents", "condition", "randn_like", "callback"),
          "sampling.posterior": ("net", "y", "image"),
          "training.optimizer": ("params",), "training.discriminator.optimizer": ("params",)}
+BESIDE = {"sampling.posterior": ("measurement", "simulate")}  # keys of a target that are no arguments, by its place
 
 
 def find_target(name: str, path: str) -> Callable:
@@ -82,11 +83,11 @@ def check_signature(path: str, node: dict, filled: tuple[str, ...] = ()) -> None
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
-        if key in RESERVED:
+        if key in (*RESERVED, *BESIDE.get(path, ())):
             continue
         if key not in parameters and not takes_any:
             what = f"parameter of {node['_target_']}"
-            known = [name for name in parameters if name not in GIVEN.get(path, ())]
+            known = [name for name in (*parameters, *BESIDE.get(path, ())) if name not in GIVEN.get(path, ())]
             raise ValueError(f"{path}.{key}: {no_such(what, key, known, 'it has')}")
         if key in hints and not fits(value, hints[key]):
             as_text = f"; text stands in quotes, \"{path}.{key}='...'\"" if fits("", hints[key]) else ""

@@ -112,7 +112,7 @@ class Sampling:
     """The sampling half of an experiment."""
 
     network: str | None = None          # experiment name, run folder or snapshot; null = this experiment's newest run
-    seeds: str | None = None            # null = 0-15; of a scan of the user's own one for each slice
+    seeds: str | None = None            # null = 0-15; one for each slice of an own scan, or row measured
     batch_size: int = 16                # per rank
     outdir: str = MISSING
     format: str = "h5"                  # h5 | npz | png (of 2D: h5, and a PNG for each image and label map)

@@ -128,11 +128,10 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
 
 
 def preview_options(config: dict) -> Sampling:
-    """How samples are drawn while training: one for each seed, with nothing kept of the way."""
-    options = sampling_options(config)
+    """How samples are drawn while training: one for each seed, with nothing kept of the way, of the prior alone."""
+    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1)
     check_options(options)
-    trust = options.trust or config["training"]["options"]["trust"]
-    return started(replace(options, trust=trust, trajectory=False, sweep={}, samples_per_condition=1))
+    return started(replace(options, trust=options.trust or config["training"]["options"]["trust"]))
 
 
 def build_scans(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Show:
