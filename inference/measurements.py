@@ -116,8 +116,8 @@ def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstS
     """
     if not node:
         return None
-    operator, rows = opened(node, channels_of(snapshot, stage),
-                            snapshot.shape[1:] if stage is None else stage.size_of(snapshot.shape[1:]), device, run_root)
+    size = snapshot.shape[1:] if stage is None else stage.size_of(snapshot.shape[1:])
+    operator, rows = opened(node, channels_of(snapshot, stage), size, device, run_root)
     key = key_of(node)
     to_image = partial(image_map, snapshot, stage, conditions, device)
     record = {**bare(node), "source": node[key], "hash": arrays_hash({"rows": rows.numpy()}),
