@@ -100,7 +100,9 @@ class EnhancementContext(Context):
         if method in self.curves:
             curve = self.curves[method]
             return f"{TITLES[method]} ({curve.title} {curve.best:g}{' ' * bool(curve.unit)}{curve.unit})"
-        return f"{TITLES[method]} of {self.draws} draw{'s' * (self.draws > 1)}" if method == MEAN else TITLES[method]
+        if method == MEAN:
+            return f"{TITLES[method]} of {self.draws} draw{'s' * (self.draws > 1)}"
+        return TITLES[method]
 
 
 def keys(context: EnhancementContext, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
