@@ -273,6 +273,8 @@ def test_a_grid_goes_there_and_back():
                                      "what is said of it there (factor=1e+300: wanted 1e+06 or less)"),
     (["sampling.scan.iterations=1000000000000"], "sampling.scan.iterations=1000000000000: wanted no more than 100000"),
     (["sampling.scan.angles=100001"], "sampling.scan.angles=100001: wanted no more than 100000"),
+    (["sampling.scan.counts=1e300"], "sampling.scan.counts=1e+300: wanted at most 1e+15"),
+    (["sampling.scan.blur=1e9"], "sampling.scan.blur=1000000000.0: wanted at most 16, the shifts"),
     (["sampling.network=volumes.pt", "sampling.conditions_split=val"],
      "sampling.conditions_split=val: volumes.pt was not trained on phantoms; name some by sampling.conditions=FILE"),
     (["sampling.conditions=bad.npz"], "Error: sampling.conditions=bad.npz: bad.npz: slice 0 has activities that are"),

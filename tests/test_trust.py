@@ -307,6 +307,7 @@ def test_odd_nodes_out_of_files_end_in_one_line_that_names_the_file(node):
 def test_each_place_in_a_file_has_a_list_of_its_own():
     for allowed, name in ((NETWORKS, "samplers.edm_sampler"), (DATASETS, "networks.unet.ADMUNet"),
                           (SAMPLERS, "networks.unet.ADMUNet"), (NETWORKS, "training.datasets.arrays.ArraysDataset"),
-                          (SCALES, "physics.dose.DoseSimulation"), (SIMULATIONS, "physics.activity_scale.ActivityScale")):
+                          (SCALES, "physics.dose.DoseSimulation"),
+                          (SIMULATIONS, "physics.activity_scale.ActivityScale")):
         with pytest.raises(ValueError, match="is not on the list"):
             build_from_file({"_target_": name}, "net.pt", allowed=allowed)
