@@ -5,7 +5,7 @@ Maps and images are read when they are asked for. Whether a network was trained 
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,11 +224,17 @@ def read_grid(path: Path, facts: Facts, dims: int, role: str) -> np.ndarray:
 # ---- files of ours ----
 
 
-def chosen_split(path: Path, splits: Sequence[str], split: str | None) -> str:
-    """The split that is asked for, else a held-out one; ValueError where there is none of that name."""
-    if split is not None and split not in splits:
-        raise ValueError(f"sampling.conditions_split={split}: {path} has {listed(splits)}")
-    return split or held_out_first(splits)[0]
+def chosen_split(path: Path, lengths: Mapping[str, int], split: str | None) -> str:
+    """The split that is asked for, else one with items, held-out ones first; ValueError where there is none such.
+
+    lengths: how many items each split has.
+    """
+    if split is not None and split not in lengths:
+        raise ValueError(f"sampling.conditions_split={split}: {path} has {listed(lengths)}")
+    if not any(lengths.values() if split is None else [lengths[split]]):
+        raise ValueError(f"{path}: its splits {listed(lengths)} are empty" if split is None else
+                         f"sampling.conditions_split={split}: {path} has no items in it")
+    return split or next(name for name in held_out_first(lengths) if lengths[name])
 
 
 def told_classes(names: Sequence[str], indices: np.ndarray | None) -> list[str] | None:
@@ -262,7 +268,7 @@ def told_channels(had: Sequence[str], facts: Facts) -> list[int] | None:
 def of_volumes(path: Path, facts: Facts, split: str | None) -> AskedFile:
     """A split of a volumes file."""
     file = VolumesFile(path)
-    split, meta = chosen_split(path, file.splits, split), file.meta
+    split, meta = chosen_split(path, {name: file.length(name) for name in file.splits}, split), file.meta
     ids, tables = file.ids(split), file.tables(split)
     had = {name: names for name, names in (("maps", meta.map_classes), ("labels", meta.label_classes)) if names}
     kind, channels = told_maps(had, facts), told_channels(meta.channels, facts)
@@ -278,7 +284,7 @@ def of_volumes(path: Path, facts: Facts, split: str | None) -> AskedFile:
 def of_latents(path: Path, facts: Facts, split: str | None) -> AskedFile:
     """A split of a latents file, which has the maps and images of its volumes at full size."""
     file = LatentsFile(path)
-    split, had = chosen_split(path, file.splits, split), file.facts
+    split, had = chosen_split(path, dict.fromkeys(file.splits, 1), split), file.facts  # none is empty
     found = file.read(split)
     classes = {name: names for name, names in (("maps", had.map_classes), ("labels", had.label_classes))
                if name in found.grids}

@@ -1,19 +1,21 @@
 """Low-dose reconstructions in files of the user's own: NIfTI volumes, arrays, volumes or samples, checked when read."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from edm3d.formats import h5
+from edm3d.formats.asked import chosen_split
 from edm3d.formats.dose import LOW_DOSE
 from edm3d.formats.nifti import npz_names, read_volume, suffix_of
 from edm3d.formats.npy import read_npy
 from edm3d.formats.npz import HASH
 from edm3d.formats.samples import SamplesFile
-from edm3d.formats.volumes import VolumesFile, held_out_first
-from edm3d.utils.checks import listed
+from edm3d.formats.volumes import VolumesFile
+from edm3d.utils.checks import check_memory, listed
 from edm3d.utils.files import NPZ_DAMAGE, arrays_hash, can_be, first_line, read_npz
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
@@ -28,7 +30,8 @@ class ScanFile(NamedTuple):
     """Low-dose images [R,1,*S] float32 in units of activity, all finite and 0 or more, and a name for each.
 
     unit: as the file states it, None where it does not. affine [4,4]: of the voxels [H,W,D] of a volume, whose slices
-    lie along its last axis, or None. nifti: the file whose geometry outputs have, None where it has none.
+    lie along its last axis, or None. nifti: the file whose geometry outputs have, None where it has none. depth: slices
+    of the volume that `in_stacks` cut into stacks, None where it did not. ids: no matter what the file is called.
     """
 
     source: str
@@ -37,11 +40,22 @@ class ScanFile(NamedTuple):
     unit: str | None = None
     affine: np.ndarray | None = None
     nifti: Path | None = None
+    depth: int | None = None
 
     @property
     def hash(self) -> str:
-        """Of all that networks are told by it."""
-        return arrays_hash({KEY: self.images, "ids": np.array(self.ids), "unit": np.array(self.unit or "")})
+        """Of all that networks are told by it, and of where that lies."""
+        return arrays_hash({KEY: self.images, "ids": np.array(self.ids), "unit": np.array(self.unit or ""),
+                            **({} if self.affine is None else {"affine": self.affine})})
+
+    def in_stacks(self, depth: int) -> "ScanFile":
+        """A volume [1,1,D,H,W] cut into stacks of so many slices, the last one padded by empty ones; else the same."""
+        if self.nifti is None or self.images.ndim != 5 or (slices := self.images.shape[2]) == depth:
+            return self
+        count = -(-slices // depth)
+        padded = np.pad(self.images[0, 0], ((0, count * depth - slices), (0, 0), (0, 0)))
+        return self._replace(images=padded.reshape(count, 1, depth, *padded.shape[1:]), depth=slices,
+                             ids=[f"stack{k}" for k in range(count)])
 
 
 def read_scans(source: str, dims: int, split: str | None = None) -> ScanFile:
@@ -53,7 +67,8 @@ def read_scans(source: str, dims: int, split: str | None = None) -> ScanFile:
     if not source.strip() or not can_be(path):
         raise ValueError(f"sampling.conditions={shown(source)}: {WANTED}")
     if not path.is_file():
-        raise ValueError(f"{path}: {'a folder without slices' if path.is_dir() else 'no such file'}; {WANTED}")
+        what = "a folder without slices" if path.is_dir() else "no such file"
+        raise ValueError(f"sampling.conditions={path}: {what}; {WANTED}")
     suffix = suffix_of(path) or path.suffix.lower()
     if split is not None and suffix != ".h5":
         raise ValueError(f"sampling.conditions_split={split}: {path} has no splits, only volumes and phantoms do")
@@ -66,7 +81,7 @@ def read_scans(source: str, dims: int, split: str | None = None) -> ScanFile:
     elif suffix in (".npy", ".npz"):
         found = of_arrays(path, dims)
     else:
-        raise ValueError(f"{path}: {WANTED}")
+        raise ValueError(f"sampling.conditions={path}: {WANTED}")
     return checked(found._replace(source=source))
 
 
@@ -93,10 +108,13 @@ def of_nifti(path: Path, dims: int) -> ScanFile:
     if len(data) != 1:
         raise ValueError(f"{path}: has {len(data)} channels or frames, wanted one low-dose image [H,W,D]")
     stack = in_float32(np.moveaxis(data[0], 2, 0))
-    if dims == 3:
-        return ScanFile(str(path), stack[None, None], [stem(path)], None, affine, path)
-    names = [f"{stem(path)}_slice{k}" for k in range(len(stack))]
-    return ScanFile(str(path), stack[:, None], names, None, affine, path)
+    images = stack[None, None] if dims == 3 else stack[:, None]
+    return ScanFile(str(path), images, numbered(len(images), dims), None, affine, path)
+
+
+def numbered(count: int, dims: int) -> list[str]:
+    """Names of slices or stacks, by their numbers alone, so that a file may be called otherwise later."""
+    return [f"{'slice' if dims == 2 else 'stack'}{k}" for k in range(count)]
 
 
 def stem(path: Path) -> str:
@@ -125,7 +143,7 @@ def of_arrays(path: Path, dims: int) -> ScanFile:
                                or abs(np.linalg.det(affine)) < 1e-12):
         raise ValueError(f"{path}: affine is {affine.dtype} {list(affine.shape)}, wanted one of voxels, [4,4]")
     images = as_rows(images, dims, str(path))
-    return ScanFile(str(path), images, [f"slice{k}" if dims == 2 else f"stack{k}" for k in range(len(images))],
+    return ScanFile(str(path), images, numbered(len(images), dims),
                     None if unit is None else str(unit), None if affine is None else affine.astype(np.float64))
 
 
@@ -147,12 +165,11 @@ def in_float32(values: np.ndarray) -> np.ndarray:
 def of_volumes(path: Path, dims: int, split: str | None) -> ScanFile:
     """The low-dose channel of a split of a volumes file."""
     file = VolumesFile(path)
-    if split is not None and split not in file.splits:
-        raise ValueError(f"sampling.conditions_split={split}: {path} has {listed(file.splits)}")
-    split = split or held_out_first(file.splits)[0]
+    split = chosen_split(path, {name: file.length(name) for name in file.splits}, split)
     check_dims(file.meta.spatial_dims, dims, path)
-    channel = channel_of(file.meta.channels, path)
-    images = np.stack([file.read(split, i).image[channel:channel + 1] for i in range(file.length(split))])
+    channel, count = channel_of(file.meta.channels, path), file.length(split)
+    check_memory(f"{path}: reading {count} scans", 4 * count * prod(file.spatial_shape(split)))
+    images = np.stack([file.read(split, i).image[channel:channel + 1] for i in range(count)])
     return ScanFile(str(path), images.astype(np.float32), list(file.ids(split)), file.meta.intensity.unit)
 
 
@@ -166,6 +183,7 @@ def of_samples(path: Path, dims: int) -> ScanFile:
         raise ValueError(f"{path}: holds latents alone; {WANTED}")
     check_dims(len(file.shape(name)) - 2, dims, path)
     channel = channel_of(channels or [""] * file.shape(name)[1], path)
+    check_memory(f"{path}: reading {len(file)} scans", 4 * len(file) * prod(file.shape(name)[2:]))
     images = np.stack([file.row(name, i)[channel:channel + 1] for i in range(len(file))])
     return ScanFile(str(path), images, file.meta.file_names(file.seeds), facts.intensity.unit)
 

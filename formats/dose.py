@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
+from edm3d.utils.names import one_line
 from edm3d.utils.plain import from_plain, shown
 
 HIGH, PAIR = DRAWN = ("high", "pair")
@@ -35,4 +36,4 @@ class DoseRecord(NamedTuple):
         if not (isfinite(known.typical) and known.typical > 0 and 0 <= known.clipped <= 1):
             raise ValueError(f"{source}: dose.typical is {known.typical}, dose.clipped {known.clipped}; wanted more "
                              "than 0, and a share")
-        return known
+        return known._replace(unit=one_line(known.unit))

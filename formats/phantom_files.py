@@ -1,12 +1,13 @@
 """Files of activity phantoms, as PET simulations are made of: an .npz with `phantoms`, or a folder of one per slice."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from edm3d.formats.nifti import npz_names
 from edm3d.utils.checks import listed
 from edm3d.utils.files import file_hash, plain_hash, read_npz
 from edm3d.utils.names import one_line
@@ -65,7 +66,13 @@ def is_phantoms(path: str | Path) -> bool:
         return any(SLICE_NAME.fullmatch(file.stem) for file in path.glob("*.npz"))
     if path.suffix.lower() != ".npz" or not path.is_file():
         return False
-    return KEY in read_npz(path)
+    return KEY in npz_names(path)
+
+
+def content_hash_of(path: str | Path) -> str:
+    """Hash of all that a file or folder of phantoms holds, wherever it lies."""
+    path = Path(path)
+    return files_hash(slice_files(path)) if path.is_dir() else file_hash(path)
 
 
 def of_archive(path: Path, order: str, subjects: int | None) -> Phantoms:
@@ -118,8 +125,9 @@ def by_number(slices: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     return ordered
 
 
-def read_slices(path: Path) -> Phantoms:
-    """Those of a folder with a file for each slice, called as low_res_ph_id0slice12.npz, sorted by these numbers."""
+def slice_files(path: Path) -> dict[Path, tuple[int, int]]:
+    """The files of a folder that are called as low_res_ph_id0slice12.npz, sorted by the numbers of subject and slice.
+    """
     named = {file: SLICE_NAME.fullmatch(file.stem) for file in path.glob("*.npz")}
     found = {file: (int(m["subject"] or 0), int(m["slice"])) for file, m in named.items() if m}
     if not found:
@@ -127,8 +135,18 @@ def read_slices(path: Path) -> Phantoms:
     if odd := sorted(file.name for file, m in named.items() if not m):
         raise ValueError(f"{path}: {one_line(odd[0])}: wanted a name that ends in slice and a number, as in "
                          "id0slice12.npz")
-    files = sorted(found, key=lambda file: (found[file], file.name))
-    keys = [found[file] for file in files]
+    return {file: found[file] for file in sorted(found, key=lambda file: (found[file], file.name))}
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """Hash of the names and contents of files."""
+    return plain_hash([[file.name, file_hash(file)] for file in files])
+
+
+def read_slices(path: Path) -> Phantoms:
+    """Those of a folder with a file for each slice."""
+    found = slice_files(path)
+    files, keys = list(found), list(found.values())
     if double := next((i for i in range(1, len(keys)) if keys[i] == keys[i - 1]), None):
         raise ValueError(f"{path}: {one_line(files[double - 1].name)} and {one_line(files[double].name)} are the same "
                          "slice; keep one of them")
@@ -137,9 +155,8 @@ def read_slices(path: Path) -> Phantoms:
         raise ValueError(f"{files[odd]}: is {list(slices[odd].shape)}, {files[0].name} is {list(slices[0].shape)}; "
                          "wanted one size")
     ids = [f"id{subject}slice{k}" for subject, k in keys]
-    return Phantoms(str(path), plain_hash([[file.name, file_hash(file)] for file in files]),
-                    as_slices(np.stack(slices), path), np.array([subject for subject, _ in keys], np.int64), ids,
-                    "activity")
+    return Phantoms(str(path), files_hash(files), as_slices(np.stack(slices), path),
+                    np.array([subject for subject, _ in keys], np.int64), ids, "activity")
 
 
 def slice_of(file: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
+MOST_DRAWS = 2 ** 63 - 1  # of a seed, whose numbers files have in 64 bits
 MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
 
 
@@ -132,9 +133,10 @@ class SampleMeta(NamedTuple):
             if len(path) > 4096 or "\0" in path:
                 raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
-        if checked.samples_per_condition < 1 or (checked.sweep and checked.samples_per_condition > 1):
-            raise ValueError(f"{source}: sampling.samples_per_condition is {checked.samples_per_condition}, wanted 1 "
-                             "or more, and 1 in a sweep")
+        draws = checked.samples_per_condition
+        if not 1 <= draws <= (1 if checked.sweep else MOST_DRAWS):
+            raise ValueError(f"{source}: sampling.samples_per_condition is {shown(draws)}, wanted 1 to {MOST_DRAWS}, "
+                             "and 1 in a sweep")
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,

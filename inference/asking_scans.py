@@ -1,9 +1,7 @@
 """Asking networks of PET: which scans they are told, in which units, and at which dose those of phantoms are made."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +13,29 @@ from edm3d.formats.dose import PAIR, DoseRecord
 from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import spacing_of
-from edm3d.formats.phantom_files import is_phantoms
+from edm3d.formats.phantom_files import content_hash_of, is_phantoms
 from edm3d.inference.asking import Asker, Once, asker_of, directly
 from edm3d.inference.batch import Sample
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.guidance import dropout_option
-from edm3d.inference.network_files import check_size
+from edm3d.inference.scan_settings import KEY, OWN_KEYS, checked_settings, scale_of, simulation_of, trained_simulation
 from edm3d.inference.scans import Grid, OwnScans, Scans, SimulatedScans, keep_projector
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import takes_of
 from edm3d.networks.parts import PARTS
 from edm3d.physics.activity_scale import ActivityScale
 from edm3d.physics.dose import DoseSimulation
-from edm3d.utils.checks import check_memory, listed
-from edm3d.utils.config import build, build_from_file, check_from_file, no_such
+from edm3d.utils.checks import listed
+from edm3d.utils.config import build, build_from_file, check_from_file
 from edm3d.utils.files import first_line, plain_hash
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
 from edm3d.utils.schema import Sampling
-from edm3d.utils.trusted import DATASETS, PHYSICS, is_listed
+from edm3d.utils.trusted import DATASETS, is_listed
 
-KEY = "sampling.scan"
-OWN_KEYS = ("unit", "fit")  # of sampling.scan, besides what is simulated
-FIXED = ("size",)  # of a simulation, which the network's own is
 TABLES = (".csv", ".tsv")
-PER_CROSSING = 16  # bytes at least of a line's length in each pixel that it crosses, some as many as pixels on a side
 MOST_OFF = 0.1  # of voxel sizes, which is no matter
+HOW_READ = ("order", "subjects")  # what of PhantomDataset is said of a file, not of what is made of it
 OF_PHANTOMS = "training.datasets.phantoms.PhantomDataset"
 
 
@@ -135,7 +130,7 @@ def open_scans(snapshot: Snapshot, options: Sampling, given: AskedFile | None, r
     """The scans that are asked for, and what else is known of them row by row."""
     changed = checked_settings(options.scan)
     simulation, node = simulation_of(snapshot, changed, options.trust)
-    scale = build_from_file(snapshot.dose.scale, str(snapshot.path), options.trust, PHYSICS)
+    scale = scale_of(snapshot, options.trust)
     if given is None and (options.conditions is None or is_phantoms(options.conditions)):
         items, notes = phantoms_of(snapshot, options)
         if note := keep_projector(simulation, run_root):
@@ -143,53 +138,20 @@ def open_scans(snapshot: Snapshot, options: Sampling, given: AskedFile | None, r
         return simulated(snapshot, items, simulation, node, scale, changed, notes)
     dims, path = len(snapshot.shape) - 1, options.conditions
     file = read_scans(path, dims, options.conditions_split) if given is None else of_arrays(given, dims)
+    file = file if dims == 2 else file.in_stacks(snapshot.shape[1])
     return own(snapshot, file, simulation, scale, changed)
 
 
-def checked_settings(scan: Mapping[str, Any]) -> dict[str, Any]:
-    """What sampling.scan says; ValueError for other names, and values that none of them can have."""
-    known = [*OWN_KEYS, *(name for name in inspect.signature(DoseSimulation).parameters if name not in FIXED)]
-    for name, value in scan.items():
-        if name not in known:
-            raise ValueError(f"{KEY}.{one_line(str(name))}: {no_such('setting of a scan', str(name), known)}")
-        wanted = {"unit": (str, "text"), "fit": (bool, "true or false")}.get(name, ((int, float), "a number"))
-        if not isinstance(value, wanted[0]) or (isinstance(value, bool) and name != "fit"):
-            raise ValueError(f"{KEY}.{name}={shown(value)}: wanted {wanted[1]}")
-    if not 0 < scan.get("dose", 1) <= 1:
-        raise ValueError(f"{KEY}.dose={scan['dose']}: wanted a share of the high dose, above 0 and up to 1")
-    return dict(scan)
-
-
-def simulation_of(snapshot: Snapshot, changed: Mapping[str, Any], trust: bool) -> tuple[DoseSimulation, dict[str, Any]]:
-    """How scans are simulated, as in training but for what is changed; and the node that says so.
-
-    ValueError for a node of the snapshot that names what no file may.
-    """
-    node = snapshot.dose.simulation
-    check_size(node, f"{snapshot.path}: dose.simulation")
-    check_from_file(node, str(snapshot.path), trust, PHYSICS)
-    own = {name: value for name, value in changed.items() if name not in OWN_KEYS}
-    made = build_from_file(node, str(snapshot.path), trust, PHYSICS)
-    if own:
-        node = {**node, **own}
-        made = build(node, path=KEY, trust=trust)
-    if geometry := getattr(made, "geometry", None):
-        if (size := (geometry.size,) * 2) != snapshot.volume_shape[-2:]:
-            raise ValueError(f"{snapshot.path}: dose.simulation.size is {size[0]}, its network draws "
-                             f"{list(snapshot.volume_shape)}")
-        check_memory(f"{snapshot.path}: simulating scans by {geometry.angles} angles x {geometry.shifts} shifts",
-                     PER_CROSSING * prod(geometry.sinogram_shape) * geometry.size)
-    return made, dict(node)
-
-
 def checked_unit(stated: str | None, dose: DoseRecord, changed: Mapping[str, Any], source: str) -> str:
-    """The unit of activities: what is typed, else what the file states; ValueError where that is not the training's."""
+    """The unit of activities, fit for a line of text: what is typed, else what the file states; ValueError where that
+    is not the training's.
+    """
     if "unit" in changed:
-        return changed["unit"]
-    if stated is not None and stated != dose.unit:
+        return one_line(changed["unit"])
+    if stated is not None and one_line(stated) != one_line(dose.unit):
         raise ValueError(f"{source}: is in {shown(stated)}, the network was trained on {shown(dose.unit)}; where "
                          f"that is no matter, as scales are those of each scan, say {KEY}.unit={one_line(stated)!r}")
-    return dose.unit
+    return one_line(dose.unit)
 
 
 # ---- of phantoms ----
@@ -207,25 +169,33 @@ def phantoms_of(snapshot: Snapshot, options: Sampling) -> tuple[Sequence[Sample]
         changed = items.facts.content_hash != snapshot.facts.content_hash
         return items, [f"Note      {items.facts.source} is not what the network was trained on, but another file of "
                        "that name: held-out slices may be others"] if changed else []
+    node, notes = phantoms_node(snapshot, options)
+    check_from_file(node, str(snapshot.path), allowed=DATASETS)
+    asked = f"sampling.conditions={options.conditions}" if options.conditions is not None else \
+        f"sampling.conditions_split={options.conditions_split}"
+    try:
+        return build(node), notes
+    except (ArithmeticError, ValueError) as e:
+        raise ValueError(f"{asked}: {first_line(e)}") from e
+
+
+def phantoms_node(snapshot: Snapshot, options: Sampling) -> tuple[dict[str, Any], list[str]]:
+    """How the phantoms that are asked for are read, and notes: as in training, if they are those, wherever they lie."""
     node = {**snapshot.setting("training", "dataset"), "split": options.conditions_split or "all"}
     if node.get("_target_", "").removeprefix("edm3d.") != OF_PHANTOMS:
+        if options.conditions is None:
+            raise ValueError(f"sampling.conditions_split={options.conditions_split}: {snapshot.path} was not trained "
+                             "on phantoms; name some by sampling.conditions=FILE")
         node = {"_target_": OF_PHANTOMS, "split": node["split"], **(
             {"stack": snapshot.shape[1]} if len(snapshot.shape) == 4 else {})}
-    if options.conditions is not None and not same_file(options.conditions, node.get("path")):
-        node = {name: value for name, value in node.items() if name not in ("order", "subjects")}
-        node["path"] = options.conditions
-    try:
-        return build_from_file(node, str(snapshot.path), allowed=DATASETS), []
-    except ValueError as e:
-        raise ValueError(f"sampling.conditions={options.conditions}: {first_line(e)}") from e
-
-
-def same_file(one: str, other: str | None) -> bool:
-    """Whether two paths are of one file or folder."""
-    try:
-        return other is not None and Path(one).samefile(other)
-    except (OSError, ValueError):
-        return False
+    if options.conditions is None:
+        return node, []
+    node, said = {**node, "path": options.conditions}, [name for name in HOW_READ if node.get(name) is not None]
+    if not said or content_hash_of(options.conditions) == snapshot.facts.content_hash:
+        return node, []
+    return {name: value for name, value in node.items() if name not in said}, [
+        f"Note      {options.conditions} is not what the network was trained on: training.dataset."
+        f"{listed(said)} of that are not taken for it"]
 
 
 def held_out_items(snapshot: Snapshot, trust: bool) -> Sequence[Sample]:
@@ -254,7 +224,7 @@ def simulated(snapshot: Snapshot, items: Sequence[Sample], simulation: DoseSimul
     intensity = replace(facts.intensity, unit=checked_unit(facts.intensity.unit, snapshot.dose, changed, facts.source))
     record = {"of": "phantoms", "simulation": dict(node), "scale": snapshot.dose.scale, "unit": intensity.unit}
     scans = SimulatedScans(items, names, snapshot.volume_shape, facts.intensity, simulation, scale, intensity, record,
-                           plain_hash([facts.content_hash, names]))
+                           plain_hash([getattr(items, "hash", facts.content_hash), names]))
     told = [items[i].condition for i in range(len(items))] if items[0].condition else []
     return scans, AskedFile(facts.source, names, classes_of(told, facts), heights_of(told, facts),
                             notes=[*notes, f"Scans     simulated at {simulation.dose:g} of the high dose"])
@@ -305,7 +275,11 @@ def own(snapshot: Snapshot, file: ScanFile, simulation: DoseSimulation, scale: A
     grid = Grid.centred(file.images.shape[2:], size)
     intensity = Intensity(0.0, float(file.images.max()), False, unit)
     scans = OwnScans(file, grid, scale, intensity, record, changed.get("dose"))
-    return scans, AskedFile(file.source, scans.names, notes=own_notes(file, scans, dose, changed))
+    notes = own_notes(file, scans, dose, changed)
+    if file.depth is not None:
+        notes.append(f"Stacks    {file.source}: {file.depth} slices are {len(file.images)} stacks of {size[0]}, each "
+                     "drawn by itself; the last is filled up by empty slices")
+    return scans, AskedFile(file.source, scans.names, notes=notes)
 
 
 def check_scan_size(file: ScanFile, size: Sequence[int], simulation: DoseSimulation, fit: bool) -> None:
@@ -314,6 +288,10 @@ def check_scan_size(file: ScanFile, size: Sequence[int], simulation: DoseSimulat
     lines = getattr(getattr(simulation, "geometry", None), "sinogram_shape", None)
     if found == tuple(size):
         return
+    if len(found) == 3 and found[0] != size[0]:
+        raise ValueError(f"{file.source}: stacks are of {found[0]} slices, the network is told {size[0]}, and "
+                         f"{KEY}.fit crops within slices alone; wanted stacks of {size[0]}, or a NIfTI, which is cut "
+                         "into them")
     words = f"{file.source}: scans are {'x'.join(map(str, found))}, the network is told {'x'.join(map(str, size))}"
     if lines and found[-2:] == tuple(lines):
         raise ValueError(f"{words}; {lines[0]} angles x {lines[1]} shifts are those of a sinogram, which has to be "
@@ -347,11 +325,10 @@ def scans_of_items(net: object, snapshot: Snapshot, items: Sequence[Sample], fac
                    run_root: str) -> Asker:
     """What asks a network by scans of a few items, while it is being trained."""
     listed_items = Few(items, facts)
-    node = snapshot.dose.simulation
-    simulation, scale = (build_from_file(each, str(snapshot.path), trust, PHYSICS)
-                         for each in (node, snapshot.dose.scale))
+    simulation = trained_simulation(snapshot, trust)
     keep_projector(simulation, run_root)
-    return ScanAsker(net, snapshot, *simulated(snapshot, listed_items, simulation, node, scale, {}))
+    return ScanAsker(net, snapshot, *simulated(snapshot, listed_items, simulation, snapshot.dose.simulation,
+                                               scale_of(snapshot, trust), {}))
 
 
 class Few(list):

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from edm3d.formats.asked_scans import stem
 from edm3d.formats.asked_words import captions
 from edm3d.formats.manifest import Manifest
 from edm3d.formats.nifti import spacing_of
@@ -47,11 +48,11 @@ def write_enhanced(outdir: Path, samples: SamplesFile, scans: Scans | None, reco
     lacking = [name for name, number in zip(scans.names, scans.numbers.tolist(), strict=True)
                if number not in dict(groups)] if scans.per_scan else []
     if isinstance(scans, OwnScans) and scans.file.nifti is not None and not lacking:
-        name = file_names([scans.file.nifti.name.split(".nii")[0]], 200)[0]
+        name = file_names([stem(scans.file.nifti)], 200)[0]
         maps = {"enhanced": 0, "std": 1} if several else {"enhanced": 0}
         for ending, which in maps.items():
             volume = volume_of(samples, scans, groups, which)
-            yield from writer.write(f"{name}_{ending}.nii.gz", {"volume": volume},
+            yield from writer.write(f"{name}_{ending}.nii.gz", {"volume": volume} | geometry_of(scans.file.nifti),
                                     partial(write_like, scans.file.nifti, volume))
     else:
         if lacking:
@@ -59,7 +60,8 @@ def write_enhanced(outdir: Path, samples: SamplesFile, scans: Scans | None, reco
         arrays = arrays_of(samples, scans, groups, several)
         yield from writer.write(NPZ, arrays, lambda path: np.savez(path, **arrays))
     record.settle()
-    yield f"Enhanced  {', '.join(str(outdir / name) for name in writer.names)}: {what}"
+    if writer.names:
+        yield f"Enhanced  {', '.join(str(outdir / name) for name in writer.names)}: {what}"
 
 
 class Writer:
@@ -105,7 +107,14 @@ def volume_of(samples: SamplesFile, scans: OwnScans, groups: Sequence[Group], wh
     stack = np.zeros(file.images.shape, np.float32)
     for number, rows in groups:
         stack[number] = scans.grid.back(moments(samples, rows)[which], file.images.shape[2:])
-    return np.moveaxis(stack[:, 0] if len(scans.size) == 2 else stack[0, 0], 0, 2)
+    slices = stack[:, 0] if len(scans.size) == 2 else stack[:, 0].reshape(-1, *stack.shape[3:])
+    return np.moveaxis(slices[:file.depth], 0, 2)
+
+
+def geometry_of(source: Path) -> dict[str, np.ndarray]:
+    """What a NIfTI passes on besides its values."""
+    image = nibabel.load(source)
+    return {"affine": image.affine, "header": np.frombuffer(image.header.binaryblock, np.uint8)}
 
 
 def write_like(source: Path, volume: np.ndarray, path: Path) -> None:

@@ -156,7 +156,8 @@ def uncalibrated(scans: DrawnScans) -> str:
     if "high" not in scans.references:
         return "the samples hold no high-dose images"
     if scans.draws < FEWEST_DRAWS:
-        return f"{scans.draws} draws of each scan, wanted {FEWEST_DRAWS} or more (sampling.samples_per_condition=32)"
+        return (f"{scans.draws} draw{'s' * (scans.draws > 1)} of each scan, wanted {FEWEST_DRAWS} or more "
+                "(sampling.samples_per_condition=32)")
     return ""
 
 

@@ -12,7 +12,7 @@ from edm3d.physics.dose import DosePair, DoseSimulation
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils.config import build_from_file
 from edm3d.utils.log import progress
-from edm3d.utils.trusted import PHYSICS
+from edm3d.utils.trusted import SIMULATIONS
 
 WIDTHS = np.round(np.arange(0, 3.01, 0.05), 2)  # of a post-filter, standard deviation in pixels of the shortest side
 AT_ONCE = 16  # scans that are simulated at a time
@@ -114,4 +114,4 @@ def simulation_of(scans: DrawnScans, trust: bool) -> DoseSimulation:
     """The simulation of the low doses, as the samples have it; ValueError where they have none, or none of ours."""
     if scans.simulation is None:
         raise ValueError("the samples do not say how their low doses were simulated")
-    return build_from_file(scans.simulation, f"{scans.files[0].path}: sampling.scan.simulation", trust, PHYSICS)
+    return build_from_file(scans.simulation, f"{scans.files[0].path}: sampling.scan.simulation", trust, SIMULATIONS)

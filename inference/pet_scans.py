@@ -135,6 +135,9 @@ def check_arrays(file: SamplesFile) -> None:
     if missing := [name for name in ("images", "cond_images", "slice_ids", "draws") if name not in names]:
         raise ValueError(f"{path}: holds no {listed(missing)}; wanted samples of a network that is told a low dose, "
                          f"{MADE}")
+    if sweep := file.meta.sweep:
+        raise ValueError(f"{path}: samples of a sweep of {one_line(sweep.name)}, which are told other things, not the "
+                         f"scan alone; wanted those without sampling.sweep, {MADE}")
     if not {*REFERENCES.values()} & {*names}:
         raise ValueError(f"{path}: holds neither phantom nor high_images: draws of a scan of your own have nothing to "
                          f"be held against; wanted samples of phantoms, {MADE}")
@@ -171,13 +174,13 @@ def scans_of(number: int, file: SamplesFile) -> list[DrawnScan]:
     keys = file.seeds - draws
     if (draws < 0).any() or (keys < 0).any():
         raise ValueError(f"{file.path}: draws are {draws.min()} to {draws.max()}, wanted 0 up to the sample's number")
-    ids, per_scan, found = file.meta.ids, file.meta.sampling.get("samples_per_condition", 1), []
+    found = []
     for key in dict.fromkeys(keys.tolist()):
         rows = np.flatnonzero(keys == key).tolist()
         if len(numbers := {*slices[rows].tolist()}) > 1:
             raise ValueError(f"{file.path}: the draws of sample {key} are of slices {listed(sorted(numbers))}, wanted "
                              "one slice")
-        seed, slice_ = key // per_scan, int(slices[rows[0]])
-        name = one_line(ids[seed % len(ids)]) if ids else f"slice{slice_:03d}"
+        seed, slice_ = file.meta.noise_of(key), int(slices[rows[0]])
+        name = one_line(file.meta.id_of(key) or f"slice{slice_:03d}")
         found.append(DrawnScan(number, rows, seed, slice_, f"{name} seed{seed:06d}"))
     return found

@@ -190,7 +190,8 @@ class OwnScans(Scans):
     def affine_of(self, number: int) -> np.ndarray:
         """Voxel index -> mm [4,4] of an image as samples have it: a slice [H,W], or a stack [D,H,W]."""
         affine, stacked = np.array(self.file.affine, np.float64), len(self.size) == 3
-        first = self.grid.offset[1:] + self.grid.offset[:1] if stacked else [*self.grid.offset, number]
+        slices = number * self.size[0] if self.file.depth is not None else 0  # before a stack that a volume is cut into
+        first = [*self.grid.offset[1:], self.grid.offset[0] + slices] if stacked else [*self.grid.offset, number]
         affine[:3, 3] += affine[:3, :3] @ first
         if stacked:
             affine[:, :3] = affine[:, [2, 0, 1]]

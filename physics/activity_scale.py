@@ -7,6 +7,7 @@ from torch.nn.functional import avg_pool2d
 
 from edm3d.utils.checks import check_choice, check_finite, listed
 
+FARTHEST = 1e6  # of a factor, and its inverse the least, so that scales are numbers of float32
 KINDS = ("peak", "total", "quantile", "max")
 
 
@@ -22,7 +23,9 @@ class ActivityScale:
 
     def __init__(self, kind: str = "peak", factor: float = 1.2, quantile: float = 0.99):
         check_choice("kind", kind, KINDS)
-        check_finite("factor", factor, above=0)
+        check_finite("factor", factor, least=1 / FARTHEST)
+        if factor > FARTHEST:
+            raise ValueError(f"factor={factor!r}: wanted {FARTHEST:g} or less")
         check_finite("quantile", quantile, above=0)
         if quantile > 1:
             raise ValueError(f"quantile={quantile!r}: wanted a share of at most 1")

@@ -13,6 +13,7 @@ from edm3d.physics.projector import ParallelBeam, Projector, system_matrix
 from edm3d.physics.threads import one_thread
 from edm3d.utils.checks import check_count, check_finite, listed
 
+_MOST_COUNTS = 1e15  # of a slice, far within the whole numbers that are drawn, of 64 bits
 _LEAST_SHARE = 1e-9  # of the decays that must be counted, for the others to be worth an image
 
 
@@ -73,6 +74,8 @@ class DoseSimulation:
         for name, value, most in (("dose", dose, 1), ("background", background, 0.99)):
             if value > most:
                 raise ValueError(f"{name}={value!r}: wanted a share of at most {most}")
+        if counts > _MOST_COUNTS:
+            raise ValueError(f"counts={counts!r}: wanted at most {_MOST_COUNTS:g}")
         check_count(1, {"iterations": iterations, "subsets": subsets})
         if subsets > self.geometry.angles:
             raise ValueError(f"subsets={subsets}: wanted at most {self.geometry.angles}, the angles")

@@ -100,7 +100,9 @@ class EnhancementContext(Context):
         if method in self.curves:
             curve = self.curves[method]
             return f"{TITLES[method]} ({curve.title} {curve.best:g}{' ' * bool(curve.unit)}{curve.unit})"
-        return f"{TITLES[method]} of {self.draws} draws" if method == MEAN else TITLES[method]
+        if method == MEAN:
+            return f"{TITLES[method]} of {self.draws} draw{'s' * (self.draws > 1)}"
+        return TITLES[method]
 
 
 def keys(context: EnhancementContext, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -111,7 +113,8 @@ def keys(context: EnhancementContext, name: str, ids: Sequence[str]) -> dict[str
 def head(report: dict, facts: list[tuple[str, str]]) -> str:
     """Top of the page."""
     samples, notes = report["samples"], "".join(f"<p class=missing>{escape(line)}</p>" for line in report["notes"])
-    number = (str(samples["scans"]), f"scans of {samples['slices']} slices, {samples['draws']} draws of each")
+    draws = f"{samples['draws']} draw{'s' * (samples['draws'] > 1)}"
+    number = (str(samples["scans"]), f"scans of {samples['slices']} slices, {draws} of each")
     return (f"<h1>PET dose enhancement</h1>\n<p class=\"lead\">{escape(report['title'])}, {escape(report['date'])}. "
             f"Activities in {escape(unit_words(samples['unit']))}.</p>\n"
             f"{html_facts([*facts, number])}{notes}")

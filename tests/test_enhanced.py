@@ -1,5 +1,6 @@
 """Scans of the user's own: read in their units, drawn slice by slice, and written back in their geometry."""
 
+import shutil
 from contextlib import chdir
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 import dataset_tool
 import generate
+from edm3d.formats.asked import chosen_split
 from edm3d.formats.asked_scans import read_scans
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import read_volume
@@ -67,10 +69,10 @@ def drawn(out: str, *arguments: str) -> tuple[SamplesFile, str]:
 
 def test_a_nifti_comes_back_in_its_units_and_geometry(scan):
     file, said = drawn("whole", "sampling.conditions=scan.nii.gz", "sampling.samples_per_condition=3")
-    assert "1 empty slices are left out (scan_slice0)" in said
+    assert "1 empty slices are left out (slice0)" in said
     assert "Unit      Bq/ml, the training's, as the file states none" in said
     assert file.array("slice_ids").tolist() == [1] * 3 + [2] * 3 + [3] * 3 and file.seeds.tolist() == list(range(9))
-    assert "phantom" not in file.names and "doses" not in file.names and file.meta.id_of(3) == "scan_slice2"
+    assert "phantom" not in file.names and "doses" not in file.names and file.meta.id_of(3) == "slice2"
     np.testing.assert_allclose(file.row("cond_images", 4)[0], scan[2].astype(np.int16), rtol=1e-6)
     had = nibabel.load("scan.nii.gz")
     for ending, of in (("enhanced", np.mean), ("std", lambda x, axis: np.std(x, axis, ddof=1))):
@@ -94,6 +96,39 @@ def test_one_draw_of_each_slice_is_the_enhanced_volume():
     assert len(file) == 3 and not Path("single/scan_std.nii.gz").exists()
     found = nibabel.load("single/scan_enhanced.nii.gz").get_fdata()
     np.testing.assert_allclose(np.moveaxis(found, 2, 0)[1:, None], file.array("images"), rtol=1e-6)
+
+
+def test_a_scan_is_the_same_one_by_any_name_but_not_in_another_place():
+    draw = ["sampling.conditions=UP.NII.GZ"]
+    shutil.copy("scan.nii.gz", "UP.NII.GZ")
+    drawn("named", *draw)
+    assert sorted(path.name for path in Path("named").glob("*.nii.gz")) == ["UP_enhanced.nii.gz"]
+    shutil.copy("scan.nii.gz", "moved.nii.gz")
+    assert "3 there already" in drawn("named", "sampling.conditions=moved.nii.gz")[1]
+    image = nibabel.load("scan.nii.gz")
+    header = image.header.copy()
+    header["descrip"] = b"patient 2"
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine, header), "UP.NII.GZ")
+    drawn("named", *draw)
+    assert nibabel.load("named/UP_enhanced.nii.gz").header["descrip"] == b"patient 2"
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine @ np.diag([1, 1, 2, 1]), header),
+                 "UP.NII.GZ")
+    assert "another sampling (sampling.conditions.hash" in refused(Path(), generate.main, *DRAW, *draw,
+                                                                   "sampling.outdir=named")
+
+
+def test_nothing_is_said_to_be_written_where_nothing_is():
+    Path("taken").mkdir()
+    Path("taken/scan_enhanced.nii.gz").write_bytes(b"mine")
+    said = drawn("taken", "sampling.conditions=scan.nii.gz")[1]
+    assert "was not written by generate, and is left as it is" in said and "Enhanced" not in said
+
+
+def test_splits_without_items_are_passed_over():
+    assert chosen_split(Path("a.h5"), {"train": 2, "test": 0, "val": 3}, None) == "val"
+    for split, words in ((None, "a.h5: its splits test are empty"), ("test", "_split=test: a.h5 has no items")):
+        with pytest.raises(ValueError, match=words):
+            chosen_split(Path("a.h5"), {"test": 0}, split)
 
 
 def test_some_slices_alone_make_no_volume():
@@ -203,8 +238,8 @@ def test_scans_that_cannot_be_are_refused(arrays, wanted, scan):
     (["sampling.conditions=scan.npz", "sampling.scan.counts=1e5"], "scan.npz holds scans, of which nothing is"),
     (["sampling.conditions=scan.npz", "sampling.conditions_split=val"], "scan.npz has no splits"),
     (["sampling.conditions=pet.pt"], "pet.pt: wanted a low-dose scan"),
-    (["sampling.conditions=."], ".: a folder without slices; wanted a low-dose scan"),
-    (["sampling.conditions=zero.nii"], "zero.nii: zero_slice0 is 0 everywhere"),
+    (["sampling.conditions=."], "sampling.conditions=.: a folder without slices; wanted a low-dose scan"),
+    (["sampling.conditions=zero.nii"], "zero.nii: slice0 is 0 everywhere"),
     (["sampling.conditions=frames.nii"], "frames.nii: has 2 channels or frames"),
 ])
 def test_files_that_are_no_scans_are_refused(arguments, wanted):

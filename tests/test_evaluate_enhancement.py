@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,34 @@ def test_stacks_of_few_draws(tmp_path):
                                                                   "(sampling.samples_per_condition=32)"}
     assert found["methods"]["early"]["available"] and found["rivals"]["filtered"]["unit"] == "pixels"
     assert [row["activity"] for row in found["levels"]["rows"]] == [1, 2, 4, 5, 10]
+
+
+def test_one_draw_of_each_scan(tmp_path):
+    """As generate draws without more being said: no spread, and the page says why."""
+    path = write(tmp_path / "s.h5", 2, 1)
+    succeed(main, "enhancement", "--samples", str(path), "--dest", str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    assert found["calibration"]["reason"].startswith("1 draw of each scan, wanted 8 or more")
+    draw, mean = (found["methods"][name] for name in ("draw", "mean"))
+    assert draw["phantom"] == mean["phantom"] and mean["title"] == "posterior mean of 1 draw"
+    assert (tmp_path / "out/figures/scan_best.png").exists()
+
+
+def test_names_are_those_of_the_rows_that_were_asked_for(tmp_path):
+    asked = {"source": "phantoms.npz", "hash": "abc", "ids": ["a", "b\n"]}
+    scans = DrawnScans([write(tmp_path / "s.h5", 3, 2, sampling={"conditions": asked})])
+    assert scans.names == ["a seed000000", "b\\n seed000001", "a seed000002"]
+
+
+def test_a_sweep_is_refused_by_name(tmp_path):
+    file = SamplesFile(write(tmp_path / "s.h5", 2, 1))
+    sweep = {"name": "slice_height", "unit": "share", "values": [0.0, 1.0], "column": 0}
+    facts = replace(file.meta.facts, attribute_names=("slice_height",), attribute_units=("share",))
+    write_samples(tmp_path / "t.h5", [0, 1], {**{name: file.array(name) for name in NAMES},
+                                              "attributes": np.float32([[0], [1]])}, np.eye(4),
+                  file.meta._replace(facts=facts, sampling={"sweep": sweep}))
+    with pytest.raises(ValueError, match="t.h5: samples of a sweep of slice_height"):
+        DrawnScans([tmp_path / "t.h5"])
 
 
 def test_phantoms_of_many_activities_have_ranges(tmp_path):

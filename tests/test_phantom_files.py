@@ -115,6 +115,9 @@ def test_pairs_of_an_archive_are_split_in_their_height(tmp_path):
     assert (pairs[0].image == 0.5).all() and (pairs[0].condition.images == -0.5).all()
     assert (joint[0].image[0] == 0.5).all() and (joint[0].image[1] == -0.5).all()
     assert pairs.facts.condition_channels == ("low dose",) and joint.facts.channels == ("high dose", "low dose")
+    assert len(PairedDataset(str(path), "val", held_out_share=0.5)) == 2
+    with pytest.raises(ValueError, match="held_out_share=2: wanted a share"):
+        PairedDataset(str(path), held_out_share=2)
     for bad, match in ((data[:, :, 1:], r"wanted numbers \[N,1,2H,W\]"), (data * 3, r"leave \[-1,1\]")):
         with pytest.raises(ValueError, match=match):
             PairedDataset(str(saved(tmp_path, "bad.npz", data=bad)))

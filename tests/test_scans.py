@@ -1,5 +1,6 @@
 """Networks of PET draw in units of activity, told scans that are simulated by the seed, or the user's own."""
 
+import shutil
 import subprocess
 import sys
 from contextlib import chdir
@@ -13,12 +14,14 @@ import torch
 
 import dataset_tool
 import generate
+from edm3d.formats import phantom_files
 from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile
 from edm3d.inference import scans
+from edm3d.inference.asking_scans import open_scans
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.model import Model
 from edm3d.inference.scans import Grid
@@ -29,6 +32,7 @@ from edm3d.physics.pet_phantoms import pet_phantom
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.datasets.phantoms import PhantomDataset
 from edm3d.utils.config import build
+from edm3d.utils.schema import Sampling
 from tests.commands import call, refused, succeed
 
 SIZE, SLICES = 16, 12
@@ -47,8 +51,8 @@ def net_node(channels: int = 1, **more) -> dict:
         "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_levels": [], **more}}
 
 
-def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", dose: dict | None = None, **model
-                   ) -> None:
+def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", dose: dict | None = None,
+                   node: dict | None = None, **model) -> None:
     """A snapshot of a small network, with random weights."""
     channels = ("high dose", "low dose") if drawn == "pair" else ("high dose",)
     model = {"image_dim": 1, "image_dropout": 0.1, **model} if drawn == "high" else model
@@ -56,16 +60,16 @@ def write_snapshot(path: str, dataset: PhantomDataset, *, drawn: str = "high", d
                   spatial_shape=(SIZE, SIZE), condition_channels=("low dose",) if drawn == "high" else None,
                   attribute_names=("slice_height",), attribute_units=("share",),
                   attribute_statistics=AttributeStatistics.of(dataset.heights))
-    node = net_node(2 if drawn == "pair" else 1, attribute_dim=1, attribute_dropout=0.1, attribute_mean=[0.5],
-                    attribute_std=[0.3], **model)
+    network = net_node(2 if drawn == "pair" else 1, attribute_dim=1, attribute_dropout=0.1, attribute_mean=[0.5],
+                       attribute_std=[0.3], **model)
     torch.manual_seed(0)
-    net = build(node)
+    net = build(network)
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(torch.randn_like(weight) * 0.05)  # what ends in zeros draws what says nothing
     record = RECORD._replace(drawn=drawn, **(dose or {}))
-    config = {"training": {"dataset": DATASET, "validation": {"split": "val"}}}
-    Snapshot("diffusion", node, facts, (len(channels), SIZE, SIZE), config=config, weights=net.state_dict(),
+    config = {"training": {"dataset": node or DATASET, "validation": {"split": "val"}}}
+    Snapshot("diffusion", network, facts, (len(channels), SIZE, SIZE), config=config, weights=net.state_dict(),
              dose=record).save(Path(path))
 
 
@@ -83,10 +87,16 @@ def here(tmp_path_factory) -> Path:
         node = net_node()
         Snapshot("diffusion", node, dataset.facts, (1, SIZE, SIZE), weights=build(node).state_dict()
                  ).save(Path("plain.pt"))
-        for name, value in (("large.pt", {"iterations": 10 ** 12}), ("wide.pt", {"angles": 10 ** 6, "shifts": 10 ** 6}),
+        for name, value in (("large.pt", {"iterations": 10 ** 12}), ("wide.pt", {"angles": 10 ** 5, "shifts": 10 ** 5}),
                             ("size.pt", {"size": 32})):
             write_snapshot(name, dataset, dose={"simulation": {**SIMULATION, **value}})
         write_snapshot("other.pt", dataset, dose={"scale": {"_target_": "pathlib.Path"}})
+        write_snapshot("as_scale.pt", dataset, dose={"scale": SIMULATION})
+        write_snapshot("as_simulation.pt", dataset, dose={"simulation": SCALE})
+        write_snapshot("scaled.pt", dataset, dose={"scale": {**SCALE, "factor": 1e300}})
+        write_snapshot("volumes.pt", dataset, node={"_target_": "training.datasets.volumes.VolumesDataset",
+                                                    "path": "volumes.h5", "split": "train"})
+        np.savez("bad.npz", phantoms=-slices)
     return folder
 
 
@@ -251,12 +261,24 @@ def test_a_grid_goes_there_and_back():
     (["sampling.samples_per_condition=2", "sampling.sweep.slice_height=[0,1,3]"], "ask for one of the two"),
     (["sampling.network=odd.pt"], "is not on the list of what a file may name"),
     (["sampling.network=large.pt"], "large.pt: dose.simulation.iterations=1000000000000: wanted no more than"),
-    (["sampling.network=wide.pt"], "wide.pt: simulating scans by 1000000 angles x 1000000 shifts"),
+    (["sampling.network=wide.pt"], "wide.pt: simulating scans by 100000 angles x 100000 shifts"),
     (["sampling.network=size.pt"], "size.pt: dose.simulation.size is 32, its network draws"),
     (["sampling.network=other.pt"], "is not on the list of what a file may name"),
     (["sampling.conditions=nowhere.nii.gz"], "nowhere.nii.gz: no such file; wanted a low-dose scan"),
     (["sampling.start_sigma=1000000"], "starts at noise level 1e+06, in which a mean is lost"),
     (["sampling.conditions_split=test"], "wanted train, val or all"),
+    (["sampling.network=as_scale.pt"], "as_scale.pt: dose.scale: config._target_=physics.dose.DoseSimulation is not"),
+    (["sampling.network=as_simulation.pt"], "as_simulation.pt: dose.simulation: config._target_=physics.activity_"),
+    (["sampling.network=scaled.pt"], "scaled.pt: dose.scale: 'physics.activity_scale.ActivityScale' cannot be built of "
+                                     "what is said of it there (factor=1e+300: wanted 1e+06 or less)"),
+    (["sampling.scan.iterations=1000000000000"], "sampling.scan.iterations=1000000000000: wanted no more than 100000"),
+    (["sampling.scan.angles=100001"], "sampling.scan.angles=100001: wanted no more than 100000"),
+    (["sampling.scan.counts=1e300"], "sampling.scan.counts=1e+300: wanted at most 1e+15"),
+    (["sampling.scan.blur=1e9"], "sampling.scan.blur=1000000000.0: wanted at most 16, the shifts"),
+    (["sampling.network=volumes.pt", "sampling.conditions_split=val"],
+     "sampling.conditions_split=val: volumes.pt was not trained on phantoms; name some by sampling.conditions=FILE"),
+    (["sampling.conditions=bad.npz"], "Error: sampling.conditions=bad.npz: bad.npz: slice 0 has activities that are"),
+    (["sampling.conditions=."], "Error: sampling.conditions=.: a folder without slices; wanted a low-dose scan"),
 ])
 def test_what_cannot_be_asked_for_is_said(arguments, wanted):
     assert wanted in refused(Path(), generate.main, *DRAW, *arguments)
@@ -275,6 +297,48 @@ def test_phantoms_that_are_gone_or_others_are_said(tmp_path):
         assert "phantoms.npz: is in 'MBq', the network was trained on 'Bq/ml'" in line
     finally:
         gone.rename("phantoms.npz")
+
+
+def test_phantoms_are_known_by_what_they_are_wherever_they_lie(tmp_path):
+    """BrainWeb's order and number of subjects are kept for a copy, and not taken for another file."""
+    slices = np.stack([pet_phantom(i, size=SIZE).activity for i in range(24)])
+    np.savez("brain.npz", phantoms=slices, unit=np.array("Bq/ml"))
+    node = {**DATASET, "path": "brain.npz", "order": "string", "subjects": 2}
+    dataset = PhantomDataset("brain.npz", order="string", subjects=2)
+    write_snapshot("brain.pt", dataset, node=node)
+    shutil.copy("brain.npz", "copy.npz")
+    np.savez("other.npz", phantoms=slices[:12], unit=np.array("Bq/ml"))
+    ask = [*DRAW, "sampling.network=brain.pt", "sampling.seeds=0-2", f"sampling.outdir={tmp_path}"]
+    succeed(generate.main, *ask, "sampling.conditions=copy.npz", "sampling.conditions_split=val")
+    file, val = SamplesFile(tmp_path / "samples.h5"), PhantomDataset("brain.npz", "val", order="string", subjects=2)
+    assert file.meta.ids == val.ids and val.ids[0] == "id1slice0"
+    np.testing.assert_allclose(file.row("phantom", 2)[0], slices[16], atol=1e-5)  # 0, 1, 10, 11, 2
+    np.testing.assert_allclose(file.array("attributes")[:, 0], val.heights[:3, 0])
+    assert "3 there already" in succeed(generate.main, *ask, "sampling.conditions=brain.npz",
+                                        "sampling.conditions_split=val")
+    write_snapshot("order.pt", dataset, node={**node, "order": "file"})
+    hashes = {open_scans(Snapshot.read(Path(name)), Sampling(conditions="copy.npz"), None, "results")[0].hash
+              for name in ("brain.pt", "order.pt")}
+    assert len(hashes) == 2
+    said = succeed(generate.main, *ask, f"sampling.outdir={tmp_path / 'other'}", "sampling.conditions=other.npz")
+    assert "other.npz is not what the network was trained on: training.dataset.order, subjects of that are not" in said
+
+
+def test_names_of_phantoms_are_looked_at_without_unpacking(monkeypatch):
+    monkeypatch.setattr(phantom_files, "read_npz", lambda *_: 1 / 0)
+    assert phantom_files.is_phantoms("phantoms.npz") and not phantom_files.is_phantoms("pet.pt")
+
+
+def test_units_out_of_files_are_fit_for_a_line(tmp_path):
+    odd = "Bq\x1b[31m/ml\n"
+    assert DoseRecord.from_plain(RECORD._replace(unit=odd)._asdict(), "f").unit == "Bq\\x1b[31m/ml\\n"
+    write_snapshot("odd_unit.pt", PhantomDataset("phantoms.npz"), dose={"unit": odd})
+    with np.load("phantoms.npz") as arrays:
+        np.savez("odd_unit.npz", images=arrays["phantoms"], unit=np.array(odd))
+    said = succeed(generate.main, *DRAW, "sampling.network=odd_unit.pt", "sampling.conditions=odd_unit.npz",
+                   "sampling.seeds=0", f"sampling.outdir={tmp_path}", "sampling.montage=1")
+    assert "Bq\\x1b[31m/ml\\n" in said and "\x1b" not in said
+    assert SamplesFile(tmp_path / "samples.h5").meta.facts.intensity.unit == "Bq\\x1b[31m/ml\\n"
 
 
 # ---- conditions besides, stacks and pictures ----
@@ -319,6 +383,20 @@ def test_stacks_are_simulated_drawn_and_enhanced_whole():
     found = nibabel.load("volume/volume_enhanced.nii.gz")
     np.testing.assert_allclose(np.moveaxis(found.get_fdata(), 2, 0), own.row("images", 0)[0], rtol=1e-6)
     assert (found.affine == affine).all()
+    long = np.concatenate([volume, volume[..., 1:]], 2) * np.arange(1, 8, dtype=np.float32)
+    nibabel.save(nibabel.Nifti1Image(long, affine), "long.nii.gz")
+    line = succeed(generate.main, *DRAW, "sampling.outdir=long", "sampling.network=stacks.pt",
+                   "sampling.conditions=long.nii.gz", "sampling.nifti=true")
+    assert "7 slices are 2 stacks of 4, each drawn by itself" in line
+    own = SamplesFile("long/samples.h5")
+    np.testing.assert_allclose(own.row("cond_images", 1)[0, :3], np.moveaxis(long[..., 4:], 2, 0), rtol=1e-6)
+    assert not own.row("cond_images", 1)[0, 3].any() and own.affine_of(1)[:3, 3].tolist() == [0, 0, 24]
+    found = nibabel.load("long/long_enhanced.nii.gz").get_fdata()
+    np.testing.assert_allclose(np.moveaxis(found, 2, 0), own.array("images").reshape(8, SIZE, SIZE)[:7], rtol=1e-6)
+    np.savez("long.npz", images=np.moveaxis(long, 2, 0))
+    line = refused(Path(), generate.main, *DRAW, "sampling.network=stacks.pt", "sampling.conditions=long.npz",
+                   "sampling.scan.fit=true")
+    assert "long.npz: stacks are of 7 slices, the network is told 4, and sampling.scan.fit crops within" in line
 
 
 def test_pictures_and_niftis_of_every_kind_are_written():
@@ -336,7 +414,7 @@ def test_numbers_of_draws_say_seed_and_noise():
     meta = SampleMeta(Facts("x", ""), "a.pt", "", {"samples_per_condition": 3})
     assert SampleMeta.from_plain(meta.plain(), "f") == meta
     assert [(meta.noise_of(n), meta.draw_of(n), meta.key_of(n)) for n in (6, 8)] == [(2, 0, 2), (2, 2, "2.draw2")]
-    for wrong in ({"samples_per_condition": 0}, {"samples_per_condition": "3"}):
+    for wrong in ({"samples_per_condition": 0}, {"samples_per_condition": "3"}, {"samples_per_condition": 10 ** 30}):
         with pytest.raises(ValueError, match="f: sampling.samples_per_condition"):
             SampleMeta.from_plain(meta._replace(sampling=wrong).plain(), "f")
 

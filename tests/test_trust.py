@@ -29,7 +29,7 @@ from edm3d.utils import checkpoint
 from edm3d.utils.compose import shipped_configs
 from edm3d.utils.config import build_from_file, targets
 from edm3d.utils.config_hash import config_hash
-from edm3d.utils.trusted import DATASETS, NETWORKS, SAMPLERS, is_listed
+from edm3d.utils.trusted import DATASETS, NETWORKS, SAMPLERS, SCALES, SIMULATIONS, is_listed
 from tests.commands import call, refused, succeed
 from tests.test_encode import SIZE, TINY, encoded, write_snapshot, write_volumes
 
@@ -228,9 +228,9 @@ sys.addaudithook(listen)
 
 def test_the_lists_name_classes_by_which_nothing_but_numbers_is_asked_for():
     assert BUILT.keys() == NETWORKS
-    for name in NETWORKS | DATASETS:
+    for name in NETWORKS | DATASETS | SCALES | SIMULATIONS:
         assert inspect.isclass(named(name)) and named(name).__name__ == name.rpartition(".")[2], name
-    assert {name: doubts(named(name)) for name in NETWORKS if doubts(named(name))} == {}
+    assert {name: doubts(named(name)) for name in NETWORKS | SCALES | SIMULATIONS if doubts(named(name))} == {}
     assert all(inspect.isfunction(named(name)) for name in SAMPLERS)
     assert {p for name in DATASETS for p in doubts(named(name))} == {"path", "cache"}  # the latter of memory
 
@@ -306,6 +306,8 @@ def test_odd_nodes_out_of_files_end_in_one_line_that_names_the_file(node):
 
 def test_each_place_in_a_file_has_a_list_of_its_own():
     for allowed, name in ((NETWORKS, "samplers.edm_sampler"), (DATASETS, "networks.unet.ADMUNet"),
-                          (SAMPLERS, "networks.unet.ADMUNet"), (NETWORKS, "training.datasets.arrays.ArraysDataset")):
+                          (SAMPLERS, "networks.unet.ADMUNet"), (NETWORKS, "training.datasets.arrays.ArraysDataset"),
+                          (SCALES, "physics.dose.DoseSimulation"),
+                          (SIMULATIONS, "physics.activity_scale.ActivityScale")):
         with pytest.raises(ValueError, match="is not on the list"):
             build_from_file({"_target_": name}, "net.pt", allowed=allowed)

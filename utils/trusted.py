@@ -40,10 +40,8 @@ DATASETS = _names({
 SAMPLERS = _names({
     "edm3d.samplers": ("ablation_sampler", "ddim_sampler", "edm_sampler", "multistep_sampler"),
 })
-PHYSICS = _names({
-    "edm3d.physics.activity_scale": ("ActivityScale",),
-    "edm3d.physics.dose": ("DoseSimulation",),
-})
+SCALES = _names({"edm3d.physics.activity_scale": ("ActivityScale",)})
+SIMULATIONS = _names({"edm3d.physics.dose": ("DoseSimulation",)})
 
 
 def is_listed(name: object, allowed: frozenset[str]) -> bool:

@@ -44,7 +44,7 @@ class DosePictures(Section):
             images = scans[name]
             parts = [(TITLES.get(key, key), images[key]) for key in SHOWN if key in images]
             below = [("posterior mean - " + ("phantom" if context.against == "phantom" else "high dose"), faults[name])]
-            below = [("std of the draws", images["std"])] * ("std" in images) + below
+            below = [*([("std of the draws", images["std"])] if "std" in images else ()), *below]
             drawn[f"scan_{name}"] = dose_charts.scan_picture(
                 parts, below, top, most, context.unit,
                 f"{HEADS[name]}: {context.names[index]}, error {errors[index]:.3f}")

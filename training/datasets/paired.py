@@ -24,16 +24,17 @@ class PairedDataset:
 
     path: an .npz with `data` [N,1,2H,W] in [-1,1], the high dose above the low one, or a folder with recon-noisy/ and
     recon-noisy-restricted/ of one .npz per slice, scaled by the largest value of both. split: val is the last share
-    held_out of the pairs, one at least, train what is before it, all everything.
+    held_out_share of the pairs, one at least, train what is before it, all everything.
     """
 
-    def __init__(self, path: str, split: str = "train", joint: bool = False, held_out: float = 0.1):
+    def __init__(self, path: str, split: str = "train", joint: bool = False, held_out_share: float = 0.1):
         if split not in ("train", "val", "all"):
             raise ValueError(f"training.dataset.split={split!r}: wanted train, val or all")
-        if not 0 < held_out < 1:
-            raise ValueError(f"training.dataset.held_out={held_out}: wanted a share, more than 0 and less than 1")
+        if not 0 < held_out_share < 1:
+            raise ValueError(f"training.dataset.held_out_share={held_out_share}: wanted a share, more than 0 and less "
+                             "than 1")
         pairs, content_hash, intensity = read_pairs(Path(path))
-        train = len(pairs) - max(1, round(len(pairs) * held_out))
+        train = len(pairs) - max(1, round(len(pairs) * held_out_share))
         if train < 1:
             raise ValueError(f"{path}: {len(pairs)} pair, and one is held out; wanted two or more")
         part = {"train": slice(train), "val": slice(train, None), "all": slice(None)}[split]

@@ -12,6 +12,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.networks.parts import PARTS
 from edm3d.training.datasets.brainweb import split_slices
 from edm3d.utils.checks import check_count
+from edm3d.utils.files import arrays_hash
 
 HEIGHT = ("slice_height", "share")
 
@@ -54,6 +55,11 @@ class PhantomDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def hash(self) -> str:
+        """Of all images in their order, whatever the file that they are of."""
+        return arrays_hash({"images": self.slices[self.rows]})
 
     def __getitem__(self, index: int) -> Sample:
         image = self.slices[self.rows[index]].reshape(self.shape)
