@@ -34,7 +34,7 @@ class Measurements(NamedTuple):
 
     method: posterior.MMPS or the like, but for its denoiser, operator and measurement. rows: measurements [M,...], or,
     where simulated, images [M,C,*S] in stored units that they are made of, with noise of each seed. to_image: what the
-    operator's image is of what is drawn for seeds. record: what samples files say of it.
+    operator's image is of what is drawn for seeds. record: what samples files say of it. source: the file.
     """
 
     method: Callable[..., Denoiser]
@@ -45,6 +45,7 @@ class Measurements(NamedTuple):
     seeds_of: Callable[[Sequence[int]], list[int]]
     device: torch.device
     record: dict[str, Any]
+    source: str
 
     def __call__(self, net: Denoiser, numbers: Sequence[int]) -> Denoiser:
         """The denoiser of a batch of samples, by their numbers, given their measurements."""
@@ -54,10 +55,10 @@ class Measurements(NamedTuple):
         """A line where seeds leave rows out, or take rows again."""
         count, used = len(self.rows), len({seed % len(self.rows) for seed in seeds})
         if used < count:
-            yield (f"Note      {self.record['source']}: has {count} rows, and the seeds leave out {count - used} of "
+            yield (f"Note      {self.source}: has {count} rows, and the seeds leave out {count - used} of "
                    f"them; sampling.seeds=0-{count - 1} takes them all")
         elif 1 < count < len(seeds):
-            yield f"Note      {self.record['source']}: has {count} rows, which {len(seeds)} seeds go through in turn"
+            yield f"Note      {self.source}: has {count} rows, which {len(seeds)} seeds go through in turn"
 
     def of(self, seeds: Sequence[int]) -> torch.Tensor:
         """The measurement [N,...] of each seed, float32 on the device."""
@@ -124,7 +125,7 @@ def open_measurements(node: Mapping[str, Any], snapshot: Snapshot, stage: FirstS
               "simulated": key == "simulate"}
     method = {name: value for name, value in bare(node).items() if name != "operator"}
     made = Measurements(partial_of(method), operator, rows, key == "simulate", to_image, conditions.seeds, device,
-                        record)
+                        record, node[key])
     try:
         made.method(None, operator, made.of([0]), None)  # which refuses arguments and noise models that it cannot use
     except ValueError as e:
