@@ -307,7 +307,8 @@ def own_notes(file: ScanFile, scans: OwnScans, dose: DoseRecord, changed: Mappin
         "the training's, as the file states none"
     notes = [f"Unit      {unit}, {stated}"]
     if scans.empty:
-        notes.append(f"Note      {file.source}: {len(scans.empty)} empty slices are left out "
+        many = f"{len(scans.empty)} empty slices are" if len(scans.empty) > 1 else "1 empty slice is"
+        notes.append(f"Note      {file.source}: {many} left out "
                      f"({listed(scans.empty[:3])}{', ...' if len(scans.empty) > 3 else ''})")
     whole, kept = float(file.images.sum(dtype=np.float64)), float(scans.images.sum(dtype=np.float64))
     if whole - kept > 1e-6 * whole:

@@ -69,7 +69,7 @@ def drawn(out: str, *arguments: str) -> tuple[SamplesFile, str]:
 
 def test_a_nifti_comes_back_in_its_units_and_geometry(scan):
     file, said = drawn("whole", "sampling.conditions=scan.nii.gz", "sampling.samples_per_condition=3")
-    assert "1 empty slices are left out (slice0)" in said
+    assert "1 empty slice is left out (slice0)" in said
     assert "Unit      Bq/ml, the training's, as the file states none" in said
     assert file.array("slice_ids").tolist() == [1] * 3 + [2] * 3 + [3] * 3 and file.seeds.tolist() == list(range(9))
     assert "phantom" not in file.names and "doses" not in file.names and file.meta.id_of(3) == "slice2"
