@@ -305,3 +305,10 @@ def test_a_file_that_is_no_experiment_is_named(tmp_path, text):
         compose("mine", ["training.options.seed=3"], tmp_path)
     with pytest.raises(ValueError, match=rf"{tmp_path}/mine.yaml: no experiment, {found}"):
         train_from(tmp_path / "mine.yaml", [], None)
+
+
+def test_a_sampler_chosen_by_its_group_leaves_out_what_the_experiment_sets_for_its_own(capsys):
+    sampler = compose("echo2d_edm", ["sampler=multistep"])["sampling"]["sampler"]
+    assert sampler["_target_"] == "samplers.multistep_sampler" and "S_min" not in sampler
+    assert sampler["num_steps"] == 50  # of the experiment, as both have it
+    assert "does not take S_min, S_max of samplers.edm_sampler; left out" in capsys.readouterr().err

@@ -22,7 +22,8 @@ def leave_out(raw: DictConfig, layers: Sequence[Layer], typed: set[str],
 
     typed: paths that the command line gives, which stay, and are refused. So are those of a YAML that was written for
     the new target: by the `_target_` beside them, or, in an experiment, by what it composes to by itself
-    (`targets_alone`). Where a target of ours is chosen by its group, all keys stay: most families share theirs.
+    (`targets_alone`). Where a target of ours is chosen by its group to be trained, all keys stay: most families share
+    theirs, and what an experiment says of a network's size is not to be lost.
     """
     notes: list[str] = []
     for half in ("training", "sampling"):
@@ -35,7 +36,8 @@ def leave_out_below(path: str, node: dict, raw: DictConfig, layers: Sequence[Lay
                     targets_alone: Callable[[str], dict[str, str]]) -> Iterator[str]:
     """The same at a path, where `node` is, and below it."""
     old = {}
-    if "_target_" in node and not is_choice_of_ours(path, node["_target_"], layers, typed):
+    samples = path.startswith("sampling.")
+    if "_target_" in node and (samples or not is_choice_of_ours(path, node["_target_"], layers, typed)):
         written_for = writers(path, layers, targets_alone)
         old = {key: target for key, target in written_for.items()
                if key in node and target not in (None, node["_target_"]) and not is_typed(f"{path}.{key}", typed)}
