@@ -74,8 +74,9 @@ def report(context: click.Context, options: dict) -> None:
                              "it away")
     given = {name: options[name] for name in (kind, *OF_ALL, *KINDS[kind])}
     if kind == "generated":
-        from edm3d.inference.evaluate import evaluate
-        evaluate(**given)
+        from edm3d.inference.evaluate import ComparisonOptions, evaluate
+        files = [given.pop(name) for name in ("real", kind, "dest")]
+        evaluate(*files, ComparisonOptions(**given))
     else:
         from edm3d.inference.evaluate_first_stage import FirstStageOptions, evaluate_first_stage
         from edm3d.inference.first_stage import tiles_of

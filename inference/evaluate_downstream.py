@@ -14,7 +14,7 @@ from edm3d.formats.geometry import fit_centre
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.prediction import LABELS, Prediction, class_by_threshold, names_of
 from edm3d.formats.volumes import HELD_OUT, Item, VolumesFile
-from edm3d.inference.evaluate import best_device
+from edm3d.inference.decoded import best_device
 from edm3d.inference.evaluate_first_stage import layout_of
 from edm3d.inference.predictor import Predictor, open_predictor
 from edm3d.inference.segment_grid import Placed, Trained, difference

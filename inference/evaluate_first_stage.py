@@ -12,7 +12,7 @@ from edm3d.formats.facts import rows_of, volume_facts
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.conditions import stacked
-from edm3d.inference.evaluate import best_device
+from edm3d.inference.decoded import best_device
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot, check_contract

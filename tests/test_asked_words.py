@@ -19,9 +19,9 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import Samples, SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.batch import Sample
+from edm3d.inference.compared import affines_of, sample_case, shared_spacing
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer
-from edm3d.inference.evaluate import affines_of, sample_case, shared_spacing
 from edm3d.inference.export import export
 from edm3d.inference.sample_files import write_asked, write_niftis, write_pngs
 from edm3d.networks.conditioning import Condition, Part

@@ -22,6 +22,9 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import evaluate
+from edm3d.inference.compared import ranges
+from edm3d.inference.decoded import find_first_stage, noise_cases, reconstruct
+from edm3d.inference.evaluate import ComparisonOptions
 from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
 from edm3d.networks.tiles import InSlabs
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
@@ -104,7 +107,8 @@ def result(folder):
     """The report of good samples, against 40 fresh phantoms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "FRESH_PHANTOMS", 40)
-        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report", num_noise=6)
+        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report",
+                                 ComparisonOptions(num_noise=6))
 
 
 def test_true_phantoms_are_within_the_floor_and_noise_is_not(result):
@@ -171,7 +175,8 @@ def test_shrunken_and_copied_samples_are_found_out(folder, tmp_path, capsys):
     half = SIZE // 2
     labels[:, :half, :half, :half] = good["labels"][:, ::2, ::2, ::2]  # an eighth of the volume
     write(tmp_path / "bad.npz", {"images": np.repeat(good["images"][:1], 12, axis=0), "labels": labels})
-    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "bad.npz", tmp_path / "out", split="all")
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "bad.npz", tmp_path / "out",
+                              ComparisonOptions(split="all"))
     assert found["metrics"]["lv_volume"]["ks"] == 1 and found["metrics"]["wall_thickness"]["ks"] > 0.9
     assert found["ms_ssim"]["echo"]["generated_mean"] == pytest.approx(1, abs=1e-4)
     assert "includes volumes the networks were trained on" in found["real"]["reference"]
@@ -199,7 +204,8 @@ def test_images_without_labels_in_2d(tmp_path):
 def test_samples_without_label_maps_of_labelled_data_are_said_to_be(folder, tmp_path):
     images = phantom_arrays(4)["images"]
     write(tmp_path / "samples.h5", {"images": images}, data=describe())
-    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out",
+                              ComparisonOptions(split="test"))
     assert "no label maps" in found["generated"]["labels"]["reason"]
     assert "Label maps: not available" in (tmp_path / "out" / "report.html").read_text()
 
@@ -216,14 +222,15 @@ def test_real_volumes_are_cropped_and_padded_as_encode_did(folder, tmp_path):
     np.testing.assert_array_equal(cases.case(0).image[:, :, 2:-2], whole.image[:, 2:-2])
     np.testing.assert_array_equal(cases.case(0).label[:, 2:-2], whole.label[2:-2])
     assert cases.case(0).image[:, :, :2].max() == 0 and cases.case(0).label[:, -2:].max() == 0
-    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+    found = evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out",
+                              ComparisonOptions(split="test"))
     assert f"centrally to {SIZE - 4} x {SIZE + 4} x {SIZE}" in found["real"]["reference"]
 
 
 def test_another_snapshot_is_not_taken_for_the_one_that_drew(folder, tmp_path):
     write_snapshot(tmp_path / "other.pt", describe())
-    found = evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", tmp_path / "out", split="test",
-                              snapshot=tmp_path / "other.pt")
+    found = evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", tmp_path / "out",
+                              ComparisonOptions(split="test", snapshot=tmp_path / "other.pt"))
     assert "hash differs" in found["first_stage"]["reason"]
 
 
@@ -254,7 +261,8 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"mixed\.h5.*phantom-000007.*--spacing"):
         evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out", num_noise=0, ignore_spacing=True)
+    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out",
+                              ComparisonOptions(num_noise=0, ignore_spacing=True))
     assert "in voxels of the samples' size" in found["real"]["reference"]
 
 
@@ -275,7 +283,7 @@ def test_class_that_no_held_out_volume_has_is_left_out(tmp_path):
     held = reference.file_volumes(file, "test", [0])
     layout = Layout(("echo",), LABEL_CLASSES, (4.0, 4.0, 4.0), 0.0, 1.0, "")
     context = Comparison(layout=layout, provenance=file.provenance, real=held, generated=held, held_out="test")
-    decoded = evaluate.reconstruct(Brighter(), held, 2, layout)
+    decoded = reconstruct(Brighter(), held, 2, layout)
     section = HeldOut()
     found = section.compute(walk([section], context, {"decoded": decoded}).found[0], context)
     part = found["first_stage"]
@@ -314,7 +322,7 @@ class Bare:
 
 
 def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
-    images = [np.stack([case.image for case in evaluate.noise_cases(Bare(), 11, 3, GREY)])
+    images = [np.stack([case.image for case in noise_cases(Bare(), 11, 3, GREY)])
               for _ in range(2)]
     assert images[0].shape == (11, 1, 20, 20)
     assert images[0].std() == pytest.approx(0.5, rel=0.05) and abs(images[0].mean()) < 0.05
@@ -323,7 +331,7 @@ def test_noise_has_the_spread_of_latents_and_depends_on_the_seed_alone():
 
 def test_noise_is_decoded_on_the_device_that_was_chosen():
     stage = Bare("meta")
-    assert len(list(evaluate.noise_cases(stage, 3, 0, GREY))) == 3
+    assert len(list(noise_cases(stage, 3, 0, GREY))) == 3
     assert stage.devices == {"meta"}
 
 
@@ -337,7 +345,8 @@ def test_noise_is_decoded_in_the_tiles_of_the_samples(folder, tmp_path, monkeypa
     stages = []
     monkeypatch.setattr(evaluate, "noise_cases", lambda stage, *_: stages.append(stage) or iter([]))
     with pytest.raises(ValueError, match="set of noise ones is empty"):
-        evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out", split="test")
+        evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out",
+                          ComparisonOptions(split="test"))
     decoder = stages[0].net.decoder
     assert isinstance(decoder, InSlabs) is bool(tiles)
     assert {p.device.type for p in stages[0].net.parameters()} == {"meta"}
@@ -349,7 +358,7 @@ def test_snapshot_that_does_not_carry_its_first_stage_is_a_reason(folder, tmp_pa
     replace(whole, first_stage=CarriedStage(whole.first_stage.scaling)).save(tmp_path / "bare.pt")
     snapshot_hash = Snapshot.read(tmp_path / "bare.pt").hash
     samples = SamplesFile(write(tmp_path / "s.h5", phantom_arrays(2), str(tmp_path / "bare.pt"), snapshot_hash))
-    stage, reason = evaluate.find_first_stage(samples, None, False, torch.device("cpu"))
+    stage, reason = find_first_stage(samples, None, False, torch.device("cpu"))
     assert stage is None and "does not carry" in reason
 
 
@@ -357,7 +366,7 @@ def test_snapshot_is_read_once(folder, monkeypatch):
     read = []
     monkeypatch.setattr(checkpoint, "load", lambda *args, whole=checkpoint.load: read.append(args) or whole(*args))
     samples = SamplesFile(folder / "samples.h5")
-    stage, reason = evaluate.find_first_stage(samples, None, False, torch.device("cpu"))
+    stage, reason = find_first_stage(samples, None, False, torch.device("cpu"))
     assert stage is not None and not reason and len(read) == 1
 
 
@@ -448,7 +457,7 @@ def test_new_number_and_new_section_are_seen_everywhere(tmp_path, monkeypatch, c
     arrays = phantom_arrays(3)
     arrays["images"][:, 0, 0, 0, 0] = [0.25, 0.5, 0.75]
     write(tmp_path / "samples.h5", arrays)
-    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out", split="test")
+    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out", ComparisonOptions(split="test"))
     peaks = [image.max() for image in arrays["images"]]
     assert found["metrics"]["brightest"]["generated_mean"] == pytest.approx(np.mean(peaks), rel=1e-6)
     assert found["shares"]["is_bright"]["generated"] == np.mean([peak > 0.5 for peak in peaks])
@@ -485,5 +494,5 @@ def test_every_volume_is_read_once_by_all_sections_together():
 
 
 def test_ranges():
-    assert evaluate.ranges(np.array([0, 1, 2, 7, 9, 10])) == "0-2,7,9-10"
-    assert evaluate.ranges(np.array([4])) == "4"
+    assert ranges(np.array([0, 1, 2, 7, 9, 10])) == "0-2,7,9-10"
+    assert ranges(np.array([4])) == "4"

@@ -24,7 +24,7 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.card import about_conditions
-from edm3d.inference.evaluate import find_first_stage
+from edm3d.inference.decoded import find_first_stage
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.conditioning import Part
 from edm3d.utils.compose import compose

@@ -28,6 +28,7 @@ from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter
 from edm3d.inference import evaluate
 from edm3d.inference import segment as segmenting
+from edm3d.inference.evaluate import ComparisonOptions
 from edm3d.inference.labelling import find_labeller
 from edm3d.inference.model import Model
 from edm3d.inference.predictor import Predictor
@@ -659,7 +660,8 @@ def test_samples_that_a_segmenter_labelled_are_measured_and_the_report_says_whos
     write_samples("drawn.h5", range(3), {"images": phantom_arrays(3)["images"]}, np.array(facts.affine), meta)
     segment("drawn.h5", "seg.h5")
     samples = SamplesFile("seg.h5")
-    found = evaluate.evaluate(Path("echo.h5"), Path("seg.h5"), Path("report"), split="all", num_noise=2)
+    found = evaluate.evaluate(Path("echo.h5"), Path("seg.h5"), Path("report"),
+                              ComparisonOptions(split="all", num_noise=2))
     assert found["generated"]["labels"] == {"available": True, **samples.meta.labelling._asdict()}
     volume = (samples.array("labels") == 1).sum((1, 2, 3)) * (128 / 28) ** 3 / 1000
     assert found["metrics"]["lv_volume"]["generated_mean"] == pytest.approx(volume.mean())

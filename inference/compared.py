@@ -1,0 +1,92 @@
+"""What generated and real volumes have in common, and what is said of the samples."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edm3d.formats.facts import rows_of
+from edm3d.formats.nifti import spacing_of
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import VolumesFile
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.section import missing
+from edm3d.utils.checks import listed, listed_apart
+from edm3d.utils.files import file_hash
+from edm3d.utils.names import one_line
+
+IGNORED = "--ignore-spacing"
+
+
+def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool) -> Layout:
+    """What samples and real volumes have in common; ValueError naming where they differ."""
+    facts, meta = samples.meta.facts, file.meta
+    if "images" not in samples.names:
+        raise ValueError(f"{samples.path}: holds latents but no images; generate with sampling.decode=true")
+    channels, classes = facts.channels, facts.label_classes
+    if unknown := [name for name in channels if name not in meta.channels]:
+        raise ValueError(f"{samples.path}: channels {listed(unknown)} are not in {file.path}, which has "
+                         f"{listed(meta.channels)}; give --real the file that the networks were trained on, or one "
+                         "like it")
+    found = {"label classes": (classes, meta.label_classes),
+             "intensity range": ((facts.intensity.lo, facts.intensity.hi), (meta.intensity.lo, meta.intensity.hi)),
+             "number of axes": (samples.row("images", 0).ndim - 1, file.meta.spatial_dims)}
+    for what, (got, wanted) in found.items():
+        if got != wanted:
+            got, wanted = listed_apart(got, wanted) if what == "label classes" else (got, wanted)
+            raise ValueError(f"{samples.path}: {what} {got} differs from {wanted} of {file.path} (--real)")
+    dims, spacing = meta.spatial_dims, spacing_of(samples.affine)[: meta.spatial_dims]
+    real_spacing = spacing
+    if not ignore_spacing:
+        spacing = shared_spacing(samples.path, affines_of(samples), dims, f"{IGNORED} measures them all the same")
+        real_spacing = shared_spacing(file.path, affines_of(file), dims,
+                                      f"prepare it anew with --spacing, or {IGNORED}")
+    if not np.allclose(spacing, real_spacing, rtol=1e-3):
+        raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
+                         f"{file.path} (--real)")
+    labelled = classes if "labels" in samples.names else ()
+    return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
+                  meta.intensity.unit, rows_of(samples.affine),
+                  facts.class_names if set(facts.class_names) <= set(meta.class_names) else ())
+
+
+def shared_spacing(path: Path, affines: Mapping[str, np.ndarray], dims: int, advice: str) -> np.ndarray:
+    """Voxel size per axis in mm of volumes by name; ValueError naming those whose own differs from that of the first.
+    """
+    found = {name: spacing_of(affine)[:dims] for name, affine in affines.items()}
+    first, wanted = next(iter(found.items()))
+    if others := [f"{name} {size.round(4)}" for name, size in found.items()
+                  if not np.allclose(size, wanted, rtol=1e-3)]:
+        raise ValueError(f"{path}: voxels of {one_line(first)} are {wanted.round(4)} mm, those of {len(others)} others "
+                         f"are not: {listed(others)}; {advice}")
+    return wanted
+
+
+def affines_of(file: SamplesFile | VolumesFile) -> dict[str, np.ndarray]:
+    """Voxel index -> mm [4,4] of each sample or volume, by what messages call it."""
+    if isinstance(file, SamplesFile):
+        return {f"seed {seed}": file.affine_of(i) for i, seed in enumerate(file.seeds)}
+    return {name: affine for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))}
+
+
+def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
+    """A generated volume."""
+    label = samples.row("labels", index) if layout.label_classes else None
+    return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
+                samples.meta.class_name(samples.row("classes", index)))
+
+
+def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
+    """What was generated, by what; labels_known: whether the real volumes have label maps."""
+    without = labels_known and "labels" not in samples.names
+    return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
+            "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
+            "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling,
+            "labels": missing("the samples hold no label maps: only images are compared") if without else
+            {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
+
+
+def ranges(seeds: np.ndarray) -> str:
+    """Increasing numbers as a list of ranges: 0-3,7."""
+    runs = np.split(seeds, np.flatnonzero(np.diff(seeds) != 1) + 1)
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
