@@ -10,7 +10,7 @@ import click
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
-OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing")
+OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
@@ -28,6 +28,8 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
               help="Real volumes to compare with: a split of the file or 'all'. auto: fresh phantoms of another seed "
                    "if the file holds phantoms, else its test split, or all of it when that has fewer than 32 volumes; "
                    "for a first stage its test split, or val without one.")
+@click.option("--train", type=click.Path(path_type=Path), help="Volumes that the networks learnt from (volumes.h5).")
+@click.option("--train-split", default="train", show_default=True, help="Split of --train, or 'all'.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")

@@ -1,6 +1,6 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +12,13 @@ from edm3d.inference.compared import describe_samples, sample_case, shared_layou
 from edm3d.inference.decoded import best_device, find_first_stage, noise_cases, reconstruct
 from edm3d.inference.labelling import find_labeller
 from edm3d.reporting import comparison, sections
+from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases, choose_reference, file_volumes, held_out_split
 from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import missing, walk
 from edm3d.utils import locks
+from edm3d.utils.checks import listed
 from edm3d.utils.files import check_folder, file_hash
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
@@ -27,7 +29,8 @@ FIRST_STAGE_VOLUMES = 64
 class ComparisonOptions(NamedTuple):
     """How to compare. split: of the real volumes (reporting.reference.choose_reference); num_noise: volumes of decoded
     noise; snapshot: instead of the one that the samples name; seed: of noise, pairs and resampling; ignore_spacing:
-    measure in voxels of the samples' size; overwrite: also a report of others than these.
+    measure in voxels of the samples' size; overwrite: also a report of others than these. train: volumes that networks
+    learnt from, and of which split.
     """
 
     split: str = "auto"
@@ -37,6 +40,8 @@ class ComparisonOptions(NamedTuple):
     trust: bool = False
     ignore_spacing: bool = False
     overwrite: bool = False
+    train: Path | None = None
+    train_split: str = "train"
 
 
 AS_EVER = ComparisonOptions()
@@ -75,9 +80,10 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
+    learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
                          seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
-                         if samples.meta.ids else (), held_out=held_out, seed=seed)
+                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt)
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
@@ -86,6 +92,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     about = {**opening(str(generated), sections.COMPARISON),
              "real": {"path": str(real), "content_hash": file.content_hash,
                       "reference": against.description + remark, "num": len(against)},
+             **({} if learnt is None else {"train": {"path": str(options.train), "reference": learnt.description,
+                                                     "num": len(learnt)}}),
              "generated": describe_samples(samples, options.snapshot, bool(file.meta.label_classes)),
              "noise": missing(absent["noise"]) if absent["noise"] else
              {"available": True, "num": num_noise, "seed": seed}}
@@ -95,6 +103,21 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
+
+
+def learnt_from(path: Path, split: str, layout: Layout, size: Sequence[int]) -> Cases:
+    """Volumes that networks learnt from, on the grid of the samples; ValueError for others than these can be."""
+    file = VolumesFile(path)
+    if unknown := [name for name in layout.channels if name not in file.meta.channels]:
+        raise ValueError(f"--train {path}: has no channels {listed(unknown)}, which the samples have, but "
+                         f"{listed(file.meta.channels)}")
+    if (range_ := (file.meta.intensity.lo, file.meta.intensity.hi)) != (layout.lo, layout.hi):
+        raise ValueError(f"--train {path}: intensity range {range_} differs from {(layout.lo, layout.hi)} of the "
+                         "samples")
+    if file.meta.spatial_dims != len(size):
+        raise ValueError(f"--train {path}: has {file.meta.spatial_dims} axes, the samples have {len(size)}")
+    channels = [file.meta.channels.index(name) for name in layout.channels]
+    return file_volumes(file, split, channels, "--train-split").fitted(size, layout.lo)
 
 
 def shown(name: str, cases: Iterable, length: int) -> Iterator:

@@ -4,6 +4,7 @@ Keys of its report.json, besides those of reporting.report and of its sections:
   real.{path, content_hash, reference, num}         what generated volumes are held against
   generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
   generated.labels.{available, network, hash, source, settings}   the last four where they are of a segmenter
+  train.{path, reference, num}                      where --train names what networks learnt from
   noise.{available, num, seed}                      decoded noise: N(0, sigma_data^2) latents, decoded
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from edm3d.reporting.features import Features
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import Frame
@@ -25,7 +27,8 @@ HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
-    any; held_out: split of the set `decoded`; seed: of pairs and resampling.
+    any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
+    features: of all sets, there as soon as all is measured.
     """
 
     real: Cases
@@ -34,6 +37,8 @@ class Comparison(Context):
     asked: Sequence[str] = ()
     held_out: str = ""
     seed: int = 0
+    train: Cases | None = None
+    features: Features | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

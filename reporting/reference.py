@@ -95,11 +95,11 @@ def fresh_phantoms(origin: Origin) -> Cases:
                      FRESH_PHANTOMS, case)
 
 
-def file_volumes(file: VolumesFile, split: str, channels: list[int]) -> Cases:
-    """Volumes of one split of a file, or of all."""
+def file_volumes(file: VolumesFile, split: str, channels: list[int], key: str = "--split") -> Cases:
+    """Volumes of one split of a file, or of all; key: by which the user names the split."""
     rows = [(name, i) for name in file.splits if split in ("all", name) for i in range(file.length(name))]
     if not rows:
-        raise ValueError(f"{file.path}: no volume in split {split!r}; it has {', '.join(file.splits)} (change --split)")
+        raise ValueError(f"{file.path}: no volume in split {split!r}; it has {', '.join(file.splits)} (change {key})")
 
     def case(index: int) -> Case:
         item = file.read(*rows[index])
