@@ -73,7 +73,8 @@ def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
     label = samples.row("labels", index) if layout.label_classes else None
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
-                samples.meta.class_name(samples.row("classes", index)))
+                samples.meta.class_name(samples.row("classes", index)), samples.row("maps", index),
+                samples.row("attributes", index), samples.affine_of(index))
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

@@ -9,10 +9,14 @@ Keys of its report.json, besides those of reporting.report and of its sections:
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from edm3d.reporting.cases import Case
 from edm3d.reporting.features import Features
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.reference import Cases
@@ -24,11 +28,37 @@ from edm3d.utils.names import one_line
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
 
+class Classifier(NamedTuple):
+    """A trained classifier: names of its classes, what is said of it, and the class that it gives a volume.
+
+    threshold: where its classes are of an attribute, the value from which on a volume is of the second; columns: of
+    this attribute among those of a case, by set.
+    """
+
+    names: Sequence[str]
+    record: Mapping[str, str]
+    notes: Sequence[str]
+    class_of: Callable[[Case], int]
+    threshold: float | None = None
+    columns: Mapping[str, int] = {}
+
+
+class Perceptual(NamedTuple):
+    """A learned distance: what is said of it, and the distance of two images [C,*S] in [0,1]."""
+
+    record: Mapping[str, str]
+    distance: Callable[[np.ndarray, np.ndarray], float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
     features: of all sets, there as soon as all is measured.
+
+    told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
+    or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
+    networks says. Why one of these is not there is in `missing`, by its name.
     """
 
     real: Cases
@@ -39,6 +69,11 @@ class Comparison(Context):
     seed: int = 0
     train: Cases | None = None
     features: Features | None = None
+    told: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    partner: Callable[[int], Case | None] | None = None
+    lpips: Perceptual | None = None
+    utility: Mapping[str, Any] | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
