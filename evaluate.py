@@ -9,10 +9,11 @@ import click
 
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
-OF_ALL = ("real", "dest", "split", "trust", "overwrite")
-OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
+OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
+              "lpips", "downstream")
 OF_TILES = ("tile_overlap", "tile_mode")
-OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
+OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 
 
@@ -30,6 +31,12 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
                    "for a first stage its test split, or val without one.")
 @click.option("--train", type=click.Path(path_type=Path), help="Volumes that the networks learnt from (volumes.h5).")
 @click.option("--train-split", default="train", show_default=True, help="Split of --train, or 'all'.")
+@click.option("--classifier", help="A trained classifier (name, run folder or snapshot), which is to find the classes "
+                                   "that samples were asked for.")
+@click.option("--lpips", type=click.Path(path_type=Path), help="A TorchScript file of a learned distance of two images, "
+              "for samples that a real volume's map or images asked for.")
+@click.option("--downstream", type=click.Path(path_type=Path), help="Report of evaluate.py downstream (report.json, or "
+              "its folder), whose table is shown.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")

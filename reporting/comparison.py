@@ -5,6 +5,9 @@ Keys of its report.json, besides those of reporting.report and of its sections:
   generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
   generated.labels.{available, network, hash, source, settings}   the last four where they are of a segmenter
   train.{path, reference, num}                      where --train names what networks learnt from
+  real.preparation, generated.trained_on.{source, content_hash}   how the real file was made; the data of the networks
+  licences.{real data, weights, training data}      as files state them
+  options.{split, seed, ignore_spacing, size}       by which volumes were compared
   noise.{available, num, seed}                      decoded noise: N(0, sigma_data^2) latents, decoded
 """
 
@@ -25,6 +28,8 @@ from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
 from edm3d.utils.names import one_line
 
+MOST_TEXT = 600  # characters of a cell
+NOT_STATED = "not stated"  # of a licence
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
 
 
@@ -100,7 +105,18 @@ def origin(report: dict) -> list[list[str]]:
             ["seeds", generated["seeds"]],
             ["snapshot", f"{generated['snapshot']} ({generated['snapshot_hash'][:16]})"],
             *([["label maps", by_segmenter(generated["labels"])]] if "network" in generated["labels"] else []),
-            ["sampling", json.dumps(generated["sampling"])]]
+            ["sampling", json.dumps(generated["sampling"])],
+            *([["made from", shortened(json.dumps(real["preparation"]))]] if real.get("preparation") else []),
+            *([["networks learnt from", f"{training['source']} (content {training['content_hash'][:16]})"]]
+              if (training := generated.get("trained_on")) else []),
+            *([f"licence, {name}", text] for name, text in report.get("licences", {}).items()),
+            *([f"extractor {name}", f"{row['kind']} {row['source']} ({row['hash'][:16]}), {row['preprocessing']}"]
+              for name, row in report.get("extractors", {}).items())]
+
+
+def shortened(text: str) -> str:
+    """A text of a few lines at most."""
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ... (all in report.json)"
 
 
 def by_segmenter(labels: Mapping) -> str:

@@ -41,7 +41,7 @@ class Score(NamedTuple):
     """A figure of the scorecard: a value in its unit, or what is said in place of one, and what it stands beside.
 
     low, high: ends of its 95 % interval; floor: what chance, or real against real, comes to; ceiling: the best that is
-    to be had; real: the same figure of real volumes.
+    to be had, and of a distance that of decoded noise; real: the same figure of real volumes.
     """
 
     name: str
