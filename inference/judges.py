@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edm3d.formats.geometry import fit_centre
 from edm3d.formats.prediction import ATTRIBUTE, CLASSES, Prediction
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile

@@ -111,7 +111,7 @@ def origin(report: dict) -> list[list[str]]:
               if (training := generated.get("trained_on")) else []),
             *([f"licence, {name}", text] for name, text in report.get("licences", {}).items()),
             *([f"extractor {name}", f"{row['kind']} {row['source']} ({row['hash'][:16]}), {row['preprocessing']}"]
-              for name, row in report.get("extractors", {}).items())]
+              for name, row in report.get("provenance", {}).get("extractors", {}).items())]
 
 
 def shortened(text: str) -> str:

@@ -25,7 +25,7 @@ PRIVACY = "copies of training volumes"
 class Provenance(Section):
     """Extractors, and what to cite of all that is used; what is recorded of the volumes is said by the frame.
 
-    extractors.NAME.{name, kind, source, hash, preprocessing, relative, width, seconds}
+    provenance.extractors.NAME.{name, kind, source, hash, preprocessing, relative, width, seconds}
     citations.NAME                   of what this report uses
     """
 
@@ -40,8 +40,8 @@ class Provenance(Section):
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
         features = context.features
         records = {} if features is None else features.records
-        return {"extractors": {name: {**record._asdict(), "seconds": features.seconds.get(name)}
-                               for name, record in records.items()}}
+        return {"provenance": {"extractors": {name: {**record._asdict(), "seconds": features.seconds.get(name)}
+                                              for name, record in records.items()}}}
 
     def summarise(self, report: dict) -> dict[str, Any]:
         found = self.cited(report)
@@ -68,10 +68,10 @@ class Provenance(Section):
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         body = ""
-        if report["extractors"]:
+        if extractors := report["provenance"]["extractors"]:
             rows = [[name, f"{row['kind']} {row['source']} ({row['hash'][:16]})", row["preprocessing"], str(row["width"]),
                      "within this report alone" if row["relative"] else "across reports"]
-                    for name, row in report["extractors"].items()]
+                    for name, row in extractors.items()]
             head = ["extractor", "of", "images as it sees them", "width", "distances compare"]
             body = f"<h2>Extractors</h2>{html_table(head, rows)}"
         note = "<p class=note>Networks and data that others made are to be cited as their authors ask.</p>"
