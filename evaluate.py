@@ -28,8 +28,8 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--generated", type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
 @click.option("--autoencoder", help="Instead of samples: a first stage (name, run folder or snapshot), to see what "
                                     "volumes lose in it.")
-@click.option("--compare", type=Words(str), multiple=True, help="Instead of volumes: two reports or more (report.json, or "
-                                                                "folders), side by side; --dest is optional.")
+@click.option("--compare", type=Words(str), multiple=True, help="Instead of volumes: two reports or more (report.json, "
+                                                                "or folders), side by side; --dest is optional.")
 @click.option("--refiner", help="With --autoencoder: refine what comes back (name, run folder or snapshot).")
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder of the report.  [required]")
 @click.option("--split", default="auto", show_default=True,
@@ -40,8 +40,8 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--train-split", default="train", show_default=True, help="Split of --train, or 'all'.")
 @click.option("--classifier", help="A trained classifier (name, run folder or snapshot), which is to find the classes "
                                    "that samples were asked for.")
-@click.option("--lpips", type=click.Path(path_type=Path), help="A TorchScript file of a learned distance of two images, "
-              "for samples that a real volume's map or images asked for.")
+@click.option("--lpips", type=click.Path(path_type=Path), help="A TorchScript file of a distance of two images, for "
+              "samples that a real volume's map or images asked for.")
 @click.option("--downstream", type=click.Path(path_type=Path), help="Report of evaluate.py downstream (report.json, or "
               "its folder), whose table is shown.")
 @click.option("--ignore-spacing", is_flag=True,
@@ -90,7 +90,8 @@ def compare(context: click.Context, options: dict) -> None:
     from edm3d.inference.compare_reports import compare_reports
     for name in options:
         if name not in OF_COMPARE and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise ValueError(f"--{name.replace('_', '-')}: an option of volumes, without use to --compare; leave it away")
+            raise ValueError(f"--{name.replace('_', '-')}: an option of volumes, without use to --compare; leave it "
+                             "away")
     compare_reports([Path(word) for words in options["compare"] for word in words], options["dest"],
                     options["overwrite"])
 

@@ -90,7 +90,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
 
     more, gone = beside(samples, file, layout, channels, size, options)
     learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
-    context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against, generated=drawn,
+    context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
+                         generated=drawn,
                          seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
                          if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt, **more)
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])

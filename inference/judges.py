@@ -38,8 +38,8 @@ def open_classifier(name: str, run_root: Path, samples: SamplesFile, file: Volum
     predictor = open_predictor(name, run_root, best_device(), trust=trust, key=KEY)
     predicts, facts, path = predictor.predicts, samples.meta.facts, predictor.snapshot.path
     if predicts.of_voxels:
-        raise ValueError(f"{KEY}={name}: {path} is a segmenter ({one_line(str(predicts))}); wanted a network trained with "
-                         "training.task=classification")
+        raise ValueError(f"{KEY}={name}: {path} is a segmenter ({one_line(str(predicts))}); wanted a network trained "
+                         "with training.task=classification")
     columns = check_asked(predicts, path, samples, file)
     notes = predictor.check(facts, samples.path, KEY)
     size, wanted = samples.shape("images")[2:], predictor.snapshot.shape[1:]
@@ -63,16 +63,17 @@ def check_asked(predicts: Prediction, path: Path, samples: SamplesFile, file: Vo
     facts = samples.meta.facts
     if predicts.kind == CLASSES:
         if "classes" not in samples.names or (samples.array("classes") < 0).all():
-            raise ValueError(f"{KEY}: {samples.path} was asked for by no class, so that there is none to be found; leave "
-                             "it out")
+            raise ValueError(f"{KEY}: {samples.path} was asked for by no class, so that there is none to be found; "
+                             "leave it out")
         if set(facts.class_names) != set(predicts.names):
             got, wanted = listed_apart(predicts.names, facts.class_names)
-            raise ValueError(f"{KEY}: {path} predicts the classes {got}, {samples.path} has {wanted or 'none'}; wanted a "
-                             "classifier of the same")
+            raise ValueError(f"{KEY}: {path} predicts the classes {got}, {samples.path} has {wanted or 'none'}; wanted "
+                             "a classifier of the same")
         return {}
     assert predicts.kind == ATTRIBUTE
     if "attributes" not in samples.names:
-        raise ValueError(f"{KEY}: {path} predicts {one_line(str(predicts))}, {samples.path} was asked for by no attributes")
+        raise ValueError(f"{KEY}: {path} predicts {one_line(str(predicts))}, {samples.path} was asked for by no "
+                         "attributes")
     columns = {}
     for name, names, units, source in (
             ("generated", facts.attribute_names or (), facts.attribute_units, samples.path),
@@ -111,7 +112,8 @@ def open_lpips(path: Path) -> Perceptual:
     except (RuntimeError, ValueError, AttributeError) as e:
         raise ValueError(f"{LPIPS} {path}: cannot be read as TorchScript ({first_line(e)})") from e
     if len(needed) != 2:
-        raise ValueError(f"{LPIPS} {path}: the network takes {len(needed)} inputs ({listed(needed)}), wanted two images")
+        raise ValueError(f"{LPIPS} {path}: the network takes {len(needed)} inputs ({listed(needed)}), wanted two "
+                         "images")
 
     def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Of images [N,3,H,W] in [-1,1]."""
@@ -131,8 +133,8 @@ def open_lpips(path: Path) -> Perceptual:
     if (zero := np.abs(distances(trial, trial)).max()) > 1e-3:
         raise ValueError(f"{LPIPS} {path}: images are {zero:.3g} from themselves; wanted a distance, which is 0")
     record = {"path": str(path), "hash": file_hash(path),
-              "slices": f"{SLICES} of each of three planes of a volume, evenly over its middle half, padded with black to "
-                        f"squares of one size, {LEAST} pixels or more; each channel as grey; the mean of all"}
+              "slices": f"{SLICES} of each of three planes of a volume, evenly over its middle half, padded with black "
+                        f"to squares of one size, {LEAST} pixels or more; each channel as grey; the mean of all"}
     return Perceptual(record, lambda one, other: float(distances(slices_of(one), slices_of(other)).mean()))
 
 
@@ -164,12 +166,13 @@ def find_partner(samples: SamplesFile, file: VolumesFile, channels: Sequence[int
         return None, "no rows of a file asked for the generated volumes, so that none has a real volume of its own"
     told = next((name for name in ("maps", "cond_images") if name in samples.names), None)
     if told is None:
-        return None, "the rows that asked for the generated volumes have no maps and no images, by which one volume is meant"
+        return None, ("the rows that asked for the generated volumes have no maps and no images, by which one volume "
+                      "is meant")
     places = {name: i for i, name in enumerate(name for split in file.splits for name in file.ids(split))}
     if not any(id_ in places for id_ in samples.meta.ids):
         return None, f"no id that asked for a generated volume is that of a volume of {file.path}"
     whole = file_volumes(file, "all", list(channels)).fitted(size, lo)
-    shown = file_volumes(file, "all", file.meta.numbers("condition")).fitted(size, lo) if told == "cond_images" else None
+    shown = None if told == "maps" else file_volumes(file, "all", file.meta.numbers("condition")).fitted(size, lo)
 
     @cache
     def known(index: int) -> bool:
@@ -183,5 +186,5 @@ def find_partner(samples: SamplesFile, file: VolumesFile, channels: Sequence[int
     def partner(index: int) -> Case | None:
         return whole.case(places[samples.meta.id_of(int(samples.seeds[index]))]) if known(index) else None
 
-    what = "maps" if told == "maps" else "images"
-    return partner, (f"ids that asked for generated volumes are those of volumes of {file.path}, whose {what} are others")
+    return partner, (f"the ids that asked for generated volumes are those of volumes of {file.path}, but what asked is "
+                     f"not the {'maps' if told == 'maps' else 'images'} of these")

@@ -133,8 +133,8 @@ def read_downstream(path: Path) -> dict[str, Any]:
     file = path / REPORT if path.is_dir() else path
     found = read_json(file)
     if not isinstance(found, dict) or "downstream" not in found:
-        raise ValueError(f"{KEY} {file}: is no report of downstream networks; wanted the report.json, or its folder, that "
-                         "evaluate.py downstream writes")
+        raise ValueError(f"{KEY} {file}: is no report of downstream networks; wanted the report.json, or its folder, "
+                         "that evaluate.py downstream writes")
     known = {name: found[name] for name in ENTRIES if name in found}
     if "real" in known and isinstance(known["real"], dict):
         known["real"] = {field.name: known["real"][field.name] for field in fields(Tested)

@@ -2,7 +2,7 @@
 
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai},
-scheme and definitions.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
+scheme, definitions.NAME and citations.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
 reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
 """
 
@@ -64,6 +64,7 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
         add(report, section.compute(found, walked.context))
     for section in sections:
         add(report, section.summarise(report))
+    add(report, {"citations": {name: text for section in sections for name, text in section.cited(report).items()}})
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     for section, found in parts:
         drawn = section.figures(found, walked.context, report)
@@ -132,8 +133,14 @@ def html_page(sections: Sequence[Section], frame: Frame, report: dict, figures: 
             ["versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())],
             ["command", report["command"]]]
     foot = (f"<h2>Where this comes from</h2>{html_table(None, rows, kind='plain')}"
-            f"<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
+            f"{html_citations(report['citations'])}<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
     return html_frame(report["title"], [head, *(section.page(report, figures) for section in sections), foot])
+
+
+def html_citations(citations: Mapping[str, str]) -> str:
+    """What to cite; nothing where no section names anything."""
+    note = "<p class=note>Networks, extractors and data that others made are to be cited as their authors ask.</p>"
+    return f"<h2>How to cite</h2>{html_table(None, citations.items(), kind='plain')}{note}" if citations else ""
 
 
 def cases_csv(sections: Sequence[Section], frame: Frame, walked: Walked) -> str:

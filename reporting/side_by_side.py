@@ -128,20 +128,24 @@ def read_report(file: Path) -> Read:
     provenance = found.get("provenance") if isinstance(found.get("provenance"), dict) else {}
     known = {name: found[name] for name in Said.__dataclass_fields__ if name in found} | {
         name: only(kind, found[name]) for name, kind in (("real", Real), ("generated", Generated)) if name in found}
-    known["extractors"] = {name: only(Extractor, entry) for name, entry in
-                           (provenance.get("extractors") or {}).items()} if provenance else {}
+    extractors = provenance.get("extractors", {})
+    known["extractors"] = {name: only(Extractor, entry) for name, entry in extractors.items()} \
+        if isinstance(extractors, dict) else extractors
     numbers = {}
     for name, entry in found.items():
         if name not in FRAME:
             numbers |= dict(figures_in(entry, (name,)))
             if len(numbers) > MOST_NUMBERS:
-                raise ValueError(f"{KEY} {file}: holds more than {MOST_NUMBERS:,} numbers, which no report of ours does")
+                raise ValueError(f"{KEY} {file}: holds more than {MOST_NUMBERS:,} numbers, which no report of ours "
+                                 "does")
     return Read(str(file), file_hash(file), from_plain(Said, known, file), scorecard_of(found, file), numbers)
 
 
 def only(kind: type, found: Any) -> Any:
     """Of names with values those that a dataclass has; anything else as it is, for its check to refuse."""
-    return {name: found[name] for name in kind.__dataclass_fields__ if name in found} if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        return found
+    return {name: found[name] for name in kind.__dataclass_fields__ if name in found}
 
 
 def scorecard_of(found: Mapping[str, Any], file: Path) -> dict[str, Figure]:

@@ -20,7 +20,8 @@ def text(result: Mapping[str, Any]) -> str:
     loud = [f"NOT COMPARABLE  {line}" for line in differences(result)]
     rows = result["scorecard"] or result["numbers"]
     table = aligned([[one_line(cell) for cell in row] for row in (head(result), *map(cells, rows))])
-    whose = [one_line(f"{each['letter']}  {each['path']}: {each['title']}, {each['date']}") for each in result["reports"]]
+    whose = [one_line(f"{each['letter']}  {each['path']}: {each['title']}, {each['date']}")
+             for each in result["reports"]]
     return "\n".join([*whose, "", *loud, *[""][:len(loud)], table, "", *loud, *result["notes"]])
 
 
@@ -63,8 +64,8 @@ def page(result: Mapping[str, Any]) -> str:
     notes = "".join(f"<p class=note>{escape(line)}</p>" for line in result["notes"])
     tables = [f"<h2>{title}</h2>" + html_table(head(result), map(cells, result[key]), main=1)
               for key, title in (("scorecard", "Scorecards"), ("numbers", "All numbers")) if result[key]]
-    reading = ("<p class=note>Differences are to the first report. Intervals are apart where that of any report does not "
-               "overlap that of the first; a difference below the floors is one that chance makes.</p>")
+    reading = ("<p class=note>Differences are to the first report. Intervals are apart where that of any report does "
+               "not overlap that of the first; a difference below the floors is one that chance makes.</p>")
     foot = html_table(None, [["command", result["command"]]], kind="plain")
     return html_frame("reports side by side", [f"<h1>Reports side by side</h1>{whose}{loud}{notes}{reading}", *tables,
                                                f"<h2>Where this comes from</h2>{foot}"])
@@ -86,6 +87,7 @@ def check_dest(dest: Path, hashes: list[str], overwrite: bool) -> None:
     found = read_json(dest / JSON)
     reports = found.get("reports") if isinstance(found, dict) else None
     if not isinstance(reports, list) or not all(isinstance(each, dict) and "sha256" in each for each in reports):
-        raise ValueError(f"--dest {dest}: its {JSON} is none of ours; nothing else is overwritten, choose another folder")
+        raise ValueError(f"--dest {dest}: its {JSON} is none of ours; nothing else is overwritten, choose another "
+                         "folder")
     if not overwrite and [each["sha256"] for each in reports] != hashes:
         raise ValueError(f"--dest {dest}: holds other reports side by side; choose another folder, or --overwrite it")

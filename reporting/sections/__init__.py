@@ -47,9 +47,9 @@ COMPARISON = (
     CycleClassifier(),
     ImagePairs(),
     Utility(),
+    Provenance(),
 )
-COMPARISON = (*COMPARISON, Provenance(COMPARISON))  # these two show what all before them say
-COMPARISON = (*COMPARISON, Scorecard(COMPARISON))
+COMPARISON = (*COMPARISON, Scorecard(COMPARISON))  # what all before it say
 # Sections of the report of a first stage.
 FIRST_STAGE = (
     Fidelity(),

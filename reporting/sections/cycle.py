@@ -40,8 +40,8 @@ class CycleClassifier(Section):
     cycle.confusion.{generated, real}.[[...]]                  by class asked for or true, then by class found
     """
 
-    words = {"cycle accuracy": "Share of generated volumes in which a trained classifier finds the class that they were "
-             "asked for, with its Wilson interval. Its accuracy on real volumes says how far the classifier is to be "
+    words = {"cycle accuracy": "Share of generated volumes in which a trained classifier finds the class that they "
+             "were asked for, with its Wilson interval. Accuracy on real volumes says how far the classifier is to be "
              "believed; the ratio is to real accuracy with every class in the share in which it was asked for, its "
              "interval by resampling both sets. Floor: the same against the classes that other samples were asked for."}
     sets = ("real", "generated")
@@ -50,7 +50,8 @@ class CycleClassifier(Section):
 
     def measure(self, item: Case, context: Comparison) -> JudgedRow | None:
         judge = context.classifier
-        if judge is None or (item.class_name not in judge.names if judge.threshold is None else item.attributes is None):
+        if judge is None or (item.class_name not in judge.names if judge.threshold is None
+                             else item.attributes is None):
             return None
         return JudgedRow(item.class_name, item.attributes, judge.class_of(item))
 

@@ -39,9 +39,9 @@ class ImagePairs(Section):
     pairs.lpips.{path, hash, slices}
     """
 
-    words = {"image pairs": "A generated volume beside the real one whose own map or images asked for it, never a random "
-             "other. PSNR over all channels, SSIM (Gaussian windows of 7 voxels) the mean of channels, LPIPS a learned "
-             "distance of slices. Floor: each against the real volume of another pair. Ceiling: held-out volumes and "
+    words = {"image pairs": "A generated volume beside the real one whose own map or images asked for it, never a "
+             "random other. PSNR over all channels, SSIM (Gaussian windows of 7 voxels) the mean of channels, LPIPS a "
+             "learned distance of slices. Floor: each against the real volume of another pair. Ceiling: held-out volumes and "
              "what their first stage gives back. Intervals: percentile bootstrap, samples of one real volume together."}
     sets = DECODED
     citations = {
@@ -99,8 +99,8 @@ class ImagePairs(Section):
         part = report["pairs"]
         if not part["available"]:
             return [f"Image pairs: not available: {part['reason']}"]
-        said = [f"{title} {with_ends(part[key], 'value', digits)} (floor {with_ends(part[key], 'floor', digits)}, ceiling "
-                f"{with_ends(part[key], 'ceiling', digits)})" if part[key]["available"] else
+        said = [f"{title} {with_ends(part[key], 'value', digits)} (floor {with_ends(part[key], 'floor', digits)}, "
+                f"ceiling {with_ends(part[key], 'ceiling', digits)})" if part[key]["available"] else
                 f"{title} not available: {part[key]['reason']}" for key, (title, digits) in MEASURES.items()]
         return [f"Image pairs: {part['num']}: {'; '.join(said)}"]
 

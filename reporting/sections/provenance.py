@@ -1,4 +1,4 @@
-"""Where the volumes of a report come from, on which terms, what is written down of them, and what to cite."""
+"""Where the volumes of a report come from, on which terms, and what is written down of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,42 +11,35 @@ from edm3d.utils.checks import listed
 METHODS = {
     "EDM": "Karras T, Aittala M, Aila T, Laine S. Elucidating the design space of diffusion-based generative models. "
            "NeurIPS 2022",
-    "MONAI": "Cardoso MJ, et al. MONAI: an open-source framework for deep learning in healthcare. arXiv:2211.02701, 2022",
+    "MONAI": "Cardoso MJ, et al. MONAI: an open-source framework for deep learning in healthcare. "
+             "arXiv:2211.02701, 2022",
 }
 OF_SAMPLERS = {
     "ddim_sampler": ("DDIM", "Song J, Meng C, Ermon S. Denoising diffusion implicit models. ICLR 2021"),
     "multistep_sampler": ("multistep solver", "Zhang Q, Chen Y. Fast sampling of diffusion models with exponential "
                                               "integrator. ICLR 2023"),
 }
-LATENT = {"latent diffusion": "Rombach R, et al. High-resolution image synthesis with latent diffusion models. CVPR 2022"}
+LATENT = {"latent diffusion": "Rombach R, et al. High-resolution image synthesis with latent diffusion models. "
+                              "CVPR 2022"}
 PRIVACY = "copies of training volumes"
 
 
 class Provenance(Section):
-    """Extractors, and what to cite of all that is used; what is recorded of the volumes is said by the frame.
+    """Extractors, and what to cite of the program; what is recorded of the volumes is said by the frame.
 
     provenance.extractors.NAME.{name, kind, source, hash, preprocessing, relative, width, seconds}
-    citations.NAME                   of what this report uses
     """
 
-    words = {"licences": "Terms as files state them: the licence that the provenance of a volumes file names, and that of "
-                         "the card beside a published network. 'Not stated' says that no file does, not that there are "
-                         "no terms."}
+    words = {"licences": "Terms as files state them: the licence that the provenance of a volumes file names, and that "
+                         "of the card beside a published network. 'Not stated' says that no file does, not that there "
+                         "are no terms."}
     sets = ()
-
-    def __init__(self, others: Sequence[Section]):
-        self.others = tuple(others)
 
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
         features = context.features
         records = {} if features is None else features.records
         return {"provenance": {"extractors": {name: {**record._asdict(), "seconds": features.seconds.get(name)}
                                               for name, record in records.items()}}}
-
-    def summarise(self, report: dict) -> dict[str, Any]:
-        found = self.cited(report)
-        return {"citations": dict(found) | {name: text for section in self.others
-                                            for name, text in section.cited(report).items()}}
 
     def cited(self, report: dict) -> Mapping[str, str]:
         target = str((report["generated"]["sampling"].get("sampler") or {}).get("_target_", "")).rpartition(".")[2]
@@ -69,13 +62,12 @@ class Provenance(Section):
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         body = ""
         if extractors := report["provenance"]["extractors"]:
-            rows = [[name, f"{row['kind']} {row['source']} ({row['hash'][:16]})", row["preprocessing"], str(row["width"]),
-                     "within this report alone" if row["relative"] else "across reports"]
+            rows = [[name, f"{row['kind']} {row['source']} ({row['hash'][:16]})", row["preprocessing"],
+                     str(row["width"]), "within this report alone" if row["relative"] else "across reports"]
                     for name, row in extractors.items()]
             head = ["extractor", "of", "images as it sees them", "width", "distances compare"]
             body = f"<h2>Extractors</h2>{html_table(head, rows)}"
-        note = "<p class=note>Networks and data that others made are to be cited as their authors ask.</p>"
-        return f"{body}<h2>How to cite</h2>{html_table(None, report['citations'].items(), kind='plain')}{note}"
+        return body
 
 
 def recorded_items(report: Mapping[str, Any]) -> dict[str, bool]:

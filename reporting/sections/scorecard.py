@@ -1,4 +1,4 @@
-"""The scorecard: the seven criteria for synthetic medical data, each with the figures of this report or why it has none.
+"""The scorecard: the seven criteria for synthetic medical data, each with the figures of this report, or why not.
 
 Zamzmi G, et al. Scorecard for synthetic medical data evaluation. Commun Eng 2025;4:130.
 """
@@ -21,11 +21,11 @@ class Scorecard(Section):
 
     words = {"scorecard": "The seven criteria of the scorecard for synthetic medical data: "
              + " ".join(f"{name}: {asked}" for name, asked in CRITERIA.items())
-             + " Real: the same figure of real volumes. Floor: what chance, or real against real, comes to. Ceiling: the "
-               "best that is to be had, of distances that of decoded noise, the worst. No figure is a pass."}
+             + " Real: the same figure of real volumes. Floor: what chance, or real against real, comes to. Ceiling: "
+               "the best that is to be had, of distances that of decoded noise, the worst. No figure is a pass."}
     sets = ()
-    citations = {"scorecard": "Zamzmi G, et al. Scorecard for synthetic medical data evaluation. Commun Eng 2025;4:130. "
-                              "doi:10.1038/s44172-025-00450-1"}
+    citations = {"scorecard": "Zamzmi G, et al. Scorecard for synthetic medical data evaluation. Commun Eng 2025; "
+                              "4:130. doi:10.1038/s44172-025-00450-1"}
 
     def __init__(self, others: Sequence[Section]):
         self.others = tuple(others)

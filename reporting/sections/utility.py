@@ -22,8 +22,8 @@ class Utility(Section):
     words = {"utility": "Networks trained on real volumes, on samples, or on both, all tested on the same real cases: "
              "taken over, number for number, from a report of evaluate.py downstream."}
     sets = ()
-    citations = {"utility": "Esteban C, Hyland SL, Ratsch G. Real-valued (medical) time series generation with recurrent "
-                            "conditional GANs. arXiv:1706.02633 (train on synthetic, test on real)"}
+    citations = {"utility": "Esteban C, Hyland SL, Ratsch G. Real-valued (medical) time series generation with "
+                            "recurrent conditional GANs. arXiv:1706.02633 (train on synthetic, test on real)"}
 
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
         if context.utility is None:
@@ -43,7 +43,8 @@ class Utility(Section):
             return {}
         key, found = keys_of(part)[0], []
         for row in part["rows"]:
-            beside = next((each for each in part["rows"] if row["beside"] and each["name"] == row["beside"]["row"]), None)
+            beside = next((each for each in part["rows"] if row["beside"] and each["name"] == row["beside"]["row"]),
+                          None)
             if not row["is_real"]:
                 found.append(Score(f"{MEASURES[key].title} on real cases, trained on {row['name']}", row[key]["mean"],
                                    unit=MEASURES[key].unit, real=beside and beside[key]["mean"]))
