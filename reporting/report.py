@@ -2,8 +2,8 @@
 
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai},
-scheme, definitions.NAME and citations.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
-reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
+scheme, definitions.NAME and citations.NAME (what to cite of what is used); what else there is is said by the frame
+(reporting.comparison, reporting.first_stage, reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
 """
 
 import csv
@@ -133,7 +133,8 @@ def html_page(sections: Sequence[Section], frame: Frame, report: dict, figures: 
             ["versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())],
             ["command", report["command"]]]
     foot = (f"<h2>Where this comes from</h2>{html_table(None, rows, kind='plain')}"
-            f"{html_citations(report['citations'])}<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
+            f"{html_citations(report['citations'])}"
+            f"<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
     return html_frame(report["title"], [head, *(section.page(report, figures) for section in sections), foot])
 
 

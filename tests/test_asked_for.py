@@ -1,8 +1,6 @@
 """What was asked for in the report: maps, classes by a classifier, image pairs, utility; answers known by hand."""
 
 import json
-from contextlib import chdir
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +18,13 @@ from edm3d.inference.judges import open_lpips, slices_of
 from edm3d.inference.licences import licences_of
 from edm3d.metrics.image import psnr, ssim
 from edm3d.metrics.overlap import dice, joint_dice
-from edm3d.reporting.section import CRITERIA
+from edm3d.reporting.cases import Case, DecodedCase, Layout
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.reference import Cases
+from edm3d.reporting.section import CRITERIA, walk
 from edm3d.reporting.sections import COMPARISON
+from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.cycle import at_mix, ratio
-from edm3d.utils.plain import read_json
 from tests.test_evaluate_downstream import means, snapshot
 
 LABELS, VIEWS, SIZE = ("background", "wall", "blood"), ("dark", "bright"), 16
@@ -41,7 +42,8 @@ def square(i: int, value: int = 1) -> np.ndarray:
 def level(i: int) -> np.ndarray:
     """An image [1,S,S] of its map, dark for even numbers and bright for odd ones."""
     rng = np.random.default_rng(i)
-    return (np.array([0.1, 0.3, 0.4])[square(i)] + 0.5 * (i % 2) + rng.uniform(0, 0.05, (SIZE, SIZE)))[None].astype("f4")
+    image = np.array([0.1, 0.3, 0.4])[square(i)] + 0.5 * (i % 2) + rng.uniform(0, 0.05, (SIZE, SIZE))
+    return image[None].astype(np.float32)
 
 
 def write_real(path: Path, provenance: dict | None = None) -> Path:
@@ -178,6 +180,28 @@ def test_maps_of_others_are_found_out_and_nothing_vanishes(here, tmp_path):
         assert not found[key]["available"] and why in found[key]["reason"] and why in page
 
 
+def held(name: str, label: np.ndarray, semantic: np.ndarray) -> DecodedCase:
+    """A held-out volume that comes back with a label map."""
+    return DecodedCase(Case(name, level(0), semantic, semantic=semantic), Case(name, level(0), label))
+
+
+def test_the_ceiling_is_what_a_first_stage_gives_back_of_maps():
+    layout = Layout(("echo",), LABELS, (1.0, 1.0), 0.0, 1.0, "")
+    drawn = [Case(f"seed-{i}", level(i), square(i), semantic=square(i)) for i in range(2)]
+    cases = Cases("", 2, drawn.__getitem__)
+    context = Comparison(layout=layout, provenance={}, real=cases, generated=cases,
+                         told={"generated": ("background", "blood", "wall"), "real": LABELS})
+    section, back = AskedMaps(), [held("a", square(0), square(0)), held("b", square(3), square(0))]
+    found = section.compute(walk([section], context, {"generated": drawn, "decoded": back}).found[0], context)
+    part = found["asked_maps"]
+    overlap = dice(square(3), square(0), 3)[1:]
+    assert part["ceiling"] == {"available": True, "num": 2}
+    assert part["by_class"]["wall"]["ceiling"] == pytest.approx((1 + overlap[0]) / 2)
+    assert part["mean"]["ceiling"] == pytest.approx((1 + overlap.mean()) / 2)
+    swapped = joint_dice(square(0), square(0), [(1, 2), (2, 1)])  # the names of maps stand in another order
+    assert part["mean"]["dice"] == pytest.approx(swapped.mean()) == 0
+
+
 # ---- classes ----
 
 
@@ -293,16 +317,17 @@ def test_other_files_are_no_report_of_downstream_networks(here, tmp_path, key, v
 def test_terms_are_as_files_state_them_and_nothing_is_made_up(tmp_path, here, result):
     assert result["licences"] == {"real data": "cc-by-4.0", "weights": "not stated", "training data": "not stated"}
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\nx\n\nLicence of the data: cc-by-nc-4.0. File `a`")
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\nLicence of the data: cc-by-nc-4.0. File `a`")
     assert licences_of({"license": 3}, tmp_path) == {"real data": "not stated", "weights": "apache-2.0",
                                                      "training data": "cc-by-nc-4.0"}
-    for front in ("---\nlicense: [a]\n---\n", "---\n{{{\n---\n", "---\n", "\x00", "---\n" + "a: &a [1]\n" * 9 + "---\n"):
+    for front in ("---\nlicense: [a]\n---\n", "---\n{{{\n---\n", "---\n", "\x00"):
         (tmp_path / "README.md").write_text(front)
         assert set(licences_of({}, tmp_path).values()) == {"not stated"}
 
 
 def test_what_is_used_is_cited_and_no_more(result):
-    assert {"EDM", "DDIM", "MONAI", "SSIM", "LPIPS", "utility", "cycle accuracy", "scorecard"} <= set(result["citations"])
+    assert set(result["citations"]) == {"EDM", "DDIM", "MONAI", "SSIM", "LPIPS", "utility", "cycle accuracy",
+                                        "scorecard"}
     assert "latent diffusion" not in result["citations"]
 
 

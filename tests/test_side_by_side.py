@@ -12,8 +12,8 @@ from edm3d.reporting.side_by_side import read_report
 from evaluate import main
 from tests.commands import refused
 
-FIGURE = {"name": "Dice", "value": 0.8, "unit": "", "low": 0.7, "high": 0.9, "floor": 0.1, "ceiling": None, "real": None,
-          "said": ""}
+FIGURE = {"name": "Dice", "value": 0.8, "unit": "", "low": 0.7, "high": 0.9, "floor": 0.1, "ceiling": None,
+          "real": None, "said": ""}
 REPORT = {"title": "a.h5", "date": "2026-01-01", "command": "x", "scheme": 1, "definitions": {},
           "versions": {"torch": "2.13"},
           "real": {"path": "r.h5", "content_hash": "a" * 64, "reference": "split 'test'", "num": 40},
@@ -69,7 +69,8 @@ def test_relative_extractors_give_no_difference_across_reports(tmp_path):
     ("real.content_hash", "b" * 64, "real data"), ("real.reference", "split 'val'", "what is held against"),
     ("real.num", 4, "number of real"), ("generated.num", 5, "number of generated"), ("scheme", 2, "scheme"),
     ("provenance.extractors.own.hash", "0", "extractor own"), ("options.size", [9, 9], "option size"),
-    ("provenance.extractors.own.preprocessing", "cut", "images as own"), ("options.ignore_spacing", True, "option ign")])
+    ("provenance.extractors.own.preprocessing", "cut", "images as own"),
+    ("options.ignore_spacing", True, "option ign")])
 def test_what_does_not_compare_is_loud(tmp_path, capsys, key, value, said):
     dest = tmp_path / "out"
     found = compare_reports([write(tmp_path / "a"), write(tmp_path / "b", {key: value})], dest)
