@@ -3,7 +3,8 @@
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai},
 scheme, definitions.NAME and citations.NAME (what to cite of what is used); what else there is is said by the frame
-(reporting.comparison, reporting.first_stage, reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
+(reporting.comparison, reporting.first_stage, reporting.downstream, reporting.enhancement) and by each section
+(reporting.sections).
 """
 
 import csv

@@ -326,7 +326,7 @@ def test_terms_are_as_files_state_them_and_nothing_is_made_up(tmp_path, here, re
 
 
 def test_what_is_used_is_cited_and_no_more(result):
-    assert set(result["citations"]) == {"EDM", "DDIM", "MONAI", "SSIM", "LPIPS", "utility", "cycle accuracy",
+    assert set(result["citations"]) == {"EDM", "DDIM", "MONAI", "SSIM", "MS-SSIM", "LPIPS", "utility", "cycle accuracy",
                                         "scorecard"}
     assert "latent diffusion" not in result["citations"]
 

@@ -41,8 +41,9 @@ class ImagePairs(Section):
 
     words = {"image pairs": "A generated volume beside the real one whose own map or images asked for it, never a "
              "random other. PSNR over all channels, SSIM (Gaussian windows of 7 voxels) the mean of channels, LPIPS a "
-             "learned distance of slices. Floor: each against the real volume of another pair. Ceiling: held-out volumes "
-             "and what their first stage gives back. Intervals: percentile bootstrap, samples of one real volume together."}
+             "learned distance of slices. Floor: each against the real volume of another pair. Ceiling: held-out "
+             "volumes and what their first stage gives back. Intervals: percentile bootstrap, samples of one real "
+             "volume together."}
     sets = DECODED
     citations = {
         "SSIM": "Wang Z, et al. Image quality assessment: from error visibility to structural similarity. IEEE Trans "
