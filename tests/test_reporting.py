@@ -515,7 +515,7 @@ def test_the_same_picture_is_the_same_file():
 MISSING = missing("the snapshot <old.pt> is not there")
 ABOUT = {
     "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
-    "definitions": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
+    "definitions": {}, "citations": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
     "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
                   "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
 }
