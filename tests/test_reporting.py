@@ -515,7 +515,7 @@ def test_the_same_picture_is_the_same_file():
 MISSING = missing("the snapshot <old.pt> is not there")
 ABOUT = {
     "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
-    "definitions": {}, "citations": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
+    "definitions": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
     "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
                   "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
 }
@@ -559,7 +559,7 @@ def test_class_without_a_dice_has_a_dash(atrium, least):
     dice = {"cavity": 0.75, "atrium": atrium}
     part = {"available": True, "split": "test", "num": 2, "psnr_db": 20.0, "dice": dice, "dice_min": dice,
             "ceiling": missing("no phantoms")}
-    text = report.html_page([HeldOut()], FRAME, {**ABOUT, "first_stage": part}, {})
+    text = report.html_page([HeldOut()], FRAME, {**ABOUT, "citations": {}, "first_stage": part}, {})
     assert f"<b>{least}</b><span>least Dice" in text
     row = '<td>atrium</td><td class="main" data-head="mean">-</td><td data-head="worst case">-</td>'
     assert (row in text) is (atrium is None)
