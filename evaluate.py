@@ -9,19 +9,27 @@ import click
 
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
-OF_ALL = ("real", "dest", "split", "trust", "overwrite")
-OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
+OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
+              "lpips", "downstream")
 OF_TILES = ("tile_overlap", "tile_mode")
-OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
+OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr")
+OF_COMPARE = ("compare", "dest", "overwrite", "debug")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 
 
-@click.group(cls=Scripts, invoke_without_command=True, subcommand_metavar="",
+class WordsScripts(WordsCommand, Scripts):
+    """A program of several commands some of whose own options take several words."""
+
+
+@click.group(cls=WordsScripts, invoke_without_command=True, subcommand_metavar="",
              context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--real", type=click.Path(path_type=Path), help="Real volumes (volumes.h5).  [required]")
 @click.option("--generated", type=click.Path(path_type=Path), help="Samples (.h5 or .npz).")
 @click.option("--autoencoder", help="Instead of samples: a first stage (name, run folder or snapshot), to see what "
                                     "volumes lose in it.")
+@click.option("--compare", type=Words(str), multiple=True, help="Instead of volumes: two reports or more (report.json, "
+                                                                "or folders), side by side; --dest is optional.")
 @click.option("--refiner", help="With --autoencoder: refine what comes back (name, run folder or snapshot).")
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder of the report.  [required]")
 @click.option("--split", default="auto", show_default=True,
@@ -30,6 +38,12 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
                    "for a first stage its test split, or val without one.")
 @click.option("--train", type=click.Path(path_type=Path), help="Volumes that the networks learnt from (volumes.h5).")
 @click.option("--train-split", default="train", show_default=True, help="Split of --train, or 'all'.")
+@click.option("--classifier", help="A trained classifier (name, run folder or snapshot), which is to find the classes "
+                                   "that samples were asked for.")
+@click.option("--lpips", type=click.Path(path_type=Path), help="A TorchScript file of a distance of two images, for "
+              "samples that a real volume's map or images asked for.")
+@click.option("--downstream", type=click.Path(path_type=Path), help="Report of evaluate.py downstream (report.json, or "
+              "its folder), whose table is shown.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")
@@ -54,17 +68,32 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
 def main(context: click.Context, debug: bool, **options: object) -> None:
     """Report how generated volumes compare with real ones, or what volumes lose in a first stage.
 
-    Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest.
+    Writes report.html (one file, opens anywhere), report.json, cases.csv and figures/*.png into --dest; of --compare
+    compare.html and compare.json.
     """
     if context.invoked_subcommand:
         return
     from edm3d.utils.log import run_main
+    if options["compare"]:
+        run_main(lambda: compare(context, options), debug)
+        return
     for option in context.command.params:  # not required by click, which would ask subcommands for them, too
         if option.name in ("real", "dest") and options[option.name] is None:
             raise click.MissingParameter(ctx=context, param=option)
     if (options["generated"] is None) == (options["autoencoder"] is None):
-        raise click.UsageError("wanted one of --generated and --autoencoder")
+        raise click.UsageError("wanted one of --generated and --autoencoder, or --compare")
     run_main(lambda: report(context, options), debug)
+
+
+def compare(context: click.Context, options: dict) -> None:
+    """Show reports side by side; ValueError for an option of what measures volumes."""
+    from edm3d.inference.compare_reports import compare_reports
+    for name in options:
+        if name not in OF_COMPARE and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise ValueError(f"--{name.replace('_', '-')}: an option of volumes, without use to --compare; leave it "
+                             "away")
+    compare_reports([Path(word) for words in options["compare"] for word in words], options["dest"],
+                    options["overwrite"])
 
 
 def report(context: click.Context, options: dict) -> None:

@@ -1,7 +1,9 @@
 """What generated and real volumes have in common, and what is said of the samples."""
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +75,8 @@ def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
     """A generated volume."""
     label = samples.row("labels", index) if layout.label_classes else None
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
-                samples.meta.class_name(samples.row("classes", index)))
+                samples.meta.class_name(samples.row("classes", index)), samples.row("maps", index),
+                samples.row("attributes", index), samples.affine_of(index))
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
@@ -81,9 +84,19 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
     without = labels_known and "labels" not in samples.names
     return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
-            "snapshot_hash": samples.meta.snapshot_hash, "sampling": samples.meta.sampling,
+            "snapshot_hash": samples.meta.snapshot_hash, "sampling": tame(samples.meta.sampling),
+            "trained_on": {"source": samples.meta.facts.source, "content_hash": samples.meta.facts.content_hash},
             "labels": missing("the samples hold no label maps: only images are compared") if without else
             {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
+
+
+def tame(value: Any) -> Any:
+    """Plain data out of a file as report.json can hold it: numbers that do not exist are text."""
+    if isinstance(value, Mapping):
+        return {str(name): tame(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [tame(each) for each in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def ranges(seeds: np.ndarray) -> str:

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
-from edm3d.inference.compared import describe_samples, sample_case, shared_layout
+from edm3d.inference.compared import describe_samples, sample_case, shared_layout, tame
 from edm3d.inference.decoded import best_device, find_first_stage, noise_cases, reconstruct
+from edm3d.inference.judges import find_partner, open_classifier, open_lpips
 from edm3d.inference.labelling import find_labeller
+from edm3d.inference.licences import licences_of
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.downstream_file import read_downstream
 from edm3d.reporting.reference import Cases, choose_reference, file_volumes, held_out_split
 from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import missing, walk
@@ -30,7 +33,8 @@ class ComparisonOptions(NamedTuple):
     """How to compare. split: of the real volumes (reporting.reference.choose_reference); num_noise: volumes of decoded
     noise; snapshot: instead of the one that the samples name; seed: of noise, pairs and resampling; ignore_spacing:
     measure in voxels of the samples' size; overwrite: also a report of others than these. train: volumes that networks
-    learnt from, and of which split.
+    learnt from, and of which split. classifier: a classification network by name, run folder or snapshot; lpips: a
+    TorchScript file of a distance of two images; downstream: a report of downstream networks, or its folder.
     """
 
     split: str = "auto"
@@ -42,6 +46,10 @@ class ComparisonOptions(NamedTuple):
     overwrite: bool = False
     train: Path | None = None
     train_split: str = "train"
+    classifier: str | None = None
+    lpips: Path | None = None
+    downstream: Path | None = None
+    run_root: Path = Path("results")
 
 
 AS_EVER = ComparisonOptions()
@@ -71,8 +79,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     unlabelled = "" if stage is None or bool(layout.label_classes) == bool(stage.net.num_classes) else \
         "the samples hold no label maps, which their first stage encodes with the images" \
         if stage.net.num_classes else "the samples hold label maps of a segmenter, and their first stage gives none"
-    labeller, gone = find_labeller(samples, options.trust, best_device())
-    absent = {"decoded": reason or unlabelled, "noise": reason or gone or ("" if num_noise else "--num-noise is 0")}
+    labeller, unknown = find_labeller(samples, options.trust, best_device())
+    absent = {"decoded": reason or unlabelled, "noise": reason or unknown or ("" if num_noise else "--num-noise is 0")}
     if not absent["noise"]:
         sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout, labeller), num_noise
     if not absent["decoded"]:
@@ -80,10 +88,12 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
+    more, gone = beside(samples, file, layout, channels, size, options)
     learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
-    context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
+    context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
+                         generated=drawn,
                          seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
-                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt)
+                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt, **more)
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
@@ -91,10 +101,14 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
     about = {**opening(str(generated), sections.COMPARISON),
              "real": {"path": str(real), "content_hash": file.content_hash,
-                      "reference": against.description + remark, "num": len(against)},
+                      "reference": against.description + remark, "num": len(against),
+                      "preparation": tame(file.provenance)},
              **({} if learnt is None else {"train": {"path": str(options.train), "reference": learnt.description,
                                                      "num": len(learnt)}}),
              "generated": describe_samples(samples, options.snapshot, bool(file.meta.label_classes)),
+             "licences": licences_of(file.provenance, options.snapshot or Path(samples.meta.snapshot)),
+             "options": {"split": options.split, "seed": seed, "ignore_spacing": options.ignore_spacing,
+                         "size": list(size)},
              "noise": missing(absent["noise"]) if absent["noise"] else
              {"available": True, "num": num_noise, "seed": seed}}
     result = write_report(dest, sections.COMPARISON, comparison.FRAME, walked, about)
@@ -103,6 +117,21 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
+
+
+def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Sequence[int], size: Sequence[int],
+           options: ComparisonOptions) -> tuple[dict[str, Any], dict[str, str]]:
+    """What else samples are held against, by fields of Comparison, and why what of that is not there."""
+    partner, unpaired = find_partner(samples, file, channels, size, layout.lo)
+    more = {"partner": partner, "told": {"generated": samples.meta.facts.semantic_classes,
+                                         "real": tuple(file.meta.map_classes) or tuple(file.meta.label_classes)},
+            "classifier": options.classifier and open_classifier(options.classifier, options.run_root, samples, file,
+                                                                 layout, options.trust),
+            "lpips": options.lpips and open_lpips(options.lpips),
+            "utility": options.downstream and read_downstream(options.downstream)}
+    unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
+    return more, {"pairs": unpaired, "maps": unasked,
+                  "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}
 
 
 def learnt_from(path: Path, split: str, layout: Layout, size: Sequence[int]) -> Cases:

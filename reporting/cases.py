@@ -9,7 +9,9 @@ import numpy as np
 class Case(NamedTuple):
     """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none.
 
-    semantic: the map [*S] that networks may be told, the label map where there is none of its own; attributes [A].
+    semantic: the map [*S] that networks may be told, the label map where there is none of its own, and of a generated
+    volume the map that it was asked for by; attributes [A], likewise. affine [4,4]: how it lay in its file, before it
+    was cropped or padded; None: as the layout says.
     """
 
     id: str
@@ -18,6 +20,7 @@ class Case(NamedTuple):
     class_name: str | None = None
     semantic: np.ndarray | None = None
     attributes: np.ndarray | None = None
+    affine: np.ndarray | None = None
 
 
 class DecodedCase(NamedTuple):

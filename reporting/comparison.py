@@ -5,14 +5,21 @@ Keys of its report.json, besides those of reporting.report and of its sections:
   generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
   generated.labels.{available, network, hash, source, settings}   the last four where they are of a segmenter
   train.{path, reference, num}                      where --train names what networks learnt from
+  real.preparation, generated.trained_on.{source, content_hash}   how the real file was made; the data of the networks
+  licences.{real data, weights, training data}      as files state them
+  options.{split, seed, ignore_spacing, size}       by which volumes were compared
   noise.{available, num, seed}                      decoded noise: N(0, sigma_data^2) latents, decoded
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from edm3d.reporting.cases import Case
 from edm3d.reporting.features import Features
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.reference import Cases
@@ -21,7 +28,31 @@ from edm3d.reporting.section import COMPARED, NOISE, Context, Section
 from edm3d.reporting.tables import aligned
 from edm3d.utils.names import one_line
 
+MOST_TEXT = 600  # characters of a cell
+NOT_STATED = "not stated"  # of a licence
 HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on the terminal
+
+
+class Classifier(NamedTuple):
+    """A trained classifier: names of its classes, what is said of it, and the class that it gives a volume.
+
+    threshold: where its classes are of an attribute, the value from which on a volume is of the second; columns: of
+    this attribute among those of a case, by set.
+    """
+
+    names: Sequence[str]
+    record: Mapping[str, str]
+    notes: Sequence[str]
+    class_of: Callable[[Case], int]
+    threshold: float | None = None
+    columns: Mapping[str, int] = {}
+
+
+class Perceptual(NamedTuple):
+    """A learned distance: what is said of it, and the distance of two images [C,*S] in [0,1]."""
+
+    record: Mapping[str, str]
+    distance: Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +60,10 @@ class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
     features: of all sets, there as soon as all is measured.
+
+    told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
+    or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
+    networks says. Why one of these is not there is in `missing`, by its name.
     """
 
     real: Cases
@@ -39,6 +74,11 @@ class Comparison(Context):
     seed: int = 0
     train: Cases | None = None
     features: Features | None = None
+    told: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    partner: Callable[[int], Case | None] | None = None
+    lpips: Perceptual | None = None
+    utility: Mapping[str, Any] | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -65,7 +105,18 @@ def origin(report: dict) -> list[list[str]]:
             ["seeds", generated["seeds"]],
             ["snapshot", f"{generated['snapshot']} ({generated['snapshot_hash'][:16]})"],
             *([["label maps", by_segmenter(generated["labels"])]] if "network" in generated["labels"] else []),
-            ["sampling", json.dumps(generated["sampling"])]]
+            ["sampling", json.dumps(generated["sampling"])],
+            *([["made from", shortened(json.dumps(real["preparation"]))]] if real.get("preparation") else []),
+            *([["networks learnt from", f"{training['source']} (content {training['content_hash'][:16]})"]]
+              if (training := generated.get("trained_on")) else []),
+            *([f"licence, {name}", text] for name, text in report.get("licences", {}).items()),
+            *([f"extractor {name}", f"{row['kind']} {row['source']} ({row['hash'][:16]}), {row['preprocessing']}"]
+              for name, row in report.get("provenance", {}).get("extractors", {}).items())]
+
+
+def shortened(text: str) -> str:
+    """A text of a few lines at most."""
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ... (all in report.json)"
 
 
 def by_segmenter(labels: Mapping) -> str:

@@ -89,7 +89,7 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.pairs else None, phantom.label)
+                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes)
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
@@ -104,7 +104,8 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int], key: str = 
     def case(index: int) -> Case:
         item = file.read(*rows[index])
         name = None if item.class_index is None else file.meta.class_names[item.class_index]
-        return Case(item.id, item.image[channels], item.label, name, item.semantic, item.attributes)
+        return Case(item.id, item.image[channels], item.label, name, item.semantic, item.attributes,
+                    item.affine)
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""

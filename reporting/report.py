@@ -1,9 +1,10 @@
 """Writing a report of sections: report.json, report.html (one file, works offline), figures/*.png, cases.csv.
 
 In report.json a number that does not exist is null, and a part that could not be had is
-{"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai}
-and definitions.NAME; what else there is is said by the frame (reporting.comparison, reporting.first_stage,
-reporting.downstream, reporting.enhancement) and by each section (reporting.sections).
+{"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai},
+scheme, definitions.NAME and citations.NAME (what to cite of what is used); what else there is is said by the frame
+(reporting.comparison, reporting.first_stage, reporting.downstream, reporting.enhancement) and by each section
+(reporting.sections).
 """
 
 import csv
@@ -28,6 +29,7 @@ from edm3d.utils.names import cell, file_names, printable, renamed
 from edm3d.utils.plain import from_plain, read_json
 
 REPORT, CASES, PAGE = "report.json", "cases.csv", "report.html"
+SCHEME = 1  # of what the numbers of a report mean: raised where one of a name is computed otherwise than before
 
 
 class Frame(NamedTuple):
@@ -46,7 +48,7 @@ class Frame(NamedTuple):
 def opening(title: str, sections: Sequence[Section]) -> dict[str, Any]:
     """Title, when, by which command and by which versions a report is made, and what its words mean."""
     return {"title": title, "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(sys.argv), "scheme": SCHEME,
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "numpy", "scipy", "monai")},
             "definitions": {word: text for section in sections for word, text in section.words.items()}}
@@ -61,6 +63,9 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
     report, figures, parts = dict(about), {}, list(zip(sections, walked.found, strict=True))
     for section, found in parts:
         add(report, section.compute(found, walked.context))
+    for section in sections:
+        add(report, section.summarise(report))
+    add(report, {"citations": {name: text for section in sections for name, text in section.cited(report).items()}})
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     for section, found in parts:
         drawn = section.figures(found, walked.context, report)
@@ -129,22 +134,32 @@ def html_page(sections: Sequence[Section], frame: Frame, report: dict, figures: 
             ["versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())],
             ["command", report["command"]]]
     foot = (f"<h2>Where this comes from</h2>{html_table(None, rows, kind='plain')}"
+            f"{html_citations(report['citations'])}"
             f"<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
     return html_frame(report["title"], [head, *(section.page(report, figures) for section in sections), foot])
 
 
+def html_citations(citations: Mapping[str, str]) -> str:
+    """What to cite; nothing where no section names anything."""
+    note = "<p class=note>Networks, extractors and data that others made are to be cited as their authors ask.</p>"
+    return f"<h2>How to cite</h2>{html_table(None, citations.items(), kind='plain')}{note}" if citations else ""
+
+
 def cases_csv(sections: Sequence[Section], frame: Frame, walked: Walked) -> str:
-    """CSV text, a row per volume of the sets that are listed; nothing that a spreadsheet would compute."""
-    tables = []
-    for name in frame.listed:
-        if name in walked.ids:
-            columns = dict(frame.keys(walked.context, name, walked.ids[name]))
-            for section, found in zip(sections, walked.found, strict=True):
-                add(columns, section.columns(found, walked.context, name))
-            tables.append(columns)
+    """CSV text, a row per volume of the sets that are listed; nothing that a spreadsheet would compute.
+
+    What a section says of some of the sets alone is empty in the rows of the others.
+    """
+    listed = [name for name in frame.listed if name in walked.ids]
+    tables = {name: dict(frame.keys(walked.context, name, walked.ids[name])) for name in listed}
+    for section, found in zip(sections, walked.found, strict=True):
+        given = {name: section.columns(found, walked.context, name) for name in listed}
+        names = dict.fromkeys(column for columns in given.values() for column in columns)
+        for name, columns in given.items():
+            add(tables[name], {column: columns.get(column, [""] * len(walked.ids[name])) for column in names})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(cell, tables[0]))
-    for columns in tables:
+    writer.writerow(map(cell, tables[listed[0]]))
+    for columns in tables.values():
         writer.writerows(map(cell, row) for row in zip(*columns.values(), strict=True))
     return out.getvalue()

@@ -12,6 +12,15 @@ COMPARED = ("real", "generated", "noise")  # sets of `Case`s; where there is no 
 NOISE = "decoded noise"  # what the set `noise` is called wherever people read of it
 DECODED = ("decoded",)  # the set of `DecodedCase`s
 SHOWN = 8  # volumes of each set that are kept for pictures
+CRITERIA = {  # of the scorecard for synthetic medical data (Zamzmi et al. 2025), and what is asked by each
+    "congruence": "Are generated volumes distributed as real ones?",
+    "coverage": "Do they vary as real ones do, and reach what those reach?",
+    "constraint": "Do they keep to what anatomy and physics allow?",
+    "completeness": "Is there all that a user of such data needs: channels, labels, classes?",
+    "compliance": "Is nobody's privacy harmed, and are the terms of use known?",
+    "comprehension": "Is it known and written down how they were made?",
+    "consistency": "Do they agree with what was asked for, alike in all groups, and serve as real ones do?",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +37,34 @@ class Context:
     first: Mapping[str, list] = field(default_factory=dict)
 
 
+class Score(NamedTuple):
+    """A figure of the scorecard: a value in its unit, or what is said in place of one, and what it stands beside.
+
+    low, high: ends of its 95 % interval; floor: what chance, or real against real, comes to; ceiling: the best that is
+    to be had, and of a distance that of decoded noise; real: the same figure of real volumes.
+    """
+
+    name: str
+    value: float | None = None
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+    real: float | None = None
+    said: str = ""
+
+
 class Section:
     """A part of a report, made once for all reports; each method is left out where there is nothing of its kind.
 
-    words: what its words mean, for the foot of the page. sets: those whose volumes it measures.
+    words: what its words mean, for the foot of the page. sets: those whose volumes it measures. citations: what to cite
+    where it is used, by name.
     """
 
     words: Mapping[str, str] = {}
     sets: Sequence[str] = COMPARED
+    citations: Mapping[str, str] = {}
 
     def measure(self, item: Case | DecodedCase, context: Context) -> Any:
         """What is kept of one volume; never the volume."""
@@ -47,6 +76,18 @@ class Section:
     def compute(self, found: Any, context: Context) -> dict[str, Any]:
         """Its entries of report.json."""
         return {}
+
+    def summarise(self, report: dict) -> dict[str, Any]:
+        """Entries of report.json that are made of those of all sections, after all have computed theirs."""
+        return {}
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        """Its figures of the scorecard, by criterion (CRITERIA); none where its part is missing."""
+        return {}
+
+    def cited(self, report: dict) -> Mapping[str, str]:
+        """Of its citations those of what this report uses."""
+        return self.citations
 
     def figures(self, found: Any, context: Context, report: dict) -> dict[str, Figure]:
         """Pictures by the name of their file."""

@@ -20,6 +20,15 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def with_ends(row: dict, key: str = "value", digits: int = 3) -> str:
+    """A number of a row, by its key, with the interval that stands beside it: KEY_low, or low where it has none."""
+    if row.get(key) is None:
+        return "-"
+    low, high = (row.get(f"{key}_{end}", row.get(end)) for end in ("low", "high"))
+    ends = "" if low is None else f" [{number(low, digits)}, {number(high, digits)}]"
+    return number(row[key], digits) + ends
+
+
 def plus_minus(row: dict, key: str) -> str:
     """Mean and standard deviation of one set of a row, with about three digits."""
     mean, std = row[f"{key}_mean"], row[f"{key}_std"]

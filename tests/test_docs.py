@@ -81,6 +81,9 @@ def test_evaluation_commands_have_the_options_they_are_given(words):
         assert params[{"downstream": "runs", "enhancement": "samples"}[words[0]]]
         return
     given = evaluate.main.make_context("evaluate", words).params
+    if given["compare"]:
+        assert sum(map(len, given["compare"])) > 1
+        return
     assert given["real"] and given["dest"] and (given["generated"] is None) != (given["autoencoder"] is None)
 
 

@@ -559,7 +559,7 @@ def test_class_without_a_dice_has_a_dash(atrium, least):
     dice = {"cavity": 0.75, "atrium": atrium}
     part = {"available": True, "split": "test", "num": 2, "psnr_db": 20.0, "dice": dice, "dice_min": dice,
             "ceiling": missing("no phantoms")}
-    text = report.html_page([HeldOut()], FRAME, {**ABOUT, "first_stage": part}, {})
+    text = report.html_page([HeldOut()], FRAME, {**ABOUT, "citations": {}, "first_stage": part}, {})
     assert f"<b>{least}</b><span>least Dice" in text
     row = '<td>atrium</td><td class="main" data-head="mean">-</td><td data-head="worst case">-</td>'
     assert (row in text) is (atrium is None)

@@ -1,6 +1,8 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
+from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.classes import AskedClasses
+from edm3d.reporting.sections.cycle import CycleClassifier
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.dose_calibration import DoseCalibration
 from edm3d.reporting.sections.dose_levels import DoseLevels
@@ -13,12 +15,16 @@ from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
+from edm3d.reporting.sections.pairs import ImagePairs
+from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
 from edm3d.reporting.sections.scalars import Scalars
+from edm3d.reporting.sections.scorecard import Scorecard
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.trained_on import TrainedOn
+from edm3d.reporting.sections.utility import Utility
 from edm3d.reporting.sections.variety import Variety
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
 
@@ -37,7 +43,13 @@ COMPARISON = (
     Grain("generated"),
     Variety(),
     HeldOut(),
+    AskedMaps(),
+    CycleClassifier(),
+    ImagePairs(),
+    Utility(),
+    Provenance(),
 )
+COMPARISON = (*COMPARISON, Scorecard(COMPARISON))  # what all before it say
 # Sections of the report of a first stage.
 FIRST_STAGE = (
     Fidelity(),

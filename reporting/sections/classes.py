@@ -1,6 +1,6 @@
 """Whether generated volumes are of the class that was asked for, judged by their numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from edm3d.reporting.cases import Case
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.html import html_missing, html_table
-from edm3d.reporting.section import Section, missing
+from edm3d.reporting.section import Score, Section, missing
 from edm3d.reporting.sections.scalars import Numbers
 from edm3d.reporting.tables import percent
 
@@ -75,6 +75,15 @@ class AskedClasses(Section):
     def facts(self, report: dict) -> list[tuple[str, str]]:
         row = report.get("classes", {})
         return [(percent(row["generated"]), "of the class asked for")] if row.get("available") else []
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        row = report.get("classes", {})
+        if not row.get("available"):
+            return {}
+        there = sum(each["num"] > 0 for each in row["by_class"].values())
+        return {"completeness": [Score("classes that were generated", there, said=f"of {len(row['by_class'])}")],
+                "consistency": [Score("class as asked, by numbers", row["generated"], low=row["generated_low"],
+                                      high=row["generated_high"], floor=row["chance"], real=row["real"])]}
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         row = report.get("classes", {})

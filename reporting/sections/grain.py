@@ -13,7 +13,7 @@ from edm3d.reporting import charts
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.distances import resampled_floor
 from edm3d.reporting.html import html_grid, html_table
-from edm3d.reporting.section import COMPARED, DECODED, NOISE, Context, Section
+from edm3d.reporting.section import COMPARED, DECODED, NOISE, Context, Score, Section
 from edm3d.reporting.tables import number, percent
 
 LARGEST = ("largest", "floor_p99", "noise_largest")
@@ -182,6 +182,12 @@ class Grain(Section):
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         return [(f"{MEASURES[key].of_largest}, {channel}", "", "", *(MEASURES[key].shown(row[k]) for k in LARGEST))
                 for channel, entry in report["texture"].items() for key, row in rows_of(entry)]
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        return {"congruence": [Score(f"{MEASURES[key].of_largest}, {channel}", row["largest"], floor=row["floor_p99"],
+                                     ceiling=row["noise_largest"])
+                               for channel, entry in report["texture"].items() for key, row in rows_of(entry)]
+                } if self.other == "generated" else {}
 
     def lines(self, report: dict) -> list[str]:
         if self.other != "decoded":

@@ -12,7 +12,7 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import ks, ks_floors, wilson_interval
 from edm3d.reporting.html import html_figure, html_grid, html_missing, html_table
-from edm3d.reporting.section import COMPARED, NOISE, Section
+from edm3d.reporting.section import COMPARED, NOISE, Score, Section
 from edm3d.reporting.tables import number, percent, plus_minus
 from edm3d.utils.names import titled
 
@@ -103,6 +103,16 @@ class Scalars(Section):
             facts.append((f"{within} of {len(rows)}", "scalars within the 99 % floor") if telling else
                          ("too few", "volumes to tell the sets apart by a scalar"))
         return facts + [(percent(row["generated"]), self.title(name)) for name, row in report["shares"].items()]
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        metrics = {self.title(name): row for name, row in report["metrics"].items()}
+        within = sum(row["ks"] <= row["floor_p99"] for row in metrics.values())
+        first = [Score("scalars within the 99 % floor", within, said=f"of {len(metrics)}")] if metrics else []
+        return {"congruence": first + [Score(f"KS distance of {name}", row["ks"], floor=row["floor_p99"],
+                                             ceiling=row["noise"]) for name, row in metrics.items()],
+                "constraint": [Score(f"share: {self.title(name)}", row["generated"], low=row["generated_low"],
+                                     high=row["generated_high"], real=row["real"])
+                               for name, row in report["shares"].items()]}
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         return [(titled(name, row["unit"]), plus_minus(row, "real"), plus_minus(row, "generated"), number(row["ks"]),

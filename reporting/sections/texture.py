@@ -1,6 +1,6 @@
 """Histograms and power spectra."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import radial_log_power, resampled_floor, spectrum_distance
 from edm3d.reporting.html import html_grid, html_table
-from edm3d.reporting.section import COMPARED, NOISE, Section
+from edm3d.reporting.section import COMPARED, NOISE, Score, Section
 from edm3d.reporting.tables import number
 
 HISTOGRAM_BINS = 64
@@ -66,6 +66,13 @@ class Texture(Section):
                                                                   context.layout.unit)
             figures[f"spectrum_{name}"] = charts.spectrum_chart(report["spectrum"][name])
         return figures
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        return {"congruence": [Score(f"{title}, {channel}", row["distance"], unit=unit, floor=row["floor_p99"],
+                                     ceiling=row["noise"])
+                               for title, key, unit in (("histogram distance", "intensity", ""),
+                                                        ("spectrum distance", "spectrum", "dB"))
+                               for channel, row in report[key].items()]}
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         return [(f"{title}, {channel}", "", "", number(row["distance"]), number(row["floor_p99"]), number(row["noise"]))

@@ -1,6 +1,6 @@
 """How much the volumes of a set resemble each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from edm3d.metrics import image
 from edm3d.reporting import charts
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.html import html_grid, html_missing, html_table
-from edm3d.reporting.section import Section, missing
+from edm3d.reporting.section import Score, Section, missing
 from edm3d.reporting.tables import number, plus_minus
 
 VOLUMES, PAIRS = 64, 128
@@ -27,6 +27,8 @@ class Variety(Section):
     words = {"MS-SSIM": "Multi-scale structural similarity of random pairs of one set (3 scales, 2 for sides under 28; "
                         "windows of 7 voxels). Generated far above real: too little variety; 1 = copies."}
     sets = ()
+    citations = {"MS-SSIM": "Wang Z, Simoncelli EP, Bovik AC. Multiscale structural similarity for image quality "
+                            "assessment. Asilomar 2003"}
 
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, tuple[dict, Pairs]]:
         layout, volumes = context.layout, {}
@@ -41,6 +43,13 @@ class Variety(Section):
 
     def figures(self, found: dict[str, tuple[dict, Pairs]], context: Comparison, report: dict) -> dict[str, Figure]:
         return {f"ms_ssim_{name}": charts.pairs_chart(pairs) for name, (_, pairs) in found.items() if pairs}
+
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        return {"coverage": [Score(f"MS-SSIM of pairs, {channel}", row["generated_mean"], real=row["real_mean"])
+                             for channel, row in report["ms_ssim"].items() if row["available"]]}
+
+    def cited(self, report: dict) -> Mapping[str, str]:
+        return self.citations if any(row["available"] for row in report["ms_ssim"].values()) else {}
 
     def rows(self, report: dict) -> list[tuple[str, ...]]:
         return [(f"MS-SSIM of pairs, {channel}", plus_minus(row, "real"), plus_minus(row, "generated"), "", "", "")
