@@ -18,8 +18,8 @@
 
   async function unpack(text) {
     const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
+    const source = new ReadableStream({ start(to) { to.enqueue(packed); to.close(); } });
+    return new Uint8Array(await new Response(source.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer());
   }
 
   const channel = () => (inputs.channel ? Number(inputs.channel.value) : 0);

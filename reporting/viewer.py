@@ -25,7 +25,8 @@ BUDGET = 200_000  # letters of the page that a volume may take in the mean: 2 MB
 LEVELS = (256, 64)  # greys, fewer before the grid is made coarser
 COARSER, COARSEST = 7 / 8, 8
 OPACITY = 0.35
-SIDES = {"R": "right", "L": "left", "A": "front", "P": "back", "S": "head", "I": "feet"}  # of the patient
+# Of the patient.
+SIDES = {"R": "right", "L": "left", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -92,7 +93,7 @@ def sides(hung: Hanging, affine: np.ndarray | None) -> str:
     codes = [nibabel.aff2axcodes(affine)[axis] for axis in (hung.down, hung.across)]
     top, left = (SIDES[code if from_end else OPPOSITE[code]]
                  for code, from_end in zip(codes, (hung.from_end_down, hung.from_end_across), strict=True))
-    return f"top {top}, left {left}"
+    return f"{top} up, {left} on the left"
 
 
 # ---- packing ----
@@ -148,7 +149,7 @@ def viewer_note(data: Mapping[str, Any]) -> str:
     size, full = (" x ".join(map(str, data[key])) for key in ("shape", "full_shape"))
     what = f"shrunk from {full} to {size} for this page" if size != full else f"{full}, as they are"
     greys = f"{data['levels']} greys between {data['lo']:g} and {data['hi']:g} {data['unit']}".rstrip()
-    return f"Voxels: {what}; {greys}. Label maps: the class at the middle of each voxel."
+    return f"Voxels: {what}; label maps: the class at the middle of each; {greys}."
 
 
 def html_viewer(data: Mapping[str, Any]) -> str:
@@ -170,8 +171,8 @@ def html_choice(pane: int, chosen: int, volumes: Sequence[Mapping[str, Any]]) ->
     """Which volume a pane shows."""
     options = "".join(f'<option value="{i}"{" selected" if i == chosen else ""}>{escape(volume["set"])}: '
                       f'{escape(volume["name"])}</option>' for i, volume in enumerate(volumes))
-    return (f'<label>Volume {"AB"[pane]} <output data-told="{pane}"></output>'
-            f'<select data-pane="{pane}" autocomplete="off">{options}</select></label>')
+    return (f'<div><label>Volume {"AB"[pane]} <select data-pane="{pane}" autocomplete="off">{options}</select></label>'
+            f'<output data-told="{pane}">unpacking</output></div>')
 
 
 def html_controls(data: Mapping[str, Any]) -> str:
@@ -181,13 +182,13 @@ def html_controls(data: Mapping[str, Any]) -> str:
     if len(data["channels"]) > 1 and not data["colour"]:
         options = "".join(f'<option value="{i}">{escape(name)}</option>' for i, name in enumerate(data["channels"]))
         parts.append(f'<label>Channel <select data-control="channel" autocomplete="off">{options}</select></label>')
-    parts += [html_range("Level", "level", lo, hi, (hi - lo) / 510), html_range("Width", "width", (hi - lo) / 255,
-                                                                              hi - lo, (hi - lo) / 510)]
+    step = (hi - lo) / 510  # half a grey
+    parts += [html_range("Level", "level", lo, hi, step), html_range("Width", "width", 2 * step, hi - lo, step)]
     parts.append('<div><button type="button" data-control="reset">Reset the window</button></div>')
     if any(volume["label"] for volume in data["volumes"]):
-        parts.append('<label><input type="checkbox" data-control="labels" checked autocomplete="off"> Label maps, '
-                     f'opacity<input type="range" data-control="opacity" min="0" max="1" step="0.05" value="{OPACITY}" '
-                     'autocomplete="off"></label>')
+        parts += ['<label><input type="checkbox" data-control="labels" checked autocomplete="off"> Label maps</label>',
+                  '<label>Opacity of label maps<input type="range" data-control="opacity" min="0" max="1" step="0.05" '
+                  f'value="{OPACITY}" autocomplete="off"></label>']
     return "".join(parts)
 
 
@@ -202,12 +203,12 @@ def html_plane(number: int, plane: Mapping[str, Any], panes: int, data: Mapping[
                                      for key in ("shape", "extent"))
     name, shows = escape(plane["name"] or "image"), f" ({plane['shows']})" if plane["shows"] else ""
     lines = "" if plane["normal"] is None else '<i class="down"></i><i class="across"></i>'
-    boxes = "".join(f'<div class="pane"><canvas width="{width}" height="{height}" role="img" aria-label="{name}, volume '
-                    f'{letter}" style="aspect-ratio: {wide:g} / {tall:g}"></canvas>{lines}<b>{letter}</b></div>'
+    boxes = "".join(f'<div class="pane"><canvas width="{width}" height="{height}" role="img" aria-label="{name}, '
+                    f'volume {letter}" style="aspect-ratio: {wide:g} / {tall:g}"></canvas>{lines}<b>{letter}</b></div>'
                     for letter in "AB"[:panes])
     slider = shows.strip() if plane["normal"] is None else \
-        (f'<label>{name}{shows} <output></output><input type="range" min="0" max="{data["shape"][plane["normal"]] - 1}" '
-         'step="1" autocomplete="off"></label>')
+        (f'<label>{name}{shows} <output></output><input type="range" min="0" '
+         f'max="{data["shape"][plane["normal"]] - 1}" step="1" autocomplete="off"></label>')
     return f'<figure data-plane="{number}"><div class="panes">{boxes}</div><figcaption>{slider}</figcaption></figure>'
 
 
