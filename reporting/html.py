@@ -1,16 +1,34 @@
 """Pieces of the page."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
 
-def html_frame(title: str, parts: Sequence[str]) -> str:
-    """A page of parts, with its style."""
+def html_frame(title: str, contents: str, body: str) -> str:
+    """A page with its style, and what leads to its parts."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), body="\n".join(parts))
+    return template.substitute(title=escape(title), contents=contents, body=body)
+
+
+def html_contents(body: str) -> tuple[str, str]:
+    """Links to the parts that begin with an <h2>, and the body with what they lead to."""
+    links: list[str] = []
+
+    def numbered(found: re.Match) -> str:
+        links.append(f'<a href="#part-{len(links) + 1}">{found[1]}</a>')
+        return f'<h2 id="part-{len(links)}">{found[1]}</h2>'
+
+    body = re.sub(r"<h2>(.*?)</h2>", numbered, body)
+    return f'<nav aria-label="Contents">{"".join(links)}</nav>', body
+
+
+def picture_kind(picture: bytes) -> str:
+    """Of the bytes of a picture: gif or png."""
+    return "gif" if picture.startswith(b"GIF8") else "png"
 
 
 def html_facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -50,9 +68,9 @@ def html_figure(name: str, figures: Mapping[str, bytes], caption: str = "") -> s
     """A figure with its picture inside it; nothing where there is none of the name."""
     if name not in figures:
         return ""
-    data = base64.b64encode(figures[name]).decode()
+    data, kind = base64.b64encode(figures[name]).decode(), picture_kind(figures[name])
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/png;base64,{data}">{note}</figure>'
+    return f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/{kind};base64,{data}">{note}</figure>'
 
 
 def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:

@@ -1,15 +1,23 @@
 """Label maps over pictures: tinted classes and their outlines."""
 
+from colorsys import hls_to_rgb
+
 import numpy as np
 from scipy import ndimage
 
 # Class 1 first; apart in lightness and hue, so that people who do not see red from green can tell them too.
 LABEL_COLOURS = ("#ff5d73", "#ffc857", "#4cc9f0", "#7ae582", "#c77dff", "#ff9f1c", "#a0c4ff", "#f1f1f1")
+GOLDEN = 0.618034  # of a circle
 
 
 def colour_of(value: int) -> str:
-    """Of a class by its number, 1 first."""
-    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
+    """Of a class by its number, 1 first: those after LABEL_COLOURS by hues a golden angle apart, in three lightnesses.
+    """
+    later = value - 1 - len(LABEL_COLOURS)
+    if later < 0:
+        return LABEL_COLOURS[value - 1]
+    rgb = hls_to_rgb((GOLDEN * later) % 1, (0.7, 0.5, 0.85)[later % 3], 0.75)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 def in_rgb(pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Writing a report of sections: report.json, report.html (one file, works offline), figures/*.png, cases.csv.
+"""Writing a report of sections: report.json, report.html (one file, works offline), figures/*.png and
+*.gif, cases.csv.
 
 In report.json a number that does not exist is null, and a part that could not be had is
 {"available": false, "reason": "..."}. All reports have title, date, command, versions.{python,torch,numpy,scipy,monai},
@@ -20,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edm3d.reporting.html import html_frame, html_table
+from edm3d.reporting.html import html_contents, html_frame, html_table, picture_kind
 from edm3d.reporting.montages import png_bytes
 from edm3d.reporting.section import Context, Section, Walked
 from edm3d.utils.files import atomic_path, write_text
@@ -67,15 +68,18 @@ def write_report(dest: Path, sections: Sequence[Section], frame: Frame, walked: 
         add(report, section.summarise(report))
     add(report, {"citations": {name: text for section in sections for name, text in section.cited(report).items()}})
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    embedded: dict[str, bytes] = {}
     for section, found in parts:
         drawn = section.figures(found, walked.context, report)
         add(figures, {name: png_bytes(figure) for name, figure in drawn.items()})
-    page, cases = html_page(sections, frame, report, figures), cases_csv(sections, frame, walked)
+        add(figures, section.animations(found, walked.context, report))
+        add(embedded, section.embedded(found, walked.context, report))
+    page, cases = html_page(sections, frame, report, figures | embedded), cases_csv(sections, frame, walked)
     write_text(dest / REPORT, text)  # first: it says whose the others are
     names = file_names([*figures])
-    for name, png in zip(names, figures.values(), strict=True):
-        with atomic_path(dest / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
+    for name, picture in zip(names, figures.values(), strict=True):
+        with atomic_path(dest / "figures" / f"{name}.{picture_kind(picture)}") as temporary:
+            temporary.write_bytes(picture)
     if changed := renamed(figures, names):
         note(f"Note: figures of names that no file can have: {', '.join(changed)}")
     write_text(dest / CASES, printable(cases))
@@ -136,7 +140,8 @@ def html_page(sections: Sequence[Section], frame: Frame, report: dict, figures: 
     foot = (f"<h2>Where this comes from</h2>{html_table(None, rows, kind='plain')}"
             f"{html_citations(report['citations'])}"
             f"<h2>What the words mean</h2>{html_table(None, report['definitions'].items(), kind='plain')}")
-    return html_frame(report["title"], [head, *(section.page(report, figures) for section in sections), foot])
+    return html_frame(report["title"], *html_contents(
+        "\n".join([head, *(section.page(report, figures) for section in sections), foot])))
 
 
 def html_citations(citations: Mapping[str, str]) -> str:

@@ -93,6 +93,14 @@ class Section:
         """Pictures by the name of their file."""
         return {}
 
+    def animations(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:
+        """GIFs by the name of their file."""
+        return {}
+
+    def embedded(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:
+        """What its part of the page takes besides pictures, by name; no file is written of it."""
+        return {}
+
     def columns(self, found: Any, context: Context, name: str) -> dict[str, Sequence[str]]:
         """Its columns of cases.csv for the volumes of the set of that name."""
         return {}
@@ -110,7 +118,8 @@ class Section:
         return []
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
-        """Its part of the page; figures: PNGs of all sections by name."""
+        """Its part of the page; figures: PNGs, GIFs and what else is embedded, of all sections by name.
+        """
         return ""
 
 

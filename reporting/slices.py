@@ -101,7 +101,7 @@ def planes_of(volume: np.ndarray, label: np.ndarray | None, spacing: Sequence[fl
         index = tuple(centre[i] if i == normal else slice(None) for i in range(ndim))
         down, across = (i for i in range(ndim) if i != normal)
         plane = Plane(volume[index], None if label is None else label[index], (pixels[down], pixels[across]))
-        planes.append(plane if affine is None else _hung(plane, down, across, affine))
+        planes.append(plane if affine is None else _hung(plane, normal, affine))
     return planes
 
 
@@ -111,16 +111,37 @@ def centre_of(shape: tuple[int, ...], label: np.ndarray | None) -> list[int]:
     return [round(float(axis.mean())) for axis in np.nonzero(label)]
 
 
-def _hung(plane: Plane, down: int, across: int, affine: np.ndarray) -> Plane:
-    """Turn a plane so that patients hang as in a viewer."""
+class Hanging(NamedTuple):
+    """How a plane hangs: the axes that run down and across, and whether they are shown from their ends on."""
+
+    down: int
+    across: int
+    from_end_down: bool = False
+    from_end_across: bool = False
+
+
+def hanging(normal: int | None, affine: np.ndarray | None) -> Hanging:
+    """How the plane normal to an axis of a volume hangs (None: that of a 2D image), as in a viewer where an affine says
+    where the axes point; without, the lower axis runs down.
+    """
+    down, across = (i for i in range(2 if normal is None else 3) if i != normal)
+    if affine is None:
+        return Hanging(down, across)
     codes = nibabel.aff2axcodes(affine)
-    turn = _VERTICAL.index(codes[across]) // 2 < _VERTICAL.index(codes[down]) // 2
-    down_code, across_code = (codes[across], codes[down]) if turn else (codes[down], codes[across])
+    if _VERTICAL.index(codes[across]) // 2 < _VERTICAL.index(codes[down]) // 2:
+        down, across = across, down
+    return Hanging(down, across, codes[down] in _UP, codes[across] in _LEFT)
+
+
+def _hung(plane: Plane, normal: int | None, affine: np.ndarray) -> Plane:
+    """Turn a plane so that patients hang as in a viewer."""
+    down, across, from_end_down, from_end_across = hanging(normal, affine)
+    turn = down > across
 
     def hang(values: np.ndarray) -> np.ndarray:
         values = values.swapaxes(0, 1) if turn else values
-        values = values[::-1] if down_code in _UP else values
-        return values if across_code not in _LEFT else values[:, ::-1]
+        values = values[::-1] if from_end_down else values
+        return values if not from_end_across else values[:, ::-1]
 
     values, label, (height, width) = plane
     return Plane(hang(values), None if label is None else hang(label), (width, height) if turn else (height, width))

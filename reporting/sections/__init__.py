@@ -26,6 +26,7 @@ from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.trained_on import TrainedOn
 from edm3d.reporting.sections.utility import Utility
 from edm3d.reporting.sections.variety import Variety
+from edm3d.reporting.sections.viewer import Viewer, real_and_decoded, real_and_generated
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
 
 # Numbers of one volume, which the section Scalars compares.
@@ -39,6 +40,7 @@ COMPARISON = (
     Scalars(NUMBERS),
     AskedClasses(NUMBERS),
     SamplePictures(),
+    Viewer(real_and_generated),
     Texture(),
     Grain("generated"),
     Variety(),
@@ -55,6 +57,7 @@ FIRST_STAGE = (
     Fidelity(),
     Grain("decoded"),
     DecodedPictures(),
+    Viewer(real_and_decoded),
     Latents(),
 )
 # Sections of the report of downstream networks on real test cases: of the classes of voxels, and of images.
