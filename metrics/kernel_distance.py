@@ -61,6 +61,17 @@ def grams(x: np.ndarray, y: np.ndarray, kernel: Kernel, group: int = 1) -> Grams
     return Grams(gram(x, x, kernel, group), gram(x, y, kernel, group), gram(y, y, kernel, group))
 
 
+def about_common_mean(kernels: Grams) -> Grams:
+    """The kernels of what is left of each item without the mean of both sets: the same distance, of which resamples
+    spread less, as those of the kernels themselves also vary by what cancels where every item counts once.
+    """
+    whole = np.block([[kernels.xx, kernels.xy], [kernels.xy.T, kernels.yy]])
+    mean = whole.mean(0)
+    whole = whole - mean - mean[:, None] + mean.mean()
+    count = len(kernels.xx)
+    return Grams(whole[:count, :count], whole[:count, count:], whole[count:, count:])
+
+
 def mmd2(kernels: Grams, weights_x: np.ndarray | None = None, weights_y: np.ndarray | None = None) -> np.ndarray:
     """Unbiased squared MMD [R] of sets whose items count so often, weights [R,N] and [R,M]; None: each once, R = 1.
 
@@ -77,9 +88,10 @@ def mmd2(kernels: Grams, weights_x: np.ndarray | None = None, weights_y: np.ndar
 
 
 def within(kernels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Means [R] of kernels [N,N] over pairs of different items, weights [R,N]."""
+    """Means [R] of kernels [N,N] over pairs of different items, weights [R,N]; NaN where one alone has a weight."""
     total = ((weights @ kernels) * weights).sum(1) - np.square(weights) @ np.diagonal(kernels)
-    return total / (weights.sum(1) ** 2 - np.square(weights).sum(1))
+    pairs = weights.sum(1) ** 2 - np.square(weights).sum(1)
+    return np.divide(total, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, kernel: Kernel = cubic_kernel) -> float:

@@ -28,7 +28,7 @@ HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on 
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
-    features: of all sets, there as soon as all is measured.
+    features: of all sets, there as soon as all is measured; min_samples: volumes that a Frechet distance takes.
     """
 
     real: Cases
@@ -39,6 +39,7 @@ class Comparison(Context):
     seed: int = 0
     train: Cases | None = None
     features: Features | None = None
+    min_samples: int = 2
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

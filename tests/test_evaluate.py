@@ -375,7 +375,7 @@ def test_snapshot_is_read_once(folder, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "option"), [
     *(("--generated", option) for option in (
-        "--num=64", "--tile=8,8,8", "--tile-overlap=0.25", "--tile-mode=blend", "--min-psnr=20", "--run-root=results")),
+        "--num=64", "--tile=8,8,8", "--tile-overlap=0.25", "--tile-mode=blend", "--min-psnr=20")),
     *(("--autoencoder", option) for option in ("--seed=0", "--snapshot=s.pt", "--num-noise=64", "--ignore-spacing")),
 ])
 def test_option_of_the_other_report_is_refused_by_name(tmp_path, kind, option):
