@@ -21,7 +21,7 @@ from edm3d.reporting.section import missing
 DISTANCES, SHARES = ("frechet", "kid", "mmd"), Prdc._fields
 METRICS = (*DISTANCES, *SHARES)
 MOST = 2048  # volumes of a set between all of which kernels and distances are taken
-DRAWS, FEWEST_DRAWS = 200, 20
+DRAWS, FEWEST_DRAWS = 100, 20
 RESAMPLES = 1000  # of intervals that cost little
 BESIDE = ("noise", "train")  # sets that stand beside real and generated ones, where they are
 LEVELS = {"floor_median": 0.5, "floor_p95": 0.95, "floor_p99": 0.99}
@@ -114,7 +114,7 @@ class Pair(NamedTuple):
 def draws_of(num: int, width: int) -> int:
     """How many resamples of `num` rows are drawn, so that wide features and many rows take no longer than others."""
     least = min(num, width)
-    return int(np.clip(DRAWS * 2.4e8 / (num * width * least + 10 * least**3), FEWEST_DRAWS, DRAWS))
+    return int(np.clip(DRAWS * 4.8e8 / (num * width * least + 10 * least**3), FEWEST_DRAWS, DRAWS))
 
 
 def halves(length: int, num: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -208,7 +208,8 @@ def compare_view(sets: Mapping[str, np.ndarray], group: int, min_samples: int, s
         numbers[name] = min(at, len(held[name].ones))
         other = Pair.of(real, within, held[name], bandwidth)
         columns[name] = middle(other, numbers[name], draws // 4, frechet, rng)
-    said = {metric: {"available": True, **dict.fromkeys(BESIDE), **{key: each[metric] for key, each in columns.items()}}
+    said = {metric: {"available": True, **dict.fromkeys(BESIDE),
+                     **{key: each[metric] for key, each in columns.items()}}
             if columns["value"][metric] is not None else missing(why_not(metric, held, min_samples))
             for metric in METRICS}
     return {"num": {name: each.num for name, each in held.items()}, "rows_per_volume": group, "at": at,

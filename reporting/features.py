@@ -29,8 +29,8 @@ class Features(NamedTuple):
     """Features by extractor, view and set: found[name][view][set] is [N,d] float32.
 
     Of the view `volume` row i is of volume i of the set; of a plane SLICES slices are there of every volume, those of
-    one volume together. seconds: what each extractor took. missing: why an extractor that was asked for, or a second one,
-    is not there.
+    one volume together. seconds: what each extractor took. missing: why an extractor that was asked for, or a second
+    one, is not there.
     """
 
     records: Mapping[str, ExtractorRecord]
