@@ -23,6 +23,7 @@ AUTOENCODER, RANDOM, SCRIPT = "autoencoder", "random", "torchscript"
 WIDEST = 512  # features of the first stage: as much of a grid as fits
 GRIDS = (4, 3, 2, 1)  # cells per axis
 POOLS = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
+FAILURES = (RuntimeError, torch.jit.Error)
 Network = Callable[[torch.Tensor], torch.Tensor]  # images [N,C,*S] in [-1,1] to features [N,d]
 
 
@@ -46,7 +47,7 @@ class Extractor:
                 found = self.of_volume(case, image) if view == VOLUME else self.of_slices(image)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as e:
+        except FAILURES as e:
             raise ValueError(f"--features {name}: fails on {case.id} ({script_error(e)})") from e
         if list(found.shape) != [len(image), self.record.width]:
             raise ValueError(f"--features {name}: gives features {list(found.shape)} for {case.id}, wanted "
@@ -164,7 +165,7 @@ def what_it_takes(network: nn.Module, key: str, channels: int, size: Sequence[in
                     found, again, alone = net(noise), net(noise), net(noise[:1])
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as e:
+            except FAILURES as e:
                 why = why or f"{[2, channels * copies, *shape]}: {script_error(e)}"
                 continue
             if len(found) != 2 or len(alone) != 1 or alone.shape[1:] != found.shape[1:]:

@@ -115,8 +115,9 @@ def test_script_of_colour_slices_serves_planes_alone(tmp_path):
     assert "3 times" in found.records["torchscript-net"].preprocessing and not found.missing
 
 
-@pytest.mark.parametrize(("way", "said"), [("batch", "eval mode"), ("chance", "eval mode"), ("flat", "wanted features"),
-                                           ("nan", "NaN"), ("width", "one width")])
+@pytest.mark.parametrize(("way", "said"), [
+    ("batch", "eval mode"), ("chance", "eval mode"), ("flat", "wanted features"), ("nan", "NaN"),
+    ("width", "one width")])
 def test_spoilt_extractor_is_one_line(tmp_path, way, said):
     word = save(tmp_path / "net.pt", Whatever(way))
     bright = [Case("bright", np.full((1, *SIZE), 0.9, np.float32), None)]
