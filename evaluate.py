@@ -11,7 +11,7 @@ from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
-              "lpips", "downstream")
+              "lpips", "downstream", "features", "planes", "min_samples")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr")
 OF_COMPARE = ("compare", "dest", "overwrite", "debug")
@@ -44,6 +44,13 @@ class WordsScripts(WordsCommand, Scripts):
               "samples that a real volume's map or images asked for.")
 @click.option("--downstream", type=click.Path(path_type=Path), help="Report of evaluate.py downstream (report.json, or "
               "its folder), whose table is shown.")
+@click.option("--features", type=Words(str), default=("autoencoder", "random"), show_default="autoencoder random",
+              help="What distances are taken in: of the first stage (autoencoder), of a network of your own "
+                   "(torchscript:PATH, which runs code of that file), of one that has learnt nothing (random).")
+@click.option("--planes", type=Words(str), default=(), help="Planes whose slices are compared, too: axial coronal "
+              "sagittal; or by axes of the array: 01 02 12; or none.  [default: all of 3D]")
+@click.option("--min-samples", default=256, show_default=True, type=click.IntRange(min=2),
+              help="Fewer volumes of a set have no Frechet distance, which few push up.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")
@@ -61,7 +68,7 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--tile-mode", default="blend", show_default=True, help="blend, or exact (as the whole; in slabs).")
 @click.option("--min-psnr", default=20.0, show_default=True, help="dB that a first stage must reach to pass.")
 @click.option("--run-root", default="results", show_default=True, type=click.Path(path_type=Path),
-              help="Where runs are looked for by name.")
+              help="Where runs are looked for by name, and features are kept.")
 @click.option("--overwrite", is_flag=True, help="Replace a report of other volumes or another network in --dest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context

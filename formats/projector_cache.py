@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.sparse import csr_array
 
-from edm3d.utils.files import arrays_hash, atomic_path, first_line, read_npz, remove_temporary
+from edm3d.formats.kept_arrays import read_kept, write_kept
+from edm3d.utils.files import first_line, remove_temporary
 from edm3d.utils.locks import Busy, take
 
 _ARRAYS = {"data": "<f8", "indices": "<i4", "indptr": "<i8", "shape": "<i8"}
@@ -83,22 +84,13 @@ def _turn(path: Path) -> Iterator[None]:
 def _write(path: Path, matrix: csr_array, geometry: MatrixGeometry) -> None:
     matrix.sort_indices()
     arrays = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": np.array(matrix.shape)}
-    arrays = {name: np.asarray(array, _ARRAYS[name]) for name, array in arrays.items()}
-    nbytes = sum(array.nbytes for array in arrays.values()) + 4096
-    with atomic_path(path, nbytes) as temporary, open(temporary, "wb") as file:
-        np.savez(file, geometry=np.array(geometry.key()), content_hash=np.array(arrays_hash(arrays)), **arrays)
+    write_kept(path, geometry.key(), {name: np.asarray(array, _ARRAYS[name]) for name, array in arrays.items()})
 
 
 def _read(path: Path, geometry: MatrixGeometry) -> csr_array | None:
     """The matrix of a file; None where there is no file, or not all in it is as it was written for the geometry."""
-    try:
-        found = read_npz(path)
-        arrays = {name: found[name] for name in _ARRAYS}
-        if str(found["geometry"]) != geometry.key() or str(found["content_hash"]) != arrays_hash(arrays):
-            return None
-    except (ValueError, KeyError):
-        return None
-    return _matrix(arrays, geometry.matrix_shape)
+    arrays = read_kept(path, geometry.key())
+    return None if arrays is None or arrays.keys() != _ARRAYS.keys() else _matrix(arrays, geometry.matrix_shape)
 
 
 def _matrix(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> csr_array | None:

@@ -23,12 +23,12 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, device: torch.device
-                     ) -> tuple[FirstStage | None, str]:
+def find_first_stage(samples: SamplesFile, override: Path | None, trust: bool, device: torch.device,
+                     run_root: Path = Path("results")) -> tuple[FirstStage | None, str]:
     """The first stage as it decoded the samples, tiles and all, or None and the reason why there is none."""
     path = Path(samples.meta.snapshot)
     if override is not None:
-        path = find_file(str(override), "network-snapshot", Path("results"), "--snapshot")
+        path = find_file(str(override), "network-snapshot", run_root, "--snapshot")
     elif not path.exists():
         return None, f"the snapshot that the samples name, {path}, is not there; point --snapshot to it"
     snapshot = Snapshot.read(path)

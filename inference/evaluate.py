@@ -1,6 +1,7 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.compared import describe_samples, sample_case, shared_layout, tame
 from edm3d.inference.decoded import best_device, find_first_stage, noise_cases, reconstruct
+from edm3d.inference.features import DEFAULT, FeatureOptions, feature_pass
 from edm3d.inference.judges import find_partner, open_classifier, open_lpips
 from edm3d.inference.labelling import find_labeller
 from edm3d.inference.licences import licences_of
@@ -22,11 +24,12 @@ from edm3d.reporting.report import check_report, opening, write_report
 from edm3d.reporting.section import missing, walk
 from edm3d.utils import locks
 from edm3d.utils.checks import listed
-from edm3d.utils.files import check_folder, file_hash
+from edm3d.utils.files import check_folder, file_hash, plain_hash
 from edm3d.utils.log import progress
 from edm3d.utils.names import one_line
 
 FIRST_STAGE_VOLUMES = 64
+MIN_SAMPLES = 256  # as many as our own features are wide
 
 
 class ComparisonOptions(NamedTuple):
@@ -34,7 +37,9 @@ class ComparisonOptions(NamedTuple):
     noise; snapshot: instead of the one that the samples name; seed: of noise, pairs and resampling; ignore_spacing:
     measure in voxels of the samples' size; overwrite: also a report of others than these. train: volumes that networks
     learnt from, and of which split. classifier: a classification network by name, run folder or snapshot; lpips: a
-    TorchScript file of a distance of two images; downstream: a report of downstream networks, or its folder.
+    TorchScript file of a distance of two images; downstream: a report of downstream networks, or its folder. features,
+    planes: as the command's words (inference.features); min_samples: volumes of a set that a Frechet distance takes;
+    run_root: below which snapshots are looked for and features kept, None: results, and no features are kept.
     """
 
     split: str = "auto"
@@ -49,7 +54,10 @@ class ComparisonOptions(NamedTuple):
     classifier: str | None = None
     lpips: Path | None = None
     downstream: Path | None = None
-    run_root: Path = Path("results")
+    features: Sequence[str] = DEFAULT
+    planes: Sequence[str] = ()
+    min_samples: int = MIN_SAMPLES
+    run_root: Path | None = None
 
 
 AS_EVER = ComparisonOptions()
@@ -75,7 +83,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout))
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
-    stage, reason = find_first_stage(samples, options.snapshot, options.trust, best_device())
+    stage, reason = find_first_stage(samples, options.snapshot, options.trust, best_device(),
+                                     options.run_root or Path("results"))
     unlabelled = "" if stage is None or bool(layout.label_classes) == bool(stage.net.num_classes) else \
         "the samples hold no label maps, which their first stage encodes with the images" \
         if stage.net.num_classes else "the samples hold label maps of a segmenter, and their first stage gives none"
@@ -90,12 +99,27 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
 
     more, gone = beside(samples, file, layout, channels, size, options)
     learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
+    kept = options.run_root and options.run_root / "features"
+    no_maps = "the first stage is masked by maps, which generated volumes do not have" if stage and stage.masked else ""
+    passing = feature_pass(FeatureOptions(options.features, options.planes, kept), layout, size, stage,
+                           reason or unlabelled or no_maps, best_device())
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
-                         generated=drawn,
-                         seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
-                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt, **more)
+                         generated=drawn, seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
+                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt,
+                         min_samples=options.min_samples, **more)
+    of_features = {"real": plain_hash([file.content_hash, against.description, layout.channels, size]),
+                   "generated": plain_hash([file_hash(samples.path), layout.channels, size]), "noise": None}
+
+    def complete(context: Comparison) -> Comparison:
+        if learnt is not None:
+            passing.alone("train", learnt, len(learnt), plain_hash([VolumesFile(options.train).content_hash,
+                                                                    learnt.description, layout.channels, size]))
+        return replace(context, features=passing.features())
+
+    passed = {name: passing.over(name, cases, lengths[name], of_features[name]) if name in of_features else cases
+              for name, cases in sets.items()}
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
-                                                 for name, cases in sets.items()})
+                                                 for name, cases in passed.items()}, complete)
     remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
     if file.provenance.get("kind") == "segment":
         remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
@@ -125,8 +149,8 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
     partner, unpaired = find_partner(samples, file, channels, size, layout.lo)
     more = {"partner": partner, "told": {"generated": samples.meta.facts.semantic_classes,
                                          "real": tuple(file.meta.map_classes) or tuple(file.meta.label_classes)},
-            "classifier": options.classifier and open_classifier(options.classifier, options.run_root, samples, file,
-                                                                 layout, options.trust),
+            "classifier": options.classifier and open_classifier(
+                options.classifier, options.run_root or Path("results"), samples, file, layout, options.trust),
             "lpips": options.lpips and open_lpips(options.lpips),
             "utility": options.downstream and read_downstream(options.downstream)}
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"

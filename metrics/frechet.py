@@ -2,6 +2,8 @@
 
 import numpy as np
 
+JITTER = 1e-10  # of the mean variance, so that a covariance of channels without any has a Cholesky factor
+
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features [N,d] and [M,d], covariances over N - 1 and M - 1.
@@ -18,9 +20,32 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("Frechet distance of features that are not finite")
     shift = a.mean(0) - b.mean(0)
-    x, y = ((part - part.mean(0)) / np.sqrt(len(part) - 1) for part in (a, b))
+    x, y = centred(a), centred(b)
     roots = np.linalg.svd(smaller(x) @ smaller(y).T, compute_uv=False)
     return float(shift @ shift + np.square(x).sum() + np.square(y).sum() - 2 * roots.sum())
+
+
+def resampled_frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The same of float64 features that are known to be sound, within 1e-4 of their variance and several times as fast.
+
+    Where items outnumber channels, through covariances: the sum of the roots of the eigenvalues of L^T C_b L, C_a =
+    L L^T. For many resamples of one set.
+    """
+    if min(len(a), len(b)) <= a.shape[1]:
+        return frechet_distance(a, b)
+    shift = a.mean(0) - b.mean(0)
+    first, second = (x.T @ x for x in (centred(a), centred(b)))
+    total = np.trace(first) + np.trace(second)
+    if np.trace(first) == 0:
+        return float(shift @ shift + total)
+    factor = np.linalg.cholesky(first + JITTER * np.trace(first) / len(first) * np.eye(len(first)))
+    squares = np.linalg.eigvalsh(factor.T @ second @ factor)
+    return float(shift @ shift + total - 2 * np.sqrt(squares.clip(0)).sum())
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Features [N,d] without their mean, scaled so that x^T x is their covariance."""
+    return (x - x.mean(0)) / np.sqrt(len(x) - 1)
 
 
 def smaller(x: np.ndarray) -> np.ndarray:

@@ -41,6 +41,32 @@ def overview_chart(metrics: dict[str, dict], titles: dict[str, str]) -> Figure:
     return figure
 
 
+def distances_chart(rows: dict[str, dict], title: str) -> Figure:
+    """A line per metric of a view: generated and noise, on the band that real against real fills, all of one scale.
+
+    In units of what 99 of 100 halves of the real set stay below, shares of what they reach.
+    """
+    figure = Figure(figsize=(SIZE[0] * 1.1, 1.3 + 0.32 * len(rows)), dpi=DPI, facecolor="white", layout="constrained")
+    axes = _styled(figure.subplots(), "by what 99 % of halves of the real set reach", "")
+    for y, row in enumerate(rows.values()):
+        unit = row["floor_p99"] if row["floor_p99"] and row["floor_p99"] > 0 else 1.0
+        ends = sorted([row["floor_median"] / unit, row["floor_p99"] / unit])
+        axes.barh(y, ends[1] - ends[0], left=ends[0], height=0.62, color="#dfe5ea", zorder=1,
+                  label="real against real, median to 99 %" * (y == 0))
+        for key, marker in (("noise", "D"), ("matched", "o")):
+            if row[key] is not None:
+                name = "noise" if key == "noise" else "generated"
+                axes.plot(row[key] / unit, y, marker, ms=7, mfc="white" if key == "noise" else COLOURS[name],
+                          mec=COLOURS[name], mew=1.6, zorder=3, ls="none", label=NAMES[name] * (y == 0))
+    axes.set_xscale("symlog", linthresh=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(ylim=(len(rows) - 0.45, -0.55), yticks=range(len(rows)), yticklabels=[shown_word(name) for name in rows])
+    axes.set_title(shown_word(title), fontsize=9, color=INK)
+    axes.grid(axis="y", visible=False)
+    legend(figure, columns=2)
+    return figure
+
+
 def distribution_chart(values: dict[str, np.ndarray | None], title: str, unit: str) -> Figure:
     """Cumulative shares of one scalar in every set; the KS distance is the largest gap between two of the curves."""
     figure, axes = chart(titled(title, unit), "share of cases at most")

@@ -59,7 +59,7 @@ class Perceptual(NamedTuple):
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
-    features: of all sets, there as soon as all is measured.
+    features: of all sets, there as soon as all is measured; min_samples: volumes that a Frechet distance takes.
 
     told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
     or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
@@ -79,6 +79,7 @@ class Comparison(Context):
     partner: Callable[[int], Case | None] | None = None
     lpips: Perceptual | None = None
     utility: Mapping[str, Any] | None = None
+    min_samples: int = 2
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

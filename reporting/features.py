@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 VOLUME = "volume"  # the view of the whole volume; others are planes, by name
+SLICES = 8  # of a plane and volume
 
 
 class ExtractorRecord(NamedTuple):
@@ -27,9 +28,9 @@ class ExtractorRecord(NamedTuple):
 class Features(NamedTuple):
     """Features by extractor, view and set: found[name][view][set] is [N,d] float32.
 
-    Of the view `volume` row i is of volume i of the set; of a plane there are some slices of every volume, those of one
-    volume together. seconds: what each extractor took. missing: why an extractor that was asked for, or a second one,
-    is not there.
+    Of the view `volume` row i is of volume i of the set; of a plane SLICES slices are there of every volume, those of
+    one volume together. seconds: what each extractor took. missing: why an extractor that was asked for, or a second
+    one, is not there.
     """
 
     records: Mapping[str, ExtractorRecord]

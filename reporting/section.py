@@ -1,6 +1,6 @@
 """What a section of a report is, and the one walk over the volumes that measures for all sections."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -131,8 +131,12 @@ class Walked(NamedTuple):
     found: list[Any]
 
 
-def walk(sections: Sequence[Section], context: Context, sets: Mapping[str, Iterable]) -> Walked:
-    """Measure sets of volumes, one volume at a time and each once; ValueError for a set without any."""
+def walk(sections: Sequence[Section], context: Context, sets: Mapping[str, Iterable],
+         complete: Callable[[Context], Context] = lambda context: context) -> Walked:
+    """Measure sets of volumes, one volume at a time and each once; ValueError for a set without any.
+
+    complete: adds to the context what is known as soon as all is measured.
+    """
     ids: dict[str, list[str]] = {name: [] for name in sets}
     first: dict[str, list] = {name: [] for name in sets}
     rows: list[dict[str, list]] = [{name: [] for name in sets if name in section.sets} for section in sections]
@@ -146,7 +150,7 @@ def walk(sections: Sequence[Section], context: Context, sets: Mapping[str, Itera
                     kept[name].append(section.measure(item, context))
         if not ids[name]:
             raise ValueError(f"no volumes to measure: the set of {name} ones is empty")
-    context = replace(context, first=first)
+    context = complete(replace(context, first=first))
     return Walked(context, ids, [s.gather(kept, context) for s, kept in zip(sections, rows, strict=True)])
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts, LatentScaling, rows_of
+from edm3d.formats.feature_cache import FeatureCache
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
@@ -25,6 +26,7 @@ from edm3d.inference import evaluate
 from edm3d.inference.compared import ranges
 from edm3d.inference.decoded import find_first_stage, noise_cases, reconstruct
 from edm3d.inference.evaluate import ComparisonOptions
+from edm3d.inference.features import FeaturePass
 from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
 from edm3d.networks.tiles import InSlabs
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
@@ -262,7 +264,7 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
         evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out",
-                              ComparisonOptions(num_noise=0, ignore_spacing=True))
+                              ComparisonOptions(num_noise=0, ignore_spacing=True, planes=("none",)))
     assert "in voxels of the samples' size" in found["real"]["reference"]
 
 
@@ -343,6 +345,7 @@ def test_noise_is_decoded_in_the_tiles_of_the_samples(folder, tmp_path, monkeypa
     meta = SampleMeta(describe(), str(folder / "snapshot.pt"), snapshot_hash, {"num_steps": 18, **tiles})
     write_samples(tmp_path / "samples.h5", range(2), phantom_arrays(2), phantom_affine(SIZE), meta)
     stages = []
+    monkeypatch.setattr(evaluate, "feature_pass", lambda *_: FeaturePass([], None, {}, {}, None, FeatureCache(None)))
     monkeypatch.setattr(evaluate, "noise_cases", lambda stage, *_: stages.append(stage) or iter([]))
     with pytest.raises(ValueError, match="set of noise ones is empty"):
         evaluate.evaluate(folder / "echo.h5", tmp_path / "samples.h5", tmp_path / "out",
@@ -377,7 +380,8 @@ def test_snapshot_is_read_once(folder, monkeypatch):
     *(("--generated", option) for option in (
         "--num=64", "--tile=8,8,8", "--tile-overlap=0.25", "--tile-mode=blend", "--min-psnr=20")),
     *(("--autoencoder", option) for option in ("--seed=0", "--snapshot=s.pt", "--num-noise=64", "--ignore-spacing",
-                                                "--classifier=c", "--lpips=l.pt", "--downstream=d")),
+                                                "--classifier=c", "--lpips=l.pt", "--downstream=d",
+                                                "--planes=axial", "--min-samples=256")),
 ])
 def test_option_of_the_other_report_is_refused_by_name(tmp_path, kind, option):
     line = refused(tmp_path, main, "--real", "r.h5", kind, "x", "--dest", str(tmp_path / "out"), option)

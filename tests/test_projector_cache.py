@@ -81,7 +81,7 @@ def without_data(path):
 
 
 def of_another(path):
-    np.savez(path, **{**np.load(path), "geometry": np.array(ParallelBeam(9).key())})
+    np.savez(path, **{**np.load(path), "key": np.array(ParallelBeam(9).key())})
 
 
 def index_beyond(path):

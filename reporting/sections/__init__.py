@@ -8,6 +8,7 @@ from edm3d.reporting.sections.dose_calibration import DoseCalibration
 from edm3d.reporting.sections.dose_levels import DoseLevels
 from edm3d.reporting.sections.dose_methods import DoseMethods
 from edm3d.reporting.sections.dose_pictures import DosePictures
+from edm3d.reporting.sections.feature_distances import FeatureDistances
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
 from edm3d.reporting.sections.heart import HeartWall
@@ -44,6 +45,7 @@ COMPARISON = (
     Texture(),
     Grain("generated"),
     Variety(),
+    FeatureDistances(),
     HeldOut(),
     AskedMaps(),
     CycleClassifier(),
