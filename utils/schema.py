@@ -108,6 +108,16 @@ class Guidance:
 
 
 @dataclass
+class Quality:
+    """Which samples are drawn again (sampling.quality.*)."""
+
+    attempts: int | None = None         # draws of a seed at most, null = all are kept as they come
+    reference: str | None = None        # volumes.h5: its training split is what is usual; null = what the snapshot knows
+    quantile: float = 0.005             # of the reference: what lies below it, or above 1 - it, is unusual
+    margin: float = 0.1                 # by which ranges are widened on each side, as a share of their width
+
+
+@dataclass
 class Sampling:
     """The sampling half of an experiment."""
 
@@ -143,6 +153,7 @@ class Sampling:
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
     guidance: Guidance = field(default_factory=Guidance)
+    quality: Quality = field(default_factory=Quality)
     start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
                                         # | condition (the condition image itself)
     start_sigma: float | None = None    # start=condition, unless start says mean, at this noise level for sigma_max
@@ -165,7 +176,7 @@ class Experiment:
 def sampling_options(config: dict) -> Sampling:
     """The sampling half of a plain config as typed options."""
     half = config["sampling"]
-    return Sampling(**{**half, "guidance": Guidance(**half["guidance"])})
+    return Sampling(**{**half, "guidance": Guidance(**half["guidance"]), "quality": Quality(**half["quality"])})
 
 
 def part_guidance(name: str, value: object) -> PartGuidance:

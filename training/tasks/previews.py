@@ -27,7 +27,7 @@ from edm3d.training.phases import Task
 from edm3d.training.preview import Show, Shown
 from edm3d.training.validation import Held
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.schema import Sampling, sampling_options
+from edm3d.utils.schema import Quality, Sampling, sampling_options
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 
@@ -129,7 +129,8 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
 
 def preview_options(config: dict) -> Sampling:
     """How samples are drawn while training: one for each seed, with nothing kept of the way, of the prior alone."""
-    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1)
+    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1,
+                      quality=Quality())
     check_options(options)
     return started(replace(options, trust=options.trust or config["training"]["options"]["trust"]))
 
