@@ -180,7 +180,8 @@ def check_reference(file: VolumesFile, layout: Layout, size: Sequence[int], name
     return [meta.channels.index(name) for name in names]
 
 
-def measured_spans(options: Quality, layout: Layout, size: Sequence[int], named: bool = True) -> tuple[Spans, dict[str, str]]:
+def measured_spans(options: Quality, layout: Layout, size: Sequence[int], named: bool = True
+                   ) -> tuple[Spans, dict[str, str]]:
     """Quantiles, widened, of all numbers over the training split of the reference, cut and padded to a size [*S] as
     networks saw it; and which file that was.
     """

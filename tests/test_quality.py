@@ -13,17 +13,20 @@ import generate
 from edm3d.formats.facts import AttributeStatistics, Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.samples import SamplesFile, write_samples
-from edm3d.formats.volumes import VolumesMeta, VolumesWriter, full_box
+from edm3d.formats.volumes import VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import drawing
-from edm3d.inference.quality import known_spans, outside
+from edm3d.inference.asking_scans import asker_for
+from edm3d.inference.conditions import Conditions
+from edm3d.inference.quality import check_quality, check_reference, known_spans, outside
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting.cases import Layout
 from edm3d.samplers import ImageGenerators
 from edm3d.utils.config import build
+from edm3d.utils.schema import Quality
 from tests.commands import call, refused, succeed
 from tests.test_volumes import make_item
 
-SEEDS = 24
+SEEDS = 16
 DRAW = ["-cn=brainweb2d_edm", "sampling.network=net.pt", "sampling.num_threads=1", "sampling.device=cpu",
         "sampling.sampler.num_steps=2", "sampling.nifti=false", "sampling.montage=0", "sampling.format=h5"]
 CHECKED = ["sampling.quality.attempts=3", "sampling.quality.reference=usual.h5", "sampling.quality.margin=0",
@@ -34,12 +37,12 @@ NODE = {"_target_": "networks.precond.EDMPrecond", "model": {
 
 
 def write_reference(path: str, lo: float, hi: float, channel: str = "t1", split: str = "train") -> None:
-    """Images of all means from lo to hi, and of a std that any sample has."""
+    """Images of all means from lo to hi, which 0.5 is between, and of all standard deviations that there are."""
     meta = VolumesMeta(2, (channel,), ("target",), (), (), (), (), Intensity(0.0, 1.0, True, ""))
     with VolumesWriter(path, meta, {}) as writer:
-        for i, (mean, spread) in enumerate([(lo, 0), (hi, 0), ((lo + hi) / 2, 0.5)]):
+        for i, (mean, spread) in enumerate([(lo, 0), (hi, 0), (0.5, 0.5)]):
             image = mean + spread * np.where(np.indices((8, 8)).sum(0) % 2, 1, -1)
-            writer.add(split, make_item(i, image=image[None].clip(0, 1).astype(np.float32), label=None,
+            writer.add(split, make_item(i, image=image[None].astype(np.float32), label=None,
                                         attributes=None, class_index=None, box=full_box((8, 8))))
 
 
@@ -60,8 +63,9 @@ def here(tmp_path_factory) -> Path:
     with chdir(folder):
         facts = Facts("nowhere.h5", "", ("t1",), intensity=Intensity(0.0, 1.0, True, ""), spatial_shape=(8, 8))
         Snapshot("diffusion", NODE, facts, (1, 8, 8), weights=build(NODE).state_dict()).save(Path("net.pt"))
-        lo, hi = np.quantile(means(drawn("plain")), (0.3, 0.7))
+        lo, hi = np.quantile(means(drawn("plain")), (0.35, 0.65))
         write_reference("usual.h5", lo, hi)
+        drawn("checked", *CHECKED, "sampling.batch_size=1")
     return folder
 
 
@@ -72,11 +76,11 @@ def test_nothing_is_checked_unless_it_is_asked_for(at):
 
 def test_a_sample_is_of_the_first_attempt_that_is_usual_and_attempts_have_streams_of_their_own(at):
     """Against draws of every attempt on its own; those without any that is usual keep the least far out, flagged."""
-    samples, ranges = drawn("checked", *CHECKED, "sampling.batch_size=1"), None
+    samples = SamplesFile("checked/samples.h5")
     ranges = samples.meta.quality.ranges
     model = edm3d.load("net.pt", device="cpu")
     options = model.options("edm_ode", {"num_steps": 2})
-    conditions = drawing_conditions(model, options)
+    conditions = asker_for(model.net, model.snapshot, options)(options)
     drawer = drawing.make_drawer(model.net, model.snapshot, options, model.device, conditions)
     every = np.stack([[drawing.draw(drawer, [seed], attempt)["images"][0] for attempt in range(3)]
                       for seed in range(SEEDS)])
@@ -93,23 +97,17 @@ def test_a_sample_is_of_the_first_attempt_that_is_usual_and_attempts_have_stream
     assert (ImageGenerators([key]).randn((4,)) != ImageGenerators([5]).randn((4,))).all()
 
 
-def drawing_conditions(model, options):
-    from edm3d.inference.asking_scans import asker_for
-    return asker_for(model.net, model.snapshot, options)(options)
-
-
 def test_a_volume_depends_on_its_seed_alone(at):
     """Whatever the batch, the company, and a stop in the middle."""
-    one = drawn("checked", *CHECKED, "sampling.batch_size=1")
-    for outdir, words in (("four", ["sampling.batch_size=4"]), ("other", ["sampling.batch_size=5"])):
-        some = drawn(outdir, *CHECKED, *words, seeds="3-20")
-        for name in ("attempts", "flagged"):
-            np.testing.assert_array_equal(some.array(name), one.array(name)[3:21])
-        np.testing.assert_allclose(some.array("images"), one.array("images")[3:21], atol=1e-5)
+    one = SamplesFile("checked/samples.h5")
+    some = drawn("four", *CHECKED, "sampling.batch_size=4", seeds="3-14")
+    for name in ("attempts", "flagged"):
+        np.testing.assert_array_equal(some.array(name), one.array(name)[3:15])
+    np.testing.assert_allclose(some.array("images"), one.array("images")[3:15], atol=1e-5)
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same(at, monkeypatch):
-    one, draw, calls = drawn("checked", *CHECKED, "sampling.batch_size=1"), drawing.draw, []
+    one, draw, calls = SamplesFile("checked/samples.h5"), drawing.draw, []
 
     def killed(*arguments):
         calls.append(0)
@@ -130,7 +128,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same(at, monkeypatch):
 
 
 def test_what_was_drawn_again_is_said_wherever_samples_are_described(at):
-    samples = drawn("checked", *CHECKED, "sampling.batch_size=1")
+    samples = SamplesFile("checked/samples.h5")
     said = succeed(generate.main, *DRAW, *CHECKED, f"sampling.seeds=0-{SEEDS - 1}", "sampling.outdir=checked",
                    "sampling.batch_size=1")
     flagged = samples.seeds[samples.array("flagged") > 0]
@@ -146,8 +144,7 @@ def test_what_was_drawn_again_is_said_wherever_samples_are_described(at):
 
 
 def test_samples_of_another_check_are_not_mixed(at):
-    drawn("checked", *CHECKED, "sampling.batch_size=1")
-    said = refused(at, generate.main, *DRAW, "sampling.outdir=checked", "sampling.seeds=0-23")
+    said = refused(at, generate.main, *DRAW, "sampling.outdir=checked", f"sampling.seeds=0-{SEEDS - 1}")
     assert "another sampling" in said and "quality" in said
     Path("moved.h5").write_bytes(Path("usual.h5").read_bytes())
     words = [word.replace("usual", "moved") for word in CHECKED]
@@ -156,7 +153,7 @@ def test_samples_of_another_check_are_not_mixed(at):
 
 
 def test_files_whose_attempts_cannot_be_are_refused(at):
-    samples = drawn("checked", *CHECKED, "sampling.batch_size=1")
+    samples = SamplesFile("checked/samples.h5")
     arrays = {name: samples.array(name) for name in samples.names}
     for changes, wanted in (({"attempts": arrays["attempts"] + 3}, "attempts are 3 to"),
                             ({"flagged": arrays["flagged"] + 2}, "flagged are 2 to 3, wanted 0 to 1"),
@@ -181,29 +178,36 @@ def test_what_a_snapshot_knows_is_the_range_of_attributes_that_are_measured():
 
 
 @pytest.mark.parametrize(("words", "wanted"), [
-    (["attempts=0"], "sampling.quality.attempts=0: wanted 1 to 1000"),
-    (["reference=usual.h5"], "nothing is drawn again without sampling.quality.attempts"),
-    (["attempts=2", "quantile=0.5"], "sampling.quality.quantile=0.5: wanted 0 or more and less than 0.5"),
-    (["attempts=2", "margin=-1"], "sampling.quality.margin=-1.0: wanted 0 or more"),
-    (["attempts=2"], "net.pt knows no range that a sample could leave"),
-    (["attempts=2", "reference=gone.h5"], "sampling.quality.reference=gone.h5: "),
-    (["attempts=2", "reference=other.h5"], "its channels are flair, samples have t1"),
-    (["attempts=2", "reference=val.h5"], "wanted a split 'train' of 2 volumes or more; it has val (3)"),
-    (["attempts=2", "reference=solid.h5"], "its volumes are in 3D, samples in 2D"),
+    ({"attempts": 0}, "sampling.quality.attempts=0: wanted 1 to 1000"),
+    ({"reference": "usual.h5"}, "nothing is drawn again without sampling.quality.attempts"),
+    ({"attempts": 2, "quantile": 0.5}, "sampling.quality.quantile=0.5: wanted 0 or more and less than 0.5"),
+    ({"attempts": 2, "margin": -1.0}, "sampling.quality.margin=-1.0: wanted 0 or more"),
+    ({"attempts": 2}, "net.pt knows no range that a sample could leave"),
+    ({"attempts": 2, "reference": "gone.h5"}, "sampling.quality.reference=gone.h5: "),
+    ({"attempts": 2, "reference": "other.h5"}, "its channels are flair, samples have t1"),
+    ({"attempts": 2, "reference": "val.h5"}, "wanted a split 'train' of 2 volumes or more; it has val \\(3\\)"),
+    ({"attempts": 2, "reference": "solid.h5"}, "its volumes are in 3D, samples in 2D"),
 ])
 def test_checks_that_cannot_be_made_are_refused_before_anything_is_drawn(at, words, wanted):
     if not Path("solid.h5").exists():
         write_reference("other.h5", 0.2, 0.8, "flair")
         write_reference("val.h5", 0.2, 0.8, split="val")
         succeed(dataset_tool.main, "phantom", "--dest", "solid.h5", "--num", "4", "--size", "8")
-    said = refused(at, generate.main, *DRAW, "sampling.seeds=0-1", "sampling.outdir=never",
-                   *(f"sampling.quality.{word}" for word in words))
-    assert wanted in said
+    with pytest.raises(ValueError, match=wanted):
+        check_quality(Quality(**words))
+        drawing.make_ranges(Quality(**words), Snapshot.read(Path("net.pt")), None, Conditions({}, {}, (8, 8)))
+
+
+def test_classes_and_intensities_of_the_reference_must_be_those_of_the_samples(at):
+    file = VolumesFile("usual.h5")
+    for layout, wanted in ((Layout(("t1",), ("background", "lesion"), (1, 1), 0, 1, ""), "its label classes are none"),
+                           (Layout(("t1",), (), (1, 1), 0, 2, ""), "its intensities are of the range")):
+        with pytest.raises(ValueError, match=wanted):
+            check_reference(file, layout, (8, 8))
 
 
 def test_what_has_no_usual_range_is_refused():
-    options = SimpleNamespace(attempts=2, reference=None, quantile=0.0, margin=0.0)
     snapshot = Snapshot("diffusion", NODE, Facts("", ""), (1, 8, 8))
     for scans, sweep, wanted in ((object(), None, "images of scans"), (None, object(), "sampling.sweep draws all")):
         with pytest.raises(ValueError, match=wanted):
-            drawing.make_ranges(options, snapshot, None, SimpleNamespace(scans=scans, sweep=sweep))
+            drawing.make_ranges(Quality(attempts=2), snapshot, None, SimpleNamespace(scans=scans, sweep=sweep))

@@ -112,7 +112,7 @@ class Quality:
     """Which samples are drawn again (sampling.quality.*)."""
 
     attempts: int | None = None         # draws of a seed at most, null = all are kept as they come
-    reference: str | None = None        # volumes.h5: its training split is what is usual; null = what the snapshot knows
+    reference: str | None = None        # volumes.h5: its training split is usual; null = what the snapshot knows
     quantile: float = 0.005             # of the reference: what lies below it, or above 1 - it, is unusual
     margin: float = 0.1                 # by which ranges are widened on each side, as a share of their width
 
