@@ -101,6 +101,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     click.echo(comparison.text(sections.COMPARISON, result))
     if "network" in (labels := result["generated"]["labels"]):
         click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
+    if (quality := result["generated"]["quality"])["available"]:
+        click.echo(f"Quality check: {comparison.by_quality(quality)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
 

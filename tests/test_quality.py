@@ -10,16 +10,20 @@ import pytest
 import dataset_tool
 import edm3d
 import generate
-from edm3d.formats.facts import AttributeStatistics, Facts
+from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.sample_meta import SampleStage
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import drawing
 from edm3d.inference.asking_scans import asker_for
+from edm3d.inference.compared import describe_samples, ranges
 from edm3d.inference.conditions import Conditions
+from edm3d.inference.latent_source import open_source
 from edm3d.inference.quality import check_quality, check_reference, known_spans, outside
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting.cases import Layout
+from edm3d.reporting.comparison import by_quality
 from edm3d.samplers import ImageGenerators
 from edm3d.utils.config import build
 from edm3d.utils.schema import Quality
@@ -162,6 +166,29 @@ def test_files_whose_attempts_cannot_be_are_refused(at):
         write_samples("odd.h5", samples.seeds.tolist(), changed, samples.affine, samples.meta)
         with pytest.raises(ValueError, match=wanted):
             SamplesFile("odd.h5")
+
+
+def test_a_report_says_what_was_drawn_again(at):
+    samples = SamplesFile("checked/samples.h5")
+    said = describe_samples(samples, None, False)["quality"]
+    assert said["num_of_attempt"] == np.bincount(samples.array("attempts"), minlength=3).tolist()
+    assert said["flagged"] == samples.array("flagged").sum() > 0
+    assert said["flagged_seeds"] == ranges(samples.seeds[samples.array("flagged") > 0])
+    line = by_quality(said)
+    assert f"of {SEEDS} seeds drawn again" in line and "3 attempts at most" in line and "intensity_mean 0." in line
+    plain = describe_samples(SamplesFile("plain/samples.h5"), None, False)["quality"]
+    assert by_quality(plain).startswith("none: the samples were drawn without sampling.quality")
+
+
+def test_refining_latents_later_takes_the_noise_of_the_attempt(at):
+    """As decode --refiner does: the key of a sample is that of the attempt which was kept."""
+    samples = SamplesFile("checked/samples.h5")
+    row = int(np.flatnonzero(samples.array("attempts"))[0])
+    arrays = {name: samples.array(name) for name in samples.names if name != "images"}
+    arrays["latents"] = samples.array("images")
+    stage = SampleStage("abc", LatentScaling([0.0], [1.0]))
+    write_samples("latents.h5", samples.seeds.tolist(), arrays, samples.affine, samples.meta._replace(stage=stage))
+    assert open_source(Path("latents.h5")).rows[row].key == f"{samples.seeds[row]}.attempt{arrays['attempts'][row]}"
 
 
 def test_what_a_snapshot_knows_is_the_range_of_attributes_that_are_measured():
