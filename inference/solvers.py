@@ -175,8 +175,8 @@ def table(rows: Sequence[Tried], real: RealVolumes | None = None) -> Iterator[st
         yield f"{row.sampler:<12}{row.steps:>6}{row.calls:>7g}{row.seconds:>10.3g}{far}  {off}"
     if real and (known := [row for row in rows if row.size]):
         yield (f"distance: Frechet, {known[0].size} drawn to {known[0].size} real, features of a random network "
-               f"(compare within this table alone); as many real to other real ones: {known[0].floor:.4g} on average, to "
-               f"{known[0].floor_p95:.4g} in 95 of 100 cases; real: {real.description}")
+               f"(compare within this table alone); as many real to other real ones: {known[0].floor:.4g} on average, "
+               f"to {known[0].floor_p95:.4g} in 95 of 100 cases; real: {real.description}")
 
 
 def write_table(dest: Path, rows: Sequence[Tried], real: RealVolumes | None = None) -> list[Path]:

@@ -58,6 +58,9 @@ class Validation:
     every_ticks: int = 10
     preview_ticks: int | None = None    # how often pictures are made (training.preview), null = never
     preview_items: int = 4              # held-out volumes or samples in them
+    sample_ticks: int | None = None     # how often samples are drawn and held against what is held out, null = never
+    num_samples: int = 32               # so many
+    best: str | None = None             # what network-best.pt goes by, e.g. sample_frechet; null = as the task has it
 
 
 @dataclass
