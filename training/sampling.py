@@ -8,7 +8,8 @@ import torch
 from edm3d.training.phases import OF_SAMPLES, Best
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice
-from edm3d.utils.files import plain_hash
+from edm3d.utils.files import first_line, plain_hash
+from edm3d.utils.log import is_lack_of_memory
 
 KEY = "training.validation"
 # what network-best.pt may go by: lower is better
@@ -78,6 +79,16 @@ def build_sampled(validation: dict, best: Best, held_fingerprint: str, make: Cal
     if reasons:
         return None, [f"Warning: no samples while training ({KEY}.sample_ticks={every}): {reasons[0]}"]
     return Sampled(made, every, count, plain_hash([held_fingerprint, count, made.settings])[:16]), []
+
+
+def draw_table(sampled: Sampled, net: torch.nn.Module) -> tuple[Table | None, str]:
+    """The table of a network's samples, and what was said where memory ran out, else ''."""
+    try:
+        return sampled.measured.draw(net), ""
+    except Exception as e:
+        if not is_lack_of_memory(e):
+            raise
+        return None, first_line(e)
 
 
 def in_words(table: Table, count: int, seconds: float) -> str:

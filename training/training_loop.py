@@ -23,13 +23,13 @@ from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes, processor
-from edm3d.training.sampling import Sampled, in_words
+from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
 from edm3d.training.ticks import learning_rates, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.files import first_line, plain_hash
-from edm3d.utils.log import RunLog, is_lack_of_memory, progress, write_status
+from edm3d.utils.files import plain_hash
+from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
 from edm3d.utils.schema import Options
@@ -363,13 +363,8 @@ class Trainer:
 
         All ranks call the network equally often, and agree on whether it went well.
         """
-        start, table, lack = time.perf_counter(), None, ""
-        try:
-            table = self.sampled.measured.draw(self.ema)
-        except Exception as e:
-            if not is_lack_of_memory(e):
-                raise
-            lack = first_line(e)
+        start = time.perf_counter()
+        table, lack = draw_table(self.sampled, self.ema)
         if lacks := [text for text in distributed.gather_objects(lack) if text]:
             self.sampled = None
             sharding.reshard(self.ema)
