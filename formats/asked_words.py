@@ -82,6 +82,7 @@ def said_of_samples(path: Path) -> list[str]:
 def lines(samples: SamplesFile) -> Iterator[str]:
     """What was asked of the samples of a file, a line for each kind."""
     meta, facts = samples.meta, samples.meta.facts
+    yield from (f"quality check, {meta.quality.attempts} attempts at most: {line}" for line in drawn_again(samples))
     if meta.asked_rows:
         yield f"asked for by {one_line(meta.asked_rows.source)}: {len(meta.ids)} rows"
     if "classes" in samples.names:
@@ -98,6 +99,18 @@ def lines(samples: SamplesFile) -> Iterator[str]:
         yield f"maps asked for, of classes {listed(facts.semantic_classes) or 'without names'}"
     if "cond_images" in samples.names:
         yield f"condition images asked for, of {listed(facts.condition_channels or ()) or 'no names'}"
+
+
+def drawn_again(samples: SamplesFile) -> list[str]:
+    """How many samples were drawn again, and which could not be brought into the ranges of a quality check; [] where
+    there was none.
+    """
+    if samples.meta.quality is None:
+        return []
+    attempts, flagged = samples.array("attempts"), samples.array("flagged").astype(bool)
+    again = (attempts > 0) | (flagged & (samples.meta.quality.attempts > 1))
+    said = f"{again.sum()} of {len(samples)} seeds drawn again, {flagged.sum()} flagged"
+    return [said + (f": seed {listed(samples.seeds[flagged].tolist())}" if flagged.any() else "")]
 
 
 def attribute_names(facts: Facts, count: int) -> tuple[Sequence[str], Sequence[str]]:

@@ -26,7 +26,8 @@ KINDS = {"latents": Kind("float32", 3, 5), "images": Kind("float32", 3, 5), "lab
          "classes": Kind("int64", 1, 1), "attributes": Kind("float32", 2, 2), "maps": Kind("uint8", 2, 4),
          "cond_images": Kind("float32", 3, 5), "affines": Kind("float64", 3, 3), "trajectory": Kind("float32", 4, 6),
          **{name: Kind("float32", 3, 5) for name in OF_SCANS}, "scales": Kind("float32", 1, 1),
-         "doses": Kind("float32", 1, 1), "slice_ids": Kind("int64", 1, 1), "draws": Kind("int64", 1, 1)}
+         "doses": Kind("float32", 1, 1), "slice_ids": Kind("int64", 1, 1), "draws": Kind("int64", 1, 1),
+         "attempts": Kind("int64", 1, 1), "flagged": Kind("uint8", 1, 1)}
 
 
 def check_layout(path: Path, layout: Layout, facts: Facts, scaling: LatentScaling | None) -> None:

@@ -4,12 +4,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.sample_settings import AskedRows, Labelling, Settings, SweptAttribute, compared, noise_key
+from edm3d.formats.sample_settings import (
+    AskedRows,
+    Labelling,
+    QualityCheck,
+    Settings,
+    SweptAttribute,
+    compared,
+    noise_key,
+)
 from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 MOST_DRAWS = 2 ** 63 - 1  # of a seed, whose numbers files have in 64 bits
+MOST_ATTEMPTS = 1000  # at a sample
 MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
 
 
@@ -63,9 +72,9 @@ class SampleMeta(NamedTuple):
         """Which draw of its seed a sample is, from 0 on."""
         return number % self.draws
 
-    def key_of(self, number: int) -> int | str:
-        """What the noise of a sample follows from."""
-        return noise_key(self.noise_of(number), self.draw_of(number))
+    def key_of(self, number: int, attempt: int = 0) -> int | str:
+        """What the noise of a sample follows from; attempt: the one that it is of."""
+        return noise_key(self.noise_of(number), self.draw_of(number), attempt)
 
     @property
     def asked_rows(self) -> AskedRows | None:
@@ -78,6 +87,12 @@ class SampleMeta(NamedTuple):
         """The segmenter that the label maps are of, None where they were drawn, or there are none."""
         found = self.sampling.get("labels")
         return Labelling(**found) if found else None
+
+    @property
+    def quality(self) -> QualityCheck | None:
+        """By what samples were drawn again, None where all were kept as they came."""
+        found = self.sampling.get("quality")
+        return QualityCheck(**found) if found else None
 
     @property
     def ids(self) -> list[str]:
@@ -139,6 +154,8 @@ class SampleMeta(NamedTuple):
                              "and 1 in a sweep")
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)
+        if checked.quality:
+            check_quality(checked.quality, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
                    _stage(data.get("first_stage"), source))
 
@@ -155,6 +172,15 @@ def check_sweep(sweep: SweptAttribute, facts: Facts, source: object) -> None:
         if (got := getattr(sweep, what)) != wanted[sweep.column]:
             raise ValueError(f"{key}.{what} is {shown(got)}, data says {shown(wanted[sweep.column])} of attribute "
                              f"{sweep.column}")
+
+
+def check_quality(quality: QualityCheck, source: object) -> None:
+    """ValueError, naming the file (source) and the key, for a check of samples that cannot have been made."""
+    key = f"{source}: sampling.quality"
+    if not 1 <= quality.attempts <= MOST_ATTEMPTS:
+        raise ValueError(f"{key}.attempts is {shown(quality.attempts)}, wanted 1 to {MOST_ATTEMPTS}")
+    if odd := [name for name, span in quality.ranges.items() if len(span) != 2 or span[0] > span[1]]:
+        raise ValueError(f"{key}.ranges: {shown(odd[0])} is not [lowest, highest]")
 
 
 def _stage(found: object, source: object) -> SampleStage | None:

@@ -36,6 +36,21 @@ class Labelling(NamedTuple):
     settings: dict[str, Any]
 
 
+class QualityCheck(NamedTuple):
+    """By what samples were drawn again: ranges [lo, hi] of numbers by name, and how many draws a seed had at most.
+
+    source and hash: of the volumes that the ranges are of, widened as quantile and margin say; None: of what the
+    snapshot knows.
+    """
+
+    attempts: int
+    quantile: float
+    margin: float
+    ranges: dict[str, list[float]]
+    source: str | None = None
+    hash: str | None = None
+
+
 class Settings(NamedTuple):
     """Of the settings of samples those that reading them again asks for, with what those are of files without them."""
 
@@ -48,21 +63,25 @@ class Settings(NamedTuple):
     sweep: SweptAttribute | None = None
     samples_per_condition: int = 1
     labels: Labelling | None = None
+    quality: QualityCheck | None = None
 
 
-def noise_key(seed: int, draw: int) -> int | str:
-    """What the noise of a draw of a seed follows from; that of the first is the seed's own, however many there are."""
-    return f"{seed}.draw{draw}" if draw else seed
+def noise_key(seed: int, draw: int, attempt: int = 0) -> int | str:
+    """What the noise of an attempt at a draw of a seed follows from; that of the first is the seed's own, however many
+    there are.
+    """
+    key = f"{seed}.draw{draw}" if draw else seed
+    return f"{key}.attempt{attempt}" if attempt else key
 
 
 def compared(sampling: Mapping[str, Any], class_names: Sequence[str] = ()) -> dict[str, Any]:
     """The settings by which samples are known again, however they were typed.
 
-    Where the file lay that asked, or that was measured, is left out, which its hash stands for, and so it is of a
-    segmenter; classes by number are the names of these.
+    Where the file lay that asked, that was measured, or that says what is usual, is left out, which its hash stands
+    for, and so it is of a segmenter; classes by number are the names of these.
     """
     found = dict(sampling)
-    for key, place in (("conditions", "source"), ("labels", "network"), ("posterior", "source")):
+    for key, place in (("conditions", "source"), ("labels", "network"), ("posterior", "source"), ("quality", "source")):
         if isinstance(known := found.get(key), Mapping):
             found[key] = {name: value for name, value in known.items() if name != place}
     if isinstance(classes := found.get("classes"), list):

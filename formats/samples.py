@@ -5,8 +5,9 @@ float32, the denoised image of every step in the network's units, channels of la
 [4,4], and affines [N,4,4] where they differ; what was asked for: classes [N] int64 (-1 = none), attributes [N,A]
 float32 (NaN = none), maps [N,*S] uint8 and cond_images [N,C,*S] float32 in the units of the images; of scans (PET)
 scales [N], by which the network saw each, slice_ids [N], draws [N] (0 is the first of its seed), and of simulated ones
-doses [N], high_images and phantom [N,1,*S]; and as metadata `data` (names, intensity contract, geometry), `snapshot`
-(path), `snapshot_hash` and `sampling` (settings).
+doses [N], high_images and phantom [N,1,*S]; of a quality check attempts [N], the one that each is of (0 is the first),
+and flagged [N] uint8, 1 for those that no attempt brought into the ranges; and as metadata `data` (names, intensity
+contract, geometry), `snapshot` (path), `snapshot_hash` and `sampling` (settings).
 """
 
 import json
@@ -32,7 +33,8 @@ ARRAYS = {name: kind.dtype for name, kind in KINDS.items()}
 NIFTI = {"images": "_image.nii.gz", "labels": "_label.nii.gz", "maps": "_map.nii.gz", "cond_images": "_cond.nii.gz",
          "high_images": "_high.nii.gz", "phantom": "_phantom.nii.gz"}
 OF_SCANS = ("scales", "doses", "slice_ids", "draws")
-TABLES = ("seeds", "affine", "affines", "classes", "attributes", *OF_SCANS)  # small: kept in memory
+OF_QUALITY = ("attempts", "flagged")
+TABLES = ("seeds", "affine", "affines", "classes", "attributes", *OF_SCANS, *OF_QUALITY)  # small: kept in memory
 HELD_OUT = 0.1  # of samples that are trained on, the last ones
 
 
@@ -115,6 +117,19 @@ class SamplesFile:
             raise ValueError(f"{self.path}: draws are not those of sampling.samples_per_condition={self.meta.draws}")
         if sweep := self.meta.sweep:
             self._check_swept(sweep)
+        self._check_attempts()
+
+    def _check_attempts(self) -> None:
+        """ValueError unless attempts and flags are there just where a quality check is recorded, and can be of it."""
+        quality, found = self.meta.quality, [name for name in OF_QUALITY if name in self._tables]
+        if len(found) != (len(OF_QUALITY) if quality else 0):
+            raise ValueError(f"{self.path}: holds {' and '.join(found) or 'no attempts'}, and sampling.quality is "
+                             f"{'there' if quality else 'missing'}; wanted attempts, flagged and sampling.quality, or "
+                             "none of them")
+        for name, most in (("attempts", quality.attempts - 1), ("flagged", 1)) if quality else ():
+            if self._tables[name].min() < 0 or self._tables[name].max() > most:
+                raise ValueError(f"{self.path}: {name} are {self._tables[name].min()} to {self._tables[name].max()}, "
+                                 f"wanted 0 to {most}")
 
     def _check_swept(self, sweep: SweptAttribute) -> None:
         """ValueError unless all rows of a sweep hold its values."""

@@ -184,25 +184,36 @@ def publish(snapshot: str, dest: Path, run_root: Path, **options: Any) -> None:
               help="Shipped ones, by name.")
 @click.option("--steps", default=(6, 9, 12, 18, 35), show_default=True, type=Words(int), help="Numbers of steps.")
 @click.option("--seeds", default="0-3", show_default=True, help="Volumes to draw by each, one at a time.")
+@click.option("--real", type=PATH, help="Volumes file: say how far what is drawn is from real volumes as well.")
+@click.option("--num", default=64, show_default=True, type=click.IntRange(min=2),
+              help="Volumes to draw for that by each, and as many real ones.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Of these at a time.")
+@click.option("--dest", type=PATH, help="Folder for solvers.json, .csv and .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 @click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
 @click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
-def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: str, as_json: bool, run_root: Path,
-            **options: Any) -> None:
+def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: str, real: Path | None, num: int,
+            batch_size: int, dest: Path | None, as_json: bool, run_root: Path, **options: Any) -> None:
     """Say what samplers cost NETWORK (a name, run folder or snapshot), and how far they end from the exact solution.
 
-    Stand NETWORK before --samplers and --steps. Decoding is left out: it costs the same after every sampler.
+    Stand NETWORK before --samplers and --steps. Seconds are without decoding, which costs the same after every sampler.
     """
     import json
 
     from edm3d.formats.seeds import requested_seeds
     from edm3d.inference.model import Model
-    from edm3d.inference.solvers import table, try_solvers
+    from edm3d.inference.solvers import read_real, table, try_solvers, write_table
+    from edm3d.utils.files import check_folder
 
     printing_is_all()
+    if dest is not None:
+        check_folder(dest, f"--dest {dest}")
     model = Model.load(network, run_root=str(run_root), **options)
-    rows = list(try_solvers(model, samplers, steps, requested_seeds(seeds)))
-    for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows):
+    against = None if real is None else read_real(model, real, num, batch_size)
+    rows = list(try_solvers(model, samplers, steps, requested_seeds(seeds), against))
+    if dest is not None:
+        write_table(dest, rows, against)
+    for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows, against):
         click.echo(line)

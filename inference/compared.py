@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edm3d.formats.asked_words import drawn_again
 from edm3d.formats.facts import rows_of
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import SamplesFile
@@ -85,6 +86,7 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
     return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": tame(samples.meta.sampling),
+            "quality": describe_quality(samples),
             "trained_on": {"source": samples.meta.facts.source, "content_hash": samples.meta.facts.content_hash},
             "labels": missing("the samples hold no label maps: only images are compared") if without else
             {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
@@ -97,6 +99,18 @@ def tame(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [tame(each) for each in value]
     return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
+def describe_quality(samples: SamplesFile) -> dict:
+    """How many samples were drawn again, and which are still out of the ranges that they were held against."""
+    quality = samples.meta.quality
+    if quality is None:
+        return missing("the samples were drawn without sampling.quality: all are kept as they came")
+    attempts, flagged = samples.array("attempts"), samples.array("flagged") > 0
+    counts = np.bincount(attempts, minlength=quality.attempts)
+    return {"available": True, "attempts": quality.attempts, "num_of_attempt": counts.tolist(),
+            "flagged": int(flagged.sum()), "flagged_seeds": ranges(samples.seeds[flagged]) if flagged.any() else "",
+            "ranges": quality.ranges, "said": drawn_again(samples)[0]}
 
 
 def ranges(seeds: np.ndarray) -> str:

@@ -114,9 +114,10 @@ class Conditions(NamedTuple):
         """The seed of each sample, by which its noise is drawn, and of several draws that of the first."""
         return [number // self.per_seed for number in numbers]
 
-    def keys(self, numbers: Sequence[int]) -> list[int | str]:
-        """What the noise of each sample follows from."""
-        return [noise_key(seed, number % self.draws) for seed, number in zip(self.seeds(numbers), numbers, strict=True)]
+    def keys(self, numbers: Sequence[int], attempt: int = 0) -> list[int | str]:
+        """What the noise of each sample follows from, at an attempt at it."""
+        return [noise_key(seed, number % self.draws, attempt)
+                for seed, number in zip(self.seeds(numbers), numbers, strict=True)]
 
     def __call__(self, numbers: Sequence[int]) -> Condition:
         """The condition of a batch of samples, on the CPU."""

@@ -16,6 +16,7 @@ from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.measurements import Measurements, open_measurements
+from edm3d.inference.quality import Ranges, make_ranges
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import LateStart, start_of
@@ -39,7 +40,7 @@ class Drawer(NamedTuple):
     latents are drawn (else voxels); first_stage decodes them and may be left out, whole is what to hold its tiles
     against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: what the
     sampler begins around, None where it starts from noise alone. label_coding: how label maps stand in voxels.
-    measured: of what posterior samples are drawn.
+    measured: of what posterior samples are drawn. quality: by what samples are drawn again, None: kept as they come.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -57,6 +58,7 @@ class Drawer(NamedTuple):
     refiner: Refiner | None = None
     label_coding: LabelCoding | None = None
     measured: Measurements | None = None
+    quality: Ranges | None = None
 
     def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
                ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -110,7 +112,7 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     start = start_of(options, sampler, denoiser(()), conditions, snapshot.shape)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
-                  snapshot.label_coding, measured)
+                  snapshot.label_coding, measured, make_ranges(options.quality, snapshot, first_stage, conditions))
 
 
 def whole_stage(snapshot: Snapshot, options: Sampling, stage: FirstStage | None, device: torch.device
@@ -169,11 +171,12 @@ def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
                 asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None,
-                measured: Measurements | None = None) -> SampleMeta:
+                measured: Measurements | None = None, quality: Ranges | None = None) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
-    record of the conditions. refiner: what the images went through. measured: what they were drawn given.
+    record of the conditions. refiner: what the images went through. measured: what they were drawn given. quality: by
+    what they were drawn again.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
@@ -183,16 +186,39 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"trajectory": True} if options.trajectory else {}), **(tiles.plain() if tiles else {}),
                 **({"first_stage": stage.hash} if whole.first_stage is not snapshot.first_stage else {}),
                 **({"refiner": refiner.record} if refiner else {}),
-                **({"posterior": measured.record} if measured else {}), **asked}
+                **({"posterior": measured.record} if measured else {}),
+                **({"quality": quality.record} if quality else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling))
 
 
-def draw(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
-    """Samples of some numbers, which are seeds where each has but one; the noise is drawn on the CPU, the same on every
-    device.
+def draw_kept(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
+    """Samples of some numbers as they are kept: drawn again, each by itself, while they leave the ranges of a quality
+    check and there are attempts left; then the least far out is kept, the first of equals, and flagged.
     """
-    keys, scans = drawer.conditions.keys(seeds), drawer.conditions.scans
+    arrays, ranges = draw(drawer, seeds), drawer.quality
+    if ranges is None:
+        return arrays
+    out = np.array([ranges.out(arrays, row) for row in range(len(seeds))])
+    arrays |= {"attempts": np.zeros(len(seeds), np.int64)}
+    for attempt in range(1, ranges.attempts):
+        if not len(again := np.flatnonzero(out > 0)):
+            break
+        drawn = draw(drawer, [seeds[row] for row in again], attempt)
+        for i, row in enumerate(again):
+            if (found := ranges.out(drawn, i)) < out[row]:
+                out[row] = found
+                for name, array in drawn.items():
+                    arrays[name][row] = array[i]
+                arrays["attempts"][row] = attempt
+    return arrays | {"flagged": (out > 0).astype(np.uint8)}
+
+
+def draw(drawer: Drawer, seeds: list[int], attempt: int = 0) -> dict[str, np.ndarray]:
+    """Samples of some numbers, which are seeds where each has but one; the noise is drawn on the CPU, the same on every
+    device, for every attempt anew.
+    """
+    keys, scans = drawer.conditions.keys(seeds, attempt), drawer.conditions.scans
     generators = ImageGenerators(keys, purpose="sample")
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition, arrays, steps = drawer.conditions(seeds), {}, []
@@ -231,7 +257,7 @@ def arrays_of(drawer: Drawer, x: torch.Tensor, seeds: Sequence[int], told: Condi
 
 def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
     """Volumes of all seeds in memory, drawn so many at a time."""
-    parts = [draw(drawer, list(seeds[i:i + batch_size])) for i in range(0, len(seeds), batch_size)]
+    parts = [draw_kept(drawer, list(seeds[i:i + batch_size])) for i in range(0, len(seeds), batch_size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -104,8 +104,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     passing = feature_pass(FeatureOptions(options.features, options.planes, kept), layout, size, stage,
                            reason or unlabelled or no_maps, best_device())
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
-                         generated=drawn, seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
-                         if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt,
+                         generated=drawn, seeds=samples.seeds,
+                         asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt,
                          min_samples=options.min_samples, **more)
     of_features = {"real": plain_hash([file.content_hash, against.description, layout.channels, size]),
                    "generated": plain_hash([file_hash(samples.path), layout.channels, size]), "noise": None}
@@ -139,6 +139,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     click.echo(comparison.text(sections.COMPARISON, result))
     if "network" in (labels := result["generated"]["labels"]):
         click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
+    if (quality := result["generated"]["quality"])["available"]:
+        click.echo(f"Quality check: {comparison.by_quality(quality)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
 

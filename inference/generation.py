@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edm3d.formats import h5
-from edm3d.formats.asked_words import captions
+from edm3d.formats.asked_words import captions, drawn_again
 from edm3d.formats.nifti import npz_names, spacing_of
 from edm3d.formats.npz import is_odd
 from edm3d.formats.sample_meta import SampleMeta
@@ -19,12 +19,13 @@ from edm3d.formats.seeds import requested_seeds
 from edm3d.formats.volumes import VolumesFile, held_out_first
 from edm3d.inference.asking_scans import asker_for, held_out_items, in_units
 from edm3d.inference.batch import Sample
-from edm3d.inference.drawing import Drawer, complete, draw, make_drawer, sample_meta
+from edm3d.inference.drawing import Drawer, complete, draw_kept, make_drawer, sample_meta
 from edm3d.inference.enhanced import write_enhanced, write_scan_montage
 from edm3d.inference.first_stage import tile_note
 from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.measurements import check_posterior, given_in_words, rows_measured
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
+from edm3d.inference.quality import check_quality
 from edm3d.inference.refiner import Refiner, check_draws_alone
 from edm3d.inference.sample_files import (
     PNG,
@@ -81,7 +82,8 @@ def generate(experiment: str, config: dict) -> None:
         measured = drawer.measured.notes(seeds) if drawer.measured else ()
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *measured, *conditions.notes):
             log(line)
-        meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured)
+        meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured,
+                           drawer.quality)
         numbers = conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", list(meta.made_of.values()), partial(check_part, drawer))
@@ -96,6 +98,8 @@ def generate(experiment: str, config: dict) -> None:
         if distributed.rank() == 0:
             merged = merge(target, old, parts, new, meta)
             log(f"Samples   {target}")
+            for line in drawn_again(merged):
+                log(f"Quality   {line}")
             for line in chain(write_pictures(outdir, merged, whole, options, conditions.scans),
                               write_sweep(outdir, merged, options.montage)):
                 log(line)
@@ -113,6 +117,7 @@ def check_options(options: Sampling) -> None:
     if "_target_" not in options.sampler:
         raise ValueError("sampling.sampler._target_: no value; choose a sampler group, e.g. sampler=edm_ode")
     check_real(options.real)
+    check_quality(options.quality)
     check_targets(options.sampler, "sampling.sampler", filled=("net", "latents"))
     check_posterior(options.posterior)
 
@@ -195,7 +200,7 @@ def draw_missing(drawer: Drawer, missing: list[int], parts: Parts, batch_size: i
     ValueError naming the snapshot (path) for what is not finite.
     """
     def drawn(batch: list[int], _: None) -> list[dict[str, np.ndarray]]:
-        arrays = draw(drawer, batch)
+        arrays = draw_kept(drawer, batch)
         if odd := [name for name, array in arrays.items() if is_odd(name, array)]:
             seeds = drawer.conditions.seeds(batch)
             raise ValueError(f"{path}: what it draws for seeds {seeds[0]} to {seeds[-1]} is not finite "
@@ -223,7 +228,8 @@ def check_part(drawer: Drawer, _: int, arrays: Arrays) -> None:
     check_shapes(arrays, {**images, **({"latents": drawn} if drawer.latent else {}),
                           **({"trajectory": (None, *drawn)} if drawer.trajectory else {})})
     maps = {"labels": arrays["images"].shape[1:]} if images and (coding or "labels" in arrays) else {}
-    check_shapes(arrays, maps | drawer.conditions.shapes())
+    checked = {"attempts": (), "flagged": ()} if drawer.quality else {}
+    check_shapes(arrays, maps | checked | drawer.conditions.shapes())
     for name, array in arrays.items():
         if name not in ARRAYS or (array.dtype.kind == "f") != (np.dtype(ARRAYS[name]).kind == "f"):
             raise ValueError(f"{name} of {array.dtype} is nothing that is drawn")

@@ -97,7 +97,8 @@ def drawn_row(samples: SamplesFile, i: int, name: str) -> LatentRow:
     carried = {kind: partial(samples.row, array, i) for kind, array in CARRIED.items() if array in samples.names}
     row = generated_row(name, samples.affine_of(i), samples.row("classes", i), partial(samples.row, "latents", i),
                         carried, partial(samples.row, "maps", i))
-    return row._replace(attributes=samples.row("attributes", i), key=samples.meta.key_of(int(samples.seeds[i])))
+    key = samples.meta.key_of(int(samples.seeds[i]), int(samples.row("attempts", i) or 0))
+    return row._replace(attributes=samples.row("attributes", i), key=key)
 
 
 def encoded(file: LatentsFile | diff3.Diff3File) -> LatentSource:

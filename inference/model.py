@@ -37,7 +37,7 @@ from edm3d.utils.log import note
 from edm3d.utils.plain import from_plain, taken
 from edm3d.utils.precision import PRECISIONS, autocast, resolve_precision
 from edm3d.utils.runs import find_file
-from edm3d.utils.schema import Guidance, Sampling
+from edm3d.utils.schema import Guidance, Quality, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
 OWN = ("sampler", "guidance", "start", "start_sigma", "scan", "classes", "attributes", "batch_size", "tile",
@@ -102,7 +102,7 @@ class Model:
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                start_sigma: float | None = None, samples_per_condition: int | None = None,
                scan: Mapping[str, Any] | None = None, posterior: Mapping[str, Any] | None = None,
-               **sampler_options: Any) -> Samples:
+               quality: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
 
         The same numbers, given the same batch size, precision and CPU threads. seeds: numbers, or text as in "0-7,12";
@@ -117,6 +117,7 @@ class Model:
         options = self.options(sampler, sampler_options, batch_size=batch_size, decode=decode, trajectory=trajectory,
                                autoencoder=autoencoder, start=start, start_sigma=start_sigma, refiner=refiner,
                                posterior=None if posterior is None else dict(posterior),
+                               quality=None if quality is None else from_plain(Quality, quality, "sample", "quality"),
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep, scan=scan,
                                    samples_per_condition=samples_per_condition,
@@ -138,7 +139,7 @@ class Model:
         numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
                        sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner,
-                                   drawer.measured))
+                                   drawer.measured, drawer.quality))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

@@ -2,7 +2,9 @@
 
 Keys of its report.json, besides those of reporting.report and of its sections:
   real.{path, content_hash, reference, num}         what generated volumes are held against
-  generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, labels}
+  generated.{path, sha256, num, seeds, snapshot, snapshot_hash, sampling, quality, labels}
+  generated.quality.{available, attempts, num_of_attempt, flagged, flagged_seeds, ranges, said}
+                                                    samples that were drawn again; num_of_attempt: kept of each attempt
   generated.labels.{available, network, hash, source, settings}   the last four where they are of a segmenter
   train.{path, reference, num}                      where --train names what networks learnt from
   real.preparation, generated.trained_on.{source, content_hash}   how the real file was made; the data of the networks
@@ -105,6 +107,7 @@ def origin(report: dict) -> list[list[str]]:
             ["generated", f"{generated['path']} (sha256 {generated['sha256'][:16]})"],
             ["seeds", generated["seeds"]],
             ["snapshot", f"{generated['snapshot']} ({generated['snapshot_hash'][:16]})"],
+            ["quality check", by_quality(generated["quality"])],
             *([["label maps", by_segmenter(generated["labels"])]] if "network" in generated["labels"] else []),
             ["sampling", json.dumps(generated["sampling"])],
             *([["made from", shortened(json.dumps(real["preparation"]))]] if real.get("preparation") else []),
@@ -118,6 +121,14 @@ def origin(report: dict) -> list[list[str]]:
 def shortened(text: str) -> str:
     """A text of a few lines at most."""
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ... (all in report.json)"
+
+
+def by_quality(quality: Mapping) -> str:
+    """What a quality check at generation did; it takes away what is unusual, so what is measured is of what it left."""
+    if not quality["available"]:
+        return f"none: {quality['reason']}"
+    spans = ", ".join(f"{one_line(name)} {lo:.4g} to {hi:.4g}" for name, (lo, hi) in quality["ranges"].items())
+    return f"{quality['said']} ({quality['attempts']} attempts at most; ranges {spans}); the report is of what was kept"
 
 
 def by_segmenter(labels: Mapping) -> str:

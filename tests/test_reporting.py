@@ -517,7 +517,8 @@ ABOUT = {
     "title": "results/<demo>", "date": "2030-01-01", "command": "python evaluate.py", "versions": {"torch": "2"},
     "definitions": {}, "real": {"path": "data/echo.h5", "content_hash": "ab", "reference": "4 cubes", "num": 4},
     "generated": {"path": "samples.h5", "sha256": "cd", "num": 4, "seeds": "3-5,9", "snapshot": "old.pt",
-                  "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True}},
+                  "snapshot_hash": "ef", "sampling": {}, "labels": {"available": True},
+                  "quality": {"available": False, "reason": "the samples are kept as they came"}},
 }
 
 

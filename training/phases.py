@@ -27,6 +27,7 @@ class ByLevel(NamedTuple):
 
 
 Numbers = dict[str, Sum | ByLevel]
+OF_SAMPLES = "sample_"  # begins the names of measures of what is drawn
 
 
 class LossOutput(NamedTuple):
@@ -93,10 +94,23 @@ class Best(NamedTuple):
 
     name: str = "loss"
     higher: bool = False
+    chosen: bool = False  # by training.validation.best, where that is another than the task's own
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether it is measured on what is drawn, and not on what is held out."""
+        return self.name.startswith(OF_SAMPLES)
+
+    @property
+    def key(self) -> str:
+        """Its name among the numbers of a tick."""
+        return f"sample/{self.name.removeprefix(OF_SAMPLES)}" if self.of_samples else f"val/{self.name}"
 
     @property
     def words(self) -> str:
         """What the line of a tick calls it."""
+        if self.of_samples:
+            return self.name
         return "validation" if self.name == "loss" else f"validation {self.name}"
 
     def score(self, value: float) -> float:

@@ -45,10 +45,11 @@ class MadePreview(NamedTuple):
 
 def check_ticks(validation: dict) -> None:
     """ValueError for settings that no measurement and no preview could follow."""
-    for key in ("every_ticks", "preview_ticks", "preview_items"):
-        if (value := validation[key]) is not None and value < 1:
-            off = ", or null for no pictures" if key == "preview_ticks" else ""
-            raise ValueError(f"training.validation.{key}={value}: wanted 1 or more{off}")
+    off = {"preview_ticks": ", or null for no pictures", "sample_ticks": ", or null for no samples"}
+    for key, least in (("every_ticks", 1), ("preview_ticks", 1), ("preview_items", 1), ("sample_ticks", 1),
+                       ("num_samples", 2)):
+        if (value := validation[key]) is not None and value < least:
+            raise ValueError(f"training.validation.{key}={value}: wanted {least} or more{off.get(key, '')}")
 
 
 def build_preview(validation: dict, make_show: Callable[[int], Show]) -> tuple[Preview | None, list[str]]:

@@ -14,9 +14,10 @@ from edm3d.networks.unet_blocks import UNetBlock
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
-from edm3d.training.phases import Task
+from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
+from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
 from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
 from edm3d.training.tasks import TASKS
@@ -79,6 +80,8 @@ def train(experiment: str, config: dict) -> Path | None:
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
     check_ticks(training["validation"])
+    kind = TASKS[training["task"]]
+    choose_best(training["validation"], getattr(kind, "best", Best()), kind.draws)
     if config["sampling"]["sampler"]:
         check_targets(config["sampling"]["sampler"], "sampling.sampler")
     if options.dry_run:
@@ -120,13 +123,20 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
+    task.best = choose_best(training["validation"], task.best, TASKS[training["task"]].draws)
+    if task.best.chosen and not task.best.of_samples and held is None:
+        raise ValueError(f"training.validation.best={task.best.name}: nothing is held out that it could be measured "
+                         "on; choose training.validation.split, and max_items of 1 or more")
+    sampled, sampled_notes = build_sampled(
+        training["validation"], task.best, held.fingerprint if held else "",
+        lambda count: TASKS[training["task"]].sampled(config, task, held, count, device))
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
         config, task, held, count, device))
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
         fresh = options.init_from and not state
-        start.notes.extend([*notes, *preview_notes])
+        start.notes.extend([*notes, *preview_notes, *sampled_notes])
         start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
         folder = run_dir or Path(options.run_root)
         distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
@@ -142,7 +152,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
                                                          launch=launch(), attempt=attempt()))  # for the next restart
             return run_dir, Reason("an earlier signal", "requeue", TRY_AGAIN)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held,
-                          preview=preview)
+                          preview=preview, sampled=sampled)
         if state:
             trainer.restore(state)
         if not go_on:

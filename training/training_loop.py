@@ -23,10 +23,12 @@ from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes, processor
+from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
 from edm3d.training.ticks import learning_rates, report_loss, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
+from edm3d.utils.files import plain_hash
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import autocast, resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
@@ -41,9 +43,10 @@ class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
-                 log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None):
+                 log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None,
+                 sampled: Sampled | None = None):
         self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
-        self.run_dir, self.device, self.log, self.record = run_dir, device, log, record
+        self.run_dir, self.device, self.log, self.record, self.sampled = run_dir, device, log, record, sampled
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.total = round(options.total_kimg * 1000)
@@ -66,7 +69,7 @@ class Trainer:
         self.measure_anew()
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
-        self.losses = {f"val/{task.best.name}": task.best.words}  # numbers of a tick that its line shows, and as what
+        self.losses = {task.best.key: task.best.words}  # numbers of a tick that its line shows, and as what
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
@@ -123,13 +126,18 @@ class Trainer:
 
     def measure_anew(self) -> None:
         """Forget the best validation where it was measured on something else than is held out now."""
-        p = self.progress
-        if self.held is None or p.measured == self.held.fingerprint:
+        p, best = self.progress, self.task.best
+        source = self.sampled if best.of_samples else self.held
+        if source is None:
+            return
+        now = plain_hash([best.name, source.fingerprint])[:16] if best.chosen else source.fingerprint
+        if p.measured == now:
             return
         if p.best < inf:
-            self.log("Warning: validation measures other items than before (training.validation.split or .max_items): "
-                     "its losses do not compare with the earlier ones, network-best.pt is chosen anew")
-        p.best, p.measured = inf, self.held.fingerprint
+            self.log("Warning: validation measures other items than before, or network-best.pt goes by another measure "
+                     "(training.validation.split, .max_items, .best or .num_samples): what is measured does not "
+                     "compare with what was before, network-best.pt is chosen anew")
+        p.best, p.measured = inf, now
 
     def kimg_name(self, nimg: int) -> str:
         """Images seen as file names give them, exactly where ticks are, or have been, shorter than a kimg."""
@@ -330,7 +338,9 @@ class Trainer:
         p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
         if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
             fields.update(self.validate())
-            self.keep_best(fields)
+        if self.sampled is not None and (done or p.tick % self.sampled.every_ticks == 0):
+            fields.update(self.draw_samples())
+        self.keep_best(fields)
         self.log(tick_line(fields, self.losses))
         for line in self.task.warn(p.tick) if self.task.warn else ():
             self.log(line)
@@ -347,6 +357,26 @@ class Trainer:
         """What the task measures of the main average on the held-out items."""
         return validate(self.held, self.task, self.ema, seed=self.options.seed, batch_size=self.batch_gpu,
                         precision=self.precision, device=self.device)
+
+    def draw_samples(self) -> dict[str, float]:
+        """What is measured of samples of the main average; when memory runs out, say so and draw no more.
+
+        All ranks call the network equally often, and agree on whether it went well.
+        """
+        start = time.perf_counter()
+        table, lack = draw_table(self.sampled, self.ema)
+        if lacks := [text for text in distributed.gather_objects(lack) if text]:
+            self.sampled = None
+            sharding.reshard(self.ema)
+            torch.cuda.empty_cache()
+            self.log(f"Warning: no memory for samples ({lacks[0]}), none any more until the next start; "
+                     "sampling.batch_size=1 takes less, training.validation.sample_ticks=null none")
+            return {}
+        seconds = time.perf_counter() - start
+        self.log(in_words(table, self.sampled.count, seconds))
+        if self.files and table.png:
+            self.files.write_picture("samples", pixels(table.png), self.progress.nimg)
+        return {"time/sample_sec": seconds, **{f"sample/{name}": value for name, value in table.numbers.items()}}
 
     def show(self) -> None:
         """Keep a preview of the main average, where there is one; when memory runs out, say so and make no more.
@@ -374,7 +404,7 @@ class Trainer:
     def keep_best(self, fields: dict[str, float]) -> None:
         """Write network-best.pt when what it goes by, where it could be measured, is the best so far."""
         best = self.task.best
-        value = fields.get(f"val/{best.name}")
+        value = fields.get(best.key)
         if value is not None and best.score(value) < self.progress.best:
             self.progress.best = best.score(value)
             self.save_average("network-best", self.halflives[0], self.ema, **{f"val_{best.name}": value})

@@ -58,6 +58,9 @@ class Validation:
     every_ticks: int = 10
     preview_ticks: int | None = None    # how often pictures are made (training.preview), null = never
     preview_items: int = 4              # held-out volumes or samples in them
+    sample_ticks: int | None = None     # how often samples are drawn and held against what is held out, null = never
+    num_samples: int = 32               # so many
+    best: str | None = None             # what network-best.pt goes by, e.g. sample_frechet; null = as the task has it
 
 
 @dataclass
@@ -108,6 +111,16 @@ class Guidance:
 
 
 @dataclass
+class Quality:
+    """Which samples are drawn again (sampling.quality.*)."""
+
+    attempts: int | None = None         # draws of a seed at most, null = all are kept as they come
+    reference: str | None = None        # volumes.h5: its training split is usual; null = what the snapshot knows
+    quantile: float = 0.005             # of the reference: what lies below it, or above 1 - it, is unusual
+    margin: float = 0.1                 # by which ranges are widened on each side, as a share of their width
+
+
+@dataclass
 class Sampling:
     """The sampling half of an experiment."""
 
@@ -143,6 +156,7 @@ class Sampling:
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
     guidance: Guidance = field(default_factory=Guidance)
+    quality: Quality = field(default_factory=Quality)
     start: str = "noise"                # noise | mean (what a network with a condition image expects; lower sigma_max)
                                         # | condition (the condition image itself)
     start_sigma: float | None = None    # start=condition, unless start says mean, at this noise level for sigma_max
@@ -165,7 +179,7 @@ class Experiment:
 def sampling_options(config: dict) -> Sampling:
     """The sampling half of a plain config as typed options."""
     half = config["sampling"]
-    return Sampling(**{**half, "guidance": Guidance(**half["guidance"])})
+    return Sampling(**{**half, "guidance": Guidance(**half["guidance"]), "quality": Quality(**half["quality"])})
 
 
 def part_guidance(name: str, value: object) -> PartGuidance:

@@ -31,6 +31,7 @@ from edm3d.training.rand_augment import RandAugment
 from edm3d.training.refining import RefineImages
 from edm3d.training.tasks.base import Data, Decoding, PlannedData, TaskType, build_augment, build_parts, tell_only
 from edm3d.training.tasks.previews import build_drawn
+from edm3d.training.tasks.sampled import build_sampled
 from edm3d.training.validation import Held
 from edm3d.utils.checks import listed
 from edm3d.utils.config import build, build_from_file, check_targets, fill, find_target
@@ -43,7 +44,7 @@ class DiffusionTask(TaskType):
     """Training a denoiser of voxels or latents."""
 
     needs = (*TaskType.needs, "batch_transform")
-    draws, preview = True, staticmethod(build_drawn)
+    draws, preview, sampled = True, staticmethod(build_drawn), staticmethod(build_sampled)
 
     def assemble(self, training: dict, data: Data, held: Held | None = None, imagined: bool = False) -> Task:
         """The task on what the batch transform makes of the data; a plan takes data as networks see them."""

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts
+from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import Samples
 from edm3d.inference.asking import asker_of
 from edm3d.inference.asking_scans import in_units, scans_of_items
@@ -18,6 +20,7 @@ from edm3d.inference.enhanced import scan_blocks, window_of_scans
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.generation import check_options, real_pictures, spread
 from edm3d.inference.refiner import Refiner, sampler_of
+from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import started
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
@@ -27,7 +30,7 @@ from edm3d.training.phases import Task
 from edm3d.training.preview import Show, Shown
 from edm3d.training.validation import Held
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.schema import Sampling, sampling_options
+from edm3d.utils.schema import Quality, Sampling, sampling_options
 
 SHADES = (0.5, 99.5)  # percentiles of latents that are shown as black and white
 
@@ -91,16 +94,8 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
         return build_refined(config, task, held, count, device)
     if task.snapshot.dose is not None:
         return build_scans(config, task, held, count, device)
-    options = preview_options(config)
-    own = replace(task.snapshot, config=config)
-    snapshot = complete(own, options, run_root := config["training"]["options"]["run_root"])
-    if snapshot.first_stage is not None and snapshot.first_stage.network is None:
-        options = replace(options, decode=False)
     samples = [] if held is None else spread(held.dataset, count)
-    known = known_of(samples, takes_of(task.net))
-    conditions = asker_of(task.net, snapshot, known)(options)
-    drawer = make_drawer(task.net, snapshot, options, device, conditions, run_root=run_root)
-    meta = sample_meta(own, snapshot, options, {}, conditions.record, drawer.refiner)
+    snapshot, options, drawer, meta, known = drawing_of(config, task, samples, device)
     seeds = list(range(count))
     in_latents = drawer.latent and drawer.first_stage is None
     if in_latents:
@@ -127,9 +122,34 @@ def build_drawn(config: dict, task: Task, held: Held | None, count: int, device:
     return show
 
 
+class Drawing(NamedTuple):
+    """What draws by a network while it is trained, how, what samples files say of it, and what it is told of items."""
+
+    snapshot: Snapshot
+    options: Sampling
+    drawer: Drawer
+    meta: SampleMeta
+    known: dict[str, list]
+
+
+def drawing_of(config: dict, task: Task, samples: Sequence[Sample], device: torch.device) -> Drawing:
+    """What draws one sample for each seed, told what is known of held-out items in turn, if anything is."""
+    options, run_root = preview_options(config), config["training"]["options"]["run_root"]
+    own = replace(task.snapshot, config=config)
+    snapshot = complete(own, options, run_root)
+    if snapshot.first_stage is not None and snapshot.first_stage.network is None:
+        options = replace(options, decode=False)
+    known = known_of(samples, takes_of(task.net))
+    conditions = asker_of(task.net, snapshot, known)(options)
+    drawer = make_drawer(task.net, snapshot, options, device, conditions, run_root=run_root)
+    return Drawing(snapshot, options, drawer, sample_meta(own, snapshot, options, {}, conditions.record,
+                                                          drawer.refiner), known)
+
+
 def preview_options(config: dict) -> Sampling:
     """How samples are drawn while training: one for each seed, with nothing kept of the way, of the prior alone."""
-    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1)
+    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1,
+                      quality=Quality())
     check_options(options)
     return started(replace(options, trust=options.trust or config["training"]["options"]["trust"]))
 
