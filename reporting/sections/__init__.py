@@ -14,24 +14,31 @@ from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
 from edm3d.reporting.sections.sample_pictures import SamplePictures
-from edm3d.reporting.sections.scalars import Scalars
+from edm3d.reporting.sections.scalars import Measured, Scalars
 from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.surfaces import Surfaces
 from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
+from edm3d.reporting.sections.told_apart import ToldApart
+from edm3d.reporting.sections.topology import Topology
 from edm3d.reporting.sections.trained_on import TrainedOn
 from edm3d.reporting.sections.variety import Variety
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
 
-# Numbers of one volume, which the section Scalars compares.
+# Numbers of one volume, which sections hold against real ones.
 NUMBERS = (
     Structures(),
     HeartWall(),
+    Topology(),
+    Surfaces(),
     Intensities(),
 )
+MEASURED = Measured(NUMBERS)  # once for all sections
 # Sections of the report of generated volumes against real ones.
 COMPARISON = (
-    Scalars(NUMBERS),
-    AskedClasses(NUMBERS),
+    Scalars(MEASURED),
+    ToldApart(MEASURED),
+    AskedClasses(MEASURED),
     SamplePictures(),
     Texture(),
     Grain("generated"),
