@@ -63,8 +63,10 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     layout = shared_layout(samples, file, options.ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
     size = samples.row("images", 0).shape[1:]
-    against = choose_reference(file, options.split, channels).fitted(size, layout.lo)
-    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout))
+    against = choose_reference(file, options.split, channels).fitted(size, layout.lo).told(
+        file.meta.attribute_names, [name for name, _ in layout.attributes])
+    patients = {id_: group for name in file.splits for id_, group in zip(file.ids(name), file.groups(name), strict=True)}
+    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout, patients))
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
     stage, reason = find_first_stage(samples, options.snapshot, options.trust, best_device())

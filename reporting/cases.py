@@ -9,7 +9,8 @@ import numpy as np
 class Case(NamedTuple):
     """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none.
 
-    semantic: the map [*S] that networks may be told, the label map where there is none of its own; attributes [A].
+    semantic: the map [*S] that networks may be told, the label map where there is none of its own; attributes [A], as
+    the layout names them, NaN where not known or not asked for; group: whose it is, those of one patient share it.
     """
 
     id: str
@@ -18,6 +19,7 @@ class Case(NamedTuple):
     class_name: str | None = None
     semantic: np.ndarray | None = None
     attributes: np.ndarray | None = None
+    group: str | None = None
 
 
 class DecodedCase(NamedTuple):
@@ -40,7 +42,8 @@ class Layout:
     """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities.
 
     affine [4,4]: by which planes are named, that of the first volume where they differ; None: not known. class_names:
-    of the classes that volumes are of, () where they are of none.
+    of the classes that volumes are of, () where they are of none; attributes: name and unit of each, of samples by what
+    was asked for.
     """
 
     channels: tuple[str, ...]
@@ -51,6 +54,7 @@ class Layout:
     unit: str
     affine: tuple[tuple[float, ...], ...] | None = None
     class_names: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def data_range(self) -> float:

@@ -1,11 +1,13 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
+from edm3d.reporting.sections.asked_attributes import AskedAttributes
 from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.dose_calibration import DoseCalibration
 from edm3d.reporting.sections.dose_levels import DoseLevels
 from edm3d.reporting.sections.dose_methods import DoseMethods
 from edm3d.reporting.sections.dose_pictures import DosePictures
+from edm3d.reporting.sections.ejection import Ejection
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
 from edm3d.reporting.sections.heart import HeartWall
@@ -38,7 +40,9 @@ MEASURED = Measured(NUMBERS)  # once for all sections
 COMPARISON = (
     Scalars(MEASURED),
     ToldApart(MEASURED),
+    Ejection(MEASURED),
     AskedClasses(MEASURED),
+    AskedAttributes(MEASURED),
     SamplePictures(),
     Texture(),
     Grain("generated"),
