@@ -65,7 +65,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     size = samples.row("images", 0).shape[1:]
     against = choose_reference(file, options.split, channels).fitted(size, layout.lo).told(
         file.meta.attribute_names, [name for name, _ in layout.attributes])
-    patients = {id_: group for name in file.splits for id_, group in zip(file.ids(name), file.groups(name), strict=True)}
+    patients = {id_: group for name in file.splits
+                for id_, group in zip(file.ids(name), file.groups(name), strict=True)}
     drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout, patients))
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}

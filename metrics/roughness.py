@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-FINE, COARSE = 1.0, 2.5  # voxels, standard deviations of the two Gaussians
+FINE, COARSE = 1.0, 1.5  # voxels, standard deviations of the two Gaussians
 
 
 def roughness(mask: np.ndarray, spacing: Sequence[float]) -> float:
     """Mean angle in degrees between the normals of the surface of a mask [*S] as it is and smoothed.
 
     At voxels of the mask of which a face neighbour is outside, the direction of the gradient of the mask blurred by a
-    Gaussian of FINE voxels against one of COARSE voxels, both in mm. 0 for a plane along an axis; about 3 for a ball,
-    by its voxels' stairs; bumps and spikes of a few voxels count, size, bending and thickness hardly do. Where the
+    Gaussian of FINE voxels against one of COARSE voxels, both in mm. 0 for a plane along an axis; about 2 for a ball,
+    by its voxels' stairs; bumps and spikes of a few voxels count, size and bending hardly do. Walls of less than about
+    3 voxels count as rough, since their sides blur into each other. Where the
     border of the map cuts the mask is no surface. NaN without a surface.
     """
     mask = np.asarray(mask, dtype=bool)

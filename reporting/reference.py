@@ -25,8 +25,11 @@ class Cases(NamedTuple):
 
     def told(self, names: Sequence[str], wanted: Sequence[str]) -> "Cases":
         """The same volumes with their attributes, of these names, in the order of those that are wanted."""
-        return self._replace(case=lambda index: (whole := self.case(index))._replace(
-            attributes=in_order(whole.attributes, names, wanted)))
+        def case(index: int) -> Case:
+            whole = self.case(index)
+            return whole._replace(attributes=in_order(whole.attributes, names, wanted))
+
+        return Cases(self.description, self.length, case)
 
     def __iter__(self) -> Iterator[Case]:
         return (self.case(i) for i in range(self.length))

@@ -46,7 +46,8 @@ class AskedAttributes(Section):
     asked.{available, unmeasured.NAME}                                              unmeasured: why
     asked.attributes.NAME.{unit, measured_by, available}
     asked.attributes.NAME.{chance_r, chance_mae}                    of generated ones in random order
-    asked.attributes.NAME.SET.{num, MEASURE, MEASURE_low, MEASURE_high}   SET: generated, real; MEASURE: r, rho, mae, bias
+    asked.attributes.NAME.SET.{num, MEASURE, MEASURE_low, MEASURE_high}     SET: generated, real; MEASURE: r, rho, mae,
+                                                                             bias
     """
 
     words = {
@@ -127,8 +128,8 @@ class AskedAttributes(Section):
         part, body = report["asked"], "<h2>Asked and measured</h2>"
         if not part["available"]:
             return body + html_missing("Asked attributes", part)
-        head = ["asked", "measured by", "set", "volumes", "r", "rho", "mean absolute error", "bias", "r by chance, 99 %",
-                "error by chance"]
+        head = ["asked", "measured by", "set", "volumes", "r", "rho", "mean absolute error", "bias",
+                "r by chance, 99 %", "error by chance"]
         rows = []
         for name, row in part["attributes"].items():
             body += html_missing(name, row)

@@ -165,8 +165,9 @@ class Scalars(Section):
             if row["ks"] > row["floor_p99"] else (
                 "there are too few volumes to tell the sets apart by it" if row["floor_p99"] >= TELLING else
                 "generated volumes cannot be told from real ones by this number")
-        return (f"How to read it, by the example of {self.numbers.title(name)}: the KS distance of generated to real volumes "
-                f"is {number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
+        title = self.numbers.title(name)
+        return (f"How to read it, by the example of {title}: the KS distance of generated to real volumes is "
+                f"{number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
                 f"volumes would stay below {number(row['floor_p99'])} in 99 of 100 cases (the floor){noise}. So "
                 f"{verdict}.")
 

@@ -12,7 +12,8 @@ class Surfaces(Numbers):
     """Of every class but the background."""
 
     words = {"roughness": f"Mean angle between the surface's normals at a blur of {FINE:g} voxel and at "
-                          f"{COARSE:g} voxels: 0 for a plane, more for bumps of a few voxels (metrics/roughness.py)."}
+                          f"{COARSE:g} voxels: 0 for a plane, more for bumps of a few voxels, and for walls of less "
+                          "than about 3 (metrics/roughness.py)."}
 
     def units(self, layout: Layout) -> dict[str, str | None]:
         return {f"{name}_roughness": "deg" for name in layout.label_classes[1:]}
