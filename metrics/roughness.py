@@ -14,8 +14,8 @@ def roughness(mask: np.ndarray, spacing: Sequence[float]) -> float:
     At voxels of the mask of which a face neighbour is outside, the direction of the gradient of the mask blurred by a
     Gaussian of FINE voxels against one of COARSE voxels, both in mm. 0 for a plane along an axis; about 2 for a ball,
     by its voxels' stairs; bumps and spikes of a few voxels count, size and bending hardly do. Walls of less than about
-    3 voxels count as rough, since their sides blur into each other. Where the
-    border of the map cuts the mask is no surface. NaN without a surface.
+    3 voxels count as rough, since their sides blur into each other. Where the border of the map cuts the mask is no
+    surface. NaN without a surface.
     """
     mask = np.asarray(mask, dtype=bool)
     surface = mask & ~ndimage.binary_erosion(mask, border_value=1)

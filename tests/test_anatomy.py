@@ -315,7 +315,7 @@ def test_asked_attributes_of_samples_are_compared_with_what_is_measured(result):
                                                                                                       "tilt"}
     row = asked["attributes"]["lv_volume"]
     assert row["generated"]["num"] == 11 and row["real"]["num"] == 12 and row["measured_by"] == "lv_volume"
-    assert min(row["generated"]["r"], row["real"]["r"], row["generated"]["rho"]) > 0.99 > row["chance_r"]
+    assert min(row["generated"]["r"], row["real"]["r"], row["generated"]["rho"]) > 0.97 > row["chance_r"]
     assert row["generated"]["mae"] < 2 < row["chance_mae"]
     assert "<h2>Asked and measured</h2>" in page and "tilt: not measured: no number of this name" in page
     head, first = cases[0].split(","), cases[1].split(",")
