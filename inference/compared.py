@@ -1,6 +1,7 @@
 """What generated and real volumes have in common, and what is said of the samples."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from edm3d.formats.asked_words import drawn_again
 from edm3d.formats.facts import rows_of
 from edm3d.formats.nifti import spacing_of
+from edm3d.formats.patients import groups_by_name
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.reporting.cases import Case, Layout
@@ -19,6 +21,7 @@ from edm3d.utils.files import file_hash
 from edm3d.utils.names import one_line
 
 IGNORED = "--ignore-spacing"
+NO_PATIENTS: Mapping[str, str] = {}
 
 
 def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool) -> Layout:
@@ -50,7 +53,13 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
     labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit, rows_of(samples.affine),
-                  facts.class_names if set(facts.class_names) <= set(meta.class_names) else ())
+                  facts.class_names if set(facts.class_names) <= set(meta.class_names) else (), attributes_of(samples))
+
+
+def attributes_of(samples: SamplesFile) -> tuple[tuple[str, str], ...]:
+    """Name and unit of each attribute that samples may have been asked for by."""
+    names, units = samples.meta.facts.attribute_names or (), samples.meta.facts.attribute_units or ()
+    return tuple(zip(names, units or [""] * len(names), strict=True)) if "attributes" in samples.names else ()
 
 
 def shared_spacing(path: Path, affines: Mapping[str, np.ndarray], dims: int, advice: str) -> np.ndarray:
@@ -72,12 +81,31 @@ def affines_of(file: SamplesFile | VolumesFile) -> dict[str, np.ndarray]:
     return {name: affine for split in file.splits for name, affine in zip(file.ids(split), file.affines(split))}
 
 
-def sample_case(samples: SamplesFile, index: int, layout: Layout) -> Case:
-    """A generated volume."""
+def sample_case(samples: SamplesFile, index: int, layout: Layout, patients: Mapping[str, str] = NO_PATIENTS) -> Case:
+    """A generated volume; patients: of volumes by their ids, by which samples may have been asked for."""
     label = samples.row("labels", index) if layout.label_classes else None
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
                 samples.meta.class_name(samples.row("classes", index)), samples.row("maps", index),
-                samples.row("attributes", index), samples.affine_of(index))
+                samples.row("attributes", index) if layout.attributes else None, samples.affine_of(index),
+                patient_of(samples, index, patients))
+
+
+def patient_of(samples: SamplesFile, index: int, patients: Mapping[str, str]) -> str:
+    """Which generated volumes are of one patient: those asked for by rows of a file that are, in one turn through it
+    (by the patients of volumes of their ids, else by these), else those of the same noise.
+    """
+    meta, seed = samples.meta, int(samples.seeds[index])
+    if not meta.ids:
+        return f"noise {meta.key_of(seed)}"
+    patient = patients.get(meta.id_of(seed)) or patients_of(tuple(meta.ids))[meta.row_of(seed)]
+    return f"{patient}, turn {meta.noise_of(seed) // len(meta.ids)}"
+
+
+@lru_cache(maxsize=4)
+def patients_of(ids: tuple[str, ...]) -> list[str]:
+    """The patient of each row of a file, by its id."""
+    known = groups_by_name(ids).of
+    return [known[id_] for id_ in ids]
 
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:

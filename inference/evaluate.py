@@ -79,8 +79,11 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     layout = shared_layout(samples, file, options.ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
     size = samples.row("images", 0).shape[1:]
-    against = choose_reference(file, options.split, channels).fitted(size, layout.lo)
-    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout))
+    against = choose_reference(file, options.split, channels).fitted(size, layout.lo).told(
+        file.meta.attribute_names, [name for name, _ in layout.attributes])
+    patients = {id_: group for name in file.splits
+                for id_, group in zip(file.ids(name), file.groups(name), strict=True)}
+    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout, patients))
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
     stage, reason = find_first_stage(samples, options.snapshot, options.trust, best_device(),
@@ -105,8 +108,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
                            reason or unlabelled or no_maps, best_device())
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
                          generated=drawn, seeds=samples.seeds,
-                         asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt,
-                         min_samples=options.min_samples, **more)
+                         asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (),
+                         held_out=held_out, seed=seed, train=learnt, min_samples=options.min_samples, **more)
     of_features = {"real": plain_hash([file.content_hash, against.description, layout.channels, size]),
                    "generated": plain_hash([file_hash(samples.path), layout.channels, size]), "noise": None}
 

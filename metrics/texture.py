@@ -11,6 +11,8 @@ from scipy import ndimage
 BANDS = 8    # between frequency 0 and Nyquist
 WIDTH = 2.0  # voxels, standard deviation of the Gaussian that makes the local mean
 LAGS = 12    # voxels, the farthest that is looked at
+BLOCK = 8    # voxels, side of the blocks in which uniform ones are looked for
+UNIFORM = 0.1  # share of the blocks that count as uniform
 EMPTY = 0.02  # of the intensity range: what lies below holds no texture
 
 
@@ -85,6 +87,34 @@ def speckle_contrast(image: np.ndarray, parts: np.ndarray, num_classes: int) -> 
         if inside.size > 1 and inside.mean() > 0:
             found[value] = inside.std() / inside.mean()
     return found
+
+
+def uniform_std(image: np.ndarray, least: float) -> float:
+    """Standard deviation of an intensity [*S] where it is most uniform, found without labels.
+
+    The image in blocks of BLOCK voxels per axis, half of it where a side holds less than two, what is left over at the
+    ends aside. Of those whose mean is above `least`, and no voxel at or below 0, the tenth with the smallest slope of
+    the plane that fits best counts: the root of the mean square of what is left of them without that plane. Noise, and
+    texture finer than a block; NaN where no block holds anything.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    side = BLOCK if min(values.shape) >= 2 * BLOCK else BLOCK // 2
+    counts = [size // side for size in values.shape]
+    if not min(counts):
+        return float("nan")
+    cut = values[tuple(slice(count * side) for count in counts)].reshape([n for c in counts for n in (c, side)])
+    order = [*range(0, 2 * values.ndim, 2), *range(1, 2 * values.ndim, 2)]
+    blocks = cut.transpose(order).reshape(-1, *[side] * values.ndim)
+    axes = tuple(range(1, blocks.ndim))
+    blocks = blocks[(blocks.mean(axis=axes) > least) & (blocks.min(axis=axes) > 0)]
+    if not len(blocks):
+        return float("nan")
+    places = np.indices([side] * values.ndim) - (side - 1) / 2
+    slopes = np.stack([(blocks * place).sum(axis=axes) / np.square(place).sum() for place in places], axis=1)
+    chosen = np.argsort(np.linalg.norm(slopes, axis=1), kind="stable")[:max(1, round(UNIFORM * len(blocks)))]
+    planes = np.tensordot(slopes[chosen], places, 1)
+    flat = blocks[chosen] - blocks[chosen].mean(axis=axes, keepdims=True) - planes
+    return float(np.sqrt(np.mean(flat**2) * side**values.ndim / (side**values.ndim - values.ndim - 1)))
 
 
 def local_residual(image: np.ndarray, parts: np.ndarray, width: float = WIDTH) -> np.ndarray:

@@ -10,8 +10,9 @@ class Case(NamedTuple):
     """One volume: image [C, *S] in stored intensity, label [*S] integer or None; class_name None: it is of none.
 
     semantic: the map [*S] that networks may be told, the label map where there is none of its own, and of a generated
-    volume the map that it was asked for by; attributes [A], likewise. affine [4,4]: how it lay in its file, before it
-    was cropped or padded; None: as the layout says.
+    volume the map that it was asked for by; attributes [A], as the layout names them, NaN where not known or not asked
+    for. affine [4,4]: how it lay in its file, before it was cropped or padded; None: as the layout says. group: whose
+    it is, those of one patient share it.
     """
 
     id: str
@@ -21,6 +22,7 @@ class Case(NamedTuple):
     semantic: np.ndarray | None = None
     attributes: np.ndarray | None = None
     affine: np.ndarray | None = None
+    group: str | None = None
 
 
 class DecodedCase(NamedTuple):
@@ -43,7 +45,8 @@ class Layout:
     """What all volumes of a comparison share: channels, classes (index = label value), voxel size [mm], intensities.
 
     affine [4,4]: by which planes are named, that of the first volume where they differ; None: not known. class_names:
-    of the classes that volumes are of, () where they are of none.
+    of the classes that volumes are of, () where they are of none; attributes: name and unit of each, of samples by what
+    was asked for.
     """
 
     channels: tuple[str, ...]
@@ -54,6 +57,7 @@ class Layout:
     unit: str
     affine: tuple[tuple[float, ...], ...] | None = None
     class_names: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def data_range(self) -> float:

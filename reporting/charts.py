@@ -169,6 +169,19 @@ def _styled(axes: Axes, xlabel: str, ylabel: str) -> Axes:
     return axes
 
 
+def asked_chart(sets: dict[str, tuple[np.ndarray, np.ndarray]], name: str, unit: str) -> Figure:
+    """What is measured [n] over what was asked for [n], by set; on the line it is the same."""
+    figure, axes = chart(titled(f"{name}: asked for (real: known)", unit), titled("measured", unit))
+    everything = np.concatenate([values for pair in sets.values() for values in pair])
+    ends = [everything.min(), everything.max()]
+    axes.plot(ends, ends, color=GRID, lw=1.2, zorder=0)
+    for key, (asked, measured) in sets.items():
+        axes.plot(asked, measured, ".", ms=4, color=COLOURS[key], alpha=0.5, mew=0,
+                  label=f"{NAMES[key]} (n = {len(asked)})")
+    legend(figure)
+    return figure
+
+
 # ---- downstream networks: a colour for every row of runs ----
 
 

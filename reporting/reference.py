@@ -23,6 +23,14 @@ class Cases(NamedTuple):
     length: int
     case: Callable[[int], Case]
 
+    def told(self, names: Sequence[str], wanted: Sequence[str]) -> "Cases":
+        """The same volumes with their attributes, of these names, in the order of those that are wanted."""
+        def case(index: int) -> Case:
+            whole = self.case(index)
+            return whole._replace(attributes=in_order(whole.attributes, names, wanted))
+
+        return Cases(self.description, self.length, case)
+
     def __iter__(self) -> Iterator[Case]:
         return (self.case(i) for i in range(self.length))
 
@@ -43,6 +51,14 @@ class Cases(NamedTuple):
 
         return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
                          self.length, case)
+
+
+def in_order(attributes: np.ndarray | None, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """Attributes [A] of these names as those that are wanted, NaN where there is none of the name."""
+    if attributes is None or not wanted:
+        return None
+    known = dict(zip(names, attributes, strict=True))
+    return np.array([known.get(name, np.nan) for name in wanted], dtype=np.float64)
 
 
 class Origin(NamedTuple):
@@ -89,7 +105,8 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes)
+                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes,
+                    group=f"patient-{phantom.group:06d}")
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
@@ -105,7 +122,7 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int], key: str = 
         item = file.read(*rows[index])
         name = None if item.class_index is None else file.meta.class_names[item.class_index]
         return Case(item.id, item.image[channels], item.label, name, item.semantic, item.attributes,
-                    item.affine)
+                    item.affine, item.group)
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""

@@ -15,6 +15,11 @@ def finite(value: float) -> float | int | None:
     return None if not np.isfinite(value) else int(value) if isinstance(value, np.integer) else float(value)
 
 
+def p_value(value: float | None) -> str:
+    """A p value, a dash when there is no test."""
+    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage."""
     return "-" if share is None else f"{100 * share:.1f} %"

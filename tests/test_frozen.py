@@ -309,4 +309,5 @@ def test_phantoms_are_those_of_then(folder):
 def test_report_measures_what_it_measured(folder):
     succeed(evaluate.main, "--real", "data/volumes.h5", "--generated", "results/h5/samples.h5", "--dest", "report",
             "--split", "all", "--num-noise", "2")
-    assert_close(json.loads(Path("report/report.json").read_text())["metrics"], EXPECTED["metrics"])
+    metrics = json.loads(Path("report/report.json").read_text())["metrics"]
+    assert_close({name: metrics[name] for name in EXPECTED["metrics"]}, EXPECTED["metrics"])  # more may stand beside

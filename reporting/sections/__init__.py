@@ -1,5 +1,6 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
+from edm3d.reporting.sections.asked_attributes import AskedAttributes
 from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.cycle import CycleClassifier
@@ -8,6 +9,7 @@ from edm3d.reporting.sections.dose_calibration import DoseCalibration
 from edm3d.reporting.sections.dose_levels import DoseLevels
 from edm3d.reporting.sections.dose_methods import DoseMethods
 from edm3d.reporting.sections.dose_pictures import DosePictures
+from edm3d.reporting.sections.ejection import Ejection
 from edm3d.reporting.sections.feature_distances import FeatureDistances
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
@@ -19,27 +21,36 @@ from edm3d.reporting.sections.latents import Latents
 from edm3d.reporting.sections.pairs import ImagePairs
 from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
-from edm3d.reporting.sections.scalars import Scalars
+from edm3d.reporting.sections.scalars import Measured, Scalars
 from edm3d.reporting.sections.scorecard import Scorecard
 from edm3d.reporting.sections.structures import Structures
+from edm3d.reporting.sections.surfaces import Surfaces
 from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
+from edm3d.reporting.sections.told_apart import ToldApart
+from edm3d.reporting.sections.topology import Topology
 from edm3d.reporting.sections.trained_on import TrainedOn
 from edm3d.reporting.sections.utility import Utility
 from edm3d.reporting.sections.variety import Variety
 from edm3d.reporting.sections.viewer import Viewer, real_and_decoded, real_and_generated
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
 
-# Numbers of one volume, which the section Scalars compares.
+# Numbers of one volume, which sections hold against real ones.
 NUMBERS = (
     Structures(),
     HeartWall(),
+    Topology(),
+    Surfaces(),
     Intensities(),
 )
+MEASURED = Measured(NUMBERS)  # once for all sections
 # Sections of the report of generated volumes against real ones.
 COMPARISON = (
-    Scalars(NUMBERS),
-    AskedClasses(NUMBERS),
+    Scalars(MEASURED),
+    ToldApart(MEASURED),
+    Ejection(MEASURED),
+    AskedClasses(MEASURED),
+    AskedAttributes(MEASURED),
     SamplePictures(),
     Viewer(real_and_generated),
     Texture(),

@@ -11,7 +11,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.html import html_missing, html_table
 from edm3d.reporting.section import Score, Section, missing
-from edm3d.reporting.sections.scalars import Numbers
+from edm3d.reporting.sections.scalars import Measured, Numbers
 from edm3d.reporting.tables import percent
 
 FEWEST = 5  # real volumes of each class
@@ -37,14 +37,13 @@ class AskedClasses(Section):
                          "each guessed by all others, it says how well the numbers tell the classes apart at all."}
     sets = ("real", "generated")
 
-    def __init__(self, numbers: Iterable[Numbers]):
-        self.numbers = tuple(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | Measured):
+        self.numbers = Measured.of(numbers)
 
     def measure(self, item: Case, context: Comparison) -> tuple[int, list[float]] | None:
         if item.class_name not in context.layout.class_names:
             return None
-        found = [float(value) for part in self.numbers if part.units(context.layout)
-                 for value in part.measure(item, context.layout).values()]
+        found = [float(value) for value in self.numbers.measure(item, context.layout).values()]
         return context.layout.class_names.index(item.class_name), found
 
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Told] | None:

@@ -26,6 +26,7 @@ class GrainRow(NamedTuple):
     power: np.ndarray        # [C, bands + 1]
     correlation: np.ndarray  # [C, axes, lags + 1]
     contrast: np.ndarray     # [C, K]
+    uniform: np.ndarray      # [C, 1]
     moments: np.ndarray      # [C, 2]
 
 
@@ -82,6 +83,8 @@ MEASURES = {
                          lambda curves, layout: texture.correlation_length(mean_defined(curves), layout.spacing), True),
     "contrast": Measure("speckle contrast", "speckle contrast", "contrast",
                         lambda layout: layout.label_classes, lambda contrast, layout: mean_defined(contrast), True),
+    "uniform": Measure("std in uniform blocks", "std in uniform blocks", "uniform", lambda layout: ["std"],
+                       lambda deviation, layout: mean_defined(deviation), True),
 }
 
 
@@ -93,8 +96,9 @@ class Grain(Section):
     texture.CHANNEL.contrast.SET_undefined                          volumes without such a class, or such a mean
     texture.CHANNEL.curves.SET                                      correlation by axis and lag, 0 to 12 voxels
     texture.CHANNEL.{intensity_mean_ks, intensity_std_ks}           of decoded volumes only
-    MEASURE: bands (dB), lag1, length_mm (differences are shares), contrast (where there are labels; shares). Names,
-    values, differences and counts are lists of one length; null where undefined.
+    MEASURE: bands (dB), lag1, length_mm (differences are shares), contrast (where there are labels; shares), uniform
+    (std where the image is most uniform, in its unit; shares). Names, values, differences and counts are lists of one
+    length; null where undefined.
     """
 
     words = {
@@ -107,6 +111,9 @@ class Grain(Section):
         "speckle contrast": "Standard deviation over mean of the intensity within a class, above the least that is "
                             f"stored; mean over volumes. Background below {texture.EMPTY:.0%} of the range, and 2 "
                             "voxels next to it, are left out here and for lag-1.",
+        "std in uniform blocks": f"Noise, found without labels: of the blocks of {texture.BLOCK} voxels per axis that "
+                                 f"are not empty, the {texture.UNIFORM:.0%} with the smallest slope, without that "
+                                 "slope.",
     }
 
     def __init__(self, other: str):
@@ -149,7 +156,7 @@ class Grain(Section):
             row |= {name: None, f"{start}difference": None, f"{start}largest": None} if off is None else {
                 name: plain(measure.value(sets[name], layout)), f"{start}difference": plain(off),
                 f"{start}largest": plain([largest(off)])[0]}
-        if measure.kept == "contrast":
+        if measure.kept in ("contrast", "uniform"):
             row |= {f"{name}_undefined": np.isnan(values).sum(0).tolist() for name, values in sets.items()}
         if self.other == "decoded":  # the same volumes, which are no two sets by chance
             return row
@@ -246,6 +253,7 @@ def grain_of(case: Case, layout: Layout) -> GrainRow:
         kept.append((texture.band_power(image),
                      texture.autocorrelation(texture.local_residual(image, parts), parts),
                      texture.speckle_contrast(image, parts, len(layout.label_classes)),
+                     np.array([texture.uniform_std(image, texture.EMPTY * layout.data_range)]),
                      np.array([image.mean(dtype=np.float64), image.std(dtype=np.float64)])))
     return stacked(kept)
 

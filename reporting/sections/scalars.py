@@ -1,6 +1,6 @@
 """Numbers of single volumes, compared case by case: what a number is, and the section that shows them all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -38,6 +38,43 @@ class Numbers:
         raise NotImplementedError
 
 
+class Measured:
+    """Numbers of volumes, each volume measured once for all sections that ask: what the last one gave is kept."""
+
+    def __init__(self, numbers: Iterable[Numbers]):
+        self.numbers = tuple(numbers)
+        self._last: tuple[Case, Layout, dict[str, float | bool]] | None = None
+
+    @classmethod
+    def of(cls, numbers: "Iterable[Numbers] | Measured") -> "Measured":
+        """The same where they are measured already."""
+        return numbers if isinstance(numbers, cls) else cls(numbers)
+
+    def __iter__(self) -> Iterator[Numbers]:
+        return iter(self.numbers)
+
+    def units(self, layout: Layout) -> dict[str, str | None]:
+        """Units of all numbers, yes or no last."""
+        found = {name: unit for part in self.numbers for name, unit in part.units(layout).items()}
+        return dict(sorted(found.items(), key=lambda item: item[1] is None))
+
+    def title(self, name: str) -> str:
+        """A number's name for people."""
+        return next((part.titles[name] for part in self.numbers if name in part.titles), name.replace("_", " "))
+
+    def measure(self, case: Case, layout: Layout) -> dict[str, float | bool]:
+        """Name -> value of a volume."""
+        if self._last is None or self._last[0] is not case or self._last[1] is not layout:
+            self._last = case, layout, {name: value for part in self.numbers if part.units(layout)
+                                        for name, value in part.measure(case, layout).items()}
+        return self._last[2]
+
+    def gather(self, rows: Mapping[str, Sequence[Mapping[str, float | bool]]], layout: Layout) -> "Values":
+        """What was measured of the volumes of each set, by name."""
+        return {key: {name: np.array([row[name] for row in kept], dtype=bool if unit is None else np.float64)
+                      for name, unit in self.units(layout).items()} for key, kept in rows.items()}
+
+
 class Scalars(Section):
     """Every number of `numbers` in real, generated and decoded noise.
 
@@ -46,8 +83,8 @@ class Scalars(Section):
     shares.NAME.{real, generated, generated_low, generated_high, noise}                    shares of cases, 0 to 1
     """
 
-    def __init__(self, numbers: Iterable[Numbers]):
-        self.numbers = tuple(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | Measured):
+        self.numbers = Measured.of(numbers)
         self.words = {
             "KS": "Kolmogorov-Smirnov distance between generated and real cases, 0 to 1. A case without a defined "
                   "value (no wall, say) counts as lying beyond all others.",
@@ -57,27 +94,15 @@ class Scalars(Section):
             "decoded noise": "Standard normal latents times sigma_data, decoded by the first stage of the snapshot: "
                              "what a diffusion model that learned nothing would draw.",
         } | {word: text for part in self.numbers for word, text in part.words.items()}
-        self.titles = {name: text for part in self.numbers for name, text in part.titles.items()}
-
-    def title(self, name: str) -> str:
-        """A number's name for people."""
-        return self.titles.get(name, name.replace("_", " "))
-
-    def units(self, layout: Layout) -> dict[str, str | None]:
-        """Units of all numbers, yes or no last."""
-        found = {name: unit for part in self.numbers for name, unit in part.units(layout).items()}
-        return dict(sorted(found.items(), key=lambda item: item[1] is None))
 
     def measure(self, item: Case, context: Comparison) -> dict[str, float | bool]:
-        return {name: value for part in self.numbers if part.units(context.layout)
-                for name, value in part.measure(item, context.layout).items()}
+        return self.numbers.measure(item, context.layout)
 
     def gather(self, rows: dict[str, list], context: Comparison) -> Values:
-        return {key: {name: np.array([row[name] for row in kept], dtype=bool if unit is None else np.float64)
-                      for name, unit in self.units(context.layout).items()} for key, kept in rows.items()}
+        return self.numbers.gather(rows, context.layout)
 
     def compute(self, found: Values, context: Comparison) -> dict[str, Any]:
-        units = self.units(context.layout)
+        units = self.numbers.units(context.layout)
         sets = {name: {key: values[name] for key, values in found.items()} for name in units}
         floors = ks_floors(*(len(next(iter(found[key].values()))) for key in ("real", "generated"))) if units else {}
         return {"metrics": {name: scalar_row(sets[name], unit, floors) for name, unit in units.items()
@@ -86,10 +111,10 @@ class Scalars(Section):
 
     def figures(self, found: Values, context: Comparison, report: dict) -> dict[str, Figure]:
         metrics = report["metrics"]
-        return {"overview": charts.overview_chart(metrics, {name: self.title(name) for name in metrics})} | {
+        return {"overview": charts.overview_chart(metrics, {name: self.numbers.title(name) for name in metrics})} | {
             f"distribution_{name}": charts.distribution_chart({key: values[name] for key, values in found.items()},
-                                                              self.title(name), row["unit"])
-            for name, row in metrics.items()}
+                                                              self.numbers.title(name), row["unit"])
+            for name, row in metrics.items() if varies(found, name)}
 
     def columns(self, found: Values, context: Comparison, name: str) -> dict[str, Sequence[str]]:
         return {key: [str(int(v)) if values.dtype == bool else f"{v:.6g}" for v in values]
@@ -102,7 +127,7 @@ class Scalars(Section):
             telling = within < len(rows) or all(row["floor_p99"] < TELLING for row in rows)
             facts.append((f"{within} of {len(rows)}", "scalars within the 99 % floor") if telling else
                          ("too few", "volumes to tell the sets apart by a scalar"))
-        return facts + [(percent(row["generated"]), self.title(name)) for name, row in report["shares"].items()]
+        return facts + [(percent(row["generated"]), self.numbers.title(name)) for name, row in report["shares"].items()]
 
     def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
         metrics = {self.title(name): row for name, row in report["metrics"].items()}
@@ -132,11 +157,11 @@ class Scalars(Section):
                 + html_grid([f"distribution_{name}" for name in report["metrics"]], figures))
 
     def _metrics(self, metrics: dict) -> str:
-        rows = [[titled(self.title(name), row["unit"]), *(plus_minus(row, key) for key in COMPARED),
+        rows = [[titled(self.numbers.title(name), row["unit"]), *(plus_minus(row, key) for key in COMPARED),
                  *(number(row[key]) for key in ("ks", "floor_median", "floor_p99", "noise"))]
                 for name, row in metrics.items()]
         head = ["", "real", "generated", NOISE, "KS", "floor, median", "floor, 99 %", f"KS of {NOISE}"]
-        undefined = [f"{self.title(name)}: {row['real_undefined']} real, {row['generated_undefined']} generated"
+        undefined = [f"{self.numbers.title(name)}: {row['real_undefined']} real, {row['generated_undefined']} generated"
                      for name, row in metrics.items() if row["real_undefined"] or row["generated_undefined"]]
         note = f"<p class=note>Undefined cases, counted as beyond all others: {escape('; '.join(undefined))}.</p>"
         reading = "".join(f"<p>{escape(self._example(name, row))}</p>" for name, row in list(metrics.items())[:1])
@@ -150,17 +175,24 @@ class Scalars(Section):
             if row["ks"] > row["floor_p99"] else (
                 "there are too few volumes to tell the sets apart by it" if row["floor_p99"] >= TELLING else
                 "generated volumes cannot be told from real ones by this number")
-        return (f"How to read it, by the example of {self.title(name)}: the KS distance of generated to real volumes "
-                f"is {number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
+        title = self.numbers.title(name)
+        return (f"How to read it, by the example of {title}: the KS distance of generated to real volumes is "
+                f"{number(row['ks'])}, where 0 is alike and 1 has nothing in common. Two sets of as many real "
                 f"volumes would stay below {number(row['floor_p99'])} in 99 of 100 cases (the floor){noise}. So "
                 f"{verdict}.")
 
     def _shares(self, shares: dict) -> str:
-        rows = [[self.title(name), percent(row["real"]), percent(row["generated"]),
+        rows = [[self.numbers.title(name), percent(row["real"]), percent(row["generated"]),
                  f"{percent(row['generated_low'])} to {percent(row['generated_high'])}", percent(row["noise"])]
                 for name, row in shares.items()]
         head = ["share of cases", "real", "generated", "95 % interval", NOISE]
         return html_table(head, rows, main=2) if rows else ""
+
+
+def varies(found: Values, name: str) -> bool:
+    """Whether a curve of a number has anything to show: one that is the same in all volumes has not."""
+    values = np.concatenate([values[name] for values in found.values()])
+    return len(np.unique(values)) > 1
 
 
 def scalar_row(values: dict[str, np.ndarray], unit: str, floors: dict[str, float]) -> dict[str, Any]:
