@@ -57,6 +57,12 @@ def moved(image: np.ndarray, move: Move) -> np.ndarray:
     return _shifted(np.pad(flipped, [(0, 0)] + [(reach, reach)] * len(move.shifts), mode="edge"), move.shifts, reach)
 
 
+def moved_back(image: np.ndarray, move: Move) -> np.ndarray:
+    """An image [C,*S] brought back from where a move took it."""
+    back = moved(image, Move((False,) * len(move.flips), tuple(-s for s in move.shifts)))
+    return _flipped(back, move.flips)
+
+
 class Grid:
     """Volumes [C,*S] on a grid of at most so many numbers: blurred, every factor-th voxel."""
 
