@@ -10,7 +10,8 @@ import click
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
-OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split")
+OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "planted", "members", "private",
+              "show_private")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
@@ -30,6 +31,12 @@ KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}
                    "for a first stage its test split, or val without one.")
 @click.option("--train", type=click.Path(path_type=Path), help="Volumes that the networks learnt from (volumes.h5).")
 @click.option("--train-split", default="train", show_default=True, help="Split of --train, or 'all'.")
+@click.option("--planted", default=100, show_default=True, type=click.IntRange(min=0),
+              help="With --train: copies of each kind that the audit makes itself, to show what it finds.")
+@click.option("--members", default=128, show_default=True, type=click.IntRange(min=0),
+              help="With --train: volumes of training, and held out, whose loss is looked at; 0 leaves it out.")
+@click.option("--private", is_flag=True, help="The training volumes are private: the report says so, and shows none.")
+@click.option("--show-private", is_flag=True, help="Show them all the same.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")

@@ -4,21 +4,69 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.decoded import best_device
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.membership import attack, find_snapshot
 from edm3d.metrics import copies as maths
 from edm3d.metrics.copies import Move, Nearest, Reference
-from edm3d.reporting.audit import Copies, Distances, Pair, Planted
+from edm3d.reporting.audit import Audit, Copies, Distances, Membership, Pair, Planted
 from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases
 from edm3d.utils.log import progress
+
+class AuditOptions(Protocol):
+    """What the audit asks of the options of a comparison."""
+
+    snapshot: Path | None
+    seed: int
+    trust: bool
+    train: Path | None
+    train_split: str
+    planted: int
+    members: int
+    private: bool
+    show_private: bool
+
 
 PAIRS = 10
 THROUGH = "through the first stage"
 LATENT_NUMBERS = 4096
+
+
+def audit(samples: SamplesFile, context: Comparison, stage: FirstStage | str, options: AuditOptions) -> Audit:
+    """Both parts; stage: the first stage that decoded the samples, or why there is none."""
+    found = find_copies(context.generated, context.train, context.real, context.layout, stage, options.planted,
+                        options.seed)
+    return Audit(found, membership(samples, context, stage, found, options), options.private,
+                 options.show_private or not options.private)
+
+
+def membership(samples: SamplesFile, context: Comparison, stage: FirstStage | str, copies: Copies | str,
+               options: AuditOptions) -> Membership | str:
+    """The attack on the snapshot's loss, on volumes that are spread over all of both sets."""
+    if isinstance(copies, str):
+        return copies
+    if not options.members:
+        return "--members is 0"
+    snapshot = find_snapshot(samples, options.snapshot, context.train.source, options.train_split)
+    if isinstance(snapshot, str):
+        return snapshot
+    numbers = {"train": range(len(context.train)), "held out": copies.held}
+    count = min(options.members, *map(len, numbers.values()))
+    chosen = {name: [each[int(k)] for k in np.linspace(0, len(each) - 1, count)] if count else []
+              for name, each in numbers.items()}
+    sets = {"train": [context.train.case(i) for i in bar("members")(chosen["train"])],
+            "held out": [context.real.case(i) for i in bar("held out")(chosen["held out"])]}
+    return attack(snapshot, None if isinstance(stage, str) else stage, sets, options.seed, options.trust,
+                  best_device())
 
 
 def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, stage: FirstStage | str, num_planted: int,

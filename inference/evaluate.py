@@ -1,6 +1,7 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import click
 
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.audit import audit
 from edm3d.inference.compared import describe_samples, sample_case, shared_layout
 from edm3d.inference.decoded import best_device, find_first_stage, noise_cases, reconstruct
 from edm3d.inference.labelling import find_labeller
@@ -30,7 +32,8 @@ class ComparisonOptions(NamedTuple):
     """How to compare. split: of the real volumes (reporting.reference.choose_reference); num_noise: volumes of decoded
     noise; snapshot: instead of the one that the samples name; seed: of noise, pairs and resampling; ignore_spacing:
     measure in voxels of the samples' size; overwrite: also a report of others than these. train: volumes that networks
-    learnt from, and of which split.
+    learnt from, and of which split; planted, members: how many copies the audit makes and losses it looks at; private:
+    whether these volumes are, and show_private: are shown all the same.
     """
 
     split: str = "auto"
@@ -42,6 +45,10 @@ class ComparisonOptions(NamedTuple):
     overwrite: bool = False
     train: Path | None = None
     train_split: str = "train"
+    planted: int = 100
+    members: int = 128
+    private: bool = False
+    show_private: bool = False
 
 
 AS_EVER = ComparisonOptions()
@@ -80,10 +87,13 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
+    check_audit(options)
     learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent, real=against, generated=drawn,
                          seeds=samples.seeds, asked=tuple(samples.meta.id_of(seed) for seed in samples.seeds)
                          if samples.meta.ids else (), held_out=held_out, seed=seed, train=learnt)
+    if learnt is not None:
+        context = replace(context, audit=audit(samples, context, stage or reason or "there is none", options))
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in sets.items()})
     remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
@@ -103,6 +113,15 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         click.echo(f"Label maps: {comparison.by_segmenter(labels)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
+
+
+def check_audit(options: ComparisonOptions) -> None:
+    """ValueError for options of the audit without what they are of."""
+    if options.train is None and (options.private or options.show_private):
+        raise ValueError(f"--{'private' if options.private else 'show-private'}: says something of the training "
+                         "volumes, and there are none; give --train, or leave it away")
+    if options.show_private and not options.private:
+        raise ValueError("--show-private: shows training volumes that are --private; without that they are shown")
 
 
 def learnt_from(path: Path, split: str, layout: Layout, size: Sequence[int]) -> Cases:

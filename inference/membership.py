@@ -1,7 +1,7 @@
 """Membership inference: whether the loss of a denoiser tells its training volumes from held-out ones."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,15 @@ def judged(losses: np.ndarray, x: torch.Tensor, is_member: np.ndarray, sigmas: S
                       tuple(hidden), time.perf_counter() - start)
 
 
-def denoising_losses(net: Denoise, x: torch.Tensor, condition: Condition, sigmas: Iterable[float], seed: int,
+def denoising_losses(net: Denoise, x: torch.Tensor, condition: Condition, sigmas: Sequence[float], seed: int,
                      device: torch.device) -> np.ndarray:
     """Mean squared error [N,L] of D(x + n; sigma) over DRAWS draws of noise, which are the same for all volumes."""
     found = []
     for level, sigma in enumerate(sigmas):
         rows = np.zeros(len(x))
         for draw in range(DRAWS):
-            generator = torch.Generator().manual_seed(hash((seed, level, draw)) % 2**31)
-            noise = sigma * torch.randn(x.shape[1:], generator=generator)
+            rng = np.random.default_rng([seed, level, draw])
+            noise = float(sigma) * torch.from_numpy(rng.standard_normal(x.shape[1:], dtype=np.float32))
             for first in range(0, len(x), AT_ONCE):
                 part = x[first:first + AT_ONCE]
                 told_ = Condition({name: each[first:first + AT_ONCE] for name, each in condition.items()})

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from edm3d.reporting.audit import Audit
 from edm3d.reporting.features import Features
 from edm3d.reporting.html import html_facts
 from edm3d.reporting.reference import Cases
@@ -28,7 +29,7 @@ HEADER = ("", "real", "generated", "KS", "floor p99", NOISE)  # of the table on 
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
-    features: of all sets, there as soon as all is measured.
+    features: of all sets, there as soon as all is measured; audit: of copies and membership, where train is there.
     """
 
     real: Cases
@@ -39,6 +40,7 @@ class Comparison(Context):
     seed: int = 0
     train: Cases | None = None
     features: Features | None = None
+    audit: Audit | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -1,6 +1,7 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
 from edm3d.reporting.sections.classes import AskedClasses
+from edm3d.reporting.sections.copies import CopiesFound
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.dose_calibration import DoseCalibration
 from edm3d.reporting.sections.dose_levels import DoseLevels
@@ -13,6 +14,7 @@ from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
+from edm3d.reporting.sections.membership import MembershipAttack
 from edm3d.reporting.sections.sample_pictures import SamplePictures
 from edm3d.reporting.sections.scalars import Scalars
 from edm3d.reporting.sections.structures import Structures
@@ -37,6 +39,8 @@ COMPARISON = (
     Grain("generated"),
     Variety(),
     HeldOut(),
+    CopiesFound(),
+    MembershipAttack(),
 )
 # Sections of the report of a first stage.
 FIRST_STAGE = (
