@@ -10,8 +10,8 @@ import click
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite")
-OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "planted", "members", "private",
-              "show_private")
+OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "planted", "members",
+              "private", "show_private")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr", "run_root")
 KINDS = {"generated": OF_SAMPLES, "autoencoder": OF_FIRST_STAGE}

@@ -22,6 +22,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases
 from edm3d.utils.log import progress
 
+
 class AuditOptions(Protocol):
     """What the audit asks of the options of a comparison."""
 

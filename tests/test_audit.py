@@ -154,7 +154,8 @@ def report(tmp_path_factory):
 def test_a_report_names_the_copy_and_marks_private_data(report):
     folder, _, _, found = report
     part = found["copies"]
-    assert part["closest"][0] == {"sample": "seed 2", "training": "phantom-000005", "distance": pytest.approx(0, abs=1e-4)}
+    nearest = {"sample": "seed 2", "training": "phantom-000005", "distance": pytest.approx(0, abs=1e-4)}
+    assert part["closest"][0] == nearest
     assert part["equal"] == 1 and part["left_out"] == 18 and part["held_out"] == 6
     assert part["pixels"]["closer"] >= 1 and part["pixels"]["rank"] == 1 and part["pixels"]["expected"] > 0.1
     assert part["planted"]["exact"]["found"] == 5 and part["planted"]["through the first stage"]["available"] is False

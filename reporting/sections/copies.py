@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from edm3d.metrics.copies import LEVEL, nearest_features, threshold
 from edm3d.reporting import charts
-from edm3d.reporting.audit import Audit, Copies, Distances
+from edm3d.reporting.audit import Copies, Distances
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.features import VOLUME
-from edm3d.reporting.html import html_facts, html_figure, html_missing, html_strips, html_table
+from edm3d.reporting.html import html_figure, html_missing, html_strips, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.strips import strips
 from edm3d.reporting.tables import number, percent
@@ -94,7 +94,7 @@ class CopiesFound(Section):
         if not part["available"]:
             return [*mark, f"Copies: not available: {part['reason']}"]
         pixels = part["pixels"]
-        share = f"{pixels['closer']} of {part['num']} samples nearer to training than the threshold, {expected(pixels)}" \
+        share = f"{pixels['closer']} of {part['num']} samples nearer to training than the threshold, " + expected(pixels) \
             if pixels["available"] else f"no threshold: {pixels['reason']}"
         return [*mark, f"Copies: {share}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)"]
 
