@@ -94,7 +94,7 @@ class CopiesFound(Section):
         if not part["available"]:
             return [*mark, f"Copies: not available: {part['reason']}"]
         pixels = part["pixels"]
-        share = f"{pixels['closer']} of {part['num']} samples nearer to training than the threshold, " + expected(pixels) \
+        share = f"{pixels['closer']} of {part['num']} samples nearer to training than the limit, " + expected(pixels) \
             if pixels["available"] else f"no threshold: {pixels['reason']}"
         return [*mark, f"Copies: {share}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)"]
 
