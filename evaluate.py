@@ -11,7 +11,8 @@ from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
 OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
-              "lpips", "downstream", "features", "planes", "min_samples")
+              "lpips", "downstream", "features", "planes", "min_samples",
+              "planted", "members", "private", "show_private")
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr")
 OF_COMPARE = ("compare", "dest", "overwrite", "debug")
@@ -51,6 +52,12 @@ class WordsScripts(WordsCommand, Scripts):
               "sagittal; or by axes of the array: 01 02 12; or none.  [default: all of 3D]")
 @click.option("--min-samples", default=256, show_default=True, type=click.IntRange(min=2),
               help="Fewer volumes of a set have no Frechet distance, which few push up.")
+@click.option("--planted", default=100, show_default=True, type=click.IntRange(min=0),
+              help="With --train: copies of each kind that the audit makes itself, to show what it finds.")
+@click.option("--members", default=128, show_default=True, type=click.IntRange(min=0),
+              help="With --train: volumes of training, and held out, whose loss is looked at; 0 leaves it out.")
+@click.option("--private", is_flag=True, help="The training volumes are private: the report says so, and shows none.")
+@click.option("--show-private", is_flag=True, help="Show them all the same.")
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")

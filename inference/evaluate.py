@@ -9,6 +9,7 @@ import click
 
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.audit import audit
 from edm3d.inference.compared import describe_samples, sample_case, shared_layout, tame
 from edm3d.inference.decoded import best_device, find_first_stage, noise_cases, reconstruct
 from edm3d.inference.features import DEFAULT, FeatureOptions, feature_pass
@@ -39,7 +40,9 @@ class ComparisonOptions(NamedTuple):
     learnt from, and of which split. classifier: a classification network by name, run folder or snapshot; lpips: a
     TorchScript file of a distance of two images; downstream: a report of downstream networks, or its folder. features,
     planes: as the command's words (inference.features); min_samples: volumes of a set that a Frechet distance takes;
-    run_root: below which snapshots are looked for and features kept, None: results, and no features are kept.
+    run_root: below which snapshots are looked for and features kept, None: results, and no features are kept. planted,
+    members: how many copies the audit makes and losses it looks at; private: whether the volumes learnt from are, and
+    show_private: are shown all the same.
     """
 
     split: str = "auto"
@@ -58,6 +61,10 @@ class ComparisonOptions(NamedTuple):
     planes: Sequence[str] = ()
     min_samples: int = MIN_SAMPLES
     run_root: Path | None = None
+    planted: int = 100
+    members: int = 128
+    private: bool = False
+    show_private: bool = False
 
 
 AS_EVER = ComparisonOptions()
@@ -101,6 +108,7 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
     more, gone = beside(samples, file, layout, channels, size, options)
+    check_audit(options)
     learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
     kept = options.run_root and options.run_root / "features"
     no_maps = "the first stage is masked by maps, which generated volumes do not have" if stage and stage.masked else ""
@@ -117,7 +125,9 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         if learnt is not None:
             passing.alone("train", learnt, len(learnt), plain_hash([VolumesFile(options.train).content_hash,
                                                                     learnt.description, layout.channels, size]))
-        return replace(context, features=passing.features())
+        context = replace(context, features=passing.features())
+        return context if learnt is None else replace(
+            context, audit=audit(samples, context, stage or reason or "there is none", options))
 
     passed = {name: passing.over(name, cases, lengths[name], of_features[name]) if name in of_features else cases
               for name, cases in sets.items()}
@@ -161,6 +171,15 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
     return more, {"pairs": unpaired, "maps": unasked,
                   "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}
+
+
+def check_audit(options: ComparisonOptions) -> None:
+    """ValueError for options of the audit without what they are of."""
+    if options.train is None and (options.private or options.show_private):
+        raise ValueError(f"--{'private' if options.private else 'show-private'}: says something of the training "
+                         "volumes, and there are none; give --train, or leave it away")
+    if options.show_private and not options.private:
+        raise ValueError("--show-private: shows training volumes that are --private; without that they are shown")
 
 
 def learnt_from(path: Path, split: str, layout: Layout, size: Sequence[int]) -> Cases:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm3d.reporting.audit import Audit
 from edm3d.reporting.cases import Case
 from edm3d.reporting.features import Features
 from edm3d.reporting.html import html_facts
@@ -61,7 +62,8 @@ class Perceptual(NamedTuple):
 class Comparison(Context):
     """Real and generated volumes by number, and of the latter the seeds, and the ids that they were asked for by, if
     any; held_out: split of the set `decoded`; seed: of pairs and resampling. train: volumes that networks learnt from;
-    features: of all sets, there as soon as all is measured; min_samples: volumes that a Frechet distance takes.
+    features: of all sets, there as soon as all is measured; min_samples: volumes that a Frechet distance takes;
+    audit: of copies and membership, where train is there.
 
     told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
     or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
@@ -82,6 +84,7 @@ class Comparison(Context):
     lpips: Perceptual | None = None
     utility: Mapping[str, Any] | None = None
     min_samples: int = 2
+    audit: Audit | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -17,11 +17,12 @@ FEWEST_HELD_OUT = 32
 
 
 class Cases(NamedTuple):
-    """Volumes by number, and a sentence that says where they come from."""
+    """Volumes by number, and a sentence that says where they come from; source: hash of the file's content, if any."""
 
     description: str
     length: int
     case: Callable[[int], Case]
+    source: str = ""
 
     def told(self, names: Sequence[str], wanted: Sequence[str]) -> "Cases":
         """The same volumes with their attributes, of these names, in the order of those that are wanted."""
@@ -50,7 +51,7 @@ class Cases(NamedTuple):
             return whole._replace(image=image, label=label, semantic=semantic)
 
         return Cases(f"{self.description}; cropped or padded centrally to {' x '.join(map(str, size))}",
-                         self.length, case)
+                         self.length, case, self.source)
 
 
 def in_order(attributes: np.ndarray | None, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
@@ -105,7 +106,7 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes,
+                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes.astype(np.float32),
                     group=f"patient-{phantom.group:06d}")
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
@@ -126,7 +127,8 @@ def file_volumes(file: VolumesFile, split: str, channels: list[int], key: str = 
 
     counts = ", ".join(f"{name} {file.length(name)}" for name in file.splits if split in ("all", name))
     warning = "; this includes volumes the networks were trained on" if "train" in counts else ""
-    return Cases(f"split {split!r} of the file ({counts}){warning}", len(rows), case)
+    return Cases(f"split {split!r} of the file ({counts}){warning}", len(rows), case,
+                 file.content_hash)
 
 
 def held_out_split(file: VolumesFile) -> str:

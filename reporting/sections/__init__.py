@@ -3,6 +3,7 @@
 from edm3d.reporting.sections.asked_attributes import AskedAttributes
 from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.classes import AskedClasses
+from edm3d.reporting.sections.copies import CopiesFound
 from edm3d.reporting.sections.cycle import CycleClassifier
 from edm3d.reporting.sections.decoded_pictures import DecodedPictures
 from edm3d.reporting.sections.dose_calibration import DoseCalibration
@@ -18,6 +19,7 @@ from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
+from edm3d.reporting.sections.membership import MembershipAttack
 from edm3d.reporting.sections.pairs import ImagePairs
 from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
@@ -62,6 +64,8 @@ COMPARISON = (
     CycleClassifier(),
     ImagePairs(),
     Utility(),
+    CopiesFound(),
+    MembershipAttack(),
     Provenance(),
 )
 COMPARISON = (*COMPARISON, Scorecard(COMPARISON))  # what all before it say

@@ -1,0 +1,215 @@
+"""The audit of samples: copies of training volumes among them, and whether the network's loss gives members away."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from edm3d.formats.samples import SamplesFile
+from edm3d.inference.decoded import best_device
+from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.membership import attack, find_snapshot
+from edm3d.metrics import copies as maths
+from edm3d.metrics.copies import Move, Nearest, Reference
+from edm3d.reporting.audit import Audit, Copies, Distances, Membership, Pair, Planted
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.reference import Cases
+from edm3d.utils.log import progress
+
+
+class AuditOptions(Protocol):
+    """What the audit asks of the options of a comparison."""
+
+    snapshot: Path | None
+    seed: int
+    trust: bool
+    train: Path | None
+    train_split: str
+    planted: int
+    members: int
+    private: bool
+    show_private: bool
+
+
+PAIRS = 10
+THROUGH = "through the first stage"
+LATENT_NUMBERS = 4096
+
+
+def audit(samples: SamplesFile, context: Comparison, stage: FirstStage | str, options: AuditOptions) -> Audit:
+    """Both parts; stage: the first stage that decoded the samples, or why there is none."""
+    found = find_copies(context.generated, context.train, context.real, context.layout, stage, options.planted,
+                        options.seed)
+    return Audit(found, membership(samples, context, stage, found, options), options.private,
+                 options.show_private or not options.private)
+
+
+def membership(samples: SamplesFile, context: Comparison, stage: FirstStage | str, copies: Copies | str,
+               options: AuditOptions) -> Membership | str:
+    """The attack on the snapshot's loss, on volumes that are spread over all of both sets."""
+    if isinstance(copies, str):
+        return copies
+    if not options.members:
+        return "--members is 0"
+    snapshot = find_snapshot(samples, options.snapshot, context.train.source, options.train_split)
+    if isinstance(snapshot, str):
+        return snapshot
+    numbers = {"train": range(len(context.train)), "held out": copies.held}
+    count = min(options.members, *map(len, numbers.values()))
+    chosen = {name: [each[int(k)] for k in np.linspace(0, len(each) - 1, count)] if count else []
+              for name, each in numbers.items()}
+    sets = {"train": [context.train.case(i) for i in bar("members")(chosen["train"])],
+            "held out": [context.real.case(i) for i in bar("held out")(chosen["held out"])]}
+    return attack(snapshot, None if isinstance(stage, str) else stage, sets, options.seed, options.trust,
+                  best_device())
+
+
+def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, stage: FirstStage | str, num_planted: int,
+                seed: int) -> Copies | str:
+    """The nearest training volume of each sample beside those of held-out volumes and planted copies, or why not.
+
+    stage: the first stage, or why there is none.
+    """
+    start = time.perf_counter()
+    try:
+        reference = Reference(lambda i: train.case(i).image, len(train), layout.data_range, progress=bar("training"))
+    except ValueError as e:
+        return f"--train: {e}"
+    reference.calibrate(bar("training among itself"))
+    known = {digest(train.case(i).image) for i in range(len(train))}
+    ids = {train.case(i).id for i in range(len(train))} if same_source(train, real) else set()
+    held = [i for i in range(len(real)) if not is_training(real.case(i), known, ids)]
+    of_held = searched(reference, real, held, "held out")
+    nearest = searched(reference, generated, range(len(generated)), "samples")
+    distances = np.array([each.distance for each in of_held])
+    kinds, absent = plant(reference, train, layout, stage, num_planted, seed)
+    digests = [digest(generated.case(i).image) for i in range(len(generated))]
+    among = twins(reference, generated, range(len(generated)), layout)
+    floor = twins(reference, real, held[:len(generated)], layout) or ()
+    return Copies([train.case(i).id for i in range(len(train))], nearest, held, distances, len(real) - len(held),
+                  maths.threshold(distances) if len(held) else None, kinds, absent,
+                  sum(each in known for each in digests), among, len(digests) - len(set(digests)),
+                  np.array([each.distance for each in floor]),
+                  latent_distances(stage, generated, train, real, held, nearest, of_held),
+                  closest(nearest, generated, train), time.perf_counter() - start)
+
+
+def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
+    """A progress bar over volumes."""
+    return partial(progress, desc=name, unit="volume")
+
+
+def digest(image: np.ndarray) -> bytes:
+    """By which images that are equal are known."""
+    return sha256(np.ascontiguousarray(image, np.float32).tobytes()).digest()
+
+
+def same_source(train: Cases, real: Cases) -> bool:
+    """Whether ids of both mean the same volumes: those of one file."""
+    return bool(train.source) and train.source == real.source
+
+
+def is_training(case: Case, known: set[bytes], ids: set[str]) -> bool:
+    """Whether a real volume is one of the training volumes: by its content, in one file by its id."""
+    return case.id in ids or digest(case.image) in known
+
+
+def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str) -> list[Nearest]:
+    """The nearest of each volume."""
+    return [reference.nearest(cases.case(i).image) for i in bar(name)(numbers)]
+
+
+def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: Layout) -> list[Nearest] | None:
+    """The nearest other of each volume of a set, None for fewer than 2; what is usual is what it is in training."""
+    if len(numbers) < 2:
+        return None
+    among = Reference(lambda k: cases.case(numbers[k]).image, len(numbers), layout.data_range, reference)
+    return [among.nearest(cases.case(i).image, k) for k, i in enumerate(bar("among themselves")(numbers))]
+
+
+def plant(reference: Reference, train: Cases, layout: Layout, stage: FirstStage | str, count: int, seed: int
+          ) -> tuple[dict[str, Planted], dict[str, str]]:
+    """Copies of each kind of so many training volumes, and how near the audit finds them; kinds that cannot be had."""
+    found, rng = {}, np.random.default_rng([seed, 1])
+    if not count:
+        return {}, dict.fromkeys((*maths.PLANTED, THROUGH), "--planted is 0")
+    kinds = [*maths.PLANTED, *([] if isinstance(stage, str) else [THROUGH])]
+    for kind in kinds:
+        chosen = rng.permutation(len(train))[:count]
+        rows = []
+        for i in bar(f"planted, {kind}")(chosen):
+            case = train.case(int(i))
+            made = through(stage, case, rng) if kind == THROUGH else \
+                maths.planted(kind, case.image, rng, layout.lo, layout.hi)
+            rows.append(reference.nearest(made))
+        found[kind] = Planted(np.array([row.distance for row in rows]),
+                              np.array([row.index for row in rows]) == chosen)
+    return found, {THROUGH: stage} if isinstance(stage, str) else {}
+
+
+def through(stage: FirstStage, case: Case, rng: np.random.Generator) -> np.ndarray:
+    """A volume [C,*S] decoded of a draw of its posterior."""
+    image, label, semantic = on_device(stage, case)
+    posterior = stage.posterior(stage.facts.intensity.to_network(image), label if stage.net.num_classes else None,
+                                semantic)
+    noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(stage.device)
+    return stage.decode(stage.scaled(posterior.mean + posterior.std * noise), semantic)[0][0].cpu().numpy()
+
+
+def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
+    """Image, label map and semantic map of a volume as a batch of one."""
+    return [None if array is None else torch.from_numpy(np.ascontiguousarray(array))[None].to(stage.device)
+            for array in (case.image, case.label, case.semantic)]
+
+
+def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, real: Cases, held: Sequence[int],
+                     nearest: Sequence[Nearest], of_held: Sequence[Nearest]) -> Distances | str:
+    """By latents; a volume counts as it lies and moved as its nearest by pixels asks for, whichever is nearer."""
+    if isinstance(stage, str):
+        return stage
+    if stage.net.num_classes and any(cases.case(0).label is None for cases in (generated, train, real)):
+        return "the first stage encodes label maps with the images, and some of the volumes have none"
+    if stage.masked:
+        return "the first stage is masked by maps, which moved volumes do not have"
+    theirs = np.stack([latents(stage, train.case(i)) for i in bar("latents of training")(range(len(train)))])
+
+    def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str
+               ) -> tuple[np.ndarray, np.ndarray]:
+        if not len(numbers):
+            return np.zeros(0, int), np.zeros(0)
+        still = Move((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
+        ways = [maths.nearest_features(np.stack([latents(stage, moved_case(cases.case(i), move)) for i, move in
+                                                 zip(bar(name)(numbers), moves, strict=True)]), theirs)
+                for moves in ([still] * len(numbers), [each.move for each in found])]
+        (index, distance), (other, nearer) = ways
+        return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
+
+    index, distance = search(generated, range(len(generated)), nearest, "latents of samples")
+    return Distances(index, distance, search(real, held, of_held, "latents of held-out ones")[1])
+
+
+def moved_case(case: Case, move: Move) -> Case:
+    """A volume and its label map after a move."""
+    label = None if case.label is None else maths.moved(case.label[None], move)[0]
+    return case._replace(image=maths.moved(case.image, move), label=label)
+
+
+def latents(stage: FirstStage, case: Case) -> np.ndarray:
+    """Posterior means, averaged to at most LATENT_NUMBERS where there are more."""
+    image, label, _ = on_device(stage, case)
+    found = stage.encode(image, label if stage.net.num_classes else None)[0].float().cpu().numpy()
+    grid = maths.Grid(found.shape, LATENT_NUMBERS)
+    return grid.taken(grid.blurred(found)).ravel()
+
+
+def closest(nearest: Sequence[Nearest], generated: Cases, train: Cases) -> list[Pair]:
+    """The pairs of the least distances, training volumes moved to where the samples are."""
+    order = sorted(range(len(nearest)), key=lambda i: nearest[i].distance)[:PAIRS]
+    return [Pair(generated.case(i).image, maths.moved_back(train.case(nearest[i].index).image, nearest[i].move), i,
+                 nearest[i].index, nearest[i].distance) for i in order]

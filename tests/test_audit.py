@@ -1,0 +1,181 @@
+"""The audit: copies are found with their original and move, others are not, and a network that memorised is seen."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from edm3d.formats.samples import SamplesFile
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference import membership
+from edm3d.inference.audit import find_copies
+from edm3d.inference.evaluate import ComparisonOptions, evaluate
+from edm3d.metrics import copies
+from edm3d.metrics.copies import Move, Reference, moved, moved_back, nearest_features, planted, threshold
+from edm3d.networks.conditioning import Condition
+from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.reference import Cases
+from tests.test_evaluate import SIZE, describe, phantom_arrays, write, write_phantoms
+
+SHAPES = {2: (1, 24, 24), 3: (1, 12, 12, 12)}
+
+
+def smooth_noise(seed: int, dims: int) -> np.ndarray:
+    """A random image of its own in [0,1]."""
+    from scipy.ndimage import gaussian_filter
+    field = gaussian_filter(np.random.default_rng(seed).standard_normal(SHAPES[dims]), (0, *[1.0] * dims))
+    return np.clip(0.5 + 0.6 * field / field.std() / 3, 0, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def known(request):
+    """Training images and what they are searched in."""
+    images = [smooth_noise(i, request.param) for i in range(30)]
+    reference = Reference(images.__getitem__, 30, 1.0)
+    reference.calibrate()
+    return images, reference
+
+
+def test_exact_copies_have_distance_0_whatever_their_gain_and_offset(known):
+    images, reference = known
+    for copy in (images[7], 0.6 * images[7] + 0.2):
+        found = reference.nearest(copy)
+        assert found.index == 7 and found.distance == pytest.approx(0, abs=1e-4)
+        assert not any(found.move.flips) and not any(found.move.shifts)
+    assert reference.nearest(images[7], without=7).distance > 0.5
+
+
+def test_flips_and_shifts_together_are_found_with_their_move(known):
+    images, reference = known
+    dims = images[0].ndim - 1
+    for k, flips in enumerate(product((False, True), repeat=dims)):
+        shifts = ((2, -1, 1), (-2, 2, -1))[k % 2][:dims]
+        back = Move(flips, tuple(-s if flip else s for flip, s in zip(flips, (-s for s in shifts))))
+        found = reference.nearest(moved(images[k], Move(flips, shifts)))
+        assert (found.index, found.move) == (k, back)
+        inner = (0, *[slice(4, -4)] * dims)
+        np.testing.assert_array_equal(moved_back(images[k], found.move)[inner],
+                                      moved(images[k], Move(flips, shifts))[inner])
+
+
+def test_planted_copies_are_nearer_than_others_and_others_seldom_are(known):
+    images, reference = known
+    dims, rng = images[0].ndim - 1, np.random.default_rng(0)
+    others = np.array([reference.nearest(smooth_noise(1000 + i, dims)).distance for i in range(60)])
+    limit = threshold(others)
+    fresh = [reference.nearest(smooth_noise(5000 + i, dims)).distance < limit.value for i in range(30)]
+    assert np.mean(fresh) < 0.15
+    for kind in copies.PLANTED:
+        found = [reference.nearest(planted(kind, images[i], rng, 0, 1)) for i in range(10)]
+        assert all(each.distance < limit.value and each.index == i for i, each in enumerate(found)), kind
+
+
+def test_the_threshold_says_what_it_is_worth():
+    few, many = threshold(np.arange(20.0)), threshold(np.arange(999.0))
+    assert (few.value, few.rank) == (0, 1) and few.expected == pytest.approx(1 / 21)
+    assert (many.value, many.rank, many.expected) == (9, 10, 0.01)
+    assert few.low < few.expected < few.high < 0.2 and many.high < 0.02
+    with pytest.raises(ValueError, match="no volumes"):
+        threshold(np.zeros(0))
+
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(ValueError, match="wanted 2 or more"):
+        Reference(lambda i: np.zeros((1, 8, 8)), 1, 1.0)
+    with pytest.raises(ValueError, match="are the same"):
+        Reference(lambda i: np.ones((1, 8, 8)), 3, 1.0)
+    images = [smooth_noise(i, 2) for i in range(4)]
+    found = Reference(images.__getitem__, 4, 1.0).nearest(np.zeros((1, 24, 24)))
+    assert np.isfinite(found.distance) and found.correlations == (0, 0, 0)
+
+
+def test_features_are_searched_in_their_own_units():
+    theirs = np.array([[0.0, 0], [1, 1000], [2, 0]])
+    index, distance = nearest_features(np.array([[1.0, 990]]), theirs)
+    assert index[0] == 1 and distance[0] == pytest.approx(10 / theirs[:, 1].std())
+    index, _ = nearest_features(theirs, theirs, same=True)
+    assert all(index != np.arange(3))
+
+
+def cases(images: list[np.ndarray], name: str) -> Cases:
+    return Cases(name, len(images), lambda i: Case(f"{name}-{i}", images[i], None))
+
+
+def test_training_volumes_among_the_real_ones_are_left_out():
+    images = [smooth_noise(i, 2) for i in range(40)]
+    train, real = cases(images[:20], "train"), cases(images[10:], "real")
+    made = cases([images[3], images[3], *(smooth_noise(900 + i, 2) for i in range(3))], "sample")
+    found = find_copies(made, train, real, Layout(("x",), (), (1.0, 1.0), 0, 1, ""), "there is none", 4, 0)
+    assert found.left_out == 10 and found.held == list(range(10, 30))
+    assert found.equal == 2 and found.equal_twins == 1 and found.twins[0].distance < 1e-4
+    assert [each.index for each in found.nearest[:2]] == [3, 3] and found.pairs[0].distance < 1e-4
+    assert found.latent == "there is none" and set(found.not_planted) == {"through the first stage"}
+
+
+class Memorised(torch.nn.Module):
+    """A denoiser that gives the nearest of the images it knows."""
+
+    def __init__(self, images: torch.Tensor):
+        super().__init__()
+        self.images = images
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return self.images[torch.cdist(x.flatten(1), self.images.flatten(1)).argmin(1)]
+
+
+def test_a_network_that_memorised_is_told_and_one_that_did_not_is_not():
+    images = torch.stack([torch.from_numpy(smooth_noise(i, 2)) for i in range(40)])
+    is_member = np.arange(40) < 20
+    cpu = torch.device("cpu")
+    losses = membership.denoising_losses(Memorised(images[:20]), images, Condition(), [0.1, 0.2], 0, cpu)
+    assert losses.shape == (40, 2) and losses[:20].max() < 1e-9 < losses[20:].min()
+    found = membership.judged(losses, images, is_member, [0.1, 0.2], (), 0, 0.0)
+    assert found.mean.auc == found.relative.auc == 1 and found.mean.low == 1
+    blind = membership.denoising_losses(lambda x, sigma, condition: 0.9 * x, images, Condition(), [0.2], 0, cpu)
+    found = membership.judged(blind, images, is_member, [0.2], (), 0, 0.0)
+    assert found.mean.low < 0.5 < found.mean.high
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of four samples of which one is a training volume, against a file of 2D phantoms."""
+    folder = tmp_path_factory.mktemp("audit")
+    file = write_phantoms(folder / "echo.h5", dims=2, kind="other", count=24)
+    arrays = phantom_arrays(4, dims=2)
+    copy = VolumesFile(file).read("train", 5)
+    arrays["images"][2], arrays["labels"][2] = copy.image, copy.label
+    write(folder / "samples.npz", arrays, dims=2, data=describe(2))
+    options = ComparisonOptions(num_noise=0, train=file, planted=5, private=True)
+    return folder, file, options, evaluate(file, folder / "samples.npz", folder / "report", options)
+
+
+def test_a_report_names_the_copy_and_marks_private_data(report):
+    folder, _, _, found = report
+    part = found["copies"]
+    nearest = {"sample": "seed 2", "training": "phantom-000005", "distance": pytest.approx(0, abs=1e-4)}
+    assert part["closest"][0] == nearest
+    assert part["equal"] == 1 and part["left_out"] == 18 and part["held_out"] == 6
+    assert part["pixels"]["closer"] >= 1 and part["pixels"]["rank"] == 1 and part["pixels"]["expected"] > 0.1
+    assert part["planted"]["exact"]["found"] == 5 and part["planted"]["through the first stage"]["available"] is False
+    assert "not there" in found["membership"]["reason"] and SIZE
+    page, rows = (folder / "report/report.html").read_text(), (folder / "report/cases.csv").read_text()
+    assert "reads private data, not for release" in page and "--show-private shows them" in page
+    assert not list((folder / "report/figures").glob("copies_[0-9]*")) and ",phantom-000005," in rows
+    assert json.loads((folder / "report/report.json").read_text())["private"]["marked"] is True
+
+
+def test_private_pictures_are_shown_when_told_to(report):
+    folder, file, options, _ = report
+    told = options._replace(show_private=True, planted=0, members=0)
+    found = evaluate(file, folder / "samples.npz", folder / "shown", told)
+    assert list((folder / "shown/figures").glob("copies_[0-9]*"))
+    assert found["copies"]["planted"]["exact"]["available"] is False
+    with pytest.raises(ValueError, match="--private: says something of the training"):
+        evaluate(file, folder / "samples.npz", folder / "bad", options._replace(train=None))
+
+
+def test_the_attack_wants_the_snapshot_that_drew_the_samples(report):
+    folder, _, _, _ = report
+    assert "not there" in membership.find_snapshot(SamplesFile(folder / "samples.npz"), None, "x", "train")
