@@ -15,8 +15,8 @@ from edm3d.inference.decoded import best_device
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.membership import attack, find_snapshot
 from edm3d.metrics import copies as maths
-from edm3d.metrics.copies import Move, Nearest, Reference
-from edm3d.reporting.audit import Audit, Copies, Distances, Membership, Pair, Planted
+from edm3d.metrics.copies import AxisMove, Nearest, Reference
+from edm3d.reporting.audit import Audit, ClosePair, Copies, Distances, Membership, Planted
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases
@@ -183,7 +183,7 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
                ) -> tuple[np.ndarray, np.ndarray]:
         if not len(numbers):
             return np.zeros(0, int), np.zeros(0)
-        still = Move((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
+        still = AxisMove((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
         ways = [maths.nearest_features(np.stack([latents(stage, moved_case(cases.case(i), move)) for i, move in
                                                  zip(bar(name)(numbers), moves, strict=True)]), theirs)
                 for moves in ([still] * len(numbers), [each.move for each in found])]
@@ -194,7 +194,7 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
     return Distances(index, distance, search(real, held, of_held, "latents of held-out ones")[1])
 
 
-def moved_case(case: Case, move: Move) -> Case:
+def moved_case(case: Case, move: AxisMove) -> Case:
     """A volume and its label map after a move."""
     label = None if case.label is None else maths.moved(case.label[None], move)[0]
     return case._replace(image=maths.moved(case.image, move), label=label)
@@ -204,12 +204,12 @@ def latents(stage: FirstStage, case: Case) -> np.ndarray:
     """Posterior means, averaged to at most LATENT_NUMBERS where there are more."""
     image, label, _ = on_device(stage, case)
     found = stage.encode(image, label if stage.net.num_classes else None)[0].float().cpu().numpy()
-    grid = maths.Grid(found.shape, LATENT_NUMBERS)
+    grid = maths.SearchGrid(found.shape, LATENT_NUMBERS)
     return grid.taken(grid.blurred(found)).ravel()
 
 
-def closest(nearest: Sequence[Nearest], generated: Cases, train: Cases) -> list[Pair]:
+def closest(nearest: Sequence[Nearest], generated: Cases, train: Cases) -> list[ClosePair]:
     """The pairs of the least distances, training volumes moved to where the samples are."""
     order = sorted(range(len(nearest)), key=lambda i: nearest[i].distance)[:PAIRS]
-    return [Pair(generated.case(i).image, maths.moved_back(train.case(nearest[i].index).image, nearest[i].move), i,
+    return [ClosePair(generated.case(i).image, maths.moved_back(train.case(nearest[i].index).image, nearest[i].move), i,
                  nearest[i].index, nearest[i].distance) for i in order]

@@ -30,7 +30,7 @@ CALIBRATED, RARE, LEAST = 128, 0.05, 0.05  # see Reference.calibrate
 REACH = 2  # voxels
 
 
-class Move(NamedTuple):
+class AxisMove(NamedTuple):
     """What is done to a volume: axes that are flipped, then voxels by which it is shifted along each axis."""
 
     flips: tuple[bool, ...]
@@ -43,12 +43,12 @@ class Nearest(NamedTuple):
     """
 
     index: int
-    move: Move
+    move: AxisMove
     distance: float
     correlations: tuple[float, ...]
 
 
-def moved(image: np.ndarray, move: Move) -> np.ndarray:
+def moved(image: np.ndarray, move: AxisMove) -> np.ndarray:
     """An image [C,*S] flipped, then shifted; what comes in over an edge has the values at the edge."""
     flipped = _flipped(image, move.flips)
     if not any(move.shifts):
@@ -57,13 +57,13 @@ def moved(image: np.ndarray, move: Move) -> np.ndarray:
     return _shifted(np.pad(flipped, [(0, 0)] + [(reach, reach)] * len(move.shifts), mode="edge"), move.shifts, reach)
 
 
-def moved_back(image: np.ndarray, move: Move) -> np.ndarray:
+def moved_back(image: np.ndarray, move: AxisMove) -> np.ndarray:
     """An image [C,*S] brought back from where a move took it."""
-    back = moved(image, Move((False,) * len(move.flips), tuple(-s for s in move.shifts)))
+    back = moved(image, AxisMove((False,) * len(move.flips), tuple(-s for s in move.shifts)))
     return _flipped(back, move.flips)
 
 
-class Grid:
+class SearchGrid:
     """Volumes [C,*S] on a grid of at most so many numbers: blurred, every factor-th voxel."""
 
     def __init__(self, shape: Sequence[int], most: int):
@@ -112,7 +112,7 @@ class Grid:
         return std**2 * float(kernel @ kernel) ** (len(self.shape) - 1)
 
 
-class Moments:
+class BandMoments:
     """Mean and power of the waves of volumes, one after another."""
 
     def __init__(self, shape: tuple[int, ...]):
@@ -126,7 +126,7 @@ class Moments:
 class Whitening:
     """What tells volumes apart, as unit vectors [..., sum of the bands' waves], from waves [...,C,K]."""
 
-    def __init__(self, grid: Grid, moments: Moments, floor: float, bands: Sequence[float]):
+    def __init__(self, grid: SearchGrid, moments: BandMoments, floor: float, bands: Sequence[float]):
         frequencies, mean = grid.frequencies(), moments.total / moments.count
         power = np.maximum(moments.squares / moments.count - mean**2, 0)
         self.gain = (1 / np.sqrt(np.stack([_by_ring(row, frequencies, min(grid.shape[1:])) for row in power])
@@ -162,9 +162,9 @@ class Reference:
                              "known what is its own")
         self.read, self.count = read, count
         shape = read(0).shape
-        self.grids = [Grid(shape, most) for most in (COARSE, MIDDLE, FINE)] if like is None else like.grids
+        self.grids = [SearchGrid(shape, most) for most in (COARSE, MIDDLE, FINE)] if like is None else like.grids
         waves: list[list[np.ndarray]] = [[], []]
-        moments = [Moments((shape[0], prod(grid.shape[1:]))) for grid in self.grids]
+        moments = [BandMoments((shape[0], prod(grid.shape[1:]))) for grid in self.grids]
         for i in progress(range(count)):
             found = [grid(read(i)) for grid in self.grids[:None if like is None else -1]]
             for rows, each in zip(waves, found):
@@ -177,7 +177,7 @@ class Reference:
         if like is None and not any(band.any() for bands in self.features for band in bands):
             raise ValueError(f"all {count} volumes are the same: nothing tells one from another")
         step = 1 if self.grids[0].factor < 8 else REACH
-        self.moves = [Move(flips, shifts) for flips in product((False, True), repeat=len(shape) - 1)
+        self.moves = [AxisMove(flips, shifts) for flips in product((False, True), repeat=len(shape) - 1)
                       for shifts in product(range(-REACH, REACH + 1, step), repeat=len(shape) - 1)]
         self.seen: dict[int, list[np.ndarray]] = {}
         self.rare = np.ones(len(BANDS)) if like is None else like.rare
@@ -206,7 +206,7 @@ class Reference:
         best = np.argsort(-scores, kind="stable")[:CANDIDATES[1]]
         return min((self.held(image, first[k], moves[k]) for k in best), key=lambda each: each.distance)
 
-    def views(self, number: int, image: np.ndarray, moves: Sequence[Move]) -> list[np.ndarray]:
+    def views(self, number: int, image: np.ndarray, moves: Sequence[AxisMove]) -> list[np.ndarray]:
         """What tells an image apart after moves, of each band of the grid of that number [M,C*K']."""
         grid, padded = self.grids[number], {}
         blurred = grid.blurred(image)
@@ -215,10 +215,10 @@ class Reference:
         taken = np.stack([grid.taken(_shifted(padded[flips], shifts, REACH)) for flips, shifts in moves])
         return self.whitenings[number](grid.waves(taken))
 
-    def held(self, image: np.ndarray, index: int, move: Move) -> Nearest:
+    def held(self, image: np.ndarray, index: int, move: AxisMove) -> Nearest:
         """An image held against a volume after the best move near one, found on the middle grid, in all of BANDS."""
         near = [[s + d for d in (-1, 0, 1) if abs(s + d) <= REACH] for s in move.shifts]
-        moves = [Move(move.flips, shifts) for shifts in product(*near)]
+        moves = [AxisMove(move.flips, shifts) for shifts in product(*near)]
         scores = sum(own @ theirs[index] for own, theirs in zip(self.views(1, image, moves), self.features[1]))
         move = moves[int(scores.argmax())]
         if index not in self.seen:
@@ -293,7 +293,7 @@ def planted(kind: str, image: np.ndarray, rng: np.random.Generator, lo: float, h
         shifts = (0,) * axes
         while not any(shifts):
             shifts = tuple(int(shift) for shift in rng.integers(-REACH, REACH + 1, size=axes))
-        return moved(image, Move(flips, shifts))
+        return moved(image, AxisMove(flips, shifts))
     if kind == "noise":
         return np.clip(image + rng.normal(0, 0.05 * (hi - lo), image.shape), lo, hi).astype(np.float32)
     if kind == "gain":

@@ -16,7 +16,7 @@ class Planted(NamedTuple):
     right: np.ndarray
 
 
-class Pair(NamedTuple):
+class ClosePair(NamedTuple):
     """A sample and its nearest training volume, moved to where the sample is, both [C,*S]; numbers and distance."""
 
     sample: np.ndarray
@@ -58,7 +58,7 @@ class Copies(NamedTuple):
     equal_twins: int
     floor_twins: np.ndarray
     latent: Distances | str
-    pairs: Sequence[Pair]
+    pairs: Sequence[ClosePair]
     seconds: float
 
 

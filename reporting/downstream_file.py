@@ -56,7 +56,7 @@ class Ends:
 
 
 @dataclass(frozen=True)
-class Row:
+class DownstreamRow:
     """A row of the table."""
 
     name: str
@@ -75,7 +75,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Run:
+class DownstreamRun:
     """A run of a row."""
 
     name: str
@@ -92,15 +92,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Downstream:
+class DownstreamTable:
     """What is taken of the report."""
 
     title: str
     date: str
     real: Tested
     downstream: Predicted
-    rows: list[Row]
-    runs: list[Run]
+    rows: list[DownstreamRow]
+    runs: list[DownstreamRun]
 
     def __post_init__(self) -> None:
         names = {run.name for run in self.runs}
@@ -120,7 +120,7 @@ class Downstream:
             raise ValueError(f"a row's beside.{keys[0]} is no number")
 
 
-def measures_of(each: Row | Run) -> list[str]:
+def measures_of(each: DownstreamRow | DownstreamRun) -> list[str]:
     """Measures that a row or run has."""
     return [key for key in MEASURES if getattr(each, key) is not None]
 
@@ -139,5 +139,5 @@ def read_downstream(path: Path) -> dict[str, Any]:
     if "real" in known and isinstance(known["real"], dict):
         known["real"] = {field.name: known["real"][field.name] for field in fields(Tested)
                          if field.name in known["real"]}
-    from_plain(Downstream, known, file)
+    from_plain(DownstreamTable, known, file)
     return {"path": str(file), "sha256": file_hash(file), **known}

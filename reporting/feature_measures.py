@@ -28,7 +28,7 @@ LEVELS = {"floor_median": 0.5, "floor_p95": 0.95, "floor_p99": 0.99}
 Values = dict[str, float | None]
 
 
-class Held(NamedTuple):
+class HeldAgainst(NamedTuple):
     """Features of one set: all rows [N*group,d] float64, rows of one volume together; of at most MOST volumes `used`,
     evenly spaced, those that kernels are taken of [n*group,d] and one row of each volume [n,d], of slices in turn.
     """
@@ -39,7 +39,7 @@ class Held(NamedTuple):
     ones: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray, group: int) -> "Held":
+    def of(cls, features: np.ndarray, group: int) -> "HeldAgainst":
         """Those of a set."""
         rows = np.asarray(features, np.float64)
         volumes = rows.reshape(-1, group, rows.shape[1])
@@ -64,7 +64,7 @@ class Matrices(NamedTuple):
     apart: np.ndarray
 
     @classmethod
-    def of(cls, a: Held, b: Held, bandwidth: float) -> "Matrices":
+    def of(cls, a: HeldAgainst, b: HeldAgainst, bandwidth: float) -> "Matrices":
         """All of them; none with a Gaussian kernel of no width."""
         return cls(gram(a.used, b.used, cubic_kernel, a.group),
                    gram(a.used, b.used, gaussian_kernel(bandwidth), a.group) if bandwidth else None,
@@ -76,17 +76,17 @@ class Matrices(NamedTuple):
         return Matrices(*(None if each is None else each[index] for each in self))
 
 
-class Pair(NamedTuple):
+class SetPair(NamedTuple):
     """Real volumes and others, and the matrices within and between them."""
 
-    real: Held
-    other: Held
+    real: HeldAgainst
+    other: HeldAgainst
     within: Matrices
     across: Matrices
     others: Matrices
 
     @classmethod
-    def of(cls, real: Held, within: Matrices, other: Held, bandwidth: float) -> "Pair":
+    def of(cls, real: HeldAgainst, within: Matrices, other: HeldAgainst, bandwidth: float) -> "SetPair":
         """Of real volumes, whose own matrices are there already."""
         return cls(real, other, within, Matrices.of(real, other, bandwidth), Matrices.of(other, other, bandwidth))
 
@@ -124,7 +124,7 @@ def halves(length: int, num: int, draws: int, rng: np.random.Generator) -> Itera
         yield both[:num], both[num:]
 
 
-def subsets(pair: Pair, num: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def subsets(pair: SetPair, num: int, draws: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Sets of `num` volumes of each side."""
     for _ in range(draws):
         yield tuple(rng.permutation(length)[:num] for length in pair.lengths)
@@ -149,7 +149,7 @@ class Whole(NamedTuple):
     high: Values
 
 
-def whole(pair: Pair, frechet: bool, rng: np.random.Generator) -> Whole:
+def whole(pair: SetPair, frechet: bool, rng: np.random.Generator) -> Whole:
     """Metrics of two whole sets.
 
     Intervals by resampling the volumes of both sets with replacement. Of the Frechet distance, which repeats push up,
@@ -192,14 +192,14 @@ def compare_view(sets: Mapping[str, np.ndarray], group: int, min_samples: int, s
     volumes of as many as there are, if fewer.
     """
     rng = np.random.default_rng(seed)
-    held = {name: Held.of(features, group) for name, features in sets.items()}
+    held = {name: HeldAgainst.of(features, group) for name, features in sets.items()}
     real, bandwidth = held["real"], median_bandwidth(held["real"].ones)
     frechet = min(real.num, held["generated"].num) >= max(2, min_samples)
     within = Matrices.of(real, real, bandwidth)
-    pair = Pair.of(real, within, held["generated"], bandwidth)
+    pair = SetPair.of(real, within, held["generated"], bandwidth)
     at = min(len(real.ones) // 2, len(pair.other.ones))
     draws = draws_of(at * group, real.rows.shape[1])
-    both_real = Pair(real, real, within, within, within)
+    both_real = SetPair(real, real, within, within, within)
     columns = {**whole(pair, frechet, rng)._asdict(),
                **quantiles([both_real.measure(*rows, frechet and at > 1)
                             for rows in halves(len(real.ones), at, draws, rng)], LEVELS),
@@ -207,7 +207,7 @@ def compare_view(sets: Mapping[str, np.ndarray], group: int, min_samples: int, s
     numbers = dict.fromkeys(BESIDE)
     for name in (name for name in BESIDE if name in held):
         numbers[name] = min(at, len(held[name].ones))
-        other = Pair.of(real, within, held[name], bandwidth)
+        other = SetPair.of(real, within, held[name], bandwidth)
         columns[name] = middle(other, numbers[name], draws // 4, frechet, rng)
     said = {metric: {"available": True, **dict.fromkeys(BESIDE),
                      **{key: each[metric] for key, each in columns.items()}}
@@ -218,7 +218,7 @@ def compare_view(sets: Mapping[str, np.ndarray], group: int, min_samples: int, s
             **said}
 
 
-def why_not(metric: str, held: Mapping[str, Held], min_samples: int) -> str:
+def why_not(metric: str, held: Mapping[str, HeldAgainst], min_samples: int) -> str:
     """The reason why there is no such number of the two sets."""
     real, generated = held["real"].num, held["generated"].num
     if min(real, generated) < 2:
@@ -231,7 +231,7 @@ def why_not(metric: str, held: Mapping[str, Held], min_samples: int) -> str:
     return f"{generated} generated and {real} real volumes: wanted more than {NEAREST} of each"
 
 
-def middle(pair: Pair, at: int, draws: int, frechet: bool, rng: np.random.Generator) -> Values:
+def middle(pair: SetPair, at: int, draws: int, frechet: bool, rng: np.random.Generator) -> Values:
     """The median of every metric over draws of `at` volumes of each side."""
     found = [pair.measure(*rows, frechet and at > 1) for rows in subsets(pair, at, max(draws, 5), rng)]
     return quantiles(found, {"median": 0.5})["median"]

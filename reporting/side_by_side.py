@@ -50,7 +50,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Extractor:
+class NamedExtractor:
     """What features were made by."""
 
     hash: str
@@ -59,7 +59,7 @@ class Extractor:
 
 
 @dataclass(frozen=True)
-class Said:
+class SaidFigure:
     """What is taken of a report besides its figures."""
 
     title: str
@@ -69,7 +69,7 @@ class Said:
     generated: Generated
     scheme: int = 0
     options: dict[str, Any] = field(default_factory=dict)
-    extractors: dict[str, Extractor] = field(default_factory=dict)
+    extractors: dict[str, NamedExtractor] = field(default_factory=dict)
 
 
 class Figure(NamedTuple):
@@ -87,12 +87,12 @@ class Read(NamedTuple):
 
     path: str
     sha256: str
-    said: Said
+    said: SaidFigure
     scorecard: dict[str, Figure]
     numbers: dict[str, Figure]
 
 
-class Row(NamedTuple):
+class FigureRow(NamedTuple):
     """A figure of all reports, None where one has none; how far each is from the first, and whether intervals are
     apart.
     """
@@ -126,10 +126,10 @@ def read_report(file: Path) -> Read:
         raise ValueError(f"{KEY} {file}: {f'is a report of {other}' if other else 'is no report of ours'}; wanted a "
                          f"{REPORT} of evaluate.py --generated")
     provenance = found.get("provenance") if isinstance(found.get("provenance"), dict) else {}
-    known = {name: found[name] for name in Said.__dataclass_fields__ if name in found} | {
+    known = {name: found[name] for name in SaidFigure.__dataclass_fields__ if name in found} | {
         name: only(kind, found[name]) for name, kind in (("real", Real), ("generated", Generated)) if name in found}
     extractors = provenance.get("extractors", {})
-    known["extractors"] = {name: only(Extractor, entry) for name, entry in extractors.items()} \
+    known["extractors"] = {name: only(NamedExtractor, entry) for name, entry in extractors.items()} \
         if isinstance(extractors, dict) else extractors
     numbers = {}
     for name, entry in found.items():
@@ -138,7 +138,7 @@ def read_report(file: Path) -> Read:
             if len(numbers) > MOST_NUMBERS:
                 raise ValueError(f"{KEY} {file}: holds more than {MOST_NUMBERS:,} numbers, which no report of ours "
                                  "does")
-    return Read(str(file), file_hash(file), from_plain(Said, known, file), scorecard_of(found, file), numbers)
+    return Read(str(file), file_hash(file), from_plain(SaidFigure, known, file), scorecard_of(found, file), numbers)
 
 
 def only(kind: type, found: Any) -> Any:
@@ -197,13 +197,14 @@ def first_number(entry: Mapping[str, Any], *names: str) -> float | None:
 # ---- side by side ----
 
 
-def rows_of(found: Sequence[Mapping[str, Figure]], relative: set[str]) -> list[Row]:
+def rows_of(found: Sequence[Mapping[str, Figure]], relative: set[str]) -> list[FigureRow]:
     """The figures of all, in the order of the first that has them; relative: names whose figures do not compare."""
     rows = []
     for name in dict.fromkeys(name for figures in found for name in figures):
         values = [figures.get(name) for figures in found]
         compares = not any(word in name for word in relative)
-        rows.append(Row(name, values, [difference(values[0], value) if compares else None for value in values[1:]],
+        differences = [difference(values[0], value) if compares else None for value in values[1:]]
+        rows.append(FigureRow(name, values, differences,
                         said_of_intervals(values) if compares else "within one report alone"))
     return rows
 

@@ -26,9 +26,9 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.section import walk
 from edm3d.reporting.sections import NUMBERS
-from edm3d.reporting.sections.asked_attributes import AskedAttributes, match
+from edm3d.reporting.sections.asked_attributes import AttributesFollowed, match
 from edm3d.reporting.sections.ejection import Ejection, PhaseRow, paired
-from edm3d.reporting.sections.scalars import Measured
+from edm3d.reporting.sections.scalars import MeasuredOnce
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.told_apart import ToldApart, adjust
 from edm3d.reporting.sections.topology import Topology
@@ -79,7 +79,7 @@ def test_a_larger_heart_is_told_apart_and_the_same_is_not():
 
 
 def test_values_that_are_missing_on_one_side_are_told_and_shares_are_tested():
-    case = Measured(())
+    case = MeasuredOnce(())
     case.units = lambda layout: {"wall": "mm", "whole": None}
     context = Comparison(layout=None, provenance={}, real=None, generated=None)
     values = np.arange(20.0)
@@ -139,7 +139,7 @@ def test_euler_characteristic_is_pieces_less_holes_of_noise_in_2d():
 def test_phantoms_are_of_one_piece_and_a_class_that_is_not_there_has_none():
     layout = Layout(("echo",), (*LABEL_CLASSES, "clip"), (EXTENT / 32,) * 3, 0.0, 1.0, "")
     phantom = echo_phantom(3, seed=1, size=32)
-    found = Measured(NUMBERS).measure(Case("a", phantom.image[None], phantom.label), layout)
+    found = MeasuredOnce(NUMBERS).measure(Case("a", phantom.image[None], phantom.label), layout)
     assert [found[f"{name}_{key}"] for name in LABEL_CLASSES[1:] for key in ("components", "euler")] == [1] * 6
     assert found["clip_components"] == found["clip_euler"] == 0 and np.isnan(found["clip_roughness"])
     with pytest.raises(ValueError, match="labels from 0 to 3, wanted 0 to 1"):
@@ -213,7 +213,7 @@ def test_a_volume_is_measured_once_for_all_sections():
             return super().measure(case, layout)
 
     counted, layout = Counted(), Layout(("echo",), ("no", "yes"), (1.0, 1.0), 0.0, 1.0, "")
-    measured = Measured([counted])
+    measured = MeasuredOnce([counted])
     cases = [Case(str(i), np.zeros((1, 4, 4)), np.full((4, 4), i % 2, np.uint8)) for i in range(3)]
     context = Comparison(layout=layout, provenance={}, real=None, generated=None)
     found = walk([ToldApart(measured), ToldApart(measured)], context, {"real": cases, "generated": cases}).found
@@ -279,7 +279,7 @@ def test_samples_asked_for_by_nothing_are_said_to_be():
     layout = Layout(("e",), (), (1.0, 1.0), 0.0, 1.0, "")
     context, cases = Comparison(layout=layout, provenance={}, real=None, generated=None), [Case("a", np.ones((1, 4, 4)),
                                                                                                None)]
-    section = AskedAttributes(NUMBERS)
+    section = AttributesFollowed(NUMBERS)
     found = walk([section], context, {"real": cases, "generated": cases}).found[0]
     report = section.compute(found, context)
     assert "not asked for by attributes" in section.page(report, {}) and section.columns(found, context, "real") == {}

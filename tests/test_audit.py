@@ -13,7 +13,7 @@ from edm3d.inference import membership
 from edm3d.inference.audit import find_copies
 from edm3d.inference.evaluate import ComparisonOptions, evaluate
 from edm3d.metrics import copies
-from edm3d.metrics.copies import Move, Reference, moved, moved_back, nearest_features, planted, threshold
+from edm3d.metrics.copies import AxisMove, Reference, moved, moved_back, nearest_features, planted, threshold
 from edm3d.networks.conditioning import Condition
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.reference import Cases
@@ -52,12 +52,12 @@ def test_flips_and_shifts_together_are_found_with_their_move(known):
     dims = images[0].ndim - 1
     for k, flips in enumerate(product((False, True), repeat=dims)):
         shifts = ((2, -1, 1), (-2, 2, -1))[k % 2][:dims]
-        back = Move(flips, tuple(-s if flip else s for flip, s in zip(flips, (-s for s in shifts))))
-        found = reference.nearest(moved(images[k], Move(flips, shifts)))
+        back = AxisMove(flips, tuple(-s if flip else s for flip, s in zip(flips, (-s for s in shifts))))
+        found = reference.nearest(moved(images[k], AxisMove(flips, shifts)))
         assert (found.index, found.move) == (k, back)
         inner = (0, *[slice(4, -4)] * dims)
         np.testing.assert_array_equal(moved_back(images[k], found.move)[inner],
-                                      moved(images[k], Move(flips, shifts))[inner])
+                                      moved(images[k], AxisMove(flips, shifts))[inner])
 
 
 def test_planted_copies_are_nearer_than_others_and_others_seldom_are(known):

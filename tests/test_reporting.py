@@ -23,7 +23,7 @@ from edm3d.reporting.section import Section, missing, walk
 from edm3d.reporting.sections import COMPARISON, NUMBERS
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.intensities import Intensities
-from edm3d.reporting.sections.scalars import Measured, Scalars
+from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
 from edm3d.reporting.sections.structures import Structures, volume_names
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.variety import ms_ssim_row
@@ -69,7 +69,7 @@ def test_volume_of_a_box_and_its_name():
 def test_heart_has_its_own_names_and_an_undefined_wall_is_nan():
     layout = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
     found = measured(Case("empty", blank((16, 16, 16)), np.zeros((16, 16, 16), np.uint8)), layout)
-    units = Measured(NUMBERS).units(layout)
+    units = MeasuredOnce(NUMBERS).units(layout)
     assert set(units) == set(found) and [name for name, unit in units.items() if unit is None] == ["cavity_enclosed"]
     assert found["lv_volume"] == 0 and found["la_volume"] == 0
     assert np.isnan(found["wall_thickness"]) and found["cavity_enclosed"] is False

@@ -16,7 +16,7 @@ from edm3d.formats.training_state import TrainingState
 from edm3d.reporting.cases import Layout
 from edm3d.training.phases import Best
 from edm3d.training.sampling import choose_best
-from edm3d.training.tasks.sampled import Row, numbers_of_rows
+from edm3d.training.tasks.sampled import MeasuredSample, numbers_of_rows
 from edm3d.utils import checkpoint
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.runs import list_files
@@ -110,8 +110,8 @@ def test_resuming_keeps_the_best_and_another_measure_begins_anew_with_a_note(at)
 
 def test_numbers_are_those_of_the_features_and_values():
     layout = Layout(("a",), (), (1.0, 1.0), 0, 1, "")
-    real = [Row(np.array([i, 0.0]), None, {"x": float(i)}, None) for i in range(8)]
-    drawn = [Row(np.array([i + 100.0, 0.0]), None, {"x": i + 100.0}, None) for i in range(4)]
+    real = [MeasuredSample(np.array([i, 0.0]), None, {"x": float(i)}, None) for i in range(8)]
+    drawn = [MeasuredSample(np.array([i + 100.0, 0.0]), None, {"x": i + 100.0}, None) for i in range(4)]
     found = numbers_of_rows(real, drawn, layout)
     assert found["ks"] == found["ks_x"] == 1 and found["frechet"] > 90 ** 2 > 100 > found["frechet_floor_p95"]
     same = numbers_of_rows(real, real, layout)

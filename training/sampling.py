@@ -16,20 +16,20 @@ KEY = "training.validation"
 MEASURES = tuple(f"{OF_SAMPLES}{name}" for name in ("frechet", "latents_frechet", "ks", "ms_ssim_gap"))
 
 
-class Table(NamedTuple):
+class SampleTable(NamedTuple):
     """Numbers of what was drawn, by name, and PNG bytes of a montage, None where there are no images."""
 
     numbers: dict[str, float]
     png: bytes | None = None
 
 
-class Measured(NamedTuple):
+class SampleMeasures(NamedTuple):
     """What draws samples of a network and measures them, all ranks together; the names of what it measures.
 
     settings: what numbers depend on besides weights and held-out data.
     """
 
-    draw: Callable[[torch.nn.Module], Table]
+    draw: Callable[[torch.nn.Module], SampleTable]
     names: Sequence[str]
     settings: object
 
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 class Sampled(NamedTuple):
     """What is drawn of an averaged network every few ticks. All ranks must call it together."""
 
-    measured: Measured
+    measured: SampleMeasures
     every_ticks: int
     count: int
     fingerprint: str
@@ -56,7 +56,7 @@ def choose_best(validation: dict, own: Best, draws: bool) -> Best:
     return Best(name, chosen=True)
 
 
-def build_sampled(validation: dict, best: Best, held_fingerprint: str, make: Callable[[int], Measured]
+def build_sampled(validation: dict, best: Best, held_fingerprint: str, make: Callable[[int], SampleMeasures]
                   ) -> tuple[Sampled | None, list[str]]:
     """What training.validation asks to draw, None without; and what to say where nothing can be drawn.
 
@@ -81,7 +81,7 @@ def build_sampled(validation: dict, best: Best, held_fingerprint: str, make: Cal
     return Sampled(made, every, count, plain_hash([held_fingerprint, count, made.settings])[:16]), []
 
 
-def draw_table(sampled: Sampled, net: torch.nn.Module) -> tuple[Table | None, str]:
+def draw_table(sampled: Sampled, net: torch.nn.Module) -> tuple[SampleTable | None, str]:
     """The table of a network's samples, and what was said where memory ran out, else ''."""
     try:
         return sampled.measured.draw(net), ""
@@ -91,7 +91,7 @@ def draw_table(sampled: Sampled, net: torch.nn.Module) -> tuple[Table | None, st
         return None, first_line(e)
 
 
-def in_words(table: Table, count: int, seconds: float) -> str:
+def in_words(table: SampleTable, count: int, seconds: float) -> str:
     """A line of the log."""
     numbers = table.numbers
     said = [f"{name} {value:.4g}" + (f" (real to real {numbers[f'{name}_floor']:.4g})"

@@ -1,6 +1,6 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
-from edm3d.reporting.sections.asked_attributes import AskedAttributes
+from edm3d.reporting.sections.asked_attributes import AttributesFollowed
 from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.classes import AskedClasses
 from edm3d.reporting.sections.copies import CopiesFound
@@ -23,7 +23,7 @@ from edm3d.reporting.sections.membership import MembershipAttack
 from edm3d.reporting.sections.pairs import ImagePairs
 from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
-from edm3d.reporting.sections.scalars import Measured, Scalars
+from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
 from edm3d.reporting.sections.scorecard import Scorecard
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.surfaces import Surfaces
@@ -45,14 +45,14 @@ NUMBERS = (
     Surfaces(),
     Intensities(),
 )
-MEASURED = Measured(NUMBERS)  # once for all sections
+MEASURED = MeasuredOnce(NUMBERS)  # once for all sections
 # Sections of the report of generated volumes against real ones.
 COMPARISON = (
     Scalars(MEASURED),
     ToldApart(MEASURED),
     Ejection(MEASURED),
     AskedClasses(MEASURED),
-    AskedAttributes(MEASURED),
+    AttributesFollowed(MEASURED),
     SamplePictures(),
     Viewer(real_and_generated),
     Texture(),

@@ -13,7 +13,7 @@ from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.html import html_grid, html_missing, html_table
 from edm3d.reporting.section import Section, missing
-from edm3d.reporting.sections.scalars import Measured, Numbers
+from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers
 from edm3d.reporting.tables import finite, number
 from edm3d.utils.names import titled
 
@@ -32,7 +32,7 @@ class Match(NamedTuple):
     reason: str = ""
 
 
-class Found(NamedTuple):
+class Followed(NamedTuple):
     """Of a set: attributes [N,A], NaN where there are none, measured numbers [N,A] likewise, and patients [N]."""
 
     asked: np.ndarray
@@ -40,7 +40,7 @@ class Found(NamedTuple):
     groups: list[str]
 
 
-class AskedAttributes(Section):
+class AttributesFollowed(Section):
     """What was asked for against what is measured; of real volumes their own attributes, as the ceiling.
 
     asked.{available, unmeasured.NAME}                                              unmeasured: why
@@ -58,8 +58,8 @@ class AskedAttributes(Section):
                               "as it can get. By chance: generated volumes in random order.",
     }
 
-    def __init__(self, numbers: Iterable[Numbers] | Measured):
-        self.numbers = Measured.of(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
 
     def measure(self, item: Case, context: Comparison) -> tuple[list[float], list[float], str] | None:
         matches = self.matches(context.layout)
@@ -70,13 +70,13 @@ class AskedAttributes(Section):
         return asked, [float(known[match.number]) if match.number else np.nan for match in matches], \
             item.group or item.id
 
-    def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Found] | None:
+    def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Followed] | None:
         if not context.layout.attributes:
             return None
         found = {}
         for name, kept in rows.items():
             asked, measured, groups = zip(*kept, strict=True)
-            found[name] = Found(np.array(asked), np.array(measured), list(groups))
+            found[name] = Followed(np.array(asked), np.array(measured), list(groups))
         return found
 
     def matches(self, layout: Layout) -> list[Match]:
@@ -84,7 +84,7 @@ class AskedAttributes(Section):
         units = {name: unit for name, unit in self.numbers.units(layout).items() if unit is not None}
         return [match(column, name, unit, units) for column, (name, unit) in enumerate(layout.attributes)]
 
-    def compute(self, found: dict[str, Found] | None, context: Comparison) -> dict[str, Any]:
+    def compute(self, found: dict[str, Followed] | None, context: Comparison) -> dict[str, Any]:
         if found is None:
             return {"asked": missing("the samples were not asked for by attributes")}
         matches = self.matches(context.layout)
@@ -94,7 +94,7 @@ class AskedAttributes(Section):
         rows = {each.name: attribute_row(each, found, context.seed) for each in asked if each.number}
         return {"asked": {"available": True, "unmeasured": unmeasured, "attributes": rows}}
 
-    def figures(self, found: dict[str, Found] | None, context: Comparison, report: dict) -> dict[str, Figure]:
+    def figures(self, found: dict[str, Followed] | None, context: Comparison, report: dict) -> dict[str, Figure]:
         figures = {}
         for each in self.matches(context.layout):
             if found and report["asked"]["attributes"].get(each.name, {}).get("available"):
@@ -102,7 +102,7 @@ class AskedAttributes(Section):
                     {name: of_one(found[name], each.column)[:2] for name in BOTH}, each.name, each.unit)
         return figures
 
-    def columns(self, found: dict[str, Found] | None, context: Comparison, name: str) -> dict[str, Sequence[str]]:
+    def columns(self, found: dict[str, Followed] | None, context: Comparison, name: str) -> dict[str, Sequence[str]]:
         if found is None:
             return {}
         return {f"{each.name} (attribute)": [f"{v:.6g}" if np.isfinite(v) else "" for v in values]
@@ -167,14 +167,14 @@ def same_unit(one: str, other: str) -> bool:
     return a == b or any({a, b} <= units for units in SAME_UNITS)
 
 
-def of_one(found: Found, column: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def of_one(found: Followed, column: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Asked, measured [n] and patients of the volumes that have both."""
     asked, measured = found.asked[:, column], found.measured[:, column]
     there = np.isfinite(asked) & np.isfinite(measured)
     return asked[there], measured[there], [group for group, has in zip(found.groups, there, strict=True) if has]
 
 
-def attribute_row(each: Match, found: dict[str, Found], seed: int) -> dict[str, Any]:
+def attribute_row(each: Match, found: dict[str, Followed], seed: int) -> dict[str, Any]:
     """What is said of one attribute."""
     row: dict[str, Any] = {"unit": each.unit, "measured_by": each.number}
     asked, measured, _ = of_one(found["generated"], each.column)

@@ -26,7 +26,7 @@ class MapRow(NamedTuple):
     asked: str
 
 
-class Found(NamedTuple):
+class MapFigures(NamedTuple):
     """Names of the classes, what was measured of generated and of decoded volumes, and what others' maps give; or why
     there is nothing.
     """
@@ -58,16 +58,16 @@ class AskedMaps(Section):
             return map_row(item.decoded.label, item.real.semantic, shared_classes(context, "real"))
         return map_row(item.label, item.semantic, shared_classes(context, "generated"))
 
-    def gather(self, rows: dict[str, list], context: Comparison) -> Found:
+    def gather(self, rows: dict[str, list], context: Comparison) -> MapFigures:
         shared, generated = shared_classes(context, "generated"), rows.get("generated", [])
         if reason := why_not(context, generated):
-            return Found((), [], [], [], reason)
+            return MapFigures((), [], [], [], reason)
         decoded = [row for row in rows.get("decoded", []) if row is not None]
         same = [name for name, *_ in shared_classes(context, "real")] == [name for name, *_ in shared]
-        return Found([name for name, *_ in shared], generated, decoded if same else [],
+        return MapFigures([name for name, *_ in shared], generated, decoded if same else [],
                      shuffled(generated, context, shared))
 
-    def compute(self, found: Found, context: Comparison) -> dict[str, Any]:
+    def compute(self, found: MapFigures, context: Comparison) -> dict[str, Any]:
         if found.reason:
             return {"asked_maps": missing(found.reason)}
         generated, columns = [row for row in found.generated if row is not None], {}
@@ -80,7 +80,7 @@ class AskedMaps(Section):
                                "floor_num": len(found.floor), "ceiling": ceiling, "mean": entries[0],
                                "by_class": dict(zip(found.names, entries[1:], strict=True))}}
 
-    def columns(self, found: Found, context: Comparison, name: str) -> dict[str, Sequence[str]]:
+    def columns(self, found: MapFigures, context: Comparison, name: str) -> dict[str, Sequence[str]]:
         if name != "generated":
             return {}
         return {f"dice_asked_{each}": ["" if row is None or np.isnan(row.dice[k]) else f"{row.dice[k]:.6g}"

@@ -11,7 +11,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.html import html_missing, html_table
 from edm3d.reporting.section import Score, Section, missing
-from edm3d.reporting.sections.scalars import Measured, Numbers
+from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers
 from edm3d.reporting.tables import percent
 
 FEWEST = 5  # real volumes of each class
@@ -37,8 +37,8 @@ class AskedClasses(Section):
                          "each guessed by all others, it says how well the numbers tell the classes apart at all."}
     sets = ("real", "generated")
 
-    def __init__(self, numbers: Iterable[Numbers] | Measured):
-        self.numbers = Measured.of(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
 
     def measure(self, item: Case, context: Comparison) -> tuple[int, list[float]] | None:
         if item.class_name not in context.layout.class_names:

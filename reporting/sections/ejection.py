@@ -14,7 +14,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import ks_floors
 from edm3d.reporting.html import html_grid, html_missing, html_table
 from edm3d.reporting.section import Section, missing
-from edm3d.reporting.sections.scalars import Measured, Numbers, scalar_row
+from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers, scalar_row
 from edm3d.reporting.sections.structures import volume_names
 from edm3d.reporting.sections.told_apart import TESTS, adjust, distance_row
 from edm3d.reporting.tables import number, p_value, plus_minus
@@ -54,8 +54,8 @@ class Ejection(Section):
                                   "volumes of one patient: real ones by the patient that the file names, generated "
                                   "ones by the patient whose rows asked for them, or the same noise."}
 
-    def __init__(self, numbers: Iterable[Numbers] | Measured):
-        self.numbers = Measured.of(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
 
     def measure(self, item: Case, context: Comparison) -> PhaseRow:
         names = ventricles(context.layout)

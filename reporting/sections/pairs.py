@@ -19,7 +19,7 @@ MEASURES = {"psnr_db": ("PSNR [dB]", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS",
 CEILING = "held-out volumes through the first stage"
 
 
-class Found(NamedTuple):
+class PairFigures(NamedTuple):
     """Values [P,3] of MEASURES (NaN where one is not measured) of generated volumes, by their number, and of those
     against another's real volume; ids of the real ones; the same values of decoded volumes.
     """
@@ -53,7 +53,7 @@ class ImagePairs(Section):
     def measure(self, item: DecodedCase, context: Comparison) -> np.ndarray | None:
         return None if context.partner is None else likeness(item.decoded, item.real, context)
 
-    def gather(self, rows: dict[str, list], context: Comparison) -> Found:
+    def gather(self, rows: dict[str, list], context: Comparison) -> PairFigures:
         decoded = [row for row in rows.get("decoded", []) if row is not None]
         values, floor, ids = {}, {}, {}
         for i in range(len(context.generated) if context.partner else 0):
@@ -66,9 +66,9 @@ class ImagePairs(Section):
             if others:
                 rng = np.random.default_rng([context.seed, i])
                 floor[i] = likeness(context.generated.case(i), context.partner(int(rng.choice(others))), context)
-        return Found(values, floor, ids, np.stack(decoded) if decoded else np.empty((0, len(MEASURES))))
+        return PairFigures(values, floor, ids, np.stack(decoded) if decoded else np.empty((0, len(MEASURES))))
 
-    def compute(self, found: Found, context: Comparison) -> dict[str, Any]:
+    def compute(self, found: PairFigures, context: Comparison) -> dict[str, Any]:
         if not found.values:
             return {"pairs": missing(context.missing.get("pairs") or "no generated volume was asked for by the map or "
                                      "the images of a real volume")}
@@ -88,7 +88,7 @@ class ImagePairs(Section):
         return {"pairs": {"available": True, "num": len(found.values), "of": len(context.generated),
                           "real": len(set(ids)), **entries}}
 
-    def columns(self, found: Found, context: Comparison, name: str) -> dict[str, Sequence[str]]:
+    def columns(self, found: PairFigures, context: Comparison, name: str) -> dict[str, Sequence[str]]:
         if name != "generated" or not found.values:
             return {}
         nothing = np.full(len(MEASURES), np.nan)

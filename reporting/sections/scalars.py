@@ -38,7 +38,7 @@ class Numbers:
         raise NotImplementedError
 
 
-class Measured:
+class MeasuredOnce:
     """Numbers of volumes, each volume measured once for all sections that ask: what the last one gave is kept."""
 
     def __init__(self, numbers: Iterable[Numbers]):
@@ -46,7 +46,7 @@ class Measured:
         self._last: tuple[Case, Layout, dict[str, float | bool]] | None = None
 
     @classmethod
-    def of(cls, numbers: "Iterable[Numbers] | Measured") -> "Measured":
+    def of(cls, numbers: "Iterable[Numbers] | MeasuredOnce") -> "MeasuredOnce":
         """The same where they are measured already."""
         return numbers if isinstance(numbers, cls) else cls(numbers)
 
@@ -83,8 +83,8 @@ class Scalars(Section):
     shares.NAME.{real, generated, generated_low, generated_high, noise}                    shares of cases, 0 to 1
     """
 
-    def __init__(self, numbers: Iterable[Numbers] | Measured):
-        self.numbers = Measured.of(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
         self.words = {
             "KS": "Kolmogorov-Smirnov distance between generated and real cases, 0 to 1. A case without a defined "
                   "value (no wall, say) counts as lying beyond all others.",
@@ -130,12 +130,12 @@ class Scalars(Section):
         return facts + [(percent(row["generated"]), self.numbers.title(name)) for name, row in report["shares"].items()]
 
     def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
-        metrics = {self.title(name): row for name, row in report["metrics"].items()}
+        metrics = {self.numbers.title(name): row for name, row in report["metrics"].items()}
         within = sum(row["ks"] <= row["floor_p99"] for row in metrics.values())
         first = [Score("scalars within the 99 % floor", within, said=f"of {len(metrics)}")] if metrics else []
         return {"congruence": first + [Score(f"KS distance of {name}", row["ks"], floor=row["floor_p99"],
                                              ceiling=row["noise"]) for name, row in metrics.items()],
-                "constraint": [Score(f"share: {self.title(name)}", row["generated"], low=row["generated_low"],
+                "constraint": [Score(f"share: {self.numbers.title(name)}", row["generated"], low=row["generated_low"],
                                      high=row["generated_high"], real=row["real"])
                                for name, row in report["shares"].items()]}
 

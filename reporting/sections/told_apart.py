@@ -11,7 +11,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import resampled_floor
 from edm3d.reporting.html import html_table
 from edm3d.reporting.section import NOISE, Section
-from edm3d.reporting.sections.scalars import Measured, Numbers, Values
+from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers, Values
 from edm3d.reporting.tables import finite, number, p_value
 from edm3d.utils.names import titled
 
@@ -40,8 +40,8 @@ class ToldApart(Section):
                      f"distribution, one of them in all is below {ALPHA:g} in {ALPHA:.0%} of reports at most.",
     }
 
-    def __init__(self, numbers: Iterable[Numbers] | Measured):
-        self.numbers = Measured.of(numbers)
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
 
     def measure(self, item: Any, context: Comparison) -> dict[str, float | bool]:
         return self.numbers.measure(item, context.layout)

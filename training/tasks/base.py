@@ -19,7 +19,7 @@ from edm3d.training.chain import patches_of
 from edm3d.training.live_memory import imagine
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show
-from edm3d.training.sampling import Measured
+from edm3d.training.sampling import SampleMeasures
 from edm3d.training.validation import Held
 from edm3d.utils.config import build, fill, find_target
 
@@ -94,7 +94,7 @@ class TaskType:
         """What shows `count` pictures of an averaged network; ValueError where nothing can be shown."""
         raise ValueError(f"training.task={config['training']['task']} shows none")
 
-    def sampled(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Measured:
+    def sampled(self, config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> SampleMeasures:
         """What draws so many samples of an averaged network and measures them; ValueError where none can be drawn."""
         raise ValueError(f"training.task={config['training']['task']} draws none")
 

@@ -17,7 +17,7 @@ from edm3d.metrics.same_size import at_same_size
 from edm3d.reporting.cases import Case, Layout
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.phases import Task
-from edm3d.training.sampling import Measured, Table
+from edm3d.training.sampling import SampleMeasures, SampleTable
 from edm3d.training.tasks.previews import drawing_of
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
@@ -29,7 +29,7 @@ LEAST_SIDE = 7  # voxels, of the window of MS-SSIM
 AS_IS = Intensity(-1.0, 1.0, False, "")
 
 
-class Row(NamedTuple):
+class MeasuredSample(NamedTuple):
     """What is kept of one volume: features of the image and of the latents, its numbers, and itself where it is shown.
     """
 
@@ -46,7 +46,7 @@ class Measuring(NamedTuple):
     latents: VolumeFeatures | None
     layout: Layout
 
-    def __call__(self, arrays: dict[str, np.ndarray], keys: Sequence[int]) -> list[Row]:
+    def __call__(self, arrays: dict[str, np.ndarray], keys: Sequence[int]) -> list[MeasuredSample]:
         """Rows of arrays as `draw` gives them; keys: numbers of the volumes."""
         images, latents, labels = (arrays.get(name) for name in ("images", "latents", "labels"))
         labels = labels if self.layout.label_classes and labels is not None else [None] * len(keys)
@@ -56,11 +56,11 @@ class Measuring(NamedTuple):
         for i, key in enumerate(keys):
             numbers = {} if images is None else numbers_of(Case("", images[i], labels[i]), self.layout)
             shown = None if images is None or key >= KEPT else (images[i], labels[i])
-            rows.append(Row(seen[i], of_latents[i], numbers, shown))
+            rows.append(MeasuredSample(seen[i], of_latents[i], numbers, shown))
         return rows
 
 
-def build_sampled(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> Measured:
+def build_sampled(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> SampleMeasures:
     """What draws seeds 0, 1, ... of a diffusion network and holds them against held-out items, as the network is to
     draw them: those of latents decoded again. ValueError where there are too few, or nothing is drawn alone.
     """
@@ -78,24 +78,24 @@ def build_sampled(config: dict, task: Task, held: Held | None, count: int, devic
     measuring = Measuring(
         VolumeFeatures(len(layout.channels), dims, drawer.intensity, device) if decoded else None,
         VolumeFeatures(drawer.shape[0], dims, AS_IS, device) if drawer.latent else None, layout)
-    real: list[Row] = []
+    real: list[MeasuredSample] = []
 
-    def measure(net: torch.nn.Module) -> Table:
+    def measure(net: torch.nn.Module) -> SampleTable:
         if not real:
             real.extend(held_rows(task, samples, drawer, measuring, batch, device))
         alone = drawer._replace(denoiser=partial(around, net, None))
         rows = drawn_rows(alone, measuring, count, batch)
-        return distributed.from_rank_0(lambda: Table(numbers_of_rows(real, rows, layout),
+        return distributed.from_rank_0(lambda: SampleTable(numbers_of_rows(real, rows, layout),
                                                      montage_of(real, rows, layout)))
 
-    return Measured(measure, names_of(measuring, drawing.snapshot.volume_shape),
+    return SampleMeasures(measure, names_of(measuring, drawing.snapshot.volume_shape),
                     {"sampler": drawing.options.sampler, "decode": drawing.options.decode})
 
 
 def held_rows(task: Task, samples: Sequence, drawer: Drawer, measuring: Measuring, batch: int, device: torch.device
-              ) -> list[Row]:
+              ) -> list[MeasuredSample]:
     """Rows of held-out items."""
-    rows: list[Row] = []
+    rows: list[MeasuredSample] = []
     for start in range(0, len(samples), batch):
         keys = list(range(start, min(start + batch, len(samples))))
         some = collate([samples[i] for i in keys]).to(device)
@@ -107,7 +107,7 @@ def held_rows(task: Task, samples: Sequence, drawer: Drawer, measuring: Measurin
     return rows
 
 
-def drawn_rows(drawer: Drawer, measuring: Measuring, count: int, batch: int) -> list[Row]:
+def drawn_rows(drawer: Drawer, measuring: Measuring, count: int, batch: int) -> list[MeasuredSample]:
     """Rows of seeds, shared over the ranks; where a rank has run out it draws seed 0 again, and leaves it away."""
     rank, ranks, rows = distributed.rank(), distributed.world_size(), {}
     mine = range(count)[rank::ranks]
@@ -126,7 +126,8 @@ def names_of(measuring: Measuring, size: Sequence[int]) -> list[str]:
     return names + (["latents_frechet"] if measuring.latents else [])
 
 
-def numbers_of_rows(real: Sequence[Row], drawn: Sequence[Row], layout: Layout) -> dict[str, float]:
+def numbers_of_rows(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSample], layout: Layout
+                    ) -> dict[str, float]:
     """The numbers of the table by name; that of a floor ends in _floor."""
     from edm3d.reporting.distances import ks, ks_floors
     found: dict[str, float] = {}
@@ -146,7 +147,7 @@ def numbers_of_rows(real: Sequence[Row], drawn: Sequence[Row], layout: Layout) -
     return found | variety(real, drawn, layout)
 
 
-def variety(real: Sequence[Row], drawn: Sequence[Row], layout: Layout) -> dict[str, float]:
+def variety(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSample], layout: Layout) -> dict[str, float]:
     """MS-SSIM of pairs of the first drawn volumes, that of real ones as its floor, and how far they are apart."""
     from edm3d.reporting.sections.variety import ms_ssim_row
     sets = [np.stack([row.shown[0] for row in rows[:KEPT]]) if rows[0].shown else None for rows in (real, drawn)]
@@ -160,7 +161,7 @@ def variety(real: Sequence[Row], drawn: Sequence[Row], layout: Layout) -> dict[s
     return {"ms_ssim": drawn_mean, "ms_ssim_floor": real_mean, "ms_ssim_gap": abs(drawn_mean - real_mean)}
 
 
-def montage_of(real: Sequence[Row], drawn: Sequence[Row], layout: Layout) -> bytes | None:
+def montage_of(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSample], layout: Layout) -> bytes | None:
     """Held-out volumes above drawn ones, None where there are no images."""
     if real[0].shown is None:
         return None
