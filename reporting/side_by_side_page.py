@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edm3d.reporting.html import html_frame, html_table
+from edm3d.reporting.html import html_contents, html_frame, html_table
 from edm3d.reporting.tables import aligned
 from edm3d.utils.files import write_text
 from edm3d.utils.names import one_line, printable
@@ -67,8 +67,9 @@ def page(result: Mapping[str, Any]) -> str:
     reading = ("<p class=note>Differences are to the first report. Intervals are apart where that of any report does "
                "not overlap that of the first; a difference below the floors is one that chance makes.</p>")
     foot = html_table(None, [["command", result["command"]]], kind="plain")
-    return html_frame("reports side by side", [f"<h1>Reports side by side</h1>{whose}{loud}{notes}{reading}", *tables,
-                                               f"<h2>Where this comes from</h2>{foot}"])
+    return html_frame("reports side by side", *html_contents("\n".join(
+        [f"<h1>Reports side by side</h1>{whose}{loud}{notes}{reading}", *tables,
+         f"<h2>Where this comes from</h2>{foot}"])))
 
 
 def write(dest: Path, result: Mapping[str, Any], content: str) -> None:

@@ -470,7 +470,7 @@ def test_new_number_and_new_section_are_seen_everywhere(tmp_path, monkeypatch, c
     assert found["definitions"]["brightest"] == "The largest intensity." and "corner" in found["definitions"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
     page = (tmp_path / "out" / "report.html").read_text()
-    for said in ("<h2>Corners</h2><figure>", "<b>many</b><span>corners</span>", "<td>brightest [echo]</td>",
+    for said in (">Corners</h2><figure>", "<b>many</b><span>corners</span>", "<td>brightest [echo]</td>",
                  "<td>is bright</td>", "<td>The first voxel.</td>"):
         assert said in page, said
     assert {"corners.png", "distribution_brightest.png"} <= {p.name for p in (tmp_path / "out" / "figures").iterdir()}

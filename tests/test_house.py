@@ -78,7 +78,7 @@ ADDITIONS = (
     Addition("Add a condition", ("networks/parts/severity.py", "configs/severity.yaml"), "networks/parts/__init__.py",
              "}", "from edm3d.networks.parts.severity import Severity", "PARTS", '    "edm3d.networks.precond"'),
     Addition("Add a metric", ("reporting/sections/bright_level.py",), "reporting/sections/__init__.py",
-             ")\n# Sections of the report of generated",
+             ")\nMEASURED = ",
              "from edm3d.reporting.sections.bright_level import BrightLevel",
              "from edm3d.reporting.sections.decoded_pictures"),
 )
