@@ -86,7 +86,8 @@ def write_page(folder: Path, layout: Layout, sets: dict[str, list[Case]], sectio
              "real": {"path": "/long" * 30, "content_hash": "ab", "reference": "volumes", "num": len(sets["real"])},
              "generated": {"path": "samples.h5", "sha256": "cd", "num": len(sets["generated"]), "seeds": "0-3",
                            "snapshot": "old.pt", "snapshot_hash": "ef", "sampling": {"num_steps": 18},
-                           "quality": missing("not asked for"), "labels": {"available": True}}, "noise": missing("no network")}
+                           "quality": missing("not asked for"),
+                           "labels": {"available": True}}, "noise": missing("no network")}
     report.write_report(folder, sections, comparison.FRAME, walk(sections, context, sets), about)
     return folder / "report.html"
 
