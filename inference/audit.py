@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -88,7 +88,12 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     of_held = searched(reference, real, held, "held out")
     nearest = searched(reference, generated, range(len(generated)), "samples")
     distances = np.array([each.distance for each in of_held])
-    kinds, absent = plant(reference, train, layout, stage, num_planted, seed)
+    kinds, absent = plant(reference, train, layout, num_planted, seed)
+    again = None
+    if isinstance(stage, str):
+        absent[THROUGH] = stage
+    elif num_planted:
+        kinds[THROUGH], again = plant_through(reference, train, stage, num_planted, seed)
     digests = [digest(generated.case(i).image) for i in range(len(generated))]
     among = twins(reference, generated, range(len(generated)), layout)
     floor = twins(reference, real, held[:len(generated)], layout) or ()
@@ -96,7 +101,7 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
                   maths.threshold(distances) if len(held) else None, kinds, absent,
                   sum(each in known for each in digests), among, len(digests) - len(set(digests)),
                   np.array([each.distance for each in floor]),
-                  latent_distances(stage, generated, train, real, held, nearest, of_held),
+                  latent_distances(stage, generated, train, real, held, nearest, of_held, again),
                   closest(nearest, generated, train), time.perf_counter() - start)
 
 
@@ -133,33 +138,55 @@ def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: La
     return [among.nearest(cases.case(i).image, k) for k, i in enumerate(bar("among themselves")(numbers))]
 
 
-def plant(reference: Reference, train: Cases, layout: Layout, stage: FirstStage | str, count: int, seed: int
+def plant(reference: Reference, train: Cases, layout: Layout, count: int, seed: int
           ) -> tuple[dict[str, Planted], dict[str, str]]:
     """Copies of each kind of so many training volumes, and how near the audit finds them; kinds that cannot be had."""
     found, rng = {}, np.random.default_rng([seed, 1])
     if not count:
         return {}, dict.fromkeys((*maths.PLANTED, THROUGH), "--planted is 0")
-    kinds = [*maths.PLANTED, *([] if isinstance(stage, str) else [THROUGH])]
-    for kind in kinds:
+    for kind in maths.PLANTED:
         chosen = rng.permutation(len(train))[:count]
-        rows = []
-        for i in bar(f"planted, {kind}")(chosen):
-            case = train.case(int(i))
-            made = through(stage, case, rng) if kind == THROUGH else \
-                maths.planted(kind, case.image, rng, layout.lo, layout.hi)
-            rows.append(reference.nearest(made))
-        found[kind] = Planted(np.array([row.distance for row in rows]),
-                              np.array([row.index for row in rows]) == chosen)
-    return found, {THROUGH: stage} if isinstance(stage, str) else {}
+        rows = [reference.nearest(maths.planted(kind, train.case(int(i)).image, rng, layout.lo, layout.hi))
+                for i in bar(f"planted, {kind}")(chosen)]
+        found[kind] = planted_of(rows, chosen)
+    return found, {}
 
 
-def through(stage: FirstStage, case: Case, rng: np.random.Generator) -> np.ndarray:
-    """A volume [C,*S] decoded of a draw of its posterior."""
+def planted_of(rows: Sequence[Nearest], chosen: np.ndarray) -> Planted:
+    """How near copies of chosen training volumes are found."""
+    return Planted(np.array([row.distance for row in rows]), np.array([row.index for row in rows]) == chosen)
+
+
+class Returned(NamedTuple):
+    """Copies that went through the first stage: of which training volumes [P], and their latents [P,n]."""
+
+    chosen: np.ndarray
+    latents: np.ndarray
+
+
+def plant_through(reference: Reference, train: Cases, stage: FirstStage, count: int, seed: int
+                  ) -> tuple[Planted, Returned | None]:
+    """Training volumes decoded of a draw of their posterior: how near the audit finds them by pixels, and what the
+    first stage makes of them once more, None where it needs maps.
+    """
+    rng = np.random.default_rng([seed, 2])
+    chosen, rows, seen = rng.permutation(len(train))[:count], [], []
+    for i in bar(f"planted, {THROUGH}")(chosen):
+        made = through(stage, train.case(int(i)), rng)
+        rows.append(reference.nearest(made.image))
+        if not stage.masked:
+            seen.append(latents(stage, made))
+    return planted_of(rows, chosen), Returned(chosen, np.stack(seen)) if seen else None
+
+
+def through(stage: FirstStage, case: Case, rng: np.random.Generator) -> Case:
+    """A volume decoded of a draw of its posterior."""
     image, label, semantic = on_device(stage, case)
     posterior = stage.posterior(stage.facts.intensity.to_network(image), label if stage.net.num_classes else None,
                                 semantic)
     noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(stage.device)
-    return stage.decode(stage.scaled(posterior.mean + posterior.std * noise), semantic)[0][0].cpu().numpy()
+    made, map_ = stage.decode(stage.scaled(posterior.mean + posterior.std * noise), semantic)
+    return case._replace(image=made[0].cpu().numpy(), label=None if map_ is None else map_[0].cpu().numpy())
 
 
 def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
@@ -169,7 +196,8 @@ def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
 
 
 def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, real: Cases, held: Sequence[int],
-                     nearest: Sequence[Nearest], of_held: Sequence[Nearest]) -> Distances | str:
+                     nearest: Sequence[Nearest], of_held: Sequence[Nearest], again: Returned | None
+                     ) -> Distances | str:
     """By latents; a volume counts as it lies and moved as its nearest by pixels asks for, whichever is nearer."""
     if isinstance(stage, str):
         return stage
@@ -191,7 +219,11 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
     index, distance = search(generated, range(len(generated)), nearest, "latents of samples")
-    return Distances(index, distance, search(real, held, of_held, "latents of held-out ones")[1])
+    planted = None
+    if again is not None:
+        place, near = maths.nearest_features(again.latents, theirs)
+        planted = Planted(near, place == again.chosen)
+    return Distances(index, distance, search(real, held, of_held, "latents of held-out ones")[1], planted)
 
 
 def moved_case(case: Case, move: AxisMove) -> Case:

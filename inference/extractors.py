@@ -16,7 +16,7 @@ from edm3d.networks.random_features import RandomFeatures
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.features import VOLUME, ExtractorRecord
 from edm3d.utils.checks import listed
-from edm3d.utils.files import arrays_hash, file_hash, first_line
+from edm3d.utils.files import arrays_hash, file_hash, first_line, plain_hash
 from edm3d.utils.names import one_line
 
 AUTOENCODER, RANDOM, SCRIPT = "autoencoder", "random", "torchscript"
@@ -113,8 +113,9 @@ def autoencoder_extractor(stage: FirstStage, layout: Layout, size: Sequence[int]
 
     seen = (f"{seen_as(layout, size)}; posterior means of {channels} channels: mean and standard deviation over space, "
             f"and means over a grid of {grid} per axis" + ("" if stage.whole else "; in the tiles of the samples"))
-    record = ExtractorRecord(AUTOENCODER, AUTOENCODER, "the first stage that decoded the samples",
-                             weights_hash(stage.net), seen, False, channels * (grid**dims + 2))
+    of_stage = plain_hash([weights_hash(stage.net), stage.scaling, stage.precision, stage.tiles])
+    record = ExtractorRecord(AUTOENCODER, AUTOENCODER, "the first stage that decoded the samples", of_stage, seen, False,
+                             channels * (grid**dims + 2))
     return Extractor(record, features)
 
 

@@ -40,6 +40,7 @@ class FirstStage:
     def __init__(self, net: torch.nn.Module, facts: Facts, scaling: LatentScaling | None = None,
                  precision: str = "fp32"):
         self.net, self.facts, self.scaling, self.precision, self.whole = net, facts, scaling, precision, True
+        self.tiles: Tiles | None = None
         self.shift_gain = [torch.tensor(values, dtype=torch.float32) for values in shift_and_gain(*scaling)] \
             if scaling else None
 
@@ -61,7 +62,7 @@ class FirstStage:
         if tiles is None:
             return self
         stage = copy(self)
-        stage.net, stage.whole = by_parts(self.net, tiles), False
+        stage.net, stage.whole, stage.tiles = by_parts(self.net, tiles), False, tiles
         return stage
 
     def size_of(self, latent_size: Sequence[int]) -> tuple[int, ...]:

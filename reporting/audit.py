@@ -28,12 +28,13 @@ class ClosePair(NamedTuple):
 
 class Distances(NamedTuple):
     """Of samples to their nearest training volume, by features: index [N], distance [N], and the distances of held-out
-    volumes [H].
+    volumes [H]. planted: of training volumes that went through the first stage.
     """
 
     index: np.ndarray
     samples: np.ndarray
     held_out: np.ndarray
+    planted: Planted | None = None
 
 
 class Copies(NamedTuple):

@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.feature_cache import FeatureCache
-from edm3d.inference.extractors import pooled
+from edm3d.inference.extractors import autoencoder_extractor, pooled
 from edm3d.inference.features import FeatureOptions, feature_pass, planes_asked, slices_of
+from edm3d.inference.first_stage import FirstStage
+from edm3d.networks.autoencoder import AutoencoderKL
+from edm3d.networks.tiles import Tiles
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.feature_measures import METRICS, compare_view
@@ -226,3 +230,14 @@ def test_section_says_what_there_is_and_what_not():
     assert len(figures) == 4 and page.count("<img") == 4 and "no first stage" in page and "--min-samples" in page
     nothing = Comparison(layout=GREY, provenance={}, real=None, generated=None)
     assert not section.compute(section.gather({}, nothing), nothing)["feature_distances"]["available"]
+
+
+def test_features_of_a_stage_are_kept_apart_by_all_that_they_depend_on():
+    net = AutoencoderKL(1, latent_channels=2, channels=(4, 8))
+    facts = Facts("", "", ("mr",), spatial_shape=SIZE)
+    plain, other = (LatentScaling([0.0, 0.0], [1.0, std]) for std in (1.0, 2.0))
+    stages = [FirstStage(net, facts, plain), FirstStage(net, facts, other), FirstStage(net, facts, plain, "bf16"),
+              FirstStage(net, facts, plain).in_parts(Tiles((8, 8, 8), 0.25, "blend"))]
+    hashes = {autoencoder_extractor(stage, GREY, SIZE).record.hash for stage in stages}
+    assert len(hashes) == 4
+    assert autoencoder_extractor(FirstStage(net, facts, plain), GREY, SIZE).record.hash in hashes

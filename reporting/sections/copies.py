@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from edm3d.metrics.copies import LEVEL, nearest_features, threshold
+from edm3d.metrics.copies import LEVEL, Threshold, nearest_features, threshold
 from edm3d.reporting import charts
-from edm3d.reporting.audit import Copies, Distances
+from edm3d.reporting.audit import Copies, Distances, Planted
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.features import VOLUME
@@ -18,6 +18,7 @@ from edm3d.reporting.section import Section, missing
 from edm3d.reporting.strips import strips
 from edm3d.reporting.tables import number, percent
 
+BY_LATENTS = "through the first stage, by latents"
 PRIVATE = "reads private data, not for release"
 NO_TRAIN = "--train does not say which volumes the networks learnt from"
 
@@ -151,15 +152,21 @@ def by_features(context: Comparison) -> dict[str, Distances]:
 def planted_rows(part: Copies) -> dict[str, dict]:
     """How many planted copies are found at the threshold, by kind."""
     rows = {kind: missing(reason) for kind, reason in part.not_planted.items()}
-    for kind, each in part.planted.items():
-        if part.limit is None:
-            rows[kind] = missing("no real volume is held out, which would give the threshold")
-            continue
-        found = each.distances < part.limit.value
-        low, high = wilson_interval(int(found.sum()), len(found))
-        rows[kind] = {"available": True, "num": len(found), "found": int(found.sum()), "low": low, "high": high,
-                      "right": int((found & each.right).sum())}
+    rows |= {kind: planted_row(each, part.limit) for kind, each in part.planted.items()}
+    if not isinstance(part.latent, str) and part.latent.planted is not None:
+        rows[BY_LATENTS] = planted_row(part.latent.planted, threshold(part.latent.held_out)
+                                       if len(part.latent.held_out) else None)
     return rows
+
+
+def planted_row(each: Planted, limit: Threshold | None) -> dict[str, Any]:
+    """How many copies of a kind are nearer than a threshold."""
+    if limit is None:
+        return missing("no real volume is held out, which would give the threshold")
+    found = each.distances < limit.value
+    low, high = wilson_interval(int(found.sum()), len(found))
+    return {"available": True, "num": len(found), "found": int(found.sum()), "low": low, "high": high,
+            "right": int((found & each.right).sum())}
 
 
 def twin_row(part: Copies) -> dict[str, Any]:
