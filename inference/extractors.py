@@ -114,8 +114,8 @@ def autoencoder_extractor(stage: FirstStage, layout: Layout, size: Sequence[int]
     seen = (f"{seen_as(layout, size)}; posterior means of {channels} channels: mean and standard deviation over space, "
             f"and means over a grid of {grid} per axis" + ("" if stage.whole else "; in the tiles of the samples"))
     of_stage = plain_hash([weights_hash(stage.net), stage.scaling, stage.precision, stage.tiles])
-    record = ExtractorRecord(AUTOENCODER, AUTOENCODER, "the first stage that decoded the samples", of_stage, seen, False,
-                             channels * (grid**dims + 2))
+    record = ExtractorRecord(AUTOENCODER, AUTOENCODER, "the first stage that decoded the samples", of_stage, seen,
+                             False, channels * (grid**dims + 2))
     return Extractor(record, features)
 
 
