@@ -258,7 +258,7 @@ def test_composing_leaves_no_files(tmp_path, monkeypatch):
     ("loss=ddpm", ["training.loss.", " takes training.network.", ", which is not there", "precond=ddpm loss=ddpm"]),
     # groups and targets
     ("training.augment.p=1", [
-        "training.augment.p: nothing is chosen here; choose augment=NAME first (edm, mild, mild_patches"]),
+        "training.augment.p: nothing is chosen here; choose augment=NAME first (activities, edm, mild"]),
     ("+training.augment.p=1", ["training.augment._target_"]),
     ("smpler=edm_ode", ["smpler", "'sampler'"]),
     ("sampler=edm_odd", ["sampler=edm_odd: no such sampler; there are", "edm_ode"]),
