@@ -164,7 +164,7 @@ def prepare(*words: str) -> Command:
 
 
 def evaluate(*words: str) -> Command:
-    return command("evaluate", partial(call, EVALUATE, "--dest", "out", *words), report_in)
+    return command("evaluate", partial(call, EVALUATE, "--dest", "out", "--run-root", "out/results", *words), report_in)
 
 
 def publish(path: str) -> Command:

@@ -13,7 +13,7 @@ GOLDEN = 0.618034  # of a circle
 def colour_of(value: int) -> str:
     """Of a class by its number, 1 first: those after LABEL_COLOURS by hues a golden angle apart, in three lightnesses.
     """
-    later = value - 1 - len(LABEL_COLOURS)
+    later = int(value) - 1 - len(LABEL_COLOURS)
     if later < 0:
         return LABEL_COLOURS[value - 1]
     rgb = hls_to_rgb((GOLDEN * later) % 1, (0.7, 0.5, 0.85)[later % 3], 0.75)

@@ -247,7 +247,7 @@ def test_plain_arrays_are_shown_as_long_as_they_are_those_of_training(at):
 
 
 def test_a_run_that_was_stopped_goes_on_and_draws_a_damaged_part_anew(at, monkeypatch):
-    real, seeds = generation.draw, []
+    real, seeds = generation.draw_kept, []
 
     def drawing(drawer: Drawer, batch: list[int]) -> dict[str, np.ndarray]:
         if batch[0] == 4 and len(seeds) == 4:
@@ -255,7 +255,7 @@ def test_a_run_that_was_stopped_goes_on_and_draws_a_damaged_part_anew(at, monkey
         seeds.extend(batch)
         return real(drawer, batch)
 
-    monkeypatch.setattr(generation, "draw", drawing)
+    monkeypatch.setattr(generation, "draw_kept", drawing)
     arguments = [*DRAW, "sampling.seeds=0-5", "sampling.batch_size=2", "sampling.montage=0", "sampling.nifti=false"]
     assert call(generate.main, *arguments, "sampling.outdir=stopped").exit_code == 1 and seeds == [0, 1, 2, 3]
     parts = sorted(Path("stopped/parts").rglob("*.npz"))
@@ -377,7 +377,7 @@ def test_nifti_of_images_has_their_unit_and_of_label_maps_none(tmp_path):
 
 def test_an_outdir_that_cannot_be_is_refused_before_anything_is_drawn(here, monkeypatch):
     with chdir(here):
-        monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("it was drawn"))
+        monkeypatch.setattr(generation, "draw_kept", lambda *_: pytest.fail("it was drawn"))
         Path("taken").write_text("mine")
         assert "taken is a file, wanted a folder" in refused(here, generate.main, *DRAW, "sampling.outdir=taken")
         Path("damaged").mkdir()
