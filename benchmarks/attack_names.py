@@ -95,8 +95,8 @@ EXPORT = tuple(then(f"export {kind} {path}", partial(call, TOOL, "export", path,
                for path in ("vols.h5",) for kind in ("nifti", "png"))
 DECODE = then("decode to a folder", partial(call, TOOL, "decode", "--latents", "lat.h5", "--dest", "out/d", *ALONE),
               lambda: count_in("out/d", all_items("vols.h5")))
-SCORE = then("evaluate", partial(call, EVALUATE, "--dest", "out", "--real", "vols.h5", "--generated", "samples.h5",
-                                 "--num-noise", "0"), check_tables)
+SCORE = then("evaluate", partial(call, EVALUATE, "--dest", "out", "--run-root", "out/results", "--real", "vols.h5",
+                                 "--generated", "samples.h5", "--num-noise", "0"), check_tables)
 STAGE = then("evaluate first stage", partial(call, EVALUATE, "--dest", "out", "--real", "vols.h5", "--autoencoder",
                                              "stage.pt", "--num", "3", "--min-psnr", "0"), check_tables)
 DRAW = then("generate", partial(call, GENERATE, *LATENT_RUN, "sampling.network=latent.pt", "sampling.outdir=out",

@@ -89,7 +89,8 @@ PREPARED_OTHER = tool("prepare: of others", partial(volumes_in, "p.h5"), "p.h5",
 EXPORTED = tool("export", partial(niftis_in, "out"), "out", "vols.h5", "--format", "nifti")
 EXPORTED_OTHER = tool("export: of others", partial(niftis_in, "out"), "out", "vols2.h5", "--format", "nifti")
 REPORT, REPORT_OTHER = (Job(f"evaluate {seed}", EVALUATE, (
-    "--real", "vols.h5", "--generated", samples, "--dest", "out", "--num-noise", "2", "--snapshot", "latent.pt"),
+    "--real", "vols.h5", "--generated", samples, "--dest", "out", "--num-noise", "2", "--snapshot", "latent.pt",
+    "--run-root", "out/results"),
     "out", report_in) for seed, samples in enumerate(("samples.h5", "samples2.h5")))
 PAIRS = ((DRAWN, DRAWN_MORE), (ENCODE, ENCODE), (DECODED, DECODED), (FOLDER, FOLDER), (PREPARED, PREPARED_OTHER),
          (EXPORTED, EXPORTED), (REPORT, REPORT_OTHER), (DRAWN, FOLDER), (DRAWN, DRAWN_OVERLAP), (NPZ, NPZ_MORE),
