@@ -1,6 +1,6 @@
 """Samples held against real volumes: what is compared, measured on the device, and the report of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +125,7 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         if learnt is not None:
             passing.alone("train", learnt, len(learnt), plain_hash([VolumesFile(options.train).content_hash,
                                                                     learnt.description, layout.channels, size]))
-        context = replace(context, features=passing.features())
+        context = replace(context, features=passing.features(), first=to_be_shown(context.first, options))
         return context if learnt is None else replace(
             context, audit=audit(samples, context, stage or reason or "there is none", options))
 
@@ -171,6 +171,12 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
     return more, {"pairs": unpaired, "maps": unasked,
                   "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}
+
+
+def to_be_shown(first: Mapping[str, list], options: ComparisonOptions) -> dict[str, list]:
+    """The volumes that pictures are made of: of private data none but those that networks drew."""
+    hidden = ("real", "decoded") if options.private and not options.show_private else ()
+    return {name: [] if name in hidden else items for name, items in first.items()}
 
 
 def check_audit(options: ComparisonOptions) -> None:

@@ -1,6 +1,7 @@
 """The audit: copies are found with their original and move, others are not, and a network that memorised is seen."""
 
 import json
+import re
 from itertools import product
 
 import numpy as np
@@ -151,6 +152,11 @@ def report(tmp_path_factory):
     return folder, file, options, evaluate(file, folder / "samples.npz", folder / "report", options)
 
 
+def set_names(page: str) -> set[str]:
+    """Of the volumes in the viewer of a page."""
+    return set(re.findall(r'"set": ?"(\w+)"', page))
+
+
 def test_a_report_names_the_copy_and_marks_private_data(report):
     folder, _, _, found = report
     part = found["copies"]
@@ -164,6 +170,8 @@ def test_a_report_names_the_copy_and_marks_private_data(report):
     assert "reads private data, not for release" in page and "--show-private shows them" in page
     assert not list((folder / "report/figures").glob("copies_[0-9]*")) and ",phantom-000005," in rows
     assert json.loads((folder / "report/report.json").read_text())["private"]["marked"] is True
+    assert "Pictures of real volumes: not available" in page
+    assert set_names(page) == {"generated"}
 
 
 def test_private_pictures_are_shown_when_told_to(report):
@@ -171,6 +179,7 @@ def test_private_pictures_are_shown_when_told_to(report):
     told = options._replace(show_private=True, planted=0, members=0)
     found = evaluate(file, folder / "samples.npz", folder / "shown", told)
     assert list((folder / "shown/figures").glob("copies_[0-9]*"))
+    assert set_names((folder / "shown/report.html").read_text()) == {"real", "generated"}
     assert found["copies"]["planted"]["exact"]["available"] is False
     with pytest.raises(ValueError, match="--private: says something of the training"):
         evaluate(file, folder / "samples.npz", folder / "bad", options._replace(train=None))

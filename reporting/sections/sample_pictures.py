@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from edm3d.reporting.comparison import Comparison
-from edm3d.reporting.html import html_strips
-from edm3d.reporting.section import Section
+from edm3d.reporting.html import html_missing, html_strips
+from edm3d.reporting.section import Section, missing
 from edm3d.reporting.strips import pictures_of, strips
 
 
@@ -23,4 +23,11 @@ class SamplePictures(Section):
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         return ("<h2>Pictures</h2><p class=note>The first cases of each set, not a choice. Slices through the middle "
                 "of what is labelled, interpolated for display. Black is the minimum and white the 99.8 % point of the "
-                "real images shown, for all alike.</p>" + html_strips("samples", figures))
+                "real images shown, for all alike.</p>" + hidden(report) + html_strips("samples", figures))
+
+
+def hidden(report: dict) -> str:
+    """That real volumes are not shown, where they are private."""
+    private = report.get("private", {"shown": True})
+    return "" if private["shown"] else html_missing("Pictures of real volumes", missing(
+        "the data are private; --show-private shows them"))
