@@ -92,6 +92,9 @@ class Asker:
     def drawn(self, conditions: Conditions, options: Sampling) -> Conditions:
         """Conditions of which several samples are drawn for each seed, where that is asked for."""
         count = options.samples_per_condition
+        if options.antithetic and count % 2:
+            raise ValueError(f"sampling.antithetic=true: draws come in pairs, and there are "
+                             f"sampling.samples_per_condition={count}; ask for an even number")
         if count == 1:
             return conditions
         if conditions.sweep:
@@ -100,7 +103,8 @@ class Asker:
         if not self.takes and not options.posterior:  # draws of a seed share its measurement as well
             raise ValueError(f"sampling.samples_per_condition={count}: the network is told nothing that samples could "
                              "share; ask for more seeds")
-        return conditions._replace(draws=count, record={**conditions.record, "samples_per_condition": count})
+        record = {"samples_per_condition": count, **({"antithetic": True} if options.antithetic else {})}
+        return conditions._replace(draws=count, antithetic=options.antithetic, record={**conditions.record, **record})
 
     def check_rows(self, file: AskedFile, seeds: Sequence[int]) -> None:
         """ValueError for a file with more rows than there are seeds, which would be left out in silence."""

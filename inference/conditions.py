@@ -14,6 +14,7 @@ from edm3d.inference.scans import Scans
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
+from edm3d.samplers.noise import ImageGenerators
 
 
 class StoredConditions:
@@ -87,8 +88,9 @@ class Conditions(NamedTuple):
 
     size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
     sample per value of it, from the same noise: number seed * n + k is value k of n. draws: samples of each seed, told
-    the same, from noise of their own: number seed * draws + k is draw k. scans: the condition images of seeds. record:
-    what samples files say of it among the settings; notes: what there is to tell.
+    the same, from noise of their own: number seed * draws + k is draw k. antithetic: draw k + 1 of an even k has minus
+    the noise of draw k. scans: the condition images of seeds. record: what samples files say of it among the settings;
+    notes: what there is to tell.
     """
 
     takes: dict[str, Part]
@@ -99,6 +101,7 @@ class Conditions(NamedTuple):
     record: Mapping[str, Any] = MappingProxyType({})
     notes: Sequence[str] = ()
     draws: int = 1
+    antithetic: bool = False
     scans: Scans | None = None
 
     @property
@@ -118,6 +121,13 @@ class Conditions(NamedTuple):
         """What the noise of each sample follows from, at an attempt at it."""
         return [noise_key(seed, number % self.draws, attempt)
                 for seed, number in zip(self.seeds(numbers), numbers, strict=True)]
+
+    def generators(self, numbers: Sequence[int], attempt: int = 0) -> ImageGenerators:
+        """The noise of each sample, from which its drawing starts, and which it meets on the way."""
+        odd = [number % self.draws % 2 if self.antithetic else 0 for number in numbers]
+        first = [number - second for number, second in zip(numbers, odd, strict=True)]
+        return ImageGenerators(self.keys(first, attempt), purpose="sample",
+                               signs=[1 - 2 * second for second in odd] if any(odd) else None)
 
     def __call__(self, numbers: Sequence[int]) -> Condition:
         """The condition of a batch of samples, on the CPU."""

@@ -22,7 +22,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import LateStart, start_of
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.label_coding import LabelCoding
-from edm3d.samplers import ImageGenerators, ShownItsEstimate
+from edm3d.samplers import ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
@@ -219,7 +219,7 @@ def draw(drawer: Drawer, seeds: list[int], attempt: int = 0) -> dict[str, np.nda
     device, for every attempt anew.
     """
     keys, scans = drawer.conditions.keys(seeds, attempt), drawer.conditions.scans
-    generators = ImageGenerators(keys, purpose="sample")
+    generators = drawer.conditions.generators(seeds, attempt)
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition, arrays, steps = drawer.conditions(seeds), {}, []
     denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)

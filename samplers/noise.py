@@ -30,20 +30,25 @@ def mix_seed(*parts: object) -> int:
 class ImageGenerators:
     """Random numbers for a batch, row i from the generator of keys[i] (a seed or a position in the data stream).
 
-    `for_purpose(name)` gives independent streams for independent uses, so that a new use never shifts another.
+    `for_purpose(name)` gives independent streams for independent uses, so that a new use never shifts another. signs:
+    1 or -1 of each row, by which its normal numbers are multiplied; None: 1.
     """
 
-    def __init__(self, keys: Sequence[int], *, seed: int = 0, purpose: str = "", device: torch.device | str = "cpu"):
+    def __init__(self, keys: Sequence[int], *, seed: int = 0, purpose: str = "", device: torch.device | str = "cpu",
+                 signs: Sequence[int] | None = None):
         self.keys, self.seed, self.purpose, self.device = list(keys), seed, purpose, torch.device(device)
+        self.signs = None if signs is None else torch.tensor(signs, device=self.device)
         self.generators = [torch.Generator(self.device).manual_seed(mix_seed(seed, purpose, k)) for k in self.keys]
 
     def for_purpose(self, purpose: str) -> "ImageGenerators":
         """Fresh generators for the same images and another use."""
-        return ImageGenerators(self.keys, seed=self.seed, purpose=purpose, device=self.device)
+        return ImageGenerators(self.keys, seed=self.seed, purpose=purpose, device=self.device,
+                               signs=None if self.signs is None else self.signs.tolist())
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Unit normal [N,*shape]."""
-        return self._stack(torch.randn, shape, dtype)
+        drawn = self._stack(torch.randn, shape, dtype)
+        return drawn if self.signs is None else drawn * self.signs.reshape(-1, *[1] * len(shape))
 
     def rand(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Uniform in [0,1) [N,*shape]."""

@@ -147,7 +147,7 @@ NOT_DRAWN = "the program gives this itself"
     ("batch_transform=latents", ["training.batch_transform.channel_mean", "pairs.h5 holds images",
                                  "batch_transform=voxels"]),
     ("training.dataset.split=nothing", ["training.dataset: ", "'nothing'"]),
-    ("training.augment.p=0.1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (activities, edm"]),
+    ("training.augment.p=0.1", ["training.augment.p: nothing is chosen here; choose augment=NAME first (activities"]),
     ("+training.augment.p=0.1", ["training.augment", "augment"]),
     ("augment=edm training.augment.p=2", ["training.augment: ", "p=2"]),
     # loss and optimiser

@@ -224,6 +224,26 @@ def test_draws_of_a_scan_are_the_same_whatever_their_number(held_out):
     assert table[0].split(",")[:5] == ["name", "id", "number", "draw", "seed"] and ",5,2,1," in table[6]
 
 
+def test_the_second_of_antithetic_draws_has_minus_the_noise_of_the_first():
+    conditions = Conditions({}, {}, (), draws=4, antithetic=True)
+    noise = conditions.generators(range(4, 8)).randn((2, 3))
+    np.testing.assert_array_equal(noise[0], ImageGenerators([1], purpose="sample").randn((2, 3))[0])
+    np.testing.assert_array_equal(noise[2], ImageGenerators(["1.draw2"], purpose="sample").randn((2, 3))[0])
+    np.testing.assert_array_equal(noise[1::2], -noise[::2])
+    later = conditions.generators([5]).for_purpose("later").randn((2,))
+    np.testing.assert_array_equal(later, -conditions.generators([4]).for_purpose("later").randn((2,)))
+    assert not torch.equal(conditions.generators([4], attempt=1).randn((2, 3))[0], noise[0])
+
+
+def test_antithetic_draws_are_those_of_before_at_even_numbers():
+    draws = ["sampling.seeds=0-1", "sampling.samples_per_condition=2"]
+    plain, pairs = drawn("plain", *draws), drawn("pairs", *draws, "sampling.antithetic=true")
+    for seed in (0, 1):
+        np.testing.assert_allclose(pairs.row("images", 2 * seed), plain.row("images", 2 * seed), atol=1e-3)
+        assert np.abs(pairs.row("images", 2 * seed + 1) - plain.row("images", 2 * seed + 1)).max() > 0.01
+    assert pairs.meta.sampling["antithetic"] and "antithetic" not in plain.meta.sampling
+
+
 def test_a_joint_network_draws_both_doses_by_the_typical_scale():
     file = drawn("pair", "sampling.network=pair.pt", "sampling.seeds=0-1", "sampling.montage=2")
     assert file.shape("images") == (2, 2, SIZE, SIZE) and file.meta.facts.channels == ("high dose", "low dose")
@@ -258,6 +278,8 @@ def test_a_grid_goes_there_and_back():
     (["sampling.scan.size=32"], "sampling.scan.size: no such setting of a scan"),
     (["sampling.scan.fit=true"], "phantoms.npz are phantoms, which are of the network's size"),
     (["sampling.samples_per_condition=0"], "sampling.samples_per_condition=0: wanted 1 or more"),
+    (["sampling.samples_per_condition=3", "sampling.antithetic=true"], "ask for an even number"),
+    (["sampling.antithetic=true"], "there are sampling.samples_per_condition=1; ask for an even number"),
     (["sampling.samples_per_condition=2", "sampling.sweep.slice_height=[0,1,3]"], "ask for one of the two"),
     (["sampling.network=odd.pt"], "is not on the list of what a file may name"),
     (["sampling.network=large.pt"], "large.pt: dose.simulation.iterations=1000000000000: wanted no more than"),

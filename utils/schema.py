@@ -138,6 +138,7 @@ class Sampling:
     conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first; of
                                         # phantoms null = all
     samples_per_condition: int = 1      # draws of each seed, told the same: number seed * K + k is draw k
+    antithetic: bool = False            # draws in pairs, the second from minus the noise of the first
     scan: dict[str, Any] = field(default_factory=dict)  # PET: dose, counts, iterations, ... over training's; unit; fit
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     trajectory: bool = False            # keep the denoised image of every step beside the samples
