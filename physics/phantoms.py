@@ -45,6 +45,9 @@ ANATOMY, APPEARANCE, SPECKLE = range(3)  # purposes of the random streams
 class Phantom(NamedTuple):
     """One phantom: image and clean [*S] float32 in [0, 1] (clean is image without speckle), label [*S] uint8 of
     LABEL_CLASSES, attributes [4] float64 in the order and units of ATTRIBUTES, group = number of the patient.
+
+    Phantoms of other kinds have label classes and attributes of their own. held: first and past-last slice that hold
+    image, None: all do.
     """
 
     image: np.ndarray
@@ -53,6 +56,7 @@ class Phantom(NamedTuple):
     attributes: np.ndarray
     group: int
     phase: Literal["ED", "ES"]
+    held: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
