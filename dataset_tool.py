@@ -29,25 +29,32 @@ for each in (encode, decode, segment, publish, solvers):
 
 @main.command(cls=WordsCommand)
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
+@click.option("--kind", default="echo", show_default=True, help="echo: 3D echo of the left heart; cardiac: short-axis "
+              "stacks of cine MR at end-diastole and end-systole.")
 @click.option("--num", default=640, show_default=True, type=click.IntRange(min=1), help="Number of phantoms.")
-@click.option("--size", default=32, show_default=True, type=int, help="Voxels along each axis of the 128 mm cube.")
+@click.option("--size", type=Words(int), help="Voxels along each axis of the 128 mm cube of an echo, or slices, rows "
+              "and columns of a stack.  [default: 32, or 13 96 96]")
 @click.option(
     "--seed", default=0, show_default=True, type=int, help="Which endless set of phantoms; also of the split."
 )
-@click.option("--spatial-dims", default=3, show_default=True, type=int, help="2: slices of the same anatomy.")
-@click.option("--pairs", is_flag=True, help="End-diastole and end-systole of each patient, as classes ED and ES.")
+@click.option("--spatial-dims", type=int, help="Of echo; 2: slices of the same anatomy.  [default: 3]")
+@click.option("--pairs", is_flag=True, help="Of echo: end-diastole and end-systole of each patient, as classes ED and "
+              "ES, as stacks have them anyway.")
+@click.option("--style", help="Of stacks, public or private: two scanners.  [default: public]")
+@click.option("--missing", default=0.0, show_default=True, type=float, help="Share of the attributes' values to hide.")
 @click.option(
     "--split", default=(0.8, 0.1, 0.1), show_default=True, type=Words(float), help="Fractions train val test."
 )
 @click.option("--overwrite", is_flag=True, help="Draw anew over a file of other contents.")
-def phantom(dest: Path, overwrite: bool, **options: Any) -> None:
-    """Draw analytic 3D echo phantoms of the left heart with exact labels and attributes.
+def phantom(dest: Path, kind: str, num: int, size: tuple[int, ...] | None, seed: int, missing: float,
+            split: tuple[float, ...], overwrite: bool, **given: Any) -> None:
+    """Draw analytic phantoms of the heart with exact labels and attributes.
 
     Where the same phantoms are there already, nothing is done.
     """
-    from edm3d.inference.phantoms import PhantomOptions, draw_phantoms
+    from edm3d.inference.phantoms import PhantomOptions, draw_phantoms, source_of
 
-    made = PhantomOptions(**options)
+    made = PhantomOptions(num, seed, split, kind, source_of(kind, size, **given), missing)
     drawn = draw_phantoms(dest, made, overwrite)
     click.echo(f"{dest}: {made.num} phantoms" if drawn else f"{dest}: all {made.num} phantoms there already")
 

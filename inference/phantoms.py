@@ -1,5 +1,7 @@
-"""Make a volumes file of analytic echo phantoms, with exact labels and attributes."""
+"""Make a volumes file of analytic phantoms of a kind, with exact labels and attributes."""
 
+from dataclasses import asdict, fields
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,25 +10,52 @@ import numpy as np
 from edm3d.formats.cohort import assign_splits, parse_fractions
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box, is_made_by, is_volumes
-from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, PHASES, echo_phantom, phantom_affine
+from edm3d.physics.phantom_kinds import PHANTOM_KINDS, PhantomSource
 from edm3d.utils import locks
+from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.files import check_dest, check_free_disk, check_replaced
 from edm3d.utils.log import progress
+
+HIDDEN = 3  # purpose of the random stream that hides attributes, beside those of the phantoms
 
 
 class PhantomOptions(NamedTuple):
     """Which phantoms to draw.
 
-    size: voxels per axis; seed: of the phantoms and the split; pairs: both phases of each patient, as classes; split:
-    fractions of train, val and test.
+    seed: of the phantoms, the split and what is hidden; split: fractions of train, val and test; missing: share of the
+    values of attributes that are hidden (NaN), those aside that a kind never hides.
     """
 
     num: int
-    size: int
     seed: int
-    spatial_dims: int
-    pairs: bool
     split: tuple[float, ...]
+    kind: str
+    source: PhantomSource
+    missing: float = 0.0
+
+    def provenance(self) -> dict[str, Any]:
+        """What a file says of how it was made: echo phantoms say nothing of their kind."""
+        fields_ = asdict(self.source)
+        said = {"kind": "phantom", "num": self.num, "size": fields_.pop("size"), "seed": self.seed, **fields_,
+                "split": list(self.split)}
+        said |= {} if self.kind == "echo" else {"phantom": self.kind}
+        return said | ({"missing": self.missing} if self.missing else {})
+
+
+def source_of(kind: str, size: tuple[int, ...] | None, **given: Any) -> PhantomSource:
+    """How phantoms of a kind are drawn; size: one number or one per axis, None, as for other options, where not given.
+
+    ValueError for options that this kind does not have.
+    """
+    check_choice("--kind", kind, PHANTOM_KINDS)
+    asked = {name: value for name, value in given.items() if value}
+    if size:
+        asked["size"] = size[0] if len(size) == 1 and kind == "echo" else size
+    known = [each.name for each in fields(PHANTOM_KINDS[kind])]
+    if strange := [name for name in asked if name not in known]:
+        raise ValueError(f"--{strange[0].replace('_', '-')}: {kind} phantoms have no such option; they have "
+                         f"{listed(known)}")
+    return PHANTOM_KINDS[kind](**asked)
 
 
 def draw_phantoms(dest: Path, options: PhantomOptions, overwrite: bool = False) -> bool:
@@ -34,10 +63,11 @@ def draw_phantoms(dest: Path, options: PhantomOptions, overwrite: bool = False) 
 
     overwrite: draw anew, over whatever is there.
     """
-    num, size, seed, dims, pairs, split = options
-    fractions = parse_fractions(split)
-    echo_phantom(0, seed=seed, size=size, spatial_dims=dims, pairs=pairs)  # refuses bad numbers before work
-    provenance = {"kind": "phantom", **options._asdict(), "split": list(split)}
+    fractions = parse_fractions(options.split)
+    if not 0 <= options.missing < 1:
+        raise ValueError(f"--missing {options.missing:g}: wanted a share from 0 to less than 1")
+    options.source.draw(0, options.seed)  # refuses bad numbers before work
+    provenance = options.provenance()
     check_dest(dest, ".h5", {})
     with locks.output(dest):
         if not overwrite and is_made_by(dest, provenance):
@@ -50,11 +80,11 @@ def draw_phantoms(dest: Path, options: PhantomOptions, overwrite: bool = False) 
 def write_phantoms(dest: Path, options: PhantomOptions, fractions: dict[str, float], provenance: dict[str, Any]
                    ) -> None:
     """Draw all phantoms into a file."""
-    num, size, seed, dims, pairs, _ = options
-    needed = num * 5 * size**dims
+    num, source = options.num, options.source
+    needed = num * 5 * prod(source.shape)
     check_free_disk(dest.parent, needed)
-    split_of = assign_splits([_patient(i // 2 if pairs else i) for i in range(num)], fractions, seed)
-    with VolumesWriter(dest, _meta(options), provenance, needed_bytes=needed) as writer:
+    split_of = assign_splits([_patient(source.group(i)) for i in range(num)], fractions, options.seed)
+    with VolumesWriter(dest, _meta(source), provenance, needed_bytes=needed) as writer:
         for index in progress(range(num), desc="phantom", unit="volume"):
             item = _item(index, options)
             writer.add(split_of[item.group], item)
@@ -64,24 +94,34 @@ def _patient(group: int) -> str:
     return f"patient-{group:06d}"
 
 
-def _meta(options: PhantomOptions) -> VolumesMeta:
-    names, units = zip(*ATTRIBUTES)
+def _meta(source: PhantomSource) -> VolumesMeta:
+    names, units = zip(*source.attributes)
     return VolumesMeta(
-        options.spatial_dims, ("echo",), ("target",), LABEL_CLASSES, names, units, PHASES if options.pairs else (),
+        len(source.shape), source.channels, ("target",), source.label_classes, names, units, source.class_names,
         Intensity(0.0, 1.0, True, "a.u."),
     )  # fmt: skip
 
 
 def _item(index: int, options: PhantomOptions) -> Item:
-    size, dims, pairs = options.size, options.spatial_dims, options.pairs
-    drawn = echo_phantom(index, seed=options.seed, size=size, spatial_dims=dims, pairs=pairs)
+    source = options.source
+    drawn = source.draw(index, options.seed)
+    box = full_box(drawn.image.shape)
+    if drawn.held:
+        box[:, 0] = drawn.held
     return Item(
         image=drawn.image[None],
         label=drawn.label,
-        attributes=drawn.attributes.astype(np.float32),
-        class_index=PHASES.index(drawn.phase) if pairs else None,
+        attributes=_with_gaps(drawn.attributes, index, options),
+        class_index=source.class_names.index(drawn.phase) if source.class_names else None,
         id=f"phantom-{index:06d}",
         group=_patient(drawn.group),
-        affine=phantom_affine(size, dims),
-        box=full_box(drawn.image.shape),
+        affine=source.affine(),
+        box=box,
     )
+
+
+def _with_gaps(attributes: np.ndarray, index: int, options: PhantomOptions) -> np.ndarray:
+    """Attributes [A] float32, a share of them hidden."""
+    hidden = np.random.default_rng([options.seed, index, HIDDEN]).uniform(size=len(attributes)) < options.missing
+    hidden &= [name not in options.source.always for name, _ in options.source.attributes]
+    return np.where(hidden, np.nan, attributes).astype(np.float32)

@@ -38,7 +38,6 @@ MITRAL = 0.5     # plane of the base, in long semi-axes behind the middle of the
 CAP = 0.6        # thickness of the muscle beyond the apex, in mean thicknesses of the wall
 VARIATION = 0.15  # about the largest relative deviation of the wall's thickness
 SEPTUM = np.radians(72)  # half the angle that the right ventricle takes of the border of the left
-MARGIN = 2.0     # mm that the hearts keep from the border of the image, however it is turned
 THETA = np.arange(720) * (2 * np.pi / 720)
 ANATOMY = 0  # purpose of the random stream
 
@@ -100,7 +99,7 @@ def spacing_of(size: Sequence[int]) -> tuple[float, float, float]:
 def draw_patient(seed: int, group: int, depth: int) -> Patient:
     """Patient number `group`, in a stack of `depth` slices.
 
-    LVEDV 80 to 220 mL, larger for men; RVEDV within 15 % of it; EF 45 to 75 %, of both ventricles alike within a few
+    LVEDV 80 to 220 mL, larger for men; RVEDV within a quarter of it; EF 45 to 75 %, of both ventricles alike within a few
     percent; wall at ED 5 to 11 mm, thicker with age, weight and for men.
     """
     rng = np.random.default_rng([seed, group, ANATOMY])
@@ -108,9 +107,9 @@ def draw_patient(seed: int, group: int, depth: int) -> Patient:
     bmi = 18 + 22 * rng.beta(3, 4)
     large = within(rng.uniform(-0.1, 1.1) + 0.3 * (sex - 0.5))
     lv = 80 + 140 * large
-    rv = np.clip(lv * rng.uniform(0.85, 1.15), 80, 220)
-    ejected = rng.uniform(45, 75)
-    ejected_right = np.clip(ejected + rng.uniform(-8, 4), 45, 75)
+    rv = 80 + 140 * within((lv * rng.uniform(0.75, 1.25) - 80) / 140)
+    share = rng.uniform(0, 1)
+    ejected, ejected_right = 45 + 30 * share, 45 + 30 * within(share + rng.uniform(-0.25, 0.15))
     wall = 5 + 6 * within(rng.uniform(0, 0.8) + 0.2 * (age - 45) / 35 + 0.2 * (sex - 0.5) + 0.01 * (bmi - 27))
     length = (40 + 0.22 * lv) * rng.uniform(0.93, 1.07)
     lengths = length * np.array([1, rng.uniform(0.84, 0.9)])

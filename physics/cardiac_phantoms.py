@@ -168,8 +168,8 @@ def texture(rng: np.random.Generator, size: Sequence[int], length: float) -> np.
     any number of pixels.
     """
     count = int(np.ceil(EXTENT[1] / length)) + 1
-    field = rng.standard_normal((size[0], count, count))
-    field = zoom(field, [1, size[1] / count, size[2] / count], order=3, mode="nearest", grid_mode=True)
+    rows, columns = (zoom(np.eye(count), [n / count, 1], order=3, mode="nearest", grid_mode=True) for n in size[1:])
+    field = rows @ rng.standard_normal((size[0], count, count)) @ columns.T
     return field / field.std()
 
 

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edm3d.formats.geometry import fit_centre
 from edm3d.formats.volumes import HELD_OUT, VolumesFile
-from edm3d.physics.phantoms import Phantom, echo_phantom
+from edm3d.physics.phantom_kinds import PHANTOM_KINDS, PhantomSource
+from edm3d.physics.phantoms import Phantom
 from edm3d.reporting.cases import Case
-from edm3d.utils.plain import from_plain
+from edm3d.utils.plain import from_plain, shown, taken
 
 FRESH_PHANTOMS = 512
 FEWEST_HELD_OUT = 32
@@ -65,24 +67,27 @@ def in_order(attributes: np.ndarray | None, names: Sequence[str], wanted: Sequen
 class Origin(NamedTuple):
     """How the phantoms of a file were made, as its provenance says."""
 
-    size: int
+    source: PhantomSource
     seed: int
-    spatial_dims: int
-    pairs: bool
 
     @classmethod
     def read(cls, provenance: Mapping[str, Any], shape: Sequence[int], source: object) -> "Origin":
         """Of volumes [*S] that are there; ValueError for what cannot have made them, before any is made again."""
-        known = {key: provenance[key] for key in cls._fields if key in provenance}
-        found = from_plain(cls, known, source, "provenance")
-        if tuple(shape) != (found.size,) * found.spatial_dims:
-            raise ValueError(f"{source}: its volumes are {list(shape)}, its phantoms were made with size={found.size} "
-                             f"and spatial_dims={found.spatial_dims}; they were padded, cropped or are others")
-        return found
+        kind = provenance.get("phantom", "echo")
+        if not isinstance(kind, str) or kind not in PHANTOM_KINDS:
+            raise ValueError(f"{source}: provenance.phantom is {shown(kind)}, wanted {' or '.join(PHANTOM_KINDS)}")
+        names = [each.name for each in fields(PHANTOM_KINDS[kind])]
+        made = from_plain(PHANTOM_KINDS[kind], {key: provenance[key] for key in names if key in provenance}, source,
+                          "provenance")
+        seed = taken(provenance.get("seed"), int, source, "provenance.seed")
+        if tuple(shape) != made.shape:
+            raise ValueError(f"{source}: its volumes are {list(shape)}, its phantoms were made with {made.made_with}; "
+                             "they were padded, cropped or are others")
+        return cls(made, seed)
 
     def phantom(self, index: int, seed: int) -> Phantom:
         """One of another seed, or of the same."""
-        return echo_phantom(index, seed=seed, size=self.size, spatial_dims=self.spatial_dims, pairs=self.pairs)
+        return self.source.draw(index, seed)
 
 
 def choose_reference(file: VolumesFile, split: str, channels: list[int]) -> Cases:
@@ -106,7 +111,7 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.pairs else None, phantom.label, phantom.attributes.astype(np.float32),
+                    phantom.phase if origin.source.class_names else None, phantom.label, phantom.attributes.astype(np.float32),
                     group=f"patient-{phantom.group:06d}")
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",

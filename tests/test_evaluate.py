@@ -29,6 +29,7 @@ from edm3d.inference.evaluate import ComparisonOptions
 from edm3d.inference.features import FeaturePass
 from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
 from edm3d.networks.tiles import InSlabs
+from edm3d.physics.phantom_kinds import EchoPhantoms
 from edm3d.physics.phantoms import ATTRIBUTES, LABEL_CLASSES, echo_phantom, phantom_affine
 from edm3d.reporting import reference, sections
 from edm3d.reporting.cases import Case, Layout
@@ -130,7 +131,7 @@ def test_true_phantoms_are_within_the_floor_and_noise_is_not(result):
 
 def test_reference_is_fresh_phantoms_of_the_next_seed(result):
     assert result["real"]["num"] == 40 and f"seed {SEED + 1}" in result["real"]["reference"]
-    fresh = reference.fresh_phantoms(reference.Origin(SIZE, SEED, 3, False)).case(3)
+    fresh = reference.fresh_phantoms(reference.Origin(EchoPhantoms(SIZE, 3, False), SEED)).case(3)
     np.testing.assert_array_equal(fresh.label, echo_phantom(3, seed=SEED + 1, size=SIZE).label)
 
 
