@@ -1,13 +1,14 @@
 """Analytic anatomy of short-axis stacks of the heart at end-diastole and end-systole, with exact attributes.
 
 Frames. A stack [D, H, W] has slices along axis 0, from the base to the apex, and rows and columns in each; it covers
-130 x 175.4 x 175.4 mm, which are 13 slices 10 mm apart and 96 x 96 pixels of 1.8269 mm. In the plane, x points along the
-columns and y along the rows. The patient's frame is turned against the image's by the attribute ANGLE, about the middle
-of the image; in it the right ventricle lies at the side of -x, as in the usual picture. All is in mm, mL or degrees.
+130 x 175.4 x 175.4 mm, which are 13 slices 10 mm apart and 96 x 96 pixels of 1.8269 mm. In the plane, x counts
+columns (to the right) and y rows (downwards). The picture is the patient turned counter-clockwise by the attribute
+ANGLE, about the middle of the image; at 0 the right ventricle lies to the left of the left one, as usual. All is in mm,
+mL or degrees.
 
 Anatomy. The left ventricle is an ellipsoid cut by the plane of its base; in each slice its border is a smooth closed
-curve r(theta) about the ventricle's axis, which may be oblique. The outer border of the muscle lies, along the normal of
-that curve, as far out as the wall is thick there; beyond the cavity's end the muscle closes as a cap. The right
+curve r(theta) about the ventricle's axis, which may be oblique. The outer border of the muscle lies, along the normal
+of that curve, as far out as the wall is thick there; beyond the cavity's end the muscle closes as a cap. The right
 ventricle is a crescent on the septum. All borders are kept as radii over an even grid of angles (`Contours`), so a
 patient is one anatomy whatever the number of pixels; the number of slices decides where it is cut.
 
@@ -15,10 +16,10 @@ Motion. From ED to ES the outer apex stays, the base comes 10 to 16 % nearer to 
 the ejection fractions say, and the wall thickens so that an even one of round slices keeps its volume.
 
 What the attributes mean. Volumes are sums of discs, as clinical reading has them: the area of the analytic curve in
-each slice times the distance of slices. Papillary muscles belong to the cavity, also in label maps. Thickness is the mean
-over the length of the inner border, in all slices that have a cavity, of the distance to the outer one, in the plane and
-along the normal. Where the label map draws the line between pixels is chosen once for each structure of a stack, within
-a fraction of a pixel, so that as many voxels are labelled as the volume says.
+each slice times the distance of slices. Papillary muscles belong to the cavity, also in label maps. Thickness is the
+mean over the length of the inner border, in all slices that have a cavity, of the distance to the outer one, in the
+plane and along the normal. Where the label map draws the line between pixels is chosen once for each structure of a
+stack, within a fraction of a pixel, so that as many voxels are labelled as the volume says.
 """
 
 from collections.abc import Sequence
@@ -99,8 +100,8 @@ def spacing_of(size: Sequence[int]) -> tuple[float, float, float]:
 def draw_patient(seed: int, group: int, depth: int) -> Patient:
     """Patient number `group`, in a stack of `depth` slices.
 
-    LVEDV 80 to 220 mL, larger for men; RVEDV within a quarter of it; EF 45 to 75 %, of both ventricles alike within a few
-    percent; wall at ED 5 to 11 mm, thicker with age, weight and for men.
+    LVEDV 80 to 220 mL, larger for men; RVEDV within a quarter of it, 80 to 220 mL as well; EF 45 to 75 %, of both
+    ventricles within a few percent; wall at ED 5 to 11 mm, thicker with age, weight and for men.
     """
     rng = np.random.default_rng([seed, group, ANATOMY])
     sex, age = int(rng.integers(2)), rng.uniform(45, 80)
@@ -230,7 +231,7 @@ def crescent(outer: np.ndarray, place: np.ndarray, area: float) -> tuple[np.ndar
 
 
 def polar(contours: Contours, patient: Patient, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every pixel centre its place [2, H, W] in the patient's frame, and distance and angle [D, H, W] to the axis."""
+    """Of every pixel centre its place [2, H, W] in the patient's frame, distance to the axis and angle [D, H, W]."""
     steps = [(np.arange(n) + 0.5) * step - extent / 2 for n, step, extent in zip(size, spacing_of(size), EXTENT)]
     c, s = np.cos(np.radians(patient.angle)), np.sin(np.radians(patient.angle))
     y, x = np.meshgrid(steps[1], steps[2], indexing="ij")

@@ -40,7 +40,7 @@ PAPILLARY = (np.radians(55), np.radians(-50))  # where they stand, from the side
 EMPTY_NOISE = 0.001
 
 
-class Style(NamedTuple):
+class ScanStyle(NamedTuple):
     """What a scanner makes of tissues: brightness of TISSUES; range of the noise's standard deviation; how far noise
     is correlated and the image blurred (standard deviations in mm); shading: log of the brightness from side to side.
     """
@@ -53,8 +53,8 @@ class Style(NamedTuple):
 
 
 STYLES = {
-    "public": Style((0.02, 0.07, 0.30, 0.62, 0.40, 0.22, 0.78), (0.012, 0.022), 0.0, 0.0, 0.25),
-    "private": Style((0.03, 0.10, 0.36, 0.45, 0.46, 0.34, 0.66), (0.025, 0.040), 1.2, 1.4, 0.7),
+    "public": ScanStyle((0.02, 0.07, 0.30, 0.62, 0.40, 0.22, 0.78), (0.012, 0.022), 0.0, 0.0, 0.25),
+    "private": ScanStyle((0.03, 0.10, 0.36, 0.45, 0.46, 0.34, 0.66), (0.025, 0.040), 1.2, 1.4, 0.7),
 }
 
 
@@ -86,7 +86,7 @@ def cardiac_affine(size: Sequence[int]) -> np.ndarray:
     return affine
 
 
-def scan(contours: Contours, patient: Patient, size: Sequence[int], style: Style, rng: np.random.Generator
+def scan(contours: Contours, patient: Patient, size: Sequence[int], style: ScanStyle, rng: np.random.Generator
          ) -> np.ndarray:
     """The image [D, H, W] float32 in [0, 1] without noise."""
     pixel = max(spacing_of(size)[1:])
@@ -173,7 +173,7 @@ def texture(rng: np.random.Generator, size: Sequence[int], length: float) -> np.
     return field / field.std()
 
 
-def noisy(clean: np.ndarray, patient: Patient, size: Sequence[int], style: Style, rng: np.random.Generator
+def noisy(clean: np.ndarray, patient: Patient, size: Sequence[int], style: ScanStyle, rng: np.random.Generator
           ) -> np.ndarray:
     """The image [D, H, W] float32 with the noise of magnitudes; slices that hold no image keep their level."""
     noise = rng.standard_normal((2, *size))

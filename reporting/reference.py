@@ -111,8 +111,8 @@ def fresh_phantoms(origin: Origin) -> Cases:
     def case(index: int) -> Case:
         phantom = origin.phantom(index, seed)
         return Case(f"phantom-seed{seed}-{index:06d}", phantom.image[None], phantom.label,
-                    phantom.phase if origin.source.class_names else None, phantom.label, phantom.attributes.astype(np.float32),
-                    group=f"patient-{phantom.group:06d}")
+                    phantom.phase if origin.source.class_names else None, phantom.label,
+                    phantom.attributes.astype(np.float32), group=f"patient-{phantom.group:06d}")
 
     return Cases(f"{FRESH_PHANTOMS} fresh phantoms of seed {seed}; the file was made with seed {seed - 1}",
                      FRESH_PHANTOMS, case)
