@@ -14,7 +14,7 @@ from edm3d.metrics.overlap import count_labels
 BASE_TOLERANCE = 1.5  # voxels before the mitral plane that still count as the base: a tilted plane's staircase
 LEAST_ENTRY = 1 / 3   # share of the cavity's open faces that the atrium must take
 MOST_OPEN = 0.1       # share of the cavity's edges in a slice at which its ring of muscle may be open
-STACK = 1.5           # distance of slices over the size of pixels from which on a volume is a stack of slices
+STACK = 1.3           # distance of slices over the size of pixels from which on a volume is a stack of slices
 
 
 def structure_volumes(label: np.ndarray, spacing: Sequence[float], num_classes: int) -> np.ndarray:
@@ -56,13 +56,12 @@ def wall_thickness(label: np.ndarray, spacing: Sequence[float], cavity: int = 1,
 
 
 def slice_axis(spacing: Sequence[float]) -> int | None:
-    """The axis across the slices of a stack [3]: along it voxels are half as long again as along both others, or more.
+    """The axis across the slices of a stack: along it voxels are STACK times as long as along both others, or more.
 
-    None for volumes that are no stacks.
+    None for what is no stack.
     """
     axis = int(np.argmax(spacing))
-    others = [step for i, step in enumerate(spacing) if i != axis]
-    return axis if len(spacing) == 3 and spacing[axis] >= STACK * max(others) else None
+    return axis if len(spacing) == 3 and spacing[axis] >= STACK * sorted(spacing)[1] else None
 
 
 def stack_thickness(label: np.ndarray, spacing: Sequence[float], cavity: int = 1, myocardium: int = 2) -> float:

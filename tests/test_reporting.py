@@ -16,6 +16,7 @@ from edm3d.reporting import charts, comparison, distances, montages, report
 from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.comparison import FRAME, Comparison
 from edm3d.reporting.distances import radial_log_power
+from edm3d.reporting.hearts import volume_names
 from edm3d.reporting.html import html_strips, html_table
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import check_report
@@ -24,7 +25,7 @@ from edm3d.reporting.sections import COMPARISON, NUMBERS
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
-from edm3d.reporting.sections.structures import Structures, volume_names
+from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.variety import ms_ssim_row
 from edm3d.reporting.strips import pictures_of, strips

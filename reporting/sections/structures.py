@@ -1,13 +1,9 @@
 """Volumes of the labelled structures: CLASS_volume, and clinical names for the echo anatomy."""
 
-from collections.abc import Sequence
-
 from edm3d.metrics import clinical
 from edm3d.reporting.cases import Case, Layout
+from edm3d.reporting.hearts import volume_names
 from edm3d.reporting.sections.scalars import Numbers
-
-# The echo anatomy has clinical names; any other class is called by its own.
-VOLUME_NAMES = {"cavity": "lv_volume", "atrium": "la_volume"}
 
 
 class Structures(Numbers):
@@ -23,10 +19,3 @@ class Structures(Numbers):
     def measure(self, case: Case, layout: Layout) -> dict[str, float | bool]:
         volumes = clinical.structure_volumes(case.label, layout.spacing, len(layout.label_classes))
         return {name: float(value) for name, value in zip(self.units(layout), volumes[1:], strict=True)}
-
-
-def volume_names(classes: Sequence[str]) -> list[str]:
-    """A name for the volume of each class; a clinical one only where no other class would be called so."""
-    plain = [f"{name}_volume" for name in classes]
-    return [known if (known := VOLUME_NAMES.get(name, own)) not in plain else own
-            for name, own in zip(classes, plain, strict=True)]
