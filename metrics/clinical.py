@@ -76,8 +76,7 @@ def stack_thickness(label: np.ndarray, spacing: Sequence[float], cavity: int = 1
     On short-axis phantoms, see docs/cardiac.md. Raises ValueError for a volume that is no stack.
     """
     _check_spacing(label, spacing)
-    axis = slice_axis(spacing)
-    if axis is None:
+    if (axis := slice_axis(spacing)) is None:
         raise ValueError(f"spacing {tuple(spacing)}: wanted a stack of slices, {STACK} times as far apart as pixels")
     pixel = np.prod(spacing) / spacing[axis]
     radii = [pair for each in np.moveaxis(label, axis, 0) if (pair := _ring(each, cavity, myocardium)) is not None]
@@ -101,6 +100,26 @@ def _ring(label: np.ndarray, cavity: int, myocardium: int) -> tuple[int, int] | 
         open_ += np.count_nonzero(blood & ~np.roll(whole, step, axis))
     inner, outer = np.count_nonzero(blood), np.count_nonzero(whole)
     return (inner, outer) if outer > inner and open_ <= MOST_OPEN * edges else None
+
+
+def ventricle_angle(label: np.ndarray, spacing: Sequence[float], left: int = 1, right: int = 3) -> float:
+    """Direction in degrees, above -180 to 180, from the middle of the left to that of the right ventricle in a stack
+    [3 axes], in the plane of its slices; NaN where one is not there.
+
+    Slices seen with their first axis downwards and their second one to the right: 0 to the left, 90 downwards. It is
+    the direction of the mean, over the slices that have both, of the way between their centres there.
+    Raises ValueError for a volume that is no stack.
+    """
+    _check_spacing(label, spacing)
+    if (axis := slice_axis(spacing)) is None:
+        raise ValueError(f"spacing {tuple(spacing)}: wanted a stack of slices, {STACK} times as far apart as pixels")
+    steps = np.delete(np.asarray(spacing, dtype=np.float64), axis)
+    ways = [np.subtract(*ndimage.center_of_mass(np.ones_like(each), each, [right, left]))
+            for each in np.moveaxis(label, axis, 0) if (each == left).any() and (each == right).any()]
+    if not ways:
+        return float("nan")
+    down, across = np.mean(ways, axis=0) * steps
+    return float(np.degrees(np.arctan2(down, -across)))
 
 
 def cavity_enclosed(label: np.ndarray, cavity: int = 1, myocardium: int = 2, atrium: int = 3) -> bool:

@@ -10,6 +10,9 @@ PHASES = {"ed": 0, "diastole": 0, "enddiastole": 0, "enddiastolic": 0,
 LEFT = ("cavity", "lv", "lvcavity", "leftventricle", "leftventriclecavity")
 RIGHT = ("rv", "rvcavity", "rightventricle")
 VENTRICLES = (*LEFT, *RIGHT)
+MYOCARDIUM = ("myocardium", "myo", "lvmyocardium", "lvmyo")
+PHASE_ATTRIBUTE = "esed"  # 0 at ES, 1 at ED
+ED, ES = range(2)
 # The echo anatomy has clinical names; any other class is called by its own.
 VOLUME_NAMES = {"cavity": "lv_volume", "atrium": "la_volume"}
 
@@ -33,11 +36,37 @@ def ventricles(layout: Layout) -> dict[str, str]:
             if plain_word(name) in VENTRICLES}
 
 
-def phases_of(layout: Layout) -> set[int | None]:
-    """Phases that classes of volumes are called by: 0 ED, 1 ES, None for other classes."""
-    return {PHASES.get(plain_word(name)) for name in layout.class_names}
+def class_called(layout: Layout, names: Sequence[str]) -> int | None:
+    """The value of the first class of label maps that is called so."""
+    return next((value for value, name in enumerate(layout.label_classes) if plain_word(name) in names), None)
+
+
+def has_phases(layout: Layout) -> bool:
+    """Whether volumes are of ED or ES, by their classes or by an attribute ESED."""
+    named = {PHASES.get(plain_word(name)) for name in layout.class_names}
+    return {ED, ES} <= named or phase_column(layout) is not None
+
+
+def phase_column(layout: Layout) -> int | None:
+    """The number of the attribute that says the phase."""
+    return next((i for i, (name, _) in enumerate(layout.attributes) if plain_word(name) == PHASE_ATTRIBUTE), None)
 
 
 def phase_of(case: Case, layout: Layout) -> int | None:
-    """The phase of a volume by the name of its class: 0 ED, 1 ES."""
-    return None if case.class_name is None else PHASES.get(plain_word(case.class_name))
+    """The phase of a volume, 0 ED, 1 ES: by the name of its class, else by the attribute ESED (1 ED, 0 ES)."""
+    named = None if case.class_name is None else PHASES.get(plain_word(case.class_name))
+    column = phase_column(layout)
+    if named is not None or column is None or case.attributes is None or case.attributes[column] not in (0, 1):
+        return named
+    return ED if case.attributes[column] else ES
+
+
+def asked_numbers(layout: Layout) -> dict[str, tuple[str, int]]:
+    """What attributes of both phases of a heart are called, with the number that measures each and the phase at which:
+    LVEDV the volume of the left ventricle at ED, MYOESTHICK the wall's thickness at ES, and so on.
+    """
+    found = {"myoedthick": ("wall_thickness", ED), "myoesthick": ("wall_thickness", ES)}
+    for name, number in ventricles(layout).items():
+        side = "lv" if plain_word(name) in LEFT else "rv"
+        found |= {f"{side}edv": (number, ED), f"{side}esv": (number, ES)}
+    return found

@@ -14,7 +14,7 @@ from edm3d.reporting.sections.ejection import Ejection
 from edm3d.reporting.sections.feature_distances import FeatureDistances
 from edm3d.reporting.sections.fidelity import Fidelity
 from edm3d.reporting.sections.grain import Grain
-from edm3d.reporting.sections.heart import HeartWall
+from edm3d.reporting.sections.heart import HeartWall, StackedHeart
 from edm3d.reporting.sections.held_out import HeldOut
 from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
@@ -41,6 +41,7 @@ from edm3d.reporting.sections.voxel_classes import VoxelClasses
 NUMBERS = (
     Structures(),
     HeartWall(),
+    StackedHeart(),
     Topology(),
     Surfaces(),
     Intensities(),

@@ -11,6 +11,7 @@ from edm3d.metrics.agreement import MEASURES, agreement, by_chance
 from edm3d.reporting import charts
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
+from edm3d.reporting.hearts import asked_numbers, has_phases, phase_of, plain_word
 from edm3d.reporting.html import html_grid, html_missing, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers
@@ -20,16 +21,21 @@ from edm3d.utils.names import titled
 FEWEST = 3  # volumes of which an attribute was asked
 SAME_UNITS = ({"ml", "cm3", "cc", "cm^3"}, {"cm2", "cm^2"})
 BOTH = ("real", "generated")
+FRACTIONS = ("lvef", "rvef", "ejectionfraction")
 
 
 class Match(NamedTuple):
-    """An attribute, by its number, and the number of volumes that measures it; or why none does."""
+    """An attribute, by its number, and the number of volumes that measures it; or why none does.
+
+    phase: at which of a heart's phases it does, 0 ED, 1 ES; None: at any.
+    """
 
     column: int
     name: str
     unit: str
     number: str | None
     reason: str = ""
+    phase: int | None = None
 
 
 class Followed(NamedTuple):
@@ -45,6 +51,7 @@ class AttributesFollowed(Section):
 
     asked.{available, unmeasured.NAME}                                              unmeasured: why
     asked.attributes.NAME.{unit, measured_by, available}
+    asked.attributes.NAME.phase                         ED or ES, of attributes that are measured on such volumes alone
     asked.attributes.NAME.{chance_r, chance_mae}                    of generated ones in random order
     asked.attributes.NAME.SET.{num, MEASURE, MEASURE_low, MEASURE_high}     SET: generated, real; MEASURE: r, rho, mae,
                                                                              bias
@@ -55,7 +62,8 @@ class AttributesFollowed(Section):
                               "the volume. r: Pearson's correlation; rho: Spearman's; mean absolute error and bias "
                               "(measured less asked) in the attribute's unit; 95 % bootstrap intervals. Real: the "
                               "attributes that real volumes have against what is measured on them, which is as good "
-                              "as it can get. By chance: generated volumes in random order.",
+                              "as it can get. By chance: generated volumes in random order. Volumes at ED and ES, as "
+                              "LVEDV and LVESV, are measured on the volumes of that phase.",
     }
 
     def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
@@ -65,10 +73,11 @@ class AttributesFollowed(Section):
         matches = self.matches(context.layout)
         if not matches:
             return None
-        known = self.numbers.measure(item, context.layout)
+        known, phase = self.numbers.measure(item, context.layout), phase_of(item, context.layout)
         asked = [np.nan] * len(matches) if item.attributes is None else list(map(float, item.attributes))
-        return asked, [float(known[match.number]) if match.number else np.nan for match in matches], \
-            item.group or item.id
+        measured = [float(known[match.number]) if match.number and match.phase in (None, phase) else np.nan
+                    for match in matches]
+        return asked, measured, item.group or item.id
 
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Followed] | None:
         if not context.layout.attributes:
@@ -82,7 +91,8 @@ class AttributesFollowed(Section):
     def matches(self, layout: Layout) -> list[Match]:
         """Which number measures which attribute."""
         units = {name: unit for name, unit in self.numbers.units(layout).items() if unit is not None}
-        return [match(column, name, unit, units) for column, (name, unit) in enumerate(layout.attributes)]
+        of_phases = asked_numbers(layout) if has_phases(layout) else {}
+        return [match(column, name, unit, units, of_phases) for column, (name, unit) in enumerate(layout.attributes)]
 
     def compute(self, found: dict[str, Followed] | None, context: Comparison) -> dict[str, Any]:
         if found is None:
@@ -135,7 +145,7 @@ class AttributesFollowed(Section):
             body += html_missing(name, row)
             for key in BOTH if row["available"] else ():
                 of = row[key]
-                rows.append([titled(name, row["unit"]), row["measured_by"], key, str(of["num"]),
+                rows.append([titled(name, row["unit"]), measured_by(row), key, str(of["num"]),
                              *(interval(of, measure) for measure in MEASURES),
                              *(number(row[k] if key == "generated" else None) for k in ("chance_r", "chance_mae"))])
         body += html_table(head, rows, main=4) if rows else ""
@@ -144,16 +154,30 @@ class AttributesFollowed(Section):
         return body + html_grid([f"asked_{name}" for name in part["attributes"]], figures)
 
 
-def match(column: int, name: str, unit: str, units: Mapping[str, str]) -> Match:
-    """The number of units by name that an attribute is held against: that of its name, and of the same unit."""
-    wanted = plain_name(name)
+def match(column: int, name: str, unit: str, units: Mapping[str, str],
+          of_phases: Mapping[str, tuple[str, int]] | None = None) -> Match:
+    """The number of units by name that an attribute is held against: that of its name, and of the same unit.
+
+    of_phases: of attributes by their plain words, the number and the phase of the volumes on which it is measured.
+    """
+    wanted, word = plain_name(name), plain_word(name)
     number_ = next((known for known in units if plain_name(known) == wanted), None)
+    phase = None
+    if number_ is None and of_phases and word in of_phases and of_phases[word][0] in units:
+        number_, phase = of_phases[word]
+    if number_ is None and word in FRACTIONS:
+        return Match(column, name, unit, None, "it is of two volumes of a patient; see the ejection fraction")
     if number_ is None:
         return Match(column, name, unit, None, "no number of this name is measured"
                      + ("" if any(key.endswith("_volume") for key in units) else ", and there are no label maps"))
     if unit and not same_unit(unit, units[number_]):
         return Match(column, name, unit, None, f"it is in {unit}, what is measured in {units[number_]}")
-    return Match(column, name, units[number_], number_)
+    return Match(column, name, units[number_], number_, phase=phase)
+
+
+def measured_by(row: Mapping[str, Any]) -> str:
+    """The number that an attribute is held against, with the phase of the volumes."""
+    return row["measured_by"] + (f" at {row['phase']}" if "phase" in row else "")
 
 
 def plain_name(name: str) -> str:
@@ -177,6 +201,7 @@ def of_one(found: Followed, column: int) -> tuple[np.ndarray, np.ndarray, list[s
 def attribute_row(each: Match, found: dict[str, Followed], seed: int) -> dict[str, Any]:
     """What is said of one attribute."""
     row: dict[str, Any] = {"unit": each.unit, "measured_by": each.number}
+    row |= {} if each.phase is None else {"phase": ("ED", "ES")[each.phase]}
     asked, measured, _ = of_one(found["generated"], each.column)
     if len(asked) < FEWEST:
         return row | missing(f"wanted {FEWEST} samples or more that were asked for by it and can be measured, there "

@@ -11,7 +11,7 @@ from edm3d.reporting import charts
 from edm3d.reporting.cases import Case
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import ks_floors
-from edm3d.reporting.hearts import VENTRICLES, phase_of, phases_of, ventricles
+from edm3d.reporting.hearts import VENTRICLES, has_phases, phase_of, ventricles
 from edm3d.reporting.html import html_grid, html_missing, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers, scalar_row
@@ -67,8 +67,9 @@ class Ejection(Section):
             return {"ejection": missing("there are no label maps to measure ventricles on")}
         if not names:
             return {"ejection": missing(f"no class is called as a ventricle is ({', '.join(VENTRICLES)})")}
-        if phases_of(layout) < {0, 1}:
-            return {"ejection": missing("volumes are of no phases: classes called ED and ES would say which")}
+        if not has_phases(layout):
+            return {"ejection": missing("volumes are of no phases: classes called ED and ES would say which, or an "
+                                        "attribute ESED of 1 and 0")}
         pairs = {name: found[name].values for name in BOTH}
         if few := [f"{len(pairs[name])} of {name} volumes" for name in BOTH if len(pairs[name]) < FEWEST]:
             return {"ejection": missing(
