@@ -263,7 +263,7 @@ class FourierEmbedding(nn.Module):
 def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     """Self-attention over all positions: qkv [N, heads*c*3, *S] with channels in the order head, c, q/k/v."""
     n, channels, *size = qkv.shape
-    parts = qkv.reshape(n, heads, channels // (3 * heads), 3, -1).permute(3, 0, 1, 4, 2)
+    parts = qkv.reshape(n, heads, channels // (3 * heads), 3, math.prod(size)).permute(3, 0, 1, 4, 2)
     q, k, v = parts.contiguous().unbind(0)  # flash kernels take nothing but contiguous channels
     out = functional.scaled_dot_product_attention(q, k, v)
     return out.transpose(2, 3).reshape(n, channels // 3, *size)
