@@ -110,19 +110,25 @@ class Standardise(torch.autograd.Function):
     """x [N,G,C,*S] less its mean over C, divided by its standard deviation, at each voxel and group.
 
     By hand its gradient takes half the time of autograd's, and one tensor of the size of x is kept for it and not two.
+    It also gives one over the standard deviation, which is kept as well.
     """
 
+    generate_vmap_rule = True  # gradients of each image by itself
+
     @staticmethod
-    def forward(ctx, x: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         apart = x - x.mean(2, keepdim=True)
         spread = torch.rsqrt(apart.square().mean(2, keepdim=True) + eps)
-        y = apart * spread
-        ctx.save_for_backward(y, spread)
-        return y
+        return apart * spread, spread
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, float], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None]:
         y, spread = ctx.saved_tensors
         along = (grad * y).mean(2, keepdim=True)
         return torch.addcmul(grad - grad.mean(2, keepdim=True), y, along, value=-1) * spread, None
@@ -137,7 +143,7 @@ class VoxelNorm(nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
         weight, bias = (each.reshape(self.num_groups, -1, *[1] * (x.ndim - 2)) for each in (self.weight, self.bias))
-        return torch.addcmul(bias, Standardise.apply(groups, self.eps), weight).flatten(1, 2).to(x.dtype)
+        return torch.addcmul(bias, Standardise.apply(groups, self.eps)[0], weight).flatten(1, 2).to(x.dtype)
 
 
 def voxel_norm(channels: int, eps: float = 1e-5) -> VoxelNorm:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops",
+PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops", "opacus",
             "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm")
 IMPORTED_AS = {"hydra-core": "hydra"}
 OLDEST_TORCH = (2, 11)
