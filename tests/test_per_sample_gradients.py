@@ -87,7 +87,8 @@ def denoising(net: EDMPrecond, size: tuple[int, ...]) -> Losses:
 @pytest.mark.parametrize(("family", "options", "dims"), [
     *[(family, options, dims) for family in ("adm", "ddpmpp", "ncsnpp") for options in ("told", "tokens, depth")
       for dims in (2, 3)],
-    ("skip", "alone", 2), ("adm", "on latents", 3), ("adm", "voxel norm, cells", 3), ("ncsnpp", "voxel norm, cells", 2)])
+    ("skip", "alone", 2), ("adm", "on latents", 3), ("adm", "voxel norm, cells", 3),
+    ("ncsnpp", "voxel norm, cells", 2)])
 def test_unets(family, options, dims):
     target, keys = FAMILIES[family]
     strides = [[1, 2, 2]] if dims == 3 else 2
