@@ -30,6 +30,7 @@ from edm3d.networks.layers import (
 )
 from edm3d.networks.parts import PARTS
 from edm3d.networks.reach import Walk
+from edm3d.networks.slice_attention import check_attention
 from edm3d.networks.spade import MapFeatures
 from edm3d.networks.told import ToldArguments, check_input, check_told
 from edm3d.networks.unet_blocks import ADM, SONG, Levels, Style, UNetBlock, plan_levels, plan_widths
@@ -53,12 +54,13 @@ class UNet(nn.Module):
                  told: ToldArguments, augment_dim: int, noise_channels: int, emb_channels: int, stem_channels: int,
                  num_blocks: int, channels_per_head: int | None, filter: Sequence[float], dropout: float,
                  map_label: nn.Module | None, attributes_to: int, self_condition: bool, codec: str, norm: str,
-                 bottleneck_attention: bool):
+                 bottleneck_attention: bool, attention: str):
         super().__init__()
         check_count(1, {"in_channels": in_channels, "out_channels": out_channels, "num_blocks": num_blocks})
         check_count(0, {"augment_dim": augment_dim})
         check_ranges(dropout, noise_channels)
         check_choice("norm", norm, NORMS)
+        check_attention(attention, spatial_dims)
         widths, strides, kernels, attends = levels
         self.in_channels, self.spatial_dims, self.label_dim, self.augment_dim = (
             in_channels, spatial_dims, told.label_dim, augment_dim)
@@ -90,7 +92,7 @@ class UNet(nn.Module):
             mapped = told.semantic_dim and (told.semantic_everywhere or not encoder)
             return UNetBlock(style, spatial_dims, cin, cout, emb_channels, kernel=kernels[level], stride=stride,
                              way=way, filter=self.filter, heads=heads, dropout=dropout,
-                             map_channels=told.semantic_hidden if mapped else 0, norm=norm,
+                             map_channels=told.semantic_hidden if mapped else 0, norm=norm, attends=attention,
                              token_channels=emb_channels if self.attribute_tokens is not None else 0)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
@@ -227,7 +229,8 @@ class ADMUNet(UNet):
     is the number of classes (0 = none), augment_dim the width of the augmentation labels. self_condition: see UNet. The
     arguments from attribute_dim to grid_factor are of further conditions (docs/conditions.md). With a codec the levels
     are those of its cells (image_size stays that of x); norm "voxel", with no level and no bottleneck that attends,
-    makes a network that sees so far and no further (receptive_field).
+    makes a network that sees so far and no further (receptive_field). attention is over the whole volume, within
+    slices across the first axis, or within them and then across them at each position, with their order (slices_depth).
     """
 
     def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3, label_dim: int | str = 0,
@@ -242,7 +245,7 @@ class ADMUNet(UNet):
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
                  image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None, codec: str = "none",
-                 norm: str = "group", bottleneck_attention: bool = True):
+                 norm: str = "group", bottleneck_attention: bool = True, attention: str = "volume"):
         told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
                              attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
                              semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
@@ -256,7 +259,7 @@ class ADMUNet(UNet):
             stem_channels=widths[0], num_blocks=num_blocks, channels_per_head=channels_per_head, filter=(1, 1),
             dropout=dropout, map_label=class_embedding(label_dim, emb) if label_dim > 0 else None,
             attributes_to=emb, self_condition=self_condition, codec=codec, norm=norm,
-            bottleneck_attention=bottleneck_attention)
+            bottleneck_attention=bottleneck_attention, attention=attention)
         self.out_norm = NORMS[norm](widths[0], ADM.eps)
         self.out_conv = conv(spatial_dims, widths[0], self.given_channels, levels.kernels[0], init=0)
 
@@ -300,7 +303,7 @@ class SongUNet(UNet):
                  semantic_dropout: float = 0, semantic_hidden: int = 128, semantic_grid: str = "fold",
                  semantic_everywhere: bool = False, image_dim: int | str = 0, image_dropout: float = 0,
                  image_grid: str = "fold", grid_factor: int | Sequence[int] | None = None, codec: str = "none",
-                 norm: str = "group", bottleneck_attention: bool = True):
+                 norm: str = "group", bottleneck_attention: bool = True, attention: str = "volume"):
         told = ToldArguments(label_dim, attribute_dim, attribute_mode, attribute_mean, attribute_std, attribute_dropout,
                              attribute_gaps, semantic_dim, semantic_dropout, semantic_hidden, semantic_grid,
                              semantic_everywhere, image_dim, image_dropout, image_grid, grid_factor)
@@ -318,7 +321,8 @@ class SongUNet(UNet):
             told=told, augment_dim=augment_dim, noise_channels=noise_channels, emb_channels=emb,
             stem_channels=model_channels, num_blocks=num_blocks, channels_per_head=channels_per_head,
             filter=resample_filter, dropout=dropout, map_label=map_label, attributes_to=noise_channels,
-            self_condition=self_condition, codec=codec, norm=norm, bottleneck_attention=bottleneck_attention)
+            self_condition=self_condition, codec=codec, norm=norm, bottleneck_attention=bottleneck_attention,
+            attention=attention)
         self.encoder, self.decoder = encoder, decoder
         self.map_noise = FourierEmbedding(noise_channels) if embedding == "fourier" else None
         for level, (above, kernel) in enumerate(zip(widths, levels.kernels[1:]), start=1):

@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 from edm3d.networks.attribute_embedding import CrossAttention
 from edm3d.networks.codecs import CODECS, cell_of
 from edm3d.networks.layers import NORMS, attention, conv, down, linear, per_axis, per_level, up
+from edm3d.networks.slice_attention import DepthAttention, within_slices
 from edm3d.networks.spade import modulate, modulation
 from edm3d.utils.checks import check_choice, check_count
 
@@ -117,17 +118,17 @@ class UNetBlock(nn.Module):
     x [N,in_channels,*S], emb [N,emb_channels] -> [N,out_channels,*S'], S' = S / stride (way='down'), S * stride ('up').
     map_channels: its norms are modulated by a map's features [N,map_channels,*S] `before` and [N,map_channels,*S']
     `after` resampling; token_channels: what attends also attends to tokens [N,A,token_channels]. norm is one of
-    layers.NORMS.
+    layers.NORMS, attends one of slice_attention.ATTENTIONS.
     """
 
     def __init__(self, style: Style, dims: int, in_channels: int, out_channels: int, emb_channels: int, *,
                  kernel: Sequence[int], stride: Sequence[int] = (), way: str = "same",
                  filter: Sequence[float] = (1, 1), heads: int = 0, dropout: float = 0, map_channels: int = 0,
-                 token_channels: int = 0, norm: str = "group"):
+                 token_channels: int = 0, norm: str = "group", attends: str = "volume"):
         super().__init__()
         assert way in ("same", "down", "up")
         self.style, self.stride, self.way, self.filter = style, stride, way, filter
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.attends = heads, dropout, attends
         init, glorot = style.init, style.glorot
         self.norm0 = NORMS[norm](in_channels, style.eps)
         self.conv0 = conv(dims, in_channels, out_channels, kernel, init=init, glorot=glorot)
@@ -143,6 +144,8 @@ class UNetBlock(nn.Module):
         self.spade0, self.spade1, self.spade2 = (
             modulation(dims, map_channels, channels) if map_channels and channels else None
             for channels in (in_channels, out_channels, out_channels if heads else 0))
+        self.depth = DepthAttention(dims, out_channels, heads, style.eps, norm, style.init_attention, glorot) \
+            if heads and attends == "slices_depth" else None
         self.cross = CrossAttention(dims, out_channels, token_channels, heads, style.eps, norm) \
             if heads and token_channels else None
 
@@ -167,6 +170,9 @@ class UNetBlock(nn.Module):
         x = self.resample(x)
         x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
         if self.heads:
-            found = attention(self.qkv(modulate(self.norm2(x), self.spade2, after)), self.heads)
+            attend = attention if self.attends == "volume" else within_slices
+            found = attend(self.qkv(modulate(self.norm2(x), self.spade2, after)), self.heads)
             x = (x + self.proj(found)) * self.style.skip_scale
+        if self.depth is not None:
+            x = self.depth(x)
         return x if self.cross is None else self.cross(x, tokens)

@@ -42,7 +42,11 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         "echo_refine": ((1, 32, 32, 32), 4, 0), "echo64_refine": ((1, 64, 64, 64), 4, 0),
         "diff3_refine": ((1, 64, 64, 64), 3, 0), "brats_refine": ((1, 64, 64, 64), 0, 0),
         "echo3d_segmentation": ((1, 64, 64, 64), 4, 0), "echo2d_segmentation": ((1, 256, 256), 4, 0),
-        "echo2d_classification": ((1, 256, 256), 4, 2), "pet_phantoms": ((1, 64, 64), 0, 0)}
+        "echo2d_classification": ((1, 256, 256), 4, 2), "pet_phantoms": ((1, 64, 64), 0, 0),
+        **{f"cardiac_{name}": ((1, 13, 96, 96), 4, 0) for name in ("kl2x", "kl4x", "vq2x", "vq4x")},
+        **{f"cardiac_ldm_{name}": ((1, 13, 24, 24), 4, 0) for name in ("kl4x", "vq4x")},
+        "cardiac_classifier": ((1, 13, 96, 96), 4, 2)}
+TOLD = {"echo_edm": ("a", "b"), **dict.fromkeys(("cardiac_ldm_kl4x", "cardiac_ldm_vq4x"), tuple("abcdefghijklmn"))}
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}
 
 
@@ -68,7 +72,7 @@ def dataset_like(name: str) -> SimpleNamespace:
         ("x", labels), ("y", classes), ("z", 10 * name.startswith("echo2d_"))))
     facts = Facts("", "", ("a",) * shape[0] if shape[0] == 1 else (), labels, classes,
                   spatial_shape=VOLUMES.get(name, shape[1:]), map_classes=maps,
-                  attribute_names=("a", "b") if name == "echo_edm" else None,
+                  attribute_names=TOLD.get(name),
                   condition_channels=("low dose",) if name.startswith("pet_") else None,
                   latents=LatentFacts("latents.h5", "") if name in VOLUMES else None)
     return SimpleNamespace(shape=shape, facts=told_facts(facts, 1, bool(labels)) if name.endswith("_refine") else facts)

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 DIRECT = {
-    "torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops", "nibabel",
-    "matplotlib", "safetensors", "tensorboard", "tqdm", "pytest", "pytest-xdist", "ruff", "pre-commit", "hatchling",
+    "torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops", "opacus",
+    "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm", "pytest", "pytest-xdist", "ruff", "pre-commit",
+    "hatchling",
 }  # fmt: skip
 DEMO_SCRIPTS = ["dataset_tool.py", "train.py", "dataset_tool.py", "train.py", "train.py", "generate.py",
                 "evaluate.py"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = ("torch", "hydra-core", "omegaconf", "numpy", "scipy", "h5py", "click", "psutil", "monai", "einops",
-            "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm")
+            "opacus", "nibabel", "matplotlib", "safetensors", "tensorboard", "tqdm")
 IMPORTED_AS = {"hydra-core": "hydra"}
 OLDEST_TORCH = (2, 11)
 MAX_CONVOLUTION_ERROR = 1e-5  # of float32 against float64, relative; on CUDA with TF32 it is 1e-3
