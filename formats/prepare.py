@@ -79,7 +79,7 @@ def prepare(
         check_replaced(dest, overwrite, is_volumes)
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
-    cases, options, notes = find_sources(images, labels, maps, decathlon, options, cohort)
+    cases, options, cohort, notes = find_sources(images, labels, maps, decathlon, options, cohort)
     records, said = find_records(cases, cohort, table, options)
     records, class_names, of_classes = find_classes(records, cases, cohort, images, options)
     notes += said + of_classes

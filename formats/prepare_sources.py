@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,20 @@ from edm3d.formats.prepare_options import PrepareOptions
 from edm3d.utils.checks import listed
 
 
+class Sources(NamedTuple):
+    """The cases, the options with what the source says of them, what is known of each case by a table, and notes."""
+
+    cases: list[CaseFiles]
+    options: PrepareOptions
+    cohort: CohortTable | None
+    notes: list[str]
+
+
 def find_sources(
     images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, options: PrepareOptions,
     cohort: CohortTable | None,
-) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
-    """The cases, the options with the names that a dataset.json gives, and notes."""
+) -> Sources:
+    """What folders, or the dataset.json of a task, hold."""
     if (images is None) == (decathlon is None) or (decathlon and (labels or maps)):
         raise ValueError("give --images, with --labels and --maps where there are any, or --decathlon")
     if images:
@@ -33,7 +43,8 @@ def find_sources(
                            label_pattern=options.label_pattern, map_pattern=options.map_pattern,
                            channels=options.channels, classes=options.class_names,
                            table_ids=cohort.rows if cohort else ())
-        return found.cases, replace(options, channels=found.channels or options.channels), found.notes
+        options = replace(options, channels=found.channels or options.channels)
+        return Sources(found.cases, options, cohort, found.notes)
     if options.image_pattern or options.label_pattern or options.map_pattern:
         raise ValueError("--image-pattern, --label-pattern and --map-pattern are for --images; a Decathlon task lists "
                          "its files")
@@ -43,7 +54,7 @@ def find_sources(
     notes = [f"{task.unlisted} images of the test list have no label map and are left out"] if task.unlisted else []
     if task.beside:
         notes.append(f"{len(task.beside)} volumes that dataset.json does not list are left out: {listed(task.beside)}")
-    return task.cases, options, notes
+    return Sources(task.cases, options, cohort, notes)
 
 
 def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
