@@ -1,6 +1,5 @@
 """Ejection fraction of patients whose ventricle is there at end-diastole and at end-systole."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from edm3d.formats.phases import phase_of, plain_word
 from edm3d.reporting import charts
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
@@ -19,8 +19,6 @@ from edm3d.reporting.sections.structures import volume_names
 from edm3d.reporting.sections.told_apart import TESTS, adjust, distance_row
 from edm3d.reporting.tables import number, p_value, plus_minus
 
-PHASES = {"ed": 0, "diastole": 0, "enddiastole": 0, "enddiastolic": 0,
-          "es": 1, "systole": 1, "endsystole": 1, "endsystolic": 1}
 VENTRICLES = ("cavity", "lv", "lvcavity", "leftventricle", "leftventriclecavity", "rv", "rvcavity", "rightventricle")
 FEWEST = 2  # pairs of each set
 BOTH = ("real", "generated")
@@ -60,8 +58,7 @@ class Ejection(Section):
     def measure(self, item: Case, context: Comparison) -> PhaseRow:
         names = ventricles(context.layout)
         found = self.numbers.measure(item, context.layout) if names else {}
-        phase = None if item.class_name is None else PHASES.get(plain_word(item.class_name))
-        return PhaseRow(item.group, phase, [float(found[name]) for name in names.values()])
+        return PhaseRow(item.group, phase_of(item.class_name), [float(found[name]) for name in names.values()])
 
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Fractions]:
         return {name: paired(kept, len(ventricles(context.layout))) for name, kept in rows.items()}
@@ -72,7 +69,7 @@ class Ejection(Section):
             return {"ejection": missing("there are no label maps to measure ventricles on")}
         if not names:
             return {"ejection": missing(f"no class is called as a ventricle is ({', '.join(VENTRICLES)})")}
-        if {PHASES.get(plain_word(name)) for name in layout.class_names} < {0, 1}:
+        if {phase_of(name) for name in layout.class_names} < {0, 1}:
             return {"ejection": missing("volumes are of no phases: classes called ED and ES would say which")}
         pairs = {name: found[name].values for name in BOTH}
         if few := [f"{len(pairs[name])} of {name} volumes" for name in BOTH if len(pairs[name]) < FEWEST]:
@@ -122,11 +119,6 @@ class Ejection(Section):
         return (f"<h2>Ejection fraction</h2><p>{pairs['real']} real pairs of one patient at end-diastole and "
                 f"end-systole, {pairs['generated']} generated ones.</p>" + html_table(head, rows, main=3)
                 + html_grid([f"ejection_{name}" for name in part["ventricles"]], figures))
-
-
-def plain_word(name: str) -> str:
-    """A name without what is no letter or number, in small letters."""
-    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def ventricles(layout: Layout) -> dict[str, str]:
