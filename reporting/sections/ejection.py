@@ -51,8 +51,7 @@ class Ejection(Section):
 
     words = {"ejection fraction": "Share of the ventricle's volume at end-diastole that is gone at end-systole, of two "
                                   "volumes of one patient: real ones by the patient that the file names, generated "
-                                  "ones by the patient whose rows asked for them, or the same noise. ES < ED: in how "
-                                  "many pairs the ventricle is smaller at end-systole."}
+                                  "ones by the patient whose rows asked for them, or the same noise."}
 
     def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
         self.numbers = MeasuredOnce.of(numbers)
@@ -124,7 +123,8 @@ class Ejection(Section):
                 for name, row in part["ventricles"].items()]
         pairs = part["pairs"]
         return (f"<h2>Ejection fraction</h2><p>{pairs['real']} real pairs of one patient at end-diastole and "
-                f"end-systole, {pairs['generated']} generated ones.</p>" + html_table(head, rows, main=3)
+                f"end-systole, {pairs['generated']} generated ones. ES &lt; ED: in how many of them the ventricle is "
+                "smaller at end-systole.</p>" + html_table(head, rows, main=3)
                 + html_grid([f"ejection_{name}" for name in part["ventricles"]], figures))
 
 
