@@ -92,7 +92,11 @@ def pet_phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 @click.option("--label-pattern", help="What label maps are called, as in '{id}_seg'; these may lie among the images.")
 @click.option("--map-pattern", help="What maps are called, likewise.")
 @click.option("--decathlon", type=PATH, help="Instead of folders: a Medical Decathlon task, by its dataset.json.")
-@click.option("--images-only", is_flag=True, help="Leave the label maps of the task aside.")
+@click.option("--index", type=PATH, help="Instead of folders: one whose training.npy, validation.npy and testing.npy "
+              "name samples (.npz with image and labels).")
+@click.option("--attributes", default=(), type=Words(str), help="Names of the numbers in labels of --index, with their "
+              "unit: 'AGE [y]'.  [default: LVEDV, LVESV, ...; 14 of cardiac stacks]")
+@click.option("--images-only", is_flag=True, help="Leave the label maps of the task, or of --index, aside.")
 @click.option("--dest", required=True, type=PATH, help="File to write (.h5).")
 @click.option("--table", type=PATH, help="CSV: id, [group, class, split], and attributes with their unit: 'age [y]'.")
 @click.option("--size", type=Words(int), help="Voxels per axis, first axis of the array first (after "
@@ -100,7 +104,9 @@ def pet_phantom(dest: Path, overwrite: bool, **options: Any) -> None:
 @click.option("--fit", type=Words(int), help="Voxels per axis, in the order of --size: shrink all axes by one "
               "factor (never enlarge), pad.")
 @click.option("--spacing", type=Words(float), help="mm per axis, in the order of --size: resample (splines; "
-              "labels nearest).")
+              "labels nearest). With --index: of samples that do not say it.")
+@click.option("--find-padding", is_flag=True, help="Flat slices at the ends of the first axis are padding, and noted "
+              "as such; always with --index.")
 @click.option("--antialias/--no-antialias", default=True, show_default=True, help="Blur images before --spacing or "
               "--fit makes their voxels larger.")
 @click.option("--max-label-loss", default=0.01, show_default=True, type=float, help="Share of a label map that may be "
@@ -128,9 +134,9 @@ def pet_phantom(dest: Path, overwrite: bool, **options: Any) -> None:
               "npy).")
 @click.option("--spacing-attributes", is_flag=True, help="Write voxel size and field of view as attributes.")
 @click.option("--overwrite", is_flag=True, help="Write over a file that is there.")
-def prepare(images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, dest: Path,
-            table: Path | None, overwrite: bool, **options: Any) -> None:
-    """Make a volumes file of folders of NIfTI, npy, npz or PNG files, or of a Medical Decathlon task.
+def prepare(images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None,
+            index: Path | None, dest: Path, table: Path | None, overwrite: bool, **options: Any) -> None:
+    """Make a volumes file of folders of NIfTI, npy, npz or PNG files, of a Medical Decathlon task, or of index files.
 
     Images, label maps and maps, also in subfolders, are paired by name, or by what patterns call {id}. NIfTI has
     channels on the fourth axis, npy and npz on an extra first one. Subfolders training, validation and testing are the
@@ -142,10 +148,10 @@ def prepare(images: Path | None, labels: Path | None, maps: Path | None, decathl
     from edm3d.utils.files import check_dest
 
     check_dest(dest, ".h5", {"--images": images, "--labels": labels, "--maps": maps, "--decathlon": decathlon,
-                               "--table": table})
+                               "--index": index, "--table": table})
     with locks.output(dest):
         made = run(images, labels, dest, PrepareOptions(**options), maps=maps, table=table, decathlon=decathlon,
-                   overwrite=overwrite)
+                   index=index, overwrite=overwrite)
     if made.table and made.table.ignored:
         click.echo(f"{table}: columns without numbers left out: {listed(made.table.ignored)}")
     for note in made.notes:

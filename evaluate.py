@@ -9,7 +9,7 @@ import click
 
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
-OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root", "padding")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
               "lpips", "downstream", "features", "planes", "min_samples",
               "planted", "members", "private", "show_private")
@@ -61,6 +61,9 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--ignore-spacing", is_flag=True,
               help="Measure all volumes in voxels of the samples' size, where those of real ones differ (prepare "
                    "--fit).")
+@click.option("--leave-padding-out/--keep-padding", "padding", default=None,
+              help="Slices of padding at the ends of stacks count in nothing that is measured on images.  [default: "
+                   "where the boxes of --real record some]")
 @click.option("--num-noise", default=64, show_default=True, type=click.IntRange(min=0),
               help="Volumes of decoded noise, which a model that learned nothing would draw; 0 leaves them out.")
 @click.option("--snapshot", type=click.Path(path_type=Path), help="Instead of the snapshot the samples name.")

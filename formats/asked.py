@@ -1,4 +1,4 @@
-"""What samples are asked for by a file, row by row: a table, a folder of maps, volumes, latents or samples.
+"""What samples are asked for by a file, row by row: a table, prompts, a folder of maps, volumes, latents or samples.
 
 Maps and images are read when they are asked for. Whether a network was trained on what is there is for others to see.
 """
@@ -24,14 +24,16 @@ from edm3d.formats.samples import SamplesFile
 from edm3d.formats.tables import read_rows
 from edm3d.formats.volumes import VolumesFile, held_out_first
 from edm3d.utils.checks import listed
+from edm3d.utils.config import yaml_content
 from edm3d.utils.files import can_be
 from edm3d.utils.names import one_line
 from edm3d.utils.plain import shown
 
 OF_TABLES = ("id", "class", "map", "image")  # columns that are no attributes
 BESIDE = {"map": "maps", "image": "images"}  # folders beside a table whose files it may name by their ids alone
-WANTED = ("wanted a table (.csv), a folder of maps (.nii, .nii.gz, .npy, .npz, .png), one map, or volumes, latents "
-          "or samples (.h5, samples also .npz)")
+PROMPTS = (".yaml", ".yml")
+WANTED = ("wanted a table (.csv), a list of prompts (.yaml), a folder of maps (.nii, .nii.gz, .npy, .npz, .png), one "
+          "map, or volumes, latents or samples (.h5, samples also .npz)")
 
 
 class AskedGrids(Sequence):
@@ -122,6 +124,8 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
         found = of_samples(path, facts)
     elif suffix in (".csv", ".tsv"):
         found = of_table(path, facts, dims)
+    elif suffix in PROMPTS:
+        found = of_prompts(path, facts, dims)
     elif suffix == ".npz" and HASH in npz_names(path):
         found = of_samples(path, facts)
     elif suffix_of(path):
@@ -139,9 +143,32 @@ def open_asked(source: str, facts: Facts, dims: int, split: str | None = None) -
 def of_table(path: Path, facts: Facts, dims: int) -> AskedFile:
     """A CSV: id, class, map and image (files, by their paths from the table on), and attributes, `lv_volume [ml]`."""
     table = read_rows(path, "id")
-    columns = {name: [row[name] for row in table.rows] for name in table.header}
+    return of_columns(path, {name: [row[name] for row in table.rows] for name in table.header}, facts, dims)
+
+
+def of_prompts(path: Path, facts: Facts, dims: int) -> AskedFile:
+    """A YAML list with a mapping for each row, of what columns of a table are called; null, or nothing, is missing.
+
+    A row without an id is called by its number.
+    """
+    found = yaml_content(path)
+    if not isinstance(found, list) or not found or not all(isinstance(row, dict) and row for row in found):
+        raise ValueError(f"{path}: is no list of prompts; wanted a mapping for each, as in "
+                         "'- {id: a, lv_volume: 120}'")
+    names = list(dict.fromkeys(str(name) for row in found for name in row))
+    rows = [{"id": f"prompt{i}"} | {str(name): value for name, value in row.items()} for i, row in enumerate(found)]
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(["id", *names])}
+    for name in OF_TABLES:
+        columns |= {name: ["" if value is None else str(value) for value in columns[name]]} if name in columns else {}
+    if odd := [id_ or "(empty)" for id_, count in Counter(columns["id"]).items() if count > 1 or not id_]:
+        raise ValueError(f"{path}: ids empty or doubled: {listed(odd)}")
+    return of_columns(path, columns, facts, dims)
+
+
+def of_columns(path: Path, columns: Mapping[str, Sequence[Any]], facts: Facts, dims: int) -> AskedFile:
+    """What the columns of a table ask for, those of OF_TABLES as text."""
     near = [*OF_TABLES, *(f"{name}s" for name in OF_TABLES), "classes"]
-    for name in table.header:
+    for name in columns:
         if name not in OF_TABLES and name.casefold() in near:
             raise ValueError(f"{path}: column {one_line(name)!r}: wanted one of {', '.join(OF_TABLES)}, or the name of "
                              "an attribute")

@@ -30,11 +30,13 @@ def table(samples: SamplesFile) -> str:
     asked: list[tuple[str, Sequence[object]]] = []
     if "classes" in samples.names:
         asked.append(("class", [meta.class_name(i) or "" for i in samples.array("classes")]))
+    elif meta.pairs:
+        asked.append(("class", list(map(meta.paired_class, seeds))))
     if values is not None:
         asked += [(titled(name, unit), ["" if np.isnan(value) else str(value) for value in column])
                   for name, unit, column in zip(*attribute_names(meta.facts, values.shape[1]), values.T, strict=True)]
     ids = [] if not meta.ids else [("id", [meta.id_of(seed) for seed in seeds])]
-    numbers = [("number", seeds)] if meta.sweep or meta.draws > 1 else []
+    numbers = [("number", seeds)] if meta.sweep or meta.pairs or meta.draws > 1 else []
     numbers += [("draw", list(map(meta.draw_of, seeds)))] if meta.draws > 1 else []
     columns = [("name", meta.file_names(seeds)), *ids, *numbers, ("seed", list(map(meta.noise_of, seeds))), *asked]
     out = io.StringIO()
@@ -51,7 +53,7 @@ def captions(meta: SampleMeta, seeds: Sequence[int], classes: np.ndarray | None 
     """
     texts = []
     for i, number in enumerate(int(seed) for seed in seeds):
-        name = None if classes is None else meta.class_name(classes[i])
+        name = meta.paired_class(number) if classes is None else meta.class_name(classes[i])
         lines = [] if name is None else [f"class {name}"]
         lines += [] if meta.id_of(number) is None else [meta.id_of(number)]
         lines += [f"seed {meta.noise_of(number)}" + (f", draw {meta.draw_of(number)}" if meta.draws > 1 else "")]

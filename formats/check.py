@@ -18,12 +18,14 @@ from edm3d.formats.describe import (
     h5_tree,
     is_label_map,
     join,
+    padding_of,
     picture,
     role_of,
     shape_of,
     tree,
     volume_line,
 )
+from edm3d.formats.index_data import index_line
 from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import PICTURE, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.npz import HASH, is_odd
@@ -76,6 +78,8 @@ def check_volume(path: Path) -> Report:
         return check_arrays(path, what)
     if {"seeds", HASH} & names:
         return check_samples_npz(path)
+    if line := index_line(path):
+        return Report([line], [])
     volume = read_volume(path, role=role_of(path))
     return Report([volume_line(path, volume)], _volume_problems(path, volume.data))
 
@@ -119,7 +123,7 @@ def check_h5(path: Path) -> Report:
         line, bad = _check_split(volumes, split)
         lines.append(line)
         problems += bad
-    return Report([*lines, *attribute_lines(volumes)], problems)
+    return Report([*lines, *padding_of(volumes), *attribute_lines(volumes)], problems)
 
 
 def _problems(path: Path, kind: str) -> list[str]:

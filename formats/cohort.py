@@ -63,7 +63,7 @@ def read_table(path: Path) -> CohortTable:
                     and any(not _is_missing(row[c]) for row in rows))
     columns = [c for c in columns if c not in ignored]
     _check_numbers(path, rows, columns)
-    names, units = _names(path, columns)
+    names, units = names_and_units(path, columns)
     records = {
         row["id"]: Record(
             row.get("group") or row["id"],
@@ -148,12 +148,12 @@ def _alike_groups(path: Path, records: Mapping[str, Record]) -> list[str]:
 # ---- numbers ----
 
 
-def _names(path: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The attributes' names and units; ValueError for two of one name, or none."""
+def names_and_units(source: Path | str, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and units of attributes, `age [y]`; ValueError, begun by the source, for two of one name, or none."""
     headers = [re.fullmatch(r"(.*?)\s*(?:\[(.*)\])?", column, re.DOTALL) for column in columns]
     names, units = tuple(h[1] for h in headers), tuple(h[2] or "" for h in headers)
     if doubled := [column for column, name in zip(columns, names) if names.count(name) > 1 or not name]:
-        raise ValueError(f"{path}: columns of one name, or of none, but for their units: {listed(doubled)}")
+        raise ValueError(f"{source}: columns of one name, or of none, but for their units: {listed(doubled)}")
     return names, units
 
 

@@ -13,8 +13,10 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.facts import AttributeStatistics
+from edm3d.formats.index_data import index_line
 from edm3d.formats.nifti import PICTURE, Volume, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.npz import HASH
+from edm3d.formats.padding import padding_lines
 from edm3d.formats.png import open_png
 from edm3d.formats.volumes import ROLES, VolumesFile, VolumesMeta, in_order
 from edm3d.formats.wanted import ANY, check_is_file
@@ -47,7 +49,7 @@ def describe(path: Path) -> Iterator[str]:
         with suppress(ValueError):  # what is wrong is for check to say
             if form == "volumes":
                 volumes = VolumesFile(path)
-                yield from [f"  {contract(volumes.meta)}", *attribute_lines(volumes)]
+                yield from [f"  {contract(volumes.meta)}", *padding_of(volumes), *attribute_lines(volumes)]
             elif form == "samples":
                 yield from said_of_samples(path)
     elif path.suffix == ".jsonl":
@@ -60,6 +62,8 @@ def describe(path: Path) -> Iterator[str]:
         if {"seeds", HASH} <= set(npz_names(path)):
             with suppress(ValueError):
                 yield from said_of_samples(path)
+    elif line := index_line(path):
+        yield line
     elif suffix_of(path):
         yield volume_line(path, read_volume(path, role=role_of(path)))
     else:
@@ -109,6 +113,14 @@ def contract(meta: VolumesMeta) -> str:
     classes = "".join(f"; {what} {', '.join(f'{k} {one_line(c)}' for k, c in enumerate(named))}"
                       for what, named in numbered.items() if named)
     return f"channels {names['target']}{shown}; intensity {i.lo:g}..{i.hi:g} {one_line(i.unit)}{classes}"
+
+
+def padding_of(file: VolumesFile) -> list[str]:
+    """How many stacks of all splits have slices of padding, where any has."""
+    found = [boxes for split in file.splits if (boxes := file.table(split, "boxes")) is not None]
+    if file.meta.spatial_dims != 3 or not found:
+        return []
+    return [f"  {line}" for line in padding_lines(np.concatenate(found), file.spatial_shape(file.splits[0])[0])]
 
 
 def attribute_lines(file: VolumesFile) -> list[str]:

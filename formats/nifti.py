@@ -20,7 +20,8 @@ from edm3d.utils.files import NPZ_DAMAGE, atomic_path, first_line
 
 PICTURE = ".png"
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".npz", PICTURE)
-KEYS = {"image": ("image", "images"), "label": ("label", "labels"), "map": ("map", "maps")}  # of arrays inside an npz
+KEYS = {"image": ("image", "images"), "label": ("label", "segmentation", "labels"),
+        "map": ("map", "maps")}  # of arrays inside an npz, the first that is there
 # what nibabel, numpy and zipfile raise on a damaged file, by place of the damage
 _UNREADABLE = (*NPZ_DAMAGE, HeaderDataError, WrapStructError, ArithmeticError, LookupError, MemoryError)
 VOXEL_MM = 1e-6, 1e6  # what the side of a voxel can be

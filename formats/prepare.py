@@ -18,16 +18,19 @@ from edm3d.formats import geometry
 from edm3d.formats.cohort import CohortTable, Record, parse_fractions, read_table
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import read_volume, spacing_of
+from edm3d.formats.padding import held_slices, padding_lines
 from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_facts import (
     PLURALS,
     CaseFacts,
     check_scale,
     check_together,
+    check_within,
     clip_lines,
     depth_lines,
     label_lines,
     raise_all,
+    type_lines,
     vanished_lines,
     voxels_beyond,
 )
@@ -69,9 +72,10 @@ def prepare(
     maps: Path | None = None,
     table: Path | None = None,
     decathlon: Path | None = None,
+    index: Path | None = None,
     overwrite: bool = False,
 ) -> Prepared:
-    """Write the volumes file, of the files in `images`, `labels` and `maps` or of a Decathlon task.
+    """Write the volumes file, of the files in `images`, `labels` and `maps`, of a Decathlon task or of index files.
 
     A file that was made just so stays as it is. ValueError names every file that cannot be used, and what to change.
     """
@@ -79,8 +83,8 @@ def prepare(
         check_replaced(dest, overwrite, is_volumes)
     fractions = parse_fractions(options.split)
     cohort = read_table(table) if table else None
-    cases, options, notes = find_sources(images, labels, maps, decathlon, options, cohort)
-    records, said = find_records(cases, cohort, table, options)
+    cases, options, cohort, notes = find_sources(images, labels, maps, decathlon, index, options, cohort, table)
+    records, said = find_records(cases, cohort, table or index, options)
     records, class_names, of_classes = find_classes(records, cases, cohort, images, options)
     notes += said + of_classes
     grid = len(options.grid or ())
@@ -99,7 +103,8 @@ def prepare(
     meta = _meta(cases, facts, options, dims, _attributes(cohort, options, dims), class_names, split_of)
     voxels = int(np.prod((*options.grid, 1)[:3] if options.grid else facts[0].shape))
     needed = len(cases) * voxels * (4 * len(meta.channels) + bool(meta.label_classes) + bool(meta.map_classes))
-    sources = {"images": decathlon or images, "labels": labels, "table": table} | ({"maps": maps} if maps else {})
+    sources = {"images": decathlon or index or images, "labels": labels, "table": table} | (
+        {"maps": maps} if maps else {})
     provenance = _provenance(sources, options, facts)
     provenance["rows_sha256"] = plain_hash([[name, r.group, r.class_name, split_of[name], r.attributes.tolist()]
                                             for name, r in records.items()])
@@ -108,19 +113,22 @@ def prepare(
         return Prepared(counts, cohort, notes, written=False)
     check_replaced(dest, overwrite, is_volumes)
     vanished: dict[str, dict[str, list[int]]] = {role: {} for role in CLASSES}
+    boxes = []
     with VolumesWriter(dest, meta, provenance, needed_bytes=needed) as writer:
         for case, fact in zip(progress(cases, desc="write", unit="volume"), facts):
             item, missed = _make(case, fact, options, meta, records[case.id])
             writer.add(split_of[case.id], item, fact.scale if options.percentiles else None)
+            boxes.append(item.box)
             for role, classes in missed.items():
                 vanished[role][case.id] = classes
     lost = [line for role in CLASSES for line in vanished_lines(vanished[role], len(cases), role)]
-    return Prepared(counts, cohort, [*notes, *lost])
+    padded = padding_lines(np.stack(boxes), item.image.shape[1]) if options.find_padding else []
+    return Prepared(counts, cohort, [*notes, *lost, *padded])
 
 
 def _notes(cases: list[CaseFiles], facts: list[CaseFacts], options: PrepareOptions) -> list[str]:
     notes = [line for role in CLASSES for line in label_lines(cases, facts, role)]
-    notes += depth_lines(cases, facts, options)
+    notes += depth_lines(cases, facts, options) + type_lines(cases, facts, options)
     if options.value_range:
         lo, hi = options.value_range
         if outside := sum(fact.span.min() < lo or fact.span.max() > hi for fact in facts):
@@ -169,6 +177,7 @@ def _judge(case: CaseFiles, options: PrepareOptions, dims: int) -> CaseFacts:
     shape, affine = _target_grid(case, loaded, options, dims)
     span = np.stack([loaded.image.min((1, 2, 3)), loaded.image.max((1, 2, 3))], axis=1)
     scale = span
+    check_within(case.images[0], span, options)
     if options.percentiles:
         scale = np.percentile(loaded.image, options.percentiles, axis=(1, 2, 3)).T.astype(np.float32)
         if (scale[:, 0] >= scale[:, 1]).any():
@@ -311,6 +320,9 @@ def _make(case: CaseFiles, fact: CaseFacts, options: PrepareOptions, meta: Volum
     arrays["image"], fill = scaled(arrays["image"], fact.span[:, 0], fact.scale, options)
     size = (*options.grid, 1)[:3] if options.grid else shape
     image, affine, box = geometry.fit_centre(arrays["image"], target, size, fill)
+    if options.find_padding:
+        first, last = held_slices(image, meta.intensity.hi - meta.intensity.lo)
+        box[:, 0] = max(box[0, 0], first), min(box[1, 0], last)
     maps = {role: geometry.fit_centre(arrays[role], target, size, np.zeros(1))[0][0] for role in loaded.maps}
     if meta.spatial_dims == 2:
         image, maps = image[..., 0], {role: array[..., 0] for role, array in maps.items()}

@@ -1,12 +1,13 @@
 """What the first pass of `prepare` learns of each case, and whether the cases fit into one file."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from edm3d.formats.intensity import Intensity
 from edm3d.formats.nifti import PICTURE, suffix_of
 from edm3d.formats.pairing import CaseFiles
 from edm3d.formats.prepare_load import LabelMove, lost_line
@@ -57,6 +58,16 @@ def clip_lines(training: Sequence[CaseFacts], options: PrepareOptions) -> list[s
     return lines
 
 
+def check_within(path: Path, span: np.ndarray, options: PrepareOptions) -> None:
+    """ValueError for an image of span [C,2] with values beyond a range that it must keep to, by more than rounding."""
+    if not options.within:
+        return
+    (lo, hi), (least, most) = options.value_range, (float(span.min()), float(span.max()))
+    if Intensity(float(lo), float(hi), True, "").is_left_by(least, most):
+        raise ValueError(f"{path}: values go from {least:g} to {most:g}, wanted {lo:g} to {hi:g}; where all samples "
+                         "are on another scale, say it by --range, or scale each by --percentiles")
+
+
 def check_scale(path: Path, span: np.ndarray, scale: np.ndarray) -> None:
     """ValueError where values, of span [C,2], leave single precision when they are scaled by percentiles [C,2]."""
     lo, hi = scale.astype(np.float64).T
@@ -91,6 +102,15 @@ def depth_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts], options:
         return []
     return [f"Note: some images have 8 bits and some 16 ({found['uint8']} and {found['uint16']}); their values are "
             "taken as they are, --percentiles puts each on a scale of its own"]
+
+
+def type_lines(cases: Sequence[CaseFiles], facts: Sequence[CaseFacts], options: PrepareOptions) -> list[str]:
+    """A line on each type of samples of an index that was not float32, and became it."""
+    by_type: dict[str, list[str]] = defaultdict(list)
+    for case, fact in zip(cases, facts) if options.indexed else ():
+        by_type[fact.dtype].append(case.id)
+    return [f"{len(ids)} of {len(facts)} images are {name} and became float32: {listed(ids)}"
+            for name, ids in sorted(by_type.items()) if name != "float32"]
 
 
 def vanished_lines(vanished: Mapping[str, Sequence[int]], total: int, role: str) -> list[str]:

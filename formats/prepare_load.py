@@ -53,7 +53,7 @@ def load(case: CaseFiles, dims: int, options: PrepareOptions) -> Loaded:
     """Read a case; ValueError naming the file that cannot be used."""
     volumes = [read_volume(path, dims) for path in case.images]
     first = volumes[0]
-    known = first.affine if first.affine is not None else _picture_affine(options)
+    known = first.affine if first.affine is not None else _stated_affine(options)
     if first.affine is not None and options.pixel_spacing:
         raise ValueError(f"{case.images[0]}: has an affine, which says its voxel size; leave --pixel-spacing out")
     affine = np.eye(4) if known is None else known
@@ -71,8 +71,13 @@ def load(case: CaseFiles, dims: int, options: PrepareOptions) -> Loaded:
                   {role: move for role, (_, move) in moved.items()}, str(first.data.dtype))
 
 
-def _picture_affine(options: PrepareOptions) -> np.ndarray | None:
-    """That of pictures whose pixels have a size: rows go down (to P) and columns to the right of a viewer (to L)."""
+def _stated_affine(options: PrepareOptions) -> np.ndarray | None:
+    """That of files that say none, where an option says their voxel size; None where none does.
+
+    Pictures: rows go down (to P) and columns to the right of a viewer (to L). Samples of an index: along the axes.
+    """
+    if options.indexed and options.spacing:
+        return np.diag([*options.spacing, 1.0, 1.0][:3] + [1.0])
     if not options.pixel_spacing:
         return None
     down, across = options.pixel_spacing

@@ -10,7 +10,8 @@ from edm3d.formats.nifti import VOXEL_MM
 from edm3d.utils.checks import listed
 
 LATER = ("image_pattern", "label_pattern", "map_pattern", "map_classes", "condition_channels", "class_names",
-         "spacing_attributes", "pixel_spacing")  # options that came when there were files of prepare already
+         "spacing_attributes", "pixel_spacing", "attributes", "find_padding", "indexed",
+         "within")  # options that came when there were files of prepare already
 CLASSES = {"label": "--classes", "map": "--map-classes"}  # options that name the values, by what a file is read as
 
 
@@ -42,6 +43,10 @@ class PrepareOptions:
     class_names: tuple[str, ...] = ()  # of the class numbers of a dataset.json; () = class_0, ...
     spacing_attributes: bool = False  # voxel size and field of view as attributes
     pixel_spacing: tuple[float, ...] | None = None  # mm per row and column of 2D files that do not say it
+    attributes: tuple[str, ...] = ()  # names of the numbers in samples of an index, with units; () = the usual ones
+    find_padding: bool = False  # flat slices at the ends of the first axis are padding
+    indexed: bool = False  # samples of index files, whose voxel size is `spacing` where they do not say it
+    within: bool = False  # refuse images with values beyond value_range
 
     def given(self) -> dict[str, Any]:
         """By name, without those that came later and stand at their defaults: files of before know none of them."""
@@ -82,6 +87,8 @@ def check_options(options: PrepareOptions, dims: int) -> None:
     if options.pixel_spacing and (dims == 3 or options.orientation):
         why = "3D volumes say their voxel size themselves" if dims == 3 else "it says no directions for --orientation"
         raise ValueError(f"--pixel-spacing {join(options.pixel_spacing)}: {why}; leave it out")
+    if options.find_padding and dims != 3:
+        raise ValueError("--find-padding: 2D images have no slices; leave it out")
     _check_scaling(options)
     if options.orientation is not None:
         axes = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from edm3d.formats.class_file import classes_by_name, read_classes
 from edm3d.formats.cohort import CohortTable, Record, assign_splits
 from edm3d.formats.decathlon import read_task
 from edm3d.formats.folders import stem_of
+from edm3d.formats.index_data import read_index, with_table
 from edm3d.formats.nifti import suffix_of
 from edm3d.formats.pairing import CaseFiles, differ_in_case, find_cases
 from edm3d.formats.patients import Groups, groups_by_name
@@ -19,13 +21,25 @@ from edm3d.formats.prepare_options import PrepareOptions
 from edm3d.utils.checks import listed
 
 
+class Sources(NamedTuple):
+    """The cases, the options with what the source says of them, what is known of each case by a table, and notes."""
+
+    cases: list[CaseFiles]
+    options: PrepareOptions
+    cohort: CohortTable | None
+    notes: list[str]
+
+
 def find_sources(
-    images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, options: PrepareOptions,
-    cohort: CohortTable | None,
-) -> tuple[list[CaseFiles], PrepareOptions, list[str]]:
-    """The cases, the options with the names that a dataset.json gives, and notes."""
-    if (images is None) == (decathlon is None) or (decathlon and (labels or maps)):
-        raise ValueError("give --images, with --labels and --maps where there are any, or --decathlon")
+    images: Path | None, labels: Path | None, maps: Path | None, decathlon: Path | None, index: Path | None,
+    options: PrepareOptions, cohort: CohortTable | None, table: Path | None,
+) -> Sources:
+    """What folders, the dataset.json of a task, or index files hold; table: where the cohort was read."""
+    if sum(source is not None for source in (images, decathlon, index)) != 1 or (not images and (labels or maps)):
+        raise ValueError("give --images, with --labels and --maps where there are any, or --decathlon, or --index")
+    if options.attributes and not index:
+        raise ValueError(f"--attributes {' '.join(options.attributes)}: they name the numbers in samples of --index; "
+                         "columns of a --table have names")
     if images:
         if options.images_only:
             raise ValueError("--images-only: leave --labels out instead; this is for --decathlon")
@@ -33,24 +47,49 @@ def find_sources(
                            label_pattern=options.label_pattern, map_pattern=options.map_pattern,
                            channels=options.channels, classes=options.class_names,
                            table_ids=cohort.rows if cohort else ())
-        return found.cases, replace(options, channels=found.channels or options.channels), found.notes
+        options = replace(options, channels=found.channels or options.channels)
+        return Sources(found.cases, options, cohort, found.notes)
     if options.image_pattern or options.label_pattern or options.map_pattern:
-        raise ValueError("--image-pattern, --label-pattern and --map-pattern are for --images; a Decathlon task lists "
-                         "its files")
+        what = "a Decathlon task lists its files" if decathlon else "index files name theirs"
+        raise ValueError(f"--image-pattern, --label-pattern and --map-pattern are for --images; {what}")
+    return of_task(decathlon, options, cohort) if decathlon else of_index(index, options, cohort, table)
+
+
+def of_task(decathlon: Path, options: PrepareOptions, cohort: CohortTable | None) -> Sources:
+    """What a Decathlon task holds."""
     task = read_task(decathlon, options.images_only)
     classes = () if options.images_only else options.classes or task.classes
     options = replace(options, channels=options.channels or task.channels, classes=classes)
     notes = [f"{task.unlisted} images of the test list have no label map and are left out"] if task.unlisted else []
     if task.beside:
         notes.append(f"{len(task.beside)} volumes that dataset.json does not list are left out: {listed(task.beside)}")
-    return task.cases, options, notes
+    return Sources(task.cases, options, cohort, notes)
+
+
+def of_index(folder: Path, options: PrepareOptions, cohort: CohortTable | None, table: Path | None) -> Sources:
+    """What the index files of a folder name: images in [0,1] where no option says otherwise, with slices of padding."""
+    if options.fit:
+        raise ValueError(f"--fit {' '.join(map(str, options.fit))}: --index takes --size, with the voxels as they are")
+    if options.spatial_dims == 2:
+        raise ValueError("--spatial-dims 2: samples of --index are stacks of slices, in 3D; leave it out")
+    found = read_index(folder, options.attributes)
+    if found.lacking and not options.spacing:
+        raise ValueError(f"{found.lacking}: has no affine, as npz rarely do; give --spacing, the mm between slices, "
+                         "rows and columns, as in --spacing 10 1.8269 1.8269")
+    is_scaled = options.value_range is not None or options.percentiles is not None
+    cases = [case._replace(label=None) for case in found.cases] if options.images_only else found.cases
+    classes = () if options.images_only else options.classes or found.label_classes
+    options = replace(options, spatial_dims=3, indexed=True, find_padding=True, within=not is_scaled, classes=classes,
+                      value_range=options.value_range if is_scaled else (0.0, 1.0))
+    return Sources(cases, options, with_table(found.table, cohort, table) if cohort else found.table, [])
 
 
 def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path | None, options: PrepareOptions
                  ) -> tuple[dict[str, Record], list[str]]:
     """What is known of each case, its patient by its name where no table says so, and notes.
 
-    The splits are those of the table, else those of the folders.
+    The splits are those of the table, else those of the folders. path: of the table, or of the folder of an index, in
+    whose splits patients must not be twice.
     """
     if cohort is None:
         records, notes = {case.id: Record(case.id, None, None, np.empty(0, np.float32)) for case in cases}, []
@@ -74,7 +113,11 @@ def find_records(cases: list[CaseFiles], cohort: CohortTable | None, path: Path 
     by_name = groups_by_name(set(patients.values()))
     groups = Groups({id_: by_name.of[patient] for id_, patient in patients.items()},
                     [*_of_patients(patients), *by_name.notes])
-    if parted := _parted(records, groups.of):
+    if (parted := _parted(records, groups.of)) and options.indexed:
+        raise ValueError(f"{path}: samples that by their names are of one patient are in several splits: "
+                         f"{listed(parted, '; ')}; correct the index files, or say by a table with columns id and "
+                         "group (--table) which are of one")
+    if parted:
         return records, [*notes, f"Note: {where} has volumes in several splits that by their names are of one patient: "
                                  f"{listed(parted, '; ')}; a column group says which are of one"]
     return {id_: record._replace(group=groups.of[id_]) for id_, record in records.items()}, [*notes, *groups.notes]

@@ -1,5 +1,6 @@
 """What all samples of a file share: their data, what drew them and how, and what they were asked for by."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.sample_settings import (
     AskedRows,
     Labelling,
+    PairedClasses,
     QualityCheck,
     Settings,
     SweptAttribute,
@@ -19,6 +21,7 @@ from edm3d.utils.plain import from_plain, shown, taken
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
 MOST_DRAWS = 2 ** 63 - 1  # of a seed, whose numbers files have in 64 bits
 MOST_ATTEMPTS = 1000  # at a sample
+SEEDED = re.compile(r"_seed\d+$")  # of an id, which would be the name of another
 MOST_BYTES = 100  # of an id in a file's name, and of a channel: with seed and kind they fit into 255
 
 
@@ -60,13 +63,25 @@ class SampleMeta(NamedTuple):
         return SweptAttribute(**found) if found else None
 
     @property
+    def pairs(self) -> PairedClasses | None:
+        """The classes of which every seed makes a sample each, None where each is drawn by itself."""
+        found = self.sampling.get("pairs")
+        return PairedClasses(**found) if found else None
+
+    def paired_class(self, number: int) -> str | None:
+        """The class of a sample, by its number, where every seed makes one of each."""
+        return self.pairs.classes[number % len(self.pairs.classes)] if self.pairs else None
+
+    @property
     def draws(self) -> int:
         """Samples that were drawn of each seed, by noise of their own."""
         return self.sampling.get("samples_per_condition", Settings().samples_per_condition)
 
     def noise_of(self, number: int) -> int:
-        """The seed of a sample: its own number, but in a sweep, and where there are several draws of each."""
-        return number // (len(self.sweep.values) if self.sweep else self.draws)
+        """The seed of a sample: its own number, but in a sweep, and where there are several draws or classes of each.
+        """
+        return number // (len(self.sweep.values) if self.sweep else len(self.pairs.classes) if self.pairs else
+                          self.draws)
 
     def draw_of(self, number: int) -> int:
         """Which draw of its seed a sample is, from 0 on."""
@@ -108,9 +123,25 @@ class SampleMeta(NamedTuple):
         return self.noise_of(number) % len(self.ids)
 
     def file_names(self, seeds: Iterable[int]) -> list[str]:
-        """What files of samples are called, without what they hold: seed000012, after the id where there is one."""
+        """What files of samples are called, without what they hold: seed000012, after the id where there is one.
+
+        Those of pairs end in their class; the first of an id goes by that alone, id_ED.
+        """
         names = self.row_names
+        if self.pairs:
+            return [f"{name}_{each}" for name, each in zip(*self._paired_names(list(seeds), names), strict=True)]
         return [(f"{names[self.row_of(seed)]}_" if names else "") + f"seed{seed:06d}" for seed in seeds]
+
+    def _paired_names(self, numbers: list[int], rows: list[str]) -> tuple[list[str], list[str]]:
+        """Names of the pairs that samples are of, and of their classes, as those of files have them."""
+        classes = file_names(self.pairs.classes, MOST_BYTES)
+        whole = {f"{row}_{each}".casefold() for row in rows for each in classes}
+        ids_do = len(whole) == len(rows) * len(classes) and not any(SEEDED.search(row) for row in rows)
+        found = []
+        for seed in map(self.noise_of, numbers):
+            row = [rows[seed % len(rows)]] if rows else []
+            found.append("_".join(row if row and ids_do and seed < len(rows) else [*row, f"seed{seed:06d}"]))
+        return found, [classes[number % len(classes)] for number in numbers]
 
     @property
     def row_names(self) -> list[str]:
@@ -149,9 +180,11 @@ class SampleMeta(NamedTuple):
                 raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
         facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
         draws = checked.samples_per_condition
-        if not 1 <= draws <= (1 if checked.sweep else MOST_DRAWS):
+        if not 1 <= draws <= (1 if checked.sweep or checked.pairs else MOST_DRAWS):
             raise ValueError(f"{source}: sampling.samples_per_condition is {shown(draws)}, wanted 1 to {MOST_DRAWS}, "
                              "and 1 in a sweep")
+        if checked.pairs:
+            check_pairs(checked.pairs, checked.sweep is not None, facts, source)
         if checked.sweep:
             check_sweep(checked.sweep, facts, source)
         if checked.quality:
@@ -172,6 +205,24 @@ def check_sweep(sweep: SweptAttribute, facts: Facts, source: object) -> None:
         if (got := getattr(sweep, what)) != wanted[sweep.column]:
             raise ValueError(f"{key}.{what} is {shown(got)}, data says {shown(wanted[sweep.column])} of attribute "
                              f"{sweep.column}")
+
+
+def check_pairs(pairs: PairedClasses, is_swept: bool, facts: Facts, source: object) -> None:
+    """ValueError, naming the file (source) and the key, for pairs of classes that there are not, or in a sweep."""
+    key, count, names = f"{source}: sampling.pairs", len(pairs.classes), facts.attribute_names or ()
+    if is_swept:
+        raise ValueError(f"{key} is there beside sampling.sweep, wanted one of them")
+    if count < 2 or len({*pairs.classes}) < count or len(pairs.numbers) != count:
+        raise ValueError(f"{key} is of classes {shown(pairs.classes)} of numbers {shown(pairs.numbers)}, wanted two or "
+                         "more that differ, and a number of each")
+    if facts.class_names and [*pairs.classes] != [facts.class_names[number] if 0 <= number < len(facts.class_names) else
+                                                  "" for number in pairs.numbers]:
+        raise ValueError(f"{key}.classes are {shown(pairs.classes)}, data names {shown(list(facts.class_names))}")
+    if (pairs.column is None) != (pairs.values is None) or len(pairs.values or pairs.classes) != count:
+        raise ValueError(f"{key}.values are {shown(pairs.values)} of column {shown(pairs.column)}, wanted one of each "
+                         "class, or neither")
+    if pairs.column is not None and not 0 <= pairs.column < len(names):
+        raise ValueError(f"{key}.column is {pairs.column}, and data names {len(names)} attributes")
 
 
 def check_quality(quality: QualityCheck, source: object) -> None:

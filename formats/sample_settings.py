@@ -24,6 +24,19 @@ class SweptAttribute(NamedTuple):
     column: int
 
 
+class PairedClasses(NamedTuple):
+    """The classes of which every seed makes a sample each, from one noise; number n is of seed n // len(classes).
+
+    numbers: of the classes; column: number of the attribute that says the class too, None where none does; values: of
+    this attribute, by class.
+    """
+
+    classes: list[str]
+    numbers: list[int]
+    column: int | None = None
+    values: list[float] | None = None
+
+
 class Labelling(NamedTuple):
     """The segmenter that gave samples their label maps: its snapshot and the hash of that.
 
@@ -62,6 +75,7 @@ class Settings(NamedTuple):
     conditions: AskedRows | None = None
     sweep: SweptAttribute | None = None
     samples_per_condition: int = 1
+    pairs: PairedClasses | None = None
     labels: Labelling | None = None
     quality: QualityCheck | None = None
 

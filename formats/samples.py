@@ -24,7 +24,7 @@ from edm3d.formats.nifti import write_nifti
 from edm3d.formats.npz import HASH, ArrayRows, NpzFile, write_npz
 from edm3d.formats.sample_layout import KINDS, check_layout
 from edm3d.formats.sample_meta import META, SampleMeta
-from edm3d.formats.sample_settings import SweptAttribute
+from edm3d.formats.sample_settings import PairedClasses, SweptAttribute
 from edm3d.utils.log import progress
 from edm3d.utils.plain import parse_json, shown
 
@@ -117,6 +117,8 @@ class SamplesFile:
             raise ValueError(f"{self.path}: draws are not those of sampling.samples_per_condition={self.meta.draws}")
         if sweep := self.meta.sweep:
             self._check_swept(sweep)
+        if pairs := self.meta.pairs:
+            self._check_paired(pairs)
         self._check_attempts()
 
     def _check_attempts(self) -> None:
@@ -140,6 +142,21 @@ class SamplesFile:
         if len(odd := np.flatnonzero(found != wanted)):
             raise ValueError(f"{self.path}: attributes: {shown(sweep.name)} of sample {self.seeds[odd[0]]} is "
                              f"{found[odd[0]]:g}, wanted {wanted[odd[0]]:g} by sampling.sweep.values")
+
+    def _check_paired(self, pairs: PairedClasses) -> None:
+        """ValueError unless all rows of pairs are of their classes, and hold what says so."""
+        which = self.seeds % len(pairs.classes)
+        wanted = {"classes": np.int64(pairs.numbers)[which],
+                  **({} if pairs.column is None else {"attributes": np.float32(pairs.values)[which]})}
+        for name, values in wanted.items():
+            if name not in self._tables:
+                if name == "classes" and pairs.column is not None:
+                    continue  # the attribute alone says them
+                raise ValueError(f"{self.path}: sampling.pairs is of {shown(pairs.classes)}, and there are no {name}")
+            found = self._tables[name] if name == "classes" else self._tables[name][:, pairs.column]
+            if len(odd := np.flatnonzero(found != values)):
+                raise ValueError(f"{self.path}: {name} of sample {self.seeds[odd[0]]} are {found[odd[0]]:g}, wanted "
+                                 f"{values[odd[0]]:g} by sampling.pairs")
 
     def _checked(self, name: str, row: np.ndarray, index: int) -> np.ndarray:
         """A row as it is; ValueError naming the seed of one that holds what no sample has."""

@@ -176,6 +176,13 @@ def sweep_of(known: AskedAttributes, asked: Mapping[str, Any], literal: Mapping[
     return SweptAttribute(known.names[number], known.units[number], values, number)
 
 
+def with_values(rows: np.ndarray, column: int, values: Sequence[float]) -> np.ndarray:
+    """Rows [R,A] with each of so many values in a column in turn [R*V,A]."""
+    whole = np.repeat(rows, len(values), axis=0)
+    whole[:, column] = np.tile(values, len(rows))
+    return whole
+
+
 def check_missing(known: AskedAttributes, rows: np.ndarray, said: str = "") -> None:
     """ValueError for missing values [R,A] that a network never saw missing in training; said: what a message begins by.
     """

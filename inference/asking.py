@@ -11,6 +11,7 @@ import numpy as np
 
 from edm3d.formats.asked import AskedFile, AskedGrids, open_asked
 from edm3d.formats.facts import Facts
+from edm3d.formats.sample_settings import PairedClasses
 from edm3d.formats.seeds import requested_seeds
 from edm3d.inference.asked_attributes import (
     AskedAttributes,
@@ -20,7 +21,9 @@ from edm3d.inference.asked_attributes import (
     geometry_of,
     range_notes,
     sweep_of,
+    with_values,
 )
+from edm3d.inference.asked_pairs import notes_on, pairs_of, record_of
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.guidance import dropout_option
 from edm3d.inference.snapshot import Snapshot
@@ -70,15 +73,20 @@ class Asker:
         file = given or self.opened(options)
         if file and seeds is not None:
             self.check_rows(file, seeds)
-        told, more = self.attributes(options, file)
-        asked = self.classes(options.classes, file) | self.grids(file) | told
+        pairs = pairs_of(self.takes, self.facts, options, file, self.class_number)
+        told, more = self.attributes(options, file, pairs)
+        asked = ({} if pairs else self.classes(options.classes, file)) | self.grids(file) | told
         conditions = self.drawn(Conditions(self.takes, {**self.otherwise, **asked}, self.size, **more), options)
+        if pairs:
+            conditions = conditions._replace(pairs=pairs, record={**conditions.record, **record_of(pairs)},
+                                             notes=[*conditions.notes, *notes_on(pairs, file)])
         if file:
             self.check_told(file, asked)
         for name in self.takes.keys() - conditions.asked.keys():
             self.check_unasked(name)
         if seeds is not None and (max(seeds) + 1) * conditions.per_seed - 1 > MOST_NUMBER:
-            key, many = ("sweep", "values") if conditions.sweep else ("samples_per_condition", "draws")
+            key, many = ("sweep", "values") if conditions.sweep else ("pairs", "classes") if pairs else (
+                "samples_per_condition", "draws")
             raise ValueError(f"sampling.{key}: seed {max(seeds)} times {conditions.per_seed} {many} is more than a "
                              "file can hold; wanted smaller seeds")
         return self.recorded(conditions, file, list(asked), once) if file else conditions
@@ -171,7 +179,8 @@ class Asker:
 
     def class_number(self, name: object, where: str) -> int:
         """Number of a class by its name, or by itself; ValueError for one that there is not."""
-        names, count, text = self.facts.class_names, self.takes["class_labels"].width, str(name)
+        names, text = self.facts.class_names, str(name)
+        count = self.takes["class_labels"].width if "class_labels" in self.takes else len(names)
         if text in names:
             return names.index(text)
         if re.fullmatch(r"-?\d+", text, re.ASCII):
@@ -189,7 +198,8 @@ class Asker:
 
     # ---- attributes ----
 
-    def attributes(self, options: Sampling, file: AskedFile | None) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
+    def attributes(self, options: Sampling, file: AskedFile | None, pairs: PairedClasses | None = None
+                   ) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
         """Rows of the attributes asked for; and further fields of the conditions."""
         columns = list(file.attributes) if file else []
         notes = list(file.notes) if file else []
@@ -203,7 +213,8 @@ class Asker:
         known = AskedAttributes.of(self.takes["attributes"], self.facts)
         if file and not file.is_list:
             columns = [column for column in columns if column.name in known.names]
-        if not (columns or options.attributes or options.sweep):
+        paired = pairs is not None and pairs.column is not None
+        if not (columns or options.attributes or options.sweep or paired):
             return {}, {"notes": notes}
         rows, said, more = attribute_rows(known, columns, options.attributes, file.ids if columns else [],
                                           file.source if file else "")
@@ -213,8 +224,9 @@ class Asker:
             if any(known.number(column.name, "") == sweep.column for column in columns):
                 more.append(f"Note      sampling.sweep.{one_line(sweep.name)} stands in place of the values of "
                             f"{file.source}")
-            whole = np.repeat(rows, len(sweep.values), axis=0)
-            whole[:, sweep.column] = np.tile(sweep.values, len(rows))
+            whole = with_values(rows, sweep.column, sweep.values)
+        if paired:
+            whole = with_values(rows, pairs.column, pairs.values)
         check_missing(known, whole, f"{file.source}" if columns else "")
         record = {**({"attributes": said} if said else {}), **({"sweep": sweep._asdict()} if sweep else {})}
         geometry = geometry_of(known, whole, self.facts, self.size, None if not columns or file.is_list else {

@@ -85,7 +85,8 @@ def sample_case(samples: SamplesFile, index: int, layout: Layout, patients: Mapp
     """A generated volume; patients: of volumes by their ids, by which samples may have been asked for."""
     label = samples.row("labels", index) if layout.label_classes else None
     return Case(f"seed-{samples.seeds[index]:06d}", samples.row("images", index), label,
-                samples.meta.class_name(samples.row("classes", index)), samples.row("maps", index),
+                samples.meta.class_name(samples.row("classes", index)) or
+                samples.meta.paired_class(int(samples.seeds[index])), samples.row("maps", index),
                 samples.row("attributes", index) if layout.attributes else None, samples.affine_of(index),
                 patient_of(samples, index, patients))
 

@@ -9,7 +9,7 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.sample_layout import KINDS
-from edm3d.formats.sample_settings import SweptAttribute, noise_key
+from edm3d.formats.sample_settings import PairedClasses, SweptAttribute, noise_key
 from edm3d.inference.scans import Scans
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
@@ -87,7 +87,8 @@ class Conditions(NamedTuple):
     """What a network is told of samples: for each part that it takes the values that seeds go through in turn.
 
     size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
-    sample per value of it, from the same noise: number seed * n + k is value k of n. draws: samples of each seed, told
+    sample per value of it, from the same noise: number seed * n + k is value k of n. pairs: each seed makes one of each
+    class likewise. draws: samples of each seed, told
     the same, from noise of their own: number seed * draws + k is draw k. antithetic: draw k + 1 of an even k has minus
     the noise of draw k. scans: the condition images of seeds. record: what samples files say of it among the settings;
     notes: what there is to tell.
@@ -103,11 +104,12 @@ class Conditions(NamedTuple):
     draws: int = 1
     antithetic: bool = False
     scans: Scans | None = None
+    pairs: PairedClasses | None = None
 
     @property
     def per_seed(self) -> int:
         """Samples that each seed makes."""
-        return len(self.sweep.values) if self.sweep else self.draws
+        return len(self.sweep.values) if self.sweep else len(self.pairs.classes) if self.pairs else self.draws
 
     def numbers(self, seeds: Sequence[int]) -> list[int]:
         """Numbers of the samples that seeds make."""
@@ -142,11 +144,25 @@ class Conditions(NamedTuple):
             rows[name] = np.stack([found[place] for place in places])
         if self.sweep:
             rows["attributes"][:, self.sweep.column] = [self.sweep.values[n % self.per_seed] for n in numbers]
+        if self.pairs:
+            self._pair(rows, numbers)
         return Condition({name: torch.from_numpy(array) for name, array in rows.items()})
+
+    def _pair(self, rows: dict[str, np.ndarray], numbers: Sequence[int]) -> None:
+        """Tell each sample of a pair its class, as far as the network is told it, in place of what the rows say."""
+        which = [number % self.per_seed for number in numbers]
+        if "class_labels" in self.takes:
+            width = self.takes["class_labels"].width
+            rows["class_labels"] = np.stack([PARTS["class_labels"].row(self.pairs.numbers[k], width, self.size)
+                                             for k in which])
+        if self.pairs.column is not None:
+            rows["attributes"][:, self.pairs.column] = [self.pairs.values[k] for k in which]
 
     def tells(self, name: str) -> bool:
         """Whether any seed may be told something of a part, and not its null alone."""
-        if name not in self.takes or (name == "attributes" and self.sweep) or (name == "images" and self.scans):
+        paired = self.pairs and (name == "class_labels" or (name == "attributes" and self.pairs.column is not None))
+        if name not in self.takes or (name == "attributes" and self.sweep) or (name == "images" and self.scans) or \
+                paired:
             return name in self.takes
         kind, width, values = PARTS[name], self.takes[name].width, self.asked.get(name, ())
         null = kind.row(None, width, self.size)

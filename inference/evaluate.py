@@ -16,6 +16,7 @@ from edm3d.inference.features import DEFAULT, FeatureOptions, feature_pass
 from edm3d.inference.judges import find_partner, open_classifier, open_lpips
 from edm3d.inference.labelling import find_labeller
 from edm3d.inference.licences import licences_of
+from edm3d.inference.padding import padding_of
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison
@@ -42,7 +43,7 @@ class ComparisonOptions(NamedTuple):
     planes: as the command's words (inference.features); min_samples: volumes of a set that a Frechet distance takes;
     run_root: below which snapshots are looked for and features kept, None: results, and no features are kept. planted,
     members: how many copies the audit makes and losses it looks at; private: whether the volumes learnt from are, and
-    show_private: are shown all the same.
+    show_private: are shown all the same. padding: see inference.padding.
     """
 
     split: str = "auto"
@@ -65,6 +66,7 @@ class ComparisonOptions(NamedTuple):
     members: int = 128
     private: bool = False
     show_private: bool = False
+    padding: bool | None = None
 
 
 AS_EVER = ComparisonOptions()
@@ -88,9 +90,13 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     size = samples.row("images", 0).shape[1:]
     against = choose_reference(file, options.split, channels).fitted(size, layout.lo).told(
         file.meta.attribute_names, [name for name, _ in layout.attributes])
+    padding = padding_of(file, size, options.padding)
+    held_slices = padding and padding.kept
+    against = against.within(held_slices)
     patients = {id_: group for name in file.splits
                 for id_, group in zip(file.ids(name), file.groups(name), strict=True)}
-    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout, patients))
+    drawn = Cases(str(generated), len(samples), lambda i: sample_case(samples, i, layout, patients)).within(
+        held_slices)
     held_out = held_out_split(file)
     sets, lengths = {"real": against, "generated": drawn}, {"real": len(against), "generated": len(drawn)}
     stage, reason = find_first_stage(samples, options.snapshot, options.trust, best_device(),
@@ -101,30 +107,33 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     labeller, unknown = find_labeller(samples, options.trust, best_device())
     absent = {"decoded": reason or unlabelled, "noise": reason or unknown or ("" if num_noise else "--num-noise is 0")}
     if not absent["noise"]:
-        sets["noise"], lengths["noise"] = noise_cases(stage, num_noise, seed, layout, labeller), num_noise
+        noise = noise_cases(stage, num_noise, seed, layout, labeller)
+        sets["noise"], lengths["noise"] = (case._replace(held=held_slices) for case in noise), num_noise
     if not absent["decoded"]:
-        held = file_volumes(file, held_out, channels).fitted(size, layout.lo)
+        held = file_volumes(file, held_out, channels).fitted(size, layout.lo).within(held_slices)
         lengths["decoded"] = min(FIRST_STAGE_VOLUMES, len(held))
         sets["decoded"] = reconstruct(stage, held, lengths["decoded"], layout)
 
     more, gone = beside(samples, file, layout, channels, size, options)
     check_audit(options)
-    learnt = options.train and learnt_from(options.train, options.train_split, layout, size)
+    learnt = options.train and learnt_from(options.train, options.train_split, layout, size).within(held_slices)
     kept = options.run_root and options.run_root / "features"
     no_maps = "the first stage is masked by maps, which generated volumes do not have" if stage and stage.masked else ""
     passing = feature_pass(FeatureOptions(options.features, options.planes, kept), layout, size, stage,
-                           reason or unlabelled or no_maps, best_device())
+                           reason or unlabelled or no_maps, best_device(), held_slices)
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
                          generated=drawn, seeds=samples.seeds,
                          asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (),
-                         held_out=held_out, seed=seed, train=learnt, min_samples=options.min_samples, **more)
-    of_features = {"real": plain_hash([file.content_hash, against.description, layout.channels, size]),
-                   "generated": plain_hash([file_hash(samples.path), layout.channels, size]), "noise": None}
+                         held_out=held_out, seed=seed, padding=padding, train=learnt,
+                         min_samples=options.min_samples, **more)
+    seen = [layout.channels, size, *([held_slices] if held_slices else [])]
+    of_features = {"real": plain_hash([file.content_hash, against.description, *seen]),
+                   "generated": plain_hash([file_hash(samples.path), *seen]), "noise": None}
 
     def complete(context: Comparison) -> Comparison:
         if learnt is not None:
             passing.alone("train", learnt, len(learnt), plain_hash([VolumesFile(options.train).content_hash,
-                                                                    learnt.description, layout.channels, size]))
+                                                                    learnt.description, *seen]))
         context = replace(context, features=passing.features(), first=to_be_shown(context.first, options))
         return context if learnt is None else replace(
             context, audit=audit(samples, context, stage or reason or "there is none", options))

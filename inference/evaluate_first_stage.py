@@ -14,6 +14,7 @@ from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.conditions import stacked
 from edm3d.inference.decoded import best_device
 from edm3d.inference.first_stage import FirstStage
+from edm3d.inference.padding import padding_of
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot, check_contract
 from edm3d.networks.conditioning import Condition
@@ -35,7 +36,7 @@ from edm3d.utils.runs import find_file, passed_over
 class FirstStageOptions(NamedTuple):
     """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB.
 
-    refiner: a name, run folder or snapshot of what refines the images that come back.
+    refiner: a name, run folder or snapshot of what refines the images that come back; padding: see inference.padding.
     """
 
     split: str = "auto"
@@ -46,6 +47,7 @@ class FirstStageOptions(NamedTuple):
     run_root: Path = Path("results")
     overwrite: bool = False
     refiner: str | None = None
+    padding: bool | None = None
 
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
@@ -79,9 +81,11 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
         refiner.check(stage, snapshot.network_hash, facts, told, real, "--refiner")
         refiner.check_size(held.case(0).image.shape[1:], "--refiner")
 
+    padding = padding_of(file, held.case(0).image.shape[1:], options.padding)
+    held = held.within(padding and padding.kept)
     decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes), refiner)
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
-                        min_psnr=options.min_psnr)
+                        min_psnr=options.min_psnr, padding=padding)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
     walked = walk(sections.FIRST_STAGE, context, {"decoded": items})
     first = walked.context.first["decoded"][0]

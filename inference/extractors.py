@@ -98,25 +98,36 @@ def random_extractor(layout: Layout, size: Sequence[int], device: torch.device) 
 # ---- the first stage that decoded the samples ----
 
 
-def autoencoder_extractor(stage: FirstStage, layout: Layout, size: Sequence[int]) -> Extractor:
+def autoencoder_extractor(stage: FirstStage, layout: Layout, size: Sequence[int], held: tuple[int, int] | None = None
+                          ) -> Extractor:
     """Posterior means of the first stage: mean and standard deviation of each channel over space, and means over the
     cells of a grid, as fine as WIDEST features allow.
+
+    held: slices along the first axis that count, None: all; latents count that lie in them whole, where there are some.
     """
     channels, dims = stage.net.latent_shape(size)[0], len(size)
+    kept = slice(*latents_held(held, size[0], stage.net.latent_shape(size)[1])) if held else slice(None)
     grid = next((n for n in GRIDS if channels * (n**dims + 2) <= WIDEST), 1)
 
     def features(case: Case, image: torch.Tensor) -> torch.Tensor:
         arrays = (case.image, case.label if stage.net.num_classes else None, case.semantic if stage.masked else None)
         whole, label, semantic = (None if array is None else torch.from_numpy(np.ascontiguousarray(array))[None]
                                   .to(stage.device) for array in arrays)
-        return pooled(stage.encode(whole.float(), label, semantic).float(), grid)
+        return pooled(stage.encode(whole.float(), label, semantic).float()[:, :, kept], grid)
 
     seen = (f"{seen_as(layout, size)}; posterior means of {channels} channels: mean and standard deviation over space, "
-            f"and means over a grid of {grid} per axis" + ("" if stage.whole else "; in the tiles of the samples"))
+            f"and means over a grid of {grid} per axis" + ("" if stage.whole else "; in the tiles of the samples")
+            + (f"; of latents {kept.start} to {kept.stop - 1} along the first axis" if held else ""))
     of_stage = plain_hash([weights_hash(stage.net), stage.scaling, stage.precision, stage.tiles])
     record = ExtractorRecord(AUTOENCODER, AUTOENCODER, "the first stage that decoded the samples", of_stage, seen,
                              False, channels * (grid**dims + 2))
     return Extractor(record, features)
+
+
+def latents_held(held: tuple[int, int], size: int, latents: int) -> tuple[int, int]:
+    """First and past-last of so many latents that lie whole within slices, of so many; all where none does."""
+    first, last = -(-held[0] * latents // size), held[1] * latents // size
+    return (first, last) if first < last else (0, latents)
 
 
 def pooled(latents: torch.Tensor, grid: int) -> torch.Tensor:

@@ -103,7 +103,7 @@ class FeaturePass:
         return wanted
 
     def _extract(self, case: Case, wanted: Sequence[tuple[Extractor, str]], rows: Sequence[list[np.ndarray]]) -> None:
-        scaled = (case.image - self.layout.lo) * (2 / self.layout.data_range) - 1
+        scaled = (case.inside.image - self.layout.lo) * (2 / self.layout.data_range) - 1
         image = torch.from_numpy(np.ascontiguousarray(scaled, np.float32))[None].to(self.device)
         seen = {VOLUME: image} | {view: slices_of(image[0], axis) for view, axis in self.planes.items()
                                   if any(view == each for _, each in wanted)}
@@ -158,12 +158,14 @@ def planes_asked(words: Sequence[str], layout: Layout, dims: int) -> dict[str, i
 
 
 def feature_pass(options: FeatureOptions, layout: Layout, size: Sequence[int], stage: FirstStage | None,
-                 no_stage: str, device: torch.device) -> FeaturePass:
+                 no_stage: str, device: torch.device, held: tuple[int, int] | None = None) -> FeaturePass:
     """What makes the features that are asked for, of volumes [*size]; ValueError for words that name none.
 
-    no_stage: why no features of the first stage are to be had, '' where they are.
+    no_stage: why no features of the first stage are to be had, '' where they are. held: slices along the first axis
+    that count, None: all; the first stage sees the others, too, as it learnt to, and their latents are left out.
     """
     check_words(options.words)
+    whole, size = size, (size if held is None else (held[1] - held[0], *size[1:]))
     planes, found, missing = planes_asked(options.planes, layout, len(size)), [], {}
     paths = {word: Path(word.partition(":")[2]) for word in options.words if word.startswith(f"{SCRIPT}:")}
     stems = Counter(path.stem for path in paths.values())
@@ -171,7 +173,7 @@ def feature_pass(options: FeatureOptions, layout: Layout, size: Sequence[int], s
         if word == AUTOENCODER and (no_stage or stage is None):
             missing[word] = no_stage
         elif word == AUTOENCODER:
-            found.append(autoencoder_extractor(stage, layout, size))
+            found.append(autoencoder_extractor(stage, layout, whole, held))
         elif word == RANDOM:
             found.append(random_extractor(layout, size, device))
         else:

@@ -101,7 +101,7 @@ class Model:
                sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                start_sigma: float | None = None, samples_per_condition: int | None = None,
-               antithetic: bool | None = None,
+               antithetic: bool | None = None, pairs: bool | None = None,
                scan: Mapping[str, Any] | None = None, posterior: Mapping[str, Any] | None = None,
                quality: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
@@ -122,6 +122,7 @@ class Model:
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep, scan=scan,
                                    samples_per_condition=samples_per_condition, antithetic=antithetic,
+                                   pairs=pairs,
                                    conditions=str(conditions) if isinstance(conditions, Path) else conditions))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)

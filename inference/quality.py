@@ -95,6 +95,9 @@ def make_ranges(options: Quality, snapshot: Snapshot, stage: FirstStage | None, 
     if conditions.sweep is not None:
         raise ValueError(f"{KEY}: sampling.sweep draws all values of a seed from one noise, so none is drawn again by "
                          "itself; ask for one of the two")
+    if conditions.pairs is not None:
+        raise ValueError(f"{KEY}: sampling.pairs draws all classes of a seed from one noise, so none is drawn again by "
+                         "itself; ask for one of the two")
     if snapshot.first_stage is not None and stage is None:
         raise ValueError(f"{KEY}: sampling.decode=false leaves latents, which have no intensities and volumes; wanted "
                          "sampling.decode=true")

@@ -12,7 +12,8 @@ class Case(NamedTuple):
     semantic: the map [*S] that networks may be told, the label map where there is none of its own, and of a generated
     volume the map that it was asked for by; attributes [A], as the layout names them, NaN where not known or not asked
     for. affine [4,4]: how it lay in its file, before it was cropped or padded; None: as the layout says. group: whose
-    it is, those of one patient share it.
+    it is, those of one patient share it. held: first and past-last slice along the first axis that count where images
+    are measured, None: all.
     """
 
     id: str
@@ -23,6 +24,16 @@ class Case(NamedTuple):
     attributes: np.ndarray | None = None
     affine: np.ndarray | None = None
     group: str | None = None
+    held: tuple[int, int] | None = None
+
+    @property
+    def inside(self) -> "Case":
+        """The same of the slices that count."""
+        if self.held is None:
+            return self
+        part = slice(*self.held)
+        label, semantic = (None if each is None else each[part] for each in (self.label, self.semantic))
+        return self._replace(image=self.image[:, part], label=label, semantic=semantic, held=None)
 
 
 class DecodedCase(NamedTuple):
@@ -38,6 +49,11 @@ class DecodedCase(NamedTuple):
     @property
     def id(self) -> str:
         return self.real.id
+
+    @property
+    def inside(self) -> "DecodedCase":
+        """Both volumes of the slices that count by the real one."""
+        return self._replace(real=self.real.inside, decoded=self.decoded._replace(held=self.real.held).inside)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,18 @@
 """What hearts are called in files: the classes of label maps, the numbers of their volumes, the phases of volumes."""
 
-import re
 from collections.abc import Sequence
 
+from edm3d.formats import phases
+from edm3d.formats.phases import plain_word
 from edm3d.reporting.cases import Case, Layout
 
-PHASES = {"ed": 0, "diastole": 0, "enddiastole": 0, "enddiastolic": 0,
-          "es": 1, "systole": 1, "endsystole": 1, "endsystolic": 1}
 LEFT = ("cavity", "lv", "lvcavity", "leftventricle", "leftventriclecavity")
 RIGHT = ("rv", "rvcavity", "rightventricle")
 VENTRICLES = (*LEFT, *RIGHT)
 MYOCARDIUM = ("myocardium", "myo", "lvmyocardium", "lvmyo")
-PHASE_ATTRIBUTE = "esed"  # 0 at ES, 1 at ED
 ED, ES = range(2)
 # The echo anatomy has clinical names; any other class is called by its own.
 VOLUME_NAMES = {"cavity": "lv_volume", "atrium": "la_volume"}
-
-
-def plain_word(name: str) -> str:
-    """A name without what is no letter or number, in small letters."""
-    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def volume_names(classes: Sequence[str]) -> list[str]:
@@ -43,18 +36,19 @@ def class_called(layout: Layout, names: Sequence[str]) -> int | None:
 
 def has_phases(layout: Layout) -> bool:
     """Whether volumes are of ED or ES, by their classes or by an attribute ESED."""
-    named = {PHASES.get(plain_word(name)) for name in layout.class_names}
+    named = {phases.phase_of(name) for name in layout.class_names}
     return {ED, ES} <= named or phase_column(layout) is not None
 
 
 def phase_column(layout: Layout) -> int | None:
     """The number of the attribute that says the phase."""
-    return next((i for i, (name, _) in enumerate(layout.attributes) if plain_word(name) == PHASE_ATTRIBUTE), None)
+    wanted = plain_word(phases.ATTRIBUTE)
+    return next((i for i, (name, _) in enumerate(layout.attributes) if plain_word(name) == wanted), None)
 
 
 def phase_of(case: Case, layout: Layout) -> int | None:
     """The phase of a volume, 0 ED, 1 ES: by the name of its class, else by the attribute ESED (1 ED, 0 ES)."""
-    named = None if case.class_name is None else PHASES.get(plain_word(case.class_name))
+    named = phases.phase_of(case.class_name)
     column = phase_column(layout)
     if named is not None or column is None or case.attributes is None or case.attributes[column] not in (0, 1):
         return named

@@ -34,6 +34,11 @@ class Cases(NamedTuple):
 
         return Cases(self.description, self.length, case)
 
+    def within(self, held: tuple[int, int] | None) -> "Cases":
+        """The same volumes, of which these slices alone count where images are measured."""
+        return self if held is None else Cases(self.description, self.length,
+                                               lambda index: self.case(index)._replace(held=held), self.source)
+
     def __iter__(self) -> Iterator[Case]:
         return (self.case(i) for i in range(self.length))
 

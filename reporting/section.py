@@ -23,18 +23,32 @@ CRITERIA = {  # of the scorecard for synthetic medical data (Zamzmi et al. 2025)
 }
 
 
+class Padding(NamedTuple):
+    """Slices of padding that a real file records: in so many `volumes` of `num`, so many `slices` in all.
+
+    depth: slices of what is compared; kept: first and past-last one of those that count, None: all.
+    """
+
+    volumes: int
+    num: int
+    slices: int
+    depth: int
+    kept: tuple[int, int] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a section may ask for besides what it measured.
 
     provenance: how the real file was made; missing: why a set is not there; first: the first SHOWN volumes of each set,
-    there as soon as all is measured.
+    there as soon as all is measured. padding: that of the real file, None where it records none.
     """
 
     layout: Layout
     provenance: Mapping[str, Any]
     missing: Mapping[str, str] = field(default_factory=dict)
     first: Mapping[str, list] = field(default_factory=dict)
+    padding: Padding | None = None
 
 
 class Score(NamedTuple):

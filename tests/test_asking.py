@@ -575,6 +575,37 @@ def test_samples_are_asked_by_what_they_were_asked_for(tmp_path):
         ask(conditions=str(tmp_path / "drawn.h5"))
 
 
+# ---- prompts ----
+
+
+def test_prompts_are_rows_with_missing_values(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("- {id: a, class: ES, lv_volume: 60, body mass: null}\n"
+                    "- {lv_volume: 70 ml, body mass: 30 kg/m2}\n- class: 0\n  spacing_0: 2\n")
+    found = ask({"class_labels": Part(2, 0.1), "attributes": Part(3, 0.1, 0.2)}, range(3), conditions=str(path),
+                facts=replace(FACTS, attribute_units=("ml", "kg/m2", "mm")))
+    told = found([0, 1, 2])
+    np.testing.assert_array_equal(told.attributes, [[60, nan, nan], [70, 30, nan], [nan, nan, 2]])
+    assert told.class_labels.tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert found.record["conditions"]["ids"] == ["a", "prompt1", "prompt2"]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a: 1", "p.yaml: is no list of prompts; wanted a mapping for each, as in '- {id: a, lv_volume: 120}'"),
+    ("[]", "is no list of prompts"), ("[1, 2]", "is no list of prompts"), ("- {}", "is no list of prompts"),
+    ("- {a: 1", "p.yaml: not readable as YAML"), ("- {id: a}\n- {id: a}", "ids empty or doubled: a"),
+    ("- {id: '', lv_volume: 1}", "ids empty or doubled: (empty)"),
+    ("- {Class: ED}", "column 'Class': wanted one of id, class, map, image"),
+    ("- {lv_volum: 60}", "did you mean 'lv_volume'"), ("- {lv_volume: 60 l}", "is in l"),
+    ("- {lv_volume: true}", "lv_volume of prompt0: True is no number"), ("- {lv_volume: [1]}", "is no number"),
+    ("- {class: XX}", "'XX' is not one of")])
+def test_what_is_no_prompt_is_refused(tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        ask({"class_labels": Part(2, 0.1), "attributes": Part(3, 0.1, 0.2)}, conditions=str(tmp_path / "p.yaml"))
+    assert message in str(error.value)
+
+
 # ---- drawing ----
 
 

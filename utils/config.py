@@ -293,11 +293,17 @@ def to_yaml(config: dict) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A plain config from a YAML file, its ${...} as they stand; ValueError when it is damaged or no keys and values.
     """
+    found = yaml_content(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: wanted keys and values, this is a {type(found).__name__}")
+    return found
+
+
+def yaml_content(path: Path) -> dict | list:
+    """What a YAML file holds, a mapping or a list, its ${...} as they stand; ValueError when it is damaged."""
     check_yaml(path)
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError, AssertionError) as e:
         raise ValueError(f"{path}: not readable as YAML ({first_line(e)})") from e
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: wanted keys and values, this is a {type(found).__name__}")
     return found

@@ -133,6 +133,7 @@ class Sampling:
     classes: list[str] | None = None    # of a class-conditional network: the seeds go through them in turn; null = all
     attributes: dict[str, Any] = field(default_factory=dict)  # by name, in units of the data: numbers; null = missing
     sweep: dict[str, Any] = field(default_factory=dict)  # an attribute: [lo, hi, n], so many values for every seed
+    pairs: bool = False                 # a sample of every class (or of sampling.classes) for each seed, from one noise
     conditions: str | None = None       # a file with a row for each seed: table, folder of maps, volumes, samples;
                                         # PET: a low-dose scan, or phantoms; null = held-out phantoms
     conditions_split: str | None = None  # its rows in volumes or latents; null = test, else val, else the first; of

@@ -1,5 +1,6 @@
 """What the reports show, in order: a new number or section is one file here and one line below."""
 
+from edm3d.reporting.section import COMPARED, DECODED
 from edm3d.reporting.sections.asked_attributes import AttributesFollowed
 from edm3d.reporting.sections.asked_maps import AskedMaps
 from edm3d.reporting.sections.classes import AskedClasses
@@ -20,6 +21,7 @@ from edm3d.reporting.sections.image_classes import ImageClasses
 from edm3d.reporting.sections.intensities import Intensities
 from edm3d.reporting.sections.latents import Latents
 from edm3d.reporting.sections.membership import MembershipAttack
+from edm3d.reporting.sections.padding_slices import PaddingSlices
 from edm3d.reporting.sections.pairs import ImagePairs
 from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
@@ -49,6 +51,7 @@ NUMBERS = (
 MEASURED = MeasuredOnce(NUMBERS)  # once for all sections
 # Sections of the report of generated volumes against real ones.
 COMPARISON = (
+    PaddingSlices(COMPARED),
     Scalars(MEASURED),
     ToldApart(MEASURED),
     Ejection(MEASURED),
@@ -72,6 +75,7 @@ COMPARISON = (
 COMPARISON = (*COMPARISON, Scorecard(COMPARISON))  # what all before it say
 # Sections of the report of a first stage.
 FIRST_STAGE = (
+    PaddingSlices(DECODED),
     Fidelity(),
     Grain("decoded"),
     DecodedPictures(),

@@ -28,7 +28,8 @@ class DecodedPictures(Section):
     sets = DECODED
 
     def measure(self, item: DecodedCase, context: RoundTrip) -> tuple[str, float]:
-        return item.id, psnr(item.decoded.image, item.real.image, context.layout.data_range)
+        inside = item.inside
+        return item.id, psnr(inside.decoded.image, inside.real.image, context.layout.data_range)
 
     def gather(self, rows: dict[str, list], context: RoundTrip) -> dict[int, tuple[str, float]]:
         """The worst volumes by their number."""

@@ -44,6 +44,7 @@ class Ejection(Section):
     ejection.{available, pairs.{real, generated}}
     ejection.ventricles.CLASS.{unit, real_mean, ..., ks, floor_*, wasserstein, relative, wasserstein_floor_*, p_mean,
                                p_spread, p_ks, p_holm}             as `metrics` and `tests` have them
+    ejection.ventricles.CLASS.smaller.{real, generated}    pairs whose ventricle is smaller at ES than at ED
     """
 
     words = {"ejection fraction": "Share of the ventricle's volume at end-diastole that is gone at end-systole, of two "
@@ -74,7 +75,8 @@ class Ejection(Section):
         if few := [f"{len(pairs[name])} of {name} volumes" for name in BOTH if len(pairs[name]) < FEWEST]:
             return {"ejection": missing(
                 f"wanted {FEWEST} pairs or more of one patient at ED and ES, there are {' and '.join(few)}; ask for "
-                "generated ones by a file with a row for each phase of a patient (sampling.conditions)")}
+                "generated ones by sampling.pairs=true, or by a file with a row for each phase of a patient "
+                "(sampling.conditions)")}
         floors = ks_floors(len(pairs["real"]), len(pairs["generated"]))
         rows = {name: ejection_row({key: values[:, k] for key, values in pairs.items()}, floors, context.seed)
                 for k, name in enumerate(names)}
@@ -103,21 +105,31 @@ class Ejection(Section):
 
     def lines(self, report: dict) -> list[str]:
         part = report["ejection"]
-        return [] if part["available"] else [f"Ejection fraction: not available: {part['reason']}"]
+        if not part["available"]:
+            return [f"Ejection fraction: not available: {part['reason']}"]
+        return [f"Pairs: {name} is smaller at ES than at ED in {smaller(part, row, 'generated')} generated ones, in "
+                f"{smaller(part, row, 'real')} real ones" for name, row in part["ventricles"].items()]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         part = report["ejection"]
         if not part["available"]:
             return "<h2>Ejection fraction</h2>" + html_missing("Ejection fraction", part)
         head = ["%", "real", "generated", "KS", "floor, 99 %", "Wasserstein", "floor, 99 %", "p of mean", "p of spread",
-                "p of KS", "p by Holm"]
+                "p of KS", "p by Holm", *(f"ES < ED, {name}" for name in BOTH)]
         rows = [[name, plus_minus(row, "real"), plus_minus(row, "generated"),
                  *(number(row[key]) for key in ("ks", "floor_p99", "wasserstein", "wasserstein_floor_p99")),
-                 *(p_value(row[key]) for key in (*TESTS, "p_holm"))] for name, row in part["ventricles"].items()]
+                 *(p_value(row[key]) for key in (*TESTS, "p_holm")), *(smaller(part, row, each) for each in BOTH)]
+                for name, row in part["ventricles"].items()]
         pairs = part["pairs"]
         return (f"<h2>Ejection fraction</h2><p>{pairs['real']} real pairs of one patient at end-diastole and "
-                f"end-systole, {pairs['generated']} generated ones.</p>" + html_table(head, rows, main=3)
+                f"end-systole, {pairs['generated']} generated ones. ES &lt; ED: in how many of them the ventricle is "
+                "smaller at end-systole.</p>" + html_table(head, rows, main=3)
                 + html_grid([f"ejection_{name}" for name in part["ventricles"]], figures))
+
+
+def smaller(part: dict, row: dict, name: str) -> str:
+    """In how many pairs of a set the ventricle of a row is smaller at end-systole, of how many."""
+    return f"{row['smaller'][name]} of {part['pairs'][name]}"
 
 
 def paired(rows: Sequence[PhaseRow], width: int) -> Fractions:
@@ -138,4 +150,5 @@ def ejection_row(values: dict[str, np.ndarray], floors: dict[str, float], seed: 
     apart = distance_row(values, seed)
     renamed = {f"wasserstein_{key}" if key.startswith("floor_") else key: value for key, value in apart.items()
                if key != "noise"}
-    return scalar_row(values, "%", floors) | renamed
+    return scalar_row(values, "%", floors) | renamed | {
+        "smaller": {name: int(np.count_nonzero(values[name] > 0)) for name in BOTH}}

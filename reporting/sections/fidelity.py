@@ -56,7 +56,8 @@ class Fidelity(Section):
     sets = DECODED
 
     def measure(self, item: DecodedCase, context: Context) -> FidelityRow:
-        real, back, scale = item.real.image, item.decoded.image, context.layout.data_range
+        inside, scale = item.inside, context.layout.data_range
+        real, back = inside.real.image, inside.decoded.image
         pairs = list(zip(real, back, strict=True))
         window = min(7, *real.shape[1:])
         return FidelityRow(
@@ -154,7 +155,8 @@ def speckle_psnr(case: Case, context: Context) -> float | str:
     if context.provenance.get("kind") != "phantom":
         return "the noise-free truth is known of phantoms only"
     try:
-        return image.psnr(speckle_free(case, context.provenance), case.image, context.layout.data_range)
+        clean = case._replace(image=speckle_free(case, context.provenance))
+        return image.psnr(clean.inside.image, case.inside.image, context.layout.data_range)
     except ValueError as error:
         return str(error)
 

@@ -120,7 +120,7 @@ class Grain(Section):
         self.other, self.sets = other, DECODED if other == "decoded" else COMPARED
 
     def measure(self, item: Case | DecodedCase, context: Context) -> GrainRow | tuple[GrainRow, GrainRow]:
-        layout = context.layout
+        item, layout = item.inside, context.layout
         return (grain_of(item.real, layout), grain_of(item.decoded, layout)) if isinstance(item, DecodedCase) else \
             grain_of(item, layout)
 

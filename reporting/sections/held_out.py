@@ -33,8 +33,8 @@ class HeldOut(Section):
     sets = DECODED
 
     def measure(self, item: DecodedCase, context: Comparison) -> HeldOutRow:
-        layout = context.layout
-        return HeldOutRow(fidelity.psnr(item.decoded.image, item.real.image, layout.data_range),
+        layout, inside = context.layout, item.inside
+        return HeldOutRow(fidelity.psnr(inside.decoded.image, inside.real.image, layout.data_range),
                           fidelity.case_dice(item, layout), fidelity.speckle_psnr(item.real, context))
 
     def compute(self, found: dict[str, list], context: Comparison) -> dict[str, Any]:

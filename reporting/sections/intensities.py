@@ -12,6 +12,6 @@ class Intensities(Numbers):
         return {f"{prefix}intensity_{key}": layout.unit for prefix in prefixes for key in ("mean", "std")}
 
     def measure(self, case: Case, layout: Layout) -> dict[str, float | bool]:
-        values = [float(value) for volume in case.image for value in
+        values = [float(value) for volume in case.inside.image for value in
                   (volume.mean(dtype="float64"), volume.std(dtype="float64"))]
         return dict(zip(self.units(layout), values, strict=True))

@@ -51,7 +51,9 @@ class ImagePairs(Section):
         "LPIPS": "Zhang R, et al. The unreasonable effectiveness of deep features as a perceptual metric. CVPR 2018"}
 
     def measure(self, item: DecodedCase, context: Comparison) -> np.ndarray | None:
-        return None if context.partner is None else likeness(item.decoded, item.real, context)
+        if context.partner is None:
+            return None
+        return likeness(item.decoded._replace(held=item.real.held), item.real, context)
 
     def gather(self, rows: dict[str, list], context: Comparison) -> PairFigures:
         decoded = [row for row in rows.get("decoded", []) if row is not None]
@@ -130,8 +132,9 @@ class ImagePairs(Section):
 
 
 def likeness(one: Case, other: Case, context: Comparison) -> np.ndarray:
-    """MEASURES [3] of two volumes, NaN for one that cannot be measured."""
+    """MEASURES [3] of two volumes in the slices that count of the first, NaN for one that cannot be measured."""
     layout = context.layout
+    one, other = one.inside, other._replace(held=one.held).inside
     return np.array([fidelity.psnr(one.image, other.image, layout.data_range), mean_ssim(one, other, layout),
                      np.nan if context.lpips is None else
                      context.lpips.distance(*(unit_range(each.image, layout) for each in (one, other)))])

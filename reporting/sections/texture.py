@@ -43,9 +43,10 @@ class Texture(Section):
 
     def measure(self, item: Case, context: Comparison) -> TextureRow:
         layout = context.layout
-        edges, clipped = intensity_bins(layout), np.clip(item.image, layout.lo, layout.hi)
+        images = item.inside.image
+        edges, clipped = intensity_bins(layout), np.clip(images, layout.lo, layout.hi)
         return TextureRow(np.stack([np.histogram(volume, bins=edges)[0] / volume.size for volume in clipped]),
-                          np.stack([radial_log_power(volume) for volume in item.image]))
+                          np.stack([radial_log_power(volume) for volume in images]))
 
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, Curves]:
         return {name: {key: np.stack([getattr(row, name) for row in kept]) for key, kept in rows.items()}

@@ -33,7 +33,7 @@ class Variety(Section):
     def gather(self, rows: dict[str, list], context: Comparison) -> dict[str, tuple[dict, Pairs]]:
         layout, volumes = context.layout, {}
         for key, cases in (("real", context.real), ("generated", context.generated)):
-            images = np.stack([cases.case(i).image for i in range(min(VOLUMES, len(cases)))])
+            images = np.stack([cases.case(i).inside.image for i in range(min(VOLUMES, len(cases)))])
             volumes[key] = np.clip((images - layout.lo) / layout.data_range, 0, 1)
         return {name: ms_ssim_row(*(values[:, c:c + 1] for values in volumes.values()), context.seed)
                 for c, name in enumerate(layout.channels)}

@@ -148,8 +148,8 @@ def drawing_of(config: dict, task: Task, samples: Sequence[Sample], device: torc
 
 def preview_options(config: dict) -> Sampling:
     """How samples are drawn while training: one for each seed, with nothing kept of the way, of the prior alone."""
-    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, samples_per_condition=1,
-                      quality=Quality())
+    options = replace(sampling_options(config), posterior={}, trajectory=False, sweep={}, pairs=False,
+                      samples_per_condition=1, quality=Quality())
     check_options(options)
     return started(replace(options, trust=options.trust or config["training"]["options"]["trust"]))
 
