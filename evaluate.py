@@ -9,7 +9,7 @@ import click
 
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
-OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root", "gif")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
               "lpips", "downstream", "features", "planes", "min_samples",
               "planted", "members", "private", "show_private")
@@ -77,6 +77,8 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--min-psnr", default=20.0, show_default=True, help="dB that a first stage must reach to pass.")
 @click.option("--run-root", default="results", show_default=True, type=click.Path(path_type=Path),
               help="Where runs are looked for by name, and features are kept.")
+@click.option("--gif", is_flag=True, help="Animate volumes, too: real and generated, or before and after, slice by "
+                                          "slice (figures/animation.gif).")
 @click.option("--overwrite", is_flag=True, help="Replace a report of other volumes or another network in --dest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context

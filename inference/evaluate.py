@@ -42,7 +42,7 @@ class ComparisonOptions(NamedTuple):
     planes: as the command's words (inference.features); min_samples: volumes of a set that a Frechet distance takes;
     run_root: below which snapshots are looked for and features kept, None: results, and no features are kept. planted,
     members: how many copies the audit makes and losses it looks at; private: whether the volumes learnt from are, and
-    show_private: are shown all the same.
+    show_private: are shown all the same. gif: whether to animate.
     """
 
     split: str = "auto"
@@ -65,6 +65,7 @@ class ComparisonOptions(NamedTuple):
     members: int = 128
     private: bool = False
     show_private: bool = False
+    gif: bool = False
 
 
 AS_EVER = ComparisonOptions()
@@ -117,7 +118,8 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
     context = Comparison(layout=layout, provenance=file.provenance, missing=absent | gone, real=against,
                          generated=drawn, seeds=samples.seeds,
                          asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (),
-                         held_out=held_out, seed=seed, train=learnt, min_samples=options.min_samples, **more)
+                         held_out=held_out, seed=seed, train=learnt, min_samples=options.min_samples,
+                         animate=options.gif, **more)
     of_features = {"real": plain_hash([file.content_hash, against.description, layout.channels, size]),
                    "generated": plain_hash([file_hash(samples.path), layout.channels, size]), "noise": None}
 

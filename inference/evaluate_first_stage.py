@@ -35,7 +35,7 @@ from edm3d.utils.runs import find_file, passed_over
 class FirstStageOptions(NamedTuple):
     """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB.
 
-    refiner: a name, run folder or snapshot of what refines the images that come back.
+    refiner: a name, run folder or snapshot of what refines the images that come back. gif: whether to animate.
     """
 
     split: str = "auto"
@@ -46,6 +46,7 @@ class FirstStageOptions(NamedTuple):
     run_root: Path = Path("results")
     overwrite: bool = False
     refiner: str | None = None
+    gif: bool = False
 
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
@@ -81,7 +82,7 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
 
     decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes), refiner)
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
-                        min_psnr=options.min_psnr)
+                        min_psnr=options.min_psnr, animate=options.gif)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
     walked = walk(sections.FIRST_STAGE, context, {"decoded": items})
     first = walked.context.first["decoded"][0]

@@ -28,13 +28,14 @@ class Context:
     """What a section may ask for besides what it measured.
 
     provenance: how the real file was made; missing: why a set is not there; first: the first SHOWN volumes of each set,
-    there as soon as all is measured.
+    there as soon as all is measured; animate: whether GIFs are wanted.
     """
 
     layout: Layout
     provenance: Mapping[str, Any]
     missing: Mapping[str, str] = field(default_factory=dict)
     first: Mapping[str, list] = field(default_factory=dict)
+    animate: bool = False
 
 
 class Score(NamedTuple):
@@ -94,7 +95,7 @@ class Section:
         return {}
 
     def animations(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:
-        """GIFs by the name of their file."""
+        """GIFs by the name of their file, where the context wants any."""
         return {}
 
     def embedded(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:
