@@ -15,8 +15,8 @@ import torch
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.asking_scans import asker_for
 from edm3d.inference.drawing import complete, draw, draw_all, make_drawer
-from edm3d.inference.generation import shown_channels
 from edm3d.inference.model import Model
+from edm3d.inference.real_pictures import shown_channels
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.volume_features import VolumeFeatures
 from edm3d.metrics.frechet import frechet_distance
