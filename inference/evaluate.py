@@ -16,6 +16,7 @@ from edm3d.inference.features import DEFAULT, FeatureOptions, feature_pass
 from edm3d.inference.judges import find_partner, open_classifier, open_lpips
 from edm3d.inference.labelling import find_labeller
 from edm3d.inference.licences import licences_of
+from edm3d.inference.sample_files import ways_beside
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison
@@ -170,14 +171,21 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
                 options.classifier, options.run_root or Path("results"), samples, file, layout, options.trust),
             "lpips": options.lpips and open_lpips(options.lpips),
             "utility": options.downstream and read_downstream(options.downstream)}
+    ways, no_ways = ({}, "the data are private; --show-private shows them") if hides(options) else ways_beside(samples)
+    more["ways"] = ways
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
-    return more, {"pairs": unpaired, "maps": unasked,
+    return more, {"pairs": unpaired, "maps": unasked, "trajectories": no_ways,
                   "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}
+
+
+def hides(options: ComparisonOptions) -> bool:
+    """Whether real volumes are not to be seen."""
+    return options.private and not options.show_private
 
 
 def to_be_shown(first: Mapping[str, list], options: ComparisonOptions) -> dict[str, list]:
     """The volumes that pictures are made of: of private data none but those that networks drew."""
-    hidden = ("real", "decoded") if options.private and not options.show_private else ()
+    hidden = ("real", "decoded") if hides(options) else ()
     return {name: [] if name in hidden else items for name, items in first.items()}
 
 

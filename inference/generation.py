@@ -41,11 +41,13 @@ from edm3d.inference.scans import Scans
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import CONDITION, MEAN, STARTS, started
 from edm3d.inference.sweeps import write_sweep
+from edm3d.inference.trajectories import write_trajectories
+from edm3d.reporting.cases import Layout
 from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import check_targets
-from edm3d.utils.files import check_folder
+from edm3d.utils.files import atomic_path, check_folder
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
@@ -100,7 +102,8 @@ def generate(experiment: str, config: dict) -> None:
             for line in drawn_again(merged):
                 log(f"Quality   {line}")
             for line in chain(write_pictures(outdir, merged, whole, options, conditions.scans),
-                              write_sweep(outdir, merged, options.montage)):
+                              write_sweep(outdir, merged, options.montage),
+                              write_trajectories(outdir, merged, drawer, whole, options)):
                 log(line)
 
 
@@ -110,7 +113,8 @@ def check_options(options: Sampling) -> None:
     check_choice("sampling.start", options.start, STARTS)
     if options.seeds is not None:
         requested_seeds(options.seeds)
-    for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0), ("samples_per_condition", 1)):
+    for name, least in (("batch_size", 1), ("montage", 0), ("gif", 0), ("trajectory_montage", 0), ("num_threads", 0),
+                        ("samples_per_condition", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
     if "_target_" not in options.sampler:
@@ -269,6 +273,8 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
     if options.format == PNG:
         yield from write_pngs(outdir, samples)
         yield f"PNG       {outdir / 'png'}"
+    if options.gif:
+        yield from write_gif(outdir / "samples.gif", samples, snapshot, options, scans)
     if options.montage and scans is not None:
         write_scan_montage(outdir / "samples.png", samples, scans, options.montage)
         yield f"Montage   {outdir / 'samples.png'}"
@@ -276,6 +282,24 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
         why = write_montage(outdir / "samples.png", samples, snapshot, options)
         yield f"Montage   {outdir / 'samples.png'}" + (f"; without real volumes: {why}; name some by sampling.real="
                                                        "FILE.h5" if why else "")
+
+
+def write_gif(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling, scans: Scans | None
+              ) -> Iterator[str]:
+    """A GIF of real volumes and the first samples, slice by slice, where there are slices; a line on it."""
+    from edm3d.reporting.animations import MOST_BYTES, NO_SLICES, SHOWN, animation
+    affine, dims, facts = samples.affine_of(0), len(samples.shape("images")) - 2, samples.meta.facts
+    if dims == 1:
+        yield f"GIF       none: {NO_SLICES}"
+        return
+    count = min(options.gif, len(samples), SHOWN[dims])
+    real = [] if scans else real_pictures(snapshot, options.real, count, options.trust)[0]
+    layout = Layout(facts.channels, facts.label_classes, tuple(spacing_of(affine)[:dims]), facts.intensity.lo,
+                    facts.intensity.hi, facts.intensity.unit, affine)
+    generated = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(animation([("Real", real), ("Generated", generated)], layout))
+    yield f"GIF       {path}: {count} samples{' above real volumes' * bool(real)}, {MOST_BYTES / 1e6:g} MB at most"
 
 
 def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> str:

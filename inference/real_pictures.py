@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edm3d.formats import h5
-from edm3d.formats.volumes import VolumesFile, held_out_first
+from edm3d.formats.volumes import Item, VolumesFile, held_out_first
 from edm3d.inference.asking_scans import held_out_items
 from edm3d.inference.batch import Sample
 from edm3d.inference.snapshot import Snapshot
@@ -36,6 +36,28 @@ def volume_pictures(file: VolumesFile, snapshot: Snapshot, count: int, said: str
     channels = shown_channels(file, snapshot, said)
     places = islice(((split, i) for split in held_out_first(file.splits) for i in range(file.length(split))), count)
     return [(item.image[channels], item.label) for item in (file.read(*place) for place in places)]
+
+
+def real_volume(snapshot: Snapshot, source: str | None) -> Item:
+    """The first volume, a held-out one if there is any, of a file (null: of that which the network was trained on) with
+    the channels that are drawn; ValueError where there is none, or its names of classes or attributes are others.
+    """
+    facts, path = snapshot.facts, Path(source or snapshot.facts.source)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if not holds_volumes(path):
+        raise ValueError(f"{path} holds no volumes")
+    file = VolumesFile(path)
+    if source is None and file.content_hash != facts.content_hash:
+        raise ValueError(f"{path} is not what the network was trained on, but another file of that name")
+    for what, had, wanted in (("classes", file.meta.class_names, facts.class_names),
+                              ("attributes", file.meta.attribute_names, facts.attribute_names or ())):
+        if wanted and tuple(had) != tuple(wanted):
+            raise ValueError(f"{path}: its {what} are {listed(had)}, the network knows {listed(wanted)}")
+    channels = shown_channels(file, snapshot, str(path))
+    split = next(name for name in held_out_first(file.splits) if file.length(name))
+    item = file.read(split, 0)
+    return item._replace(image=item.image[channels])
 
 
 def shown_channels(file: VolumesFile, snapshot: Snapshot, said: str) -> list[int]:

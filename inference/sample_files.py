@@ -19,12 +19,14 @@ from edm3d.inference.parts import check_alike
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting.overlays import in_rgb, with_classes
 from edm3d.utils.commands import command
-from edm3d.utils.files import arrays_hash, plain_hash
+from edm3d.utils.files import arrays_hash, first_line, plain_hash
 from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
 PNG = "png"  # as sampling.format: samples.h5, and PNGs beside it
 ASKED = "asked.csv"
+TRAJECTORIES = "trajectories"
+MOST_WAYS = 4  # pictures of the way from noise that a report shows
 # ends of names that no channel has
 KINDS = ("map", "label", "visible", "overlay", "contour", "cond", "high", "phantom")
 TINT = 0.2  # opacity of classes in an overlay
@@ -56,7 +58,7 @@ def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
     """The records of what lies beside the samples of an outdir, by the name of its folder."""
     made_of = {"kind": "generate", **meta.made_of}
     return {name: Manifest(outdir, f"{name}.json", made_of, ("snapshot_hash", "sampling"))
-            for name in ("nifti", PNG, "asked", "enhanced")}
+            for name in ("nifti", PNG, "asked", "enhanced", TRAJECTORIES)}
 
 
 def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
@@ -78,6 +80,27 @@ def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
 def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
     """Delete what was written beside samples of another network or other settings, which are gone; notes."""
     return [note for record in records(outdir, meta).values() if record.path.is_file() for note in record.begin()]
+
+
+def ways_beside(samples: SamplesFile) -> tuple[dict[str, bytes], str]:
+    """Pictures of the way from noise to image that lie beside samples, by the names of the first that have one, and
+    why there are none, else ''.
+    """
+    record, names = records(samples.path.parent, samples.meta)[TRAJECTORIES], samples.meta.file_names(samples.seeds)
+    try:
+        had = record.found()
+    except ValueError as e:
+        return {}, first_line(e)
+    if had is None:
+        return {}, "none lie beside the samples (generate.py sampling.trajectory_montage=3)"
+    if {**had, "sampling": compared(had["sampling"], samples.meta.facts.class_names)} != record.made_of:
+        return {}, f"{record.path} is of other samples"
+    record.load()
+    files = {name: f"{TRAJECTORIES}/{name}.png" for name in names}
+    found = [name for name, file in files.items() if file in record.files
+             and record.is_finished(file, record.files[file].of)][:MOST_WAYS]
+    return {name: (samples.path.parent / files[name]).read_bytes() for name in found}, \
+        "" if found else f"{record.path} names none of these samples"
 
 
 # ---- what was asked for ----

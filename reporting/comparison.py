@@ -67,7 +67,8 @@ class Comparison(Context):
 
     told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
     or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
-    networks says. Why one of these is not there is in `missing`, by its name.
+    networks says. ways: PNGs of the way from noise to image, by the names of samples. Why one of these is not there is
+    in `missing`, by its name.
     """
 
     real: Cases
@@ -85,6 +86,7 @@ class Comparison(Context):
     utility: Mapping[str, Any] | None = None
     min_samples: int = 2
     audit: Audit | None = None
+    ways: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -36,6 +36,7 @@ from edm3d.reporting.sections.utility import Utility
 from edm3d.reporting.sections.variety import Variety
 from edm3d.reporting.sections.viewer import Viewer, real_and_decoded, real_and_generated
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
+from edm3d.reporting.sections.way_from_noise import WayFromNoise
 
 # Numbers of one volume, which sections hold against real ones.
 NUMBERS = (
@@ -55,6 +56,7 @@ COMPARISON = (
     AttributesFollowed(MEASURED),
     SamplePictures(),
     Viewer(real_and_generated),
+    WayFromNoise(),
     Texture(),
     Grain("generated"),
     Variety(),
