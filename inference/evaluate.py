@@ -172,7 +172,7 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
             "lpips": options.lpips and open_lpips(options.lpips),
             "utility": options.downstream and read_downstream(options.downstream)}
     ways, no_ways = ({}, "the data are private; --show-private shows them") if hides(options) else ways_beside(samples)
-    more["ways"] = ways
+    more |= {"ways": ways, "sweep": samples.meta.sweep}
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
     return more, {"pairs": unpaired, "maps": unasked, "trajectories": no_ways,
                   "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}

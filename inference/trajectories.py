@@ -21,6 +21,7 @@ from edm3d.inference.sample_files import records
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.reporting.cases import Layout
+from edm3d.reporting.strips import evenly
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.utils.files import arrays_hash, first_line, plain_hash
@@ -121,8 +122,8 @@ def way_of(drawer: Drawer, number: int, attempt: int, snapshot: Snapshot, option
     except (OSError, ValueError) as e:
         of = f"{SELF}, as no real volume is at hand: {first_line(e)}"
     noise = ImageGenerators(found.keys, purpose="trajectory").randn(drawer.shape)
-    return Way(steps, {i: noised(drawer, clean, noise, steps[i].sigma, known) for i in shown(len(steps))}, clean, of,
-               told)
+    numbers = evenly(len(steps), SHOWN) if steps else []
+    return Way(steps, {i: noised(drawer, clean, noise, steps[i].sigma, known) for i in numbers}, clean, of, told)
 
 
 @torch.no_grad()
@@ -134,11 +135,6 @@ def noised(drawer: Drawer, clean: torch.Tensor, noise: torch.Tensor, sigma: floa
         level = torch.tensor(sigma, dtype=torch.float64)
         estimate = net(x.to(drawer.device), level, told.to(drawer.device))
     return Step(sigma, x.float(), estimate.to("cpu", torch.float32))
-
-
-def shown(count: int) -> list[int]:
-    """Numbers of the steps that a picture shows."""
-    return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int)).tolist()
 
 
 @torch.no_grad()
@@ -191,7 +187,7 @@ def picture(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: in
     """
     from edm3d.reporting.montages import png_bytes
     from edm3d.reporting.noise_levels import noise_levels
-    numbers, plain = shown(len(way.steps)), drawer._replace(refiner=None)
+    numbers, plain = evenly(len(way.steps), SHOWN), drawer._replace(refiner=None)
     spread = float(way.clean.double().std())
 
     def seen(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:

@@ -13,6 +13,7 @@ from edm3d.reporting.html import html_figure, html_missing
 from edm3d.reporting.montages import blocks_figure, by_channel, classes_seen, windows_of
 from edm3d.reporting.section import Context, missing
 from edm3d.reporting.slices import Block, Plane, known_affine, plane_names, planes_of, tile_of
+from edm3d.reporting.strips import evenly
 
 SHOWN = {3: 3, 2: 24}  # volumes side by side, and 2D images one after another, at most
 FRAMES = 24  # slices at most, evenly from the first to the last
@@ -80,8 +81,8 @@ def through_depth(blocks: Sequence[Block], layout: Layout) -> Iterator[Step]:
     shown = by_channel([(title, pictures[:SHOWN[3]]) for title, pictures in blocks], 3, layout.channels)
     depth = max(values.shape[2] for parts in shown for _, pictures in parts for values, _ in pictures)
     affine, name = known_affine(layout.affine), plane_names(3, layout.affine)[0][0]
-    for place in np.unique(np.linspace(0, depth - 1, min(depth, FRAMES)).round().astype(int)):
-        def cut(values: np.ndarray, label: np.ndarray | None, place: int = int(place)) -> list[Plane]:
+    for place in evenly(depth, FRAMES):
+        def cut(values: np.ndarray, label: np.ndarray | None, place: int = place) -> list[Plane]:
             at = round(place * (values.shape[2] - 1) / max(depth - 1, 1))
             return planes_of(values, label, layout.spacing, affine, (0, 0, at))[:1]
 

@@ -11,12 +11,12 @@ from edm3d.reporting.slices import Block, centre_of, known_affine, planes_of, ti
 
 def noise_levels(blocks: Sequence[Block], layout: Layout, captions: Sequence[str]) -> Figure:
     """Titled rows of volumes, a column for each caption, all cut at one place of the last axis, that of the middle of
-    the last volume's label map, and in the window of that volume; signals are lines.
+    the last volume's label map, and in the window of the last volume of the first row; signals are lines.
     """
     dims, last = len(layout.spacing), blocks[-1][1][-1:]
     if dims == 1:
         return curves([(title, [image for image, _ in pictures]) for title, pictures in blocks], captions)
-    windows = windows_of([("", last)], dims, layout.channels)
+    windows = windows_of([("", blocks[0][1][-1:])], dims, layout.channels)
     affine, centre = known_affine(layout.affine), centre_of(last[0][0].shape[-dims:], last[0][1])
     sheets, planes = [], []
     for parts, window in zip(by_channel(blocks, dims, layout.channels), windows.tolist(), strict=True):

@@ -27,6 +27,7 @@ from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
 from edm3d.reporting.sections.scorecard import Scorecard
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.surfaces import Surfaces
+from edm3d.reporting.sections.sweep import AttributeSweep
 from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.told_apart import ToldApart
@@ -54,6 +55,7 @@ COMPARISON = (
     Ejection(MEASURED),
     AskedClasses(MEASURED),
     AttributesFollowed(MEASURED),
+    AttributeSweep(MEASURED),
     SamplePictures(),
     Viewer(real_and_generated),
     WayFromNoise(),
