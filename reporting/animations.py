@@ -25,8 +25,8 @@ ROOM = ((1, 255), (1, 64), (2, 64), (4, 32))  # every how many-th frame, and col
 Columns = list[tuple[str, list[list[Plane]]]]  # planes of each volume, below a title
 
 
-class Step(NamedTuple):
-    """What is seen at a time: of each channel titled blocks, and which step it is."""
+class Scene(NamedTuple):
+    """What is seen at a time: of each channel titled blocks, and which slice or image it is."""
 
     channels: list[Columns]
     said: str
@@ -44,10 +44,10 @@ def animation(blocks: Sequence[Block], layout: Layout) -> bytes:
     if dims == 1:
         raise ValueError(NO_SLICES)
     windows = windows_of(blocks, dims, layout.channels).tolist()
-    steps = list((through_depth if dims == 3 else one_by_one)([block for block in blocks if len(block[1])], layout))
-    legend = classes_seen(layout.label_classes, [planes for step in steps for parts in step.channels
+    scenes = list((through_depth if dims == 3 else one_by_one)([block for block in blocks if len(block[1])], layout))
+    legend = classes_seen(layout.label_classes, [planes for scene in scenes for parts in scene.channels
                                                  for _, columns in parts for planes in columns])
-    return packed([frame_of(step, windows, legend) for step in steps], DEPTH_MS if dims == 3 else SAMPLE_MS)
+    return packed([frame_of(scene, windows, legend) for scene in scenes], DEPTH_MS if dims == 3 else SAMPLE_MS)
 
 
 # ---- in a report ----
@@ -76,7 +76,7 @@ def html_animation(report: dict, figures: Mapping[str, bytes]) -> str:
 # ---- frames ----
 
 
-def through_depth(blocks: Sequence[Block], layout: Layout) -> Iterator[Step]:
+def through_depth(blocks: Sequence[Block], layout: Layout) -> Iterator[Scene]:
     """The slices that are shown, each at the same share of every volume's depth."""
     shown = by_channel([(title, pictures[:SHOWN[3]]) for title, pictures in blocks], 3, layout.channels)
     depth = max(values.shape[2] for parts in shown for _, pictures in parts for values, _ in pictures)
@@ -86,24 +86,24 @@ def through_depth(blocks: Sequence[Block], layout: Layout) -> Iterator[Step]:
             at = round(place * (values.shape[2] - 1) / max(depth - 1, 1))
             return planes_of(values, label, layout.spacing, affine, (0, 0, at))[:1]
 
-        yield Step([[(title, [cut(*picture) for picture in pictures]) for title, pictures in parts]
+        yield Scene([[(title, [cut(*picture) for picture in pictures]) for title, pictures in parts]
                     for parts in shown], f"{name}, slice {place + 1:0{len(str(depth))}} of {depth}")
 
 
-def one_by_one(blocks: Sequence[Block], layout: Layout) -> Iterator[Step]:
+def one_by_one(blocks: Sequence[Block], layout: Layout) -> Iterator[Scene]:
     """2D images by number, those of all blocks together."""
     count = min(SHOWN[2], *(len(pictures) for _, pictures in blocks))
     for i in range(count):
         split = by_channel([(title, [pictures[i]]) for title, pictures in blocks], 2, layout.channels)
-        yield Step([[(title, [planes_of(*pictures[0], layout.spacing, known_affine(layout.affine))])
+        yield Scene([[(title, [planes_of(*pictures[0], layout.spacing, known_affine(layout.affine))])
                      for title, pictures in parts] for parts in split], f"{i + 1:0{len(str(count))}} of {count}")
 
 
-def frame_of(step: Step, windows: Sequence[tuple[float, float]], legend: dict[int, str]) -> Image.Image:
-    """A step as a picture; its first title says which it is."""
+def frame_of(scene: Scene, windows: Sequence[tuple[float, float]], legend: dict[int, str]) -> Image.Image:
+    """A scene as a picture; its first title says which it is."""
     sheets = [(title, [[tile_of(plane, window) for plane in planes] for planes in columns])
-              for parts, window in zip(step.channels, windows, strict=True) for title, columns in parts]
-    sheets[0] = (f"{sheets[0][0]}: {step.said}", sheets[0][1])
+              for parts, window in zip(scene.channels, windows, strict=True) for title, columns in parts]
+    sheets[0] = (f"{sheets[0][0]}: {scene.said}", sheets[0][1])
     canvas = FigureCanvasAgg(blocks_figure(sheets, legend, ()))
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

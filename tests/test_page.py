@@ -25,8 +25,12 @@ from edm3d.reporting.montages import montage, png_bytes
 from edm3d.reporting.overlays import LABEL_COLOURS, colour_of
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.section import missing, walk
-from edm3d.reporting.sections import COMPARISON
+from edm3d.reporting.sections import COMPARISON, NUMBERS
+from edm3d.reporting.sections.asked_attributes import AttributesFollowed
+from edm3d.reporting.sections.sample_pictures import SamplePictures
+from edm3d.reporting.sections.sweep import AttributeSweep
 from edm3d.reporting.sections.viewer import Viewer, real_and_generated
+from edm3d.reporting.sections.way_from_noise import WayFromNoise
 from tests import browser
 from tests import test_evaluate_downstream as downstream
 from tests import test_evaluate_enhancement as scans
@@ -274,14 +278,15 @@ def test_the_page_of_enhanced_scans(tab, tmp_path):
 
 
 def test_the_page_of_a_sweep_with_its_way_from_noise_and_an_animation(tab, tmp_path):
-    """Eight values of two seeds, asked for by an attribute of a long name."""
-    name = "volume of the left ventricle at the end of diastole, indexed"
+    """Eight values of two seeds, asked for by the volume of a class."""
+    name = "wall_volume"
     values = [10.0 * k for k in range(8)]
     cases = [case._replace(attributes=np.array([values[i % 8]])) for i, case in enumerate(known(16, 0))]
     layout = Layout(("echo",), ("background", "wall", "cavity"), SPACING, 0.0, 1.0, "a.u.", AFFINE,
                     attributes=((name, "ml"),))
     wide = png_bytes(montage([("Sampler", [(case.image, None) for case in cases[:8]])], SPACING))
-    page = write_page(tmp_path, layout, {"real": cases[:3], "generated": cases}, animate=True,
+    sections = (SamplePictures(), AttributesFollowed(NUMBERS), AttributeSweep(NUMBERS), WayFromNoise())
+    page = write_page(tmp_path, layout, {"real": cases[:3], "generated": cases}, sections, animate=True,
                       sweep=SweptAttribute(name, "ml", values, 0), ways={"seed000000": wide})
     check_whole(tab, page, {"Sweep", "From noise to image", "Pictures"})
 
