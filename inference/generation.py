@@ -293,13 +293,14 @@ def write_gif(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sam
         yield f"GIF       none: {NO_SLICES}"
         return
     count = min(options.gif, len(samples), SHOWN[dims])
-    real = [] if scans else real_pictures(snapshot, options.real, count, options.trust)[0]
+    real, why = ([], "") if scans else real_pictures(snapshot, options.real, count, options.trust)
     layout = Layout(facts.channels, facts.label_classes, tuple(spacing_of(affine)[:dims]), facts.intensity.lo,
                     facts.intensity.hi, facts.intensity.unit, affine)
     generated = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)]
     with atomic_path(path) as temporary:
         temporary.write_bytes(animation([("Real", real), ("Generated", generated)], layout))
-    yield f"GIF       {path}: {count} samples{' above real volumes' * bool(real)}, {MOST_BYTES / 1e6:g} MB at most"
+    yield (f"GIF       {path}: {count} samples, {'above' if real else 'without'} real volumes" + f" ({why})" * bool(why)
+           + f", {MOST_BYTES / 1e6:g} MB at most")
 
 
 def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> str:

@@ -4,7 +4,6 @@
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,14 +180,22 @@ def table(way: Way) -> str:
     return out.getvalue()
 
 
+def as_spread(step: Step, clean: torch.Tensor) -> torch.Tensor:
+    """A noisy x [1,C,*s] with the noise of its level scaled away: of a volume `clean` and noise with the mean and the
+    standard deviation of every channel of the volume.
+    """
+    axes = tuple(range(2, clean.ndim))
+    mean, spread = clean.mean(axes, keepdim=True), clean.std(axes, keepdim=True, correction=0).clamp(min=1e-6)
+    return mean + (step.x - mean) / (1 + (step.sigma / spread) ** 2).sqrt()
+
+
 def picture(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: int) -> bytes:
     """PNG of four rows, a column for each noise level: the volume under noise, what it is taken to be, and the same of
-    what the sampler goes through. What is noisy is scaled to the spread of the volume.
+    what the sampler goes through. What is noisy is shown by `as_spread`.
     """
     from edm3d.reporting.montages import png_bytes
     from edm3d.reporting.noise_levels import noise_levels
     numbers, plain = evenly(len(way.steps), SHOWN), drawer._replace(refiner=None)
-    spread = float(way.clean.double().std())
 
     def seen(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         arrays = arrays_in_units(plain, x.to(drawer.device), [number], way.told.to(drawer.device))
@@ -197,7 +204,7 @@ def picture(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: in
         return made.get("images", made.get("latents")), None if label is None else label.astype(np.uint8)
 
     def rows(title: str, steps: list[Step]) -> list[tuple[str, list]]:
-        scaled = [step.x / sqrt(1 + (step.sigma / max(spread, 1e-12)) ** 2) for step in steps]
+        scaled = [as_spread(step, way.clean) for step in steps]
         return [(title, [(seen(x)[0], None) for x in scaled]),
                 ("What the network takes it to be", [seen(step.denoised) for step in steps])]
 

@@ -19,7 +19,7 @@ from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer, solve
 from edm3d.inference.sample_files import ways_beside
 from edm3d.inference.snapshot import Snapshot
-from edm3d.inference.trajectories import Watched, noised
+from edm3d.inference.trajectories import Step, Watched, as_spread, noised
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.label_coding import LabelCoding
 from edm3d.reporting.cases import Layout
@@ -75,6 +75,16 @@ def test_a_volume_under_noise_is_itself_and_so_much_noise():
     step = noised(drawer_of(edm_sampler), clean, noise, 2.0, Condition())
     np.testing.assert_allclose(step.x, 0.25 + 2 * noise)
     np.testing.assert_allclose(step.denoised, step.x * 0.25 / 4.25, rtol=1e-6)
+
+
+def test_what_is_noisy_is_shown_with_mean_and_spread_of_the_volume():
+    noise = ImageGenerators([0]).randn((2, 20_000))
+    clean = torch.stack([3 + 0.5 * torch.randn(20_000), -1 + 2 * torch.randn(20_000)])[None]
+    for sigma in (80.0, 1.0, 0.0):
+        shown = as_spread(Step(sigma, clean + sigma * noise, clean), clean)
+        assert shown.mean(2).flatten().tolist() == pytest.approx([3, -1], abs=0.05)
+        assert shown.std(2).flatten().tolist() == pytest.approx([0.5, 2], rel=0.03)
+    assert torch.allclose(shown, clean, atol=1e-5)
 
 
 # ---- files ----

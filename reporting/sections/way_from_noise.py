@@ -16,7 +16,7 @@ class WayFromNoise(Section):
 
     words = {"from noise to image": "What a sampler goes through, a column for each noise level (sigma): below, its x "
              "and what the network takes the image to be; above, a volume under as much noise, and what the network "
-             "takes that to be. What is noisy is scaled to the spread of the volume."}
+             "takes that to be. What is noisy is scaled to the mean and spread of the volume."}
     sets = ()
 
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
