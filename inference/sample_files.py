@@ -26,7 +26,7 @@ from edm3d.utils.names import file_names
 PNG = "png"  # as sampling.format: samples.h5, and PNGs beside it
 ASKED = "asked.csv"
 TRAJECTORIES = "trajectories"
-MOST_WAYS = 4  # pictures of the way from noise that a report shows
+MOST_WAYS = 4  # samples whose way from noise a report shows
 # ends of names that no channel has
 KINDS = ("map", "label", "visible", "overlay", "contour", "cond", "high", "phantom")
 TINT = 0.2  # opacity of classes in an overlay
@@ -83,8 +83,8 @@ def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
 
 
 def ways_beside(samples: SamplesFile) -> tuple[dict[str, bytes], str]:
-    """Pictures of the way from noise to image that lie beside samples, by the names of the first that have one, and
-    why there are none, else ''.
+    """Pictures of the way from noise to image that lie beside samples, by name, of the first that have some, and why
+    there are none, else ''.
     """
     record, names = records(samples.path.parent, samples.meta)[TRAJECTORIES], samples.meta.file_names(samples.seeds)
     try:
@@ -96,11 +96,17 @@ def ways_beside(samples: SamplesFile) -> tuple[dict[str, bytes], str]:
     if {**had, "sampling": compared(had["sampling"], samples.meta.facts.class_names)} != record.made_of:
         return {}, f"{record.path} is of other samples"
     record.load()
-    files = {name: f"{TRAJECTORIES}/{name}.png" for name in names}
-    found = [name for name, file in files.items() if file in record.files
-             and record.is_finished(file, record.files[file].of)][:MOST_WAYS]
-    return {name: (samples.path.parent / files[name]).read_bytes() for name in found}, \
-        "" if found else f"{record.path} names none of these samples"
+    pictures = {name: sorted(file for file, entry in record.files.items() if is_way(file, name)
+                             and record.is_finished(file, entry.of)) for name in names[:MOST_WAYS]}
+    found = [Path(file) for files in pictures.values() for file in files]
+    return {file.stem: (samples.path.parent / file).read_bytes() for file in found}, \
+        "" if found else f"{record.path} names none of the first {MOST_WAYS} samples, or they were changed"
+
+
+def is_way(file: str, name: str) -> bool:
+    """Whether a file is a picture of the way of a sample of that name."""
+    number = file.removeprefix(f"{TRAJECTORIES}/{name}_").removesuffix(".png")
+    return file == f"{TRAJECTORIES}/{name}_{number}.png" and number.isdecimal()
 
 
 # ---- what was asked for ----

@@ -75,7 +75,8 @@ class Way(NamedTuple):
 
 def write_trajectories(outdir: Path, samples: SamplesFile, drawer: Drawer, snapshot: Snapshot, options: Sampling
                        ) -> Iterator[str]:
-    """Draw the first samples again, by themselves, and write what they went through: trajectories/NAME.png and .csv.
+    """Draw the first samples again, by themselves, and write what they went through: trajectories/NAME.csv, and
+    pictures NAME_1.png, NAME_2.png, ...
 
     What is there as it was written is left; lines to say.
     """
@@ -89,17 +90,18 @@ def write_trajectories(outdir: Path, samples: SamplesFile, drawer: Drawer, snaps
     source = "latents" if "latents" in samples.names else "images"
     for i, name in enumerate(progress(samples.meta.file_names(seeds), desc=FOLDER, unit="sample")):
         of = plain_hash([arrays_hash({source: samples.row(source, i)}), SHOWN])
-        files = {kind: f"{FOLDER}/{name}.{kind}" for kind in ("csv", "png")}
-        if all(record.is_finished(file, of) for file in files.values()):
+        had = [file for file in record.files if file.startswith((f"{FOLDER}/{name}.", f"{FOLDER}/{name}_"))]
+        if had and all(record.is_finished(file, of) for file in had):
             continue
         way = way_of(drawer, seeds[i], int(samples.row("attempts", i) or 0), snapshot, options)
         if not way.steps:
             yield f"Note      no trajectories: the sampler shows none of its steps ({snapshot.path})"
             return
-        written = {"csv": table(way).encode(), "png": picture(way, drawer, seeds[i], samples, i)}
-        for kind, file in files.items():
-            with record.writing(file, str(seeds[i]), of) as temporary:
-                temporary.write_bytes(written[kind])
+        pictures = pictures_of_way(way, drawer, seeds[i], samples, i)
+        written = {".csv": table(way).encode(), **{f"_{k + 1}.png": data for k, data in enumerate(pictures)}}
+        for ending, data in written.items():
+            with record.writing(f"{FOLDER}/{name}{ending}", str(seeds[i]), of) as temporary:
+                temporary.write_bytes(data)
     record.settle()
     yield f"Ways      {outdir / FOLDER}: from noise to image, {count} samples"
 
@@ -189,8 +191,8 @@ def as_spread(step: Step, clean: torch.Tensor) -> torch.Tensor:
     return mean + (step.x - mean) / (1 + (step.sigma / spread) ** 2).sqrt()
 
 
-def picture(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: int) -> bytes:
-    """PNG of four rows, a column for each noise level: the volume under noise, what it is taken to be, and the same of
+def pictures_of_way(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: int) -> list[bytes]:
+    """PNGs of four rows, a column for each noise level: the volume under noise, what it is taken to be, and the same of
     what the sampler goes through. What is noisy is shown by `as_spread`.
     """
     from edm3d.reporting.montages import png_bytes
@@ -216,4 +218,5 @@ def picture(way: Way, drawer: Drawer, number: int, samples: SamplesFile, row: in
     spacing = (1.0,) * dims if in_latents else tuple(spacing_of(affine)[:dims])
     layout = Layout(() if in_latents else facts.channels, facts.label_classes, spacing, 0.0, 1.0, "",
                     None if in_latents else affine)
-    return png_bytes(noise_levels(blocks, layout, [f"sigma {way.steps[i].sigma:.3g}" for i in numbers]))
+    return [png_bytes(figure) for figure in noise_levels(blocks, layout, [f"sigma {way.steps[i].sigma:.3g}"
+                                                                          for i in numbers])]

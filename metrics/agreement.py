@@ -40,8 +40,8 @@ def by_chance(asked: np.ndarray, measured: np.ndarray, seed: int = 0) -> tuple[f
 
 def slope(asked: np.ndarray, measured: np.ndarray) -> float:
     """Of the least-squares line through measured over asked values [N]; NaN where these do not vary."""
-    off = np.asarray(asked, dtype=np.float64) - np.mean(asked)
-    return float(off @ np.asarray(measured, dtype=np.float64) / (off @ off)) if (off != 0).any() else float("nan")
+    off, up = (np.asarray(x, dtype=np.float64) - np.mean(x) for x in (asked, measured))
+    return float(off @ up / (off @ off)) if (off != 0).any() else float("nan")
 
 
 def rank_correlation(asked: np.ndarray, measured: np.ndarray) -> float:

@@ -68,7 +68,7 @@ class Comparison(Context):
 
     told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
     or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
-    networks says. ways: PNGs of the way from noise to image, by the names of samples. sweep: the attribute that goes
+    networks says. ways: PNGs of the way from noise to image by name. sweep: the attribute that goes
     through values, if any. Why one of these is not there is in `missing`, by its name.
     """
 

@@ -36,7 +36,7 @@ TEXT = "#e6edf3"
 WHITE = 99.8  # percentile of the intensities that is shown as white
 GAP = 6
 LINE, LETTER, FEWEST_LETTERS = 16, 7, 12  # pixels of a line of a caption, and of a letter in it
-MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 10  # pixels; the last of a letter in a title
+MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 12  # pixels; the last of a letter in a title
 DPI = 100
 SOLID, LINES = {"fill": 1.0, "outline": 1.0}, {"fill": 0.0, "outline": OUTLINE}  # how classes are drawn
 

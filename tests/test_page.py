@@ -287,7 +287,7 @@ def test_the_page_of_a_sweep_with_its_way_from_noise_and_an_animation(tab, tmp_p
     wide = png_bytes(montage([("Sampler", [(case.image, None) for case in cases[:8]])], SPACING))
     sections = (SamplePictures(), AttributesFollowed(NUMBERS), AttributeSweep(NUMBERS), WayFromNoise())
     page = write_page(tmp_path, layout, {"real": cases[:3], "generated": cases}, sections, animate=True,
-                      sweep=SweptAttribute(name, "ml", values, 0), ways={"seed000000": wide})
+                      sweep=SweptAttribute(name, "ml", values, 0), ways={"seed000000_1": wide})
     check_whole(tab, page, {"Sweep", "From noise to image", "Pictures"})
 
 

@@ -137,7 +137,7 @@ def test_samples_are_the_same_and_the_table_is_of_their_way(at):
     assert np.array_equal(plain.array("images"), drawn.array("images")) and plain.meta == drawn.meta
     assert not Path("plain/trajectories").exists()
     assert sorted(path.name for path in Path("out/trajectories").iterdir()) == [
-        f"seed{seed:06d}.{kind}" for seed in (0, 1) for kind in ("csv", "png")]
+        f"seed{seed:06d}{ending}" for seed in (0, 1) for ending in (".csv", "_1.png")]
     rows = rows_of("out/trajectories/seed000001.csv")
     assert {row["what"]: sum(other["what"] == row["what"] for other in rows) for row in rows} == dict.fromkeys(
         ("noised", "noised_estimate", "x", "x_estimate"), 3)
@@ -166,7 +166,7 @@ def test_what_is_there_is_left_and_what_is_missing_or_changed_is_written(at):
 
 def test_networks_of_label_maps_and_without_real_volumes(at):
     succeed(generate.main, *DRAW, "sampling.network=mapped.pt", "sampling.outdir=mapped", ASK)
-    assert Image.open("mapped/trajectories/seed000000.png").size[0] > 3 * 168
+    assert Image.open("mapped/trajectories/seed000000_1.png").size[0] > 3 * 168
     Path("echo.h5").rename("away.h5")
     try:
         succeed(generate.main, *DRAW, "sampling.network=net.pt", "sampling.outdir=alone", ASK)
@@ -178,10 +178,11 @@ def test_networks_of_label_maps_and_without_real_volumes(at):
 
 
 def test_pictures_have_a_row_for_each_block_and_signals_are_lines():
-    pictures = [(np.full((1, 4, 4, 4), i, np.float32), None) for i in range(3)]
-    figure = noise_levels([("a", pictures), ("b", pictures)], Layout(("x",), (), (1.0,) * 3, 0.0, 2.0, ""), "123")
-    assert [text.get_text() for text in figure.texts] == ["a", "b", "1", "2", "3"] and len(figure.images) == 2
-    lines = noise_levels([("a", [(np.zeros((1, 9)), None)] * 2)], Layout(("x",), (), (1.0,), 0.0, 2.0, ""), "12")
+    pictures = [(np.full((1, 4, 4, 4), i, np.float32), None) for i in range(5)]
+    figures = noise_levels([("a", pictures), ("b", pictures)], Layout(("x",), (), (1.0,) * 3, 0.0, 2.0, ""), "12345")
+    assert [[text.get_text() for text in figure.texts] for figure in figures] == [["a", "b", *"123"], ["a", "b", *"45"]]
+    assert all(len(figure.images) == 2 for figure in figures)
+    lines, = noise_levels([("a", [(np.zeros((1, 9)), None)] * 2)], Layout(("x",), (), (1.0,), 0.0, 2.0, ""), "12")
     assert len(lines.axes) == 2
 
 
@@ -191,21 +192,21 @@ def test_pictures_have_a_row_for_each_block_and_signals_are_lines():
 def test_a_report_shows_what_lies_beside_its_samples_and_nothing_else(at, tmp_path):
     samples = SamplesFile("out/samples.h5")
     ways, why = ways_beside(samples)
-    assert list(ways) == ["seed000000", "seed000001"] and not why
-    assert ways["seed000001"] == Path("out/trajectories/seed000001.png").read_bytes()
+    assert list(ways) == ["seed000000_1", "seed000001_1"] and not why
+    assert ways["seed000001_1"] == Path("out/trajectories/seed000001_1.png").read_bytes()
     assert ways_beside(SamplesFile("plain/samples.h5")) == (
         {}, "none lie beside the samples (generate.py sampling.trajectory_montage=3)")
-    for name in ("samples.h5", "trajectories.json", "trajectories/seed000000.png", "trajectories/seed000001.png"):
+    for name in ("samples.h5", "trajectories.json", "trajectories/seed000000_1.png", "trajectories/seed000001_1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(Path("mapped" if name == "samples.h5" else "out", name).read_bytes())
     assert "is of other samples" in ways_beside(SamplesFile(tmp_path / "samples.h5"))[1]
     (tmp_path / "samples.h5").write_bytes(Path("out/samples.h5").read_bytes())
-    (tmp_path / "trajectories/seed000000.png").write_bytes(b"another")
-    assert list(ways_beside(SamplesFile(tmp_path / "samples.h5"))[0]) == ["seed000001"]
+    (tmp_path / "trajectories/seed000000_1.png").write_bytes(b"another")
+    assert list(ways_beside(SamplesFile(tmp_path / "samples.h5"))[0]) == ["seed000001_1"]
     section, none = WayFromNoise(), Cases("", 0, lambda i: None)
     context = Comparison(layout=None, provenance={}, real=none, generated=none, ways=ways)
     report = section.compute(None, context)
     page = section.page(report, section.embedded(None, context, report))
-    assert page.count("data:image/png") == 2 and report["trajectories"]["samples"] == list(ways)
+    assert page.count("data:image/png") == 2 and report["trajectories"]["pictures"] == list(ways)
     gone = Comparison(layout=None, provenance={}, real=none, generated=none, missing={"trajectories": "no way"})
     assert "not available: no way" in section.page(section.compute(None, gone), {})

@@ -11,7 +11,7 @@ from edm3d.metrics.agreement import rank_correlation, slope
 from edm3d.reporting import charts
 from edm3d.reporting.cases import Case
 from edm3d.reporting.comparison import Comparison
-from edm3d.reporting.html import html_figure, html_missing, html_strips, html_table
+from edm3d.reporting.html import html_grid, html_missing, html_strips, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.asked_attributes import match
 from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers
@@ -120,7 +120,7 @@ class AttributeSweep(Section):
         if measured["available"]:
             rows = [[f"seed {row['seed']}", *(number(row[key]) for key in MEASURES)] for row in measured["of_seed"]]
             rows.append(["mean of seeds (lowest to highest)", *(said(measured[key]) for key in MEASURES)])
-            body += f'<div class="wide">{html_figure("sweep_measured", figures)}</div>' + html_table(
+            body += html_grid(["sweep_measured"], figures) + html_table(
                 [f"measured {measured['by'].replace('_', ' ')} over asked", "slope", "rho"], rows, main=1)
         return body + html_strips("sweep", figures)
 

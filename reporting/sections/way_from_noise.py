@@ -1,6 +1,7 @@
 """What samplers went through from noise to image, as far as pictures of that lie beside the samples."""
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from edm3d.reporting.comparison import Comparison
@@ -11,7 +12,7 @@ from edm3d.reporting.section import Section, missing
 class WayFromNoise(Section):
     """Pictures that generate.py wrote of the first samples.
 
-    trajectories.{available, samples}           samples: names of those that are shown
+    trajectories.{available, pictures}          pictures: names of those that are shown
     """
 
     words = {"from noise to image": "What a sampler goes through, a column for each noise level (sigma): below, its x "
@@ -20,7 +21,7 @@ class WayFromNoise(Section):
     sets = ()
 
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
-        return {"trajectories": {"available": True, "samples": list(context.ways)} if context.ways else
+        return {"trajectories": {"available": True, "pictures": list(context.ways)} if context.ways else
                 missing(context.missing.get("trajectories") or "none are given")}
 
     def embedded(self, found: Any, context: Comparison, report: dict) -> dict[str, bytes]:
@@ -34,9 +35,10 @@ class WayFromNoise(Section):
         part, title = report["trajectories"], "<h2>From noise to image</h2>"
         if not part["available"]:
             return title + html_missing("Pictures of the way from noise", part)
-        shown = "".join(html_figure(picture_name(name), figures, name) for name in part["samples"])
-        return (f"{title}<p class=note>Samples drawn again, step by step. The numbers of every step lie beside the "
-                f'samples, in trajectories/*.csv.</p><div class="dark">{shown}</div>')
+        shown = "".join(html_figure(picture_name(name), figures) for name in part["pictures"])
+        return (f"{title}<p class=note>Samples drawn again, step by step: {escape(', '.join(part['pictures']))}. "
+                "The numbers of every step lie beside the samples, in trajectories/*.csv.</p>"
+                f'<div class="dark">{shown}</div>')
 
 
 def picture_name(name: str) -> str:
