@@ -39,8 +39,8 @@ def volume_pictures(file: VolumesFile, snapshot: Snapshot, count: int, said: str
 
 
 def real_volume(snapshot: Snapshot, source: str | None) -> Item:
-    """The first volume, a held-out one if there is any, of a file (null: of that which the network was trained on) with
-    the channels that are drawn; ValueError where there is none, or its names of classes or attributes are others.
+    """The first volume, a held-out one if there is any, of a file (None: of that which the network was trained on) with
+    the channels that are drawn; ValueError where there is none, or its intensities or names are others.
     """
     facts, path = snapshot.facts, Path(source or snapshot.facts.source)
     if not path.is_file():
@@ -50,12 +50,18 @@ def real_volume(snapshot: Snapshot, source: str | None) -> Item:
     file = VolumesFile(path)
     if source is None and file.content_hash != facts.content_hash:
         raise ValueError(f"{path} is not what the network was trained on, but another file of that name")
+    if (span := (file.meta.intensity.lo, file.meta.intensity.hi)) != (facts.intensity.lo, facts.intensity.hi):
+        raise ValueError(f"{path}: intensity range {span} differs from {(facts.intensity.lo, facts.intensity.hi)}")
     for what, had, wanted in (("classes", file.meta.class_names, facts.class_names),
-                              ("attributes", file.meta.attribute_names, facts.attribute_names or ())):
+                              ("attributes", file.meta.attribute_names, facts.attribute_names or ()),
+                              ("classes of maps", file.meta.map_classes or file.meta.label_classes,
+                               facts.semantic_classes)):
         if wanted and tuple(had) != tuple(wanted):
             raise ValueError(f"{path}: its {what} are {listed(had)}, the network knows {listed(wanted)}")
     channels = shown_channels(file, snapshot, str(path))
-    split = next(name for name in held_out_first(file.splits) if file.length(name))
+    split = next((name for name in held_out_first(file.splits) if file.length(name)), None)
+    if split is None:
+        raise ValueError(f"{path} holds no volumes")
     item = file.read(split, 0)
     return item._replace(image=item.image[channels])
 

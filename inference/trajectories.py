@@ -23,6 +23,7 @@ from edm3d.reporting.cases import Layout
 from edm3d.reporting.strips import evenly
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.noise import ImageGenerators
+from edm3d.utils.checks import listed
 from edm3d.utils.files import arrays_hash, first_line, plain_hash
 from edm3d.utils.log import progress
 from edm3d.utils.precision import autocast
@@ -31,7 +32,7 @@ from edm3d.utils.schema import Sampling
 SHOWN = 8  # noise levels in a picture, evenly over the steps, from the first to the last
 HEAD = ("what", "step", "sigma", "mean", "std", "min", "max")
 NOISED, ESTIMATE, X, DENOISED = "noised", "noised_estimate", "x", "x_estimate"
-SELF = "the sample itself"
+KNOWN = {"class_labels", "attributes", "semantic"}  # of a volume, by parts of a condition
 
 
 class Step(NamedTuple):
@@ -56,20 +57,22 @@ class Watched(Wrapper):
         return self.net(x, sigma, *others, **named)
 
     def see(self, step: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
-        """Keep what the step began with."""
+        """Keep what the step began with; a step without a call has nothing to show."""
+        if self.first is None:
+            return
         self.steps.append(Step(*self.first, denoised.detach().to("cpu", torch.float32)))
         self.first = None
 
 
 class Way(NamedTuple):
-    """What is shown of a sample: every step of its sampler, and a volume `clean` [1,C,*s] (of: whose) under as much
-    noise as at some of them, by their numbers.
+    """What is shown of a sample: every step of its sampler, and a volume `clean` [1,C,*s] under as much noise as at
+    some of them, by their numbers. unreal: why that is the sample itself, '' for a real volume.
     """
 
     steps: list[Step]
     noised: dict[int, Step]
     clean: torch.Tensor
-    of: str
+    unreal: str
     told: Condition
 
 
@@ -85,7 +88,7 @@ def write_trajectories(outdir: Path, samples: SamplesFile, drawer: Drawer, snaps
     record = records(outdir, samples.meta)[FOLDER]
     yield from record.begin()
     record.load()
-    count = min(options.trajectory_montage, len(samples))
+    count, unreal = min(options.trajectory_montage, len(samples)), ""
     seeds = [int(seed) for seed in samples.seeds[:count]]
     source = "latents" if "latents" in samples.names else "images"
     for i, name in enumerate(progress(samples.meta.file_names(seeds), desc=FOLDER, unit="sample")):
@@ -97,13 +100,15 @@ def write_trajectories(outdir: Path, samples: SamplesFile, drawer: Drawer, snaps
         if not way.steps:
             yield f"Note      no trajectories: the sampler shows none of its steps ({snapshot.path})"
             return
+        unreal = way.unreal or unreal
         pictures = pictures_of_way(way, drawer, seeds[i], samples, i)
         written = {".csv": table(way).encode(), **{f"_{k + 1}.png": data for k, data in enumerate(pictures)}}
         for ending, data in written.items():
             with record.writing(f"{FOLDER}/{name}{ending}", str(seeds[i]), of) as temporary:
                 temporary.write_bytes(data)
     record.settle()
-    yield f"Ways      {outdir / FOLDER}: from noise to image, {count} samples"
+    yield (f"Ways      {outdir / FOLDER}: from noise to image, {count} samples"
+           + f"; noised are these themselves: {unreal}" * bool(unreal))
 
 
 def way_of(drawer: Drawer, number: int, attempt: int, snapshot: Snapshot, options: Sampling) -> Way:
@@ -116,15 +121,15 @@ def way_of(drawer: Drawer, number: int, attempt: int, snapshot: Snapshot, option
 
     found = solve(drawer, [number], attempt, lambda *seen: watched[-1].see(*seen), watch)
     steps, told = watched[-1].steps, found.told
-    clean, known, of = found.x.cpu(), told, SELF
+    clean, known, unreal = found.x.cpu(), told, ""
     try:
-        clean, known = clean_volume(drawer, snapshot, options, told)
-        of = "a real volume"
+        clean, known = clean_volume(drawer, snapshot, options)
     except (OSError, ValueError) as e:
-        of = f"{SELF}, as no real volume is at hand: {first_line(e)}"
+        unreal = first_line(e)
     noise = ImageGenerators(found.keys, purpose="trajectory").randn(drawer.shape)
     numbers = evenly(len(steps), SHOWN) if steps else []
-    return Way(steps, {i: noised(drawer, clean, noise, steps[i].sigma, known) for i in numbers}, clean, of, told)
+    return Way(steps, {i: noised(drawer, clean, noise, steps[i].sigma, known) for i in numbers}, clean, unreal,
+               told)
 
 
 @torch.no_grad()
@@ -139,16 +144,17 @@ def noised(drawer: Drawer, clean: torch.Tensor, noise: torch.Tensor, sigma: floa
 
 
 @torch.no_grad()
-def clean_volume(drawer: Drawer, snapshot: Snapshot, options: Sampling, told: Condition
-                 ) -> tuple[torch.Tensor, Condition]:
+def clean_volume(drawer: Drawer, snapshot: Snapshot, options: Sampling) -> tuple[torch.Tensor, Condition]:
     """A real volume [1,C,*s] as the network draws it, and what that is told of it; ValueError where that is not known.
     """
     takes = drawer.conditions.takes
-    if drawer.conditions.scans or "images" in takes:
-        raise ValueError("the network is told images")
+    if unknown := takes.keys() - KNOWN:
+        raise ValueError(f"the network is told {listed(sorted(unknown))}")
     if drawer.latent and drawer.first_stage is None:
         raise ValueError("nothing encodes it (sampling.decode is false)")
     item, facts, stage = real_volume(snapshot, options.real), snapshot.facts, drawer.first_stage
+    if item.label is None and (drawer.label_coding or (stage and stage.net.num_classes)):
+        raise ValueError("it has no label map")
     image, label, semantic = (None if array is None else torch.from_numpy(np.ascontiguousarray(array))[None].to(
         drawer.device) for array in (item.image, item.label, item.semantic))
     if image.shape[2:] != tuple(drawer.conditions.size):
@@ -161,7 +167,8 @@ def clean_volume(drawer: Drawer, snapshot: Snapshot, options: Sampling, told: Co
     if x.shape[1:] != drawer.shape:
         raise ValueError(f"it is {list(x.shape[1:])} to the network, which draws {list(drawer.shape)}")
     known = {"class_labels": item.class_index, "attributes": item.attributes, "semantic": item.semantic}
-    return x.float().cpu(), stacked({name: [known[name]] for name in takes}, takes, image.shape[2:])
+    return x.float().cpu(), stacked({name: [value] for name, value in known.items() if name in takes}, takes,
+                                    image.shape[2:])
 
 
 # ---- what is written ----
@@ -210,7 +217,7 @@ def pictures_of_way(way: Way, drawer: Drawer, number: int, samples: SamplesFile,
         return [(title, [(seen(x)[0], None) for x in scaled]),
                 ("What the network takes it to be", [seen(step.denoised) for step in steps])]
 
-    title = "Real volume, noised" if way.of == "a real volume" else "The sample itself, noised"
+    title = "The sample itself, noised" if way.unreal else "Real volume, noised"
     blocks = rows(title, [way.noised[i] for i in numbers]) + rows("Sampler, from noise to image",
                                                                  [way.steps[i] for i in numbers])
     facts, affine = samples.meta.facts, samples.affine_of(row)
