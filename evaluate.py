@@ -9,10 +9,11 @@ import click
 
 from edm3d.utils.command_line import PATH, Script, Scripts, Words, WordsCommand
 
-OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root", "padding")
+OF_ALL = ("real", "dest", "split", "trust", "overwrite", "run_root", "padding", "gif")
 OF_SAMPLES = ("num_noise", "snapshot", "seed", "ignore_spacing", "train", "train_split", "classifier",
               "lpips", "downstream", "features", "planes", "min_samples",
               "planted", "members", "private", "show_private")
+OF_TRAIN = ("train_split", "planted", "members")  # say nothing without --train
 OF_TILES = ("tile_overlap", "tile_mode")
 OF_FIRST_STAGE = ("refiner", "num", "tile", *OF_TILES, "min_psnr")
 OF_COMPARE = ("compare", "dest", "overwrite", "debug")
@@ -79,6 +80,8 @@ class WordsScripts(WordsCommand, Scripts):
 @click.option("--min-psnr", default=20.0, show_default=True, help="dB that a first stage must reach to pass.")
 @click.option("--run-root", default="results", show_default=True, type=click.Path(path_type=Path),
               help="Where runs are looked for by name, and features are kept.")
+@click.option("--gif", is_flag=True, help="Animate volumes, too: real and generated, or before and after, slice by "
+                                          "slice (figures/animation.gif).")
 @click.option("--overwrite", is_flag=True, help="Replace a report of other volumes or another network in --dest.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
@@ -106,7 +109,7 @@ def compare(context: click.Context, options: dict) -> None:
     """Show reports side by side; ValueError for an option of what measures volumes."""
     from edm3d.inference.compare_reports import compare_reports
     for name in options:
-        if name not in OF_COMPARE and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+        if name not in OF_COMPARE and is_given(context, name):
             raise ValueError(f"--{name.replace('_', '-')}: an option of volumes, without use to --compare; leave it "
                              "away")
     compare_reports([Path(word) for words in options["compare"] for word in words], options["dest"],
@@ -117,9 +120,13 @@ def report(context: click.Context, options: dict) -> None:
     """Write the report that is asked for; ValueError for an option of the other one."""
     kind, other = sorted(KINDS, key=lambda name: options[name] is None)
     for name in KINDS[other]:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+        if is_given(context, name):
             raise ValueError(f"--{name.replace('_', '-')}: an option of --{other}, without use to --{kind}; leave "
                              "it away")
+    for name in OF_TRAIN if options["train"] is None else ():
+        if is_given(context, name):
+            raise ValueError(f"--{name.replace('_', '-')}: says how training volumes are looked at, and there are "
+                             "none; give --train, or leave it away")
     given = {name: options[name] for name in (kind, *OF_ALL, *KINDS[kind])}
     if kind == "generated":
         from edm3d.inference.evaluate import ComparisonOptions, evaluate
@@ -131,6 +138,11 @@ def report(context: click.Context, options: dict) -> None:
         files = [given.pop(name) for name in (kind, "real", "dest")]
         tiles = tiles_of({"tile": voxels(given.pop("tile"))} | {name: given.pop(name) for name in OF_TILES})
         evaluate_first_stage(*files, FirstStageOptions(tiles=tiles, **given))
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether an option was typed."""
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def voxels(text: str | None) -> list[int] | None:

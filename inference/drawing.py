@@ -24,6 +24,7 @@ from edm3d.networks.conditioning import Condition
 from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
+from edm3d.samplers.edm import Callback
 from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
@@ -218,26 +219,47 @@ def draw(drawer: Drawer, seeds: list[int], attempt: int = 0) -> dict[str, np.nda
     """Samples of some numbers, which are seeds where each has but one; the noise is drawn on the CPU, the same on every
     device, for every attempt anew.
     """
-    keys, scans = drawer.conditions.keys(seeds, attempt), drawer.conditions.scans
+    steps: list[torch.Tensor] = []
+    found = solve(drawer, seeds, attempt, keep(steps) if drawer.trajectory else None)
+    arrays = arrays_in_units(drawer, found.x, seeds, found.told.to(drawer.device), found.keys)
+    if drawer.trajectory:
+        arrays["trajectory"] = torch.stack(steps, dim=1)
+    asked = drawer.conditions.stored(found.told) | drawer.conditions.stored_scans(seeds)
+    if "cond_images" in asked and drawer.conditions.scans is None:
+        asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
+    return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
+
+
+class Solved(NamedTuple):
+    """What a sampler ends at, x [N,C,*s], by the keys of its noise, told a condition (on the CPU)."""
+
+    x: torch.Tensor
+    keys: list[Hashable]
+    told: Condition
+
+
+def solve(drawer: Drawer, seeds: Sequence[int], attempt: int = 0, callback: Callback | None = None,
+          watch: Callable[[Denoiser], Denoiser] = lambda net: net) -> Solved:
+    """Go from the noise of some numbers to what the network draws; watch: what looks on at the sampler's calls."""
     generators = drawer.conditions.generators(seeds, attempt)
     noise = generators.randn(drawer.shape).to(drawer.device)
-    condition, arrays, steps = drawer.conditions(seeds), {}, []
+    condition = drawer.conditions(seeds)
     denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)
     with autocast(drawer.precision, drawer.device):
         if drawer.start is not None:
             noise = drawer.start.latents(denoiser, noise, told)
-        x = drawer.sampler(denoiser, noise, condition=told, randn_like=generators.randn_like,
-                           **({"callback": keep(steps)} if drawer.trajectory else {})).float()
-    if drawer.trajectory:
-        arrays["trajectory"] = torch.stack(steps, dim=1)
+        x = drawer.sampler(watch(denoiser), noise, condition=told, randn_like=generators.randn_like,
+                           **({"callback": callback} if callback else {})).float()
+    return Solved(x, drawer.conditions.keys(seeds, attempt), condition)
+
+
+def arrays_in_units(drawer: Drawer, x: torch.Tensor, seeds: Sequence[int], told: Condition,
+                    keys: Sequence[Hashable] = ()) -> dict[str, torch.Tensor]:
+    """What samples of some numbers hold of x [N,C,*s], as `arrays_of`, but for scans on the scale of each."""
+    scans = drawer.conditions.scans
     if scans is None:
-        arrays |= arrays_of(drawer, x, keys, told)
-    else:
-        arrays["images"] = scans.scale.from_network(x, scans(drawer.conditions.seeds(seeds)).scale)
-    asked = drawer.conditions.stored(condition) | drawer.conditions.stored_scans(seeds)
-    if "cond_images" in asked and scans is None:
-        asked["cond_images"] = drawer.intensity.from_network(asked["cond_images"])
-    return asked | {name: array.cpu().numpy() for name, array in arrays.items()}
+        return arrays_of(drawer, x, keys or seeds, told)
+    return {"images": scans.scale.from_network(x, scans(drawer.conditions.seeds(seeds)).scale)}
 
 
 def arrays_of(drawer: Drawer, x: torch.Tensor, seeds: Sequence[int], told: Condition) -> dict[str, torch.Tensor]:
@@ -261,6 +283,6 @@ def draw_all(drawer: Drawer, seeds: Sequence[int], batch_size: int) -> dict[str,
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def keep(steps: list[torch.Tensor]) -> Callable[[int, torch.Tensor, torch.Tensor], None]:
+def keep(steps: list[torch.Tensor]) -> Callback:
     """A sampler's callback that appends the denoised image of every step, float32 on the CPU."""
     return lambda step, x, denoised: steps.append(denoised.to("cpu", torch.float32))

@@ -17,6 +17,7 @@ from edm3d.inference.judges import find_partner, open_classifier, open_lpips
 from edm3d.inference.labelling import find_labeller
 from edm3d.inference.licences import licences_of
 from edm3d.inference.padding import padding_of
+from edm3d.inference.sample_files import ways_beside
 from edm3d.reporting import comparison, sections
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.comparison import Comparison
@@ -43,7 +44,7 @@ class ComparisonOptions(NamedTuple):
     planes: as the command's words (inference.features); min_samples: volumes of a set that a Frechet distance takes;
     run_root: below which snapshots are looked for and features kept, None: results, and no features are kept. planted,
     members: how many copies the audit makes and losses it looks at; private: whether the volumes learnt from are, and
-    show_private: are shown all the same. padding: see inference.padding.
+    show_private: are shown all the same. padding: see inference.padding. gif: whether to animate.
     """
 
     split: str = "auto"
@@ -67,6 +68,7 @@ class ComparisonOptions(NamedTuple):
     private: bool = False
     show_private: bool = False
     padding: bool | None = None
+    gif: bool = False
 
 
 AS_EVER = ComparisonOptions()
@@ -125,7 +127,7 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
                          generated=drawn, seeds=samples.seeds,
                          asked=tuple(map(samples.meta.id_of, samples.seeds)) if samples.meta.ids else (),
                          held_out=held_out, seed=seed, padding=padding, train=learnt,
-                         min_samples=options.min_samples, **more)
+                         min_samples=options.min_samples, animate=options.gif, **more)
     seen = [layout.channels, size, *([held_slices] if held_slices else [])]
     of_features = {"real": plain_hash([file.content_hash, against.description, *seen]),
                    "generated": plain_hash([file_hash(samples.path), *seen]), "noise": None}
@@ -177,14 +179,21 @@ def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Se
                 options.classifier, options.run_root or Path("results"), samples, file, layout, options.trust),
             "lpips": options.lpips and open_lpips(options.lpips),
             "utility": options.downstream and read_downstream(options.downstream)}
+    ways, no_ways = ({}, "the data are private; --show-private shows them") if hides(options) else ways_beside(samples)
+    more |= {"ways": ways, "sweep": samples.meta.sweep}
     unasked = "" if "maps" in samples.names else "no maps asked for the generated volumes"
-    return more, {"pairs": unpaired, "maps": unasked,
+    return more, {"pairs": unpaired, "maps": unasked, "trajectories": no_ways,
                   "classifier": "no classifier was given (--classifier)", "lpips": "no weights were given (--lpips)"}
+
+
+def hides(options: ComparisonOptions) -> bool:
+    """Whether real volumes are not to be seen."""
+    return options.private and not options.show_private
 
 
 def to_be_shown(first: Mapping[str, list], options: ComparisonOptions) -> dict[str, list]:
     """The volumes that pictures are made of: of private data none but those that networks drew."""
-    hidden = ("real", "decoded") if options.private and not options.show_private else ()
+    hidden = ("real", "decoded") if hides(options) else ()
     return {name: [] if name in hidden else items for name, items in first.items()}
 
 

@@ -36,7 +36,8 @@ from edm3d.utils.runs import find_file, passed_over
 class FirstStageOptions(NamedTuple):
     """How to measure. split: 'auto' is the held-out one; num: volumes of it; tiles: None for whole; min_psnr in dB.
 
-    refiner: a name, run folder or snapshot of what refines the images that come back; padding: see inference.padding.
+    refiner: a name, run folder or snapshot of what refines the images that come back; padding: see inference.padding;
+    gif: whether to animate.
     """
 
     split: str = "auto"
@@ -48,6 +49,7 @@ class FirstStageOptions(NamedTuple):
     overwrite: bool = False
     refiner: str | None = None
     padding: bool | None = None
+    gif: bool = False
 
 
 def evaluate_first_stage(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions) -> dict:
@@ -85,7 +87,7 @@ def measure(autoencoder: str, real: Path, dest: Path, options: FirstStageOptions
     held = held.within(padding and padding.kept)
     decoded = partial(coded, stage.in_parts(options.tiles), path, held, bool(layout.label_classes), refiner)
     context = RoundTrip(layout=layout, provenance=file.provenance, net=stage.net, decoded=decoded,
-                        min_psnr=options.min_psnr, padding=padding)
+                        min_psnr=options.min_psnr, padding=padding, animate=options.gif)
     items = decoded(progress(range(min(options.num, len(held))), desc="first stage", unit="volume"))
     walked = walk(sections.FIRST_STAGE, context, {"decoded": items})
     first = walked.context.first["decoded"][0]

@@ -1,8 +1,8 @@
 """Generation: seeds -> noise -> sampler -> (decode) -> samples file, NIfTI, montage; split over ranks, restartable."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from edm3d.formats.npz import is_odd
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import ARRAYS, FORMATS, SamplesFile, write_rows
 from edm3d.formats.seeds import requested_seeds
-from edm3d.formats.volumes import VolumesFile, held_out_first
-from edm3d.inference.asking_scans import asker_for, held_out_items, in_units
-from edm3d.inference.batch import Sample
+from edm3d.formats.volumes import VolumesFile
+from edm3d.inference.asking_scans import asker_for, in_units
 from edm3d.inference.drawing import Drawer, complete, draw_kept, make_drawer, sample_meta
 from edm3d.inference.enhanced import write_enhanced, write_scan_montage
 from edm3d.inference.first_stage import tile_note
@@ -26,6 +25,7 @@ from edm3d.inference.guidance import add_guidance, described
 from edm3d.inference.measurements import check_posterior, given_in_words, rows_measured
 from edm3d.inference.parts import Arrays, Parts, check_alike, check_shapes, make_missing, missing_of, ranks_at_work
 from edm3d.inference.quality import check_quality
+from edm3d.inference.real_pictures import real_pictures, shown_channels
 from edm3d.inference.refiner import Refiner, check_draws_alone
 from edm3d.inference.sample_files import (
     PNG,
@@ -41,15 +41,16 @@ from edm3d.inference.scans import Scans
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import CONDITION, MEAN, STARTS, started
 from edm3d.inference.sweeps import write_sweep
-from edm3d.reporting.slices import Asked, Picture
+from edm3d.inference.trajectories import write_trajectories
+from edm3d.reporting.cases import Layout
+from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import check_targets
-from edm3d.utils.files import check_folder, first_line
+from edm3d.utils.files import atomic_path, check_folder
 from edm3d.utils.log import RunLog
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
-from edm3d.utils.trusted import DATASETS, is_listed
 
 
 def generate(experiment: str, config: dict) -> None:
@@ -101,7 +102,8 @@ def generate(experiment: str, config: dict) -> None:
             for line in drawn_again(merged):
                 log(f"Quality   {line}")
             for line in chain(write_pictures(outdir, merged, whole, options, conditions.scans),
-                              write_sweep(outdir, merged, options.montage)):
+                              write_sweep(outdir, merged, options.montage),
+                              write_trajectories(outdir, merged, drawer, whole, options)):
                 log(line)
 
 
@@ -111,7 +113,8 @@ def check_options(options: Sampling) -> None:
     check_choice("sampling.start", options.start, STARTS)
     if options.seeds is not None:
         requested_seeds(options.seeds)
-    for name, least in (("batch_size", 1), ("montage", 0), ("num_threads", 0), ("samples_per_condition", 1)):
+    for name, least in (("batch_size", 1), ("montage", 0), ("gif", 0), ("trajectory_montage", 0), ("num_threads", 0),
+                        ("samples_per_condition", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"sampling.{name}={getattr(options, name)}: wanted {least} or more")
     if "_target_" not in options.sampler:
@@ -270,6 +273,8 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
     if options.format == PNG:
         yield from write_pngs(outdir, samples)
         yield f"PNG       {outdir / 'png'}"
+    if options.gif:
+        yield from write_gif(outdir / "samples.gif", samples, snapshot, options, scans)
     if options.montage and scans is not None:
         write_scan_montage(outdir / "samples.png", samples, scans, options.montage)
         yield f"Montage   {outdir / 'samples.png'}"
@@ -277,6 +282,25 @@ def write_pictures(outdir: Path, samples: SamplesFile, snapshot: Snapshot, optio
         why = write_montage(outdir / "samples.png", samples, snapshot, options)
         yield f"Montage   {outdir / 'samples.png'}" + (f"; without real volumes: {why}; name some by sampling.real="
                                                        "FILE.h5" if why else "")
+
+
+def write_gif(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling, scans: Scans | None
+              ) -> Iterator[str]:
+    """A GIF of real volumes and the first samples, slice by slice, where there are slices; a line on it."""
+    from edm3d.reporting.animations import MOST_BYTES, NO_SLICES, SHOWN, animation
+    affine, dims, facts = samples.affine_of(0), len(samples.shape("images")) - 2, samples.meta.facts
+    if dims == 1:
+        yield f"GIF       none: {NO_SLICES}"
+        return
+    count = min(options.gif, len(samples), SHOWN[dims])
+    real, why = ([], "") if scans else real_pictures(snapshot, options.real, count, options.trust)
+    layout = Layout(facts.channels, facts.label_classes, tuple(spacing_of(affine)[:dims]), facts.intensity.lo,
+                    facts.intensity.hi, facts.intensity.unit, affine)
+    generated = [(samples.row("images", i), samples.row("labels", i)) for i in range(count)]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(animation([("Real", real), ("Generated", generated)], layout))
+    yield (f"GIF       {path}: {count} samples, {'above' if real else 'without'} real volumes" + f" ({why})" * bool(why)
+           + f", {MOST_BYTES / 1e6:g} MB at most")
 
 
 def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options: Sampling) -> str:
@@ -292,85 +316,3 @@ def write_montage(path: Path, samples: SamplesFile, snapshot: Snapshot, options:
                      captions=captions(samples.meta, samples.seeds[:count], rows.get("classes"),
                                        rows.get("attributes"))), path)
     return why
-
-
-def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:
-    """Images and label maps of up to `count` volumes like those that a network was trained on, or why there are none.
-
-    They come from `source` (a volumes.h5; ValueError for one that does not match the samples), held-out ones first,
-    else from the file or the data set that the snapshot names, where that is as it was in training.
-    """
-    if source is not None:
-        return volume_pictures(VolumesFile(source), snapshot, count, f"sampling.real={source}"), ""
-    try:
-        return training_pictures(snapshot, count, trust), ""
-    except (OSError, ValueError) as e:
-        return [], first_line(e)
-
-
-def volume_pictures(file: VolumesFile, snapshot: Snapshot, count: int, said: str) -> list[Picture]:
-    """The first volumes of a file, held-out ones first, with the channels that the samples have."""
-    channels = shown_channels(file, snapshot, said)
-    places = islice(((split, i) for split in held_out_first(file.splits) for i in range(file.length(split))), count)
-    return [(item.image[channels], item.label) for item in (file.read(*place) for place in places)]
-
-
-def shown_channels(file: VolumesFile, snapshot: Snapshot, said: str) -> list[int]:
-    """Numbers of the channels of a file that samples have, by name; ValueError, begun by `said`, where it lacks any.
-
-    Single channels go by any name, and so do all where those of the samples have none.
-    """
-    names, had, dims = snapshot.facts.channels, file.meta.channels, len(snapshot.shape) - 1
-    count = channel_count(snapshot) or len(had)
-    if file.meta.spatial_dims == dims and names and set(names) <= set(had):
-        return [had.index(name) for name in names]
-    if file.meta.spatial_dims == dims and len(had) == count and (count == 1 or not names):
-        return list(range(count))
-    wanted = f"channels {listed(names)}" if names else f"{count} channels"
-    raise ValueError(f"{said}: its volumes are in {file.meta.spatial_dims}D, of channels {listed(had)}; wanted "
-                     f"{wanted} in {dims}D, as the network draws them")
-
-
-def channel_count(snapshot: Snapshot) -> int | None:
-    """How many channels images have, None where only their latents are known."""
-    labels = snapshot.label_coding.channels if snapshot.label_coding else 0
-    return len(snapshot.facts.channels) or (None if snapshot.first_stage else snapshot.shape[0] - labels)
-
-
-def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Picture]:
-    """Items of what the network was trained on; ValueError where that is not there, is other data by now, or is the
-    user's own and not trusted.
-    """
-    facts, path = snapshot.facts, Path(snapshot.facts.source)
-    if absent := [file for file in facts.files if not Path(file).is_file()]:
-        raise ValueError(f"there is no file {absent[0]}")
-    changed = ValueError(f"{path} is not what the network was trained on, but another file of that name")
-    ours = is_listed(snapshot.setting("training", "dataset", "_target_"), DATASETS)
-    if holds_volumes(path):
-        file = VolumesFile(path)
-        if file.content_hash == facts.content_hash:
-            return volume_pictures(file, snapshot, count, str(path))
-        if ours and facts.latents:
-            raise changed
-    if facts.latents:
-        raise ValueError(f"{path} holds no volumes")
-    dataset = held_out_items(snapshot, trust)
-    if ours and dataset.facts.content_hash != facts.content_hash:
-        raise changed
-    pictures = [(facts.intensity.from_network(sample.image), sample.label) for sample in spread(dataset, count)]
-    if (wanted := channel_count(snapshot)) and (odd := [len(image) for image, _ in pictures if len(image) != wanted]):
-        raise ValueError(f"{path} holds images of {odd[0]} channels, the network was trained on {wanted}")
-    return pictures
-
-
-def holds_volumes(path: Path) -> bool:
-    """Whether a file is a volumes.h5; data sets of the user's own read anything."""
-    try:
-        return path.suffix == ".h5" and h5.read_format(path) == "volumes"
-    except ValueError:
-        return False
-
-
-def spread(dataset: Sequence[Sample], count: int) -> list[Sample]:
-    """Up to `count` items from all over a data set."""
-    return [dataset[int(i)] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))]

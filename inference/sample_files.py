@@ -19,12 +19,14 @@ from edm3d.inference.parts import check_alike
 from edm3d.inference.snapshot import Snapshot
 from edm3d.reporting.overlays import in_rgb, with_classes
 from edm3d.utils.commands import command
-from edm3d.utils.files import arrays_hash, plain_hash
+from edm3d.utils.files import arrays_hash, first_line, plain_hash
 from edm3d.utils.log import progress
 from edm3d.utils.names import file_names
 
 PNG = "png"  # as sampling.format: samples.h5, and PNGs beside it
 ASKED = "asked.csv"
+TRAJECTORIES = "trajectories"
+MOST_WAYS = 4  # samples whose way from noise a report shows
 # ends of names that no channel has
 KINDS = ("map", "label", "visible", "overlay", "contour", "cond", "high", "phantom")
 TINT = 0.2  # opacity of classes in an overlay
@@ -56,7 +58,7 @@ def records(outdir: Path, meta: SampleMeta) -> dict[str, Manifest]:
     """The records of what lies beside the samples of an outdir, by the name of its folder."""
     made_of = {"kind": "generate", **meta.made_of}
     return {name: Manifest(outdir, f"{name}.json", made_of, ("snapshot_hash", "sampling"))
-            for name in ("nifti", PNG, "asked", "enhanced")}
+            for name in ("nifti", PNG, "asked", "enhanced", TRAJECTORIES)}
 
 
 def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
@@ -78,6 +80,33 @@ def check_records(outdir: Path, meta: SampleMeta, overwrite: bool) -> None:
 def clear_others(outdir: Path, meta: SampleMeta) -> list[str]:
     """Delete what was written beside samples of another network or other settings, which are gone; notes."""
     return [note for record in records(outdir, meta).values() if record.path.is_file() for note in record.begin()]
+
+
+def ways_beside(samples: SamplesFile) -> tuple[dict[str, bytes], str]:
+    """Pictures of the way from noise to image that lie beside samples, by name, of the first that have some, and why
+    there are none, else ''.
+    """
+    record, names = records(samples.path.parent, samples.meta)[TRAJECTORIES], samples.meta.file_names(samples.seeds)
+    try:
+        had = record.found()
+    except ValueError as e:
+        return {}, first_line(e)
+    if had is None:
+        return {}, "none lie beside the samples (generate.py sampling.trajectory_montage=3)"
+    if {**had, "sampling": compared(had["sampling"], samples.meta.facts.class_names)} != record.made_of:
+        return {}, f"{record.path} is of other samples"
+    record.load()
+    pictures = {name: sorted(file for file, entry in record.files.items() if is_way(file, name)
+                             and record.is_finished(file, entry.of)) for name in names[:MOST_WAYS]}
+    found = [Path(file) for files in pictures.values() for file in files]
+    return {file.stem: (samples.path.parent / file).read_bytes() for file in found}, \
+        "" if found else f"{record.path} names none of the first {MOST_WAYS} samples, or they were changed"
+
+
+def is_way(file: str, name: str) -> bool:
+    """Whether a file is a picture of the way of a sample of that name."""
+    number = file.removeprefix(f"{TRAJECTORIES}/{name}_").removesuffix(".png")
+    return file == f"{TRAJECTORIES}/{name}_{number}.png" and number.isdecimal()
 
 
 # ---- what was asked for ----

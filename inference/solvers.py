@@ -15,11 +15,12 @@ import torch
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.asking_scans import asker_for
 from edm3d.inference.drawing import complete, draw, draw_all, make_drawer
-from edm3d.inference.generation import shown_channels
 from edm3d.inference.model import Model
+from edm3d.inference.real_pictures import shown_channels
 from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.volume_features import VolumeFeatures
 from edm3d.metrics.frechet import frechet_distance
+from edm3d.metrics.kernel_distance import kernel_distance
 from edm3d.metrics.same_size import at_same_size
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.utils.files import write_text
@@ -35,7 +36,7 @@ class Tried(NamedTuple):
     error: root mean square distance to the exact solution, relative to that solution's; None of a stochastic sampler,
     which ends elsewhere, and where the steps are refused (why says so). distance: Frechet distance of `size` volumes
     drawn to as many real ones, where these are given, by features of a random network; floor and floor_p95: of real
-    ones to other real ones.
+    ones to other real ones. kid, kid_floor, kid_floor_p95: likewise the kernel distance.
     """
 
     sampler: str
@@ -48,6 +49,9 @@ class Tried(NamedTuple):
     floor: float | None = None
     floor_p95: float | None = None
     size: int | None = None
+    kid: float | None = None
+    kid_floor: float | None = None
+    kid_floor_p95: float | None = None
 
 
 class RealVolumes(NamedTuple):
@@ -156,7 +160,9 @@ def from_real(model: Model, sampler: str, steps: int, real: RealVolumes) -> dict
     if not np.isfinite(drawn_features).all():
         raise ValueError(f"{model.snapshot.path}: what {sampler} draws in {steps} steps is not finite: its network has "
                          "diverged or is damaged")
-    return at_same_size(frechet_distance, real.features, drawn_features)._asdict()
+    kid = at_same_size(kernel_distance, real.features, drawn_features)
+    return {**at_same_size(frechet_distance, real.features, drawn_features)._asdict(), "kid": kid.distance,
+            "kid_floor": kid.floor, "kid_floor_p95": kid.floor_p95}
 
 
 # ---- showing ----
@@ -164,19 +170,20 @@ def from_real(model: Model, sampler: str, steps: int, real: RealVolumes) -> dict
 
 def table(rows: Sequence[Tried], real: RealVolumes | None = None) -> Iterator[str]:
     """The rows as lines of a terminal."""
-    yield (f"{'sampler':<12}{'steps':>6}{'calls':>7}{'s/volume':>10}" + f"{'distance':>10}" * bool(real)
+    yield (f"{'sampler':<12}{'steps':>6}{'calls':>7}{'s/volume':>10}" + f"{'distance':>10}{'KID':>10}" * bool(real)
            + "  off the exact solution (rms, relative)")
     for row in rows:
         if row.why:
             yield f"{row.sampler:<12}{row.steps:>6}  {row.why}"
             continue
         off = "stochastic: ends elsewhere" if row.error is None else f"{row.error:.2g}"
-        far = f"{row.distance:>10.4g}" if real else ""
+        far = f"{row.distance:>10.4g}{row.kid:>10.3g}" if real else ""
         yield f"{row.sampler:<12}{row.steps:>6}{row.calls:>7g}{row.seconds:>10.3g}{far}  {off}"
     if real and (known := [row for row in rows if row.size]):
         yield (f"distance: Frechet, {known[0].size} drawn to {known[0].size} real, features of a random network "
                f"(compare within this table alone); as many real to other real ones: {known[0].floor:.4g} on average, "
-               f"to {known[0].floor_p95:.4g} in 95 of 100 cases; real: {real.description}")
+               f"to {known[0].floor_p95:.4g} in 95 of 100 cases; KID: kernel distance of the same, real to real "
+               f"{known[0].kid_floor:.3g} on average, to {known[0].kid_floor_p95:.3g}; real: {real.description}")
 
 
 def write_table(dest: Path, rows: Sequence[Tried], real: RealVolumes | None = None) -> list[Path]:

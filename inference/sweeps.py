@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from edm3d.formats.nifti import spacing_of
 from edm3d.formats.samples import SamplesFile
 from edm3d.utils.names import one_line
@@ -21,8 +19,9 @@ def write_sweep(outdir: Path, samples: SamplesFile, most: int) -> Iterator[str]:
     if sweep is None or not most or "images" not in samples.names:
         return
     from edm3d.reporting.montages import montage, save_png
+    from edm3d.reporting.strips import evenly
     count, facts = len(sweep.values), samples.meta.facts
-    columns = np.unique(np.linspace(0, count - 1, min(count, MOST_COLUMNS)).round().astype(int)).tolist()
+    columns = evenly(count, MOST_COLUMNS)
     seeds = [seed for seed in dict.fromkeys(map(samples.meta.noise_of, samples.seeds.tolist()))
              if all(seed * count + k in samples.rows for k in columns)][:most]
     blocks = [(f"Seed {seed}", [(samples.row("images", row), samples.row("labels", row))

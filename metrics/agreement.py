@@ -38,6 +38,17 @@ def by_chance(asked: np.ndarray, measured: np.ndarray, seed: int = 0) -> tuple[f
     return float(np.quantile(size, 0.99)), float(np.median(error))
 
 
+def slope(asked: np.ndarray, measured: np.ndarray) -> float:
+    """Of the least-squares line through measured over asked values [N]; NaN where these do not vary."""
+    off, up = (np.asarray(x, dtype=np.float64) - np.mean(x) for x in (asked, measured))
+    return float(off @ up / (off @ off)) if (off != 0).any() else float("nan")
+
+
+def rank_correlation(asked: np.ndarray, measured: np.ndarray) -> float:
+    """Spearman's rho of values [N]; NaN where either does not vary."""
+    return float(statistics(asked, measured, np.ones((1, len(asked))))[0, MEASURES.index("rho")])
+
+
 def statistics(asked: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """MEASURES [R,4] of values [N], of which each counts as often as weights [R,N] say."""
     off, total = measured - asked, weights.sum(1)

@@ -185,6 +185,18 @@ def asked_chart(sets: dict[str, tuple[np.ndarray, np.ndarray]], name: str, unit:
 # ---- downstream networks: a colour for every row of runs ----
 
 
+def sweep_chart(values: np.ndarray, measured: np.ndarray, seeds: Sequence[int], name: str, unit: str) -> Figure:
+    """What is measured [S,V] over the values [V] that were asked for, a line for each seed; on the grey line it is the
+    same.
+    """
+    figure, axes = chart(titled(f"{name}: asked for", unit), titled("measured", unit))
+    axes.plot(values, values, color=GRID, lw=2.4, zorder=0, label="as asked for")
+    for seed, row, colour in zip(seeds, measured, cycle(row_colours([False] * 4))):
+        axes.plot(values, row, "o-", ms=3.5, lw=1.2, color=colour, label=f"seed {seed}" if len(seeds) <= 8 else None)
+    legend(figure)
+    return figure
+
+
 def row_colours(is_real: Sequence[bool]) -> list[str]:
     """Colours of rows: greys for those of real items alone, others for others."""
     greys, others = cycle(("#57606a", "#24292f", "#8c959f")), cycle(("#0969da", "#d4721c", "#1a7f37", "#8250df"))

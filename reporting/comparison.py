@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edm3d.formats.sample_settings import SweptAttribute
 from edm3d.reporting.audit import Audit
 from edm3d.reporting.cases import Case
 from edm3d.reporting.features import Features
@@ -67,7 +68,8 @@ class Comparison(Context):
 
     told: names of the classes of `Case.semantic`, of generated and of real volumes. partner: the real volume whose map
     or images asked for a generated one, by its number, None where there is none. utility: what a report of downstream
-    networks says. Why one of these is not there is in `missing`, by its name.
+    networks says. ways: PNGs of the way from noise to image by name. sweep: the attribute that goes
+    through values, if any. Why one of these is not there is in `missing`, by its name.
     """
 
     real: Cases
@@ -85,6 +87,8 @@ class Comparison(Context):
     utility: Mapping[str, Any] | None = None
     min_samples: int = 2
     audit: Audit | None = None
+    ways: Mapping[str, bytes] = field(default_factory=dict)
+    sweep: SweptAttribute | None = None
 
 
 def keys(context: Comparison, name: str, ids: Sequence[str]) -> dict[str, Sequence[str]]:

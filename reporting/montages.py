@@ -36,7 +36,7 @@ TEXT = "#e6edf3"
 WHITE = 99.8  # percentile of the intensities that is shown as white
 GAP = 6
 LINE, LETTER, FEWEST_LETTERS = 16, 7, 12  # pixels of a line of a caption, and of a letter in it
-MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 10  # pixels; the last of a letter in a title
+MARGIN, HEADING, LEGEND_LINE, BOLD = 18, 40, 22, 12  # pixels; the last of a letter in a title
 DPI = 100
 SOLID, LINES = {"fill": 1.0, "outline": 1.0}, {"fill": 0.0, "outline": OUTLINE}  # how classes are drawn
 
@@ -77,7 +77,7 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
         drawn = [(title, [image for image, _ in pictures]) for title, pictures in blocks]
         return curves([*drawn[:-1], ("Condition", asked.images), *drawn[-1:]], captions)
     asked, classes = asked.in_legend_of(label_classes)
-    split = _by_channel(blocks, len(spacing), channels)
+    split = by_channel(blocks, len(spacing), channels)
     windows = windows_of(blocks, len(spacing), channels) if windows is None else windows
     known, sheets = known_affine(affine), []
     leading = split[0][0 if aligned and not asked.maps else -1][1]
@@ -90,8 +90,8 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
         if parts is split[0]:
             sheets += _asked_sheets(asked, spacing, centres, known)
         sheets += _drawn_sheets(*parts[-1], asked.maps, window, spacing, centres, known, plain[-1])
-    legend = _legend(classes, [planes for sheet in sheets for planes in sheet.columns])
-    return _blocks_figure([(sheet.title, sheet.tiles()) for sheet in sheets], legend, captions,
+    legend = classes_seen(classes, [planes for sheet in sheets for planes in sheet.columns])
+    return blocks_figure([(sheet.title, sheet.tiles()) for sheet in sheets], legend, captions,
                           plane_names(len(spacing), affine))
 
 
@@ -145,7 +145,7 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     columns = [[tile_of(plane, window, **style) for plane, (*_, window, style) in zip(column, rows, strict=True)]
                for column in zip(*planes, strict=True)]
     names = [name for name, _ in plane_names(len(spacing), affine)]
-    return _blocks_figure([("", columns)], _legend(classes, planes), names)
+    return blocks_figure([("", columns)], classes_seen(classes, planes), names)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -169,10 +169,10 @@ def png_bytes(figure: Figure) -> bytes:
 
 def windows_of(blocks: Sequence[Block], ndim: int, channels: Sequence[str] = ()) -> np.ndarray:
     """For each channel [C, 2], colours being one: minimum and WHITE percentile of the first block that is not empty."""
-    return np.array([window_of(parts[0][1]) for parts in _by_channel(blocks, ndim, channels)])
+    return np.array([window_of(parts[0][1]) for parts in by_channel(blocks, ndim, channels)])
 
 
-def _by_channel(blocks: Sequence[Block], ndim: int, channels: Sequence[str]) -> list[list[Block]]:
+def by_channel(blocks: Sequence[Block], ndim: int, channels: Sequence[str]) -> list[list[Block]]:
     """The blocks that hold something, of every channel: grey [*S], named where there are several, or colours [*S, 3].
     """
     filled = [(title, [(_with_channels(image, ndim), label) for image, label in pictures])
@@ -212,7 +212,7 @@ def _asked_sheets(asked: Asked, spacing: Sequence[float], centres: Sequence[list
     """What was asked for: condition images channel by channel, each in a window of its own, and maps in solid colours.
     """
     block = ("Condition", [(image, None) for image in asked.images])
-    parts = _by_channel([block], len(spacing), asked.channels) if asked.images else []
+    parts = by_channel([block], len(spacing), asked.channels) if asked.images else []
     sheets = [Sheet(title, _columns(pictures, spacing, centres, affine), window_of(pictures))
               for ((title, pictures),) in parts]
     pictures = [(np.zeros(map_.shape, np.float32), map_) for map_ in asked.maps]
@@ -253,7 +253,7 @@ def _plain_first(planes: list[Plane]) -> list[Plane]:
     return planes if planes[0].label is None else [planes[0]._replace(label=None), *planes]
 
 
-def _legend(label_classes: Sequence[str], columns: Sequence[Sequence[Plane]]) -> dict[int, str]:
+def classes_seen(label_classes: Sequence[str], columns: Sequence[Sequence[Plane]]) -> dict[int, str]:
     """Number and name of the classes, the background aside, that are seen in columns of planes."""
     seen = {int(value) for planes in columns for plane in planes if plane.label is not None
             for value in np.unique(plane.label)}
@@ -277,7 +277,7 @@ def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
-def _blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapping[int, str],
+def blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapping[int, str],
                    captions: Sequence[str], names: Sequence[tuple[str, str]] = ()) -> Figure:
     """Titled sheets one above the other, captions under the last, a legend of classes (number: name) at the foot.
 

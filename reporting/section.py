@@ -41,7 +41,8 @@ class Context:
     """What a section may ask for besides what it measured.
 
     provenance: how the real file was made; missing: why a set is not there; first: the first SHOWN volumes of each set,
-    there as soon as all is measured. padding: that of the real file, None where it records none.
+    there as soon as all is measured. padding: that of the real file, None where it records none; animate: whether GIFs
+    are wanted.
     """
 
     layout: Layout
@@ -49,6 +50,7 @@ class Context:
     missing: Mapping[str, str] = field(default_factory=dict)
     first: Mapping[str, list] = field(default_factory=dict)
     padding: Padding | None = None
+    animate: bool = False
 
 
 class Score(NamedTuple):
@@ -108,7 +110,7 @@ class Section:
         return {}
 
     def animations(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:
-        """GIFs by the name of their file."""
+        """GIFs by the name of their file, where the context wants any."""
         return {}
 
     def embedded(self, found: Any, context: Context, report: dict) -> dict[str, bytes]:

@@ -27,6 +27,11 @@ def strips(name: str, blocks: Sequence[Block], layout: Layout, *, windows: np.nd
         aligned=aligned, affine=layout.affine, plain_once=plain_once) for start in range(0, count, size)}
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers from 0 to count - 1, so many at most, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
 def pictures_of(cases: Sequence[Case]) -> list[Picture]:
     """Images and label maps of volumes."""
     return [(case.image, case.label) for case in cases]

@@ -1,6 +1,7 @@
 """What was asked for in the report: maps, classes by a classifier, image pairs, utility; answers known by hand."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,36 @@ def test_an_id_alone_makes_no_pair(here, tmp_path):
     write_drawn(tmp_path / "told.h5", here / "real.h5", IDS, **{k: v for k, v in arrays().items() if k != "maps"})
     part = evaluate(here / "real.h5", tmp_path / "told.h5", tmp_path / "told", KEPT)["pairs"]
     assert not part["available"] and "no maps and no images" in part["reason"]
+
+
+def write_shown(path: Path, shown: Callable[[int], np.ndarray]) -> Path:
+    """Real volumes of two channels, of which the second is a condition image."""
+    meta = VolumesMeta(2, ("t2", "t1"), ("target", "condition"), (), (), (), (), Intensity(0.0, 1.0, True, "a.u."))
+    with VolumesWriter(path, meta, {"kind": "toy"}) as writer:
+        for i in range(COUNT):
+            writer.add("test", Item(np.concatenate([level(i), shown(i)]), None, None, None, f"item-{i}", f"p{i}",
+                                    np.eye(4), full_box((SIZE, SIZE))))
+    return path
+
+
+def test_pairs_of_condition_images_are_those_of_the_images_that_asked(tmp_path):
+    """Item i is shown 1 - its image; what is drawn of it is its image and 0.01. A file of other images asks nobody."""
+    real = write_shown(tmp_path / "real.h5", lambda i: 1 - level(i))
+    file = VolumesFile(real)
+    facts = Facts(str(real), file.content_hash, ("t2",), intensity=Intensity(0.0, 1.0, True, "a.u."),
+                  spatial_shape=(SIZE, SIZE), condition_channels=("t1",))
+    order = [3, 0, 5, 1]
+    drawn = {"images": np.stack([level(i) + 0.01 for i in order]), "cond_images": np.stack([1 - level(i)
+                                                                                          for i in order])}
+    ids = [f"item-{i}" for i in order]
+    write_samples(tmp_path / "samples.h5", range(4), drawn, np.eye(4), SampleMeta(
+        facts, "gone.pt", "12345678", {"conditions": {"source": str(real), "hash": "0" * 64, "ids": ids}}))
+    part = evaluate(real, tmp_path / "samples.h5", tmp_path / "out", KEPT)["pairs"]
+    assert (part["num"], part["of"], part["real"]) == (4, 4, 4)
+    assert part["psnr_db"]["value"] == pytest.approx(40, abs=1e-3) and part["psnr_db"]["floor"] < 20
+    other = write_shown(tmp_path / "other.h5", lambda i: level(i))
+    part = evaluate(other, tmp_path / "samples.h5", tmp_path / "others", KEPT)["pairs"]
+    assert not part["available"] and "what asked is not the images of these" in part["reason"]
 
 
 @pytest.mark.parametrize(("net", "said"), [(One(), "takes 1 inputs"), (Features(), "wanted a distance of each"),

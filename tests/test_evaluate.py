@@ -392,6 +392,12 @@ def test_option_of_the_other_report_is_refused_by_name(tmp_path, kind, option):
     assert line.startswith(f"Error: {option.partition('=')[0]}: an option of {other}")
 
 
+@pytest.mark.parametrize("option", ["--planted=100", "--members=0", "--train-split=all"])
+def test_what_says_how_training_volumes_are_looked_at_is_refused_without_any(tmp_path, option):
+    line = refused(tmp_path, main, "--real", "r.h5", "--generated", "x", "--dest", str(tmp_path / "out"), option)
+    assert line.startswith(f"Error: {option.partition('=')[0]}: ") and "give --train, or leave it away" in line
+
+
 @pytest.mark.parametrize("missing", ["--real", "--dest"])
 def test_what_is_required_is_asked_for(missing):
     given = {"--real": "r.h5", "--generated": "s.h5", "--dest": "out"}

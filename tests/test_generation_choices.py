@@ -23,7 +23,7 @@ from edm3d.formats.volumes import VolumesFile, VolumesMeta, VolumesWriter, full_
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
-from edm3d.inference.generation import real_pictures, shown_channels
+from edm3d.inference.real_pictures import real_pictures, shown_channels
 from edm3d.inference.snapshot import Snapshot
 from edm3d.samplers import (
     ImageGenerators,

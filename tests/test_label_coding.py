@@ -22,8 +22,9 @@ from edm3d.inference.batch import Batch
 from edm3d.inference.card import about
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Drawer, arrays_of
-from edm3d.inference.generation import channel_count, check_part
+from edm3d.inference.generation import check_part
 from edm3d.inference.guidance import drawn_space
+from edm3d.inference.real_pictures import channel_count
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.conditioning import NOTHING
 from edm3d.networks.label_coding import KINDS, LabelCoding

@@ -14,7 +14,7 @@ import pytest
 
 from edm3d.formats.facts import Facts
 from edm3d.inference.batch import Sample
-from edm3d.inference.generation import real_pictures
+from edm3d.inference.real_pictures import real_pictures
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_dataset

@@ -5,23 +5,38 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edm3d.formats.png import COLOURS
+from edm3d.formats.prediction import Prediction
+from edm3d.formats.sample_settings import SweptAttribute
+from edm3d.inference.evaluate_downstream import evaluate_downstream
+from edm3d.inference.evaluate_enhancement import EnhancementOptions, evaluate_enhancement
+from edm3d.inference.evaluate_first_stage import FirstStageOptions, evaluate_first_stage
 from edm3d.reporting import comparison, report, viewer
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.html import html_contents
+from edm3d.reporting.montages import montage, png_bytes
 from edm3d.reporting.overlays import LABEL_COLOURS, colour_of
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.section import missing, walk
-from edm3d.reporting.sections import COMPARISON
+from edm3d.reporting.sections import COMPARISON, NUMBERS
+from edm3d.reporting.sections.asked_attributes import AttributesFollowed
+from edm3d.reporting.sections.sample_pictures import SamplePictures
+from edm3d.reporting.sections.sweep import AttributeSweep
 from edm3d.reporting.sections.viewer import Viewer, real_and_generated
+from edm3d.reporting.sections.way_from_noise import WayFromNoise
 from tests import browser
+from tests import test_evaluate_downstream as downstream
+from tests import test_evaluate_enhancement as scans
+from tests import test_evaluate_first_stage as stages
 from tests.conftest import ROOT
+from tests.test_evaluate import describe, write_phantoms
 
 SHAPE, SPACING = (16, 14, 12), (1.0, 1.5, 2.0)
 AFFINE = tuple(map(tuple, np.diag([*SPACING, 1.0]).tolist()))
@@ -76,11 +91,12 @@ DRIVE = """
 """
 
 
-def write_page(folder: Path, layout: Layout, sets: dict[str, list[Case]], sections=COMPARISON) -> Path:
-    """The page of a report of sets of volumes."""
+def write_page(folder: Path, layout: Layout, sets: dict[str, list[Case]], sections=COMPARISON, **more: object) -> Path:
+    """The page of a report of sets of volumes; more: fields of the comparison."""
     cases = {name: Cases(name, len(kept), kept.__getitem__) for name, kept in sets.items()}
     absent = {"decoded": "<i>gone</i>", "noise": "no network"}
-    context = Comparison(layout=layout, provenance={}, seeds=range(len(sets["generated"])), missing=absent, **cases)
+    context = Comparison(layout=layout, provenance={}, seeds=range(len(sets["generated"])), missing=absent, **cases,
+                         **more)
     about = {"title": "samples.h5", "date": "2030-01-01", "command": "evaluate.py " + "x" * 200, "versions": {},
              "definitions": {word: text for section in sections for word, text in section.words.items()},
              "real": {"path": "/long" * 30, "content_hash": "ab", "reference": "volumes", "num": len(sets["real"])},
@@ -218,6 +234,61 @@ def test_signals_have_no_viewer_and_the_page_says_so(tmp_path):
     sets = {name: [Case("a", np.zeros((1, 32), np.float32), None)] for name in ("real", "generated")}
     text = write_page(tmp_path, layout, sets, (Viewer(real_and_generated),)).read_text()
     assert "Viewer: not available: signals have no planes" in text and "<script" not in text
+
+
+# ---- the other reports ----
+
+
+def check_whole(tab: browser.Tab, page: Path, parts: set[str]) -> None:
+    """A page is whole at all widths, and has pictures and these parts."""
+    browser.check_page(tab, page)
+    assert tab.run("document.images.length") > 2
+    assert parts <= set(tab.run("[...document.querySelectorAll('h2')].map((x) => x.textContent)"))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_page_of_a_first_stage(tab, tmp_path, dims):
+    path = stages.snapshot(tmp_path / "stage.pt", {**stages.NODE, "num_classes": 4, "spatial_dims": dims},
+                           describe(dims))
+    file = write_phantoms(tmp_path / "echo.h5", dims=dims)
+    evaluate_first_stage(str(path), file, tmp_path / "out", FirstStageOptions(num=2, gif=True))
+    check_whole(tab, tmp_path / "out" / "report.html", {"Pictures", "Worst cases", "Viewer"})
+    assert tab.run("[...document.images].filter((x) => x.src.startsWith('data:image/gif')).length") == 1
+
+
+def test_the_pages_of_downstream_networks(tab, tmp_path):
+    """Segmenters whose names are long, and classifiers of views."""
+    long = "a-run-of-a-name-that-is-" + "very-" * 20 + "long.pt"
+    with chdir(tmp_path):
+        downstream.write(Path("real.h5"), {"train": downstream.toy_items("t", 4), "test": downstream.toy_items("v", 5)})
+        for name, seed in (("good.pt", 0), (long, 1)):
+            downstream.snapshot(Path(name), "real.h5", downstream.by_level(-0.4, 0.4), seed=seed)
+        downstream.snapshot(Path("view.pt"), "real.h5", downstream.means([0, 8, 0], [0, 0, -99]),
+                            Prediction("classes", downstream.VIEWS))
+        evaluate_downstream(["good.pt", long], Path("real.h5"), Path("segmented"), downstream.TRUSTED)
+        evaluate_downstream(["view.pt"], Path("real.h5"), Path("classified"), downstream.TRUSTED)
+    for name in ("segmented", "classified"):
+        check_whole(tab, tmp_path / name / "report.html", {"Worst cases"})
+
+
+def test_the_page_of_enhanced_scans(tab, tmp_path):
+    evaluate_enhancement([scans.write(tmp_path / "samples.h5", count=3, draws=4)], tmp_path / "out",
+                         EnhancementOptions())
+    check_whole(tab, tmp_path / "out" / "report.html", set())
+
+
+def test_the_page_of_a_sweep_with_its_way_from_noise_and_an_animation(tab, tmp_path):
+    """Eight values of two seeds, asked for by the volume of a class."""
+    name = "wall_volume"
+    values = [10.0 * k for k in range(8)]
+    cases = [case._replace(attributes=np.array([values[i % 8]])) for i, case in enumerate(known(16, 0))]
+    layout = Layout(("echo",), ("background", "wall", "cavity"), SPACING, 0.0, 1.0, "a.u.", AFFINE,
+                    attributes=((name, "ml"),))
+    wide = png_bytes(montage([("Sampler", [(case.image, None) for case in cases[:8]])], SPACING))
+    sections = (SamplePictures(), AttributesFollowed(NUMBERS), AttributeSweep(NUMBERS), WayFromNoise())
+    page = write_page(tmp_path, layout, {"real": cases[:3], "generated": cases}, sections, animate=True,
+                      sweep=SweptAttribute(name, "ml", values, 0), ways={"seed000000_1": wide})
+    check_whole(tab, page, {"Sweep", "From noise to image", "Pictures"})
 
 
 # ---- what is packed ----

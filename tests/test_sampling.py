@@ -73,8 +73,8 @@ def test_a_small_table_is_in_log_files_and_tensorboard_every_few_ticks(at):
     run_dir = run_in("sampled")
     found = numbers(run_dir)
     assert [("sample/frechet" in tick) for tick in found] == [False, True, True]  # the second, and the last
-    for name in ("frechet", "frechet_floor", "frechet_floor_p95", "ks", "ks_floor", "ks_intensity_mean", "ms_ssim",
-                 "ms_ssim_floor"):
+    for name in ("frechet", "frechet_floor", "frechet_floor_p95", "kid", "kid_floor", "ks", "ks_floor",
+                 "ks_intensity_mean", "ms_ssim", "ms_ssim_floor"):
         assert np.isfinite(found[-1][f"sample/{name}"]), name
     assert "sample/frechet" not in numbers(run_in("plain"))[-1] and found[-1]["time/sample_sec"] > 0
     lines = [line for line in (run_dir / "log.txt").read_text().splitlines() if line.startswith("Samples")]
@@ -114,10 +114,12 @@ def test_numbers_are_those_of_the_features_and_values():
     drawn = [MeasuredSample(np.array([i + 100.0, 0.0]), None, {"x": i + 100.0}, None) for i in range(4)]
     found = numbers_of_rows(real, drawn, layout)
     assert found["ks"] == found["ks_x"] == 1 and found["frechet"] > 90 ** 2 > 100 > found["frechet_floor_p95"]
+    assert found["kid"] > 1000 > abs(found["kid_floor"])
     same = numbers_of_rows(real, real, layout)
     assert same["ks"] == 0 and same["frechet"] < 10
     broken = [row._replace(features=row.features * np.nan) for row in drawn]
-    assert numbers_of_rows(real, broken, layout)["frechet"] == inf
+    found = numbers_of_rows(real, broken, layout)
+    assert found["frechet"] == found["kid"] == inf
 
 
 def test_settings_that_cannot_be_followed_are_refused_before_there_is_a_run(at):

@@ -17,6 +17,7 @@ from edm3d.formats.volumes import VolumesMeta, VolumesWriter, full_box
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.solvers import drawn, read_real, try_solvers
 from edm3d.metrics.frechet import frechet_distance
+from edm3d.metrics.kernel_distance import kernel_distance
 from edm3d.metrics.same_size import at_same_size
 from edm3d.samplers import ImageGenerators
 from edm3d.utils.config import build
@@ -103,13 +104,16 @@ def test_what_is_drawn_is_held_against_real_volumes_beside_their_floor(at, flat)
     images = np.concatenate([model.sample([seed], sampler="multistep", num_steps=8).images for seed in range(20)])
     wanted = at_same_size(frechet_distance, real.features, real.extractor(images))
     assert apart.distance == pytest.approx(wanted.distance, rel=1e-4)  # whatever the batch
+    kid = at_same_size(kernel_distance, real.features, real.extractor(images))
+    assert apart.kid == pytest.approx(kid.distance, rel=1e-3) and apart.kid > 5 * apart.kid_floor_p95
+    assert alike.kid < alike.kid_floor_p95 and abs(apart.kid_floor) < apart.kid_floor_p95
 
 
 def test_the_table_is_written_as_json_csv_and_a_chart(at, flat):
     said = succeed(dataset_tool.main, "solvers", "flat.pt", "--device", "cpu", "--samplers", "multistep", "ddim",
                    "--steps", "1", "4", "--seeds", "0", "--real", "alike.h5", "--num", "6", "--dest", "table")
     lines = said.splitlines()
-    assert lines[0].split()[:5] == ["sampler", "steps", "calls", "s/volume", "distance"]
+    assert lines[0].split()[:6] == ["sampler", "steps", "calls", "s/volume", "distance", "KID"]
     assert lines[-1].startswith("distance: Frechet, 6 drawn to 6 real, features of a random network")
     found = json.loads(Path("table/solvers.json").read_text())
     assert found["real"].startswith("12 of ") and [row["steps"] for row in found["rows"]] == [1, 4, 1, 4]

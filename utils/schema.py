@@ -152,6 +152,8 @@ class Sampling:
     tile_mode: str = "blend"            # blend | exact (as the whole volume, in slabs)
     tile_compare: bool = True           # say by how much blended tiles differ from the whole, in the memory of exact
     montage: int = 6                    # samples in samples.png, 0 = none
+    trajectory_montage: int = 0         # samples whose way from noise is a picture and a table in trajectories/
+    gif: int = 0                        # samples in samples.gif, slice by slice, 3 at most (2D: one by one)
     real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
     precision: str = "fp32"
     num_threads: int = 0                # as training.options.num_threads

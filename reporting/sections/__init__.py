@@ -29,6 +29,7 @@ from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
 from edm3d.reporting.sections.scorecard import Scorecard
 from edm3d.reporting.sections.structures import Structures
 from edm3d.reporting.sections.surfaces import Surfaces
+from edm3d.reporting.sections.sweep import AttributeSweep
 from edm3d.reporting.sections.tested_pictures import TestedPictures
 from edm3d.reporting.sections.texture import Texture
 from edm3d.reporting.sections.told_apart import ToldApart
@@ -38,6 +39,7 @@ from edm3d.reporting.sections.utility import Utility
 from edm3d.reporting.sections.variety import Variety
 from edm3d.reporting.sections.viewer import Viewer, real_and_decoded, real_and_generated
 from edm3d.reporting.sections.voxel_classes import VoxelClasses
+from edm3d.reporting.sections.way_from_noise import WayFromNoise
 
 # Numbers of one volume, which sections hold against real ones.
 NUMBERS = (
@@ -57,8 +59,10 @@ COMPARISON = (
     Ejection(MEASURED),
     AskedClasses(MEASURED),
     AttributesFollowed(MEASURED),
+    AttributeSweep(MEASURED),
     SamplePictures(),
     Viewer(real_and_generated),
+    WayFromNoise(),
     Texture(),
     Grain("generated"),
     Variety(),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from edm3d.reporting.animations import html_animation, in_report, said_of
 from edm3d.reporting.cases import DecodedCase, Layout
 from edm3d.reporting.first_stage import RoundTrip
 from edm3d.reporting.html import html_strips
@@ -20,9 +21,10 @@ CONTRAST = 0.25  # share of the intensities shown that is white in pictures of d
 
 
 class DecodedPictures(Section):
-    """The first volumes and those of the lowest PSNR, with what differs.
+    """The first volumes and those of the lowest PSNR, with what differs; where it is wanted a GIF of the first, too.
 
     worst.[{id, psnr_db}]
+    animation.available                                             where one is wanted
     """
 
     sets = DECODED
@@ -36,7 +38,13 @@ class DecodedPictures(Section):
         return dict(sorted(enumerate(rows["decoded"]), key=lambda item: item[1][1])[:WORST])
 
     def compute(self, found: dict[int, tuple[str, float]], context: RoundTrip) -> dict[str, Any]:
-        return {"worst": [{"id": name, "psnr_db": value} for name, value in found.values()]}
+        return {"worst": [{"id": name, "psnr_db": value} for name, value in found.values()],
+                **said_of(context)}
+
+    def animations(self, found: dict[int, tuple[str, float]], context: RoundTrip, report: dict) -> dict[str, bytes]:
+        first = context.first["decoded"]
+        return in_report(context, [("Real", pictures_of([item.real for item in first])),
+                                   ("Decoded from its latents", pictures_of([item.decoded for item in first]))])
 
     def figures(self, found: dict[int, tuple[str, float]], context: RoundTrip, report: dict) -> dict[str, Figure]:
         layout, first, worst = context.layout, context.first["decoded"][:PICTURES], list(context.decoded(list(found)))
@@ -47,7 +55,7 @@ class DecodedPictures(Section):
         body = ("<h2>Pictures</h2><p class=note>The first cases, not a choice. Slices through the middle of what is "
                 "labelled in the real volume. Black is the minimum and white the 99.8 % point of the real images "
                 f"shown; in differences grey is none, and black and white are {CONTRAST:.0%} of that range.</p>")
-        body += html_strips("pictures", figures)
+        body += html_strips("pictures", figures) + html_animation(report, figures)
         worst = ", ".join(f"{case['id']} {case['psnr_db']:.2f} dB" for case in report["worst"])
         body += f"<h2>Worst cases</h2><p class=note>Those of the lowest PSNR: {escape(worst)}.</p>"
         return body + html_strips("worst", figures)

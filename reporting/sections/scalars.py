@@ -75,7 +75,20 @@ class MeasuredOnce:
                       for name, unit in self.units(layout).items()} for key, kept in rows.items()}
 
 
-class Scalars(Section):
+class OfNumbers(Section):
+    """A section of what numbers of volumes come to, by set."""
+
+    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
+        self.numbers = MeasuredOnce.of(numbers)
+
+    def measure(self, item: Case, context: Comparison) -> dict[str, float | bool]:
+        return self.numbers.measure(item, context.layout)
+
+    def gather(self, rows: dict[str, list], context: Comparison) -> Values:
+        return self.numbers.gather(rows, context.layout)
+
+
+class Scalars(OfNumbers):
     """Every number of `numbers` in real, generated and decoded noise.
 
     metrics.NAME.{unit, real_mean, real_std, real_undefined, ... generated_*, noise_*, ks, floor_median, floor_p95,
@@ -84,7 +97,7 @@ class Scalars(Section):
     """
 
     def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
-        self.numbers = MeasuredOnce.of(numbers)
+        super().__init__(numbers)
         self.words = {
             "KS": "Kolmogorov-Smirnov distance between generated and real cases, 0 to 1. A case without a defined "
                   "value (no wall, say) counts as lying beyond all others.",
@@ -94,12 +107,6 @@ class Scalars(Section):
             "decoded noise": "Standard normal latents times sigma_data, decoded by the first stage of the snapshot: "
                              "what a diffusion model that learned nothing would draw.",
         } | {word: text for part in self.numbers for word, text in part.words.items()}
-
-    def measure(self, item: Case, context: Comparison) -> dict[str, float | bool]:
-        return self.numbers.measure(item, context.layout)
-
-    def gather(self, rows: dict[str, list], context: Comparison) -> Values:
-        return self.numbers.gather(rows, context.layout)
 
     def compute(self, found: Values, context: Comparison) -> dict[str, Any]:
         units = self.numbers.units(context.layout)

@@ -1,6 +1,6 @@
 """How far the numbers of generated volumes are from those of real ones, in their units, and tests with p values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -10,8 +10,8 @@ from edm3d.metrics import two_sets
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import resampled_floor
 from edm3d.reporting.html import html_table
-from edm3d.reporting.section import NOISE, Section
-from edm3d.reporting.sections.scalars import MeasuredOnce, Numbers, Values
+from edm3d.reporting.section import NOISE
+from edm3d.reporting.sections.scalars import OfNumbers, Values
 from edm3d.reporting.tables import finite, number, p_value
 from edm3d.utils.names import titled
 
@@ -19,7 +19,7 @@ ALPHA = 0.01
 TESTS = {"p_mean": two_sets.welch, "p_spread": two_sets.brown_forsythe, "p_ks": two_sets.kolmogorov_smirnov}
 
 
-class ToldApart(Section):
+class ToldApart(OfNumbers):
     """Every number of volumes, generated against real.
 
     tests.{num, alpha, told_apart}                                how many tests in all, and numbers below alpha by Holm
@@ -39,15 +39,6 @@ class ToldApart(Section):
         "p by Holm": "The least p of a number, made larger because there are many tests: where all numbers are of one "
                      f"distribution, one of them in all is below {ALPHA:g} in {ALPHA:.0%} of reports at most.",
     }
-
-    def __init__(self, numbers: Iterable[Numbers] | MeasuredOnce):
-        self.numbers = MeasuredOnce.of(numbers)
-
-    def measure(self, item: Any, context: Comparison) -> dict[str, float | bool]:
-        return self.numbers.measure(item, context.layout)
-
-    def gather(self, rows: dict[str, list], context: Comparison) -> Values:
-        return self.numbers.gather(rows, context.layout)
 
     def compute(self, found: Values, context: Comparison) -> dict[str, Any]:
         units = self.numbers.units(context.layout)

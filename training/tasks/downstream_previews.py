@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from edm3d.inference.batch import Batch, collate
-from edm3d.inference.generation import spread
 from edm3d.inference.predictor import Predictor
+from edm3d.inference.real_pictures import spread
 from edm3d.training.phases import Task
 from edm3d.training.preview import Show, Shown
 from edm3d.training.targets import KEY

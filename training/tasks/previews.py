@@ -18,7 +18,8 @@ from edm3d.inference.batch import Sample, collate
 from edm3d.inference.drawing import Drawer, around, arrays_of, complete, draw_all, make_drawer, sample_meta
 from edm3d.inference.enhanced import scan_blocks, window_of_scans
 from edm3d.inference.first_stage import FirstStage
-from edm3d.inference.generation import check_options, real_pictures, spread
+from edm3d.inference.generation import check_options
+from edm3d.inference.real_pictures import real_pictures, spread
 from edm3d.inference.refiner import Refiner, sampler_of
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import started

@@ -13,6 +13,7 @@ from edm3d.inference.drawing import Drawer, around, arrays_of, draw
 from edm3d.inference.quality import layout_of, numbers_of
 from edm3d.inference.volume_features import VolumeFeatures
 from edm3d.metrics.frechet import frechet_distance
+from edm3d.metrics.kernel_distance import kernel_distance
 from edm3d.metrics.same_size import at_same_size
 from edm3d.reporting.cases import Case, Layout
 from edm3d.samplers.noise import ImageGenerators
@@ -131,14 +132,15 @@ def numbers_of_rows(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSamp
     """The numbers of the table by name; that of a floor ends in _floor."""
     from edm3d.reporting.distances import ks, ks_floors
     found: dict[str, float] = {}
-    for name, part in (("frechet", "features"), ("latents_frechet", "latents")):
+    for kind, part in (("", "features"), ("latents_", "latents")):
         if getattr(real[0], part) is not None:
             sets = [np.stack([getattr(row, part) for row in rows]) for rows in (real, drawn)]
-            if not np.isfinite(sets[1]).all():  # a network that has diverged is as far as can be
-                found[name] = float("inf")
-                continue
-            far = at_same_size(frechet_distance, *sets)
-            found |= {name: far.distance, f"{name}_floor": far.floor, f"{name}_floor_p95": far.floor_p95}
+            for name, distance in ((f"{kind}frechet", frechet_distance), (f"{kind}kid", kernel_distance)):
+                if not np.isfinite(sets[1]).all():  # a network that has diverged is as far as can be
+                    found[name] = float("inf")
+                    continue
+                far = at_same_size(distance, *sets)
+                found |= {name: far.distance, f"{name}_floor": far.floor, f"{name}_floor_p95": far.floor_p95}
     if real[0].numbers:
         apart = {name: ks(*(np.array([row.numbers[name] for row in rows]) for rows in (real, drawn)))
                  for name in real[0].numbers}
