@@ -1,7 +1,7 @@
 """The audit of samples: copies of training volumes among them, and whether the network's loss gives members away."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.membership import attack, find_snapshot
 from edm3d.metrics import copies as maths
 from edm3d.metrics.copies import AxisMove, Nearest, Reference
-from edm3d.reporting.audit import Audit, ClosePair, Copies, Distances, Membership, Planted
+from edm3d.reporting.audit import Audit, ClosePair, Copies, Distances, Membership, Planted, limit_of
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.reference import Cases
@@ -40,6 +40,8 @@ class AuditOptions(Protocol):
 PAIRS = 10
 THROUGH = "through the first stage"
 LATENT_NUMBERS = 4096
+USUAL = 512  # training volumes that are held against the others
+ROUND_TRIPS, LEAST_MOVED = 32, 0.05  # volumes that say how far latents are moved, and the least, in their own spread
 
 
 def audit(samples: SamplesFile, context: Comparison, stage: FirstStage | str, options: AuditOptions) -> Audit:
@@ -87,7 +89,8 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     held = [i for i in range(len(real)) if not is_training(real.case(i), known, ids)]
     of_held = searched(reference, real, held, "held out")
     nearest = searched(reference, generated, range(len(generated)), "samples")
-    distances = np.array([each.distance for each in of_held])
+    usual = usual_in_training(reference, train)
+    distances, others = (np.array([each.distance for each in rows]) for rows in (of_held, usual.nearest))
     kinds, absent = plant(reference, train, layout, num_planted, seed)
     again = None
     if isinstance(stage, str):
@@ -97,11 +100,11 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     digests = [digest(generated.case(i).image) for i in range(len(generated))]
     among = twins(reference, generated, range(len(generated)), layout)
     floor = twins(reference, real, held[:len(generated)], layout) or ()
-    return Copies([train.case(i).id for i in range(len(train))], nearest, held, distances, len(real) - len(held),
-                  maths.threshold(distances) if len(held) else None, kinds, absent,
+    return Copies([train.case(i).id for i in range(len(train))], nearest, held, distances, others,
+                  len(real) - len(held), limit_of(distances, others), kinds, absent,
                   sum(each in known for each in digests), among, len(digests) - len(set(digests)),
                   np.array([each.distance for each in floor]),
-                  latent_distances(stage, generated, train, real, held, nearest, of_held, again),
+                  latent_distances(stage, generated, train, real, held, nearest, of_held, usual, again, seed),
                   closest(nearest, generated, train), time.perf_counter() - start)
 
 
@@ -125,9 +128,36 @@ def is_training(case: Case, known: set[bytes], ids: set[str]) -> bool:
     return case.id in ids or digest(case.image) in known
 
 
-def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str) -> list[Nearest]:
-    """The nearest of each volume."""
-    return [reference.nearest(cases.case(i).image) for i in bar(name)(numbers)]
+def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str,
+             without: Callable[[int], Collection[int]] = lambda number: ()) -> list[Nearest]:
+    """The nearest of each volume, but for those `without` its number."""
+    return [reference.nearest(cases.case(i).image, without(i)) for i in bar(name)(numbers)]
+
+
+class Usual(NamedTuple):
+    """Training volumes held against the others, as held-out ones are against all: numbers [U], of each the training
+    volumes that it is not held against, as they are of its group or equal to it, and its nearest of the others.
+    """
+
+    numbers: Sequence[int]
+    without: Sequence[Collection[int]]
+    nearest: Sequence[Nearest]
+
+
+def usual_in_training(reference: Reference, train: Cases) -> Usual:
+    """Of at most USUAL training volumes, spread over all, that have another to be held against."""
+    same: dict[object, set[int]] = {}
+    keys = []
+    for i in range(len(train)):
+        case = train.case(i)
+        keys.append([digest(case.image), *([] if case.group is None else [("group", case.group)])])
+        for key in keys[-1]:
+            same.setdefault(key, set()).add(i)
+    own = [set().union(*(same[key] for key in each)) for each in keys]
+    chosen = np.unique(np.linspace(0, len(train) - 1, min(USUAL, len(train))).astype(int))
+    numbers = [int(i) for i in chosen if len(own[i]) < len(train)]
+    return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one",
+                                                              own.__getitem__))
 
 
 def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: Layout) -> list[Nearest] | None:
@@ -135,7 +165,7 @@ def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: La
     if len(numbers) < 2:
         return None
     among = Reference(lambda k: cases.case(numbers[k]).image, len(numbers), layout.data_range, reference)
-    return [among.nearest(cases.case(i).image, k) for k, i in enumerate(bar("among themselves")(numbers))]
+    return [among.nearest(cases.case(i).image, {k}) for k, i in enumerate(bar("among themselves")(numbers))]
 
 
 def plant(reference: Reference, train: Cases, layout: Layout, count: int, seed: int
@@ -196,9 +226,11 @@ def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
 
 
 def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, real: Cases, held: Sequence[int],
-                     nearest: Sequence[Nearest], of_held: Sequence[Nearest], again: Returned | None
-                     ) -> Distances | str:
-    """By latents; a volume counts as it lies and moved as its nearest by pixels asks for, whichever is nearer."""
+                     nearest: Sequence[Nearest], of_held: Sequence[Nearest], usual: Usual, again: Returned | None,
+                     seed: int) -> Distances | str:
+    """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
+    pixels asks for, whichever is nearer.
+    """
     if isinstance(stage, str):
         return stage
     if stage.net.num_classes and any(cases.case(0).label is None for cases in (generated, train, real)):
@@ -206,24 +238,46 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
     if stage.masked:
         return "the first stage is masked by maps, which moved volumes do not have"
     theirs = np.stack([latents(stage, train.case(i)) for i in bar("latents of training")(range(len(train)))])
+    scale = moved_by_trips(stage, train, theirs, seed) * np.sqrt(theirs.shape[1])
+    rng = np.random.default_rng([seed, 4])
 
-    def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str
+    def usual_latents(case: Case) -> np.ndarray:
+        """Of a volume that is no sample: as samples are, decoded, so that it lacks what the first stage loses."""
+        return latents(stage, through(stage, case, rng))
+
+    def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str,
+               latents_of: Callable[[Case], np.ndarray], without: Sequence[Collection[int]] | None = None
                ) -> tuple[np.ndarray, np.ndarray]:
         if not len(numbers):
             return np.zeros(0, int), np.zeros(0)
         still = AxisMove((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
-        ways = [maths.nearest_features(np.stack([latents(stage, moved_case(cases.case(i), move)) for i, move in
-                                                 zip(bar(name)(numbers), moves, strict=True)]), theirs)
+        ways = [maths.nearest_features(np.stack([latents_of(moved_case(cases.case(i), move)) for i, move in
+                                                 zip(bar(name)(numbers), moves, strict=True)]), theirs, scale,
+                                       without)
                 for moves in ([still] * len(numbers), [each.move for each in found])]
         (index, distance), (other, nearer) = ways
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
-    index, distance = search(generated, range(len(generated)), nearest, "latents of samples")
+    index, distance = search(generated, range(len(generated)), nearest, "latents of samples", partial(latents, stage))
     planted = None
     if again is not None:
-        place, near = maths.nearest_features(again.latents, theirs)
+        place, near = maths.nearest_features(again.latents, theirs, scale)
         planted = Planted(near, place == again.chosen)
-    return Distances(index, distance, search(real, held, of_held, "latents of held-out ones")[1], planted)
+    _, of_real = search(real, held, of_held, "latents of held-out ones", usual_latents)
+    _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", usual_latents, usual.without)
+    return Distances(index, distance, of_real, others, planted)
+
+
+def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: int) -> np.ndarray:
+    """By how much each latent [n] of training volumes, `theirs` [M,n], changes where they are decoded of a draw of
+    their posterior and encoded again: root mean square over ROUND_TRIPS of them, and LEAST_MOVED of its spread.
+
+    So what the first stage gives back as it was counts most, and what it loses or makes up counts little.
+    """
+    rng = np.random.default_rng([seed, 3])
+    chosen = rng.permutation(len(train))[:ROUND_TRIPS]
+    changes = [latents(stage, through(stage, train.case(int(i)), rng)) - theirs[i] for i in bar("round trips")(chosen)]
+    return np.sqrt(np.mean(np.square(changes), axis=0) + (LEAST_MOVED * theirs.std(0))**2)
 
 
 def moved_case(case: Case, move: AxisMove) -> Case:

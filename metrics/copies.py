@@ -12,7 +12,7 @@ numbers, and the best of these on one of at most FINE. So N volumes against M ta
 pair and move, and memory of M (COARSE + 2 MIDDLE) numbers.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import product
 from math import ceil, prod
 from typing import NamedTuple
@@ -187,20 +187,19 @@ class Reference:
         nearest, at least LEAST.
         """
         chosen = np.unique(np.linspace(0, self.count - 1, min(CALIBRATED, self.count)).astype(int))
-        found = np.array([self.nearest(self.read(int(i)), int(i)).correlations for i in progress(chosen)])
+        found = np.array([self.nearest(self.read(int(i)), {int(i)}).correlations for i in progress(chosen)])
         self.rare = np.maximum(np.quantile(1 - found, RARE, axis=0), LEAST)
 
     def __len__(self) -> int:
         return self.count
 
-    def nearest(self, image: np.ndarray, without: int | None = None) -> Nearest:
-        """The nearest volume to an image [C,*S], but for the one of the number `without`."""
+    def nearest(self, image: np.ndarray, without: Collection[int] = ()) -> Nearest:
+        """The nearest volume to an image [C,*S], but for those of the numbers `without`."""
         image = np.asarray(image, np.float32)
         products = self.views(0, image, self.moves)[0] @ self.features[0][0].T
         closest = products.max(0)
-        if without is not None:
-            closest[without] = -np.inf
-        first = [int(i) for i in np.argsort(-closest, kind="stable")[:CANDIDATES[0]] if i != without]
+        closest[list(without)] = -np.inf
+        first = [int(i) for i in np.argsort(-closest, kind="stable")[:CANDIDATES[0]] if i not in without]
         moves = [self.moves[int(products[:, i].argmax())] for i in first]
         scores = sum((own * theirs[first]).sum(1) for own, theirs in zip(self.views(1, image, moves), self.features[1]))
         best = np.argsort(-scores, kind="stable")[:CANDIDATES[1]]
@@ -259,10 +258,12 @@ def threshold(distances: np.ndarray, level: float = LEVEL) -> Threshold:
     return Threshold(float(np.sort(distances)[rank - 1]), count, rank, rank / (count + 1), low, high)
 
 
-def nearest_features(mine: np.ndarray, theirs: np.ndarray, scale: np.ndarray | None = None, same: bool = False,
-                     at_once: int = 256) -> tuple[np.ndarray, np.ndarray]:
+def nearest_features(mine: np.ndarray, theirs: np.ndarray, scale: np.ndarray | None = None,
+                     without: Sequence[Collection[int]] | None = None, at_once: int = 256
+                     ) -> tuple[np.ndarray, np.ndarray]:
     """Index [N] of the nearest of features [M,d] to features [N,d], and the Euclidean distance, each feature in units
-    of scale [d] (None: of its standard deviation among `theirs`). same: both are one set, and none is its own nearest.
+    of scale [d] (None: of its standard deviation among `theirs`). without: of each of N the numbers of those of M that
+    it is not held against.
     """
     scale = theirs.std(0) if scale is None else scale
     centre = theirs.mean(0)
@@ -272,8 +273,8 @@ def nearest_features(mine: np.ndarray, theirs: np.ndarray, scale: np.ndarray | N
     for start in range(0, len(a), at_once):
         part = a[start:start + at_once]
         squares = (part**2).sum(1)[:, None] + sizes - 2 * part @ b.T
-        if same:
-            squares[np.arange(len(part)), np.arange(start, start + len(part))] = np.inf
+        for row, numbers in zip(squares, without[start:start + at_once] if without else ()):
+            row[list(numbers)] = np.inf
         index = squares.argmin(1)
         found.append((index, np.sqrt(((part - b[index])**2).sum(1))))
     index, distances = zip(*found, strict=True)

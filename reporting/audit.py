@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edm3d.metrics.copies import Nearest, Threshold
+from edm3d.metrics.copies import Nearest, Threshold, threshold
 
 
 class Planted(NamedTuple):
@@ -28,28 +28,41 @@ class ClosePair(NamedTuple):
 
 class Distances(NamedTuple):
     """Of samples to their nearest training volume, by features: index [N], distance [N], and the distances of held-out
-    volumes [H]. planted: of training volumes that went through the first stage.
+    volumes [H]. others: of training volumes to their nearest other one [U]. planted: of training volumes that went
+    through the first stage.
     """
 
     index: np.ndarray
     samples: np.ndarray
     held_out: np.ndarray
+    others: np.ndarray = np.zeros(0)
     planted: Planted | None = None
+
+
+def limit_of(held_out: np.ndarray, others: np.ndarray) -> Threshold | None:
+    """What is near, by distances of held-out volumes to training ones and of training ones to others; None where none
+    is held out.
+
+    The latter say the same of what is usual, and are more: of few distances no 1 in 100 is known.
+    """
+    return threshold(np.concatenate([held_out, others])) if len(held_out) else None
 
 
 class Copies(NamedTuple):
     """The nearest training volume of each sample, and what says how near is too near.
 
-    held: numbers of the real volumes that are held out, left_out: how many others were training volumes. limit: None
-    where there are none. planted: by kind, not_planted: kinds that were not, and why. equal: samples that equal a
-    training volume; twins: the nearest other sample of each, or None for fewer than 2; equal_twins: samples that equal
-    one before them; floor_twins: the same distances among held-out volumes. latent: or why not.
+    held: numbers of the real volumes that are held out, left_out: how many others were training volumes. others:
+    distances [U] of training volumes to their nearest other one. limit: None where none is held out. planted: by kind,
+    not_planted: kinds that were not, and why. equal: samples that equal a training volume; twins: the nearest other
+    sample of each, or None for fewer than 2; equal_twins: samples that equal one before them; floor_twins: the same
+    distances among held-out volumes. latent: or why not.
     """
 
     train_ids: Sequence[str]
     nearest: Sequence[Nearest]
     held: Sequence[int]
     held_distances: np.ndarray
+    others: np.ndarray
     left_out: int
     limit: Threshold | None
     planted: Mapping[str, Planted]

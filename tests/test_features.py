@@ -191,10 +191,23 @@ def test_equal_laws_are_within_the_floor_and_others_beyond():
     assert near["at"] == 40 and far["at_noise"] == 9 and near["at_noise"] is None
     for metric in ("frechet", "kid", "mmd"):
         assert near[metric]["matched"] < near[metric]["floor_p99"] < far[metric]["matched"] < far[metric]["noise"] * 2
+    for metric in ("frechet_extrapolated", "kid", "mmd"):
         assert near[metric]["low"] <= near[metric]["value"] <= near[metric]["high"]
     for metric in ("precision", "coverage"):
         assert near[metric]["matched"] >= near[metric]["floor_p99"] > far[metric]["matched"]
     json.dumps([near, far], allow_nan=False)
+
+
+def test_intervals_of_the_frechet_distance_hold_the_true_one_of_two_normals():
+    truth, held = 6 * 0.4 ** 2, 0  # one law is that of the other moved by 0.4 in each of 6 directions
+    for seed in range(20):
+        sets = {"real": features(64, seed=seed), "generated": features(64, 0.4, seed + 100)}
+        found = compare_view(sets, 1, 50, 0)
+        held += found["frechet_extrapolated"]["low"] <= truth <= found["frechet_extrapolated"]["high"]
+        assert found["frechet"]["value"] > found["frechet_extrapolated"]["value"] and found["frechet"]["low"] is None
+    assert held >= 18
+    three = compare_view({"real": features(9), "generated": features(3, seed=1)}, 1, 3, 0)
+    assert three["frechet"]["available"] and "two halves" in three["frechet_extrapolated"]["reason"]
 
 
 def test_slices_of_one_volume_are_drawn_together():

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from edm3d.metrics.copies import LEVEL, Threshold, nearest_features, threshold
+from edm3d.metrics.copies import LEVEL, Threshold, nearest_features
 from edm3d.reporting import charts
-from edm3d.reporting.audit import Copies, Distances, Planted
+from edm3d.reporting.audit import Copies, Distances, Planted, limit_of
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.features import VOLUME
 from edm3d.reporting.html import html_figure, html_missing, html_strips, html_table
-from edm3d.reporting.section import Section, missing
+from edm3d.reporting.section import Score, Section, missing
 from edm3d.reporting.strips import strips
 from edm3d.reporting.tables import number, percent
 
@@ -28,20 +28,24 @@ class CopiesFound(Section):
 
     private.{marked, words, shown}                             where --train is given
     copies.{available, num, training, held_out, left_out, seconds, equal}
-    copies.pixels.{available, threshold, rank, expected, low, high, closer, share, share_low, share_high, median,
+    copies.pixels.{available, threshold, of, rank, expected, low, high, closer, share, share_low, share_high, median,
                    held_out_median}     distances: 0 a copy, 1 as near as 1 of 20 training volumes to each other;
                    expected, low, high: share of false alarms at the threshold
-    copies.latents, copies.features.NAME                       the same, in standard deviations
+    copies.latents                                             the same, 1: as far as the first stage moves a volume
+    copies.features.NAME                                       the same, in standard deviations
     copies.planted.KIND.{available, num, found, right, low, high}   right: found and given its own original
     copies.twins.{available, closer, share, share_low, share_high, equal, floor}   floor: share of held-out volumes
     copies.closest[].{sample, training, distance}
     """
 
     words = {"copies": "The nearest training volume of each sample after a search over all flips, shifts by up to 2 "
-                       "voxels, gain and offset. Closer than the threshold: nearer than 1 in 100 held-out real "
-                       "volumes is. Planted copies were made by the audit itself.",
+                       "voxels, gain and offset. Closer than the threshold: nearer than 1 in 100 volumes "
+                       "that are no copies: held-out ones, and training volumes held against the others. Planted "
+                       "copies were made by the audit itself.",
              "distance to training": "0: a copy; 1: as near as 1 in 20 training volumes is to another. The least over "
-                                     "three bands of frequency, of 1 - correlation of what tells volumes apart."}
+                                     "three bands of frequency, of 1 - correlation of what tells volumes apart. By "
+                                     "latents 1 is as far as a training volume moves that is decoded of a draw of its "
+                                     "posterior and encoded again, each latent in units of how far it then moves."}
 
     def compute(self, found: Any, context: Comparison) -> dict[str, Any]:
         audit = context.audit
@@ -54,10 +58,11 @@ class CopiesFound(Section):
         return {**marks, "copies": {
             "available": True, "num": len(part.nearest), "training": len(part.train_ids), "held_out": len(part.held),
             "left_out": part.left_out, "seconds": part.seconds, "equal": part.equal,
-            "pixels": judged(distances_of(part), part.held_distances),
+            "pixels": judged(distances_of(part), part.held_distances, part.others),
             "latents": missing(part.latent) if isinstance(part.latent, str) else
-            judged(part.latent.samples, part.latent.held_out),
-            "features": {name: judged(each.samples, each.held_out) for name, each in by_features(context).items()},
+            judged(part.latent.samples, part.latent.held_out, part.latent.others),
+            "features": {name: judged(each.samples, each.held_out, each.others)
+                         for name, each in by_features(context).items()},
             "planted": planted_rows(part), "twins": twin_row(part),
             "closest": [{"sample": sample_name(context, pair.number), "training": part.train_ids[pair.index],
                          "distance": pair.distance} for pair in part.pairs]}}
@@ -82,11 +87,20 @@ class CopiesFound(Section):
         return {"nearest_training": [""] * count,
                 "training_distance": [f"{of_held[i]:.6g}" if i in of_held else "" for i in range(count)]}
 
+    def scores(self, report: dict) -> Mapping[str, Sequence[Score]]:
+        part = report["copies"]
+        rows = {"": part["pixels"], ", by latents": part["latents"]} if part["available"] else {}
+        return {"compliance": [Score(f"samples nearer to training than 1 in 100 held-out{name}", row["share"],
+                                     low=row["share_low"], high=row["share_high"], floor=row["expected"])
+                               for name, row in rows.items() if row["available"]]}
+
     def facts(self, report: dict) -> list[tuple[str, str]]:
         marks = [(PRIVATE, "this report")] if report.get("private", {}).get("marked") else []
         part = report["copies"]
         if part["available"] and part["pixels"]["available"]:
             marks.append((percent(part["pixels"]["share"]), "of samples nearer to training than 1 in 100 held-out"))
+            if part["latents"]["available"]:
+                marks.append((percent(part["latents"]["share"]), "the same by latents of the first stage"))
         return marks
 
     def lines(self, report: dict) -> list[str]:
@@ -97,7 +111,9 @@ class CopiesFound(Section):
         pixels = part["pixels"]
         share = f"{pixels['closer']} of {part['num']} samples nearer to training than the limit, " + expected(pixels) \
             if pixels["available"] else f"no threshold: {pixels['reason']}"
-        return [*mark, f"Copies: {share}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)"]
+        latents = f"; by latents {part['latents']['closer']}, " + expected(part["latents"]) \
+            if part["latents"]["available"] else ""
+        return [*mark, f"Copies: {share}{latents}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)"]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         part = report["copies"]
@@ -125,16 +141,17 @@ def distances_of(part: Copies) -> np.ndarray:
     return np.array([each.distance for each in part.nearest])
 
 
-def judged(samples: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    """How many samples are nearer to training than held-out volumes usually are."""
-    if not len(held_out):
+def judged(samples: np.ndarray, held_out: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """How many samples are nearer to training than volumes that are no copies usually are."""
+    limit = limit_of(held_out, others)
+    if limit is None:
         return missing("no real volume is held out: all are training volumes; give --real or --split others")
-    limit = threshold(held_out)
     closer = int((samples < limit.value).sum())
     low, high = wilson_interval(closer, len(samples))
-    return {"available": True, "threshold": limit.value, "rank": limit.rank, "expected": limit.expected,
-            "low": limit.low, "high": limit.high, "closer": closer, "share": closer / len(samples), "share_low": low,
-            "share_high": high, "median": float(np.median(samples)), "held_out_median": float(np.median(held_out))}
+    return {"available": True, "threshold": limit.value, "of": limit.num, "rank": limit.rank,
+            "expected": limit.expected, "low": limit.low, "high": limit.high, "closer": closer,
+            "share": closer / len(samples), "share_low": low, "share_high": high,
+            "median": float(np.median(samples)), "held_out_median": float(np.median(held_out))}
 
 
 def by_features(context: Comparison) -> dict[str, Distances]:
@@ -154,8 +171,7 @@ def planted_rows(part: Copies) -> dict[str, dict]:
     rows = {kind: missing(reason) for kind, reason in part.not_planted.items()}
     rows |= {kind: planted_row(each, part.limit) for kind, each in part.planted.items()}
     if not isinstance(part.latent, str) and part.latent.planted is not None:
-        rows[BY_LATENTS] = planted_row(part.latent.planted, threshold(part.latent.held_out)
-                                       if len(part.latent.held_out) else None)
+        rows[BY_LATENTS] = planted_row(part.latent.planted, limit_of(part.latent.held_out, part.latent.others))
     return rows
 
 
@@ -195,8 +211,8 @@ def distance_table(part: Mapping[str, Any]) -> str:
              number(row["held_out_median"]), number(row["threshold"])] for name, row in named.items()
             if row["available"]]
     first = [] if part["pixels"]["available"] and part["pixels"]["rank"] > 1 else \
-        [f"<p class=note>{part['held_out']} held-out volumes: the threshold is the least of their distances, and more "
-         "than 1 % of false alarms may be expected.</p>"]
+        [f"<p class=note>{part['pixels'].get('of', 0)} volumes that are no copies: the threshold is the least of their "
+         "distances, and more than 1 % of false alarms may be expected.</p>"]
     gone = "" if part["features"] else html_missing("Distance by features", missing(
         "no extractor looked at training, real and generated volumes"))
     return html_table(["distance", "closer than threshold", "expected of held-out", "median", "median, held out",

@@ -7,14 +7,15 @@ from matplotlib.figure import Figure
 
 from edm3d.reporting.charts import distances_chart
 from edm3d.reporting.comparison import Comparison
-from edm3d.reporting.feature_measures import METRICS, SHARES, compare_view
+from edm3d.reporting.feature_measures import EXTRAPOLATED, METRICS, SHARES, compare_view
 from edm3d.reporting.features import SLICES, VOLUME, Features
 from edm3d.reporting.html import html_grid, html_missing, html_table
 from edm3d.reporting.section import NOISE, Section, missing
 from edm3d.reporting.tables import aligned
 from edm3d.utils.names import one_line
 
-TITLES = {"frechet": "Frechet distance", "kid": "KID", "mmd": "MMD", **{name: name for name in SHARES}}
+TITLES = {"frechet": "Frechet distance", EXTRAPOLATED: "Frechet, extrapolated", "kid": "KID", "mmd": "MMD",
+          **{name: name for name in SHARES}}
 COLUMNS = {"matched": "generated", "floor_median": "real", "floor_p95": "95 %", "floor_p99": "99 %", "noise": NOISE,
            "train": "training"}
 NO_PASS = "no features were made"
@@ -27,22 +28,27 @@ class FeatureDistances(Section):
                                                                   there
     feature_distances.extractors.NAME.{kind, source, hash, preprocessing, relative, width, seconds, views.VIEW}
     views.VIEW.{num.SET, rows_per_volume, at, at_noise, at_train, draws, bandwidth, METRIC}
-    METRIC.{available, value, low, high}                          of all volumes, and its 95 % interval
+    METRIC.{available, value, low, high}                          of all volumes, and its 95 % interval; the Frechet
+                                                                  distance has none, frechet_extrapolated has
     METRIC.{matched, floor_median, floor_p95, floor_p99}          of `at` generated and as many real volumes; of two
                                                                   halves of the real set, `at` in each: of distances
                                                                   what so many halves stay below, of shares what they
                                                                   reach
     METRIC.{noise, train}                                         of `at_noise` volumes of decoded noise, and `at_train`
                                                                   training volumes, against as many real ones
-    VIEW is volume, or a plane by name; METRIC: frechet, kid, mmd, precision, recall, density, coverage. Numbers that
-    there are not are null.
+    VIEW is volume, or a plane by name; METRIC: frechet, frechet_extrapolated, kid, mmd, precision, recall, density,
+    coverage. Numbers that there are not are null.
     """
 
     words = {
         "Frechet distance": "Of two normal distributions with the means and covariances of the features of two sets "
                             "(Heusel et al. 2017). Few volumes push it up: compare it at one number of volumes, by one "
-                            "extractor, alone. Its interval: the volumes of both sets drawn anew with repeats, the "
-                            "draws moved so that their median is the distance.",
+                            "extractor, alone. It has no interval, since none about it holds the true distance.",
+        "Frechet, extrapolated": "The Frechet distance of unlimited volumes: twice that of all volumes less that of "
+                                 "halves of both sets, since what few volumes add goes as one by their number (Chong "
+                                 "and Forsyth 2020). About 0, below too, for equal distributions. Its interval: the "
+                                 "volumes of both sets drawn anew with repeats, the draws moved so that their median "
+                                 "is the value.",
         "KID": "Kernel distance (Binkowski et al. 2018): unbiased squared maximum mean discrepancy with the kernel "
                "(x y / d + 1)^3 on d features; about 0, below too, for equal distributions. Its interval and that of "
                "MMD: 1000 draws of volumes with repeats, no volume paired with itself. Slices of one volume are none "
