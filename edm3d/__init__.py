@@ -50,6 +50,15 @@ def _name_user() -> None:
         os.environ["USER"] = f"uid{os.getuid()}"
 
 
+def _let_threads_sleep() -> None:
+    """Threads of OpenMP that wait for each other sleep, unless the user says otherwise; in force if before torch.
+
+    By default they keep their cores busy while they wait, which on a machine with other work takes the cores from the
+    very thread that is waited for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 class _Package(ModuleType):
     """The package, in which `train` stays the function where the script edm3d/train.py is imported as well."""
 
@@ -60,3 +69,4 @@ class _Package(ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _name_user()
+_let_threads_sleep()

@@ -754,7 +754,7 @@ def test_soft_decoding_hands_gradients_through_a_codebook_as_if_there_were_none(
 
 
 def test_a_single_volume_is_convolved_as_one_of_several():
-    """On a CPU by another way than PyTorch would: not for gradients, or in other precisions."""
+    """On a CPU by another way than PyTorch would, but not in other precisions."""
     layer = conv(3, 5, 7, (3, 1, 3))
     x = torch.randn(2, 5, 6, 7, 8)
     wanted = torch.nn.functional.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=(1, 0, 1))

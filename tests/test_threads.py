@@ -68,3 +68,13 @@ def test_where_the_system_does_not_tell_one_thread_is_torchruns(monkeypatch):
     for name, value in {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     assert distributed.set_threads(0) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP elsewhere")
+@pytest.mark.parametrize(("environment", "wanted"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(environment, wanted):
+    """As OpenMP itself says when torch is imported, after a script."""
+    rest = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", "import train, torch"], capture_output=True, text=True, check=True,
+                          env={**rest, **environment, "OMP_DISPLAY_ENV": "true"})
+    assert f"OMP_WAIT_POLICY = '{wanted}'" in done.stderr
