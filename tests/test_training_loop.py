@@ -22,9 +22,9 @@ from edm3d.training.ema import halflives
 from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.resume import is_newest, read_state
+from edm3d.training.step import split_batch
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.ticks import SIGMA_EDGES
-from edm3d.training.training_loop import split_batch
 from edm3d.training.validation import Held
 from edm3d.utils import checkpoint, distributed
 from edm3d.utils.log import read_status, write_status

@@ -16,9 +16,10 @@ from edm3d.networks.tiles import Tiles
 from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from edm3d.training.phases import LossOutput, Task
 from edm3d.training.resume import RunRecord
+from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import PlannedData, key_of_size_named
-from edm3d.training.training_loop import Trainer, split_batch
+from edm3d.training.training_loop import Trainer
 from edm3d.utils.config import build
 from edm3d.utils.log import RunLog
 from edm3d.utils.precision import resolve_precision
@@ -105,7 +106,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
                                   record=RunRecord({}, source.facts))
-        batches = [imagined_batch(task, shape, batch_gpu)] * trainer.rounds
+        batches = [imagined_batch(task, shape, batch_gpu)] * trainer.stepper.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
             one_step(trainer, batches)
@@ -116,7 +117,7 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
         states = tensor_bytes([[dict(s) for s in phase.optimizer.state.values()] for phase in task.phases])
         activations = max(kept)
         return StepPlan(sum(p.numel() for module in modules for p in module.parameters()),
-                        flops.get_total_flops() * rounds // trainer.rounds, weights, averages, states,
+                        flops.get_total_flops() * rounds // trainer.stepper.rounds, weights, averages, states,
                         tensor_bytes([[p.grad for p in module.parameters()] for module in modules]), activations,
                         memory.peak - weights - averages - states - activations, memory.peak)
 

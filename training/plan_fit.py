@@ -8,9 +8,9 @@ import torch
 
 from edm3d.training.build import check_training
 from edm3d.training.plan import DecodePlan, StepPlan, plan_decode, plan_step
+from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import Lever, PlannedData, halved
-from edm3d.training.training_loop import split_batch
 from edm3d.utils.precision import resolve_precision
 
 GIB = 2 ** 30

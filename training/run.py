@@ -20,9 +20,10 @@ from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, rea
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
 from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
+from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import key_of_size_named
-from edm3d.training.training_loop import Trainer, split_batch
+from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_least, check_positive

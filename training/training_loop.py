@@ -7,16 +7,14 @@ from copy import deepcopy
 from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
-from edm3d.samplers.noise import ImageGenerators, mix_seed
+from edm3d.samplers.noise import mix_seed
 from edm3d.training.buffers import Buffers
-from edm3d.training.data_sampler import InfiniteSampler
 from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.phases import PhaseStep, Task
@@ -25,12 +23,13 @@ from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes, processor
 from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
-from edm3d.training.ticks import learning_rates, report_loss, tick_fields, tick_line
+from edm3d.training.step import PlainStep
+from edm3d.training.ticks import learning_rates, tick_fields, tick_line
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
 from edm3d.utils.files import plain_hash
 from edm3d.utils.log import RunLog, progress, write_status
-from edm3d.utils.precision import autocast, resolve_precision
+from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
 from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector, StatsFiles, start_wandb
@@ -48,7 +47,6 @@ class Trainer:
         self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
         self.run_dir, self.device, self.log, self.record, self.sampled = run_dir, device, log, record, sampled
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
-        self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.total = round(options.total_kimg * 1000)
         self.precision = resolve_precision(options.precision, device)
         sharding.check_same_weights({p.name: p.module for p in task.phases},
@@ -62,14 +60,16 @@ class Trainer:
             self.place(module, optimizer)
         if options.checkpointing:
             sharding.checkpoint_blocks(task.net)
-        self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
+        self.stepper = PlainStep(task, dataset, options, precision=self.precision, device=device)
+        self.gradients, self.batch_gpu = self.stepper.gradients, self.stepper.batch_gpu
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
         self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
         self.measure_anew()
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
-        self.losses = {task.best.key: task.best.words}  # numbers of a tick that its line shows, and as what
+        self.losses = {task.best.key: task.best.words}  # numbers of a tick that its line shows, and as what; of steps,
+        # those of the stepper
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
@@ -169,21 +169,11 @@ class Trainer:
                            weights=sharding.full_state(ema))
         distributed.from_rank_0(lambda: snapshot.save(self.run_dir / f"{name}.pt", ema_halflife_kimg=halflife, **more))
 
-    # ---- data ----
+    # ---- one step ----
 
     def batches(self) -> Rounds:
         """This rank's batches from the present position on, to be closed."""
-        sampler = InfiniteSampler(self.dataset, self.rank, self.ranks, seed=self.options.seed,
-                                  start_idx=self.progress.nimg)
-        return Rounds(self.dataset, sampler, self.batch_gpu, self.options.num_workers, self.device)
-
-    def generators(self, round_: int) -> ImageGenerators:
-        """One generator per image of a round: a function of the run's seed and the image's place in the stream."""
-        first = self.progress.nimg + round_ * self.batch_gpu * self.ranks + self.rank
-        positions = range(first, first + self.batch_gpu * self.ranks, self.ranks)
-        return ImageGenerators(positions, seed=self.options.seed, device=self.device)
-
-    # ---- one step ----
+        return self.stepper.batches(self.progress.nimg)
 
     def step(self, data: Iterator[Round], stop: Stop | None = None) -> Reason | None:
         """One update of every phase on batch_size images, and of the averages; of none when one is not finite.
@@ -195,11 +185,11 @@ class Trainer:
             self.good = replace(p), self.stats.copy()
         torch.manual_seed(mix_seed(options.seed, "layers", p.nimg, self.rank))  # dropout layers
         start = time.perf_counter()
-        rounds = [next(data) for _ in range(self.rounds)]
+        rounds = self.stepper.take(data)
         self.stats.report("time/data_wait", time.perf_counter() - start)
-        batches, stats = [batch for _, batch in rounds], Collector()
+        stats = Collector()
         self.buffers.remember()
-        steps = self.all_gradients(batches, stats)
+        steps = self.all_gradients([batch for _, batch in rounds], stats)
         check = sum(step.check for step in steps.values())
         bad, wish, *moved = distributed.max_over_ranks([not isfinite(check), stop.wish() if stop else 0,
                                                         *self.buffers.moved()])
@@ -222,34 +212,9 @@ class Trainer:
         steps, handed = {}, [None] * len(batches)
         for i, phase in enumerate(self.task.phases):
             if self.progress.nimg >= phase.start_kimg * 1000:
-                steps[i] = self.gradients(i, batches, stats, handed)
+                steps[i] = self.gradients(i, batches, self.progress.nimg, stats, handed)
                 handed = steps[i].handed
         return steps
-
-    def gradients(self, index: int, batches: list[Batch], stats: Collector, handed: list[Any]) -> PhaseStep:
-        """Accumulate a phase's gradients and totals over rounds and ranks.
-
-        handed: by the phase before, for each round; let go of as it is used. The check is the norm of the gradients
-        plus this rank's loss and the totals.
-        """
-        phase, total, totals, hands = self.task.phases[index], 0.0, {}, []
-        phase.optimizer.zero_grad(set_to_none=True)
-        for round_, batch in enumerate(batches):
-            given, handed[round_] = [handed[round_]] if handed[round_] is not None else [], None
-            with autocast(self.precision, self.device):
-                out = phase.loss(self.modules[index], batch.to(self.device), self.generators(round_), *given)
-            (out.loss / self.options.batch_size).backward()
-            self.losses.update(report_loss(stats, phase.name, out))
-            total += out.loss.detach()
-            totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
-            hands.append(out.handed)
-        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
-        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
-        parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        sharding.sum_gradients(parameters)
-        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
-        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
-        return PhaseStep(float(norm + total), totals, hands)
 
     def apply(self, steps: dict[int, PhaseStep]) -> None:
         """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
@@ -341,7 +306,7 @@ class Trainer:
         if self.sampled is not None and (done or p.tick % self.sampled.every_ticks == 0):
             fields.update(self.draw_samples())
         self.keep_best(fields)
-        self.log(tick_line(fields, self.losses))
+        self.log(tick_line(fields, {**self.losses, **self.stepper.losses}))
         for line in self.task.warn(p.tick) if self.task.warn else ():
             self.log(line)
         if self.files:
@@ -408,16 +373,3 @@ class Trainer:
         if value is not None and best.score(value) < self.progress.best:
             self.progress.best = best.score(value)
             self.save_average("network-best", self.halflives[0], self.ema, **{f"val_{best.name}": value})
-
-
-def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int, int]:
-    """Images per rank and round, and rounds per step; ValueError when the batch does not divide."""
-    if batch_size < 1 or batch_size % ranks:
-        raise ValueError(f"training.options.batch_size={batch_size} does not divide over {ranks} ranks; "
-                         f"use {max(1, batch_size // ranks) * ranks}")
-    per_rank = batch_size // ranks
-    batch_gpu = min(batch_gpu or per_rank, per_rank)
-    if batch_gpu < 1 or per_rank % batch_gpu:
-        raise ValueError(f"training.options.batch_size={batch_size} does not divide over {ranks} ranks x "
-                         f"batch_gpu={batch_gpu}; use a batch_gpu that divides {per_rank}")
-    return batch_gpu, per_rank // batch_gpu
