@@ -3,8 +3,8 @@
 Measured are a convolution with its gradients, the first stage of diff3_vae_200 and the UNet of echo_edm on latents: CPU
 time of forward and backward per image, of one volume by oneDNN (`ours`), of one by PyTorch's own way, and of two.
 Latents of 8^3 miss the limit: there one volume takes three quarters of the time of two together. Beside it
-stand weights in channels_last, which the first stage of echo_vae gains by, and what threads that spin cost beside a busy
-process. All variants take turns in one run; medians.
+stand weights in channels_last, which the first stage of echo_vae gains by, and what threads that spin cost beside a
+busy process. All variants take turns in one run; medians.
 
 Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.train_step_cpu [--size 32] [--repeats 7]
 """
