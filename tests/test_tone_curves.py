@@ -22,6 +22,12 @@ def test_curve_is_linear_between_its_values():
     torch.testing.assert_close(curve(heights, nodes), wanted)
 
 
+def test_images_beside_condition_images_are_refused():
+    batch = phantoms(2)
+    with pytest.raises(ValueError, match="choose augment=mild"):
+        ToneCurves(2)(batch._replace(condition=Condition(images=batch.images)), ImageGenerators(range(2)))
+
+
 def test_each_activity_is_drawn_anew_and_empty_stays_empty():
     batch = phantoms(200)
     images, labels = ToneCurves(2, levels=4)(batch, ImageGenerators(range(200)))

@@ -13,7 +13,7 @@ class ToneCurves:
     Heights are shares of the way from -1, which stays, to 1; the other heights go anywhere between 1 / levels and 1,
     each by itself, so that brighter may become darker. Of phantoms whose activities are the whole numbers up to
     `levels`, and whose largest is 1, each activity is thus drawn anew. Labels and conditions stay. ValueError for
-    numbers out of range.
+    numbers out of range, and for images that come with condition images, which would no longer fit them.
     """
 
     label_dim = 0  # the network is not told
@@ -29,6 +29,9 @@ class ToneCurves:
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Tensor]:
         """The batch with its images changed, and labels of width 0."""
         images = batch.images
+        if batch.condition.images is not None:
+            raise ValueError("augment=activities: images go through curves that their condition images would not, as a "
+                             "low dose beside a high one; choose augment=mild")
         drawn = generators.for_purpose("tone_curves").rand((self.levels + 1,), torch.float64).to(images)
         lowest = 1 / self.levels
         nodes = lowest + (1 - lowest) * drawn[:, 1:]
