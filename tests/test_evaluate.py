@@ -465,8 +465,9 @@ class Corners(Section):
 
 
 def test_new_number_and_new_section_are_seen_everywhere(tmp_path, monkeypatch, capsys):
-    first, *others = sections.COMPARISON
-    monkeypatch.setattr(sections, "COMPARISON", (Scalars((*first.numbers, Brightest())), *others, Corners()))
+    changed = [Scalars((*each.numbers, Brightest())) if isinstance(each, Scalars) else each
+               for each in sections.COMPARISON]
+    monkeypatch.setattr(sections, "COMPARISON", (*changed, Corners()))
     path = write_phantoms(tmp_path / "echo.h5")
     arrays = phantom_arrays(3)
     arrays["images"][:, 0, 0, 0, 0] = [0.25, 0.5, 0.75]

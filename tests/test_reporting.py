@@ -159,6 +159,7 @@ def test_ms_ssim_of_copies_is_one_and_of_one_volume_is_not_available():
 # ---- tables ----
 
 
+SCALARS = next(section for section in COMPARISON if isinstance(section, Scalars))
 LAYOUT = Layout(("echo",), HEART, (4.0, 4.0, 4.0), 0.0, 1.0, "")
 
 
@@ -186,7 +187,7 @@ def walked(sets, **more):
 
 
 def test_undefined_values_and_shares_are_counted(sets):
-    found = compared(COMPARISON[0], LAYOUT, **sets)
+    found = compared(SCALARS, LAYOUT, **sets)
     wall = found["metrics"]["wall_thickness"]
     assert (wall["real_undefined"], wall["generated_undefined"], wall["noise_undefined"]) == (0, 1, 4)
     assert wall["ks"] >= 0.25 and wall["noise"] == 1 and wall["noise_mean"] is None
@@ -210,8 +211,8 @@ def test_cases_csv_has_one_row_per_case_and_seeds_for_generated_only(sets):
 
 def test_text_is_aligned_and_complete(sets):
     found = {"real": {"reference": "4 cubes"}, "noise": {"available": True},
-             **compared(COMPARISON[0], LAYOUT, **sets), **compared(Texture(), LAYOUT, **sets)}
-    first, blank_line, *lines = comparison.text([COMPARISON[0], Texture()], found).splitlines()
+             **compared(SCALARS, LAYOUT, **sets), **compared(Texture(), LAYOUT, **sets)}
+    first, blank_line, *lines = comparison.text([SCALARS, Texture()], found).splitlines()
     assert first == "Real      4 cubes" and not blank_line
     assert len({len(line) for line in lines}) == 1
     assert [line.split("  ")[0] for line in lines[2:5]] == ["lv_volume [mL]", "myocardium_volume [mL]",

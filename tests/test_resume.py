@@ -26,7 +26,7 @@ from edm3d.training import run as training_run
 from edm3d.training.build import held_out
 from edm3d.training.resume import changes, choose_start, latest, listed_differences, read_state
 from edm3d.training.run import asked_in_this_launch, common_part
-from edm3d.training.training_loop import Trainer
+from edm3d.training.step import PlainStep
 from edm3d.utils import checkpoint
 from edm3d.utils import log as utils_log
 from edm3d.utils import runs as utils_runs
@@ -82,7 +82,7 @@ def result(run_dir: Path) -> str:
 
 def kill_in_step(monkeypatch, step: int, number: signal.Signals) -> None:
     """Send this process a signal in the middle of a step of the next training (the first is 0)."""
-    gradients, calls = Trainer.gradients, []
+    gradients, calls = PlainStep.gradients, []
 
     def act(self, *arguments) -> float:
         calls.append(0)
@@ -90,7 +90,7 @@ def kill_in_step(monkeypatch, step: int, number: signal.Signals) -> None:
             os.kill(os.getpid(), number)
         return gradients(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "gradients", act)
+    monkeypatch.setattr(PlainStep, "gradients", act)
 
 
 # ---- bit for bit ----
