@@ -84,6 +84,7 @@ def said_of_samples(path: Path) -> list[str]:
 def lines(samples: SamplesFile) -> Iterator[str]:
     """What was asked of the samples of a file, a line for each kind."""
     meta, facts = samples.meta, samples.meta.facts
+    yield from meta.privacy.lines() if meta.privacy else ()
     yield from (f"quality check, {meta.quality.attempts} attempts at most: {line}" for line in drawn_again(samples))
     if meta.asked_rows:
         yield f"asked for by {one_line(meta.asked_rows.source)}: {len(meta.ids)} rows"

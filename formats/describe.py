@@ -18,6 +18,7 @@ from edm3d.formats.nifti import PICTURE, Volume, npz_names, read_volume, spacing
 from edm3d.formats.npz import HASH
 from edm3d.formats.padding import padding_lines
 from edm3d.formats.png import open_png
+from edm3d.formats.privacy import NAME, PrivacyStatement
 from edm3d.formats.volumes import ROLES, VolumesFile, VolumesMeta, in_order
 from edm3d.formats.wanted import ANY, check_is_file
 from edm3d.utils.checks import listed
@@ -67,7 +68,18 @@ def describe(path: Path) -> Iterator[str]:
     elif suffix_of(path):
         yield volume_line(path, read_volume(path, role=role_of(path)))
     else:
-        yield from tree(path.name, _content(path), 0)
+        content = _content(path)
+        yield from tree(path.name, content, 0)
+        yield from privacy_lines(content, path)
+
+
+def privacy_lines(content: Any, path: Path) -> Iterator[str]:
+    """What a snapshot, or the privacy.json of a run, says of privacy; none where it says nothing."""
+    found = content.get("content", content) if isinstance(content, dict) else None
+    found = found.get("privacy", found if path.name == NAME else None) if isinstance(found, dict) else None
+    if found is not None:
+        with suppress(ValueError):
+            yield from (f"  {line}" for line in PrivacyStatement.from_plain(found, path).lines())
 
 
 def _content(path: Path) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from edm3d.formats.facts import Facts, LatentScaling
+from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.sample_settings import (
     AskedRows,
     Labelling,
@@ -19,6 +20,7 @@ from edm3d.utils.names import file_names
 from edm3d.utils.plain import from_plain, shown, taken
 
 META = ("data", "snapshot", "snapshot_hash", "sampling")  # of a file
+BESIDE_FACTS = ("first_stage", "privacy")  # in `data`
 MOST_DRAWS = 2 ** 63 - 1  # of a seed, whose numbers files have in 64 bits
 MOST_ATTEMPTS = 1000  # at a sample
 SEEDED = re.compile(r"_seed\d+$")  # of an id, which would be the name of another
@@ -37,7 +39,7 @@ class SampleMeta(NamedTuple):
     """What all rows of a samples file share.
 
     sampling: settings that a sample depends on besides the seed and the snapshot; stage None: drawn as voxels, or the
-    file is from before it was written down.
+    file is from before it was written down. privacy: of the training of the snapshot, None where that was not private.
     """
 
     facts: Facts
@@ -45,6 +47,7 @@ class SampleMeta(NamedTuple):
     snapshot_hash: str
     sampling: dict
     stage: SampleStage | None = None
+    privacy: PrivacyStatement | None = None
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -155,8 +158,9 @@ class SampleMeta(NamedTuple):
     def plain(self) -> dict[str, Any]:
         """As plain data, for a file."""
         stage = {"first_stage": {"hash": self.stage.hash, **self.stage.scaling._asdict()}} if self.stage else {}
-        return {"data": self.facts.plain() | stage, "snapshot": self.snapshot, "snapshot_hash": self.snapshot_hash,
-                "sampling": self.sampling}
+        private = {"privacy": self.privacy.plain()} if self.privacy else {}
+        return {"data": self.facts.plain() | stage | private, "snapshot": self.snapshot,
+                "snapshot_hash": self.snapshot_hash, "sampling": self.sampling}
 
     @classmethod
     def from_plain(cls, found: dict[str, Any], source: object) -> "SampleMeta":
@@ -178,7 +182,7 @@ class SampleMeta(NamedTuple):
                           ("sampling.labels.network", checked.labels.network if checked.labels else "")):
             if len(path) > 4096 or "\0" in path:
                 raise ValueError(f"{source}: {key} is {shown(path)}, wanted a path")
-        facts = Facts.from_plain({name: value for name, value in data.items() if name != "first_stage"}, source)
+        facts = Facts.from_plain({name: value for name, value in data.items() if name not in BESIDE_FACTS}, source)
         draws = checked.samples_per_condition
         if not 1 <= draws <= (1 if checked.sweep or checked.pairs else MOST_DRAWS):
             raise ValueError(f"{source}: sampling.samples_per_condition is {shown(draws)}, wanted 1 to {MOST_DRAWS}, "
@@ -190,7 +194,8 @@ class SampleMeta(NamedTuple):
         if checked.quality:
             check_quality(checked.quality, source)
         return cls(facts, snapshot, taken(found["snapshot_hash"], str, source, "snapshot_hash"), sampling,
-                   _stage(data.get("first_stage"), source))
+                   _stage(data.get("first_stage"), source),
+                   PrivacyStatement.from_plain(data["privacy"], source) if "privacy" in data else None)
 
 
 def check_sweep(sweep: SweptAttribute, facts: Facts, source: object) -> None:

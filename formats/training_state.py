@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.privacy import Ledger
 from edm3d.utils import checkpoint
 from edm3d.utils.checks import listed
 from edm3d.utils.plain import from_plain, shown
@@ -58,6 +59,7 @@ class StateContent(NamedTuple):
     more_emas: list[Weights]
     modules: dict[str, Weights]
     optimizers: dict[str, OptimizerContent]
+    ledger: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class TrainingState:
     """The configuration and data of a run, how far it is (progress, stats), and all that it has learned.
 
     environment: what changes the last bits of a result. ema, more_emas: the averages; modules, optimizers: of the
-    phases, by name. path: of its file, where it came out of one.
+    phases, by name. ledger: of the noisy steps that the weights have seen, None where training is not private. path: of
+    its file, where it came out of one.
     """
 
     config: dict[str, Any]
@@ -78,6 +81,7 @@ class TrainingState:
     more_emas: list[dict[str, Any]]
     modules: dict[str, dict[str, Any]]
     optimizers: dict[str, dict[str, Any]]
+    ledger: Ledger | None = None
     path: Path = field(default=Path(), compare=False)
 
     @property
@@ -89,18 +93,20 @@ class TrainingState:
     def read(cls, path: Path) -> "TrainingState":
         """From a file; ValueError when it is damaged, lacks something, or holds what no state does."""
         found = checkpoint.load(path, "state").content
-        if lacking := sorted(name for name in StateContent._fields if found.get(name) is None):
+        needed = [name for name in StateContent._fields if name not in StateContent._field_defaults]
+        if lacking := sorted(name for name in needed if found.get(name) is None):
             raise ValueError(f"{path}: the state lacks {listed(lacking)}: it was written by another version of this "
                              "program")
-        held = from_plain(StateContent, {name: found[name] for name in StateContent._fields}, path)
+        held = from_plain(StateContent, {name: found[name] for name in StateContent._fields if name in found}, path)
         check_numbers(held, path)
         found["facts"] = Facts.from_plain(held.data, path)
+        found["ledger"] = None if held.ledger is None else Ledger.from_plain(held.ledger, path)
         return cls(**{f.name: found[f.name] for f in fields(cls) if f.name != "path"}, path=Path(path))
 
     def plain(self) -> dict[str, Any]:
         """As a file holds it."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "path")}
-        return {**found, "data": self.facts.plain()}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "ledger", "path")}
+        return {**found, "data": self.facts.plain(), **({"ledger": self.ledger.plain()} if self.ledger else {})}
 
 
 def check_numbers(held: StateContent, path: Path) -> None:

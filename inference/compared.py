@@ -117,6 +117,8 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": tame(samples.meta.sampling),
             "quality": describe_quality(samples),
             "trained_on": {"source": samples.meta.facts.source, "content_hash": samples.meta.facts.content_hash},
+            "privacy": {"available": True, **samples.meta.privacy.plain()} if samples.meta.privacy else
+            missing("the network was not trained privately"),
             "labels": missing("the samples hold no label maps: only images are compared") if without else
             {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
 

@@ -190,7 +190,7 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"posterior": measured.record} if measured else {}),
                 **({"quality": quality.record} if quality else {}), **asked}
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
-                      stage and SampleStage(stage.hash, stage.scaling))
+                      stage and SampleStage(stage.hash, stage.scaling), snapshot.privacy)
 
 
 def draw_kept(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:

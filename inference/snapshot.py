@@ -12,6 +12,7 @@ from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import FirstStageRecord, checked_round_trip
 from edm3d.formats.prediction import Prediction
+from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.published import read_published
 from edm3d.formats.refinement import Refinement
 from edm3d.inference.first_stage import FirstStage
@@ -55,6 +56,7 @@ class Content(NamedTuple):
     label_coding: LabelCoding | None = None
     predicts: dict[str, Any] | None = None
     dose: dict[str, Any] | None = None
+    privacy: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Snapshot:
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
     refines: what it draws on top of which first stage, None for a network that draws by itself. predicts: what a
     downstream network gives, None for all others. dose: of which doses a network draws and is told, None for others.
+    privacy: what was spent on these weights, None where training was not private.
     """
 
     task: str
@@ -152,6 +155,7 @@ class Snapshot:
     label_coding: LabelCoding | None = None
     predicts: Prediction | None = None
     dose: DoseRecord | None = None
+    privacy: PrivacyStatement | None = None
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -169,7 +173,8 @@ class Snapshot:
                        None if held.refines is None else Refinement.from_plain(held.refines, path, held.shape),
                        held.label_coding,
                        None if held.predicts is None else Prediction.from_plain(held.predicts, path),
-                       None if held.dose is None else DoseRecord.from_plain(held.dose, path))
+                       None if held.dose is None else DoseRecord.from_plain(held.dose, path),
+                       None if held.privacy is None else PrivacyStatement.from_plain(held.privacy, path))
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
@@ -190,7 +195,8 @@ class Snapshot:
                 "ema": self.weights, **({"refines": self.refines._asdict()} if self.refines else {}),
                 **({"label_coding": asdict(self.label_coding)} if self.label_coding else {}),
                 **({"predicts": self.predicts.plain()} if self.predicts else {}),
-                **({"dose": self.dose._asdict()} if self.dose else {})}
+                **({"dose": self.dose._asdict()} if self.dose else {}),
+                **({"privacy": self.privacy.plain()} if self.privacy else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""

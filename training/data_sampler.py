@@ -1,7 +1,8 @@
 """Which item comes next: the endless stream of indices over all ranks (not to be confused with samplers/)."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -51,3 +52,54 @@ class InfiniteSampler(Sampler[int]):
             i = np.arange(first, first + CHUNK) % self.length
             back = random.randint(window, size=CHUNK) if window >= 2 else 0
             yield from zip(i.tolist(), ((i - back) % self.length).tolist(), strict=True)
+
+
+class LogicalBatch(NamedTuple):
+    """What a rank reads of one Poisson batch: the items of each round, and the number of the unit that each is of.
+
+    Rows of a unit follow each other, over the ends of rounds too. Rounds may be empty, and there may be none.
+    """
+
+    items: list[list[int]]
+    units: list[list[int]]
+
+
+class PoissonSampler(Sampler[list[int]]):
+    """Endless batches into which every unit enters independently with probability `rate`, for all ranks by one mask.
+
+    units: the items of each unit of privacy, which enter together. Ranks take the chosen units in turn and read as many
+    rounds as each other, of `most` rows at most; where one has fewer rows its last rounds are empty. repeats: rows for
+    each item. seed: the same on all ranks, and a secret. The sampler itself gives the items of round after round.
+    """
+
+    def __init__(self, units: Sequence[Sequence[int]], rate: float, most: int, *, seed: int, rank: int = 0,
+                 num_replicas: int = 1, repeats: int = 1):
+        if not len(units):
+            raise ValueError("PoissonSampler: there are no units to choose from")
+        if not 0 < rate <= 1:
+            raise ValueError(f"PoissonSampler: rate={rate}, wanted more than 0, and 1 at most")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"PoissonSampler: rank={rank}, wanted 0..{num_replicas - 1}")
+        check_count(1, {"PoissonSampler: most": most, "PoissonSampler: repeats": repeats})
+        self.units, self.rate, self.most, self.seed = units, rate, most, seed
+        self.rank, self.num_replicas, self.repeats = rank, num_replicas, repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.logical():
+            yield from batch.items
+
+    def logical(self) -> Iterator[LogicalBatch]:
+        """Batch after batch, the same as the sampler itself gives."""
+        random = np.random.Generator(np.random.PCG64(self.seed))
+        while True:
+            chosen = np.flatnonzero(random.random(len(self.units)) < self.rate).tolist()
+            shares = [self.rounds(chosen[r::self.num_replicas]) for r in range(self.num_replicas)]
+            mine, longest = shares[self.rank], max(map(len, shares))
+            padded = mine + [[]] * (longest - len(mine))
+            yield LogicalBatch([[item for _, item in rows] for rows in padded],
+                               [[unit for unit, _ in rows] for rows in padded])
+
+    def rounds(self, chosen: Sequence[int]) -> list[list[tuple[int, int]]]:
+        """Rows (unit, item) of the chosen units, in rounds."""
+        rows = [(unit, item) for unit in chosen for item in self.units[unit] for _ in range(self.repeats)]
+        return [rows[first:first + self.most] for first in range(0, len(rows), self.most)]

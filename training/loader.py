@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from edm3d.inference.batch import Batch, Sample, collate
 from edm3d.utils.stop import shield_worker
 
-Round = tuple[list[int], Batch]  # indices into the dataset, and their samples
+Round = tuple[list[int], Batch | None]  # indices into the dataset, and their samples; None where there are none
 Found = tuple[int, Sample | Exception]
 END_S = 5  # what a process gets to end by itself
 
@@ -41,21 +41,24 @@ class Numbered:
 def collate_numbered(found: Sequence[Found]) -> Round | Exception:
     """Indices and stacked samples of a `Numbered` dataset, or the first error among them."""
     errors = [sample for _, sample in found if isinstance(sample, Exception)]
-    return errors[0] if errors else ([index for index, _ in found], collate([sample for _, sample in found]))
+    if errors:
+        return errors[0]
+    return [index for index, _ in found], collate([sample for _, sample in found]) if found else None
 
 
 class Rounds:
     """Batches in the order of a sampler, read by `num_workers` processes; raises ValueError or OSError of the dataset.
 
-    The loader draws a seed from torch's generator when this is made, not in a step. The processes live until `close`.
+    batch_size None: the sampler gives the indices of whole batches, which may be empty. The loader draws a seed from
+    torch's generator when this is made, not in a step. The processes live until `close`.
     """
 
-    def __init__(self, dataset: Sequence[Sample], sampler: Sampler[int], batch_size: int, num_workers: int,
-                 device: torch.device):
+    def __init__(self, dataset: Sequence[Sample], sampler: Sampler[int] | Sampler[list[int]], batch_size: int | None,
+                 num_workers: int, device: torch.device):
         before = active_children()
-        self.stream = iter(DataLoader(Numbered(dataset), batch_size=batch_size, sampler=sampler,
-                                      collate_fn=collate_numbered, num_workers=num_workers,
-                                      worker_init_fn=shield_worker, pin_memory=device.type == "cuda"))
+        order = {"batch_sampler": sampler} if batch_size is None else {"sampler": sampler, "batch_size": batch_size}
+        self.stream = iter(DataLoader(Numbered(dataset), collate_fn=collate_numbered, num_workers=num_workers,
+                                      worker_init_fn=shield_worker, pin_memory=device.type == "cuda", **order))
         self.workers = [process for process in active_children() if process not in before]
 
     def __iter__(self) -> "Rounds":

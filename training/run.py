@@ -16,6 +16,8 @@ from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
+from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
+from edm3d.training.private.start_check import check_gradients
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
@@ -34,7 +36,7 @@ from edm3d.utils.log import RunLog, append_log, error_text, read_status, write_s
 from edm3d.utils.names import file_names
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import attempt, launch, locked, new_run
-from edm3d.utils.schema import Options
+from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import wandb_package
 from edm3d.utils.stop import TRY_AGAIN, Reason, Stop
 from edm3d.utils.terminal import printing_is_all
@@ -80,6 +82,7 @@ def train(experiment: str, config: dict) -> Path | None:
     training = config["training"]
     options, yaml = Options(**training["options"]), to_yaml(config)
     check_training(training)
+    privacy = asked_privacy(training, options)
     check_ticks(training["validation"])
     kind = TASKS[training["task"]]
     choose_best(training["validation"], getattr(kind, "best", Best()), kind.draws)
@@ -104,7 +107,7 @@ def train(experiment: str, config: dict) -> Path | None:
         held = held_out(training)
         with key_of_size_named(training, dataset):
             task = TASKS[training["task"]].assemble(training, dataset, held)
-        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device)
+        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
@@ -119,7 +122,7 @@ def common_part(training: dict) -> dict:
 
 
 def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
-               device: torch.device) -> tuple[Path, Reason | None]:
+               device: torch.device, privacy: Privacy | None) -> tuple[Path, Reason | None]:
     """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
@@ -131,14 +134,17 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
     sampled, sampled_notes = build_sampled(
         training["validation"], task.best, held.fingerprint if held else "",
         lambda count: TASKS[training["task"]].sampled(config, task, held, count, device))
+    shown = (*shown_without_data(config, task), None) if privacy else (config, task, held)
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
-        config, task, held, count, device))
+        *shown, count, device))
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
         fresh = options.init_from and not state
         start.notes.extend([*notes, *preview_notes, *sampled_notes])
         start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
+        private = open_private(privacy, task, dataset, options, state.ledger if state else None,
+                               bool(held or sampled)) if privacy else None
         folder = run_dir or Path(options.run_root)
         distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
         if not go_on:
@@ -153,9 +159,12 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
                                                          launch=launch(), attempt=attempt()))  # for the next restart
             return run_dir, Reason("an earlier signal", "requeue", TRY_AGAIN)
         trainer = Trainer(task, dataset, options, run_dir=run_dir, device=device, log=log, record=record, held=held,
-                          preview=preview, sampled=sampled)
+                          preview=preview, sampled=sampled, private=private)
         if state:
             trainer.restore(state)
+        if private:
+            check_gradients(trainer.stepper, dataset)
+            start.notes.extend(said_of(private.budget))
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
         if trainer.precision == "bf16":
@@ -223,12 +232,18 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
     training = trainer.record.config["training"]
     notes = [*getattr(dataset, "notes", ()), *trainer.task.notes]
-    for line in (*notes, *data_lines(trainer.task, dataset, training, trainer.device)):
+    looks = [] if trainer.private else data_lines(trainer.task, dataset, training, trainer.device)
+    for line in (*notes, *looks):
         log(line)
     if start.state:
         log(f"Resumed from {start.state} at {trainer.progress.nimg / 1000:g} kimg")
     if trainer.progress.nimg >= options.total_kimg * 1000:
         log(f"Nothing left to do: training.options.total_kimg={options.total_kimg} is reached; set more to go on")
+    elif trainer.progress.nimg >= trainer.total:
+        log("Nothing left to do: the privacy budget is spent")
+    elif trainer.total < round(options.total_kimg * 1000):
+        log(f"Warning: the privacy budget ends the run at {trainer.total / 1000:g} kimg, before "
+            f"training.options.total_kimg={options.total_kimg:g}")
 
 
 def attention_blocks(net: torch.nn.Module) -> str:
@@ -265,6 +280,9 @@ def run_to_end(trainer: Trainer, stop: Stop, yaml: str) -> Reason | None:
         if status == "done":
             stop.file.unlink(missing_ok=True)  # it has been obeyed, or came too late
     distributed.barrier()  # torchrun would end the others where one leaves early with an exit code of its own
+    if trainer.private and reason is None:
+        for line in trainer.private.statement(trainer.task.snapshot).lines():
+            trainer.log(line)
     trainer.log(ending(trainer, reason))
     return reason
 

@@ -71,6 +71,10 @@ class PlainStep:
         return PhaseStep(float(norm + total), totals, hands)
 
 
+    def applied(self) -> None:
+        """Weights have moved by the step; of a plain one nothing is kept."""
+
+
 def split_batch(batch_size: int, batch_gpu: int | None, ranks: int) -> tuple[int, int]:
     """Images per rank and round, and rounds per step; ValueError when the batch does not divide."""
     if batch_size < 1 or batch_size % ranks:

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sized
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,6 +21,8 @@ from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
+from edm3d.training.private.release import Release, write_statement
+from edm3d.training.private.step import PrivateStep
 from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes, processor
 from edm3d.training.sampling import Sampled, draw_table, in_words
@@ -43,11 +47,14 @@ class Trainer:
 
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
                  log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None,
-                 sampled: Sampled | None = None):
+                 sampled: Sampled | None = None, private: Release | None = None):
         self.task, self.dataset, self.options, self.held, self.preview = task, dataset, options, held, preview
         self.run_dir, self.device, self.log, self.record, self.sampled = run_dir, device, log, record, sampled
+        self.private = private
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.total = round(options.total_kimg * 1000)
+        if private:
+            self.total = min(self.total, private.budget.steps * options.batch_size)
         self.precision = resolve_precision(options.precision, device)
         sharding.check_same_weights({p.name: p.module for p in task.phases},
                                     "all ranks need the same program and files")
@@ -60,8 +67,9 @@ class Trainer:
             self.place(module, optimizer)
         if options.checkpointing:
             sharding.checkpoint_blocks(task.net)
-        self.stepper = PlainStep(task, dataset, options, precision=self.precision, device=device)
-        self.gradients, self.batch_gpu = self.stepper.gradients, self.stepper.batch_gpu
+        step = partial(PrivateStep, budget=private.budget) if private else PlainStep
+        self.stepper = step(task, dataset, options, precision=self.precision, device=device)
+        self.batch_gpu = self.stepper.batch_gpu
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
         self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
@@ -103,7 +111,8 @@ class Trainer:
             self.record.config, self.record.facts, self.options.total_kimg, self.environment(), vars(replace(now)),
             stats.state(), sharding.full_state(self.ema), [sharding.full_state(ema) for ema in self.emas[1:]],
             {p.name: sharding.full_state(p.module) for p in self.task.phases},
-            {p.name: sharding.full_state(p.optimizer) for p in self.task.phases})
+            {p.name: sharding.full_state(p.optimizer) for p in self.task.phases},
+            self.private.budget.ledger if self.private else None)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a training state that `read_state` gave; ValueError, and nothing changed, where it does not fit.
@@ -115,6 +124,8 @@ class Trainer:
             self.log(f"Warning: training.options.total_kimg was {length:g}, is {self.options.total_kimg:g}: the cosine "
                      "schedule is another one from here on, and the result not that of one long run")
         check_fits(state, self.task.phases, self.emas, self.options.batch_size)
+        if self.private:
+            self.private.budget.go_on(state.ledger, state.nimg)
         for phase in self.task.phases:
             sharding.load_full_state(phase.module, state.modules[phase.name])
             sharding.load_full_optimizer_state(phase.optimizer, state.optimizers[phase.name])
@@ -167,7 +178,9 @@ class Trainer:
         """Write the snapshot of one average on rank 0; an error there is one on every rank."""
         snapshot = replace(self.task.snapshot, config=self.record.config, nimg=self.progress.nimg,
                            weights=sharding.full_state(ema))
-        distributed.from_rank_0(lambda: snapshot.save(self.run_dir / f"{name}.pt", ema_halflife_kimg=halflife, **more))
+        release = self.private.snapshot if self.private else lambda unchanged: unchanged
+        distributed.from_rank_0(lambda: release(snapshot).save(self.run_dir / f"{name}.pt", ema_halflife_kimg=halflife,
+                                                               **more))
 
     # ---- one step ----
 
@@ -216,6 +229,10 @@ class Trainer:
                 handed = steps[i].handed
         return steps
 
+    def gradients(self, *given: Any) -> PhaseStep:
+        """Those of a phase, as the stepper makes them."""
+        return self.stepper.gradients(*given)
+
     def apply(self, steps: dict[int, PhaseStep]) -> None:
         """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
         p, options = self.progress, self.options
@@ -228,6 +245,7 @@ class Trainer:
             if phase.absorb and (found := phase.absorb(step.totals, p.nimg)):
                 for name, value in found.values.items():
                     self.stats.report(f"{found.group}/{name}", value)
+        self.stepper.applied()
         for halflife, ema in zip(self.halflives, self.emas, strict=True):
             update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
 
@@ -239,6 +257,7 @@ class Trainer:
     def report_bad(self, indices: list[int]) -> None:
         """Say which images made a step that was skipped."""
         first, p = self.progress.nimg, self.progress
+        assert not self.private, "a private step is finite whatever it sees, and says of no item that it was in it"
         items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
         self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
                  f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}")
@@ -270,6 +289,8 @@ class Trainer:
             reason = self.steps(data, stop, bar)
         if reason and self.saved_nimg != p.nimg:
             self.save_state()
+        if self.private and p.nimg >= self.total:
+            self.release_last()
         if reason and reason.status == "done":
             self.save_snapshot()
             self.show()
@@ -277,6 +298,13 @@ class Trainer:
         if self.files:
             self.files.close()
         return reason
+
+    def release_last(self) -> None:
+        """Write the last snapshot, where a kill between a private run's state and it has left none, and the statement.
+        """
+        if not (self.run_dir / f"network-snapshot-{self.kimg_name(self.progress.nimg)}.pt").is_file():
+            self.save_snapshot()
+        distributed.from_rank_0(lambda: write_statement(self.run_dir, self.private.statement(self.task.snapshot)))
 
     def steps(self, data: Iterator[Round], stop: Stop, bar: tqdm) -> Reason | None:
         """Step, and tick, until all images are seen, or a rank is asked to end: then the reason is given."""
@@ -301,21 +329,31 @@ class Trainer:
         last = p.nimg - options.batch_size
         fields |= learning_rates(self.task.phases, self.base_lr, last, self.lr_factor(last))
         p.tick_nimg, p.tick_seconds, self.tick_start = p.nimg, 0, time.perf_counter()
-        if self.held is not None and (done or p.tick % self.held.every_ticks == 0):
+        measures, draws, shows = (part is not None and (done or p.tick % part.every_ticks == 0)
+                                  for part in (self.held, self.sampled, self.preview))
+        keeps, states = (done or (every and p.tick % every == 0) for every in (options.snapshot_ticks,
+                                                                                options.state_ticks))
+        if self.private:
+            states = states or measures or draws or keeps or shows
+            fields |= self.private.fields(states)
+            if states:
+                self.save_state()  # before anything that is made of the weights
+        if measures:
             fields.update(self.validate())
-        if self.sampled is not None and (done or p.tick % self.sampled.every_ticks == 0):
+        if draws:
             fields.update(self.draw_samples())
+        best = p.best
         self.keep_best(fields)
         self.log(tick_line(fields, {**self.losses, **self.stepper.losses}))
         for line in self.task.warn(p.tick) if self.task.warn else ():
             self.log(line)
-        if self.files:
+        if self.files and (states or not self.private):
             self.files.write(fields, p.nimg)
-        if done or (options.snapshot_ticks and p.tick % options.snapshot_ticks == 0):
+        if keeps:
             self.save_snapshot()
-        if done or (options.state_ticks and p.tick % options.state_ticks == 0):
+        if states and (self.saved_nimg != p.nimg or p.best != best):
             self.save_state()
-        if self.preview and (done or p.tick % self.preview.every_ticks == 0):
+        if shows:
             self.show()
 
     def validate(self) -> dict[str, float]:
@@ -361,7 +399,8 @@ class Trainer:
             return
 
         def keep() -> None:
-            write_preview(self.run_dir, self.kimg_name(self.progress.nimg), made)
+            shown = made._replace(samples=None) if self.private else made  # they would lack the statement
+            write_preview(self.run_dir, self.kimg_name(self.progress.nimg), shown)
             self.files.write_picture("preview", pixels(made.png), self.progress.nimg)
 
         distributed.from_rank_0(keep)

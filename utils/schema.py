@@ -64,6 +64,18 @@ class Validation:
 
 
 @dataclass
+class Privacy:
+    """Differential privacy of training (training.privacy.*)."""
+
+    target_epsilon: float | None = None  # the budget; null = no privacy
+    target_delta: float | None = None   # below 1 over the number of records
+    max_grad_norm: float = 1            # L2 norm to which the gradient of each unit is clipped
+    unit: str = "record"                # record | group (patient): whose presence is hidden
+    noise_multiplier: float | None = None  # of max_grad_norm; null: what spends the budget in total_kimg
+    noise_multiplicity: int = 1         # noise levels per image, averaged before clipping
+
+
+@dataclass
 class Training:
     """The training half of an experiment."""
 
@@ -76,6 +88,7 @@ class Training:
     loss: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     validation: Validation = field(default_factory=Validation)
+    privacy: Privacy = field(default_factory=Privacy)
     options: Options = field(default_factory=Options)
 
 

@@ -24,7 +24,7 @@ class LatentsDataset:
         latents = self.file.read(split)
         if not latents.ids:
             raise ValueError(f"{path}: split {split!r} has no items")
-        self.images = np.concatenate([latents.mean, latents.std], axis=1)
+        self.images, self.groups = np.concatenate([latents.mean, latents.std], axis=1), latents.groups
         self.grids = {"semantic": latents.semantic, "images": latents.grids.get("cond_images")}  # by part
         self.facts, self.shape, self.round_trip = self.file.facts, latents.mean.shape[1:], self.file.round_trip
         if self.facts.attribute_names and "attributes" in latents.tables:

@@ -33,7 +33,7 @@ class VolumesDataset:
         if not length:
             raise NoItems(f"{path}: split {split!r} has no items, it has {listed(self.file.splits)}; "
                              "change training.dataset.split or the file")
-        self.length, self.cache = length, {} if cache else None
+        self.length, self.cache, self.groups = length, {} if cache else None, self.file.groups(split)
         self.facts = volume_facts(self.file, split)
         self.size = self.facts.spatial_shape if size is None else per_axis(size, self.file.meta.spatial_dims, "size")
         if self.size != self.facts.spatial_shape:

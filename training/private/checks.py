@@ -1,0 +1,61 @@
+"""What does not go with privacy: refused before a run has a folder, with the reason."""
+
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edm3d.training.phases import Task
+from edm3d.utils.schema import Options
+
+ON = "training.privacy.target_epsilon is set"
+TASKS = ("autoencoder", "diffusion")
+
+
+def check_config(training: dict[str, Any], options: Options) -> None:
+    """ValueError for keys of a training half that break the proof, or through which no gradients per sample are known.
+    """
+    loss, task = training["loss"], training["task"]
+    wrong = {
+        f"training.task={task}": task not in TASKS and
+        "only first stages and diffusion are trained privately (their snapshots alone can leave out what is measured)",
+        "training.discriminator": bool(training["discriminator"]) and
+        "a discriminator learns from the data without noise, and hands on to the network what it has seen; choose "
+        "discriminator=none",
+        "training.loss.perceptual_weight": bool(loss.get("perceptual_weight")) and
+        "of the network of perceptual features nothing says that it has not seen the data; set it to 0",
+        "training.loss.strata": loss.get("strata") is not None and
+        "the noise levels of a batch are drawn together, so that one image changes what others see; set it to null",
+        "training.options.checkpointing=true": options.checkpointing and
+        "gradients per sample are then missing, without a word; set it to false, and batch_gpu lower",
+        "training.options.compile=true": options.compile and
+        "gradients per sample are taken layer by layer, which a compiled network does not show; set it to false",
+        f"training.options.parallel={options.parallel}": options.parallel != "ddp" and
+        "gradients per sample need whole weights on every rank; choose ddp",
+    }
+    for key, why in wrong.items():
+        if why:
+            raise ValueError(f"{key}: {ON}, and {why}")
+
+
+def check_task(task: Task) -> None:
+    """ValueError for networks in which images see each other, or that learn by other means than gradients."""
+    if len(task.phases) > 1:
+        raise ValueError(f"training.privacy: {ON}, and the task has {len(task.phases)} networks that learn; only one "
+                         "can")
+    phase = task.phases[0]
+    if phase.absorb is not None:
+        raise ValueError(f"training.network: {ON}, and its codebook moves by what it sees, without noise; choose "
+                         "autoencoder=kl")
+    for name, module in phase.module.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise ValueError(f"training.network: {ON}, and {name} is a {type(module).__name__}: images see each other "
+                             "through it; choose GroupNorm")
+    if not any(p.requires_grad for p in phase.module.parameters()):
+        raise ValueError("training.network: no weight is to be trained")
+
+
+def told_bare(module: torch.nn.Module) -> str:
+    """Where weights stand outside of layers, as an error may name it."""
+    return ", ".join(name or "the network itself" for name, part in module.named_modules()
+                     if any(True for _ in part.children()) and any(True for _ in part.parameters(recurse=False)))

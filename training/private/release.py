@@ -1,0 +1,131 @@
+"""What leaves a private run: snapshots that say nothing of their data but what training has paid for, and a statement.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edm3d.formats.facts import Facts, rows_of
+from edm3d.formats.intensity import Intensity
+from edm3d.formats.privacy import NAME, PrivacyStatement
+from edm3d.inference.snapshot import Snapshot
+from edm3d.training.private.budget import Budget
+from edm3d.utils.files import write_text
+
+LONG_S = 2
+SOURCE = "private data"  # in place of a path
+PATHS = ("real", "conditions")  # of data, in the sampling half
+ALWAYS = (
+    "the choice of settings, and of when to stop, where private data was looked at for it",
+    "the form of the data (channels, names of classes and attributes, shape, voxel size) and how many there are",
+    "times in the log, which go with the sizes of batches; log.txt, config.yaml and training states name the data: "
+    "only snapshots and samples are made to be given away",
+)
+
+
+class Release:
+    """Makes snapshots of a private run fit to be given away.
+
+    public: the snapshot that the weights started from; what it knows of its data is taken as public. measures: whether
+    anything is measured on held-out items while training.
+    """
+
+    def __init__(self, budget: Budget, public: Snapshot | None = None, measures: bool = False):
+        self.budget, self.public, self.measures = budget, public, measures
+        self.seconds = 0.0  # that the accountant took last
+
+    def snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """The same with its statement, and without what was measured on private data and no budget covers."""
+        stage = snapshot.first_stage
+        return replace(snapshot, facts=public_facts(snapshot.facts, self.public and self.public.facts),
+                       config=without_sources(snapshot.config), privacy=self.statement(snapshot),
+                       first_stage=stage and replace(stage, round_trip=None))
+
+    def fields(self, releases: bool) -> dict[str, float]:
+        """How much is spent, among the numbers of a tick; while that is quickly told, or the tick releases something.
+        """
+        if not releases and self.seconds > LONG_S:
+            return {}
+        start = time.perf_counter()
+        spent = self.budget.epsilon()
+        self.seconds = time.perf_counter() - start
+        return {"privacy/epsilon": spent}
+
+    def statement(self, snapshot: Snapshot) -> PrivacyStatement:
+        """What can be said of the weights by now."""
+        budget, stage = self.budget, snapshot.first_stage
+        return PrivacyStatement(
+            budget.epsilon(), budget.options.target_delta, budget.ledger, budget.options.noise_multiplicity,
+            "none, the network sees voxels" if stage is None else
+            f"{(stage.hash or 'of unknown weights')[:12]}, of which no ledger is known here: public, or with a budget "
+            "of its own",
+            "random" if self.public is None else f"of {started(self.public)}",
+            list(self.not_covered(snapshot)))
+
+    def not_covered(self, snapshot: Snapshot) -> Iterator[str]:
+        """What else was taken from the data."""
+        facts, known = snapshot.facts, self.public and self.public.facts
+        if not said_before(facts.intensity, known and known.intensity):
+            yield (f"the intensity range, {facts.intensity.lo:g} to {facts.intensity.hi:g} {facts.intensity.unit}, "
+                   "unless it was fixed without looking at the data")
+        means = attribute_means(snapshot.network)
+        if means and means != (attribute_means(self.public.network) if self.public else []):
+            yield "mean and standard deviation of the attributes, in the network, unless they were given"
+        stage = snapshot.first_stage
+        if stage and stage.scaling != (self.public and self.public.first_stage and self.public.first_stage.scaling):
+            yield "mean and standard deviation of the latents, by which they are scaled"
+        if self.measures:
+            yield "what was measured on held-out items while training, and the choice of network-best.pt by it"
+        if self.budget.options.unit == "record":
+            yield "patients with several records, of which each counts by itself (training.privacy.unit=group)"
+        yield from ALWAYS
+
+
+def said_before(intensity: Intensity, known: Intensity | None) -> bool:
+    """Whether an intensity range tells nothing: each image was scaled by itself, or public data has the same."""
+    return intensity == known or intensity.percentiles is not None
+
+
+def attribute_means(node: Mapping[str, Any]) -> list[Any]:
+    """The means of attributes in a network node, and in the nodes in it."""
+    inner = [value for value in node.values() if isinstance(value, Mapping)]
+    return [mean for mean in (node.get("attribute_mean"),) if mean] + [
+        mean for each in inner for mean in attribute_means(each)]
+
+
+def started(public: Snapshot) -> str:
+    """What is known of the weights that a run started from."""
+    if public.privacy:
+        return (f"{public.path.name}, which has spent epsilon {public.privacy.epsilon:.4g} at delta "
+                f"{public.privacy.delta:g} of its own data")
+    return f"{public.path.name}, taken as public"
+
+
+def public_facts(facts: Facts, known: Facts | None) -> Facts:
+    """What is known of data without what only they could tell: ids, place, hash, statistics, orientation."""
+    spacing = [*map(float, facts.spacing), *[1.0] * (3 - len(facts.spacing))]
+    same = known is not None and known.attribute_names == facts.attribute_names
+    return replace(facts, source=SOURCE, content_hash="", latents=None, affine=rows_of(np.diag([*spacing, 1.0])),
+                   attribute_statistics=known.attribute_statistics if same else None)
+
+
+def without_sources(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of data."""
+    training, sampling = dict(config.get("training") or {}), dict(config.get("sampling") or {})
+    if isinstance(training.get("dataset"), Mapping):
+        training["dataset"] = {k: v for k, v in training["dataset"].items() if k != "path"}
+    sampling |= {name: None for name in PATHS if name in sampling}
+    if isinstance(sampling.get("quality"), Mapping):
+        sampling["quality"] = {**sampling["quality"], "reference": None}
+    return {**config, **({"training": training} if training else {}), **({"sampling": sampling} if sampling else {})}
+
+
+def write_statement(run_dir: Path, statement: PrivacyStatement) -> None:
+    """Keep a statement in a run folder."""
+    write_text(run_dir / NAME, json.dumps(statement.plain(), indent=1) + "\n")
+
