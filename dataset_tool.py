@@ -321,6 +321,24 @@ def export(path: Path, kind: str, dest: Path, **options: Any) -> None:
         click.echo(line)
 
 
+# ---- privacy ----
+
+
+@main.command("privacy-ledger")
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option("--delta", type=float, help="Of all of them; the largest that they state by default.")
+def privacy_ledger(paths: Sequence[Path], delta: float | None) -> None:
+    """Say what private trainings have spent, each and together, of the people that are in the data of all of them.
+
+    PATHS: run folders, their privacy.json, training states, snapshots or samples.
+    """
+    from edm3d.training.private.composing import composed
+
+    printing_is_all()
+    for line in composed(paths, delta):
+        click.echo(line)
+
+
 # ---- doctor ----
 
 

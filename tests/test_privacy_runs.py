@@ -14,6 +14,7 @@ pytest.importorskip("opacus")
 
 from opacus.accountants import PRVAccountant
 
+from dataset_tool import main
 from edm3d.formats.describe import describe
 from edm3d.formats.facts import AttributeStatistics, Facts, LatentFacts, LatentScaling
 from edm3d.formats.intensity import Intensity
@@ -41,6 +42,7 @@ from edm3d.utils.runs import list_files
 from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
+from tests.commands import refused, succeed
 from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, ticks, two_phases
 
 PRIVACY = Privacy(5, 1e-3, noise_multiplier=4.0)
@@ -261,6 +263,27 @@ def test_samples_carry_the_statement(tmp_path):
     meta = SampleMeta(Facts("f", "h"), "s.pt", "hash", {}, privacy=statement)
     assert SampleMeta.from_plain(json.loads(json.dumps(meta.plain())), "file") == meta
     assert "privacy" not in SampleMeta(Facts("f", "h"), "s.pt", "hash", {}).plain()["data"]
+
+
+def test_ledgers_compose(tmp_path):
+    """Two runs are one history; samples, snapshots, states and run folders all say it."""
+    for name, steps in (("a", 0.024), ("b", 0.036)):
+        make_private(tmp_path / name, replace(OPTIONS, total_kimg=steps)).run(Stop(tmp_path / name))
+    a, b = (list_files(tmp_path / name, "network-snapshot")[-1] for name in "ab")
+    state = list_files(tmp_path / "b", "training-state")[-1]
+    for other in (b, tmp_path / "b", tmp_path / "b/privacy.json", state):
+        lines = succeed(main, "privacy-ledger", str(a), str(other)).splitlines()
+        assert f"epsilon {direct(2):.4g} at delta 0.001 per record, 2 steps on 31 records" in lines[0]
+        assert f"Together: epsilon {direct(5):.4g} at delta 0.001" in lines[2]
+    assert f"epsilon {direct(3, delta=1e-4):.4g}" in succeed(main, "privacy-ledger", str(b), "--delta", "1e-4")
+    assert "give one by --delta" in refused(tmp_path, main, "privacy-ledger", str(state))
+    plain = tmp_path / "plain.pt"
+    replace(Snapshot.read(a), privacy=None).save(plain)
+    assert "holds no privacy ledger" in refused(tmp_path, main, "privacy-ledger", str(plain))
+    other = Snapshot.read(a)
+    grouped = other.privacy._replace(ledger=other.privacy.ledger._replace(unit="group"))
+    replace(other, privacy=grouped).save(plain)
+    assert "different units (group, record)" in refused(tmp_path, main, "privacy-ledger", str(a), str(plain))
 
 
 # ---- what is refused ----

@@ -134,9 +134,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
     sampled, sampled_notes = build_sampled(
         training["validation"], task.best, held.fingerprint if held else "",
         lambda count: TASKS[training["task"]].sampled(config, task, held, count, device))
-    shown = (*shown_without_data(config, task), None) if privacy else (config, task, held)
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
-        *shown, count, device))
+        *((*shown_without_data(config, task), None) if privacy else (config, task, held)), count, device))
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None

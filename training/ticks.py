@@ -59,12 +59,13 @@ def learning_rates(phases: Sequence[Phase], base: Sequence[Sequence[float]], nim
 def tick_line(fields: dict[str, float], losses: dict[str, str]) -> str:
     """One line of progress for people; more than the `losses`, by name with what people call them, is in the files."""
     spent = f"epsilon {fields['privacy/epsilon']:.4g} " if "privacy/epsilon" in fields else ""
+    norm = "" if spent and "grad_norm" not in fields else f"grad norm {fields.get('grad_norm', nan):<8.3g} "
     loss = ", ".join(f"{losses[name]} {value:.4g}" for name, value in fields.items() if name in losses)
     return (f"tick {fields['tick']:<4d} kimg {fields['kimg']:<8.3f} time {clock(fields['time/total_sec']):<6s} "
             f"sec/tick {fields['time/sec_per_tick']:<6.1f} sec/kimg {fields['time/sec_per_kimg']:<7.2f} "
             f"ETA {clock(fields['time/eta_sec']):<6s} data wait {fields['time/data_share']:<4.0%} "
             f"img/s {fields['images_per_sec']:<6.1f} GiB {fields['memory_gib']:<5.2f} "
-            f"grad norm {fields.get('grad_norm', nan):<8.3g} bad steps {fields['bad_steps']:<3d} {spent}"
+            f"{norm}bad steps {fields['bad_steps']:<3d} {spent}"
             f"loss: {loss or 'none'}")
 
 

@@ -57,6 +57,10 @@ def said_of(budget: Budget) -> list[str]:
 
 
 def shown_without_data(config: dict[str, Any], task: Task) -> tuple[dict[str, Any], Task]:
-    """A configuration and a task by which pictures of samples are made, and none of data."""
+    """A configuration and a task by which pictures of samples are made, and none of data; ValueError where only data
+    could be shown.
+    """
+    if config["training"]["task"] == "autoencoder":
+        raise ValueError("those of a first stage show volumes, which are private")
     snapshot = replace(task.snapshot, facts=public_facts(task.snapshot.facts, None))
     return without_sources(config), replace(task, snapshot=snapshot)

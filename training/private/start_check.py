@@ -15,6 +15,7 @@ TOLERANCE = 1e-3  # of the gradient of a parameter, in float32
 SLIGHT = 1e-6  # of the whole gradient: smaller ones are rounding
 STIR = 0.05  # of weights, so that layers which begin as zero hide nothing
 SEED = 0
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 
 
 def check_gradients(step: PrivateStep, dataset: Sequence[Sample]) -> None:
@@ -97,20 +98,20 @@ def clear(module: nn.Module) -> None:
 
 @contextmanager
 def stirred(module: nn.Module) -> Iterator[None]:
-    """Weights moved a little while the block lasts, and dropout off."""
-    dropouts = [part for part in module.modules() if isinstance(part, nn.modules.dropout._DropoutNd) and part.training]
+    """Weights moved a little while the block lasts, and dropout off, as a layer or as a function."""
+    functions = {name: getattr(nn.functional, name) for name in DROPOUTS}
     before = [p.detach().clone() for p in module.parameters()]
     random = torch.Generator().manual_seed(SEED)
     try:
         with torch.no_grad():
             for p in module.parameters():
                 p += STIR * torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
-        for part in dropouts:
-            part.eval()
+        for name in functions:
+            setattr(nn.functional, name, lambda x, *given, **named: x)
         yield
     finally:
         with torch.no_grad():
             for p, old in zip(module.parameters(), before, strict=True):
                 p.copy_(old)
-        for part in dropouts:
-            part.train()
+        for name, function in functions.items():
+            setattr(nn.functional, name, function)
