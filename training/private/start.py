@@ -60,7 +60,7 @@ def shown_without_data(config: dict[str, Any], task: Task) -> tuple[dict[str, An
     """A configuration and a task by which pictures of samples are made, and none of data; ValueError where only data
     could be shown.
     """
-    if config["training"]["task"] == "autoencoder":
-        raise ValueError("those of a first stage show volumes, which are private")
+    if task.seen is None:
+        raise ValueError("those of a task that draws nothing show volumes, which are private")
     snapshot = replace(task.snapshot, facts=public_facts(task.snapshot.facts, None))
     return without_sources(config), replace(task, snapshot=snapshot)
