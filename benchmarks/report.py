@@ -27,7 +27,7 @@ from edm3d.formats.samples import write_rows
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import audit, evaluate
 from edm3d.inference.extractors import Extractor
-from edm3d.inference.phantoms import PhantomOptions, draw_phantoms
+from edm3d.inference.phantoms import PhantomOptions, draw_phantoms, source_of
 from edm3d.inference.snapshot import CarriedStage, Snapshot, network_hash
 from edm3d.reporting import sections
 from edm3d.utils.config import build
@@ -72,7 +72,7 @@ def by_extractor(seconds: CpuSeconds, call: Callable) -> Callable:
 def phantoms(folder: Path, num: int, size: int, seed: int) -> Path:
     """A volumes file of phantoms, all in the training split."""
     path = folder / f"phantoms_{num}_{size}_{seed}.h5"
-    draw_phantoms(path, PhantomOptions(num, size, seed, 3, False, (1.0, 0.0, 0.0)))
+    draw_phantoms(path, PhantomOptions(num, seed, (1.0, 0.0, 0.0), "echo", source_of("echo", (size,))))
     return path
 
 

@@ -40,9 +40,8 @@ def pairs_of(takes: Mapping[str, Part], facts: Facts, options: Sampling, file: A
     if not told and (not known or len({*found}) < len(found)):
         raise ValueError(f"{KEY}: {phases.ATTRIBUTE} alone tells the network {' and '.join(phases.NAMES)}, and the "
                          f"classes are {listed(classes)}; name two by sampling.classes")
-    alone = told and not takes["attributes"].gaps and not (options.attributes or (file and file.attributes)) \
-        if column is not None else True
-    if column is None or not known or alone:
+    if column is None or not known or (told and not takes["attributes"].gaps and not options.attributes
+                                       and not (file and file.attributes)):
         return PairedClasses(classes, numbers)
     if phases.ATTRIBUTE in options.attributes:
         raise ValueError(f"sampling.attributes.{phases.ATTRIBUTE}: goes with the class by {KEY}; leave it out")

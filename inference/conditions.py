@@ -88,10 +88,9 @@ class Conditions(NamedTuple):
 
     size [*S]: of the volumes. A part of which nothing is asked is drawn as its kind says. sweep: each seed makes one
     sample per value of it, from the same noise: number seed * n + k is value k of n. pairs: each seed makes one of each
-    class likewise. draws: samples of each seed, told
-    the same, from noise of their own: number seed * draws + k is draw k. antithetic: draw k + 1 of an even k has minus
-    the noise of draw k. scans: the condition images of seeds. record: what samples files say of it among the settings;
-    notes: what there is to tell.
+    class likewise. draws: samples of each seed, told the same, from noise of their own: number seed * draws + k is draw
+    k. antithetic: draw k + 1 of an even k has minus the noise of draw k. scans: the condition images of seeds. record:
+    what samples files say of it among the settings; notes: what there is to tell.
     """
 
     takes: dict[str, Part]

@@ -86,7 +86,7 @@ def evaluate(real: Path, generated: Path, dest: Path, options: ComparisonOptions
 
 def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: ComparisonOptions) -> dict:
     """Measure, and write the report."""
-    real, generated, num_noise, seed = file.path, samples.path, options.num_noise, options.seed
+    generated, num_noise, seed = samples.path, options.num_noise, options.seed
     layout = shared_layout(samples, file, options.ignore_spacing)
     channels = [file.meta.channels.index(name) for name in layout.channels]
     size = samples.row("images", 0).shape[1:]
@@ -144,17 +144,7 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
               for name, cases in sets.items()}
     walked = walk(sections.COMPARISON, context, {name: shown(name, cases, lengths[name])
                                                  for name, cases in passed.items()}, complete)
-    remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
-    if file.provenance.get("kind") == "segment":
-        remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
-    about = {**opening(str(generated), sections.COMPARISON),
-             "real": {"path": str(real), "content_hash": file.content_hash,
-                      "reference": against.description + remark, "num": len(against),
-                      "preparation": tame(file.provenance)},
-             **({} if learnt is None else {"train": {"path": str(options.train), "reference": learnt.description,
-                                                     "num": len(learnt)}}),
-             "generated": describe_samples(samples, options.snapshot, bool(file.meta.label_classes)),
-             "licences": licences_of(file.provenance, options.snapshot or Path(samples.meta.snapshot)),
+    about = {**opening(str(generated), sections.COMPARISON), **compared_files(samples, file, against, learnt, options),
              "options": {"split": options.split, "seed": seed, "ignore_spacing": options.ignore_spacing,
                          "size": list(size)},
              "noise": missing(absent["noise"]) if absent["noise"] else
@@ -167,6 +157,21 @@ def compare(samples: SamplesFile, file: VolumesFile, dest: Path, options: Compar
         click.echo(f"Quality check: {comparison.by_quality(quality)}")
     click.echo(f"Report    {dest / 'report.html'}")
     return result
+
+
+def compared_files(samples: SamplesFile, file: VolumesFile, against: Cases, learnt: Cases | None,
+                   options: ComparisonOptions) -> dict[str, Any]:
+    """What report.json says of the files that it is of, and of their licences."""
+    remark = "; in voxels of the samples' size, whatever their own" if options.ignore_spacing else ""
+    if file.provenance.get("kind") == "segment":
+        remark += f"; their label maps are of a segmenter ({one_line(str(file.provenance.get('network')))})"
+    train = {} if learnt is None else {"train": {"path": str(options.train), "reference": learnt.description,
+                                                 "num": len(learnt)}}
+    return {"real": {"path": str(file.path), "content_hash": file.content_hash,
+                     "reference": against.description + remark, "num": len(against),
+                     "preparation": tame(file.provenance)},
+            **train, "generated": describe_samples(samples, options.snapshot, bool(file.meta.label_classes)),
+            "licences": licences_of(file.provenance, options.snapshot or Path(samples.meta.snapshot))}
 
 
 def beside(samples: SamplesFile, file: VolumesFile, layout: Layout, channels: Sequence[int], size: Sequence[int],

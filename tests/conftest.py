@@ -62,6 +62,8 @@ def shared() -> Path:
 
 @pytest.fixture
 def at(here: Path):
-    """Work in the folder that a module's own fixture `here` has made."""
+    """Work in the folder that a module's own fixture `here` has made; commands may set the number of threads."""
+    threads = torch.get_num_threads()
     with chdir(here):
         yield here
+    torch.set_num_threads(threads)

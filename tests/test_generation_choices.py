@@ -67,15 +67,6 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at(here: Path):
-    """Work in that folder."""
-    threads = torch.get_num_threads()
-    with chdir(here):
-        yield here
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(("overrides", "wanted"), [
     (["sampling.sampler.num_steps=1"], ".num_steps=1: wanted a whole number of 2 or more"),
     (["sampler=multistep", "sampling.sampler.order=5"], ".order=5: wanted one of 1, 2, 3, 4"),

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import dataset_tool
+from edm3d.formats.index_data import ATTRIBUTES, LABEL_CLASSES
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.volumes import VolumesFile
+from edm3d.physics import cardiac_anatomy
 from tests.commands import call, files_below, refused, succeed
 
 SPACING = ("--spacing", "10", "1.8269", "1.8269")
@@ -71,6 +73,10 @@ def refusal(folder: Path, *options: str, spacing=SPACING) -> str:
 
 
 # ---- what comes out ----
+
+
+def test_phantoms_have_the_same_attributes_and_labels():
+    assert ATTRIBUTES == cardiac_anatomy.ATTRIBUTES and LABEL_CLASSES == cardiac_anatomy.LABEL_CLASSES
 
 
 def test_stacks_numbers_phases_patients_and_splits_are_those_of_the_samples(folder):

@@ -84,15 +84,6 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at(here: Path):
-    """Work in that folder."""
-    threads = torch.get_num_threads()
-    with chdir(here):
-        yield here
-    torch.set_num_threads(threads)
-
-
 def images(*arguments: str) -> np.ndarray:
     shutil.rmtree("out", ignore_errors=True)
     succeed(generate.main, *arguments)

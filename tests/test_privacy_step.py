@@ -243,6 +243,14 @@ def test_gradients_that_are_not_finite_count_as_zero():
     torch.testing.assert_close(found, clipped_alone([1.0, 0, 2.0], [[0], [2]], 1.0, layers()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_gpu", [None, 1])
+def test_an_image_that_is_not_finite_takes_nothing_from_its_group(batch_gpu):
+    step = make_step([1.0, -9.0, 2.0], units=[[0, 1], [2]], batch_size=2, batch_gpu=batch_gpu)
+    found, items = one_step(step)
+    assert sorted(items) == [0, 1, 2]
+    torch.testing.assert_close(found, clipped_alone([1.0, 0, 2.0], [[0], [2]], 1.0, layers()), rtol=1e-4, atol=1e-5)
+
+
 # ---- noise ----
 
 

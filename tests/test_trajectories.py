@@ -123,15 +123,6 @@ def here(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at(here: Path):
-    """Work in that folder."""
-    threads = torch.get_num_threads()
-    with chdir(here):
-        yield here
-    torch.set_num_threads(threads)
-
-
 def test_samples_are_the_same_and_the_table_is_of_their_way(at):
     plain, drawn = (SamplesFile(f"{name}/samples.h5") for name in ("plain", "out"))
     assert np.array_equal(plain.array("images"), drawn.array("images")) and plain.meta == drawn.meta

@@ -70,7 +70,6 @@ class PlainStep:
         stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
         return PhaseStep(float(norm + total), totals, hands)
 
-
     def applied(self) -> None:
         """Weights have moved by the step; of a plain one nothing is kept."""
 

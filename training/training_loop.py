@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -225,13 +224,9 @@ class Trainer:
         steps, handed = {}, [None] * len(batches)
         for i, phase in enumerate(self.task.phases):
             if self.progress.nimg >= phase.start_kimg * 1000:
-                steps[i] = self.gradients(i, batches, self.progress.nimg, stats, handed)
+                steps[i] = self.stepper.gradients(i, batches, self.progress.nimg, stats, handed)
                 handed = steps[i].handed
         return steps
-
-    def gradients(self, *given: Any) -> PhaseStep:
-        """Those of a phase, as the stepper makes them."""
-        return self.stepper.gradients(*given)
 
     def apply(self, steps: dict[int, PhaseStep]) -> None:
         """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
