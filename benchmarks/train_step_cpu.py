@@ -118,20 +118,21 @@ def layouts(name: str, size: int, count: int, repeats: int) -> dict[str, float]:
     return {key: round(value / count, 4) for key, value in took.items()}
 
 
-def beside_other_work(repeats: int) -> dict[str, float]:
-    """Median seconds of a step of two threads beside one busy process, by how its threads wait."""
-    seconds: dict[str, list[float]] = {"spinning": [], "asleep": []}
-    rest = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    busy = subprocess.Popen([sys.executable, "-c", BUSY])
+def waiting_threads(repeats: int, busy: bool) -> dict[str, float]:
+    """Median seconds of a step of two threads, alone or beside one busy process, by how its threads wait."""
+    ways = {"spinning": {}, "1000 turns": {"GOMP_SPINCOUNT": "1000"}, "asleep": {"OMP_WAIT_POLICY": "passive"}}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    rest = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    other = subprocess.Popen([sys.executable, "-c", BUSY if busy else ""])
     try:
         for _ in range(repeats):
-            for name, more in {"spinning": {}, "asleep": {"OMP_WAIT_POLICY": "passive"}}.items():
+            for name, more in ways.items():
                 done = subprocess.run([sys.executable, "-c", WAITING], env={**rest, "OMP_NUM_THREADS": "2", **more},
                                       capture_output=True, text=True, check=True)
                 seconds[name].append(float(done.stdout))
     finally:
-        busy.kill()
-        busy.wait()
+        other.kill()
+        other.wait()
     return {name: round(statistics.median(column), 4) for name, column in seconds.items()}
 
 
@@ -152,7 +153,8 @@ def main() -> None:
                             "echo_vae, batch 1": layouts("echo_vae", 32, 1, asked.repeats),
                             f"diff3_vae_200, batch 2, {asked.size}^3": layouts("diff3_vae_200", asked.size, 2,
                                                                               asked.repeats)},
-                    beside_one_busy_process=beside_other_work(3)))
+                    threads_alone=waiting_threads(3, False),
+                    threads_beside_one_busy_process=waiting_threads(3, True)))
 
 
 if __name__ == "__main__":

@@ -51,12 +51,13 @@ def _name_user() -> None:
 
 
 def _let_threads_sleep() -> None:
-    """Threads of OpenMP that wait for each other sleep, unless the user says otherwise; in force if before torch.
+    """Threads of OpenMP that wait for each other soon sleep, unless the user says otherwise; in force if before torch.
 
     By default they keep their cores busy while they wait, which on a machine with other work takes the cores from the
-    very thread that is waited for.
+    very thread that is waited for. So many turns are some microseconds: enough where nothing else runs.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class _Package(ModuleType):
