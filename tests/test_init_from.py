@@ -10,6 +10,7 @@ from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.precond import DDPMPrecond
 from edm3d.networks.unet import SongUNet
+from edm3d.networks.vq import AutoencoderVQ
 from edm3d.training.init_from import init_from, take_weights
 from edm3d.utils import distributed
 from edm3d.utils.schema import Options
@@ -118,6 +119,14 @@ def test_a_table_that_is_the_same_is_not_spoken_of_and_fourier_frequencies_are_t
     count = len(list(net.parameters())) + 1
     assert take_weights(net, source.state_dict()) == [f"  {count} of the network's {count} taken"]
     assert torch.equal(net.model.map_noise.freqs, source.model.map_noise.freqs)
+
+
+def test_a_codebook_is_taken_with_its_running_means():
+    net, source = (AutoencoderVQ(1, spatial_dims=1, channels=(2,), codebook_size=4) for _ in range(2))
+    source.usage += 3
+    count = len(source.state_dict())
+    assert take_weights(net, source.state_dict()) == [f"  {count} of the network's {count} taken"]
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in source.state_dict().items())
 
 
 def test_the_snapshot_is_chosen_by_rank_0_for_all(tmp_path, monkeypatch):

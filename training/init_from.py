@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.precond import Precond
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.config import differences
@@ -40,8 +41,12 @@ def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[s
 
 def own_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What a snapshot may give a network: all of its state but the preconditioner's tables, which the config gives."""
-    tables = dict(net.named_buffers(recurse=False))
-    return {k: v for k, v in net.state_dict().items() if k not in tables}
+    return {k: v for k, v in net.state_dict().items() if k not in tables_of(net)}
+
+
+def tables_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tables of a preconditioner; other networks have none, what they keep themselves is learnt, as a codebook."""
+    return dict(net.named_buffers(recurse=False)) if isinstance(net, Precond) else {}
 
 
 def fitting(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -60,7 +65,7 @@ def take_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list
     net.load_state_dict(taken, strict=False)
     other = [f"{k} {kind_of(weights[k])} -> {kind_of(own[k])}" for k in own if k in weights and k not in taken]
     left = weights.keys() - net.state_dict().keys()
-    changed = [k for k, v in net.named_buffers(recurse=False) if k in weights and not same(weights[k], v)]
+    changed = [k for k, v in tables_of(net).items() if k in weights and not same(weights[k], v)]
     return [f"  {len(taken)} of the network's {len(own)} taken",
             *report("not taken, of another shape", other),
             *report("start afresh, not in the snapshot", own.keys() - weights.keys()),
