@@ -98,11 +98,15 @@ def whole(value: Any) -> Any:
         return {key: whole(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(map(whole, value))
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
     if not isinstance(value, torch.Tensor):
         return value
+    value = whole_tensor(value)
     return value.detach().cpu() if distributed.rank() == 0 else None
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with its shares put together, on every rank; all ranks must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_full_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
