@@ -116,7 +116,7 @@ def planned(training: dict, source: PlannedData) -> StepPlan:
     """A step that takes as many GiB as the network is wide, a quarter on crops, and 0.01 PFLOP for each."""
     network = training["network"]
     width = network["model"]["model_channels"] if "model" in network else network["channels"][0]
-    return StepPlan(0, int(width * 1e13), 0, 0, 0, 0, 0, 0, int(width * GIB / (4 if training["augment"] else 1)))
+    return StepPlan(0, int(width * 1e13), 0, 0, 0, 0, 0, 0, int(width * GIB / (4 if training["augment"] else 1)), 0)
 
 
 @pytest.mark.parametrize(("memory", "flops", "stage", "unet"), [

@@ -4,6 +4,8 @@ from math import isfinite
 
 import torch
 
+from edm3d.training.trainable import moving
+
 
 def halflives(value: float | list[float]) -> list[float]:
     """Half-lives in kimg that `ema_halflife_kimg` asks for, the main one first; ValueError for what is none."""
@@ -28,8 +30,8 @@ def ema_beta(nimg: int, batch_size: int, halflife_kimg: float, rampup_ratio: flo
 
 @torch.no_grad()
 def update_ema(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
-    """ema = beta * ema + (1 - beta) * net for parameters; buffers are copied."""
-    averaged, trained = list(ema.parameters()), [p.detach() for p in net.parameters()]
-    torch._foreach_lerp_(averaged, trained, 1 - beta)
+    """ema = beta * ema + (1 - beta) * net for parameters that are trained, adapters merged; buffers are copied."""
+    averaged, trained = dict(ema.named_parameters()), dict(moving(net))
+    torch._foreach_lerp_([averaged[name] for name in trained], list(trained.values()), 1 - beta)
     for old, new in zip(ema.buffers(), net.buffers(), strict=True):
         old.copy_(new)

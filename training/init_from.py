@@ -7,6 +7,7 @@ import torch
 
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.precond import Precond
+from edm3d.training.trainable import left_random
 from edm3d.utils import distributed
 from edm3d.utils.checks import listed
 from edm3d.utils.config import differences
@@ -31,6 +32,7 @@ def init_from(net: torch.nn.Module, known: Snapshot, options: Options) -> list[s
         raise ValueError(f"training.options.init_from={options.init_from}: {len(taken)} of the network's {len(own)} "
                          f"weights fit by name and shape in {path}, wanted half of them or more{why}")
     lines = [f"Weights     from {path}", *take_weights(net, snapshot.weights)]
+    lines.extend(left_random(net, options.trainable, own.keys() - taken.keys()))
     meaning = [changes[key] for key in ("_target_", "objective", "model.codec") if key in changes]
     if meaning:
         lines.append(f"  trained for another output of the network: {', '.join(meaning)}")

@@ -36,7 +36,8 @@ class StepPlan(NamedTuple):
     """Numbers of one training step of one rank; bytes but for parameters and flops (two per multiplication and sum).
 
     activations: what the forward pass keeps for the backward pass. temporary: the rest of what lives at the peak,
-    gradients included. gradients: of all weights together, which need not all be there at the peak.
+    gradients included. gradients: of all weights together, which need not all be there at the peak. trained: how many
+    of the parameters move.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class StepPlan(NamedTuple):
     activations: int
     temporary: int
     peak: int
+    trained: int
 
 
 class DecodePlan(NamedTuple):
@@ -119,7 +121,8 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
         return StepPlan(sum(p.numel() for module in modules for p in module.parameters()),
                         flops.get_total_flops() * rounds // trainer.stepper.rounds, weights, averages, states,
                         tensor_bytes([[p.grad for p in module.parameters()] for module in modules]), activations,
-                        memory.peak - weights - averages - states - activations, memory.peak)
+                        memory.peak - weights - averages - states - activations, memory.peak,
+                        sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad))
 
 
 def one_step(trainer: Trainer, batches: list[Batch]) -> None:

@@ -143,7 +143,8 @@ def lines(made: Plan, experiment: str, source: PlannedData, card: float | None) 
     step, decode = made.step, made.decode
     yield (f"{experiment} on items of {' x '.join(map(str, source.shape))}"
            + (f" with {len(source.facts.label_classes)} label classes" if source.facts.label_classes else ""))
-    yield f"Parameters  {step.parameters / 1e6:.2f} M"
+    part = f", {step.trained / 1e6:.2f} M of them trained" if step.trained < step.parameters else ""
+    yield f"Parameters  {step.parameters / 1e6:.2f} M{part}"
     yield f"Step        {gib(step.peak)} at its peak, {step.flops / 1e12:.3g} TFLOP per rank"
     for name in ("weights", "averages", "optimizer", "activations", "temporary"):
         note = f", of {gib(step.gradients)} gradients in all" if name == "temporary" else ""

@@ -25,6 +25,7 @@ from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
 from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import key_of_size_named
+from edm3d.training.trainable import asked, start_notes, trained_lines, write_trained
 from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
@@ -67,6 +68,7 @@ def check_options(options: Options, device: torch.device) -> None:
     if options.desc and file_names([options.desc]) != [options.desc]:
         raise ValueError(f"training.options.desc={options.desc}: wanted what can be part of a folder's name")
     halflives(options.ema_halflife_kimg)
+    asked(options.trainable)
     if options.wandb:
         wandb_package(options.wandb)
     split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
@@ -136,6 +138,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         lambda count: TASKS[training["task"]].sampled(config, task, held, count, device))
     preview, preview_notes = build_preview(training["validation"], lambda count: TASKS[training["task"]].preview(
         *((*shown_without_data(config, task), None) if privacy else (config, task, held)), count, device))
+    notes.extend(start_notes(task.net, options.trainable, options.init_from))
     with ExitStack() as locks:
         start, run_dir = take_start(options, experiment, training, locks)
         state, go_on = read_state(start.state, record) if start.state else None, run_dir is not None
@@ -229,6 +232,8 @@ def announce(log: RunLog, yaml: str, trainer: Trainer, start: Start) -> None:
     log(f"Data        {source}: {len(dataset)} items of {list(dataset.shape)}")
     log(f"Network     {weights / 1e6:.2f} M weights{attention_blocks(trainer.task.net)} on {trainer.device.type} x "
         f"{trainer.ranks}, {trainer.precision}, {torch.get_num_threads()} threads per rank")
+    for line in trained_lines(trainer.task.net, options.trainable):
+        log(line)
     training = trainer.record.config["training"]
     notes = [*getattr(dataset, "notes", ()), *trainer.task.notes]
     looks = [] if trainer.private else data_lines(trainer.task, dataset, training, trainer.device)
@@ -271,6 +276,7 @@ def run_to_end(trainer: Trainer, stop: Stop, yaml: str) -> Reason | None:
     main, run_dir = distributed.rank() == 0, trainer.run_dir
     if main:
         write_text(run_dir / "config.yaml", yaml)
+        write_trained(run_dir, trainer.task.net, trainer.options.trainable)
         write_status(run_dir, "running", launch=launch(), attempt=attempt())
     reason = trainer.run(stop)
     if main:

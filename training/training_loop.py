@@ -28,6 +28,7 @@ from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
 from edm3d.training.step import PlainStep
 from edm3d.training.ticks import learning_rates, tick_fields, tick_line
+from edm3d.training.trainable import train_part
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
 from edm3d.utils.files import plain_hash
@@ -62,6 +63,7 @@ class Trainer:
         self.halflives = halflives(options.ema_halflife_kimg)
         self.emas = [deepcopy(task.net).eval().requires_grad_(False) for _ in self.halflives]
         self.ema = self.emas[0]
+        train_part(task, options.trainable, options.seed)  # of the averages there are plain copies by now
         for module, optimizer in [*((p.module, p.optimizer) for p in task.phases), *((ema, None) for ema in self.emas)]:
             self.place(module, optimizer)
         if options.checkpointing:

@@ -25,6 +25,8 @@ class Options:
     keep_states: int = 2
     resume: str | None = None           # latest | a training-state file or a run folder
     init_from: str | None = None        # start a new run from the weights of a snapshot, as far as they fit
+    trainable: Any = None               # the part that moves: attention | conditioning | lora | lora:RANK | re:PATTERN,
+                                        # or a list of these; null or all = everything
     lr_rampup_kimg: float = 0
     lr_schedule: str = "constant"       # constant | cosine (to 0 at total_kimg)
     ema_halflife_kimg: Any = 500.0      # or a list: the first is shown and validated, each gets a snapshot of its own
