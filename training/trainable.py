@@ -34,7 +34,7 @@ CONDITIONING = re.compile(r"map_\w+|attribute_tokens|affine|spade\d*|cross|time_
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainedPart:
     """A part of a network: weights that move, by name, and layers, by name, that change by adapters of a rank."""
 
     names: frozenset[str]
@@ -63,7 +63,7 @@ def asked(wanted: object) -> list[str]:
     return ones
 
 
-def choose(net: nn.Module, wanted: object) -> Part | None:
+def choose(net: nn.Module, wanted: object) -> TrainedPart | None:
     """The part of a network without adapters that is asked for, None for all of it; ValueError where there is none."""
     ones = asked(wanted)
     if not ones:
@@ -75,7 +75,7 @@ def choose(net: nn.Module, wanted: object) -> Part | None:
     for one in ones:
         if not (adapted if one == lora else found[one]):
             raise ValueError(f"{KEY}={one}: the network has nothing of that; there is {there_is(net)}")
-    return Part(names, adapted, int(lora[5:] or RANK) if lora else RANK)
+    return TrainedPart(names, adapted, int(lora[5:] or RANK) if lora else RANK)
 
 
 def named(net: nn.Module, one: str) -> set[str]:
@@ -152,7 +152,7 @@ def train_part(task: Task, wanted: object, seed: int) -> None:
             regroup(phase.optimizer, phase.module)
 
 
-def adapt(net: nn.Module, part: Part, seed: int) -> None:
+def adapt(net: nn.Module, part: TrainedPart, seed: int) -> None:
     """Put adapters in the places of their layers, wherever a network keeps these; the global generator stays as it is.
     """
     with torch.random.fork_rng(devices=[]):
