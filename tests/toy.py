@@ -139,7 +139,7 @@ def stopped(run_dir: Path, step: int, options: Options = OPTIONS, *, dropout: fl
 
 def in_step(trainer: Trainer, step: int, action: Callable[[], object]) -> None:
     """Have a trainer do something in the middle of a step (the first is 0)."""
-    gradients, calls = trainer.gradients, []
+    gradients, calls = trainer.stepper.gradients, []
 
     def act(*arguments) -> float:
         calls.append(0)
@@ -147,7 +147,7 @@ def in_step(trainer: Trainer, step: int, action: Callable[[], object]) -> None:
             action()
         return gradients(*arguments)
 
-    trainer.gradients = act
+    trainer.stepper.gradients = act
 
 
 def learned(state: TrainingState) -> str:
