@@ -25,6 +25,7 @@ from edm3d.utils.log import error_text, is_lack_of_memory
 BEAT_S = 1  # how often a rank shows that its process is alive; it counts as lost after five beats that stay out
 LONGEST_S = 10 ** 8  # of waiting: three years, which the libraries can count
 MOST_THREADS = 1024
+LETTING_GO_S = 0.2  # for gloo's threads to let go of what they sent last, once nothing more is to come
 NCCL_S = 1800  # the least time-out of NCCL itself: it connects at the first collective, on many machines for minutes
 
 
@@ -207,7 +208,11 @@ def number(name: str, default: int | None = None) -> int:
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one; an error on its way out is left for the other ranks to name."""
+    """Leave the process group, if there is one; an error on its way out is left for the other ranks to name.
+
+    Shares of networks keep gloo's threads alive, and one that lets go of a tensor while Python ends aborts the process.
+    Nothing tells when they are done, which is soon, unless the machine has much else to do.
+    """
     global _roll
     error = sys.exc_info()[1]
     failed = error is not None and not isinstance(error, SystemExit)
@@ -220,6 +225,7 @@ def shutdown() -> None:
     _roll = None
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):  # NCCL would wait for the others
         dist.destroy_process_group()
+        time.sleep(LETTING_GO_S)
 
 
 def rank() -> int:
