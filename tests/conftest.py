@@ -3,6 +3,7 @@
 import os
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here and in the commands the tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # what commands set as well
 
 from contextlib import chdir
 from fnmatch import fnmatch
