@@ -201,7 +201,8 @@ class Reference:
         closest[list(without)] = -np.inf
         first = [int(i) for i in np.argsort(-closest, kind="stable")[:CANDIDATES[0]] if i not in without]
         moves = [self.moves[int(products[:, i].argmax())] for i in first]
-        scores = sum((own * theirs[first]).sum(1) for own, theirs in zip(self.views(1, blurred, moves), self.features[1]))
+        scores = sum((own * theirs[first]).sum(1)
+                     for own, theirs in zip(self.views(1, blurred, moves), self.features[1]))
         best = np.argsort(-scores, kind="stable")[:CANDIDATES[1]]
         return min((self.held(blurred, first[k], moves[k]) for k in best), key=lambda each: each.distance)
 
