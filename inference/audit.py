@@ -241,30 +241,28 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
     scale = moved_by_trips(stage, train, theirs, seed) * np.sqrt(theirs.shape[1])
     rng = np.random.default_rng([seed, 4])
 
-    def usual_latents(case: Case) -> np.ndarray:
-        """Of a volume that is no sample: as samples are, decoded, so that it lacks what the first stage loses."""
-        return latents(stage, through(stage, case, rng))
+    def decoded(case: Case) -> Case:
+        """Of a volume that is no sample what is as samples are: it lacks what the first stage loses."""
+        return through(stage, case, rng)
 
     def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str,
-               latents_of: Callable[[Case], np.ndarray], without: Sequence[Collection[int]] | None = None
+               made: Callable[[Case], Case] = lambda case: case, without: Sequence[Collection[int]] | None = None
                ) -> tuple[np.ndarray, np.ndarray]:
         if not len(numbers):
             return np.zeros(0, int), np.zeros(0)
-        still = AxisMove((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
-        ways = [maths.nearest_features(np.stack([latents_of(moved_case(cases.case(i), move)) for i, move in
-                                                 zip(bar(name)(numbers), moves, strict=True)]), theirs, scale,
-                                       without)
-                for moves in ([still] * len(numbers), [each.move for each in found])]
+        seen = [both_ways(stage, made(cases.case(i)), each.move) for i, each in zip(bar(name)(numbers), found,
+                                                                                    strict=True)]
+        ways = [maths.nearest_features(np.stack(rows), theirs, scale, without) for rows in zip(*seen, strict=True)]
         (index, distance), (other, nearer) = ways
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
-    index, distance = search(generated, range(len(generated)), nearest, "latents of samples", partial(latents, stage))
+    index, distance = search(generated, range(len(generated)), nearest, "latents of samples")
     planted = None
     if again is not None:
         place, near = maths.nearest_features(again.latents, theirs, scale)
         planted = Planted(near, place == again.chosen)
-    _, of_real = search(real, held, of_held, "latents of held-out ones", usual_latents)
-    _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", usual_latents, usual.without)
+    _, of_real = search(real, held, of_held, "latents of held-out ones", decoded)
+    _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", decoded, usual.without)
     return Distances(index, distance, of_real, others, planted)
 
 
@@ -278,6 +276,12 @@ def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: in
     chosen = rng.permutation(len(train))[:ROUND_TRIPS]
     changes = [latents(stage, through(stage, train.case(int(i)), rng)) - theirs[i] for i in bar("round trips")(chosen)]
     return np.sqrt(np.mean(np.square(changes), axis=0) + (LEAST_MOVED * theirs.std(0))**2)
+
+
+def both_ways(stage: FirstStage, case: Case, move: AxisMove) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of a volume as it lies and after a move."""
+    still = latents(stage, case)
+    return still, latents(stage, moved_case(case, move)) if any(move.flips) or any(move.shifts) else still
 
 
 def moved_case(case: Case, move: AxisMove) -> Case:
