@@ -40,7 +40,7 @@ class AuditOptions(Protocol):
 PAIRS = 10
 THROUGH = "through the first stage"
 LATENT_NUMBERS = 4096
-USUAL = 512  # training volumes that are held against the others
+USUAL = 512  # training volumes that are held against the others, and held-out ones that are by latents
 ROUND_TRIPS, LEAST_MOVED = 32, 0.05  # volumes that say how far latents are moved, and the least, in their own spread
 
 
@@ -118,6 +118,11 @@ def digest(image: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(image, np.float32).tobytes()).digest()
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below a count, over all of them."""
+    return [] if not count else [int(i) for i in np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))]
+
+
 def same_source(train: Cases, real: Cases) -> bool:
     """Whether ids of both mean the same volumes: those of one file."""
     return bool(train.source) and train.source == real.source
@@ -154,8 +159,7 @@ def usual_in_training(reference: Reference, train: Cases) -> Usual:
         for key in keys[-1]:
             same.setdefault(key, set()).add(i)
     own = [set().union(*(same[key] for key in each)) for each in keys]
-    chosen = np.unique(np.linspace(0, len(train) - 1, min(USUAL, len(train))).astype(int))
-    numbers = [int(i) for i in chosen if len(own[i]) < len(train)]
+    numbers = [i for i in spread(len(train), USUAL) if len(own[i]) < len(train)]
     return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one",
                                                               own.__getitem__))
 
@@ -261,7 +265,8 @@ def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, re
     if again is not None:
         place, near = maths.nearest_features(again.latents, theirs, scale)
         planted = Planted(near, place == again.chosen)
-    _, of_real = search(real, held, of_held, "latents of held-out ones", decoded)
+    some = spread(len(held), USUAL)
+    _, of_real = search(real, [held[k] for k in some], [of_held[k] for k in some], "latents of held-out ones", decoded)
     _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", decoded, usual.without)
     return Distances(index, distance, of_real, others, planted)
 
