@@ -37,6 +37,7 @@ class AuditOptions(Protocol):
     show_private: bool
 
 
+Seer = Callable[[Case, AxisMove], tuple[np.ndarray, np.ndarray]]  # latents of a volume as it lies and after a move
 PAIRS = 10
 THROUGH = "through the first stage"
 LATENT_NUMBERS = 4096
@@ -87,10 +88,15 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     known = {digest(train.case(i).image) for i in range(len(train))}
     ids = {train.case(i).id for i in range(len(train))} if same_source(train, real) else set()
     held = [i for i in range(len(real)) if not is_training(real.case(i), known, ids)]
-    of_held = searched(reference, real, held, "held out")
-    nearest = searched(reference, generated, range(len(generated)), "samples")
-    usual = usual_in_training(reference, train)
-    distances, others = (np.array([each.distance for each in rows]) for rows in (of_held, usual.nearest))
+    made, see, rng = as_it_is, None, np.random.default_rng([seed, 4])
+    if not (reason := no_latents(stage, generated, train, real)):
+        see = partial(both_ways, stage)
+        made = partial(through, stage, rng=rng)  # of volumes that are no samples: they then lack what samples lack
+    some = [held[k] for k in spread(len(held), USUAL)]
+    of_held = searched(reference, real, held, "held out", made, see, some)
+    nearest = searched(reference, generated, range(len(generated)), "samples", see=see)
+    usual = usual_in_training(reference, train, made, see)
+    distances, others = (np.array([each.distance for each in seen.nearest]) for seen in (of_held, usual.seen))
     kinds, absent = plant(reference, train, layout, num_planted, seed)
     again = None
     if isinstance(stage, str):
@@ -100,12 +106,12 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     digests = [digest(generated.case(i).image) for i in range(len(generated))]
     among = twins(reference, generated, range(len(generated)), layout)
     floor = twins(reference, real, held[:len(generated)], layout) or ()
-    return Copies([train.case(i).id for i in range(len(train))], nearest, held, distances, others,
+    return Copies([train.case(i).id for i in range(len(train))], nearest.nearest, held, distances, others,
                   len(real) - len(held), limit_of(distances, others), kinds, absent,
                   sum(each in known for each in digests), among, len(digests) - len(set(digests)),
                   np.array([each.distance for each in floor]),
-                  latent_distances(stage, generated, train, real, held, nearest, of_held, usual, again, seed),
-                  closest(nearest, generated, train), time.perf_counter() - start)
+                  reason or latent_distances(stage, train, nearest, of_held, usual, again, seed),
+                  closest(nearest.nearest, generated, train), time.perf_counter() - start)
 
 
 def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
@@ -133,24 +139,52 @@ def is_training(case: Case, known: set[bytes], ids: set[str]) -> bool:
     return case.id in ids or digest(case.image) in known
 
 
+def as_it_is(case: Case) -> Case:
+    """The volume, of which nothing is made."""
+    return case
+
+
+class Seen(NamedTuple):
+    """Volumes held against the training volumes: of each the nearest by pixels, and of all or some the latents as they
+    lie and as they are moved by their nearest [S,n].
+    """
+
+    nearest: Sequence[Nearest]
+    still: Sequence[np.ndarray] = ()
+    moved: Sequence[np.ndarray] = ()
+
+
 def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str,
-             without: Callable[[int], Collection[int]] = lambda number: ()) -> list[Nearest]:
-    """The nearest of each volume, but for those `without` its number."""
-    return [reference.nearest(cases.case(i).image, without(i)) for i in bar(name)(numbers)]
+             made: Callable[[Case], Case] = as_it_is, see: Seer | None = None,
+             some: Sequence[int] | None = None,
+             without: Callable[[int], Collection[int]] = lambda number: ()) -> Seen:
+    """The nearest of each volume, after what is `made` of it, but for those `without` its number.
+
+    see: latents of it as it lies and moved; some: the numbers of those that are seen, None: all.
+    """
+    seen, wanted = Seen([], [], []), set(numbers if some is None else some)
+    for i in bar(name)(numbers):
+        case = made(cases.case(i))
+        seen.nearest.append(reference.nearest(case.image, without(i)))
+        if see is not None and i in wanted:
+            for rows, row in zip(seen[1:], see(case, seen.nearest[-1].move), strict=True):
+                rows.append(row)
+    return seen
 
 
 class Usual(NamedTuple):
     """Training volumes held against the others, as held-out ones are against all: numbers [U], of each the training
-    volumes that it is not held against, as they are of its group or equal to it, and its nearest of the others.
+    volumes that it is not held against, as they are of its group or equal to it, and what is seen of it.
     """
 
     numbers: Sequence[int]
     without: Sequence[Collection[int]]
-    nearest: Sequence[Nearest]
+    seen: Seen
 
 
-def usual_in_training(reference: Reference, train: Cases) -> Usual:
-    """Of at most USUAL training volumes, spread over all, that have another to be held against."""
+def usual_in_training(reference: Reference, train: Cases, made: Callable[[Case], Case] = as_it_is,
+                      see: Seer | None = None) -> Usual:
+    """Of at most USUAL training volumes, spread over all, that have another to be held against; see `searched`."""
     same: dict[object, set[int]] = {}
     keys = []
     for i in range(len(train)):
@@ -160,8 +194,8 @@ def usual_in_training(reference: Reference, train: Cases) -> Usual:
             same.setdefault(key, set()).add(i)
     own = [set().union(*(same[key] for key in each)) for each in keys]
     numbers = [i for i in spread(len(train), USUAL) if len(own[i]) < len(train)]
-    return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one",
-                                                              own.__getitem__))
+    return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one", made,
+                                                              see, without=own.__getitem__))
 
 
 def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: Layout) -> list[Nearest] | None:
@@ -229,46 +263,35 @@ def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
             for array in (case.image, case.label, case.semantic)]
 
 
-def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, real: Cases, held: Sequence[int],
-                     nearest: Sequence[Nearest], of_held: Sequence[Nearest], usual: Usual, again: Returned | None,
-                     seed: int) -> Distances | str:
+def no_latents(stage: FirstStage | str, *sets: Cases) -> str:
+    """Why volumes cannot be held against each other by latents, '' where they can."""
+    if isinstance(stage, str):
+        return stage
+    if stage.net.num_classes and any(cases.case(0).label is None for cases in sets):
+        return "the first stage encodes label maps with the images, and some of the volumes have none"
+    return "the first stage is masked by maps, which moved volumes do not have" if stage.masked else ""
+
+
+def latent_distances(stage: FirstStage, train: Cases, samples: Seen, held: Seen, usual: Usual, again: Returned | None,
+                     seed: int) -> Distances:
     """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
     pixels asks for, whichever is nearer.
     """
-    if isinstance(stage, str):
-        return stage
-    if stage.net.num_classes and any(cases.case(0).label is None for cases in (generated, train, real)):
-        return "the first stage encodes label maps with the images, and some of the volumes have none"
-    if stage.masked:
-        return "the first stage is masked by maps, which moved volumes do not have"
     theirs = np.stack([latents(stage, train.case(i)) for i in bar("latents of training")(range(len(train)))])
     scale = moved_by_trips(stage, train, theirs, seed) * np.sqrt(theirs.shape[1])
-    rng = np.random.default_rng([seed, 4])
 
-    def decoded(case: Case) -> Case:
-        """Of a volume that is no sample what is as samples are: it lacks what the first stage loses."""
-        return through(stage, case, rng)
-
-    def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str,
-               made: Callable[[Case], Case] = lambda case: case, without: Sequence[Collection[int]] | None = None
-               ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(numbers):
+    def near(seen: Seen, without: Sequence[Collection[int]] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if not seen.still:
             return np.zeros(0, int), np.zeros(0)
-        seen = [both_ways(stage, made(cases.case(i)), each.move) for i, each in zip(bar(name)(numbers), found,
-                                                                                    strict=True)]
-        ways = [maths.nearest_features(np.stack(rows), theirs, scale, without) for rows in zip(*seen, strict=True)]
-        (index, distance), (other, nearer) = ways
+        (index, distance), (other, nearer) = (maths.nearest_features(np.stack(rows), theirs, scale, without)
+                                              for rows in (seen.still, seen.moved))
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
-    index, distance = search(generated, range(len(generated)), nearest, "latents of samples")
     planted = None
     if again is not None:
-        place, near = maths.nearest_features(again.latents, theirs, scale)
-        planted = Planted(near, place == again.chosen)
-    some = spread(len(held), USUAL)
-    _, of_real = search(real, [held[k] for k in some], [of_held[k] for k in some], "latents of held-out ones", decoded)
-    _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", decoded, usual.without)
-    return Distances(index, distance, of_real, others, planted)
+        place, distance = maths.nearest_features(again.latents, theirs, scale)
+        planted = Planted(distance, place == again.chosen)
+    return Distances(*near(samples), near(held)[1], near(usual.seen, usual.without)[1], planted)
 
 
 def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: int) -> np.ndarray:
