@@ -144,7 +144,7 @@ def as_it_is(case: Case) -> Case:
     return case
 
 
-class Seen(NamedTuple):
+class HeldToTraining(NamedTuple):
     """Volumes held against the training volumes: of each the nearest by pixels, and of all or some the latents as they
     lie and as they are moved by their nearest [S,n].
     """
@@ -157,12 +157,12 @@ class Seen(NamedTuple):
 def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str,
              made: Callable[[Case], Case] = as_it_is, see: Seer | None = None,
              some: Sequence[int] | None = None,
-             without: Callable[[int], Collection[int]] = lambda number: ()) -> Seen:
+             without: Callable[[int], Collection[int]] = lambda number: ()) -> HeldToTraining:
     """The nearest of each volume, after what is `made` of it, but for those `without` its number.
 
     see: latents of it as it lies and moved; some: the numbers of those that are seen, None: all.
     """
-    seen, wanted = Seen([], [], []), set(numbers if some is None else some)
+    seen, wanted = HeldToTraining([], [], []), set(numbers if some is None else some)
     for i in bar(name)(numbers):
         case = made(cases.case(i))
         seen.nearest.append(reference.nearest(case.image, without(i)))
@@ -179,7 +179,7 @@ class Usual(NamedTuple):
 
     numbers: Sequence[int]
     without: Sequence[Collection[int]]
-    seen: Seen
+    seen: HeldToTraining
 
 
 def usual_in_training(reference: Reference, train: Cases, made: Callable[[Case], Case] = as_it_is,
@@ -272,7 +272,7 @@ def no_latents(stage: FirstStage | str, *sets: Cases) -> str:
     return "the first stage is masked by maps, which moved volumes do not have" if stage.masked else ""
 
 
-def latent_distances(stage: FirstStage, train: Cases, samples: Seen, held: Seen, usual: Usual, again: Returned | None,
+def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, held: HeldToTraining, usual: Usual, again: Returned | None,
                      seed: int) -> Distances:
     """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
     pixels asks for, whichever is nearer.
@@ -280,7 +280,7 @@ def latent_distances(stage: FirstStage, train: Cases, samples: Seen, held: Seen,
     theirs = np.stack([latents(stage, train.case(i)) for i in bar("latents of training")(range(len(train)))])
     scale = moved_by_trips(stage, train, theirs, seed) * np.sqrt(theirs.shape[1])
 
-    def near(seen: Seen, without: Sequence[Collection[int]] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def near(seen: HeldToTraining, without: Sequence[Collection[int]] | None = None) -> tuple[np.ndarray, np.ndarray]:
         if not seen.still:
             return np.zeros(0, int), np.zeros(0)
         (index, distance), (other, nearer) = (maths.nearest_features(np.stack(rows), theirs, scale, without)
