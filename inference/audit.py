@@ -272,8 +272,8 @@ def no_latents(stage: FirstStage | str, *sets: Cases) -> str:
     return "the first stage is masked by maps, which moved volumes do not have" if stage.masked else ""
 
 
-def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, held: HeldToTraining, usual: Usual, again: Returned | None,
-                     seed: int) -> Distances:
+def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, held: HeldToTraining, usual: Usual,
+                     again: Returned | None, seed: int) -> Distances:
     """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
     pixels asks for, whichever is nearer.
     """
