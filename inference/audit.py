@@ -37,10 +37,11 @@ class AuditOptions(Protocol):
     show_private: bool
 
 
+Seer = Callable[[Case, AxisMove], tuple[np.ndarray, np.ndarray]]  # latents of a volume as it lies and after a move
 PAIRS = 10
 THROUGH = "through the first stage"
 LATENT_NUMBERS = 4096
-USUAL = 512  # training volumes that are held against the others
+USUAL = 512  # training volumes that are held against the others, and held-out ones that are by latents
 ROUND_TRIPS, LEAST_MOVED = 32, 0.05  # volumes that say how far latents are moved, and the least, in their own spread
 
 
@@ -87,10 +88,15 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     known = {digest(train.case(i).image) for i in range(len(train))}
     ids = {train.case(i).id for i in range(len(train))} if same_source(train, real) else set()
     held = [i for i in range(len(real)) if not is_training(real.case(i), known, ids)]
-    of_held = searched(reference, real, held, "held out")
-    nearest = searched(reference, generated, range(len(generated)), "samples")
-    usual = usual_in_training(reference, train)
-    distances, others = (np.array([each.distance for each in rows]) for rows in (of_held, usual.nearest))
+    made, see, rng = as_it_is, None, np.random.default_rng([seed, 4])
+    if not (reason := no_latents(stage, generated, train, real)):
+        see = partial(both_ways, stage)
+        made = partial(through, stage, rng=rng)  # of volumes that are no samples: they then lack what samples lack
+    some = [held[k] for k in spread(len(held), USUAL)]
+    of_held = searched(reference, real, held, "held out", made, see, some)
+    nearest = searched(reference, generated, range(len(generated)), "samples", see=see)
+    usual = usual_in_training(reference, train, made, see)
+    distances, others = (np.array([each.distance for each in seen.nearest]) for seen in (of_held, usual.seen))
     kinds, absent = plant(reference, train, layout, num_planted, seed)
     again = None
     if isinstance(stage, str):
@@ -100,12 +106,12 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     digests = [digest(generated.case(i).image) for i in range(len(generated))]
     among = twins(reference, generated, range(len(generated)), layout)
     floor = twins(reference, real, held[:len(generated)], layout) or ()
-    return Copies([train.case(i).id for i in range(len(train))], nearest, held, distances, others,
+    return Copies([train.case(i).id for i in range(len(train))], nearest.nearest, held, distances, others,
                   len(real) - len(held), limit_of(distances, others), kinds, absent,
                   sum(each in known for each in digests), among, len(digests) - len(set(digests)),
                   np.array([each.distance for each in floor]),
-                  latent_distances(stage, generated, train, real, held, nearest, of_held, usual, again, seed),
-                  closest(nearest, generated, train), time.perf_counter() - start)
+                  reason or latent_distances(stage, train, nearest, of_held, usual, again, seed),
+                  closest(nearest.nearest, generated, train), time.perf_counter() - start)
 
 
 def bar(name: str) -> Callable[[Iterable[int]], Iterable[int]]:
@@ -118,6 +124,11 @@ def digest(image: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(image, np.float32).tobytes()).digest()
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below a count, over all of them."""
+    return [] if not count else [int(i) for i in np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))]
+
+
 def same_source(train: Cases, real: Cases) -> bool:
     """Whether ids of both mean the same volumes: those of one file."""
     return bool(train.source) and train.source == real.source
@@ -128,24 +139,52 @@ def is_training(case: Case, known: set[bytes], ids: set[str]) -> bool:
     return case.id in ids or digest(case.image) in known
 
 
+def as_it_is(case: Case) -> Case:
+    """The volume, of which nothing is made."""
+    return case
+
+
+class HeldToTraining(NamedTuple):
+    """Volumes held against the training volumes: of each the nearest by pixels, and of all or some the latents as they
+    lie and as they are moved by their nearest [S,n].
+    """
+
+    nearest: Sequence[Nearest]
+    still: Sequence[np.ndarray] = ()
+    moved: Sequence[np.ndarray] = ()
+
+
 def searched(reference: Reference, cases: Cases, numbers: Sequence[int], name: str,
-             without: Callable[[int], Collection[int]] = lambda number: ()) -> list[Nearest]:
-    """The nearest of each volume, but for those `without` its number."""
-    return [reference.nearest(cases.case(i).image, without(i)) for i in bar(name)(numbers)]
+             made: Callable[[Case], Case] = as_it_is, see: Seer | None = None,
+             some: Sequence[int] | None = None,
+             without: Callable[[int], Collection[int]] = lambda number: ()) -> HeldToTraining:
+    """The nearest of each volume, after what is `made` of it, but for those `without` its number.
+
+    see: latents of it as it lies and moved; some: the numbers of those that are seen, None: all.
+    """
+    seen, wanted = HeldToTraining([], [], []), set(numbers if some is None else some)
+    for i in bar(name)(numbers):
+        case = made(cases.case(i))
+        seen.nearest.append(reference.nearest(case.image, without(i)))
+        if see is not None and i in wanted:
+            for rows, row in zip(seen[1:], see(case, seen.nearest[-1].move), strict=True):
+                rows.append(row)
+    return seen
 
 
 class Usual(NamedTuple):
     """Training volumes held against the others, as held-out ones are against all: numbers [U], of each the training
-    volumes that it is not held against, as they are of its group or equal to it, and its nearest of the others.
+    volumes that it is not held against, as they are of its group or equal to it, and what is seen of it.
     """
 
     numbers: Sequence[int]
     without: Sequence[Collection[int]]
-    nearest: Sequence[Nearest]
+    seen: HeldToTraining
 
 
-def usual_in_training(reference: Reference, train: Cases) -> Usual:
-    """Of at most USUAL training volumes, spread over all, that have another to be held against."""
+def usual_in_training(reference: Reference, train: Cases, made: Callable[[Case], Case] = as_it_is,
+                      see: Seer | None = None) -> Usual:
+    """Of at most USUAL training volumes, spread over all, that have another to be held against; see `searched`."""
     same: dict[object, set[int]] = {}
     keys = []
     for i in range(len(train)):
@@ -154,10 +193,9 @@ def usual_in_training(reference: Reference, train: Cases) -> Usual:
         for key in keys[-1]:
             same.setdefault(key, set()).add(i)
     own = [set().union(*(same[key] for key in each)) for each in keys]
-    chosen = np.unique(np.linspace(0, len(train) - 1, min(USUAL, len(train))).astype(int))
-    numbers = [int(i) for i in chosen if len(own[i]) < len(train)]
-    return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one",
-                                                              own.__getitem__))
+    numbers = [i for i in spread(len(train), USUAL) if len(own[i]) < len(train)]
+    return Usual(numbers, [own[i] for i in numbers], searched(reference, train, numbers, "training, one by one", made,
+                                                              see, without=own.__getitem__))
 
 
 def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: Layout) -> list[Nearest] | None:
@@ -225,47 +263,35 @@ def on_device(stage: FirstStage, case: Case) -> list[torch.Tensor | None]:
             for array in (case.image, case.label, case.semantic)]
 
 
-def latent_distances(stage: FirstStage | str, generated: Cases, train: Cases, real: Cases, held: Sequence[int],
-                     nearest: Sequence[Nearest], of_held: Sequence[Nearest], usual: Usual, again: Returned | None,
-                     seed: int) -> Distances | str:
+def no_latents(stage: FirstStage | str, *sets: Cases) -> str:
+    """Why volumes cannot be held against each other by latents, '' where they can."""
+    if isinstance(stage, str):
+        return stage
+    if stage.net.num_classes and any(cases.case(0).label is None for cases in sets):
+        return "the first stage encodes label maps with the images, and some of the volumes have none"
+    return "the first stage is masked by maps, which moved volumes do not have" if stage.masked else ""
+
+
+def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, held: HeldToTraining, usual: Usual,
+                     again: Returned | None, seed: int) -> Distances:
     """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
     pixels asks for, whichever is nearer.
     """
-    if isinstance(stage, str):
-        return stage
-    if stage.net.num_classes and any(cases.case(0).label is None for cases in (generated, train, real)):
-        return "the first stage encodes label maps with the images, and some of the volumes have none"
-    if stage.masked:
-        return "the first stage is masked by maps, which moved volumes do not have"
     theirs = np.stack([latents(stage, train.case(i)) for i in bar("latents of training")(range(len(train)))])
     scale = moved_by_trips(stage, train, theirs, seed) * np.sqrt(theirs.shape[1])
-    rng = np.random.default_rng([seed, 4])
 
-    def usual_latents(case: Case) -> np.ndarray:
-        """Of a volume that is no sample: as samples are, decoded, so that it lacks what the first stage loses."""
-        return latents(stage, through(stage, case, rng))
-
-    def search(cases: Cases, numbers: Sequence[int], found: Sequence[Nearest], name: str,
-               latents_of: Callable[[Case], np.ndarray], without: Sequence[Collection[int]] | None = None
-               ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(numbers):
+    def near(seen: HeldToTraining, without: Sequence[Collection[int]] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        if not seen.still:
             return np.zeros(0, int), np.zeros(0)
-        still = AxisMove((False,) * len(found[0].move.flips), (0,) * len(found[0].move.shifts))
-        ways = [maths.nearest_features(np.stack([latents_of(moved_case(cases.case(i), move)) for i, move in
-                                                 zip(bar(name)(numbers), moves, strict=True)]), theirs, scale,
-                                       without)
-                for moves in ([still] * len(numbers), [each.move for each in found])]
-        (index, distance), (other, nearer) = ways
+        (index, distance), (other, nearer) = (maths.nearest_features(np.stack(rows), theirs, scale, without)
+                                              for rows in (seen.still, seen.moved))
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
-    index, distance = search(generated, range(len(generated)), nearest, "latents of samples", partial(latents, stage))
     planted = None
     if again is not None:
-        place, near = maths.nearest_features(again.latents, theirs, scale)
-        planted = Planted(near, place == again.chosen)
-    _, of_real = search(real, held, of_held, "latents of held-out ones", usual_latents)
-    _, others = search(train, usual.numbers, usual.nearest, "latents, one by one", usual_latents, usual.without)
-    return Distances(index, distance, of_real, others, planted)
+        place, distance = maths.nearest_features(again.latents, theirs, scale)
+        planted = Planted(distance, place == again.chosen)
+    return Distances(*near(samples), near(held)[1], near(usual.seen, usual.without)[1], planted)
 
 
 def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: int) -> np.ndarray:
@@ -278,6 +304,12 @@ def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: in
     chosen = rng.permutation(len(train))[:ROUND_TRIPS]
     changes = [latents(stage, through(stage, train.case(int(i)), rng)) - theirs[i] for i in bar("round trips")(chosen)]
     return np.sqrt(np.mean(np.square(changes), axis=0) + (LEAST_MOVED * theirs.std(0))**2)
+
+
+def both_ways(stage: FirstStage, case: Case, move: AxisMove) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of a volume as it lies and after a move."""
+    still = latents(stage, case)
+    return still, latents(stage, moved_case(case, move)) if any(move.flips) or any(move.shifts) else still
 
 
 def moved_case(case: Case, move: AxisMove) -> Case:

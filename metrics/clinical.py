@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from edm3d.metrics.boxes import box_of
 from edm3d.metrics.overlap import count_labels
 
 BASE_TOLERANCE = 1.5  # voxels before the mitral plane that still count as the base: a tilted plane's staircase
@@ -37,6 +38,7 @@ def wall_thickness(label: np.ndarray, spacing: Sequence[float], cavity: int = 1,
     wall along an axis of 3 voxels, where the part is a whole voxel, 8 % too much.
     """
     _check_spacing(label, spacing)
+    label = label[box_of((label == cavity) | (label == myocardium), 1)]  # with all voxels that are nearest to any in it
     blood, wall = label == cavity, label == myocardium
     outside = ~(blood | wall)
     if not (blood.any() and wall.any() and outside.any()):
@@ -129,6 +131,7 @@ def cavity_enclosed(label: np.ndarray, cavity: int = 1, myocardium: int = 2, atr
     may touch the cavity at the base only, no more than 1.5 voxels before the mitral plane, and the atrium must take at
     least a third of those faces (in 400 phantoms it takes 61 % or more). Beyond the border of the map is background.
     """
+    label = label[box_of(label == cavity, 1)]
     blood = np.pad(label == cavity, 1)
     if ndimage.label(blood)[1] != 1:
         return False

@@ -195,36 +195,39 @@ class Reference:
 
     def nearest(self, image: np.ndarray, without: Collection[int] = ()) -> Nearest:
         """The nearest volume to an image [C,*S], but for those of the numbers `without`."""
-        image = np.asarray(image, np.float32)
-        products = self.views(0, image, self.moves)[0] @ self.features[0][0].T
+        blurred = [grid.blurred(np.asarray(image, np.float32)) for grid in self.grids]
+        products = self.views(0, blurred, self.moves)[0] @ self.features[0][0].T
         closest = products.max(0)
         closest[list(without)] = -np.inf
         first = [int(i) for i in np.argsort(-closest, kind="stable")[:CANDIDATES[0]] if i not in without]
         moves = [self.moves[int(products[:, i].argmax())] for i in first]
-        scores = sum((own * theirs[first]).sum(1) for own, theirs in zip(self.views(1, image, moves), self.features[1]))
+        scores = sum((own * theirs[first]).sum(1)
+                     for own, theirs in zip(self.views(1, blurred, moves), self.features[1]))
         best = np.argsort(-scores, kind="stable")[:CANDIDATES[1]]
-        return min((self.held(image, first[k], moves[k]) for k in best), key=lambda each: each.distance)
+        return min((self.held(blurred, first[k], moves[k]) for k in best), key=lambda each: each.distance)
 
-    def views(self, number: int, image: np.ndarray, moves: Sequence[AxisMove]) -> list[np.ndarray]:
-        """What tells an image apart after moves, of each band of the grid of that number [M,C*K']."""
+    def views(self, number: int, blurred: Sequence[np.ndarray], moves: Sequence[AxisMove]) -> list[np.ndarray]:
+        """What tells an image apart after moves, of each band of the grid of that number [M,C*K']; blurred: the image,
+        as each grid wants it.
+        """
         grid, padded = self.grids[number], {}
-        blurred = grid.blurred(image)
         for flips in {move.flips for move in moves}:
-            padded[flips] = np.pad(_flipped(blurred, flips), [(0, 0)] + [(REACH, REACH)] * len(flips), mode="edge")
+            padded[flips] = np.pad(_flipped(blurred[number], flips), [(0, 0)] + [(REACH, REACH)] * len(flips),
+                                   mode="edge")
         taken = np.stack([grid.taken(_shifted(padded[flips], shifts, REACH)) for flips, shifts in moves])
         return self.whitenings[number](grid.waves(taken))
 
-    def held(self, image: np.ndarray, index: int, move: AxisMove) -> Nearest:
+    def held(self, blurred: Sequence[np.ndarray], index: int, move: AxisMove) -> Nearest:
         """An image held against a volume after the best move near one, found on the middle grid, in all of BANDS."""
         near = [[s + d for d in (-1, 0, 1) if abs(s + d) <= REACH] for s in move.shifts]
         moves = [AxisMove(move.flips, shifts) for shifts in product(*near)]
-        scores = sum(own @ theirs[index] for own, theirs in zip(self.views(1, image, moves), self.features[1]))
+        scores = sum(own @ theirs[index] for own, theirs in zip(self.views(1, blurred, moves), self.features[1]))
         move = moves[int(scores.argmax())]
         if index not in self.seen:
             theirs = self.whitenings[2](self.grids[2](self.read(index)))
             self.seen = {**dict(list(self.seen.items())[-63:]), index: theirs}
-        mine = self.whitenings[2](self.grids[2](moved(image, move)))
-        found = np.array([own @ their for own, their in zip(mine, self.seen[index], strict=True)], dtype=float)
+        mine = self.views(2, blurred, [move])
+        found = np.array([own[0] @ their for own, their in zip(mine, self.seen[index], strict=True)], dtype=float)
         return Nearest(index, move, float(max(((1 - found) / self.rare).min(), 0)), tuple(found.tolist()))
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from edm3d.metrics.boxes import widened
+
 
 def class_masks(label: np.ndarray, num_classes: int, margin: int = 0) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
     """Mask and place of each class but the first of a map [*S]: its box and `margin` voxels around, as far as the map
@@ -18,5 +20,5 @@ def class_masks(label: np.ndarray, num_classes: int, margin: int = 0) -> Iterato
         if box is None:
             yield np.zeros([0] * label.ndim, bool), (slice(0),) * label.ndim
             continue
-        wide = tuple(slice(max(0, part.start - margin), part.stop + margin) for part in box)
+        wide = widened(box, margin)
         yield label[wide] == value, wide

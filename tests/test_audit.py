@@ -126,7 +126,7 @@ def test_training_volumes_of_one_patient_and_equal_ones_are_not_held_against_eac
     reference = Reference(lambda i: rows[i].image, 22, 1.0)
     reference.calibrate()
     usual = usual_in_training(reference, Cases("train", 22, rows.__getitem__))
-    assert list(usual.numbers) == list(range(22)) and min(each.distance for each in usual.nearest) > 0.3
+    assert list(usual.numbers) == list(range(22)) and min(each.distance for each in usual.seen.nearest) > 0.3
     assert usual.without[3] == {3, 7} and usual.without[20] == {10, 20} and usual.without[0] == {0}
 
 
@@ -169,7 +169,13 @@ def test_copies_through_a_first_stage_that_keeps_no_speckle_are_found_by_latents
         z = stage.encode(torch.from_numpy(speckled(900 + i))[None])
         made.append(stage.decode(z)[0][0].numpy())
     layout = Layout(("x",), (), (1.0, 1.0), 0, 1, "")
-    found = find_copies(cases(made, "sample"), train, real, layout, stage, 20, 0).latent
+    audit = find_copies(cases(made, "sample"), train, real, layout, stage, 20, 0)
+    reference, found = Reference(lambda i: train.case(i).image, 60, 1.0), audit.latent
+    reference.calibrate()
+    decoded = [stage.decode(stage.encode(torch.from_numpy(real.case(i).image)[None]))[0][0].numpy() for i in range(9)]
+    as_samples, raw = (np.array([reference.nearest(image).distance for image in images])
+                       for images in (decoded, [real.case(i).image for i in range(9)]))
+    assert np.abs(audit.held_distances[:9] - as_samples).max() < 0.1 < np.abs(raw - as_samples).max()
     limit = limit_of(found.held_out, found.others)
     assert limit.num == 120 and found.planted.right.sum() == 20
     assert (found.planted.distances < limit.value).sum() >= 19 and (found.samples < limit.value).sum() <= 2

@@ -40,8 +40,8 @@ class CopiesFound(Section):
 
     words = {"copies": "The nearest training volume of each sample after a search over all flips, shifts by up to 2 "
                        "voxels, gain and offset. Closer than the threshold: nearer than 1 in 100 volumes "
-                       "that are no copies: held-out ones, and training volumes held against the others. Planted "
-                       "copies were made by the audit itself.",
+                       "that are no copies: held-out ones, and training volumes held against the others, both gone "
+                       "through the first stage where samples did. Planted copies were made by the audit itself.",
              "distance to training": "0: a copy; 1: as near as 1 in 20 training volumes is to another. The least over "
                                      "three bands of frequency, of 1 - correlation of what tells volumes apart. By "
                                      "latents 1 is as far as a training volume moves that is decoded of a draw of its "
