@@ -121,12 +121,13 @@ class Components:
 # ---- lines ----
 
 
-def errors_of_mixture(problem: Problem, calls: Sequence[int], tuning: int) -> str:
+def errors_of_mixture(problem: Problem, calls: Sequence[int], methods: Sequence[str], tuning: int) -> str:
     """The JSON line of a mixture: levels are tuned on the first latents, errors are of the others."""
     ends = exact(problem, EXACT_OF_MIXTURES)
     some, others = (problem._replace(latents=x) for x in (problem.latents[:tuning], problem.latents[tuning:]))
     found: dict[str, dict[int, float]] = {}
-    for name, method in METHODS.items():
+    for name in methods:
+        method = METHODS[name]
         for number in calls:
             levels = {name: default_levels(problem, method, number),
                       f"{name}, tuned": tuned_levels(some, method, number, ends[:tuning])[0]}
@@ -189,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.network is None:
         for problem in mixtures():
-            print(errors_of_mixture(problem, options.calls, max(options.tuning, 16)), flush=True)
+            print(errors_of_mixture(problem, options.calls, options.methods, max(options.tuning, 16)), flush=True)
     else:
         print(quality(Snapshot.read(options.network, "diffusion"), options.latents, options))
 
