@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BASE_PYTHON := $(shell command -v $(PYTHON))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help venv demo semantic-demo pet-demo cardiac-demo test test-slow attack lint clean
+.PHONY: help venv demo semantic-demo pet-demo cardiac-demo test test-slow attack bench lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ test-slow: $(STAMP)  ## the tests marked slow
 
 attack: $(STAMP)  ## damaged and hostile files, races and kills against every command
 	python -m benchmarks.attack
+
+bench: $(STAMP)  ## short forms of the benchmarks of sampling and of reading data, one JSON line each (minutes)
+	python -m benchmarks.quality_calls --calls 8
+	python -m benchmarks.sample --latents 2 --batch 2 --ddpm-steps 5
+	python -m benchmarks.load_data --num 16 --size 32
 
 clean:  ## remove .venv and caches; data/ and results/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edm3d.inference.commands import decode, encode, publish, segment, solvers
+from edm3d.inference.commands import decode, encode, publish, segment, solvers, tune_grid
 from edm3d.utils.checks import listed
 from edm3d.utils.command_line import PATH, Tool, Words, WordsCommand
 from edm3d.utils.commands import command
@@ -20,7 +20,7 @@ def main(debug: bool) -> None:
     """Make, convert and inspect the files that training and sampling use."""
 
 
-for each in (encode, decode, segment, publish, solvers):
+for each in (encode, decode, segment, publish, solvers, tune_grid):
     main.add_command(each)
 
 

@@ -1,4 +1,4 @@
-"""The commands of dataset_tool.py that run or pass on a trained network: encode, decode, segment, publish, solvers."""
+"""The commands of dataset_tool.py that run or pass on a trained network: encode, decode, segment, publish, ..."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -217,3 +217,36 @@ def solvers(network: str, samplers: Sequence[str], steps: Sequence[int], seeds: 
         write_table(dest, rows, against)
     for line in [json.dumps([row._asdict() for row in rows])] if as_json else table(rows, against):
         click.echo(line)
+
+
+# ---- tune-grid ----
+
+
+@click.command("tune-grid", cls=WordsCommand)
+@click.argument("snapshot")
+@click.option("--dest", required=True, type=PATH, help="Snapshot to write (.pt): a copy that has the levels as well.")
+@click.option("--sampler", default="ipndm", show_default=True, help="Shipped one, by name.")
+@click.option("--steps", default=(8,), show_default=True, type=Words(int), help="Numbers of steps; levels for each.")
+@click.option("--seeds", default="0-7", show_default=True, help="To tune on.")
+@click.option("--held-out", default="8-23", show_default=True, help="Seeds on which the result is measured again.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1), help="Seeds at a time.")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=1),
+              help="Of the search, at most; one draws the seeds about steps + 2 times.")
+@click.option("--overwrite", is_flag=True, help="Write over another snapshot that is there.")
+@click.option("--run-root", default="results", show_default=True, type=PATH, help="Where runs are looked for by name.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--trust", is_flag=True, help="Let the snapshot build classes that are not on the list of known ones.")
+def tune_grid(snapshot: str, dest: Path, run_root: Path, device: str, precision: str, trust: bool, **options: Any
+              ) -> None:
+    """Choose the noise levels of a sampler of few steps for SNAPSHOT (a name, run folder or file), and store them.
+
+    They are those by which it ends nearest to the exact solution of the same noise. The copy draws by them where
+    sampling.sampler.grid=tuned asks for it.
+    """
+    from edm3d.inference.tuned_grids import TuneOptions, tune_snapshot
+
+    for grid in tune_snapshot(snapshot, dest, TuneOptions(**options), run_root=str(run_root), device=device,
+                              precision=precision, trust=trust):
+        click.echo(grid.line())
+    click.echo(f"{dest}: a copy that has them")

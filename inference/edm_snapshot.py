@@ -1,6 +1,5 @@
 """From an official EDM pickle to a snapshot of ours, of the same network or of one inflated to three dimensions."""
 
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.edm_import import edm_network_node, edm_weights, inflate_weights
 from edm3d.utils import locks
-from edm3d.utils.config import build_from_file, find_target
+from edm3d.utils.config import all_arguments, build_from_file
 from edm3d.utils.files import check_dest, check_replaced, file_hash, first_line
 
 NOT_SET = ("model", "in_channels", "spatial_dims", "image_size")  # in overrides: the latter three are the data's
@@ -46,12 +45,6 @@ class Imported(NamedTuple):
         return [f"network={network}", f"precond={precond}", f"loss={precond}",
                 *(f"++training.network.{key}={override_value(value)}" for key, value in settings.items()
                   if key.rpartition(".")[2] not in NOT_SET)]
-
-
-def all_arguments(node: dict) -> dict[str, object]:
-    """Arguments of a node's class: those of the node, else the defaults."""
-    parameters = inspect.signature(find_target(node["_target_"], "network")).parameters
-    return {key: node.get(key, p.default) for key, p in parameters.items()}
 
 
 def override_value(value: object) -> str:

@@ -42,6 +42,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import CONDITION, MEAN, STARTS, started
 from edm3d.inference.sweeps import write_sweep
 from edm3d.inference.trajectories import write_trajectories
+from edm3d.inference.tuned_levels import with_tuned_levels
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.slices import Asked
 from edm3d.utils import distributed, locks
@@ -68,6 +69,7 @@ def generate(experiment: str, config: dict) -> None:
             log(line)
         snapshot = Snapshot.read(path, config["training"]["task"])
         check_draws_alone(snapshot)
+        options = with_tuned_levels(options, snapshot)
         net = snapshot.build(options.trust)
         guided, guidance = add_guidance(net, snapshot, options, Path(run_root), device)
         whole = complete(snapshot, options, run_root)

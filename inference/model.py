@@ -26,6 +26,7 @@ from edm3d.inference.refiner import check_draws_alone
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.starts import NOISE, started
 from edm3d.inference.told import in_words, used_by
+from edm3d.inference.tuned_levels import with_tuned_levels
 from edm3d.networks.autoencoder import Autoencoder
 from edm3d.networks.conditioning import Condition
 from edm3d.utils import distributed
@@ -170,7 +171,7 @@ class Model:
             "sampler": {**node, **sampler_options}, "trust": self.trust, "precision": self.precision})
         with errors_of_own(self.snapshot, is_own=sampler is None and not sampler_options):
             check_options(made)
-            return started(made)
+            return with_tuned_levels(started(made), self.snapshot)
 
     def check_draws(self) -> None:
         """ValueError for a network that knows no noise levels, such as a first stage."""

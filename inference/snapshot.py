@@ -15,6 +15,7 @@ from edm3d.formats.prediction import Prediction
 from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.published import read_published
 from edm3d.formats.refinement import Refinement
+from edm3d.formats.tuned_grid import TunedGrid
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.network_files import Trial, Weights, build_network, network_hash, verify_network
 from edm3d.networks.autoencoder import Autoencoder
@@ -57,6 +58,7 @@ class Content(NamedTuple):
     predicts: dict[str, Any] | None = None
     dose: dict[str, Any] | None = None
     privacy: dict[str, Any] | None = None
+    grids: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Snapshot:
     weights: the averaged ones, {} while they are still being trained. hash: the file's own checksum, "" without a file.
     refines: what it draws on top of which first stage, None for a network that draws by itself. predicts: what a
     downstream network gives, None for all others. dose: of which doses a network draws and is told, None for others.
-    privacy: what was spent on these weights, None where training was not private.
+    privacy: what was spent on these weights, None where training was not private. grids: noise levels that were tuned
+    on it (dataset_tool.py tune-grid).
     """
 
     task: str
@@ -156,6 +159,7 @@ class Snapshot:
     predicts: Prediction | None = None
     dose: DoseRecord | None = None
     privacy: PrivacyStatement | None = None
+    grids: tuple[TunedGrid, ...] = ()
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
@@ -164,7 +168,7 @@ class Snapshot:
     @classmethod
     def read(cls, path: Path, task: str | None = None) -> "Snapshot":
         """From a file or a published folder; ValueError when it is damaged, lacks something or is of another task."""
-        found, checksum = read_published(Path(path)) if Path(path).is_dir() else checkpoint.load(path, "snapshot")
+        found, checksum = read_content(Path(path))
         held = from_plain(Content, {name: found[name] for name in Content._fields if name in found}, path)
         check_content(held, path)
         stage = None if held.first_stage is None else CarriedStage.from_plain(held.first_stage, path, held.shape[0])
@@ -174,7 +178,8 @@ class Snapshot:
                        held.label_coding,
                        None if held.predicts is None else Prediction.from_plain(held.predicts, path),
                        None if held.dose is None else DoseRecord.from_plain(held.dose, path),
-                       None if held.privacy is None else PrivacyStatement.from_plain(held.privacy, path))
+                       None if held.privacy is None else PrivacyStatement.from_plain(held.privacy, path),
+                       tuple(TunedGrid.from_plain(g, path, f"grids[{i}]") for i, g in enumerate(held.grids or ())))
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
@@ -196,7 +201,8 @@ class Snapshot:
                 **({"label_coding": asdict(self.label_coding)} if self.label_coding else {}),
                 **({"predicts": self.predicts.plain()} if self.predicts else {}),
                 **({"dose": self.dose._asdict()} if self.dose else {}),
-                **({"privacy": self.privacy.plain()} if self.privacy else {})}
+                **({"privacy": self.privacy.plain()} if self.privacy else {}),
+                **({"grids": [grid._asdict() for grid in self.grids]} if self.grids else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""
@@ -312,6 +318,11 @@ class Snapshot:
         """The same carrying the network of an autoencoder's snapshot, and what that knows of its volumes."""
         return replace(self, first_stage=self.first_stage.with_network(other),
                        facts=self.facts.with_volumes_of(other.facts))
+
+
+def read_content(path: Path) -> tuple[dict[str, Any], str]:
+    """What a snapshot file or a published folder holds, and its hash; ValueError when it is damaged."""
+    return read_published(path) if path.is_dir() else checkpoint.load(path, "snapshot")
 
 
 def check_content(held: Content, source: object) -> None:

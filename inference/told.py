@@ -68,16 +68,18 @@ def said_of_networks(path: Path) -> list[str]:
         if found is None:
             return []
         if not found.is_dir() and checkpoint.read_plain(found).get("format") == "state":
-            takes, facts, draws = of_state(TrainingState.read(found))
+            (takes, facts, draws), tuned = of_state(TrainingState.read(found)), []
         else:
             snapshot = Snapshot.read(found)
             takes, facts, draws = takes_of_snapshot(snapshot), snapshot.facts, snapshot.task not in DRAW_NOTHING
+            tuned = [grid.line() for grid in snapshot.grids]
             if snapshot.predicts is not None:
                 return [f"  {'' if found == path else f'{found.name}: '}{in_words(snapshot.predicts)}"]
     except ValueError:
         return []
     where = "" if found == path else f"{found.name}: "
-    return [f"  {where}{line}" for line in (lines(takes, facts) if takes else ["told nothing"] if draws else [])]
+    told = list(lines(takes, facts)) or (["told nothing"] if draws else [])
+    return [f"  {where}{line}" for line in (*told, *tuned)]
 
 
 def newest(path: Path) -> Path | None:

@@ -96,7 +96,8 @@ def named_grid(grid: str | None, net: NoiseRange, num_steps: int, sigma_min: flo
             raise ValueError("grid='table': the network was trained on a range of noise levels and has no table; "
                              f"wanted one of {', '.join(GRIDS[:-1])}")
         return table_grid(num_steps, table)
-    raise ValueError(f"grid={grid!r}: wanted one of {', '.join(GRIDS)}")
+    stored = "no levels are tuned here (dataset_tool.py tune-grid keeps some in a snapshot); " * (grid == "tuned")
+    raise ValueError(f"grid={grid!r}: {stored}wanted one of {', '.join(GRIDS)}")
 
 
 def user_grid(sigmas: torch.Tensor | Sequence[float], net: NoiseRange) -> torch.Tensor:

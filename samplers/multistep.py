@@ -1,8 +1,12 @@
-"""Exponential multistep solvers of the probability-flow ODE: one denoiser call per step, order 1 to 4.
+"""Multistep solvers of the probability-flow ODE: one denoiser call per step, order 1 to 4.
 
-In lambda = -log sigma the ODE is x' = D - x, solved exactly by x(b) = e^(a-b) x(a) + int_a^b e^(s-b) D(s) ds. Adams'
-method puts for D the polynomial in lambda through the last evaluations: order 1 is DDIM (Song et al. 2021), order 2
-the family of DPM-Solver++(2M) (Lu et al. 2022), any order DEIS in lambda (Zhang and Chen 2023).
+Exponential: in lambda = -log sigma the ODE is x' = D - x, solved exactly by x(b) = e^(a-b) x(a) + int_a^b e^(s-b) D(s)
+ds. Adams' method puts for D the polynomial in lambda through the last evaluations: order 1 is DDIM (Song et al. 2021),
+order 2 the family of DPM-Solver++(2M) (Lu et al. 2022), any order DEIS in lambda (Zhang and Chen 2023).
+
+With fixed coefficients: dx/dsigma = (x - D) / sigma by the coefficients of Adams and Bashforth for equal steps,
+whatever the steps are: iPNDM (Zhang and Chen 2023, from the PNDM of Liu et al. 2022). It ends further from the solution
+in many steps, and much nearer to it in few.
 """
 
 from collections.abc import Sequence
@@ -19,6 +23,9 @@ from edm3d.samplers.grids import make_grid
 from edm3d.utils.checks import check_choice
 
 ORDERS = (1, 2, 3, 4)
+VARIABLE, FIXED = COEFFICIENTS = ("variable", "fixed")
+# the newest slope first
+EQUAL_STEPS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 POINTS, POINT_WEIGHTS = (torch.from_numpy(array) / 2 for array in np.polynomial.legendre.leggauss(32))  # on -1/2..1/2
 
 
@@ -34,30 +41,59 @@ def multistep_sampler(net: Denoiser, latents: torch.Tensor, *, condition: Condit
                       randn_like: RandnLike = torch.randn_like, order: int = 3, num_steps: int = 18,
                       sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7,
                       sigmas: torch.Tensor | Sequence[float] | None = None, grid: str = "exponential",
-                      callback: Callback | None = None) -> torch.Tensor:
+                      callback: Callback | None = None, coefficients: str = VARIABLE) -> torch.Tensor:
     """Draw x [N,C,*S] in float64 from unit normal latents [N,C,*S], with exactly one denoiser call per step.
 
-    A grid of num_steps levels (and 0) takes num_steps calls; levels that rounding made equal are visited once; beside
-    sigmas, grid and num_steps have no effect. The last step, into 0, gives the denoised image. randn_like is called
-    once per step and what it draws is not used; callback(step, x, denoised) sees every step. ValueError for an order
-    that is not 1, 2, 3 or 4.
+    coefficients: variable, the exponential method for levels at any distances, or fixed, iPNDM. A grid of num_steps
+    levels (and 0) takes num_steps calls; levels that rounding made equal are visited once; beside sigmas, grid and
+    num_steps have no effect. The last step, into 0, gives the denoised image. randn_like is called once per step and
+    what it draws is not used; callback(step, x, denoised) sees every step. ValueError for an order that is not 1, 2, 3
+    or 4, and for other coefficients.
     """
     check_choice("order", order, ORDERS)
+    check_choice("coefficients", coefficients, COEFFICIENTS)
     levels = make_grid(net, sigmas=sigmas, grid=grid, num_steps=num_steps, sigma_min=sigma_min, sigma_max=sigma_max,
                        rho=rho).unique_consecutive()
-    lams = (-levels[:-1].log()).tolist()
-    x = start = latents.to(torch.float64) * levels[0]
-    history: list[Evaluation] = []
-    for i, lam in enumerate(lams):
+    x = latents.to(torch.float64) * levels[0]
+    method = Exponential(levels, order, x) if coefficients == VARIABLE else FixedCoefficients(levels, order)
+    for i, sigma in enumerate(levels[:-1]):
         randn_like(x)
-        denoised = denoise(net, x, levels[i], condition)
-        history = remember(history, Evaluation(lam, denoised), order, step=i)
-        if 0 < i < order:
-            x = integrate(start, lams[0], lam, history)
-        x = denoised if i == len(lams) - 1 else integrate(x, lam, lams[i + 1], history)
+        denoised = denoise(net, x, sigma, condition)
+        x = denoised if i == len(levels) - 2 else method(i, x, denoised)
         if callback is not None:
             callback(i, x, denoised)
     return x
+
+
+class FixedCoefficients:
+    """Steps of dx/dsigma by as many of the last slopes as there are, up to `order`, weighed as for equal steps."""
+
+    def __init__(self, levels: torch.Tensor, order: int):
+        self.levels, self.order = levels, order
+        self.slopes: list[torch.Tensor] = []  # newest first
+
+    def __call__(self, i: int, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """The state x at level i moved to the next one."""
+        self.slopes = [(x - denoised) / self.levels[i], *self.slopes][:self.order]
+        weights = EQUAL_STEPS[len(self.slopes) - 1]
+        slope = sum(weight * each for weight, each in zip(weights, self.slopes, strict=True))
+        return x + (self.levels[i + 1] - self.levels[i]) * slope
+
+
+class Exponential:
+    """Steps of the exponential method from a start, the state at the first level."""
+
+    def __init__(self, levels: torch.Tensor, order: int, start: torch.Tensor):
+        self.lams, self.order, self.start = (-levels[:-1].log()).tolist(), order, start
+        self.history: list[Evaluation] = []
+
+    def __call__(self, i: int, x: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor:
+        """The state x at level i moved to the next one."""
+        lam = self.lams[i]
+        self.history = remember(self.history, Evaluation(lam, denoised), self.order, step=i)
+        if 0 < i < self.order:
+            x = integrate(self.start, self.lams[0], lam, self.history)
+        return integrate(x, lam, self.lams[i + 1], self.history)
 
 
 def remember(history: list[Evaluation], new: Evaluation, order: int, step: int) -> list[Evaluation]:

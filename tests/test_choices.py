@@ -241,7 +241,7 @@ def test_another_meaning_of_the_output_is_said(at):
 # ---- drawing ----
 
 
-@pytest.mark.parametrize("sampler", ["edm_ode", "edm_sde", "ablation", "ddim", "ddpm", "multistep"])
+@pytest.mark.parametrize("sampler", ["edm_ode", "edm_sde", "ablation", "ddim", "ddpm", "multistep", "ipndm"])
 def test_every_sampler_draws_the_same_for_the_same_seed(at, sampler):
     choice = ["sampling.network=strong.pt", f"sampler={sampler}", "sampling.sampler.num_steps=4"]
     first = drawn("results/plain", f"out/{sampler}", *choice)

@@ -69,6 +69,31 @@ def test_denoisers_that_are_polynomials_in_log_sigma_are_solved_exactly(order, d
     torch.testing.assert_close(states[-2], wanted, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_fixed_coefficients_integrate_slopes_over_equal_steps_exactly(order):
+    """Slopes that are polynomials in sigma of a degree below the order, once there are enough of them."""
+    slope = np.polynomial.Polynomial([0.3, -0.5, 0.2, 0.1][:order])
+    net = Denoiser(lambda x, sigma: x - sigma * slope(float(sigma)))
+    sigmas, states = [10.0, 9, 8, 7, 6, 5, 4, 0], []
+    multistep_sampler(net, LATENTS, order=order, coefficients="fixed", sigmas=sigmas,
+                      callback=lambda i, x, _: states.append(x))
+    for i in range(order - 1, 5):  # state i stands at level i + 1
+        wanted = slope.integ()(sigmas[i + 2]) - slope.integ()(sigmas[i + 1])
+        torch.testing.assert_close(states[i + 1] - states[i], torch.full_like(states[i], wanted), rtol=1e-11, atol=1e-9)
+
+
+def test_fixed_coefficients_are_those_of_equal_steps_at_any_distances():
+    slopes = {80.0: 1.0, 30.0: -2.0, 20.0: 3.0, 6.0: 0.5, 5.0: 4.0, 1.0: 0.0}
+    net = Denoiser(lambda x, sigma: x - sigma * slopes[float(sigma)])
+    states = []
+    multistep_sampler(net, LATENTS, order=4, coefficients="fixed", sigmas=[*slopes, 0.0],
+                      callback=lambda i, x, _: states.append(x))
+    moves = [-50 * 1, -10 * (3 * -2 - 1) / 2, -14 * (23 * 3 - 16 * -2 + 5 * 1) / 12,
+             -1 * (55 * 0.5 - 59 * 3 + 37 * -2 - 9 * 1) / 24, -4 * (55 * 4 - 59 * 0.5 + 37 * 3 - 9 * -2) / 24]
+    wanted = LATENTS.to(F64) * 80 + torch.tensor(moves, dtype=F64).cumsum(0).reshape(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(torch.stack(states[:5]), wanted, rtol=1e-12, atol=0)
+
+
 def test_order_1_is_ddim():
     net = gaussian(0.5, mean=1.5)
     torch.testing.assert_close(multistep_sampler(net, LATENTS, order=1, sigmas=UNEVEN),
@@ -128,6 +153,18 @@ def test_order_4_on_eight_gaussians_reaches_what_the_benchmark_claims():
     """The best peer's error at 35 calls is 7.0e-3 (DPM-Solver++(2M) of diffusers 0.42.1)."""
     errors = mixture_errors(4, 0)
     assert errors[FEW] < 7.0e-3 and errors[MANY] < 7.0e-4 / 2, errors
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_fixed_coefficients_end_nearest_after_few_calls(number):
+    """iPNDM of order 3 in 8 calls, on the grid that it comes with, against orders 2 to 4 on every grid."""
+    problem = mixtures()[number]
+    end = multistep(3, "exponential", problem, CONVERGED_CALLS)
+    ours = median_error(multistep_sampler(problem.net, problem.latents, order=3, num_steps=8, coefficients="fixed",
+                                          grid="focused"), end)
+    others = [median_error(multistep(order, grid, problem, 8), end)
+              for order in (2, 3, 4) for grid in ("exponential", "focused", "polynomial")]
+    assert ours < min(others) / 2, (ours, others)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -196,7 +233,8 @@ def test_float32_network_is_solved_in_float64():
     ({"order": 0}, "order=0"), ({"order": 3.0}, "order=3.0: wanted one of 1, 2, 3, 4"),
     ({"order": True}, "order=True: wanted one of"), ({"order": "3"}, "order='3'"),
     ({"num_steps": 1}, "num_steps=1"), ({"num_steps": "18"}, "num_steps='18': wanted a whole number of 2 or more"),
-    ({"grid": "linear"}, "grid='linear'"),
+    ({"grid": "linear"}, "grid='linear'"), ({"coefficients": "any"}, "coefficients='any': wanted one of"),
+    ({"grid": "tuned"}, "grid='tuned': no levels are tuned here"),
     ({"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
 ])
 def test_bad_settings_are_refused(arguments, message):

@@ -37,6 +37,7 @@ KNOWN_AS = {
         **dict.fromkeys(("ancestral", "eulera", "eulerancestral"), "sampler=ddpm (eta 1)"),
         **dict.fromkeys(("dpm", "dpmpp", "dpmsolver", "dpmsolverpp", "dpm2m", "dpmpp2m", "dpmsolverpp2m"), MULTISTEP),
         "deis": "sampler=multistep (DEIS in log sigma)",
+        **dict.fromkeys(("pndm", "plms", "fpndm"), "sampler=ipndm (PNDM with no Runge-Kutta steps to start)"),
         "vp": "sampler=ablation (its defaults are VP's)",
         "ve": TABLE_1.format("ve", "ve"), "iddpm": TABLE_1.format("iddpm", "linear"),
     },

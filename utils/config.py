@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,12 @@ def is_trusted(name: object, path: str, allowed: frozenset[str] = NETWORKS) -> b
         return False
     target = find_target(name, path)
     return inspect.isfunction(target) if allowed is SAMPLERS else inspect.isclass(target)
+
+
+def all_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a node's target: those of the node, else the defaults."""
+    parameters = inspect.signature(find_target(node["_target_"], "config")).parameters
+    return {key: node.get(key, p.default) for key, p in parameters.items()}
 
 
 def fill(node: dict, **values: object) -> dict:
