@@ -9,6 +9,7 @@ from edm3d.inference.batch import Batch
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.data_sampler import InfiniteSampler
 from edm3d.training.loader import Round, Rounds
+from edm3d.training.loss_scale import unscale
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.ticks import report_loss
 from edm3d.utils import distributed, sharding
@@ -29,6 +30,7 @@ class PlainStep:
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.losses: dict[str, str] = {}
+        self.loss_scale: float | None = None  # of the step in fp16, which the loop sets
 
     def batches(self, nimg: int) -> Rounds:
         """This rank's batches from a number of images seen on, to be closed."""
@@ -57,7 +59,7 @@ class PlainStep:
             given, handed[round_] = [handed[round_]] if handed[round_] is not None else [], None
             with autocast(self.precision, self.device):
                 out = phase.loss(self.modules[index], batch.to(self.device), self.generators(nimg, round_), *given)
-            (out.loss / self.options.batch_size).backward()
+            self.per_image(out.loss).backward()
             self.losses.update(report_loss(stats, phase.name, out))
             total += out.loss.detach()
             totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
@@ -66,9 +68,17 @@ class PlainStep:
         total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
         parameters = [p for p in phase.module.parameters() if p.requires_grad]
         sharding.sum_gradients(parameters)
+        if self.loss_scale is not None:
+            unscale(parameters, self.loss_scale)
         norm = sharding.clip_gradients(parameters, self.options.grad_clip)
         stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
         return PhaseStep(float(norm + total), totals, hands)
+
+    def per_image(self, loss: torch.Tensor) -> torch.Tensor:
+        """What is taken gradients of: a round's part of the mean over the images of a step, in fp16 scaled up."""
+        if self.loss_scale is None:
+            return loss / self.options.batch_size
+        return loss.float() * (self.loss_scale / self.options.batch_size)
 
     def applied(self) -> None:
         """Weights have moved by the step; of a plain one nothing is kept."""

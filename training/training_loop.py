@@ -18,6 +18,7 @@ from edm3d.samplers.noise import mix_seed
 from edm3d.training.buffers import Buffers
 from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
+from edm3d.training.loss_scale import next_scale
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
@@ -208,10 +209,14 @@ class Trainer:
         bad, wish, *moved = distributed.max_over_ranks([not isfinite(check), stop.wish() if stop else 0,
                                                         *self.buffers.moved()])
         self.stats.report("bad_steps", bad)
+        scale = p.loss_scale
+        if self.precision == "fp16":
+            p.loss_scale, p.scale_steps = next_scale(scale, p.scale_steps, bool(bad))
         if bad:
             p.bad_steps += 1
             self.buffers.put_back()
-            self.report_bad([index for indices, _ in rounds for index in indices])
+            self.report_bad([index for indices, _ in rounds for index in indices],
+                            f"; loss scale {scale:g} -> {p.loss_scale:g}" if p.loss_scale != scale else "")
         else:
             p.bad_steps = 0
             self.buffers.average(moved)
@@ -224,6 +229,8 @@ class Trainer:
     def all_gradients(self, batches: list[Batch], stats: Collector) -> dict[int, PhaseStep]:
         """What the phases that have begun make of the rounds of a step, by their places."""
         steps, handed = {}, [None] * len(batches)
+        if self.precision == "fp16":
+            self.stepper.loss_scale = self.progress.loss_scale
         for i, phase in enumerate(self.task.phases):
             if self.progress.nimg >= phase.start_kimg * 1000:
                 steps[i] = self.stepper.gradients(i, batches, self.progress.nimg, stats, handed)
@@ -251,13 +258,13 @@ class Trainer:
         options = self.options
         return lr_factor(nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
 
-    def report_bad(self, indices: list[int]) -> None:
-        """Say which images made a step that was skipped."""
+    def report_bad(self, indices: list[int], and_then: str) -> None:
+        """Say which images made a step that was skipped, and what comes of it."""
         first, p = self.progress.nimg, self.progress
         assert not self.private, "a private step is finite whatever it sees, and says of no item that it was in it"
         items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
         self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
-                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}")
+                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}{and_then}")
 
     def check_bad(self) -> None:
         """Save a state from before them and raise ValueError when too many steps in a row, or all, were skipped."""

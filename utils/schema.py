@@ -32,7 +32,7 @@ class Options:
     ema_halflife_kimg: Any = 500.0      # or a list: the first is shown and validated, each gets a snapshot of its own
     ema_rampup_ratio: float | None = 0.05
     grad_clip: float | None = None      # global norm above which gradients are scaled down
-    precision: str = "auto"             # fp32 | bf16 | auto (bf16 where the processor multiplies it)
+    precision: str = "auto"             # fp32 | bf16 | fp16 | auto (bf16 where the processor multiplies it)
     channels_last: bool = False
     checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False

@@ -1,0 +1,97 @@
+"""Switches of speed: what each of them leaves alone, and what a state keeps of it."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edm3d.formats.training_state import Progress, TrainingState
+from edm3d.inference.batch import Batch
+from edm3d.training.loss_scale import next_scale
+from edm3d.training.phases import LossOutput, Phase, Task
+from edm3d.training.resume import read_state
+from edm3d.training.training_loop import Trainer
+from edm3d.utils import checkpoint
+from edm3d.utils.runs import list_files
+from edm3d.utils.stop import Stop
+from tests.toy import BLANK, OPTIONS, Toy, in_step, learned, make_trainer, stopped
+
+FP16 = replace(OPTIONS, precision="fp16")
+
+
+# ---- fp16 ----
+
+
+def test_the_loss_scale_is_that_of_torch():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    scaler, optimizer = torch.amp.GradScaler("cpu", growth_interval=2000), torch.optim.SGD([weight], lr=0.1)
+    found, state, random = [], (Progress.loss_scale, Progress.scale_steps), torch.Generator().manual_seed(0)
+    for step in range(9000):
+        bad = step in (0, 1, 2005) or (step > 7000 and float(torch.rand((), generator=random)) < 0.01)
+        scaler.scale(weight * float("inf" if bad else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        state = next_scale(*state, bad)
+        found.append(state)
+        assert state == (scaler.get_scale(), scaler._get_growth_tracker())
+    assert len({scale for scale, _ in found}) > 3
+
+
+def test_fp16_skips_what_overflows_until_the_scale_fits_and_resumes_bit_for_bit(tmp_path):
+    def start(folder: str) -> Trainer:
+        trainer = make_trainer(tmp_path / folder, FP16)
+        trainer.progress.loss_scale = 2.0 ** 21
+        return trainer
+
+    whole, lines = start("whole"), []
+    whole.log = lines.append
+    whole.run(Stop(tmp_path / "whole"))
+    bad = [line for line in lines if "not finite" in line]
+    assert len(bad) == 21 - round(torch.tensor(whole.progress.loss_scale).log2().item()) > 1
+    assert bad[0].endswith("; loss scale 2.09715e+06 -> 1.04858e+06")
+    state = TrainingState.read(list_files(tmp_path / "whole", "training-state")[-1])
+    for steps in (0, 5):  # among the steps that were skipped, and after them
+        first, stop = start(f"first{steps}"), Stop(tmp_path / f"first{steps}")
+        in_step(first, steps, lambda stop=stop: stop.ask(signal.SIGTERM, None))
+        first.run(stop)
+        path = list_files(first.run_dir, "training-state")[-1]
+        second = make_trainer(tmp_path / f"second{steps}", FP16)
+        second.restore(read_state(path, second.record))
+        second.run(Stop(second.run_dir))
+        assert learned(second.state()) == learned(state)
+        scales = [(p["loss_scale"], p["scale_steps"]) for p in (second.state().progress, state.progress)]
+        assert scales[0] == scales[1] and scales[0][0] < 2.0 ** 20
+
+
+def test_the_scale_keeps_small_gradients_and_leaves_them_their_size(tmp_path):
+    def gradient(precision: str, scale: float) -> torch.Tensor:
+        net = Toy()
+        task = Task([Phase("toy", net, torch.optim.SGD(net.parameters(), lr=0.1), small_loss)], net, BLANK)
+        trainer = make_trainer(tmp_path, replace(OPTIONS, precision=precision), task=task)
+        trainer.progress.loss_scale = scale
+        trainer.step(trainer.batches())
+        return torch.nn.utils.parameters_to_vector([p.grad for p in net.parameters()])
+
+    def small_loss(module: torch.nn.Module, batch: Batch, generators: object) -> LossOutput:
+        loss = module(batch.images, torch.ones(len(batch.images))).float().square().sum() * 1e-7
+        return LossOutput(loss, len(batch.images), {})
+
+    exact = gradient("fp32", 1)
+    assert (gradient("fp16", 65536) - exact).norm() < 0.01 * exact.norm()
+    assert (gradient("fp16", 1) - exact).norm() > 0.5 * exact.norm()
+
+
+def test_fp16_goes_on_from_a_state_that_knows_no_scale(tmp_path):
+    path = stopped(tmp_path / "old", 7)
+    content = checkpoint.load(path, "state").content
+    content["progress"] = {k: v for k, v in content["progress"].items() if k not in ("loss_scale", "scale_steps")}
+    checkpoint.save(path, "state", content)
+    trainer = make_trainer(tmp_path / "new", FP16)
+    trainer.restore(read_state(path, trainer.record))
+    assert (trainer.progress.loss_scale, trainer.progress.nimg) == (65536, 96)
+    content["progress"]["loss_scale"] = 0.0
+    checkpoint.save(path, "state", content)
+    with pytest.raises(ValueError, match=r"progress\.loss_scale is 0"):
+        TrainingState.read(path)
