@@ -1,6 +1,7 @@
 """Switches of speed: what each of them leaves alone, and what a state keeps of it."""
 
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.phases import LossOutput, Phase, Task
-from edm3d.training.resume import read_state
+from edm3d.training.resume import changes, read_state
+from edm3d.training.run import of_cuda_alone
 from edm3d.training.training_loop import Trainer
-from edm3d.utils import checkpoint
+from edm3d.utils import checkpoint, distributed
 from edm3d.utils.runs import list_files
 from edm3d.utils.stop import Stop
 from tests.toy import BLANK, OPTIONS, Toy, in_step, learned, make_trainer, stopped
@@ -95,3 +97,36 @@ def test_fp16_goes_on_from_a_state_that_knows_no_scale(tmp_path):
     checkpoint.save(path, "state", content)
     with pytest.raises(ValueError, match=r"progress\.loss_scale is 0"):
         TrainingState.read(path)
+
+
+# ---- TF32 and cuDNN's search ----
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What torch begins with, also afterwards."""
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize(("tf32", "search"), [(False, False), (True, False), (False, True)])
+def test_cuda_arithmetic_is_set_where_ranks_begin_and_stands_in_the_state(tmp_path, monkeypatch, as_before, tf32,
+                                                                          search):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(distributed, "choose_device", lambda kind: torch.device("cuda", 0))
+    distributed.init(tf32=tf32, cudnn_benchmark=search)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
+    environment = make_trainer(tmp_path).environment()
+    assert (environment["tf32"], environment["cudnn_benchmark"]) == (tf32, search)
+    before = {k: v for k, v in environment.items() if k not in ("tf32", "cudnn_benchmark")}
+    assert [line.split(":")[1] for line in changes(before, environment)] == [
+        f" {name} was False, is True" for name, on in (("tf32", tf32), ("cudnn_benchmark", search)) if on]
+
+
+def test_what_only_cuda_has_is_noted_on_a_cpu():
+    options = replace(OPTIONS, tf32=True, cudnn_benchmark=True)
+    assert of_cuda_alone(options, torch.device("cpu")) == [
+        "Note: training.options.tf32, training.options.cudnn_benchmark: of CUDA alone, nothing changes on the CPU"]
+    assert of_cuda_alone(options, torch.device("cuda")) == of_cuda_alone(OPTIONS, torch.device("cpu")) == []

@@ -29,7 +29,7 @@ from edm3d.training.trainable import asked, start_notes, trained_lines, write_tr
 from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_least, check_positive
+from edm3d.utils.checks import check_least, check_positive, listed
 from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text
@@ -96,7 +96,8 @@ def train(experiment: str, config: dict) -> Path | None:
         printing_is_all()
         print(yaml, flush=True)
         return None
-    device = distributed.init(options.device, options.timeout_s)
+    device = distributed.init(options.device, options.timeout_s, tf32=options.tf32,
+                              cudnn_benchmark=options.cudnn_benchmark)
     try:
         distributed.set_threads(options.num_threads)
         check_options(options, device)
@@ -169,12 +170,19 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
             start.notes.extend(said_of(private.budget))
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
+        start.notes.extend(of_cuda_alone(options, device))
         if trainer.precision == "bf16":
             start.notes.extend(bf16_of_all_ranks(len(dataset.shape) - 1, device))
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
         return run_dir, run_to_end(trainer, stop, to_yaml(config))
+
+
+def of_cuda_alone(options: Options, device: torch.device) -> list[str]:
+    """A note of switches that are on and do nothing on this device."""
+    on = [f"training.options.{name}" for name in ("tf32", "cudnn_benchmark") if getattr(options, name)]
+    return [f"Note: {listed(on)}: of CUDA alone, nothing changes on the CPU"] if on and device.type == "cpu" else []
 
 
 def known_facts(task: Task, dataset: object) -> Facts:

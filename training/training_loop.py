@@ -97,7 +97,8 @@ class Trainer:
     def environment(self) -> dict:
         """What changes the last bits of a result; stored in the state, a change is warned of."""
         return {"threads": torch.get_num_threads(), "ranks": self.ranks, "batch_gpu": self.batch_gpu,
-                "precision": self.precision, "channels_last": self.options.channels_last,
+                "precision": self.precision, "tf32": torch.backends.cuda.matmul.allow_tf32,
+                "cudnn_benchmark": torch.backends.cudnn.benchmark, "channels_last": self.options.channels_last,
                 "compile": self.options.compile, "parallel": self.options.parallel,
                 "torch": str(torch.__version__), "device": self.device.type,
                 "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],

@@ -33,6 +33,8 @@ class Options:
     ema_rampup_ratio: float | None = 0.05
     grad_clip: float | None = None      # global norm above which gradients are scaled down
     precision: str = "auto"             # fp32 | bf16 | fp16 | auto (bf16 where the processor multiplies it)
+    tf32: bool = False                  # CUDA multiplies what is float32 in TF32
+    cudnn_benchmark: bool = False       # cuDNN tries its kernels out on every new shape
     channels_last: bool = False
     checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False
