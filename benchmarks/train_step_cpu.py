@@ -25,7 +25,7 @@ from benchmarks.common import json_line
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.layers import conv
 from edm3d.networks.unet import ADMUNet
-from edm3d.training.training_loop import LAYOUTS
+from edm3d.training.machine import LAYOUTS
 from edm3d.utils.compose import compose
 
 LIMIT = 1.3

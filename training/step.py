@@ -53,6 +53,20 @@ class PlainStep:
         handed: by the phase before, for each round; let go of as it is used. The check is the norm of the gradients
         plus this rank's loss and the totals.
         """
+        phase, (total, totals, hands) = self.task.phases[index], self.accumulate(index, batches, nimg, stats, handed)
+        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
+        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
+        parameters = [p for p in phase.module.parameters() if p.requires_grad]
+        sharding.sum_gradients(parameters)
+        if self.loss_scale is not None:
+            unscale(parameters, self.loss_scale)
+        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
+        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
+        return PhaseStep(float(norm + total), totals, hands)
+
+    def accumulate(self, index: int, batches: list[Batch], nimg: int, stats: Collector, handed: list[Any]
+                   ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Any]]:
+        """Leave this rank's part of a phase's gradients, by itself; its loss, totals, and what it hands on."""
         phase, total, totals, hands = self.task.phases[index], 0.0, {}, []
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
@@ -64,15 +78,7 @@ class PlainStep:
             total += out.loss.detach()
             totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
             hands.append(out.handed)
-        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
-        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
-        parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        sharding.sum_gradients(parameters)
-        if self.loss_scale is not None:
-            unscale(parameters, self.loss_scale)
-        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
-        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
-        return PhaseStep(float(norm + total), totals, hands)
+        return total, totals, hands
 
     def per_image(self, loss: torch.Tensor) -> torch.Tensor:
         """What is taken gradients of: a round's part of the mean over the images of a step, in fp16 scaled up."""

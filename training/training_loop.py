@@ -19,12 +19,13 @@ from edm3d.training.buffers import Buffers
 from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.loss_scale import next_scale
+from edm3d.training.machine import environment, place
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.restoring import check_fits
-from edm3d.training.resume import RunRecord, changes, processor
+from edm3d.training.resume import RunRecord, changes
 from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
 from edm3d.training.step import PlainStep
@@ -39,8 +40,6 @@ from edm3d.utils.runs import has_exact_names, kimg_name, prune
 from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector, StatsFiles, start_wandb
 from edm3d.utils.stop import Reason, Stop, reason_of
-
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
 
 
 class Trainer:
@@ -83,26 +82,13 @@ class Trainer:
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
-        if self.options.parallel == "fsdp" and self.ranks > 1:
-            sharding.shard(module, self.device, optimizer)
-            return
-        module.to(self.device)
-        if self.options.channels_last:
-            for p in module.parameters():
-                if p.ndim in LAYOUTS:
-                    p.data = p.data.contiguous(memory_format=LAYOUTS[p.ndim])
+        place(module, optimizer, self.options, self.device)
 
     # ---- state ----
 
     def environment(self) -> dict:
         """What changes the last bits of a result; stored in the state, a change is warned of."""
-        return {"threads": torch.get_num_threads(), "ranks": self.ranks, "batch_gpu": self.batch_gpu,
-                "precision": self.precision, "tf32": torch.backends.cuda.matmul.allow_tf32,
-                "cudnn_benchmark": torch.backends.cudnn.benchmark, "channels_last": self.options.channels_last,
-                "compile": self.options.compile, "parallel": self.options.parallel,
-                "torch": str(torch.__version__), "device": self.device.type,
-                "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],
-                "processor": processor(self.device)}
+        return environment(self.options, self.batch_gpu, self.precision, self.task.phases, self.device)
 
     def state(self) -> TrainingState:
         """Everything to go on from here bit for bit, or, among steps that are skipped, from before the first of them.
