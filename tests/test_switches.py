@@ -1,5 +1,6 @@
 """Switches of speed: what each of them leaves alone, and what a state keeps of it."""
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.training.loss_scale import next_scale
+from edm3d.training.machine import CACHE, keep_compiled
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.resume import changes, read_state
 from edm3d.training.run import of_cuda_alone
@@ -130,3 +132,19 @@ def test_what_only_cuda_has_is_noted_on_a_cpu():
     assert of_cuda_alone(options, torch.device("cpu")) == [
         "Note: training.options.tf32, training.options.cudnn_benchmark: of CUDA alone, nothing changes on the CPU"]
     assert of_cuda_alone(options, torch.device("cuda")) == of_cuda_alone(OPTIONS, torch.device("cpu")) == []
+
+
+# ---- what is compiled ----
+
+
+def test_what_is_compiled_is_kept_in_the_home_unless_the_user_says_where(tmp_path, monkeypatch):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # where torch.compile looks
+    monkeypatch.setenv(CACHE, "")
+    monkeypatch.delenv(CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
+    (tmp_path / "file").touch()
+    assert keep_compiled().endswith("a folder of torch") and CACHE not in os.environ
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "cache/edm3d/compiled")
+    monkeypatch.setenv(CACHE, str(tmp_path / "own"))
+    assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "own")

@@ -14,6 +14,7 @@ from edm3d.networks.unet_blocks import UNetBlock
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
+from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
@@ -171,6 +172,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
         start.notes.extend(of_cuda_alone(options, device))
+        if options.compile:
+            start.notes.append(keep_compiled())
         if trainer.precision == "bf16":
             start.notes.extend(bf16_of_all_ranks(len(dataset.shape) - 1, device))
         if main:
