@@ -1,10 +1,13 @@
 """Switches of speed: what each of them leaves alone, and what a state keeps of it."""
 
+import gzip
+import json
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,13 +16,16 @@ from edm3d.inference.batch import Batch
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import CACHE, keep_compiled
 from edm3d.training.phases import LossOutput, Phase, Task
+from edm3d.training.profiling import Planned, Profile, by_part, planned
 from edm3d.training.resume import changes, read_state
 from edm3d.training.run import of_cuda_alone
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import checkpoint, distributed
+from edm3d.utils.compose import compose
 from edm3d.utils.runs import list_files
+from edm3d.utils.schema import Options
 from edm3d.utils.stop import Stop
-from tests.toy import BLANK, OPTIONS, Toy, in_step, learned, make_trainer, stopped
+from tests.toy import BLANK, OPTIONS, Toy, in_step, learned, make_trainer, stopped, ticks, trained
 
 FP16 = replace(OPTIONS, precision="fp16")
 
@@ -148,3 +154,47 @@ def test_what_is_compiled_is_kept_in_the_home_unless_the_user_says_where(tmp_pat
     assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "cache/edm3d/compiled")
     monkeypatch.setenv(CACHE, str(tmp_path / "own"))
     assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "own")
+
+
+# ---- the profile ----
+
+
+def test_parts_of_the_median_step_by_hand():
+    step = [("data", 1.0), ("forward", 2.0), ("forward", 3.0), ("step", 10.0)]
+    longer, shorter = [("data", 9.0), ("step", 30.0)], [("data", 0.5), ("step", 1.0)]
+    assert by_part([*longer, *step, *shorter]) == {"data": 1, "forward": 5, "the rest": 4, "step": 10}
+
+
+def test_a_profile_changes_no_bit(tmp_path):
+    options, lines = replace(OPTIONS, batch_gpu=6), []
+    plain = trained(tmp_path / "plain", options)
+    watched = make_trainer(tmp_path / "watched", options)
+    watched.watch(Profile(tmp_path / "profile", watched.device, "fp32", 12, Planned(10 ** 9, {"peak": 2 ** 20}),
+                          lines.append))
+    watched.run(Stop(watched.run_dir))
+    assert learned(watched.state()) == learned(plain) and ticks(watched.run_dir) == ticks(tmp_path / "plain")
+    assert sorted(p.name for p in (tmp_path / "profile").iterdir()) == ["profile.txt", "trace.json.gz"] and lines
+    page = (tmp_path / "profile/profile.txt").read_text()
+    for part in ("data ", "forward ", "backward ", "norm, sums over ranks", "optimiser", "averages", "the rest",
+                 "1 GFLOP by the plan", "1.0 MiB", "aten::addmm"):
+        assert part in page, part
+    with gzip.open(tmp_path / "profile/trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert [names.count(f"[{part}]") for part in ("step", "forward", "backward", "optimiser")] == [3, 6, 6, 3]
+
+
+def test_the_step_is_planned_for_a_profile_on_rank_0_alone(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(12, 1, 16)).astype(np.float32))
+    training = compose("voxels_edm", ["dataset=arrays", f"training.dataset.path={tmp_path}/x.npy",
+                                      "training.network.model.model_channels=8", "training.options.batch_size=4",
+                                      "training.network.model.channel_mult=[1,1]",
+                                      "training.network.model.attention_levels=[]"])["training"]
+    options = Options(**{**training["options"], "batch_gpu": 2, "device": "cpu", "precision": "fp32"})
+    whole = planned(training, options)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    half = planned(training, options)
+    assert whole.flops == 2 * half.flops > 0 and whole.memory["weights"] == half.memory["weights"] > 0
+    monkeypatch.setenv("RANK", "1")
+    assert planned(training, options) is None
+    monkeypatch.setenv("RANK", "0")
+    assert planned({**training, "dataset": {**training["dataset"], "path": "none"}}, options) is None

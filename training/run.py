@@ -19,6 +19,7 @@ from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
+from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile, planned
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
@@ -97,6 +98,7 @@ def train(experiment: str, config: dict) -> Path | None:
         printing_is_all()
         print(yaml, flush=True)
         return None
+    plan = planned(training, options) if options.profile else None
     device = distributed.init(options.device, options.timeout_s, tf32=options.tf32,
                               cudnn_benchmark=options.cudnn_benchmark)
     try:
@@ -111,7 +113,7 @@ def train(experiment: str, config: dict) -> Path | None:
         held = held_out(training)
         with key_of_size_named(training, dataset):
             task = TASKS[training["task"]].assemble(training, dataset, held)
-        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy)
+        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy, plan)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
@@ -126,7 +128,7 @@ def common_part(training: dict) -> dict:
 
 
 def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
-               device: torch.device, privacy: Privacy | None) -> tuple[Path, Reason | None]:
+               device: torch.device, privacy: Privacy | None, plan: Planned | None) -> tuple[Path, Reason | None]:
     """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
@@ -172,6 +174,10 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
         start.notes.extend(of_cuda_alone(options, device))
+        if options.profile and main:
+            trainer.watch(Profile(run_dir / "profile", device, trainer.precision, options.batch_size // trainer.ranks,
+                                  plan, log))
+            start.notes.extend(too_short(trainer))
         if options.compile:
             start.notes.append(keep_compiled())
         if trainer.precision == "bf16":
@@ -186,6 +192,13 @@ def of_cuda_alone(options: Options, device: torch.device) -> list[str]:
     """A note of switches that are on and do nothing on this device."""
     on = [f"training.options.{name}" for name in ("tf32", "cudnn_benchmark") if getattr(options, name)]
     return [f"Note: {listed(on)}: of CUDA alone, nothing changes on the CPU"] if on and device.type == "cpu" else []
+
+
+def too_short(trainer: Trainer) -> list[str]:
+    """A note where the steps that are left are too few for a profile."""
+    left, wanted = -(-(trainer.total - trainer.progress.nimg) // trainer.options.batch_size), WARM_UP + TIMED + TRACED
+    return [f"Note: training.options.profile takes {wanted} steps, {max(0, left)} are left: there will be none"] \
+        if left < wanted else []
 
 
 def known_facts(task: Task, dataset: object) -> Facts:

@@ -1,6 +1,7 @@
 """What a step makes of its images: which they are, and the gradients of a phase. The loop applies them."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class PlainStep:
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.losses: dict[str, str] = {}
         self.loss_scale: float | None = None  # of the step in fp16, which the loop sets
+        self.part: Callable[[str], AbstractContextManager] = nullcontext  # around parts of a step, by name
 
     def batches(self, nimg: int) -> Rounds:
         """This rank's batches from a number of images seen on, to be closed."""
@@ -54,13 +56,14 @@ class PlainStep:
         plus this rank's loss and the totals.
         """
         phase, (total, totals, hands) = self.task.phases[index], self.accumulate(index, batches, nimg, stats, handed)
-        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
-        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
-        parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        sharding.sum_gradients(parameters)
-        if self.loss_scale is not None:
-            unscale(parameters, self.loss_scale)
-        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
+        with self.part("norm, sums over ranks"):
+            totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
+            total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
+            parameters = [p for p in phase.module.parameters() if p.requires_grad]
+            sharding.sum_gradients(parameters)
+            if self.loss_scale is not None:
+                unscale(parameters, self.loss_scale)
+            norm = sharding.clip_gradients(parameters, self.options.grad_clip)
         stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
         return PhaseStep(float(norm + total), totals, hands)
 
@@ -71,9 +74,10 @@ class PlainStep:
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
             given, handed[round_] = [handed[round_]] if handed[round_] is not None else [], None
-            with autocast(self.precision, self.device):
+            with self.part("forward"), autocast(self.precision, self.device):
                 out = phase.loss(self.modules[index], batch.to(self.device), self.generators(nimg, round_), *given)
-            self.per_image(out.loss).backward()
+            with self.part("backward"):
+                self.per_image(out.loss).backward()
             self.losses.update(report_loss(stats, phase.name, out))
             total += out.loss.detach()
             totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}

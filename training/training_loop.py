@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sized
-from contextlib import closing
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
 from edm3d.training.private.step import PrivateStep
+from edm3d.training.profiling import Profile
 from edm3d.training.restoring import check_fits
 from edm3d.training.resume import RunRecord, changes
 from edm3d.training.sampling import Sampled, draw_table, in_words
@@ -71,6 +72,7 @@ class Trainer:
         step = partial(PrivateStep, budget=private.budget) if private else PlainStep
         self.stepper = step(task, dataset, options, precision=self.precision, device=device)
         self.batch_gpu = self.stepper.batch_gpu
+        self.part, self.watched = nullcontext, nullcontext  # around parts of a step, and around a step
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
         self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
@@ -83,6 +85,11 @@ class Trainer:
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
         place(module, optimizer, self.options, self.device)
+
+    def watch(self, profile: Profile) -> None:
+        """Have a profile made of the next steps."""
+        self.part = self.stepper.part = profile.part
+        self.watched = profile.step
 
     # ---- state ----
 
@@ -187,7 +194,8 @@ class Trainer:
             self.good = replace(p), self.stats.copy()
         torch.manual_seed(mix_seed(options.seed, "layers", p.nimg, self.rank))  # dropout layers
         start = time.perf_counter()
-        rounds = self.stepper.take(data)
+        with self.part("data"):
+            rounds = self.stepper.take(data)
         self.stats.report("time/data_wait", time.perf_counter() - start)
         stats = Collector()
         self.buffers.remember()
@@ -232,13 +240,16 @@ class Trainer:
             phase = self.task.phases[i]
             for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
                 group["lr"] = lr * factor
-            phase.optimizer.step()
+            with self.part("optimiser"):
+                phase.optimizer.step()
             if phase.absorb and (found := phase.absorb(step.totals, p.nimg)):
                 for name, value in found.values.items():
                     self.stats.report(f"{found.group}/{name}", value)
         self.stepper.applied()
-        for halflife, ema in zip(self.halflives, self.emas, strict=True):
-            update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
+        with self.part("averages"):
+            for halflife, ema in zip(self.halflives, self.emas, strict=True):
+                update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife,
+                                                        options.ema_rampup_ratio))
 
     def lr_factor(self, nimg: int) -> float:
         """What learning rates are multiplied by in the step at a number of images."""
@@ -302,7 +313,7 @@ class Trainer:
         p, reason = self.progress, None
         self.tick_start = time.perf_counter() - p.tick_seconds
         while p.nimg < self.total and reason is None:
-            with distributed.meeting(f"the step at {p.nimg} images"):
+            with distributed.meeting(f"the step at {p.nimg} images"), self.watched():
                 reason = self.step(data, stop)
             bar.update(self.options.batch_size)
             self.check_bad()
