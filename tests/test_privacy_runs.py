@@ -292,7 +292,7 @@ def test_ledgers_compose(tmp_path):
 @pytest.mark.parametrize(("overrides", "said"), [
     (["training.options.checkpointing=true"], "checkpointing=true"),
     (["training.options.compile=true"], "compile=true"),
-    (["training.options.profile=true"], "profile=true"),
+    (["training.options.profile=true"], "profile=true"), (["training.options.tune=true"], "tune=true"),
     (["training.options.precision=fp16"], "precision=fp16"),
     (["training.options.parallel=fsdp"], "parallel=fsdp"), (["training.loss.strata=16"], "strata"),
 ])

@@ -38,6 +38,7 @@ class Options:
     channels_last: bool = False
     checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False
+    tune: bool = False                  # a new run measures which channels_last, compile and batch_gpu are fastest
     profile: bool = False               # where the time of a step goes: RUN/profile
     parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
     timeout_s: float = 600              # how long ranks wait for one that is late
