@@ -1,7 +1,7 @@
 """Claim: a training step of our UNet takes at most as long as one of MONAI's DiffusionModelUNet of equal FLOPs.
 
-The widths of ours are chosen so that a forward pass takes within 5 % of the peer's FLOPs (`comparable` where that can be
-had). A step is forward, mean squared error, backward, Adam, and for all but the tutorial's the average of the weights.
+The widths of ours are chosen so that a forward pass takes within 5 % of the peer's FLOPs (`comparable` says whether).
+A step is forward, mean squared error, backward, Adam, and for all but the tutorial's the average of the weights.
 The peer takes it as MONAI's 3D tutorial does (float16 with a GradScaler on CUDA, float32 on a CPU; Adam as it comes),
 and at its best (bfloat16, fused Adam, with --compile torch.compile and on CUDA channels_last); ours with the same
 switches as the best. All take turns in one run; medians of wall time.

@@ -16,7 +16,8 @@ from edm3d.inference.batch import Batch
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import CACHE, keep_compiled
 from edm3d.training.phases import LossOutput, Phase, Task
-from edm3d.training.profiling import Planned, Profile, by_part, planned
+from edm3d.training.profile_plan import planned
+from edm3d.training.profiling import Planned, Profile, by_part
 from edm3d.training.resume import changes, read_state
 from edm3d.training.run import of_cuda_alone
 from edm3d.training.training_loop import Trainer

@@ -1,22 +1,17 @@
-"""Where the time of a step goes: its parts by the clock, a trace of a few steps, and how near its sums come to the
-rate of the device (training.options.profile)."""
+"""Where the time of a step goes: its parts by the clock, a trace of a few steps, its share of the device's rate."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from edm3d.utils.distributed import choose_device
 from edm3d.utils.files import atomic_path, write_text
-from edm3d.utils.precision import HALVES, resolve_precision
-from edm3d.utils.schema import Options
+from edm3d.utils.precision import HALVES
 
 WARM_UP, TIMED, TRACED = 5, 10, 3  # steps: not looked at, by the clock, and after them under the profiler
 WHOLE, REST = "step", "the rest"
@@ -31,25 +26,6 @@ class Planned(NamedTuple):
 
     flops: int
     memory: Mapping[str, int]
-
-
-def planned(training: dict, options: Options) -> Planned | None:
-    """Numbers of rank 0's step, by the plan; None on other ranks, and where it cannot be planned.
-
-    To be called before the ranks meet: what is planned meets with nobody.
-    """
-    from edm3d.training.plan import find_source, plan_step  # which imports the loop, as this does not
-    if int(os.environ.get("RANK", 0)):
-        return None
-    share = max(1, options.batch_size // int(os.environ.get("WORLD_SIZE", 1)))
-    here = replace(options, batch_size=share, parallel="ddp",
-                   precision=resolve_precision(options.precision, choose_device(options.device)))
-    try:
-        plan = plan_step({**training, "options": vars(here)}, find_source(training, (), 0))
-    except ValueError:  # of what only other parts of the run may refuse
-        return None
-    return Planned(plan.flops, {name: getattr(plan, name) for name in ("weights", "averages", "optimizer",
-                                                                     "activations", "temporary", "peak")})
 
 
 class Profile:

@@ -20,7 +20,8 @@ from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
-from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile, planned
+from edm3d.training.profile_plan import planned
+from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
