@@ -4,7 +4,9 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +33,19 @@ def json_line(claim: str, **numbers: float | int | str | bool | None) -> str:
     machine = {"cpu": cpu_name(), "cores": usable_cores()}
     versions = {"python": platform.python_version(), "torch": version("torch")}
     return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **numbers})
+
+
+def in_turns(variants: Mapping[str, Callable[[], object]], repeats: int,
+             clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+    """Median seconds of each by a clock (of CPU time), after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_ in range(repeats + 1):
+        for name, run in variants.items():
+            start = clock()
+            run()
+            if round_:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(column) for name, column in seconds.items()}
 
 
 def with_peak(work: Callable[[], Result]) -> tuple[Result, int]:

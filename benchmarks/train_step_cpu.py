@@ -14,18 +14,17 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from unittest.mock import patch
 
 import torch
 
-from benchmarks.common import json_line
+from benchmarks.common import in_turns, json_line
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.layers import conv
 from edm3d.networks.unet import ADMUNet
-from edm3d.training.training_loop import LAYOUTS
+from edm3d.training.machine import LAYOUTS
 from edm3d.utils.compose import compose
 
 LIMIT = 1.3
@@ -71,18 +70,6 @@ def one_convolution() -> Callable[[int], None]:
     """Forward and backward of 16 channels at 32^3."""
     layer, x = conv(3, 16, 16), torch.randn(2, 16, 32, 32, 32, requires_grad=True)
     return lambda count: layer(x[:count]).sum().backward()
-
-
-def in_turns(variants: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of CPU time of each, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_ in range(repeats + 1):
-        for name, run in variants.items():
-            start = time.process_time()
-            run()
-            if round_:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(column) for name, column in seconds.items()}
 
 
 def pytorch() -> AbstractContextManager:

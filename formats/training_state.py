@@ -30,6 +30,11 @@ class Progress:
     bad_steps: int = 0          # in a row
     best: float = inf           # score of the best validation, lower is better
     measured: str = ""          # what it was measured on, as `Held.fingerprint`
+    loss_scale: float = 65536   # in fp16: what the loss is multiplied by (training/loss_scale.py),
+    scale_steps: int = 0        # and the good steps since it last changed
+
+
+LATER = ("loss_scale", "scale_steps")  # states of before have none
 
 
 class Collected(NamedTuple):
@@ -132,12 +137,14 @@ def check_numbers(held: StateContent, path: Path) -> None:
 
 def check_progress(found: Mapping[str, Any], path: Path) -> None:
     """ValueError naming file and key for progress that no run has made."""
-    lacking = [f.name for f in fields(Progress) if f.name not in found]
+    lacking = [f.name for f in fields(Progress) if f.name not in (*found, *LATER)]
     if lacking:
         raise ValueError(f"{path}: progress lacks {listed(lacking)}")
     p = from_plain(Progress, {**found, "best": 0} if found["best"] == inf else found, path, "progress")
-    for name in ("nimg", "tick", "tick_nimg", "tick_seconds", "seconds", "bad_steps"):
+    for name in ("nimg", "tick", "tick_nimg", "tick_seconds", "seconds", "bad_steps", "scale_steps"):
         if not 0 <= getattr(p, name) <= MOST_IMAGES:
             raise ValueError(f"{path}: progress.{name} is {shown(getattr(p, name))}, wanted 0 or more")
+    if not p.loss_scale > 0:
+        raise ValueError(f"{path}: progress.loss_scale is {p.loss_scale}, wanted more than 0")
     if p.tick_nimg > p.nimg:
         raise ValueError(f"{path}: progress.tick_nimg is {p.tick_nimg}, wanted no more than nimg, {p.nimg}")

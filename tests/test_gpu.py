@@ -27,7 +27,7 @@ def succeed(command, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("switches", [[], ["training.options.precision=bf16", "training.options.channels_last=true"],
-                                      ["training.options.compile=true"]])
+                                      ["training.options.compile=true"], ["training.options.precision=fp16"]])
 def test_road_on_a_gpu(tmp_path, switches):
     """The road trains on CUDA with each switch, and draws on CUDA what the CPU draws from the same weights."""
     with chdir(tmp_path):

@@ -292,6 +292,8 @@ def test_ledgers_compose(tmp_path):
 @pytest.mark.parametrize(("overrides", "said"), [
     (["training.options.checkpointing=true"], "checkpointing=true"),
     (["training.options.compile=true"], "compile=true"),
+    (["training.options.profile=true"], "profile=true"), (["training.options.tune=true"], "tune=true"),
+    (["training.options.precision=fp16"], "precision=fp16"),
     (["training.options.parallel=fsdp"], "parallel=fsdp"), (["training.loss.strata=16"], "strata"),
 ])
 def test_what_breaks_the_proof_is_refused(overrides, said):

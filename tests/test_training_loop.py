@@ -81,6 +81,7 @@ def on_rank(rank: int, ranks: int, port: int, folder: str) -> None:
         trained(root / "whole", dropout=0.3)
         trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
         bad_loss_on_last_rank(root / "bad")
+        bad_loss_in_fp16_on_last_rank(root / "fp16")
         ranks_disagree_at_the_start(root)
         ranks_move_buffers(root)
     finally:
@@ -96,6 +97,17 @@ def bad_loss_on_last_rank(folder: Path) -> None:
         trainer.step(data)
         seen.append(checkpoint.checksum(trainer.task.net.state_dict()))
     assert seen[1] == seen[2] != seen[3]
+    trainer.save_state()
+
+
+def bad_loss_in_fp16_on_last_rank(folder: Path) -> None:
+    """The same halves the loss scale of all ranks."""
+    last = distributed.rank() == distributed.world_size() - 1
+    trainer = make_trainer(folder, replace(OPTIONS, precision="fp16"), task=faulty_task({1} if last else set()))
+    data = trainer.batches()
+    for _ in range(3):
+        trainer.step(data)
+    assert (trainer.progress.loss_scale, trainer.progress.scale_steps) == (32768, 1)
     trainer.save_state()
 
 

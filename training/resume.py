@@ -18,6 +18,7 @@ from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named
+LATER = {"tf32": False, "cudnn_benchmark": False}  # what states of before, which do not say so, were made under
 
 
 class RunRecord(NamedTuple):
@@ -145,6 +146,7 @@ def listed_differences(old: object, new: object) -> str:
 
 def changes(old: dict, new: dict) -> list[str]:
     """Warnings of what changes the last digits of a result: threads, ranks, precision, processor and the like."""
+    old = {**LATER, **old}
     return [f"Warning: {name} was {old.get(name)}, is {value}: results will differ in the last digits"
             for name, value in new.items() if old.get(name) != value]
 

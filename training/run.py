@@ -1,7 +1,7 @@
 """One training run from its resolved config: check, build, resume, train, and say how it ended."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from math import inf
@@ -10,14 +10,18 @@ from pathlib import Path
 import torch
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.training_state import TrainingState
 from edm3d.networks.unet_blocks import UNetBlock
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
+from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
+from edm3d.training.profile_plan import planned
+from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile
 from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
@@ -27,9 +31,10 @@ from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import key_of_size_named
 from edm3d.training.trainable import asked, start_notes, trained_lines, write_trained
 from edm3d.training.training_loop import Trainer
+from edm3d.training.tune import DEVICES, measured, taken_over
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_least, check_positive
+from edm3d.utils.checks import check_least, check_positive, listed
 from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text
@@ -52,7 +57,7 @@ def check_options(options: Options, device: torch.device) -> None:
     lr_factor(0, 1, 0, options.lr_schedule)
     if options.parallel not in ("ddp", "fsdp"):
         raise ValueError(f"training.options.parallel={options.parallel!r}: wanted ddp or fsdp")
-    for name in ("channels_last", "compile"):
+    for name in ("channels_last", "compile", "tune"):
         if options.parallel == "fsdp" and getattr(options, name):
             raise ValueError(f"training.options.{name}=true does not go with training.options.parallel=fsdp; "
                              "turn one of them off")
@@ -96,7 +101,9 @@ def train(experiment: str, config: dict) -> Path | None:
         printing_is_all()
         print(yaml, flush=True)
         return None
-    device = distributed.init(options.device, options.timeout_s)
+    plan = planned(training, options) if options.profile else None
+    device = distributed.init(options.device, options.timeout_s, tf32=options.tf32,
+                              cudnn_benchmark=options.cudnn_benchmark)
     try:
         distributed.set_threads(options.num_threads)
         check_options(options, device)
@@ -107,9 +114,13 @@ def train(experiment: str, config: dict) -> Path | None:
         check_dataset(dataset, training["dataset"]["_target_"])
         torch.manual_seed(options.seed)
         held = held_out(training)
-        with key_of_size_named(training, dataset):
-            task = TASKS[training["task"]].assemble(training, dataset, held)
-        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy)
+
+        def assemble() -> Task:
+            with key_of_size_named(training, dataset):
+                return TASKS[training["task"]].assemble(training, dataset, held)
+
+        task = assemble()
+        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy, plan, assemble)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
@@ -124,7 +135,8 @@ def common_part(training: dict) -> dict:
 
 
 def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
-               device: torch.device, privacy: Privacy | None) -> tuple[Path, Reason | None]:
+               device: torch.device, privacy: Privacy | None, plan: Planned | None,
+               assemble: Callable[[], Task]) -> tuple[Path, Reason | None]:
     """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop."""
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
@@ -147,6 +159,11 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
         private = open_private(privacy, task, dataset, options, state.ledger if state else None,
                                bool(held or sampled)) if privacy else None
+        if options.tune:
+            options, tuning = tune(options, state, dataset, assemble, device)
+            start.notes.extend(tuning)
+        if options.compile:
+            start.notes.append(keep_compiled())
         folder = run_dir or Path(options.run_root)
         distributed.from_rank_0(lambda: check_folder(folder, task, options, held is not None))
         if not go_on:
@@ -169,12 +186,42 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
             start.notes.extend(said_of(private.budget))
         if not go_on:
             trainer.progress.best = inf  # the best snapshot of another folder is not here
+        start.notes.extend(of_cuda_alone(options, device))
+        if options.profile and main:
+            trainer.watch(Profile(run_dir / "profile", device, trainer.precision, options.batch_size // trainer.ranks,
+                                  plan, log))
+            start.notes.extend(too_short(trainer))
         if trainer.precision == "bf16":
             start.notes.extend(bf16_of_all_ranks(len(dataset.shape) - 1, device))
         if main:
             remove_temporary(run_dir)
             announce(log, to_yaml(config), trainer, start)
         return run_dir, run_to_end(trainer, stop, to_yaml(config))
+
+
+def of_cuda_alone(options: Options, device: torch.device) -> list[str]:
+    """A note of switches that are on and do nothing on this device."""
+    on = [f"training.options.{name}" for name in ("tf32", "cudnn_benchmark") if getattr(options, name)]
+    return [f"Note: {listed(on)}: of CUDA alone, nothing changes on the CPU"] if on and device.type == "cpu" else []
+
+
+def tune(options: Options, state: TrainingState | None, dataset: Sized, assemble: Callable[[], Task],
+         device: torch.device) -> tuple[Options, list[str]]:
+    """Options as the state has them, or else as is fastest on this device, and what to say of it."""
+    if state:
+        taken = taken_over(options, state.environment)
+        return taken, [f"Tune        as at the start of the run: training.options.channels_last={taken.channels_last}, "
+                       f"compile={taken.compile}, batch_gpu={taken.batch_gpu}"]
+    if device.type not in DEVICES:
+        return options, [f"Note: training.options.tune: nothing is measured on {device.type}, the options stand"]
+    return measured(options, dataset, assemble, device)
+
+
+def too_short(trainer: Trainer) -> list[str]:
+    """A note where the steps that are left are too few for a profile."""
+    left, wanted = -(-(trainer.total - trainer.progress.nimg) // trainer.options.batch_size), WARM_UP + TIMED + TRACED
+    return [f"Note: training.options.profile takes {wanted} steps, {max(0, left)} are left: there will be none"] \
+        if left < wanted else []
 
 
 def known_facts(task: Task, dataset: object) -> Facts:

@@ -1,6 +1,7 @@
 """What a step makes of its images: which they are, and the gradients of a phase. The loop applies them."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from edm3d.inference.batch import Batch
 from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.data_sampler import InfiniteSampler
 from edm3d.training.loader import Round, Rounds
+from edm3d.training.loss_scale import unscale
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.ticks import report_loss
 from edm3d.utils import distributed, sharding
@@ -29,6 +31,8 @@ class PlainStep:
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.losses: dict[str, str] = {}
+        self.loss_scale: float | None = None  # of the step in fp16, which the loop sets
+        self.part: Callable[[str], AbstractContextManager] = nullcontext  # around parts of a step, by name
 
     def batches(self, nimg: int) -> Rounds:
         """This rank's batches from a number of images seen on, to be closed."""
@@ -51,24 +55,40 @@ class PlainStep:
         handed: by the phase before, for each round; let go of as it is used. The check is the norm of the gradients
         plus this rank's loss and the totals.
         """
+        phase, (total, totals, hands) = self.task.phases[index], self.accumulate(index, batches, nimg, stats, handed)
+        with self.part("norm, sums over ranks"):
+            totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
+            total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
+            parameters = [p for p in phase.module.parameters() if p.requires_grad]
+            sharding.sum_gradients(parameters)
+            if self.loss_scale is not None:
+                unscale(parameters, self.loss_scale)
+            norm = sharding.clip_gradients(parameters, self.options.grad_clip)
+        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
+        return PhaseStep(float(norm + total), totals, hands)
+
+    def accumulate(self, index: int, batches: list[Batch], nimg: int, stats: Collector, handed: list[Any]
+                   ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Any]]:
+        """Leave this rank's part of a phase's gradients, by itself; its loss, totals, and what it hands on."""
         phase, total, totals, hands = self.task.phases[index], 0.0, {}, []
         phase.optimizer.zero_grad(set_to_none=True)
         for round_, batch in enumerate(batches):
             given, handed[round_] = [handed[round_]] if handed[round_] is not None else [], None
-            with autocast(self.precision, self.device):
+            with self.part("forward"), autocast(self.precision, self.device):
                 out = phase.loss(self.modules[index], batch.to(self.device), self.generators(nimg, round_), *given)
-            (out.loss / self.options.batch_size).backward()
+            with self.part("backward"):
+                self.per_image(out.loss).backward()
             self.losses.update(report_loss(stats, phase.name, out))
             total += out.loss.detach()
             totals = {name: value + totals.get(name, 0) for name, value in (out.totals or {}).items()}
             hands.append(out.handed)
-        totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
-        total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
-        parameters = [p for p in phase.module.parameters() if p.requires_grad]
-        sharding.sum_gradients(parameters)
-        norm = sharding.clip_gradients(parameters, self.options.grad_clip)
-        stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
-        return PhaseStep(float(norm + total), totals, hands)
+        return total, totals, hands
+
+    def per_image(self, loss: torch.Tensor) -> torch.Tensor:
+        """What is taken gradients of: a round's part of the mean over the images of a step, in fp16 scaled up."""
+        if self.loss_scale is None:
+            return loss / self.options.batch_size
+        return loss.float() * (self.loss_scale / self.options.batch_size)
 
     def applied(self) -> None:
         """Weights have moved by the step; of a plain one nothing is kept."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sized
-from contextlib import closing
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -18,12 +18,15 @@ from edm3d.samplers.noise import mix_seed
 from edm3d.training.buffers import Buffers
 from edm3d.training.ema import ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
+from edm3d.training.loss_scale import next_scale
+from edm3d.training.machine import environment, place
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
 from edm3d.training.private.step import PrivateStep
+from edm3d.training.profiling import Profile
 from edm3d.training.restoring import check_fits
-from edm3d.training.resume import RunRecord, changes, processor
+from edm3d.training.resume import RunRecord, changes
 from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
 from edm3d.training.step import PlainStep
@@ -38,8 +41,6 @@ from edm3d.utils.runs import has_exact_names, kimg_name, prune
 from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector, StatsFiles, start_wandb
 from edm3d.utils.stop import Reason, Stop, reason_of
-
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
 
 
 class Trainer:
@@ -71,6 +72,7 @@ class Trainer:
         step = partial(PrivateStep, budget=private.budget) if private else PlainStep
         self.stepper = step(task, dataset, options, precision=self.precision, device=device)
         self.batch_gpu = self.stepper.batch_gpu
+        self.part, self.watched = nullcontext, nullcontext  # around parts of a step, and around a step
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
         self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
@@ -82,25 +84,18 @@ class Trainer:
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Bring a module to the device, whole or this rank's share of it."""
-        if self.options.parallel == "fsdp" and self.ranks > 1:
-            sharding.shard(module, self.device, optimizer)
-            return
-        module.to(self.device)
-        if self.options.channels_last:
-            for p in module.parameters():
-                if p.ndim in LAYOUTS:
-                    p.data = p.data.contiguous(memory_format=LAYOUTS[p.ndim])
+        place(module, optimizer, self.options, self.device)
+
+    def watch(self, profile: Profile) -> None:
+        """Have a profile made of the next steps."""
+        self.part = self.stepper.part = profile.part
+        self.watched = profile.step
 
     # ---- state ----
 
     def environment(self) -> dict:
         """What changes the last bits of a result; stored in the state, a change is warned of."""
-        return {"threads": torch.get_num_threads(), "ranks": self.ranks, "batch_gpu": self.batch_gpu,
-                "precision": self.precision, "channels_last": self.options.channels_last,
-                "compile": self.options.compile, "parallel": self.options.parallel,
-                "torch": str(torch.__version__), "device": self.device.type,
-                "fused": [bool(p.optimizer.defaults.get("fused")) for p in self.task.phases],
-                "processor": processor(self.device)}
+        return environment(self.options, self.batch_gpu, self.precision, self.task.phases, self.device)
 
     def state(self) -> TrainingState:
         """Everything to go on from here bit for bit, or, among steps that are skipped, from before the first of them.
@@ -199,7 +194,8 @@ class Trainer:
             self.good = replace(p), self.stats.copy()
         torch.manual_seed(mix_seed(options.seed, "layers", p.nimg, self.rank))  # dropout layers
         start = time.perf_counter()
-        rounds = self.stepper.take(data)
+        with self.part("data"):
+            rounds = self.stepper.take(data)
         self.stats.report("time/data_wait", time.perf_counter() - start)
         stats = Collector()
         self.buffers.remember()
@@ -208,10 +204,14 @@ class Trainer:
         bad, wish, *moved = distributed.max_over_ranks([not isfinite(check), stop.wish() if stop else 0,
                                                         *self.buffers.moved()])
         self.stats.report("bad_steps", bad)
+        scale = p.loss_scale
+        if self.precision == "fp16":
+            p.loss_scale, p.scale_steps = next_scale(scale, p.scale_steps, bool(bad))
         if bad:
             p.bad_steps += 1
             self.buffers.put_back()
-            self.report_bad([index for indices, _ in rounds for index in indices])
+            self.report_bad([index for indices, _ in rounds for index in indices],
+                            f"; loss scale {scale:g} -> {p.loss_scale:g}" if p.loss_scale != scale else "")
         else:
             p.bad_steps = 0
             self.buffers.average(moved)
@@ -224,6 +224,8 @@ class Trainer:
     def all_gradients(self, batches: list[Batch], stats: Collector) -> dict[int, PhaseStep]:
         """What the phases that have begun make of the rounds of a step, by their places."""
         steps, handed = {}, [None] * len(batches)
+        if self.precision == "fp16":
+            self.stepper.loss_scale = self.progress.loss_scale
         for i, phase in enumerate(self.task.phases):
             if self.progress.nimg >= phase.start_kimg * 1000:
                 steps[i] = self.stepper.gradients(i, batches, self.progress.nimg, stats, handed)
@@ -238,26 +240,29 @@ class Trainer:
             phase = self.task.phases[i]
             for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
                 group["lr"] = lr * factor
-            phase.optimizer.step()
+            with self.part("optimiser"):
+                phase.optimizer.step()
             if phase.absorb and (found := phase.absorb(step.totals, p.nimg)):
                 for name, value in found.values.items():
                     self.stats.report(f"{found.group}/{name}", value)
         self.stepper.applied()
-        for halflife, ema in zip(self.halflives, self.emas, strict=True):
-            update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife, options.ema_rampup_ratio))
+        with self.part("averages"):
+            for halflife, ema in zip(self.halflives, self.emas, strict=True):
+                update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife,
+                                                        options.ema_rampup_ratio))
 
     def lr_factor(self, nimg: int) -> float:
         """What learning rates are multiplied by in the step at a number of images."""
         options = self.options
         return lr_factor(nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
 
-    def report_bad(self, indices: list[int]) -> None:
-        """Say which images made a step that was skipped."""
+    def report_bad(self, indices: list[int], and_then: str) -> None:
+        """Say which images made a step that was skipped, and what comes of it."""
         first, p = self.progress.nimg, self.progress
         assert not self.private, "a private step is finite whatever it sees, and says of no item that it was in it"
         items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
         self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
-                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}")
+                 f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}{and_then}")
 
     def check_bad(self) -> None:
         """Save a state from before them and raise ValueError when too many steps in a row, or all, were skipped."""
@@ -308,7 +313,7 @@ class Trainer:
         p, reason = self.progress, None
         self.tick_start = time.perf_counter() - p.tick_seconds
         while p.nimg < self.total and reason is None:
-            with distributed.meeting(f"the step at {p.nimg} images"):
+            with distributed.meeting(f"the step at {p.nimg} images"), self.watched():
                 reason = self.step(data, stop)
             bar.update(self.options.batch_size)
             self.check_bad()

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from edm3d.utils.checks import listed
 from edm3d.utils.files import first_line
 from edm3d.utils.log import error_text, is_lack_of_memory
+from edm3d.utils.precision import set_cuda_arithmetic
 
 BEAT_S = 1  # how often a rank shows that its process is alive; it counts as lost after five beats that stay out
 LONGEST_S = 10 ** 8  # of waiting: three years, which the libraries can count
@@ -136,18 +137,20 @@ def meeting(what: str) -> Iterator[None]:
             yield
 
 
-def init(device_type: str = "auto", timeout_s: float = 600) -> torch.device:
+def init(device_type: str = "auto", timeout_s: float = 600, *, tf32: bool = False, cudnn_benchmark: bool = False
+         ) -> torch.device:
     """Join the process group that torchrun describes (or a group of one) and return this rank's device.
 
     device_type is auto, cpu or cuda; auto takes CUDA where there is one. ConnectionError, naming the rank, when one
-    does not arrive within timeout_s: now, or later at whatever the ranks do together.
+    does not arrive within timeout_s: now, or later at whatever the ranks do together. tf32, cudnn_benchmark: see
+    precision.set_cuda_arithmetic.
     """
     if not timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s}: wanted more than 0 seconds")
     device = choose_device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is float32; for speed there is bf16
+        set_cuda_arithmetic(tf32, cudnn_benchmark)
     if "RANK" in os.environ and not dist.is_initialized():
         join(device, timeout_s)
     return device

@@ -32,10 +32,14 @@ class Options:
     ema_halflife_kimg: Any = 500.0      # or a list: the first is shown and validated, each gets a snapshot of its own
     ema_rampup_ratio: float | None = 0.05
     grad_clip: float | None = None      # global norm above which gradients are scaled down
-    precision: str = "auto"             # fp32 | bf16 | auto (bf16 where the processor multiplies it)
+    precision: str = "auto"             # fp32 | bf16 | fp16 | auto (bf16 where the processor multiplies it)
+    tf32: bool = False                  # CUDA multiplies what is float32 in TF32
+    cudnn_benchmark: bool = False       # cuDNN tries its kernels out on every new shape
     channels_last: bool = False
     checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False
+    tune: bool = False                  # a new run measures which channels_last, compile and batch_gpu are fastest
+    profile: bool = False               # where the time of a step goes: RUN/profile
     parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
     timeout_s: float = 600              # how long ranks wait for one that is late
     num_threads: int = 0                # CPU threads per rank, 0 = OMP_NUM_THREADS, or cores / ranks

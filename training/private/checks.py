@@ -30,6 +30,12 @@ def check_config(training: dict[str, Any], options: Options) -> None:
         "gradients per sample are then missing, without a word; set it to false, and batch_gpu lower",
         "training.options.compile=true": options.compile and
         "gradients per sample are taken layer by layer, which a compiled network does not show; set it to false",
+        "training.options.precision=fp16": options.precision == "fp16" and
+        "a step that overflows would have to be skipped, which tells of the data; choose bf16 or fp32",
+        "training.options.tune=true": options.tune and
+        "the steps that it measures are not private ones; set it to false",
+        "training.options.profile=true": options.profile and
+        "a profile shows how many units a step has drawn, which is part of what is hidden; profile a run without it",
         f"training.options.parallel={options.parallel}": options.parallel != "ddp" and
         "gradients per sample need whole weights on every rank; choose ddp",
     }

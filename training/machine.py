@@ -1,0 +1,54 @@
+"""How a run uses its machine: where weights lie, and what of that changes the last bits of a result."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from edm3d.training.phases import Phase
+from edm3d.training.resume import processor
+from edm3d.utils import distributed, sharding
+from edm3d.utils.schema import Options
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
+
+
+def place(module: torch.nn.Module, optimizer: torch.optim.Optimizer | None, options: Options, device: torch.device
+          ) -> None:
+    """Bring a module to the device, whole or this rank's share of it."""
+    if options.parallel == "fsdp" and distributed.world_size() > 1:
+        sharding.shard(module, device, optimizer)
+        return
+    module.to(device)
+    if options.channels_last:
+        for p in module.parameters():
+            if p.ndim in LAYOUTS:
+                p.data = p.data.contiguous(memory_format=LAYOUTS[p.ndim])
+
+
+def keep_compiled() -> str:
+    """Have torch.compile keep what it makes where the next start finds it, not in /tmp; a line that says where.
+
+    In ~/.cache/edm3d/compiled, unless the environment names a folder. Where none can be made, torch chooses.
+    """
+    if CACHE not in os.environ:
+        with suppress(OSError, RuntimeError):  # a home that is read-only, or none
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edm3d" / "compiled"
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ[CACHE] = str(folder)
+    where = os.environ.get(CACHE, "a folder of torch")
+    return f"Compiled    the first step is long; what it makes is kept in {where}"
+
+
+def environment(options: Options, batch_gpu: int, precision: str, phases: Sequence[Phase], device: torch.device
+                ) -> dict:
+    """What changes the last bits of a result; stored in the state, a change is warned of."""
+    return {"threads": torch.get_num_threads(), "ranks": distributed.world_size(), "batch_gpu": batch_gpu,
+            "precision": precision, "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark, "channels_last": options.channels_last,
+            "compile": options.compile, "parallel": options.parallel, "torch": str(torch.__version__),
+            "device": device.type, "fused": [bool(p.optimizer.defaults.get("fused")) for p in phases],
+            "processor": processor(device)}
