@@ -46,7 +46,8 @@ DATA = {**RECIPES, "echo_vae": ((1, 32, 32, 32), 4, 0), "echo64_vae": ((1, 64, 6
         **{f"cardiac_{name}": ((1, 13, 96, 96), 4, 0) for name in ("kl2x", "kl4x", "vq2x", "vq4x")},
         **{f"cardiac_ldm_{name}": ((1, 13, 24, 24), 4, 0) for name in ("kl4x", "vq4x")},
         "cardiac_classifier": ((1, 13, 96, 96), 4, 2),
-        "cardiac_demo_kl4x": ((1, 13, 32, 32), 4, 0), "cardiac_demo_ldm": ((4, 13, 8, 8), 4, 0)}
+        "cardiac_demo_kl4x": ((1, 13, 32, 32), 4, 0), "cardiac_demo_ldm": ((4, 13, 8, 8), 4, 0),
+        "private_demo_kl4x": ((1, 13, 24, 24), 4, 0), "private_demo_ldm": ((4, 13, 6, 6), 4, 0)}
 TOLD = {"echo_edm": ("a", "b"), **dict.fromkeys(("cardiac_ldm_kl4x", "cardiac_ldm_vq4x", "cardiac_demo_ldm"),
                                                      tuple("abcdefghijklmn"))}
 VOLUMES = {"echo3d_semantic_edm": (32, 32, 32), "echo2d_edm_l64": (256, 256), "echo2d_edm_l128": (256, 256)}

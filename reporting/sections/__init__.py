@@ -23,6 +23,7 @@ from edm3d.reporting.sections.latents import Latents
 from edm3d.reporting.sections.membership import MembershipAttack
 from edm3d.reporting.sections.padding_slices import PaddingSlices
 from edm3d.reporting.sections.pairs import ImagePairs
+from edm3d.reporting.sections.private_training import PrivateTraining
 from edm3d.reporting.sections.provenance import Provenance
 from edm3d.reporting.sections.sample_pictures import SamplePictures
 from edm3d.reporting.sections.scalars import MeasuredOnce, Scalars
@@ -74,6 +75,7 @@ COMPARISON = (
     Utility(),
     CopiesFound(),
     MembershipAttack(),
+    PrivateTraining(),
     Provenance(),
 )
 COMPARISON = (*COMPARISON, Scorecard(COMPARISON))  # what all before it say

@@ -1,10 +1,8 @@
 """Where the volumes of a report come from, on which terms, and what is written down of them."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from edm3d.formats.privacy import PrivacyStatement
 from edm3d.reporting.comparison import NOT_STATED, Comparison
 from edm3d.reporting.html import html_table
 from edm3d.reporting.section import Score, Section
@@ -69,15 +67,7 @@ class Provenance(Section):
                     for name, row in extractors.items()]
             head = ["extractor", "of", "images as it sees them", "width", "distances compare"]
             body = f"<h2>Extractors</h2>{html_table(head, rows)}"
-        return body + of_privacy(report["generated"].get("privacy", {}))
-
-
-def of_privacy(found: Mapping[str, Any]) -> str:
-    """The statement of a private network, '' where it was trained without."""
-    if not found.get("available"):
-        return ""
-    statement = PrivacyStatement.from_plain({k: v for k, v in found.items() if k != "available"}, "the report")
-    return f"<h2>Differential privacy</h2><pre>{escape(chr(10).join(statement.lines()))}</pre>"
+        return body
 
 
 def recorded_items(report: Mapping[str, Any]) -> dict[str, bool]:
