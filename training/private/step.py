@@ -86,6 +86,7 @@ class PrivateStep:
             out = phase.loss(phase.module, batch.to(self.device), generators)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # of first layers, as it should
+            warnings.filterwarnings("ignore", "In CPU autocast, but the target dtype")  # of float32, which is meant
             out.loss.backward()
 
     def add_noise(self, parameters: Sequence[torch.nn.Parameter]) -> None:
