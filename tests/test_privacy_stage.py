@@ -1,5 +1,6 @@
 """What a first stage says of privacy travels: latents, snapshots, statements, and what all have spent together."""
 
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 pytest.importorskip("opacus")
 
+import generate
+import train
 from dataset_tool import main
 from edm3d.formats.describe import describe
 from edm3d.formats.facts import Facts, LatentScaling
@@ -18,7 +21,9 @@ from edm3d.formats.refinement import Refinement
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.training.private.accounting import epsilon
 from edm3d.training.private.budget import open_budget
+from edm3d.training.private.checks import CODES_STAY
 from edm3d.training.private.release import Release
+from edm3d.utils.runs import list_files
 from tests.commands import refused, succeed
 from tests.test_privacy_runs import PRIVACY
 from tests.toy import OPTIONS, Points
@@ -132,3 +137,54 @@ def test_a_damaged_statement_of_what_it_stands_on_is_refused():
         bad = {**found, "earlier": [{**found["earlier"][0], key: value}]}
         with pytest.raises(ValueError, match=r"file: privacy"):
             PrivacyStatement.from_plain(bad, "file")
+
+
+# ---- by the command line ----
+
+COMMON = ["training.options.batch_size=4", "training.options.total_kimg=0.008", "training.options.kimg_per_tick=0.008",
+          "training.options.num_threads=1", "training.options.device=cpu", "training.options.precision=fp32",
+          "training.validation.max_items=0", "training.validation.preview_ticks=null", "training.optimizer.lr=1e-3"]
+STAGE = ["-cn=echo_vae", "autoencoder=vq", "training.network.channels=[4,4]", "training.network.codebook_size=8",
+         *COMMON]
+EDM = ["-cn=echo_edm", "training.options.min_psnr=null", *COMMON, *(f"training.network.model.{key}" for key in (
+    "model_channels=8", "channel_mult=[1]", "attention_levels=[0]", "channels_per_head=8", "attribute_dim=auto"))]
+PRIVATE = ["privacy=eps10", "training.privacy.target_delta=1e-3", "training.privacy.noise_multiplier=1"]
+
+
+@pytest.mark.slow
+def test_from_public_networks_to_private_samples(tmp_path):
+    """A VQ stage and a diffusion of public phantoms, both tuned privately on others, and samples of the end."""
+    with chdir(tmp_path):
+        for name, count, seed in (("public", 16, 0), ("mine", 24, 1)):
+            succeed(main, "phantom", "--dest", f"{name}.h5", "--num", str(count), "--size", "8", "--seed", str(seed))
+
+        def encode(stage: str, data: str) -> None:
+            succeed(main, "encode", "--autoencoder", f"{stage}/00000-echo_vae", "--source", f"{data}.h5", "--dest",
+                    f"{data}_latents.h5", "--num-threads", "1")
+
+        succeed(train.main, *STAGE, "training.dataset.path=public.h5", "training.options.run_root=stage")
+        encode("stage", "public")
+        succeed(train.main, *EDM, "training.dataset.path=public_latents.h5", "training.options.run_root=edm")
+        succeed(train.main, *STAGE, *PRIVATE, "training.dataset.path=mine.h5", "training.options.run_root=mine_stage",
+                "training.options.init_from=stage/00000-echo_vae", CODES_STAY)
+        encode("mine_stage", "mine")
+        stage = LatentsFile(Path("mine_latents.h5")).first_stage_privacy
+        assert stage.trained.endswith(f"({CODES_STAY})") and not any("intensity" in text for text in stage.not_covered)
+        said = succeed(train.main, *EDM, *PRIVATE, "training.dataset.path=mine_latents.h5",
+                       "training.options.run_root=mine_edm", "training.options.init_from=edm/00000-echo_edm",
+                       "training.options.trainable=attention")
+        assert "In CPU autocast" not in said and "first stage: " in said
+        before, after = (Snapshot.read(list_files(Path(f"{root}/00000-echo_edm"), "network-snapshot")[-1])
+                         for root in ("edm", "mine_edm"))
+        moved = {name for name, w in after.weights.items() if not torch.equal(w, before.weights[name])}
+        assert moved and all(any(part in name for part in ("norm2", "qkv", "proj")) for name in moved)
+        assert after.first_stage.scaling == before.first_stage.scaling
+        for key in ("attribute_mean", "attribute_std"):
+            assert after.network["model"][key] == before.network["model"][key] is not None
+        assert not any(what in text for text in after.privacy.not_covered for what in ("mean and", "intensity"))
+        assert [each.ledger for each in after.privacy.earlier] == [stage.ledger]
+        assert "privately trained" in after.privacy.first_stage and "taken as public" in after.privacy.start
+        succeed(generate.main, "-cn=echo_edm", "sampling.network=mine_edm/00000-echo_edm", "sampling.seeds=0",
+                "sampling.outdir=out", "sampling.sampler.num_steps=2", "sampling.num_threads=1")
+        lines = succeed(main, "privacy-ledger", "out/samples.h5", "mine_stage/00000-echo_vae").splitlines()
+        assert len(lines) == 3 and lines[-1].startswith("Together: epsilon")

@@ -45,6 +45,8 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2
 class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
+    private_step = PrivateStep
+
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
                  log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None,
                  sampled: Sampled | None = None, private: Release | None = None):
@@ -68,7 +70,7 @@ class Trainer:
             self.place(module, optimizer)
         if options.checkpointing:
             sharding.checkpoint_blocks(task.net)
-        step = partial(PrivateStep, budget=private.budget) if private else PlainStep
+        step = partial(self.private_step, budget=private.budget) if private else PlainStep
         self.stepper = step(task, dataset, options, precision=self.precision, device=device)
         self.batch_gpu = self.stepper.batch_gpu
         self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]

@@ -11,7 +11,7 @@ from edm3d.utils.schema import Options
 
 ON = "training.privacy.target_epsilon is set"
 TASKS = ("autoencoder", "diffusion")
-CODES_STAY = f"{KEY}=[re:coder,re:_code]"  # encoder, decoder, and what lies between them and the codes
+CODES_STAY = f"{KEY}=re:coder|_code"  # encoder, decoder, and what may lie between them and the codes
 
 
 def check_config(training: dict[str, Any], options: Options) -> None:
@@ -52,7 +52,7 @@ def check_task(task: Task, trainable: object = None) -> None:
     if phase.absorb is not None and not asked(trainable):
         raise ValueError(f"training.network: {ON}, and its codebook moves by what it sees, without noise; choose "
                          f"autoencoder=kl, or keep the codebook of a public first stage: training.options.init_from= "
-                         f"and a part that is trained, {CODES_STAY} for all but the codes")
+                         f"and a part that is trained, '{CODES_STAY}' for all but the codes")
     for name, module in phase.module.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(f"training.network: {ON}, and {name} is a {type(module).__name__}: images see each other "
