@@ -24,6 +24,7 @@ from edm3d.utils.schema import Options
 from tests.test_config import dataset_like
 
 RECIPES = sorted(path.stem for kind in ("cardiac_*", "echo*") for path in shipped_configs().glob(f"{kind}.yaml"))
+QUICK = ("cardiac_classifier", "cardiac_demo_kl4x", "echo_edm")  # the others are run by make test-slow
 COMMON = ["training.options.batch_size=2", "training.options.total_kimg=0.002", "training.options.device=cpu",
           "training.options.precision=fp32", "training.privacy.noise_multiplier=1", "training.options.num_threads=1"]
 UNET = [f"training.network.model.{key}" for key in ("model_channels=8", "channels_per_head=8", "num_blocks=1")]
@@ -85,7 +86,8 @@ def start(name: str, folder: Path, *choices: str) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+                                  for name in RECIPES])
 def test_a_recipe_starts_privately_or_names_what_to_choose(tmp_path, name):
     for epsilon in ("eps1", "eps10"):
         assert compose(name, [f"privacy={epsilon}"])["training"]["privacy"]["target_epsilon"] == int(epsilon[3:])
