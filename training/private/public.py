@@ -67,7 +67,8 @@ def by_public_figures(training: dict, dataset: Any, held: Held | None, public: S
     """
     training = {**training, "network": with_attributes(training["network"], dataset.facts.attribute_names, public)}
     if training.get("batch_transform"):
-        training["batch_transform"] = with_scaling(training["batch_transform"], dataset.shape[0], public)
+        training["batch_transform"] = with_scaling(
+            training["batch_transform"], dataset.shape[0] if dataset.facts.latents else None, public)
     own, known = dataset.facts.intensity, public.facts.intensity
     if dataset.facts.latents or own == known or own.percentiles or known.percentiles or own.unit != known.unit:
         return training, dataset, held
@@ -97,13 +98,16 @@ def figures(node: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     return next((found for found in inner if None not in found), [None] * len(names))
 
 
-def with_scaling(node: dict, channels: int, public: Snapshot) -> dict:
-    """A batch transform whose scaling of latents is that of a snapshot, where both have one for so many channels."""
+def with_scaling(node: dict, channels: int | None, public: Snapshot) -> dict:
+    """A batch transform whose scaling of latents is that of a snapshot, where both have one.
+
+    channels: of the latents, where the data are some.
+    """
     takes = signature(find_target(node["_target_"], "training.batch_transform")).parameters
     known = public.first_stage and public.first_stage.scaling
     if known is None or "channel_mean" not in takes or node.get("channel_mean") is not None:
         return node
-    if "autoencoder" not in takes and len(known.channel_mean) != channels:
+    if channels is not None and len(known.channel_mean) != channels:
         return node
     return {**node, "channel_mean": known.channel_mean, "channel_std": known.channel_std, "limits": known.limits,
             "scaling": node.get("scaling") or known.scaling}
