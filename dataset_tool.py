@@ -330,7 +330,8 @@ def export(path: Path, kind: str, dest: Path, **options: Any) -> None:
 def privacy_ledger(paths: Sequence[Path], delta: float | None) -> None:
     """Say what private trainings have spent, each and together, of the people that are in the data of all of them.
 
-    PATHS: run folders, their privacy.json, training states, snapshots or samples.
+    PATHS: run folders, their privacy.json, training states, snapshots, latents or samples. What they stand on, as a
+    first stage that was trained privately, counts as well.
     """
     from edm3d.training.private.composing import composed
 

@@ -14,6 +14,7 @@ from edm3d.formats import h5
 from edm3d.formats.asked_words import said_of_samples
 from edm3d.formats.facts import AttributeStatistics
 from edm3d.formats.index_data import index_line
+from edm3d.formats.latents import LatentsFile
 from edm3d.formats.nifti import PICTURE, Volume, npz_names, read_volume, spacing_of, suffix_of
 from edm3d.formats.npz import HASH
 from edm3d.formats.padding import padding_lines
@@ -53,6 +54,8 @@ def describe(path: Path) -> Iterator[str]:
                 yield from [f"  {contract(volumes.meta)}", *padding_of(volumes), *attribute_lines(volumes)]
             elif form == "samples":
                 yield from said_of_samples(path)
+            elif form == "latents" and (said := LatentsFile(path).first_stage_privacy):
+                yield from ("  Of the first stage:", *(f"  {line}" for line in said.lines()))
     elif path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines()
         yield f"{path.name}: {len(lines)} lines, the last: {short(lines[-1].decode(errors='replace') if lines else '')}"

@@ -5,7 +5,8 @@ groups, affines, and boxes, classes, attributes and further columns where there 
 labels and maps [N,*S] uint8 and cond_images [N,C,*S] float32 in stored units. Root: posterior, scaling (how
 diffusion is to scale them), channel_mean, channel_std (of draws from the training split), limits (its lowest min, its
 highest max), round_trip (what held-out items lose, see inference/encode.py), data (what is known of the volumes) and
-/first_stage (its config as JSON, its weights, its hash). Files of DIFF-3 are read by formats/diff3.py.
+/first_stage (its config as JSON, its weights, its hash, and its privacy where it was trained privately). Files of
+DIFF-3 are read by formats/diff3.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from edm3d.formats import h5
 from edm3d.formats.facts import Facts
 from edm3d.formats.items import check_ids, check_tables
+from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.volumes import in_order
 from edm3d.utils.checks import listed
 from edm3d.utils.log import progress
@@ -106,11 +108,12 @@ class Moments:
 
 
 class FirstStageRecord(NamedTuple):
-    """A first stage as files carry it: its network's config, its weights, and their hash."""
+    """A first stage as files carry it: its network's config, its weights, their hash, and what it says of privacy."""
 
     network: dict
     weights: dict[str, np.ndarray]
     hash: str
+    privacy: PrivacyStatement | None = None
 
 
 class MeasuredRoundTrip(NamedTuple):
@@ -145,6 +148,8 @@ def write_latents(path: Path, splits: Mapping[str, Rows], first_stage: FirstStag
         stage = file.create_group("first_stage")
         h5.put_json(stage, "network", first_stage.network)
         h5.put_text(stage, "hash", first_stage.hash)
+        if first_stage.privacy is not None:
+            h5.put_json(stage, "privacy", first_stage.privacy.plain())
         for name, weight in first_stage.weights.items():
             h5.write_array(stage, name, weight, contiguous=True)
         found = {name: _write_split(file.create_group(name), split) for name, split in splits.items()}[measured]
@@ -213,7 +218,12 @@ class LatentsFile:
             self.round_trip: dict | None = None
             if "round_trip" in file.attrs:
                 self.round_trip = checked_round_trip(h5.get_json(file, "round_trip"), path)
-            self.first_stage_hash = h5.get_text(h5.need(file, "first_stage", h5py.Group), "hash")
+            stage = h5.need(file, "first_stage", h5py.Group)
+            self.first_stage_hash = h5.get_text(stage, "hash")
+            self.first_stage_privacy: PrivacyStatement | None = None
+            if "privacy" in stage.attrs:
+                said = h5.get_json(stage, "privacy", dict)
+                self.first_stage_privacy = PrivacyStatement.from_plain(said, path, "first_stage.privacy")
             self.splits = in_order(name for name in file if name != "first_stage")
             if not self.splits:
                 raise ValueError(f"{path}: holds no split")
@@ -242,7 +252,8 @@ class LatentsFile:
         with h5.open_h5(self.path, "latents") as file:
             stage = file["first_stage"]
             weights = {name: _weight(h5.need(stage, name)) for name in stage}
-            return FirstStageRecord(h5.get_json(stage, "network", dict), weights, self.first_stage_hash)
+            return FirstStageRecord(h5.get_json(stage, "network", dict), weights, self.first_stage_hash,
+                                    self.first_stage_privacy)
 
 
 def round_trip_line(found: dict | None) -> str:

@@ -40,6 +40,7 @@ class StageContent(NamedTuple):
     weights: Weights
     hash: str | None
     round_trip: dict[str, Any] | None = None
+    privacy: dict[str, Any] | None = None
 
 
 class Content(NamedTuple):
@@ -66,6 +67,7 @@ class CarriedStage:
     """What a diffusion snapshot carries of the first stage of its latents.
 
     network None, without weights and hash: it is not known. round_trip: what held-out items lose in it, where measured.
+    privacy: what was spent on its weights, None where its training was not private, or is not known.
     """
 
     scaling: LatentScaling
@@ -73,6 +75,7 @@ class CarriedStage:
     weights: Weights = field(default_factory=dict)
     hash: str | None = None
     round_trip: dict | None = None
+    privacy: PrivacyStatement | None = None
 
     @classmethod
     def from_record(cls, record: FirstStageRecord | None, scaling: LatentScaling, round_trip: dict | None = None
@@ -81,7 +84,7 @@ class CarriedStage:
         if record is None:
             return cls(scaling, round_trip=round_trip)
         weights = {name: torch.from_numpy(w) for name, w in record.weights.items()}
-        return cls(scaling, record.network, weights, record.hash, round_trip)
+        return cls(scaling, record.network, weights, record.hash, round_trip, record.privacy)
 
     @classmethod
     def from_plain(cls, found: Mapping[str, Any], source: object, channels: int) -> "CarriedStage":
@@ -102,16 +105,19 @@ class CarriedStage:
         if (held.network is None) == bool(held.weights) or (held.network is not None and held.hash is None):
             raise ValueError(f"{source}: {key} needs network, weights and hash together, or none of them")
         checkpoint.check_finite(held.weights, source, f"{key}.weights")
-        return cls(scaling, held.network, held.weights, held.hash, held.round_trip)
+        return cls(scaling, held.network, held.weights, held.hash, held.round_trip,
+                   None if held.privacy is None else PrivacyStatement.from_plain(held.privacy, source, f"{key}.privacy")
+                   )
 
     def plain(self) -> dict[str, Any]:
         """As a snapshot file holds it."""
         return {"network": self.network, "weights": self.weights, "hash": self.hash, **self.scaling._asdict(),
-                "round_trip": self.round_trip}
+                "round_trip": self.round_trip, **({"privacy": self.privacy.plain()} if self.privacy else {})}
 
     def with_network(self, snapshot: "Snapshot") -> "CarriedStage":
         """The same with the network of an autoencoder's snapshot."""
-        return replace(self, network=snapshot.network, weights=snapshot.weights, hash=snapshot.network_hash)
+        return replace(self, network=snapshot.network, weights=snapshot.weights, hash=snapshot.network_hash,
+                       privacy=snapshot.privacy)
 
     def build(self, source: str, trust: bool = False, trial: Trial | None = None) -> torch.nn.Module:
         """Its network; ValueError when it is not there or is not that of its hash. trial: see build_network."""
@@ -278,7 +284,8 @@ class Snapshot:
     @property
     def record(self) -> FirstStageRecord:
         """The network as files of latents carry a first stage."""
-        return FirstStageRecord(self.network, {k: v.numpy() for k, v in self.weights.items()}, self.network_hash)
+        return FirstStageRecord(self.network, {k: v.numpy() for k, v in self.weights.items()}, self.network_hash,
+                                self.privacy)
 
     @property
     def target(self) -> str:

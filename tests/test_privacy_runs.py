@@ -254,8 +254,9 @@ def test_what_public_weights_knew_is_public(tmp_path):
     said = "\n".join(snapshot.privacy.not_covered)
     assert not any(named in said for named in ("intensity", "mean and standard"))
     assert snapshot.facts.attribute_statistics == FACTS.attribute_statistics
-    assert snapshot.privacy.start == "of public.pt, taken as public"
-    assert "has spent epsilon" in private_snapshot(tmp_path, first).privacy.start
+    assert snapshot.privacy.start == f"of public.pt ({first.hash[:12]}), taken as public"
+    from_private = private_snapshot(tmp_path, first).privacy
+    assert "privately trained: epsilon" in from_private.start and len(from_private.earlier) == 1
 
 
 def test_samples_carry_the_statement(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edm3d.formats.facts import Facts, LatentScaling
-from edm3d.formats.latents import FirstStageRecord, Moments
+from edm3d.formats.latents import FirstStageRecord, Moments, Statistics
 from edm3d.inference.batch import Batch, Sample, collate
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.snapshot import Snapshot, check_contract
@@ -89,12 +89,16 @@ class FrozenStage:
 
     trust: let the autoencoder's snapshot build classes that are not on the list of known ones.
     autoencoder: a name, run folder or snapshot. The statistics of the scaling are those of `num` items of the training
-    data, measured once at the start of a run. draw: draw latents from their posteriors, or take these' means.
+    data, measured once at the start of a run, unless channel_mean, channel_std and limits are given. draw: draw latents
+    from their posteriors, or take these' means.
     """
 
     def __init__(self, autoencoder: str, num: int = 64, scaling: str = "standardize", sigma_data: float = 0.5,
-                 run_root: str = "results", trust: bool = False, draw: bool = True):
+                 run_root: str = "results", trust: bool = False, draw: bool = True,
+                 channel_mean: Sequence[float] | None = None, channel_std: Sequence[float] | None = None,
+                 limits: Sequence[float] | None = None):
         check_count(1, {"num": num})
+        self.given = None if channel_mean is None else Statistics(channel_mean, channel_std, limits)
         self.path = distributed.from_rank_0(lambda: find_file(autoencoder, "network-snapshot", Path(run_root),
                                                               "training.batch_transform.autoencoder"))
         self.snapshot = Snapshot.read(self.path, "autoencoder")
@@ -110,7 +114,7 @@ class FrozenStage:
         self.stage.check_maps(dataset.facts, dataset.facts.source)
         self.latent_shape = self.stage.net.latent_shape(dataset.shape[1:])
         self.stage.to(device)
-        statistics = distributed.from_rank_0(lambda: self.measure(dataset).statistics())
+        statistics = self.given or distributed.from_rank_0(lambda: self.measure(dataset).statistics())
         self.latent_scaling = LatentScaling(*statistics, self.kind, self.sigma_data)
         self.stage = FirstStage(self.stage.net, self.snapshot.facts, self.latent_scaling)
 

@@ -47,7 +47,7 @@ class LiveMemory(TorchDispatchMode):
         except DataDependentOutputException:  # float(loss) and its like
             return ANY_NUMBER
         for value in tree_iter(out):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.device.type != "meta":
                 self.count(value.untyped_storage())
         return out
 

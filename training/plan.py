@@ -3,18 +3,27 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.privacy import Ledger
 from edm3d.inference.batch import Batch
 from edm3d.inference.first_stage import FirstStage, tiles_of
 from edm3d.networks.conditioning import blank, takes_of
 from edm3d.networks.tiles import Tiles
+from edm3d.training.data_sampler import LogicalBatch
 from edm3d.training.live_memory import LiveMemory, fake_tensors, imagine, tensor_bytes
 from edm3d.training.phases import LossOutput, Task
+from edm3d.training.private.accounting import ACCOUNTANT
+from edm3d.training.private.budget import Budget
+from edm3d.training.private.noise import DRAWS
+from edm3d.training.private.release import Release
+from edm3d.training.private.start import asked_privacy
+from edm3d.training.private.step import PrivateStep
 from edm3d.training.resume import RunRecord
 from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
@@ -23,7 +32,7 @@ from edm3d.training.training_loop import Trainer
 from edm3d.utils.config import build
 from edm3d.utils.log import RunLog
 from edm3d.utils.precision import resolve_precision
-from edm3d.utils.schema import Options
+from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import Collector
 
 ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
@@ -64,8 +73,40 @@ class DecodePlan(NamedTuple):
     peak: int
 
 
+class ImaginedStep(PrivateStep):
+    """A private step on fake tensors, whose batch is there: full rounds."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        rows, privacy = range(self.options.batch_size), self.budget.options
+        of_unit = privacy.noise_multiplicity * (2 if privacy.unit == "group" else 1)
+        rounds = [rows[first:first + self.batch_gpu] for first in rows[::self.batch_gpu]]
+        self.batch = LogicalBatch(list(map(list, rounds)), [[row // of_unit for row in part] for part in rounds])
+
+    def noise(self, like: torch.Tensor, std: float) -> torch.Tensor:
+        """As large as what a card draws."""
+        return sum(torch.empty_like(like) for _ in range(DRAWS))
+
+    def hooked(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """The same; Opacus copies layers to the meta device, which fake weights do not go to."""
+        kept = [(part, dict(part._parameters)) for part in module.modules()]
+        with unset_fake_temporarily():
+            for part, own in kept:
+                for name, p in own.items():
+                    bare = p is not None and torch.empty(p.shape, dtype=p.dtype, device="meta")
+                    part._parameters[name] = None if p is None else torch.nn.Parameter(bare, p.requires_grad)
+            made = super().hooked(module, optimizer)
+        for part, own in kept:
+            part._parameters.update(own)
+        for p in module.parameters():
+            p.grad_sample, p._forward_counter = None, 0
+        return made
+
+
 class ImaginedTrainer(Trainer):
     """A trainer of fake tensors, which are where they are."""
+
+    private_step = ImaginedStep
 
     def place(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Leave it."""
@@ -98,7 +139,9 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
     options = Options(**training["options"])
     options = replace(options, precision=resolve_precision(options.precision, torch.device("cpu")), compile=False)
     batch_gpu, rounds = split_batch(options.batch_size, options.batch_gpu, 1)
-    options = replace(options, batch_gpu=batch_gpu, batch_size=batch_gpu * min(rounds, 2))
+    privacy = asked_privacy(training, options)
+    planned = 3 if privacy else min(rounds, 2)  # private batches differ in size; the third has all beside it
+    options = replace(options, batch_gpu=batch_gpu, batch_size=batch_gpu * planned)
     training = {**training, "options": vars(options)}
     with key_of_size_named(training, source), fake_tensors(), LiveMemory() as memory:
         task = TASKS[training["task"]].assemble(training, source, imagined=True)
@@ -107,7 +150,8 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
         for phase in task.phases:
             phase.loss = watched(phase.loss, memory, kept)
         trainer = ImaginedTrainer(task, [], options, run_dir=Path(), device=torch.device("cpu"), log=RunLog(False),
-                                  record=RunRecord({}, source.facts))
+                                  record=RunRecord({}, source.facts),
+                                  private=imagined_release(privacy, options.batch_size) if privacy else None)
         batches = [imagined_batch(task, shape, batch_gpu)] * trainer.stepper.rounds
         trainer.progress.nimg = int(options.total_kimg * 1000) // options.batch_size * options.batch_size
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as flops:
@@ -123,6 +167,13 @@ def plan_step(training: dict, source: PlannedData) -> StepPlan:
                         tensor_bytes([[p.grad for p in module.parameters()] for module in modules]), activations,
                         memory.peak - weights - averages - states - activations, memory.peak,
                         sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad))
+
+
+def imagined_release(privacy: Privacy, batch_size: int) -> Release:
+    """That of a private run in whose batches every one of as many records is."""
+    ledger = Ledger(privacy.unit, batch_size, privacy.max_grad_norm, ACCOUNTANT, "")
+    units = [[i] for i in range(batch_size)]
+    return Release(Budget(privacy, units, batch_size, ledger, privacy.noise_multiplier or 1.0, 2 ** 20))
 
 
 def one_step(trainer: Trainer, batches: list[Batch]) -> None:

@@ -99,7 +99,7 @@ def step_levers(config: dict, source: PlannedData) -> Iterator[Lever]:
         yield Lever("training.options.batch_gpu", batch)
     if resolve_precision(options["precision"], torch.device("cpu")) == "fp32":
         yield Lever("training.options.precision", "bf16")
-    if not options["checkpointing"]:
+    if not options["checkpointing"] and config["training"]["privacy"]["target_epsilon"] is None:
         yield Lever("training.options.checkpointing", True)
     yield from TASKS[config["training"]["task"]].levers(config["training"], source)
 

@@ -11,6 +11,7 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.training_state import TrainingState
+from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.unet_blocks import UNetBlock
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
@@ -18,6 +19,7 @@ from edm3d.training.init_from import init_from
 from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
+from edm3d.training.private.public import by_public_figures, public_start
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
 from edm3d.training.profile_plan import planned
@@ -29,7 +31,7 @@ from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
 from edm3d.training.step import split_batch
 from edm3d.training.tasks import TASKS
 from edm3d.training.tasks.base import key_of_size_named
-from edm3d.training.trainable import asked, start_notes, trained_lines, write_trained
+from edm3d.training.trainable import asked, part_line, start_notes, trained_lines, write_trained
 from edm3d.training.training_loop import Trainer
 from edm3d.training.tune import DEVICES, measured, taken_over
 from edm3d.training.validation import Held
@@ -113,14 +115,17 @@ def train(experiment: str, config: dict) -> Path | None:
         dataset = build(training["dataset"], path="training.dataset")
         check_dataset(dataset, training["dataset"]["_target_"])
         torch.manual_seed(options.seed)
-        held = held_out(training)
+        held, public = held_out(training), public_start(options) if privacy else None
+        if public is not None:
+            training, dataset, held = by_public_figures(training, dataset, held, public)
 
         def assemble() -> Task:
             with key_of_size_named(training, dataset):
                 return TASKS[training["task"]].assemble(training, dataset, held)
 
         task = assemble()
-        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy, plan, assemble)
+        run_dir, reason = train_task(experiment, config, task, dataset, held, options, device, privacy, public, plan,
+                                     assemble)
     finally:
         distributed.shutdown()
     if reason and reason.exit_code:
@@ -135,9 +140,12 @@ def common_part(training: dict) -> dict:
 
 
 def train_task(experiment: str, config: dict, task: Task, dataset: object, held: Held | None, options: Options,
-               device: torch.device, privacy: Privacy | None, plan: Planned | None,
+               device: torch.device, privacy: Privacy | None, public: Snapshot | None, plan: Planned | None,
                assemble: Callable[[], Task]) -> tuple[Path, Reason | None]:
-    """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop."""
+    """Find out what to go on from, take a run folder, and train in it; the folder, and why it was asked to stop.
+
+    public: what a private run starts from. plan: for a profile. assemble: another such task, to be tried.
+    """
     training, main = config["training"], distributed.rank() == 0
     record = RunRecord(config, known_facts(task, dataset))
     notes = round_trip_notes(task.snapshot.first_stage, dataset.facts.file, options.min_psnr)
@@ -157,8 +165,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         fresh = options.init_from and not state
         start.notes.extend([*notes, *preview_notes, *sampled_notes])
         start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
-        private = open_private(privacy, task, dataset, options, state.ledger if state else None,
-                               bool(held or sampled)) if privacy else None
+        private = open_private(privacy, task, dataset, options, public, state.ledger if state else None,
+                               measures=bool(held or sampled), forks=not go_on) if privacy else None
         if options.tune:
             options, tuning = tune(options, state, dataset, assemble, device)
             start.notes.extend(tuning)
@@ -182,6 +190,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         if state:
             trainer.restore(state)
         if private:
+            private.trained = part_line(task.net, options.trainable)
             check_gradients(trainer.stepper, dataset)
             start.notes.extend(said_of(private.budget))
         if not go_on:

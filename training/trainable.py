@@ -209,8 +209,14 @@ def trained_lines(net: nn.Module, wanted: object) -> list[str]:
     width = max(map(len, blocks))
     lines = [f"  {block:<{width}}  {sum(layers.values()):>11,} in {', '.join(layers)}"
              for block, layers in blocks.items()]
+    return [f"Trained     {part_line(net, wanted)}", *lines]
+
+
+def part_line(net: nn.Module, wanted: object) -> str:
+    """What of a network moves, in a line."""
     total = sum(p.numel() for p in net.parameters())
-    return [f"Trained     {sum(counts.values()):,} of {total:,} weights ({KEY}={shown(wanted)})", *lines]
+    return f"{sum(trained(net).values()):,} of {total:,} weights ({KEY}={shown(wanted)})" if asked(wanted) \
+        else f"all {total:,} weights"
 
 
 def write_trained(run_dir: Path, net: nn.Module, wanted: object) -> None:

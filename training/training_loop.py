@@ -46,6 +46,8 @@ from edm3d.utils.stop import Reason, Stop, reason_of
 class Trainer:
     """One run: a task, its data, the averages of its weights, and the files of its run folder."""
 
+    private_step = PrivateStep
+
     def __init__(self, task: Task, dataset: Sized, options: Options, *, run_dir: Path, device: torch.device,
                  log: RunLog, record: RunRecord, held: Held | None = None, preview: Preview | None = None,
                  sampled: Sampled | None = None, private: Release | None = None):
@@ -69,7 +71,7 @@ class Trainer:
             self.place(module, optimizer)
         if options.checkpointing:
             sharding.checkpoint_blocks(task.net)
-        step = partial(PrivateStep, budget=private.budget) if private else PlainStep
+        step = partial(self.private_step, budget=private.budget) if private else PlainStep
         self.stepper = step(task, dataset, options, precision=self.precision, device=device)
         self.batch_gpu = self.stepper.batch_gpu
         self.part, self.watched = nullcontext, nullcontext  # around parts of a step, and around a step

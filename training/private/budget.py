@@ -1,5 +1,6 @@
 """The budget of a private run: its units, rate and noise, how far it reaches, and what of it is spent."""
 
+import secrets
 from collections.abc import Sequence, Sized
 
 from edm3d.formats.privacy import UNITS, Ledger
@@ -8,6 +9,8 @@ from edm3d.utils.checks import check_choice, check_positive, listed
 from edm3d.utils.schema import Options, Privacy
 
 KEY = "training.privacy"
+KEY_BYTES = 8  # of a ledger
+HASH = 12  # digits of a hash that people are shown
 
 
 class Budget:
@@ -36,7 +39,7 @@ class Budget:
             raise ValueError(f"training.options.resume: the state's privacy ledger is of {ledger.steps} steps, its "
                              f"weights have made {nimg / self.batch_size:g}")
         check_goes_on(ledger, self.ledger, self.sampling_rate)
-        self.ledger = ledger
+        self.ledger = ledger._replace(key=self.ledger.key)
 
     def epsilon(self) -> float:
         """What is spent."""
@@ -70,23 +73,28 @@ def units_of(dataset: Sized, unit: str) -> list[list[int]]:
     return list(members.values())
 
 
-def open_budget(privacy: Privacy, options: Options, dataset: Sized, spent: Ledger | None = None) -> Budget:
+def open_budget(privacy: Privacy, options: Options, dataset: Sized, spent: Ledger | None = None, *, start: str = "",
+                forks: bool = False) -> Budget:
     """The budget of a run, which goes on from what is spent already where that is given.
 
-    The noise is that of the ledger where it has any, else the one that is asked for, else what spends the whole budget
-    in total_kimg. ValueError for a budget that does not reach for a step, and for a ledger of another kind.
+    start: hash of the snapshot that the weights started from. forks: it goes on in a folder of its own, so that there
+    may be two that do, of which each counts. The noise is that of the ledger where it has any, else the one that is
+    asked for, else what spends the whole budget in total_kimg. ValueError for a budget that does not reach for a step,
+    and for a ledger of another kind.
     """
     units = units_of(dataset, privacy.unit)
     rate, batch = options.batch_size / len(units), options.batch_size
     if rate > 1:
         raise ValueError(f"training.options.batch_size={batch}: there are {len(units)} {UNITS[privacy.unit]}, of which "
                          "each is to enter a batch at random; wanted no more than that")
-    ledger = Ledger(privacy.unit, len(units), privacy.max_grad_norm, accounting.ACCOUNTANT, accounting.version())
+    ledger = Ledger(privacy.unit, len(units), privacy.max_grad_norm, accounting.ACCOUNTANT, accounting.version(),
+                    key=secrets.token_hex(KEY_BYTES), start=start)
     wanted = -(-round(options.total_kimg * 1000) // batch)
     epsilon, delta, noise = privacy.target_epsilon, privacy.target_delta, privacy.noise_multiplier
     if spent is not None:
         check_goes_on(spent, ledger, rate)
-        ledger = spent._replace(accountant=ledger.accountant, version=ledger.version)
+        ledger = spent._replace(accountant=ledger.accountant, version=ledger.version,
+                                key=ledger.key if forks or not spent.key else spent.key)
         noise = spent.history[-1].noise_multiplier if spent.history else noise
     if noise is None:
         noise = accounting.noise_multiplier(epsilon, delta, rate, wanted)
@@ -102,6 +110,9 @@ def check_goes_on(spent: Ledger, now: Ledger, rate: float) -> None:
     """ValueError where a ledger was kept of another unit, clipping or sampling than a run has now."""
     pairs = {f"{KEY}.unit": (spent.unit, now.unit), f"{KEY}.max_grad_norm": (spent.max_grad_norm, now.max_grad_norm),
              "the number of units": (spent.count, now.count)}
+    if spent.key and spent.start != now.start:
+        pairs["the weights at the start (training.options.init_from), by their hash"] = (
+            spent.start[:HASH] or "none known", now.start[:HASH] or "none")
     if spent.history:
         pairs["the sampling rate"] = (spent.history[-1].sampling_rate, rate)
     if other := [f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if old != new]:

@@ -6,10 +6,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edm3d.training.phases import Task
+from edm3d.training.trainable import KEY, asked
 from edm3d.utils.schema import Options
 
 ON = "training.privacy.target_epsilon is set"
 TASKS = ("autoencoder", "diffusion")
+CODES_STAY = f"{KEY}=re:coder|_code"  # encoder, decoder, and what may lie between them and the codes
 
 
 def check_config(training: dict[str, Any], options: Options) -> None:
@@ -44,15 +46,19 @@ def check_config(training: dict[str, Any], options: Options) -> None:
             raise ValueError(f"{key}: {ON}, and {why}")
 
 
-def check_task(task: Task) -> None:
-    """ValueError for networks in which images see each other, or that learn by other means than gradients."""
+def check_task(task: Task, trainable: object = None) -> None:
+    """ValueError for networks in which images see each other, or that learn by other means than gradients.
+
+    trainable: the part that is trained (training.options.trainable); with one, codebooks stay.
+    """
     if len(task.phases) > 1:
         raise ValueError(f"training.privacy: {ON}, and the task has {len(task.phases)} networks that learn; only one "
                          "can")
     phase = task.phases[0]
-    if phase.absorb is not None:
+    if phase.absorb is not None and not asked(trainable):
         raise ValueError(f"training.network: {ON}, and its codebook moves by what it sees, without noise; choose "
-                         "autoencoder=kl")
+                         f"autoencoder=kl, or keep the codebook of a public first stage: training.options.init_from= "
+                         f"and a part that is trained, '{CODES_STAY}' for all but the codes")
     for name, module in phase.module.named_modules():
         if isinstance(module, _BatchNorm):
             raise ValueError(f"training.network: {ON}, and {name} is a {type(module).__name__}: images see each other "

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edm3d.formats.facts import Facts, rows_of
 from edm3d.formats.intensity import Intensity
-from edm3d.formats.privacy import NAME, PrivacyStatement
+from edm3d.formats.privacy import NAME, UNITS, Earlier, PrivacyStatement, once
 from edm3d.inference.snapshot import Snapshot
-from edm3d.training.private.budget import Budget
+from edm3d.training.private.budget import HASH, Budget
 from edm3d.utils.files import write_text
 
 LONG_S = 2
@@ -32,11 +32,14 @@ class Release:
     """Makes snapshots of a private run fit to be given away.
 
     public: the snapshot that the weights started from; what it knows of its data is taken as public. measures: whether
-    anything is measured on held-out items while training.
+    anything is measured on held-out items while training; trained: which part of the weights moves.
+    refined: what is known of the privacy of the first stage that a network refines.
     """
 
-    def __init__(self, budget: Budget, public: Snapshot | None = None, measures: bool = False):
-        self.budget, self.public, self.measures = budget, public, measures
+    def __init__(self, budget: Budget, public: Snapshot | None = None, measures: bool = False, trained: str = "",
+                 refined: PrivacyStatement | None = None):
+        self.budget, self.public, self.measures, self.trained = budget, public, measures, trained
+        self.refined = refined
         self.seconds = 0.0  # that the accountant took last
 
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
@@ -58,14 +61,32 @@ class Release:
 
     def statement(self, snapshot: Snapshot) -> PrivacyStatement:
         """What can be said of the weights by now."""
-        budget, stage = self.budget, snapshot.first_stage
+        budget, stage = self.budget, self.stage(snapshot)
         return PrivacyStatement(
             budget.epsilon(), budget.options.target_delta, budget.ledger, budget.options.noise_multiplicity,
-            "none, the network sees voxels" if stage is None else
-            f"{(stage.hash or 'of unknown weights')[:12]}, of which no ledger is known here: public, or with a budget "
-            "of its own",
-            "random" if self.public is None else f"of {started(self.public)}",
-            list(self.not_covered(snapshot)))
+            stage.words, "random" if self.public is None else f"of {started(self.public)}",
+            list(self.not_covered(snapshot)), self.trained, self.earlier(stage))
+
+    def stage(self, snapshot: Snapshot) -> "StageSaid":
+        """What is known of the privacy of the first stage of what the network sees or refines."""
+        stage, refines = snapshot.first_stage, snapshot.refines
+        if stage is None and refines is None:
+            return StageSaid("none, the network sees voxels")
+        found, spent = (refines.first_stage, self.refined) if stage is None else (stage.hash, stage.privacy)
+        name = (found or "of unknown weights")[:HASH]
+        if spent is not None:
+            return StageSaid(f"{name}, privately trained: {in_short(spent)}", name, spent)
+        public = self.public and (self.public.first_stage or self.public.refines)
+        if found and public and found in (getattr(public, "hash", None), getattr(public, "first_stage", None)):
+            return StageSaid(f"{name}, that of the weights at the start, taken as public", name)
+        return StageSaid(f"{name}, of which nothing is known: public, or not covered here", name, unknown=True)
+
+    def earlier(self, stage: "StageSaid") -> list[Earlier]:
+        """The private trainings that first stage and weights at the start come from, each once."""
+        found = [] if stage.spent is None else stage.spent.as_earlier(f"first stage {stage.name}")
+        if self.public is not None and self.public.privacy is not None:
+            found += self.public.privacy.as_earlier(f"weights at the start, {self.public.hash[:HASH]}")
+        return once(found)
 
     def not_covered(self, snapshot: Snapshot) -> Iterator[str]:
         """What else was taken from the data."""
@@ -76,14 +97,29 @@ class Release:
         means = attribute_means(snapshot.network)
         if means and means != (attribute_means(self.public.network) if self.public else []):
             yield "mean and standard deviation of the attributes, in the network, unless they were given"
-        stage = snapshot.first_stage
+        stage, said = snapshot.first_stage, self.stage(snapshot)
         if stage and stage.scaling != (self.public and self.public.first_stage and self.public.first_stage.scaling):
             yield "mean and standard deviation of the latents, by which they are scaled"
+        if snapshot.refines and not (self.public and self.public.refines == snapshot.refines):
+            yield "mean, gain and correlation by which a refiner scales what it draws"
+        if said.unknown:
+            yield f"what the first stage {said.name} has learnt, unless it was trained on other data"
         if self.measures:
             yield "what was measured on held-out items while training, and the choice of network-best.pt by it"
         if self.budget.options.unit == "record":
             yield "patients with several records, of which each counts by itself (training.privacy.unit=group)"
         yield from ALWAYS
+
+
+class StageSaid(NamedTuple):
+    """What can be said of a first stage: in words, the start of its hash, what it has spent, and whether it is unknown
+    on whose data it was trained.
+    """
+
+    words: str
+    name: str = ""
+    spent: PrivacyStatement | None = None
+    unknown: bool = False
 
 
 def said_before(intensity: Intensity, known: Intensity | None) -> bool:
@@ -100,10 +136,14 @@ def attribute_means(node: Mapping[str, Any]) -> list[Any]:
 
 def started(public: Snapshot) -> str:
     """What is known of the weights that a run started from."""
-    if public.privacy:
-        return (f"{public.path.name}, which has spent epsilon {public.privacy.epsilon:.4g} at delta "
-                f"{public.privacy.delta:g} of its own data")
-    return f"{public.path.name}, taken as public"
+    name = f"{public.path.name} ({public.hash[:HASH]})"
+    return f"{name}, privately trained: {in_short(public.privacy)}" if public.privacy else f"{name}, taken as public"
+
+
+def in_short(spent: PrivacyStatement) -> str:
+    """What another training has spent."""
+    return (f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} per {spent.ledger.unit}, of {spent.ledger.count} "
+            f"{UNITS[spent.ledger.unit]} of its own")
 
 
 def public_facts(facts: Facts, known: Facts | None) -> Facts:

@@ -1,7 +1,6 @@
 """How a private run begins: its budget, what is said of it, and what it may show."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from edm3d.formats.privacy import UNITS, Ledger
@@ -12,7 +11,6 @@ from edm3d.training.private.budget import KEY, Budget, check_privacy, open_budge
 from edm3d.training.private.checks import check_config, check_task
 from edm3d.training.private.release import Release, public_facts, without_sources
 from edm3d.utils import distributed
-from edm3d.utils.runs import find_file
 from edm3d.utils.schema import Options, Privacy
 
 
@@ -29,17 +27,18 @@ def asked_privacy(training: dict[str, Any], options: Options) -> Privacy | None:
     return privacy
 
 
-def open_private(privacy: Privacy, task: Task, dataset: Any, options: Options, spent: Ledger | None, measures: bool
-                 ) -> Release:
-    """What a private run spends and gives away; spent: the ledger that it goes on from. All ranks call this together.
+def open_private(privacy: Privacy, task: Task, dataset: Any, options: Options, public: Snapshot | None,
+                 spent: Ledger | None, *, measures: bool, forks: bool) -> Release:
+    """What a private run spends and gives away. All ranks call this together.
+
+    public: the snapshot of init_from. spent: the ledger that it goes on from; forks: in a folder of its own. measures:
+    whether anything is measured on held-out items.
     """
-    check_task(task)
-    budget = distributed.from_rank_0(lambda: open_budget(privacy, options, dataset, spent))
-    public = None
-    if options.init_from:
-        public = Snapshot.read(distributed.from_rank_0(lambda: find_file(
-            options.init_from, "network-snapshot", Path(options.run_root), "training.options.init_from")))
-    return Release(budget, public, measures)
+    check_task(task, options.trainable)
+    budget = distributed.from_rank_0(lambda: open_budget(
+        privacy, options, dataset, spent, start="" if public is None else public.hash, forks=forks))
+    refined = getattr(task.seen, "snapshot", None) if task.snapshot.refines else None
+    return Release(budget, public, measures, refined=refined and refined.privacy)
 
 
 def said_of(budget: Budget) -> list[str]:

@@ -40,7 +40,7 @@ class PrivateStep:
         self.losses: dict[str, str] = {}
         self.batch = LogicalBatch([], [])
         phase, = task.phases
-        self.hooks, self.optimizer = hooked(phase.module, phase.optimizer, budget)
+        self.hooks, self.optimizer = self.hooked(phase.module, phase.optimizer)
 
     def batches(self, nimg: int) -> Rounds:
         """This rank's rounds of batches that are drawn from here on, to be closed."""
@@ -86,6 +86,7 @@ class PrivateStep:
             out = phase.loss(phase.module, batch.to(self.device), generators)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Full backward hook is firing")  # of first layers, as it should
+            warnings.filterwarnings("ignore", "In CPU autocast, but the target dtype")  # of float32, which is meant
             out.loss.backward()
 
     def add_noise(self, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -94,7 +95,15 @@ class PrivateStep:
         for p in parameters:
             p.grad, p.summed_grad = p.summed_grad, None
             if self.rank == 0:
-                p.grad += secret_normal(p.grad, std)
+                p.grad += self.noise(p.grad, std)
+
+    def noise(self, like: torch.Tensor, std: float) -> torch.Tensor:
+        """Noise of a standard deviation for a weight."""
+        return secret_normal(like, std)
+
+    def hooked(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """The hooks on a module, and the optimiser that clips."""
+        return hooked(module, optimizer, self.budget)
 
     def applied(self) -> None:
         """Write into the ledger that weights have moved by a step."""
