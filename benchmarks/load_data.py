@@ -52,7 +52,7 @@ def write_cohort(folder: Path, num: int, size: int) -> None:
                 np.save(folder / f"{i}_{name}.npy", array)
 
 
-class Files(Dataset):
+class FilePairs(Dataset):
     """Images [1,*S] in [-1,1] and label maps of files, by what reads one."""
 
     def __init__(self, folder: Path, num: int, suffix: str, read: Callable[[Path], np.ndarray]):
@@ -71,7 +71,7 @@ def read_nifti(path: Path) -> np.ndarray:
     return np.asanyarray(nibabel.load(path).dataobj)
 
 
-class Moments(Dataset):
+class LatentFiles(Dataset):
     """Means and stds of latents, side by side, of an .npy for each item."""
 
     def __init__(self, folder: Path, num: int):
@@ -122,8 +122,8 @@ def main() -> None:
         epochs = {
             "ours": partial(ours, VolumesDataset(str(folder / "volumes.h5"), cache=False)),
             KEPT: partial(ours, VolumesDataset(str(folder / "volumes.h5"))),
-            "nifti.gz": partial(theirs, Files(folder, options.num, ".nii.gz", read_nifti)),
-            "npy": partial(theirs, Files(folder, options.num, ".npy", np.load)),
+            "nifti.gz": partial(theirs, FilePairs(folder, options.num, ".nii.gz", read_nifti)),
+            "npy": partial(theirs, FilePairs(folder, options.num, ".npy", np.load)),
         }
         if options.latents:
             latents = LatentsDataset(str(options.latents))
@@ -131,7 +131,7 @@ def main() -> None:
             for i, item in enumerate(items):
                 np.save(folder / f"{i}_latent.npy", item)
             epochs[OUR_LATENTS] = partial(ours, latents)
-            epochs[NPY_LATENTS] = partial(theirs, Moments(folder, len(items)))
+            epochs[NPY_LATENTS] = partial(theirs, LatentFiles(folder, len(items)))
             counts |= dict.fromkeys((OUR_LATENTS, NPY_LATENTS), len(items))
         times: dict[str, list[float]] = {key: [] for key in epochs}
         for _ in range(options.repeats):

@@ -55,7 +55,7 @@ def multistep_sampler(net: Denoiser, latents: torch.Tensor, *, condition: Condit
     levels = make_grid(net, sigmas=sigmas, grid=grid, num_steps=num_steps, sigma_min=sigma_min, sigma_max=sigma_max,
                        rho=rho).unique_consecutive()
     x = latents.to(torch.float64) * levels[0]
-    method = Exponential(levels, order, x) if coefficients == VARIABLE else EqualSteps(levels, order)
+    method = Exponential(levels, order, x) if coefficients == VARIABLE else FixedCoefficients(levels, order)
     for i, sigma in enumerate(levels[:-1]):
         randn_like(x)
         denoised = denoise(net, x, sigma, condition)
@@ -65,7 +65,7 @@ def multistep_sampler(net: Denoiser, latents: torch.Tensor, *, condition: Condit
     return x
 
 
-class EqualSteps:
+class FixedCoefficients:
     """Steps of dx/dsigma by as many of the last slopes as there are, up to `order`, weighed as for equal steps."""
 
     def __init__(self, levels: torch.Tensor, order: int):

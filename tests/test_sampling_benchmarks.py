@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.load_data import Files, read_nifti, write_cohort
+from benchmarks.load_data import FilePairs, read_nifti, write_cohort
 from benchmarks.quality_calls import METHODS, Components, default_levels, run
 from benchmarks.sample import noise_of, scheduler
 from benchmarks.solver_error import Problem
@@ -17,7 +17,7 @@ def test_all_readers_give_the_same_volumes(tmp_path):
     ours = VolumesDataset(str(tmp_path / "volumes.h5"))
     for suffix, read in ((".nii.gz", read_nifti), (".npy", np.load)):
         for i in range(2):
-            image, label = Files(tmp_path, 2, suffix, read)[i]
+            image, label = FilePairs(tmp_path, 2, suffix, read)[i]
             np.testing.assert_allclose(image, ours[i].image, atol=1e-6)
             np.testing.assert_array_equal(label, ours[i].label)
 
