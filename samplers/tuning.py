@@ -55,7 +55,7 @@ def tune(run: Run, exact: torch.Tensor, starts: Iterable[torch.Tensor], sigma_mi
     return Tuned(best.sigmas, min(each.cost for each in begun) / size, best.cost / size, search.runs)
 
 
-class Candidate(NamedTuple):
+class AtLevels(NamedTuple):
     """Levels as what is searched over, see `logarithms`, and what they end off [N,...]; cost: sum of its lengths."""
 
     place: torch.Tensor
@@ -71,15 +71,15 @@ class Search:
         self.run, self.exact, self.low, self.high = run, exact, low, high
         self.runs, self.rounding = 0, ROUNDING * float(exact.norm(dim=1).sum())
 
-    def at(self, place: torch.Tensor) -> Candidate:
+    def at(self, place: torch.Tensor) -> AtLevels:
         """A run at a place."""
         sigmas = levels_of(place, self.low, self.high)
         off = self.run(sigmas).to("cpu", torch.float64).flatten(1) - self.exact
         self.runs += 1
         cost = float(off.norm(dim=1).sum())
-        return Candidate(place, sigmas, off, cost if isfinite(cost) else inf)
+        return AtLevels(place, sigmas, off, cost if isfinite(cost) else inf)
 
-    def down_from(self, here: Candidate, rounds: int) -> Candidate:
+    def down_from(self, here: AtLevels, rounds: int) -> AtLevels:
         """The place of least cost on the way down from one."""
         damping = DAMPING
         for _ in range(rounds):
@@ -104,7 +104,7 @@ class Search:
                 break
         return here
 
-    def slope(self, here: Candidate, k: int) -> torch.Tensor:
+    def slope(self, here: AtLevels, k: int) -> torch.Tensor:
         """What the ends do as coordinate k of a place rises."""
         moved = here.place.clone()
         moved[k] += DELTA
