@@ -117,6 +117,7 @@ def main() -> None:
         for run in RUNS:
             snapshot, minutes = trained(folder, run, given.seed)
             found[run] = said(attacked(snapshot, path, given.seed), minutes)
+            print(run, found[run], file=sys.stderr, flush=True)
             privacy = privacy or snapshot.privacy
         print(json_line(
             "canaries: AUC of telling planted ones from those left out, by the denoising loss", **found,
