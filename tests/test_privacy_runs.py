@@ -282,7 +282,7 @@ def test_ledgers_compose(tmp_path):
     replace(Snapshot.read(a), privacy=None).save(plain)
     assert "holds no privacy ledger" in refused(tmp_path, main, "privacy-ledger", str(plain))
     other = Snapshot.read(a)
-    grouped = other.privacy._replace(ledger=other.privacy.ledger._replace(unit="group"))
+    grouped = other.privacy._replace(ledger=other.privacy.ledger._replace(unit="group", key="another"))
     replace(other, privacy=grouped).save(plain)
     assert "different units (group, record)" in refused(tmp_path, main, "privacy-ledger", str(a), str(plain))
 

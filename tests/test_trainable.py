@@ -38,7 +38,6 @@ from edm3d.utils.config_hash import config_hash
 from edm3d.utils.runs import list_files
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
-from tests.test_plan import VOXELS, edm
 from tests.toy import BLANK, OPTIONS, learned, make_trainer, stopped, ticks, trained, two_phases
 
 PARTS = ("attention", "conditioning", r"re:dec\.level0", "lora:2", ["attention", "lora"])
@@ -334,6 +333,7 @@ def test_two_ranks_whole_or_in_shares_learn_what_one_process_learns(tmp_path):
 
 
 def test_a_plan_has_optimiser_and_gradients_of_what_is_trained_alone():
+    from tests.test_plan import VOXELS, edm  # here, as ranks import this module, and benchmarks may be others' then
     whole, part, lora = (plan_step(edm(*more)["training"], VOXELS) for more in (
         (), ("training.options.trainable=attention",), ("training.options.trainable=lora:1",)))
     net = build({**edm()["training"]["network"]["model"], "in_channels": 1, "out_channels": 1, "spatial_dims": 3})
