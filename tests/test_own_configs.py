@@ -134,6 +134,15 @@ def test_keys_of_the_old_target_are_left_out_with_a_note(capsys):
     assert as_one["optimizer"] == training["optimizer"]
 
 
+def test_what_an_experiment_sets_goes_with_a_target_that_is_taken_away(capsys):
+    training, notes = composed(capsys, "cardiac_kl4x", "discriminator=none")
+    assert training["discriminator"] == {} and notes == [
+        "Note: training.discriminator: none, which is chosen, does not take start_kimg, warmup_kimg, slice_axes, "
+        "slice_share of training.adversarial.Adversary; left out"]
+    with pytest.raises(ValueError, match=r"training\.discriminator\._target_: no value"):
+        composed(capsys, "cardiac_kl4x", "discriminator=none", "training.discriminator.start_kimg=3")
+
+
 def test_nested_targets_too(capsys):
     training, notes = composed(capsys, "echo_edm", "training.network.model._target_=mynet_configs.Net",
                                "training.network.model.width=2")

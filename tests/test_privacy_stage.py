@@ -185,6 +185,8 @@ def test_from_public_networks_to_private_samples(tmp_path):
         assert [each.ledger for each in after.privacy.earlier] == [stage.ledger]
         assert "privately trained" in after.privacy.first_stage and "taken as public" in after.privacy.start
         succeed(generate.main, "-cn=echo_edm", "sampling.network=mine_edm/00000-echo_edm", "sampling.seeds=0",
-                "sampling.outdir=out", "sampling.sampler.num_steps=2", "sampling.num_threads=1")
+                "sampling.outdir=out", "sampling.sampler.num_steps=2", "sampling.num_threads=1",
+                *(f"sampling.attributes.{told}" for told in ("lv_volume=40", "wall_thickness=9", "la_volume=20",
+                                                             "tilt=0")))
         lines = succeed(main, "privacy-ledger", "out/samples.h5", "mine_stage/00000-echo_vae").splitlines()
         assert len(lines) == 3 and lines[-1].startswith("Together: epsilon")

@@ -76,7 +76,7 @@ def check_group(own: Mapping[str, Any], found: Mapping[str, Any], key: str, same
         raise ValueError(f"{key} is of other weights, or has other names ({listed([*lacking, *unknown]) or 'params'})")
     for name, value in own.items():
         got = found.get(name, value)
-        alike = type(got) is type(value) or (name in FREE - {"lr"} and isinstance(got, (bool, type(None))))
+        alike = type(got) is type(value) or (name in FREE and name != "lr" and isinstance(got, (bool, type(None))))
         fits = got == value or (name in FREE and alike and (name != "lr" or got >= 0)) or not same_torch
         if isinstance(value, torch.Tensor) or (alike and fits):
             continue

@@ -22,8 +22,9 @@ def leave_out(raw: DictConfig, layers: Sequence[Layer], typed: set[str],
 
     typed: paths that the command line gives, which stay, and are refused. So are those of a YAML that was written for
     the new target: by the `_target_` beside them, or, in an experiment, by what it composes to by itself
-    (`targets_alone`). Where a target of ours is chosen by its group to be trained, all keys stay: most families share
-    theirs, and what an experiment says of a network's size is not to be lost.
+    (`targets_alone`). Where nothing takes the place of a target, as by discriminator=none, all its keys go. Where a
+    target of ours is chosen by its group to be trained, all keys stay: most families share theirs, and what an
+    experiment says of a network's size is not to be lost.
     """
     notes: list[str] = []
     for half in ("training", "sampling"):
@@ -35,19 +36,18 @@ def leave_out(raw: DictConfig, layers: Sequence[Layer], typed: set[str],
 def leave_out_below(path: str, node: dict, raw: DictConfig, layers: Sequence[Layer], typed: set[str],
                     targets_alone: Callable[[str], dict[str, str]]) -> Iterator[str]:
     """The same at a path, where `node` is, and below it."""
-    old = {}
-    samples = path.startswith("sampling.")
-    if "_target_" in node and (samples or not is_choice_of_ours(path, node["_target_"], layers, typed)):
+    old, chosen = {}, node.get("_target_")
+    if chosen is None or path.startswith("sampling.") or not is_choice_of_ours(path, chosen, layers, typed):
         written_for = writers(path, layers, targets_alone)
         old = {key: target for key, target in written_for.items()
-               if key in node and target not in (None, node["_target_"]) and not is_typed(f"{path}.{key}", typed)}
-        old = not_taken(old, node["_target_"], path) if old else old
+               if key in node and target not in (None, chosen) and not is_typed(f"{path}.{key}", typed)}
+        old = not_taken(old, chosen, path) if old and chosen else old
     for key in old:
         with open_dict(parent := OmegaConf.select(raw, path)):
             del parent[key]
     for target in dict.fromkeys(old.values()):
         keys = ", ".join(key for key in old if old[key] == target)
-        yield f"Note: {path}: {node['_target_']} does not take {keys} of {target}; left out"
+        yield f"Note: {path}: {chosen or 'none, which is chosen,'} does not take {keys} of {target}; left out"
     for key, value in node.items():
         if isinstance(value, dict) and key not in old:
             yield from leave_out_below(f"{path}.{key}", value, raw, layers, typed, targets_alone)
