@@ -35,7 +35,7 @@ from edm3d.utils.config import build
 EXPERIMENT = "pet_phantoms"
 BELOW_LOW, INSIDE, CPU_MINUTES, SHUFFLED, LATE = 0.25, (0.85, 0.95), 30, 1.2, 1.02
 SCANS, DRAWS, REPEATS = 70, 32, 8  # held-out slices; draws of each; noise levels of each in the loss
-LATE_START = ["sampling.start_sigma=1", "sampling.sampler.num_steps=8"]
+LATE_START = ["sampling.start_sigma=2", "sampling.sampler.num_steps=8"]
 KEPT = "minutes.json"  # of the folder: CPU minutes of what was made in it
 
 

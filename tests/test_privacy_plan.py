@@ -16,7 +16,8 @@ PRIVATE = ("privacy=eps10", "training.options.batch_gpu=2", "training.network.mo
 
 
 @pytest.mark.parametrize("more", [(), ("training.options.trainable=attention",),
-                                  ("training.privacy.noise_multiplicity=2",)], ids=str)
+                                  pytest.param(("training.privacy.noise_multiplicity=2",), marks=pytest.mark.slow)],
+                         ids=str)
 def test_peak_is_that_of_a_real_private_trainer(tmp_path, more):
     training = edm(*PRIVATE, *more)["training"]
     found = plan_step(training, VOXELS)
@@ -39,6 +40,7 @@ def test_gradients_of_images_are_planned_for_the_part_that_is_trained():
     assert private.flops > 1.5 * plain.flops
 
 
+@pytest.mark.slow
 def test_fewer_images_at_a_time_are_proposed_and_no_checkpointing():
     levers = {key: [lever.value for lever in step_levers(edm(*more), VOXELS) if lever.key.endswith(key)]
               for key, more in (("batch_gpu", PRIVATE), ("checkpointing", PRIVATE))}
