@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, MS-SSIM, finest scale first
 
@@ -42,6 +41,8 @@ def ms_ssim_pairs(volumes: np.ndarray, *, num_pairs: int, data_range: float, see
     the finest scales, scaled to sum 1. Raises ValueError for fewer than two items and for sides that are too short:
     at the coarsest of the scales a side must still hold the window.
     """
+    from monai.metrics import MultiScaleSSIMMetric  # here, since importing MONAI takes seconds
+
     N, C, *S = volumes.shape
     if N < 2:
         raise ValueError(f"MS-SSIM among {N} items: wanted at least 2")
@@ -51,43 +52,8 @@ def ms_ssim_pairs(volumes: np.ndarray, *, num_pairs: int, data_range: float, see
                          f"window={window}; lower one of them")
     first, second = np.triu_indices(N, k=1)
     chosen = np.random.default_rng(seed).permutation(len(first))[:num_pairs]
-    images = np.ascontiguousarray(volumes, dtype=np.float32)
-    return np.array([ms_ssim(images[i], images[j], data_range, scales, window)
-                     for i, j in zip(first[chosen], second[chosen])])
-
-
-def ms_ssim(a: np.ndarray, b: np.ndarray, data_range: float, scales: int = 3, window: int = 7) -> float:
-    """Multi-scale structural similarity (Wang et al. 2003) of two images [C,*S], float32; 1 for equal ones.
-
-    That of MONAI, whose windows are convolutions by all their voxels: here axis by axis, 6 times as fast in 3D.
-    """
-    weights, found = np.array(SCALE_WEIGHTS[:scales]), []
-    light, dark = (0.01 * data_range)**2, (0.03 * data_range)**2  # k1 and k2 of the paper
-    for scale in range(scales):
-        if scale:
-            a, b = _halved(a), _halved(b)
-        mean_a, mean_b, product = _windowed(a, window), _windowed(b, window), _windowed(a * b, window)
-        squares, both = mean_a**2 + mean_b**2, mean_a * mean_b
-        alike = (2 * (product - both) + dark) / (_windowed(a * a + b * b, window) - squares + dark)
-        if scale == scales - 1:
-            alike = alike * (2 * both + light) / (squares + light)
-        found.append(max(float(alike.mean(dtype=np.float64)), 0.0))
-    return float(np.prod(np.power(found, weights / weights.sum())))
-
-
-def _windowed(image: np.ndarray, window: int, sigma: float = 1.5) -> np.ndarray:
-    """Gaussian means of an image [C,*S] over the windows that lie inside it."""
-    taps = np.exp(-np.square((np.arange(window) - (window - 1) / 2) / sigma) / 2)
-    for axis in range(1, image.ndim):
-        whole = ndimage.correlate1d(image, taps / taps.sum(), axis)
-        image = whole[(slice(None),) * axis + (slice(window // 2, whole.shape[axis] - (window - 1) // 2),)]
-    return image
-
-
-def _halved(image: np.ndarray) -> np.ndarray:
-    """Means over 2 voxels along each axis of an image [C,*S]; what is left over at an odd end is dropped."""
-    for axis in range(1, image.ndim):
-        even = image[(slice(None),) * axis + (slice(image.shape[axis] // 2 * 2),)]
-        image = (np.take(even, range(0, even.shape[axis], 2), axis) + np.take(even, range(1, even.shape[axis], 2), axis)
-                 ) / 2
-    return image
+    weights = tuple(weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales])
+    metric = MultiScaleSSIMMetric(len(S), data_range=data_range, kernel_size=window, weights=weights)
+    tensors = torch.from_numpy(np.ascontiguousarray(volumes, dtype=np.float32))
+    values = [metric(tensors[i:i + 1], tensors[j:j + 1]) for i, j in zip(first[chosen], second[chosen])]
+    return torch.cat(values).reshape(-1).double().numpy()
