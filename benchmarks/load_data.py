@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import json_line
+from benchmarks.common import in_turns, json_line
 from benchmarks.sample import our_network
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.volumes import Item, VolumesMeta, VolumesWriter, full_box
@@ -133,14 +133,8 @@ def main() -> None:
             epochs[OUR_LATENTS] = partial(ours, latents)
             epochs[NPY_LATENTS] = partial(theirs, LatentFiles(folder, len(items)))
             counts |= dict.fromkeys((OUR_LATENTS, NPY_LATENTS), len(items))
-        times: dict[str, list[float]] = {key: [] for key in epochs}
-        for _ in range(options.repeats):
-            for key, epoch in epochs.items():
-                order = rng.permutation(counts[key]).tolist()
-                start = time.process_time()
-                epoch(order)
-                times[key].append(time.process_time() - start)
-    found = {key: statistics.median(each) for key, each in times.items()}
+        found = in_turns({key: lambda epoch=epoch, key=key: epoch(rng.permutation(counts[key]).tolist())
+                          for key, epoch in epochs.items()}, options.repeats)
     of_latents = {}
     if options.latents:
         batch = found[OUR_LATENTS] * BATCH / counts[OUR_LATENTS]

@@ -24,6 +24,7 @@ from benchmarks.solver_error import Problem, mixtures
 from edm3d.inference.batch import collate
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.snapshot import Snapshot
+from edm3d.inference.tuned_grids import NAMED
 from edm3d.metrics.frechet import frechet_distance
 from edm3d.networks.conditioning import Condition
 from edm3d.samplers import ImageGenerators, edm_sampler, make_grid, multistep_sampler
@@ -35,7 +36,6 @@ YARDSTICK, YARDSTICK_CALLS = "heun", 35
 EXACT_CALLS, EXACT_OF_MIXTURES = 72, 1025
 COMPONENTS = 32  # of the latents that the Frechet distance is taken of
 TUNE_FROM = 10_000  # seed
-GRIDS = ("polynomial", "exponential", "focused")
 
 
 class Method(NamedTuple):
@@ -79,9 +79,8 @@ def default_levels(problem: Problem, method: Method, calls: int) -> torch.Tensor
 
 def tuned_levels(problem: Problem, method: Method, calls: int, ends: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Levels tuned on a problem, and the runs that it took."""
-    starts = [make_grid(problem.net, grid=grid, num_steps=method.steps(calls)) for grid in GRIDS]
-    low, high = float(starts[0][-2]), float(starts[0][0])
-    found = tune(partial(run, problem, method), ends, starts, low, high)
+    starts = [make_grid(problem.net, grid=grid, num_steps=method.steps(calls)) for grid in NAMED]
+    found = tune(partial(run, problem, method), ends, starts)
     return found.sigmas, found.runs
 
 

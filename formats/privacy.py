@@ -146,7 +146,7 @@ class PrivacyStatement(NamedTuple):
         yield f"  weights at the start: {self.start}"
         if self.trained:
             yield f"  trained: {self.trained}"
-        yield from self.together()
+        yield from (f"  with what it stands on: {line}" for line in self.together())
         for text in self.not_covered:
             yield f"  not covered: {text}"
 
@@ -155,13 +155,12 @@ class PrivacyStatement(NamedTuple):
         if not self.earlier:
             return
         if other := sorted({each.ledger.unit for each in self.earlier} - {self.ledger.unit}):
-            yield (f"  with what it stands on: does not add up, as that is counted per {other[0]} and this per "
-                   f"{self.ledger.unit}")
+            yield f"does not add up, as that is counted per {other[0]} and this per {self.ledger.unit}"
             return
         spent = [self, *self.earlier]
-        yield (f"  with what it stands on: epsilon {sum(each.epsilon for each in spent):.4g} at delta "
-               f"{sum(each.delta for each in spent):g} per {self.ledger.unit} that is in the data of all of them, by "
-               "adding up; dataset_tool.py privacy-ledger counts closer")
+        yield (f"epsilon {sum(each.epsilon for each in spent):.4g} at delta {sum(each.delta for each in spent):g} per "
+               f"{self.ledger.unit} that is in the data of all of them, by adding up; dataset_tool.py privacy-ledger "
+               "counts closer")
 
 
 def once(found: Sequence[HasLedger]) -> list[HasLedger]:

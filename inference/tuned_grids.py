@@ -118,8 +118,7 @@ def tuned(drawer: Drawer, sampler: tuple[str, dict[str, Any]], steps: int, exact
 
     net = drawer.denoiser(())
     starts = [make_grid(net, grid=name, num_steps=steps) for name in NAMED]
-    lo, hi = float(starts[0][-2]), float(starts[0][0])
-    found = tune(partial(run, some=seeds[0]), exact[0], starts, lo, hi, options.rounds)
+    found = tune(partial(run, some=seeds[0]), exact[0], starts, options.rounds)
     named = min(relative_error(run(start, seeds[1]), exact[1]) for start in starts)
     return TunedGrid(*sampler, steps, found.sigmas.tolist(), list(seeds[0]), list(seeds[1]), found.start_error,
                      found.error, named, relative_error(run(found.sigmas, seeds[1]), exact[1]))

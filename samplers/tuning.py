@@ -7,7 +7,7 @@ Steps" (Sabour et al. 2024) and "Optimized Time Steps" (Xue et al. 2024), it is 
 that errors of steps that cancel count as they do in drawing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from math import inf, isfinite, log
 from typing import NamedTuple
 
@@ -40,14 +40,13 @@ def relative_error(ends: torch.Tensor, exact: torch.Tensor) -> float:
     return float((ends - exact).norm(dim=1).mean() / exact.norm(dim=1).mean())
 
 
-def tune(run: Run, exact: torch.Tensor, starts: Iterable[torch.Tensor], sigma_min: float, sigma_max: float,
-         rounds: int = 20) -> Tuned:
-    """Levels between sigma_min and sigma_max by which `run` ends near to exact [N,...].
+def tune(run: Run, exact: torch.Tensor, starts: Sequence[torch.Tensor], rounds: int = 20) -> Tuned:
+    """Levels by which `run` ends near to exact [N,...], in the range of the first start.
 
     Some rounds are made from each start, the others go on from the best of them. A round takes two runs more than there
     are levels, or some more than that.
     """
-    search = Search(run, exact.to("cpu", torch.float64).flatten(1), log(sigma_min), log(sigma_max))
+    search = Search(run, exact.to("cpu", torch.float64).flatten(1), log(starts[0][-2]), log(starts[0][0]))
     begun = [search.at(logarithms(start, search.low, search.high)) for start in starts]
     scouts = [search.down_from(each, SCOUTED) for each in begun]
     best = search.down_from(min(scouts, key=lambda each: each.cost), rounds)

@@ -9,7 +9,7 @@ from edm3d.training.fit import Candidate, Fit, Found, batches, fit, lines, searc
 from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import FREE, GIB
 from tests.commands import refused, succeed
-from tests.test_plan import LABELLED, VOXELS, edm, planned, vae
+from tests.planned import LABELLED, VOXELS, edm, planned, vae
 
 ONE_LEVEL = vae("training.network.channels=[8]", "training.network.num_blocks_decoder=1")
 

@@ -1,7 +1,5 @@
 """Pictures while training: what they show, where they are kept, and that training does not feel them."""
 
-import os
-import socket
 import sys
 import types
 from contextlib import chdir
@@ -43,6 +41,7 @@ from edm3d.utils.schema import Validation
 from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
+from tests.ranks import on_ranks
 from tests.toy import OPTIONS, learned, make_trainer, stopped
 
 PLAIN = [f"training.options.{key}" for key in (
@@ -345,11 +344,8 @@ def test_files_hold_what_was_drawn_and_nothing_half_written(tmp_path):
 # ---- ranks ----
 
 
-def on_rank(rank: int, port: int, folder: Path) -> None:
+def on_rank(folder: Path) -> None:
     """One of two processes that hold the network in shares, with memory for a first preview on one of them only."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu", 60)
     options = replace(OPTIONS, parallel="fsdp", total_kimg=0.12)
 
     def lack(*_) -> None:
@@ -357,25 +353,21 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
 
     def short(net: torch.nn.Module) -> Shown:
         net(torch.ones(1, 1, 4), torch.ones(1))
-        if rank == 1:
+        if distributed.rank() == 1:
             net.layers[2].register_forward_pre_hook(lack)  # in the midst of a call, weights are whole
         net(torch.ones(1, 1, 4), torch.ones(1))
         return FLAT[0]
 
     learned_by = [shown(folder / name, preview, options) for name, preview in (
         ("plain", None), ("shown", Preview(sight([]), 1)), ("short", Preview(short, 1)))]
-    if rank == 0:
+    if distributed.rank() == 0:
         (folder / "learned.txt").write_text("\n".join(text for text, _ in learned_by))
         (folder / "said.txt").write_text("\n".join(learned_by[2][1]))
-    distributed.shutdown()
 
 
 @pytest.mark.slow
 def test_shares_are_called_by_all_ranks_which_agree_on_what_is_lacking(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, tmp_path), nprocs=2)
+    on_ranks(on_rank, tmp_path)
     assert len(set((tmp_path / "learned.txt").read_text().splitlines())) == 1
     assert previews(tmp_path / "shown", ".png") == ["preview-000000.060", "preview-000000.120"]
     assert (tmp_path / "said.txt").read_text().count("no room") == 1

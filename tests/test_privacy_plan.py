@@ -10,7 +10,8 @@ pytest.importorskip("opacus")
 from benchmarks.plan_memory import most_allocated, real_trainer
 from edm3d.training.plan import plan_step
 from edm3d.training.plan_fit import plan, step_levers
-from tests.test_plan import VOXELS, edm, most_in_tensors
+from tests.planned import VOXELS, edm
+from tests.test_plan import most_in_tensors
 
 PRIVATE = ("privacy=eps10", "training.options.batch_gpu=2", "training.network.model.model_channels=16")
 

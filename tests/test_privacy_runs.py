@@ -1,8 +1,6 @@
 """Private runs: the ledger through kills and over ranks, what is written with it, and what is refused."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +41,7 @@ from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
+from tests.ranks import on_ranks
 from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, ticks, two_phases
 
 PRIVACY = Privacy(5, 1e-3, noise_multiplier=4.0)
@@ -143,33 +142,24 @@ def test_the_ledger_is_that_of_the_weights_after_twenty_kills(tmp_path, monkeypa
     assert PrivacyStatement.read(tmp_path / "privacy.json").epsilon == pytest.approx(direct(60), abs=1e-6)
 
 
-def on_rank(rank: int, port: int, folder: str) -> None:
+def on_rank(folder: Path) -> None:
     """One of two processes: a whole run, and steps of noise alone."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu")
-    try:
-        trainer = make_private(Path(folder), replace(OPTIONS, batch_gpu=2))
-        trainer.run(Stop(Path(folder)))
-        privacy = replace(PRIVACY, max_grad_norm=1e-6, noise_multiplier=5.0)
-        trainer, drawn = make_private(Path(folder) / "noise", replace(OPTIONS, batch_gpu=1), privacy), []
-        data = trainer.batches()
-        for _ in range(40):
-            trainer.step(data)
-            drawn.append(torch.cat([p.grad.reshape(-1) for p in trainer.task.net.parameters()]))
-        drawn = torch.stack(drawn)
-        both = distributed.gather(drawn)
-        assert torch.equal(both[0], both[1])
-        assert float(drawn.std()) == pytest.approx(5e-6 / 12, rel=0.05)
-    finally:
-        distributed.shutdown()
+    trainer = make_private(folder, replace(OPTIONS, batch_gpu=2))
+    trainer.run(Stop(folder))
+    privacy = replace(PRIVACY, max_grad_norm=1e-6, noise_multiplier=5.0)
+    trainer, drawn = make_private(folder / "noise", replace(OPTIONS, batch_gpu=1), privacy), []
+    data = trainer.batches()
+    for _ in range(40):
+        trainer.step(data)
+        drawn.append(torch.cat([p.grad.reshape(-1) for p in trainer.task.net.parameters()]))
+    drawn = torch.stack(drawn)
+    both = distributed.gather(drawn)
+    assert torch.equal(both[0], both[1])
+    assert float(drawn.std()) == pytest.approx(5e-6 / 12, rel=0.05)
 
 
 def test_two_ranks_spend_what_one_does_and_add_noise_once(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
+    on_ranks(on_rank, tmp_path)
     state = TrainingState.read(list_files(tmp_path, "training-state")[-1])
     assert state.ledger.steps == 20
     assert PrivacyStatement.read(tmp_path / "privacy.json").epsilon == pytest.approx(direct(20), abs=1e-6)

@@ -28,7 +28,7 @@ from edm3d.training.proposed import Setting, document
 from edm3d.training.tasks.base import PlannedData
 from edm3d.utils.compose import compose
 from tests.commands import refused, succeed
-from tests.test_plan import LABELLED, vae
+from tests.planned import LABELLED, vae
 from tests.test_volumes import make_item, write
 
 SCRIPTS = {"train.py": train, "dataset_tool.py": dataset_tool, "generate.py": generate, "evaluate.py": evaluate}

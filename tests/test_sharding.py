@@ -1,7 +1,5 @@
 """Networks in shares against whole ones on two ranks: the same training, and states that go on under either."""
 
-import os
-import socket
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from edm3d.networks.precond import EDMPrecond
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.ema import update_ema
 from edm3d.utils import checkpoint, distributed, sharding
+from tests.ranks import on_ranks
 
 RANKS, ROUNDS, PER_ROUND = 2, 2, 2
 CPU = torch.device("cpu")
@@ -76,22 +75,16 @@ class Run:
         distributed.barrier()
 
 
-def on_rank(rank: int, port: int, folder: Path) -> None:
+def on_rank(folder: Path) -> None:
     """One of two processes: all runs that the tests look at."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu", timeout_s=60)
-    try:
-        for first in ("ddp", "fsdp"):
-            run = Run(first).train(3)
-            run.save(folder / f"{first}-half.pt")
-            run.train(3).save(folder / f"{first}.pt")
-            for second in ("ddp", "fsdp"):
-                half = checkpoint.load(folder / f"{first}-half.pt", "state").content
-                Run(second, half).train(3).save(folder / f"{first}-{second}.pt")
-        check_shares()
-    finally:
-        distributed.shutdown()
+    for first in ("ddp", "fsdp"):
+        run = Run(first).train(3)
+        run.save(folder / f"{first}-half.pt")
+        run.train(3).save(folder / f"{first}.pt")
+        for second in ("ddp", "fsdp"):
+            half = checkpoint.load(folder / f"{first}-half.pt", "state").content
+            Run(second, half).train(3).save(folder / f"{first}-{second}.pt")
+    check_shares()
 
 
 def check_shares() -> None:
@@ -118,10 +111,7 @@ def check_shares() -> None:
 def runs(tmp_path_factory) -> dict[str, dict]:
     """States at the end of six steps: ddp, fsdp, and A-B: three steps under A, then three under B from the file."""
     folder = tmp_path_factory.mktemp("runs")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, folder), nprocs=RANKS)
+    on_ranks(on_rank, folder, ranks=RANKS)
     return {path.stem: checkpoint.load(path, "state").content for path in folder.glob("*.pt")}
 
 

@@ -1,8 +1,6 @@
 """A chosen part of a network: which weights that are, that no other moves by a bit, and adapters against algebra."""
 
 import json
-import os
-import socket
 from contextlib import chdir
 from copy import deepcopy
 from dataclasses import replace
@@ -31,13 +29,15 @@ from edm3d.training.plan import plan_step
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.trainable import adapt, asked, choose, left_random, moving, named, start_notes, trained_lines
 from edm3d.training.training_loop import Trainer
-from edm3d.utils import checkpoint, distributed
+from edm3d.utils import checkpoint
 from edm3d.utils.compose import compose
 from edm3d.utils.config import build
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.runs import list_files
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
+from tests.planned import VOXELS, edm
+from tests.ranks import on_ranks
 from tests.toy import BLANK, OPTIONS, learned, make_trainer, stopped, ticks, trained, two_phases
 
 PARTS = ("attention", "conditioning", r"re:dec\.level0", "lora:2", ["attention", "lora"])
@@ -293,26 +293,17 @@ def test_snapshots_of_adapters_are_of_the_plain_network_and_draw_as_it_does(tmp_
     assert (plain(x, sigma) - unet().eval()(x, sigma)).abs().max() > 1e-2
 
 
-def on_rank(rank: int, port: int, folder: Path) -> None:
+def on_rank(folder: Path) -> None:
     """One of two processes: a run under ddp, one in shares, and one that goes on in shares."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu", timeout_s=60)
-    try:
-        for parallel in ("ddp", "fsdp"):
-            options = replace(OPTIONS, total_kimg=0.06, trainable=["lora:3", "re:out_conv"], parallel=parallel)
-            trained(folder / parallel, options, task=task_of(unet()))
-        state = list_files(folder / "ddp", "training-state")[-1]
-        trained(folder / "on", replace(options, total_kimg=0.12), resume=state, task=task_of(unet()))
-    finally:
-        distributed.shutdown()
+    for parallel in ("ddp", "fsdp"):
+        options = replace(OPTIONS, total_kimg=0.06, trainable=["lora:3", "re:out_conv"], parallel=parallel)
+        trained(folder / parallel, options, task=task_of(unet()))
+    state = list_files(folder / "ddp", "training-state")[-1]
+    trained(folder / "on", replace(options, total_kimg=0.12), resume=state, task=task_of(unet()))
 
 
 def test_two_ranks_whole_or_in_shares_learn_what_one_process_learns(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, tmp_path), nprocs=2)
+    on_ranks(on_rank, tmp_path)
     options = replace(OPTIONS, trainable=["lora:3", "re:out_conv"])
     wanted = {kimg: trained(tmp_path / f"one{kimg}", replace(options, total_kimg=kimg), task=task_of(unet()))
               for kimg in (0.06, 0.12)}
@@ -333,7 +324,6 @@ def test_two_ranks_whole_or_in_shares_learn_what_one_process_learns(tmp_path):
 
 
 def test_a_plan_has_optimiser_and_gradients_of_what_is_trained_alone():
-    from tests.test_plan import VOXELS, edm  # here, as ranks import this module, and benchmarks may be others' then
     whole, part, lora = (plan_step(edm(*more)["training"], VOXELS) for more in (
         (), ("training.options.trainable=attention",), ("training.options.trainable=lora:1",)))
     net = build({**edm()["training"]["network"]["model"], "in_channels": 1, "out_channels": 1, "spatial_dims": 3})

@@ -1,8 +1,6 @@
 """The training loop with a toy network: resume bit for bit, ranks and rounds that do not matter, and its files."""
 
 import json
-import os
-import socket
 import sys
 import types
 from dataclasses import replace
@@ -31,6 +29,7 @@ from edm3d.utils.log import read_status, write_status
 from edm3d.utils.runs import find_file, kimg_name, list_files, prune
 from edm3d.utils.stats import Collector
 from edm3d.utils.stop import Stop
+from tests.ranks import on_ranks
 from tests.toy import (
     BLANK,
     OPTIONS,
@@ -70,22 +69,15 @@ def test_accumulation_gives_what_one_round_gives(plain, tmp_path):
             torch.testing.assert_close(weights(state, part), weights(plain, part), rtol=1e-5, atol=1e-6)
 
 
-def on_rank(rank: int, ranks: int, port: int, folder: str) -> None:
+def on_rank(root: Path) -> None:
     """One of several processes: the plain run, a run with dropout, whole and broken off in step 7 of 20, bad losses."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init("cpu")
-    try:
-        root = Path(folder)
-        trained(root / "plain")
-        trained(root / "whole", dropout=0.3)
-        trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
-        bad_loss_on_last_rank(root / "bad")
-        bad_loss_in_fp16_on_last_rank(root / "fp16")
-        ranks_disagree_at_the_start(root)
-        ranks_move_buffers(root)
-    finally:
-        distributed.shutdown()
+    trained(root / "plain")
+    trained(root / "whole", dropout=0.3)
+    trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
+    bad_loss_on_last_rank(root / "bad")
+    bad_loss_in_fp16_on_last_rank(root / "fp16")
+    ranks_disagree_at_the_start(root)
+    ranks_move_buffers(root)
 
 
 def bad_loss_on_last_rank(folder: Path) -> None:
@@ -137,10 +129,7 @@ def ranks_move_buffers(folder: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_give_what_one_process_gives_and_resume_bit_for_bit(plain, tmp_path, ranks):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (ranks, port, str(tmp_path)), nprocs=ranks)
+    on_ranks(on_rank, tmp_path, ranks=ranks)
     states = {p.name: TrainingState.read(list_files(p, "training-state")[-1]) for p in tmp_path.iterdir()}
     for part in ("modules", "ema"):
         apart = weights(states["plain"], part) - weights(plain, part)

@@ -1,6 +1,5 @@
 """What is chosen by measurement: the fastest, the same on all ranks, and never anew."""
 
-import socket
 from contextlib import chdir
 from dataclasses import replace
 from math import inf
@@ -17,6 +16,7 @@ from edm3d.training.tune import Switches, choose, measured, taken_over
 from edm3d.utils import distributed
 from edm3d.utils.runs import list_files
 from tests.commands import succeed
+from tests.ranks import on_ranks
 from tests.test_arrays import TRAIN
 from tests.toy import OPTIONS, Points
 from tests.tuning import Clock, compiling_marked
@@ -79,31 +79,21 @@ def test_what_a_state_was_made_under_is_taken_over_and_fits_other_ranks():
     assert taken_over(replace(OPTIONS, compile=True), {}) == replace(OPTIONS, batch_gpu=12)
 
 
-def on_rank(rank: int, port: int, folder: str) -> None:
+def on_rank(folder: Path) -> None:
     """One of two, on which other choices are fast: both take what the slower one is fastest at."""
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
-            patched.setenv(name, str(value))
-        distributed.init("cpu")
-        try:
-            fast = {0: {Switches(True, False, 6): 0.2}, 1: {Switches(False, True, 6): 0.4}}[rank]
-            clock = Clock(lambda choice: fast.get(choice, 0.5 if choice[:2] == (True, True) else 1))
-            with compiling_marked():
-                options, lines = measured(OPTIONS, Points(), clock.assemble, CPU, clock)
-            assert lines[0] == "Tune        6 at a time, plain: 500.0 ms a step"
-            seen = distributed.gather_objects([options.channels_last, options.compile, options.batch_gpu, lines])
-            assert seen[0] == seen[1] and seen[0][:3] == [True, True, 6]
-            Path(folder, str(rank)).touch()
-        finally:
-            distributed.shutdown()
+    rank = distributed.rank()
+    fast = {0: {Switches(True, False, 6): 0.2}, 1: {Switches(False, True, 6): 0.4}}[rank]
+    clock = Clock(lambda choice: fast.get(choice, 0.5 if choice[:2] == (True, True) else 1))
+    with compiling_marked():
+        options, lines = measured(OPTIONS, Points(), clock.assemble, CPU, clock)
+    assert lines[0] == "Tune        6 at a time, plain: 500.0 ms a step"
+    seen = distributed.gather_objects([options.channels_last, options.compile, options.batch_gpu, lines])
+    assert seen[0] == seen[1] and seen[0][:3] == [True, True, 6]
+    (folder / str(rank)).touch()
 
 
 def test_two_ranks_choose_the_same(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(tmp_path)), nprocs=2)
+    on_ranks(on_rank, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"0", "1"}
 
 

@@ -61,7 +61,7 @@ def test_levels_are_those_of_the_least_error():
     a, b, c = np.meshgrid(levels, levels, levels, indexing="ij")
     least = np.where((a > b) & (b > c), error(a, b, c), np.inf).min()
     found = tune(lambda sigmas: ddim_sampler(net, latents, sigmas=sigmas), exact,
-                 [torch.tensor([high, 1.0, low, 0], dtype=F64)], low, high)
+                 [torch.tensor([high, 1.0, low, 0], dtype=F64)])
     assert found.error < found.start_error and found.error == pytest.approx(least, rel=0.02)
     assert error(*found.sigmas[:-1].numpy()) == pytest.approx(found.error, rel=1e-9)
 

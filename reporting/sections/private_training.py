@@ -68,4 +68,6 @@ def rows_of(said: PrivacyStatement) -> list[list[str]]:
             ["noise levels per image", str(said.noise_multiplicity)],
             ["accountant", f"{ledger.accountant}, {ledger.version}"],
             ["first stage", said.first_stage],
-            ["weights at the start", said.start]]
+            ["weights at the start", said.start],
+            *([["trained", said.trained]] if said.trained else []),
+            *(["with what it stands on", line] for line in said.together())]
