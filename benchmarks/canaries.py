@@ -43,7 +43,7 @@ SHARED = [
     "training.options.num_workers=0",
 ]
 RUNS = {
-    "plain": ["training.options.batch_size=64", "training.options.total_kimg=48",
+    "plain": ["training.options.batch_size=64", "training.options.total_kimg=160",
               "training.options.ema_halflife_kimg=1", "training.optimizer.lr=3e-3"],
     "private": ["privacy=eps10", "training.options.batch_size=64", "training.options.total_kimg=3.84",
                 "training.options.ema_halflife_kimg=0.2", "training.optimizer.lr=3e-3"],
