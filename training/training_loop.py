@@ -6,7 +6,7 @@ from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.profiling import Profile
-from edm3d.training.restoring import check_fits
+from edm3d.training.restoring import check_fits, measured_anew
 from edm3d.training.resume import RunRecord, changes
 from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
@@ -34,7 +34,6 @@ from edm3d.training.ticks import learning_rates, tick_fields, tick_line
 from edm3d.training.trainable import train_part
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.files import plain_hash
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
@@ -135,18 +134,10 @@ class Trainer:
 
     def measure_anew(self) -> None:
         """Forget the best validation where it was measured on something else than is held out now."""
-        p, best = self.progress, self.task.best
-        source = self.sampled if best.of_samples else self.held
-        if source is None:
-            return
-        now = plain_hash([best.name, source.fingerprint])[:16] if best.chosen else source.fingerprint
-        if p.measured == now:
-            return
-        if p.best < inf:
-            self.log("Warning: validation measures other items than before, or network-best.pt goes by another measure "
-                     "(training.validation.split, .max_items, .best or .num_samples): what is measured does not "
-                     "compare with what was before, network-best.pt is chosen anew")
-        p.best, p.measured = inf, now
+        best = self.task.best
+        if (source := self.sampled if best.of_samples else self.held) is not None:
+            for line in measured_anew(self.progress, best, source.fingerprint):
+                self.log(line)
 
     def kimg_name(self, nimg: int) -> str:
         """Images seen as file names give them, exactly where ticks are, or have been, shorter than a kimg."""
@@ -372,12 +363,9 @@ class Trainer:
         """
         start = time.perf_counter()
         table, lack = draw_table(self.sampled, self.ema)
-        if lacks := [text for text in distributed.gather_objects(lack) if text]:
+        if self.lacks_memory(lack, "samples", "sampling.batch_size=1 takes less, training.validation.sample_ticks=null "
+                                              "none"):
             self.sampled = None
-            sharding.reshard(self.ema)
-            torch.cuda.empty_cache()
-            self.log(f"Warning: no memory for samples ({lacks[0]}), none any more until the next start; "
-                     "sampling.batch_size=1 takes less, training.validation.sample_ticks=null none")
             return {}
         seconds = time.perf_counter() - start
         self.log(in_words(table, self.sampled.count, seconds))
@@ -393,13 +381,9 @@ class Trainer:
         if self.preview is None:
             return
         made, lack = make(self.preview, self.ema, is_main=self.rank == 0)
-        lacks = [text for text in distributed.gather_objects(lack) if text]
-        if lacks:
+        if self.lacks_memory(lack, "a preview", "sampling.batch_size=1 or sampling.tile takes less, "
+                                                "training.validation.preview_ticks=null none"):
             self.preview = None
-            sharding.reshard(self.ema)
-            torch.cuda.empty_cache()
-            self.log(f"Warning: no memory for a preview ({lacks[0]}), none any more until the next start; "
-                     "sampling.batch_size=1 or sampling.tile takes less, training.validation.preview_ticks=null none")
             return
 
         def keep() -> None:
@@ -408,6 +392,15 @@ class Trainer:
             self.files.write_picture("preview", pixels(made.png), self.progress.nimg)
 
         distributed.from_rank_0(keep)
+
+    def lacks_memory(self, lack: str, what: str, advice: str) -> bool:
+        """Whether memory ran out on any rank, for what it says: then some is given back, and a line tells of it."""
+        lacks = [text for text in distributed.gather_objects(lack) if text]
+        if lacks:
+            sharding.reshard(self.ema)
+            torch.cuda.empty_cache()
+            self.log(f"Warning: no memory for {what} ({lacks[0]}), none any more until the next start; {advice}")
+        return bool(lacks)
 
     def keep_best(self, fields: dict[str, float]) -> None:
         """Write network-best.pt when what it goes by, where it could be measured, is the best so far."""
