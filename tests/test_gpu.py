@@ -59,7 +59,7 @@ def test_road_on_a_gpu(tmp_path, switches):
         np.testing.assert_allclose(gpu, cpu, atol=1e-2)
 
 
-class Latents:
+class SmallLatents:
     """24 latents [2,8,8,8], mean and standard deviation, of two classes."""
 
     shape, facts = (2, 8, 8, 8), Facts("latents", "data")
@@ -76,16 +76,16 @@ class Latents:
 
 def latent_trainer(folder: Path, device: str, precision: str, batch_gpu: int) -> Trainer:
     """Diffusion on drawn latents, told their class, augmented, at stratified noise levels."""
-    pipe = AugmentPipe(3, 0.5)
+    pipe = AugmentPipe(3, 0.5, fill=[0.0, 0.1])
     unet = ADMUNet(1, 1, spatial_dims=3, label_dim=2, model_channels=8, channel_mult=(1, 2), num_blocks=1,
                    attention_levels=(1,), channels_per_head=8, augment_dim=pipe.label_dim)
     net = EDMPrecond(unet, label_dropout=0.2)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     task = diffusion_task(net, EDMLoss(strata=8), optimizer, DrawLatents([0.0], [1.0]), Snapshot(
-        "diffusion", {}, Latents.facts, (1, 8, 8, 8)), pipe)
-    options = Options(batch_size=8, batch_gpu=batch_gpu, total_kimg=1, precision=precision, device=device, grad_clip=1.0)
-    return Trainer(task, Latents(), options, run_dir=folder, device=torch.device(device), log=RunLog(False),
-                   record=RunRecord({"training": {"options": {"seed": 0}}}, Latents.facts))
+        "diffusion", {}, SmallLatents.facts, (1, 8, 8, 8)), pipe)
+    options = Options(batch_size=8, batch_gpu=batch_gpu, total_kimg=1, precision=precision, grad_clip=1.0)
+    return Trainer(task, SmallLatents(), options, run_dir=folder, device=torch.device(device), log=RunLog(False),
+                   record=RunRecord({"training": {"options": {"seed": 0}}}, SmallLatents.facts))
 
 
 @pytest.mark.parametrize(("precision", "batch_gpu"), [("fp32", 8), ("bf16", 4), ("fp16", 8)])

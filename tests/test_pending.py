@@ -81,8 +81,8 @@ def net_and_critic(bad: set[int], fused: bool = True) -> Task:
 
     adam = [make(m.parameters(), lr=1e-2, fused=fused) for make, m in ((torch.optim.Adam, net),
                                                                       (torch.optim.AdamW, critic))]
-    return Task([Phase("net", net, adam[0], net_loss, absorb=absorb), Phase("critic", critic, adam[1], critic_loss)], net,
-                BLANK)
+    phases = [Phase("net", net, adam[0], net_loss, absorb=absorb), Phase("critic", critic, adam[1], critic_loss)]
+    return Task(phases, net, BLANK)
 
 
 SCHEDULE = replace(OPTIONS, lr_schedule="cosine", lr_rampup_kimg=0.1)

@@ -29,7 +29,7 @@ class Sent:
         return self.numbers.tolist()
 
 
-class Scale(NamedTuple):
+class LossScale(NamedTuple):
     """What the loss is multiplied by, and the good steps since that last changed: [] on the device."""
 
     value: torch.Tensor
@@ -45,7 +45,7 @@ class Pending(NamedTuple):
     """
 
     sent: Sent
-    scale: Scale
+    scale: LossScale
     nimg: int
     tick_seconds: float
     rates: list[list[float]]
@@ -54,9 +54,9 @@ class Pending(NamedTuple):
     waits: Collector
 
 
-def known_scale(p: Progress, device: torch.device) -> Scale:
+def known_scale(p: Progress, device: torch.device) -> LossScale:
     """The loss scale that the host knows, on a device."""
-    return Scale(*tensor_on(device, [p.loss_scale, float(p.scale_steps)]))
+    return LossScale(*tensor_on(device, [p.loss_scale, float(p.scale_steps)]))
 
 
 def is_bad(steps: Iterable[PhaseStep], device: torch.device) -> torch.Tensor:

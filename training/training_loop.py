@@ -19,7 +19,7 @@ from edm3d.training.ema import copy_buffers, ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import environment, place
-from edm3d.training.pending import Pending, Scale, Sent, is_bad, known_scale, rates_of, set_rates, too_many
+from edm3d.training.pending import LossScale, Pending, Sent, is_bad, known_scale, rates_of, set_rates, too_many
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
@@ -207,7 +207,7 @@ class Trainer:
         self.buffers.put_back(bad)
         for ema in self.emas:
             copy_buffers(ema, self.task.net)
-        scale = Scale(*next_scale(*scale, bad)) if self.precision == "fp16" else scale
+        scale = LossScale(*next_scale(*scale, bad)) if self.precision == "fp16" else scale
         sent = Sent(torch.stack([bad.float(), *scale]))
         items = [index for indices, _ in rounds for index in indices]
         self.pending = Pending(sent, scale, p.nimg, p.tick_seconds, rates, items, stats, waits)
