@@ -168,7 +168,7 @@ class FirstStage:
 
     def shift_and_gain(self, device: torch.device) -> list[torch.Tensor]:
         """What latents are scaled by, [C] each."""
-        return [values.to(device) for values in self.shift_gain]
+        return [values.to(device, non_blocking=True) for values in self.shift_gain]
 
     def stored(self, x: torch.Tensor, logits: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images in stored units, and label maps, of what the network gives."""

@@ -63,9 +63,8 @@ class Condition(Mapping):
         width.
         """
         value = self._there(name)
-        null = torch.as_tensor(PARTS[name].null(width), dtype=value.dtype)
         mask = mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
-        return self.replace(**{name: torch.where(mask, null, value)})
+        return self.replace(**{name: value.masked_fill(mask, PARTS[name].null(width))})
 
     def null(self, name: str, width: int | None = None) -> "Condition":
         """Put a part's null for all images."""

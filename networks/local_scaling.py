@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from edm3d.utils.tensors import tensor_on
+
 LEAST_STD = 0.1  # share of the overall standard deviation below which no group's own one is taken
 
 
@@ -84,7 +86,7 @@ def grouped(values: torch.Tensor, bins: int) -> list[torch.Tensor]:
 
 def interpolated(x: torch.Tensor, knots: Sequence[float], *tables: Sequence[float]) -> list[torch.Tensor]:
     """Straight lines through (knots, table) at x for each table, knots rising; beyond the ends its first and last."""
-    at, *values = (torch.tensor(numbers, dtype=x.dtype, device=x.device) for numbers in (knots, *tables))
+    at, *values = (tensor_on(x.device, numbers, x.dtype) for numbers in (knots, *tables))
     if len(at) == 1:
         return [each.expand_as(x) for each in values]
     right = torch.searchsorted(at, x.contiguous()).clamp(1, len(at) - 1)

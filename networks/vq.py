@@ -130,7 +130,8 @@ class AutoencoderVQ(Autoencoder):
         """Move the codebook by a step's totals, once for each step and alike on all ranks.
 
         counts [K]: how often each code was chosen, sums [K,D] of the vectors that chose it, candidates [M,D]: vectors
-        among which codes start that are out of use, all of them in the first step, shuffled by `key`.
+        among which codes start that are out of use, all of them in the first step, shuffled by `key`. Where nothing was
+        counted, as in a step that is skipped, no code starts again.
         """
         table, first = self.table(), ~(self.usage > 0).any()
         if hasattr(table, "device_mesh"):
@@ -142,18 +143,18 @@ class AutoencoderVQ(Autoencoder):
             used = self.usage[:, None] > torch.finfo(self.usage.dtype).tiny
             table.copy_(torch.where(used, self.sums / self.usage[:, None], table))
         mean = self.usage.mean()
-        dead = first | (self.usage < self.restart_below * mean)
+        dead = (first | (self.usage < self.restart_below * mean)) & (counts.sum() > 0)
         order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(key))
-        picked = order[torch.arange(self.codebook_size) % len(candidates)].to(candidates.device)
+        picked = order[torch.arange(self.codebook_size) % len(candidates)].to(candidates.device, non_blocking=True)
         table.copy_(torch.where(dead[:, None], candidates[picked].to(table), table))
         self.usage.copy_(torch.where(dead, torch.where(first, mean, GRACE * self.restart_below * mean), self.usage))
         if not self.learns_by_loss:
             self.sums.copy_(torch.where(dead[:, None], table * self.usage[:, None], self.sums))
 
-    def codebook_usage(self, counts: torch.Tensor) -> tuple[float, float]:
-        """Share of the codes that are in use, and perplexity of their use, by how often each was chosen [K]."""
+    def codebook_usage(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Share [] of the codes that are in use, and perplexity [] of their use, by how often each was chosen [K]."""
         p = counts.double() / counts.sum().clamp_min(1)
-        return (counts > 0).double().mean().item(), torch.special.entr(p).sum().exp().item()
+        return (counts > 0).double().mean(), torch.special.entr(p).sum().exp()
 
 
 def mean_square(x: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,10 @@ class ImageGenerators:
         return ImageGenerators(self.keys, seed=self.seed, purpose=purpose, device=self.device,
                                signs=None if self.signs is None else self.signs.tolist())
 
+    def on_host(self) -> "ImageGenerators":
+        """Fresh generators on the CPU, for what the host goes by: it need not wait for a GPU."""
+        return ImageGenerators(self.keys, seed=self.seed, purpose=self.purpose)
+
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Unit normal [N,*shape]."""
         drawn = self._stack(torch.randn, shape, dtype)

@@ -9,7 +9,7 @@ import torch
 
 from edm3d.formats.seeds import parse_seeds, requested_seeds
 from edm3d.training.data_sampler import CHUNK, InfiniteSampler
-from edm3d.training.ema import ema_beta, update_ema
+from edm3d.training.ema import copy_buffers, ema_beta, update_ema
 from edm3d.training.schedule import lr_factor
 from tests.reference import stored
 
@@ -123,7 +123,7 @@ def test_cosine_falls_to_half_in_the_middle_and_0_at_the_end():
         lr_factor(1, 1, schedule="step")
 
 
-def test_update_ema_averages_parameters_and_copies_buffers():
+def test_parameters_are_averaged_and_buffers_are_copied():
     ema, net = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     with torch.no_grad():
         ema.weight.fill_(1)
@@ -131,7 +131,9 @@ def test_update_ema_averages_parameters_and_copies_buffers():
         net.running_mean.fill_(3)
     ema.requires_grad_(False)
     update_ema(ema, net, 0.75)
-    assert ema.weight.tolist() == [2, 2] and ema.running_mean.tolist() == [3, 3] and net.weight.tolist() == [5, 5]
+    assert ema.weight.tolist() == [2, 2] and ema.running_mean.tolist() == [0, 0] and net.weight.tolist() == [5, 5]
+    copy_buffers(ema, net)
+    assert ema.running_mean.tolist() == [3, 3]
     update_ema(ema, net, 0)
     assert ema.weight.tolist() == [5, 5]
 

@@ -1,6 +1,7 @@
 """What only a CUDA device can show: python -m pytest -m gpu."""
 
 from contextlib import chdir
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,22 @@ from click.testing import CliRunner
 import dataset_tool
 import generate
 import train
+from edm3d.formats.facts import Facts
 from edm3d.formats.samples import SamplesFile
+from edm3d.inference.batch import Sample
+from edm3d.inference.snapshot import Snapshot
+from edm3d.networks.conditioning import Condition
+from edm3d.networks.precond import EDMPrecond
+from edm3d.networks.unet import ADMUNet
+from edm3d.training.augment import AugmentPipe
+from edm3d.training.batch_transforms import DrawLatents
+from edm3d.training.loss import EDMLoss
+from edm3d.training.resume import RunRecord
+from edm3d.training.tasks.diffusion import diffusion_task
+from edm3d.training.training_loop import Trainer
+from edm3d.utils.log import RunLog
+from edm3d.utils.schema import Options
+from tests.test_pending import state_among
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -41,3 +57,54 @@ def test_road_on_a_gpu(tmp_path, switches):
                     f"sampling.outdir=results/{device}", "sampling.montage=0", "sampling.nifti=false")
         gpu, cpu = (SamplesFile(f"results/{device}/samples.h5").array("latents") for device in ("cuda", "cpu"))
         np.testing.assert_allclose(gpu, cpu, atol=1e-2)
+
+
+class SmallLatents:
+    """24 latents [2,8,8,8], mean and standard deviation, of two classes."""
+
+    shape, facts = (2, 8, 8, 8), Facts("latents", "data")
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Sample:
+        mean = np.random.default_rng(index).normal(size=(1, 8, 8, 8))
+        label = np.eye(2, dtype=np.float32)[index % 2]
+        return Sample(np.concatenate([mean, np.full_like(mean, 0.1)]).astype(np.float32),
+                      condition=Condition(class_labels=label))
+
+
+def latent_trainer(folder: Path, device: str, precision: str, batch_gpu: int) -> Trainer:
+    """Diffusion on drawn latents, told their class, augmented, at stratified noise levels."""
+    pipe = AugmentPipe(3, 0.5, fill=[0.0, 0.1])
+    unet = ADMUNet(1, 1, spatial_dims=3, label_dim=2, model_channels=8, channel_mult=(1, 2), num_blocks=1,
+                   attention_levels=(1,), channels_per_head=8, augment_dim=pipe.label_dim)
+    net = EDMPrecond(unet, label_dropout=0.2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    task = diffusion_task(net, EDMLoss(strata=8), optimizer, DrawLatents([0.0], [1.0]), Snapshot(
+        "diffusion", {}, SmallLatents.facts, (1, 8, 8, 8)), pipe)
+    options = Options(batch_size=8, batch_gpu=batch_gpu, total_kimg=1, precision=precision, grad_clip=1.0)
+    return Trainer(task, SmallLatents(), options, run_dir=folder, device=torch.device(device), log=RunLog(False),
+                   record=RunRecord({"training": {"options": {"seed": 0}}}, SmallLatents.facts))
+
+
+@pytest.mark.parametrize(("precision", "batch_gpu"), [("fp32", 8), ("bf16", 4), ("fp16", 8)])
+def test_the_host_waits_for_nothing_in_a_step(tmp_path, precision, batch_gpu):
+    """torch raises an error where it would; what comes late is read from an event of its own."""
+    trainer = latent_trainer(tmp_path, "cuda", precision, batch_gpu)
+    data = trainer.batches()
+    while not trainer.optimizers[0].state:  # until there are moments, it does wait
+        trainer.step(data)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(4):
+            trainer.step(data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.settle()
+    assert trainer.progress.bad_steps == 0 and trainer.stats.means()["loss/diffusion"] > 0
+
+
+def test_what_is_skipped_on_a_gpu_leaves_no_trace_in_a_state(tmp_path):
+    before, one, three = (state_among(tmp_path / str(skipped), skipped, "cuda") for skipped in (0, 1, 3))
+    assert before == one == three

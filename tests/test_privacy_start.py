@@ -158,6 +158,7 @@ def test_a_codebook_stays_where_all_else_is_trained_privately(tmp_path, codebook
     data = trainer.batches()
     for _ in range(3):
         trainer.step(data)
+    trainer.settle()
     assert {name for name, w in net.state_dict().items() if not torch.equal(w, before[name])} == learns
     assert {name for name, w in trainer.ema.state_dict().items() if not torch.equal(w, before[name])} == learns
 

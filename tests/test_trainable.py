@@ -71,6 +71,7 @@ def steps(trainer: Trainer, count: int = 3) -> Trainer:
     data = trainer.batches()
     for _ in range(count):
         trainer.step(data)
+    trainer.settle()
     return trainer
 
 

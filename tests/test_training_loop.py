@@ -99,6 +99,7 @@ def bad_loss_in_fp16_on_last_rank(folder: Path) -> None:
     data = trainer.batches()
     for _ in range(3):
         trainer.step(data)
+    trainer.settle()
     assert (trainer.progress.loss_scale, trainer.progress.scale_steps) == (32768, 1)
     trainer.save_state()
 
@@ -167,12 +168,13 @@ def test_average_is_that_of_a_loop_by_hand(tmp_path):
         for name, value in trainer.task.net.state_dict().items():
             average[name] = beta * average[name] + (1 - beta) * value.double()
         nimg += 12
+    trainer.settle()
     for name, value in trainer.ema.state_dict().items():
         torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
     assert not torch.equal(trainer.ema.layers[0].weight, trainer.task.net.layers[0].weight)
 
 
-def faulty_task(bad_calls: set[int], gradient: bool = True) -> Task:
+def faulty_task(bad_calls: set[int], gradient: bool = True, fused: bool = False) -> Task:
     """A task whose loss, and its gradient if told so, is not a number at the given calls."""
     net, calls = Toy(), []
 
@@ -183,20 +185,26 @@ def faulty_task(bad_calls: set[int], gradient: bool = True) -> Task:
             value = value * np.nan if gradient else value + np.nan
         return LossOutput(value, len(batch.images), {})
 
-    return Task([Phase("faulty", net, torch.optim.Adam(net.parameters(), lr=1e-2), loss)], net, BLANK)
+    return Task([Phase("faulty", net, torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused), loss)], net, BLANK)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("gradient", [True, False])
-def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, gradient):
-    trainer = make_trainer(tmp_path, task=faulty_task({2, 3}, gradient))
-    data, seen, counts = trainer.batches(), [], []
+def test_steps_that_are_not_finite_are_skipped_at_once_and_counted_a_step_late(tmp_path, gradient, fused):
+    trainer = make_trainer(tmp_path, task=faulty_task({2, 3}, gradient, fused))
+    data, seen, averages, counts = trainer.batches(), [], [], []
     for _ in range(6):
         trainer.step(data)
-        seen.append(checkpoint.checksum([trainer.task.net.state_dict(), trainer.ema.state_dict(),
+        seen.append(checkpoint.checksum([trainer.task.net.state_dict(),
                                          trainer.task.phases[0].optimizer.state_dict()["state"]]))
+        averages.append(checkpoint.checksum(trainer.ema.state_dict()))
         counts.append(trainer.progress.bad_steps)
+    trainer.settle()
+    averages.append(checkpoint.checksum(trainer.ema.state_dict()))
     assert seen[2] == seen[3] == seen[1] and len(set(seen)) == 4
-    assert counts == [0, 0, 1, 2, 0, 0]
+    assert averages[2] == averages[3] == averages[4] and len(set(averages)) == 4  # each is of the step before; the rate
+    assert averages[0] == averages[1] != averages[2]  # of the first step is 0
+    assert counts == [0, 0, 0, 1, 2, 0] and trainer.progress.bad_steps == 0
     means = trainer.stats.means()
     assert means["bad_steps"] == pytest.approx(2 / 6)
     assert np.isfinite(means["loss/faulty"]) and np.isfinite(means["grad_norm"])
@@ -220,6 +228,7 @@ def test_bad_step_names_its_images(tmp_path):
     trainer.log = lines.append
     data = trainer.batches()
     for _ in range(3):  # of three rounds each
+        assert not lines
         trainer.step(data)
     items = ", ".join(map(str, islice(InfiniteSampler(Points(), seed=0), 12, 24)))
     assert lines == ["Warning: loss or gradient not finite, step skipped (1 in a row): images 12 to 23 of the stream, "
@@ -373,6 +382,7 @@ def test_loss_by_noise_level_adds_up_to_the_loss(tmp_path):
     trainer = make_trainer(tmp_path)
     data = trainer.batches()
     trainer.step(data)
+    trainer.settle()
     sums = {names: table for names, table in trainer.stats.sums.items() if names[0].startswith("loss/sigma_")}
     (names, table), = sums.items()
     assert len(names) == len(SIGMA_EDGES) + 1 and names[2] == "loss/sigma_0.1-0.3"

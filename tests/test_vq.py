@@ -183,6 +183,15 @@ def test_all_codes_start_at_vectors_of_the_first_step(codebook):
     assert torch.equal(again.table(), net.table()) and not torch.equal(other.table(), net.table())
 
 
+def test_no_code_starts_again_in_a_step_that_is_skipped():
+    """Buffers are put back then; codes that gradients move are none."""
+    net = started(codebook="loss", restart_below=0.5)
+    net.usage[1] = 0
+    before = net.table().detach().clone()
+    net.absorb(torch.zeros(4), torch.zeros(4, 2), torch.zeros(5, 2), key=1)
+    assert torch.equal(net.table(), before)
+
+
 @pytest.mark.parametrize("codebook", ["ema", "loss"])
 def test_dead_codes_start_again_at_live_vectors_and_are_given_time(codebook):
     net = started(codebook=codebook, restart_below=0.5, decay=0.9)

@@ -114,7 +114,7 @@ def make_trainer(run_dir: Path, options: Options = OPTIONS, *, dropout: float = 
         task = diffusion_task(net, EDMLoss(), optimizer, Identity(), BLANK)
     config = config or {"training": {"options": {"seed": 0}}}
     record = RunRecord(config, Facts("points", data_hash))
-    return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device("cpu"), log=RunLog(False),
+    return Trainer(task, Points(), options, run_dir=run_dir, device=torch.device(options.device), log=RunLog(False),
                    record=record, held=held)
 
 

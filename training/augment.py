@@ -15,6 +15,7 @@ from torch.nn.functional import affine_grid, grid_sample, normalize, pad
 from edm3d.inference.batch import Batch
 from edm3d.networks.parts import PARTS
 from edm3d.samplers.noise import ImageGenerators
+from edm3d.utils.tensors import tensor_on
 
 F64 = torch.float64
 
@@ -44,7 +45,7 @@ class Move(NamedTuple):
             out[i] = shift_voxels(turn_voxels(values[i], self.turn[i]), self.shift[i], fill)
         if bent.any():
             rows = bent.nonzero().flatten()
-            on_device = rows.to(values.device)
+            on_device = rows.to(values.device, non_blocking=True)
             out[on_device] = resample(out[on_device], self.matrix[rows], self.offset[rows], fill, mode)
         return out
 
@@ -92,8 +93,9 @@ def resample(values: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, f
     constant = -(inverse @ offset[..., None]) / half[:, None]
     theta = torch.cat([linear.flip(1, 2), constant.flip(1)], dim=2)
     dtype = torch.promote_types(values.dtype, torch.float32)
-    grid = affine_grid(theta.to(values.device, dtype), list(values.shape), align_corners=False)
-    background = fill.to(values.device, dtype).reshape(-1, *[1] * len(half))
+    theta = theta.to(values.device, dtype, non_blocking=True)
+    grid = affine_grid(theta, list(values.shape), align_corners=False)
+    background = fill.to(values.device, dtype, non_blocking=True).reshape(-1, *[1] * len(half))
     moved = grid_sample(values.to(dtype) - background, grid, mode, padding_mode="zeros", align_corners=False)
     return (moved + background).to(values.dtype)
 
@@ -208,7 +210,7 @@ class AugmentPipe:
             raise ValueError(f"AugmentPipe: images have {len(size)} spatial dimensions, spatial_dims is "
                              f"{self.spatial_dims}")
         move, labels = self.draw(generators, size)
-        return self.moved(move, batch), labels.to(batch.images.device, torch.float32)
+        return self.moved(move, batch), labels.to(batch.images.device, torch.float32, non_blocking=True)
 
     def moved(self, move: Move, batch: Batch) -> Batch:
         """A batch with everything that lies on the grid moved."""
@@ -223,9 +225,8 @@ class AugmentPipe:
         An image draws the same numbers whichever transforms are left out, so that one can be left out alone.
         """
         d, size = self.spatial_dims, torch.tensor(size, dtype=F64)
-        noise = generators.for_purpose("augment")
-        uniform = noise.rand((3 * d + 8,)).to("cpu", F64)
-        normal = noise.randn((4 * d + 2,)).to("cpu", F64)
+        noise = generators.for_purpose("augment").on_host()
+        uniform, normal = noise.rand((3 * d + 8,)).to(F64), noise.randn((4 * d + 2,)).to(F64)
         chances, side, which, where, angle = uniform.split([d + 6, d, 1, d, 1], dim=1)
         a_scale, plane, a_aniso, direction, a_translate = normal.split([1, 2 * d, 1, d, d], dim=1)
         limits = self.p * torch.tensor([*self.flip, *self.multipliers.values()], dtype=F64)
@@ -272,10 +273,10 @@ class AugmentPipe:
         channels, fill = images.shape[1], torch.as_tensor(getattr(self, key), dtype=F64).flatten()
         if len(fill) not in (1, channels):
             raise ValueError(f"AugmentPipe: {key} has {len(fill)} values, wanted 1 or {channels}, one per channel")
-        return move.apply(images, fill.expand(channels).to(images.device), "bilinear")
+        return move.apply(images, fill.expand(channels).to(images.device, non_blocking=True), "bilinear")
 
     def _move_map(self, move: Move, labels: torch.Tensor | None) -> torch.Tensor | None:
         if labels is None:
             return None
-        fill = torch.tensor([self.label_fill], dtype=F64, device=labels.device)
+        fill = tensor_on(labels.device, [self.label_fill], F64)
         return move.apply(labels.unsqueeze(1), fill, "nearest").squeeze(1)

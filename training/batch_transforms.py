@@ -81,7 +81,8 @@ class DrawLatents:
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[torch.Tensor, Condition]:
         mean, std = batch.images.chunk(2, dim=1)
         z = chosen(self.posterior.from_moments(mean, std), self.draw, generators)
-        return whiten(z, self.shift.to(z.device), self.gain.to(z.device)), batch.condition
+        shift, gain = (values.to(z.device, non_blocking=True) for values in (self.shift, self.gain))
+        return whiten(z, shift, gain), batch.condition
 
 
 class FrozenStage:

@@ -26,18 +26,21 @@ class Buffers:
         apart = [(new != old).any() for new, old in zip(self.now(), self.before, strict=True)]
         return torch.stack(apart).tolist() if apart else []
 
-    def put_back(self) -> None:
-        """Make them what was remembered."""
+    def put_back(self, bad: torch.Tensor) -> None:
+        """Make them what was remembered where a flag [] bool on their device is set."""
         for new, old in zip(self.now(), self.before, strict=True):
-            new.copy_(old)
+            new.copy_(torch.where(bad, old, new))
 
     def average(self, moved: Sequence[float]) -> None:
         """Give all ranks the mean of those that some rank has moved; whole numbers are left as they are.
 
-        Every rank has seen other images. In float64, the mean of equal float32 numbers is that number.
+        moved: of each, [] on one rank. Every rank has seen other images. In float64, the mean of equal float32 numbers
+        is that number.
         """
+        if not any(moved):
+            return
         parts = [b for b, has_moved in zip(self.now(), moved, strict=True) if has_moved and b.is_floating_point()]
-        if distributed.world_size() == 1 or not parts:
+        if not parts:
             return
         flat = distributed.all_reduce_sum(torch.cat([b.double().reshape(-1) for b in parts]))
         means = (flat / distributed.world_size()).split([b.numel() for b in parts])

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from edm3d.training.autoencoder_loss import mean, soft_dice
 from edm3d.utils.checks import check_least
+from edm3d.utils.tensors import tensor_on
 
 BALANCED = "balanced"
 
@@ -49,7 +50,7 @@ class ClassWeights:
 
     def on(self, logits: torch.Tensor) -> torch.Tensor | None:
         """As a tensor beside logits."""
-        return None if self.values is None else logits.new_tensor(self.values)
+        return None if self.values is None else tensor_on(logits.device, self.values, logits.dtype)
 
 
 class SegmentationLoss:

@@ -30,8 +30,13 @@ def ema_beta(nimg: int, batch_size: int, halflife_kimg: float, rampup_ratio: flo
 
 @torch.no_grad()
 def update_ema(ema: torch.nn.Module, net: torch.nn.Module, beta: float) -> None:
-    """ema = beta * ema + (1 - beta) * net for parameters that are trained, adapters merged; buffers are copied."""
+    """ema = beta * ema + (1 - beta) * net for parameters that are trained, adapters merged."""
     averaged, trained = dict(ema.named_parameters()), dict(moving(net))
     torch._foreach_lerp_([averaged[name] for name in trained], list(trained.values()), 1 - beta)
+
+
+@torch.no_grad()
+def copy_buffers(ema: torch.nn.Module, net: torch.nn.Module) -> None:
+    """Give an average the buffers of its network, which are not averaged."""
     for old, new in zip(ema.buffers(), net.buffers(), strict=True):
         old.copy_(new)

@@ -8,6 +8,7 @@ import torch
 from edm3d.networks.schedules import check_vp, ddpm_table, iddpm_table, vp_sigma
 from edm3d.samplers.noise import Noise
 from edm3d.utils.checks import check_positive
+from edm3d.utils.tensors import tensor_on
 
 
 class NoiseLaw:
@@ -28,10 +29,10 @@ class NoiseLaw:
         rank and in whatever round they are.
         """
         column = [-1, *[1] * len(shape)]
-        stratum = torch.tensor([key % strata for key in noise.keys], dtype=torch.float64).reshape(column)
         jitter = noise.rand(shape)
+        stratum = tensor_on(jitter.device, [key % strata for key in noise.keys], torch.float64).reshape(column)
         inside = jitter.double() + 2 ** -25  # multiples of 2^-24 in [0,1) become numbers in (0,1)
-        return self.sigma((stratum.to(jitter.device) + inside) / strata).to(jitter.dtype)
+        return self.sigma((stratum + inside) / strata).to(jitter.dtype)
 
 
 class LogNormal(NoiseLaw):
@@ -84,7 +85,7 @@ class EqualSteps(NoiseLaw):
 
     def sigma(self, u: torch.Tensor) -> torch.Tensor:
         step = (u * len(self.levels)).long().clamp(max=len(self.levels) - 1)
-        return self.levels.to(u)[step]
+        return self.levels.to(u.device, u.dtype, non_blocking=True)[step]
 
 
 class Table(EqualSteps):

@@ -52,7 +52,7 @@ class PatchAugment:
     @torch.no_grad()
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Tensor]:
         """The batch of patches, and labels of width 0: an autoencoder is not told."""
-        seeds = (generators.for_purpose("patches").rand((), torch.float64) * 2 ** 32).long().tolist()
+        seeds = (generators.for_purpose("patches").on_host().rand((), torch.float64) * 2 ** 32).long().tolist()
         items = [self.transform.set_random_state(seed)(self.item(batch, i)) for i, seed in enumerate(seeds)]
         items = items if self.size is None else [crops[0] for crops in items]
         images = torch.stack([item["image"].as_subclass(torch.Tensor) for item in items]) - 1

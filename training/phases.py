@@ -63,10 +63,11 @@ class StepStatistics(NamedTuple):
 
 
 class PhaseStep(NamedTuple):
-    """What a phase made of a step: a number that is finite where all is well, totals, what it hands on for each round.
+    """What a phase made of a step: a number [] that is finite where all is well, totals, what it hands on for each
+    round.
     """
 
-    check: float
+    check: torch.Tensor
     totals: dict[str, torch.Tensor]
     handed: list[Any]
 
@@ -78,7 +79,8 @@ class Phase:
     Where the phase before, of those that are active, handed something for the same images, loss gets it as a fourth
     argument. Until start_kimg the phase rests. absorb(totals, nimg) gets the totals of the whole step, summed over
     rounds and ranks, once all weights have moved, for what moves by other means than gradients; nimg is the number of
-    images seen.
+    images seen. Of a step that is skipped the totals are 0: then it must leave weights as they are, and need not care
+    for buffers.
     """
 
     name: str

@@ -178,7 +178,9 @@ def imagined_release(privacy: Privacy, batch_size: int) -> Release:
 
 def one_step(trainer: Trainer, batches: list[Batch]) -> None:
     """What a trainer does with the batches of a step, its statistics and meetings aside."""
-    trainer.apply(trainer.all_gradients(batches, Collector()))
+    steps = trainer.all_gradients(batches, Collector())
+    trainer.apply(steps, torch.tensor(False), Collector())
+    trainer.average(trainer.progress.nimg)
 
 
 def watched(loss: Callable[..., LossOutput], memory: LiveMemory, kept: list[int]) -> Callable[..., LossOutput]:

@@ -100,11 +100,11 @@ class RandAugment:
     @torch.no_grad()
     def __call__(self, batch: Batch, generators: ImageGenerators) -> tuple[Batch, torch.Tensor]:
         """The batch after all operations, and labels of width 0."""
-        dims, noise = self.pipe.spatial_dims, generators.for_purpose("rand_augment")
+        dims, noise = self.pipe.spatial_dims, generators.for_purpose("rand_augment").on_host()
         which = (noise.rand((self.ops,), F64) * len(self.operations)).long().tolist()
-        signs = (2 * (noise.rand((self.ops,), F64) < 0.5) - 1).cpu()
-        axes = noise.rand((self.ops, 2), F64).cpu()
-        planes = noise.randn((self.ops, 2, dims), F64).cpu()
+        signs = 2 * (noise.rand((self.ops,), F64) < 0.5) - 1
+        axes = noise.rand((self.ops, 2), F64)
+        planes = noise.randn((self.ops, 2, dims), F64)
         for k in range(self.ops):
             names = [self.operations[row[k]] for row in which]
             strengths = (self.strength * signs[:, k]).tolist()

@@ -137,7 +137,7 @@ def some_places(count: int, most: int) -> torch.Tensor | slice:
 def corners_of(generators: ImageGenerators, size: Sequence[int], patch: Sequence[int]) -> list[list[int]]:
     """First voxel of a random patch [*S] of each image of a size [*S]."""
     room = torch.tensor([whole - part + 1 for whole, part in zip(size, patch)])
-    return (generators.for_purpose("patch").rand((len(room),)).cpu() * room).long().tolist()
+    return (generators.for_purpose("patch").on_host().rand((len(room),)) * room).long().tolist()
 
 
 def cropped(x: torch.Tensor, corners: Sequence[Sequence[int]], patch: Sequence[int]) -> torch.Tensor:

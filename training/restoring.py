@@ -1,16 +1,20 @@
-"""Whether a training state fits the modules and optimisers that go on from it, before any of them is changed."""
+"""Whether a training state fits the modules and optimisers that go on from it, before any of them is changed, and
+whether what was measured still compares.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from math import inf
 from typing import Any
 
 import torch
 
-from edm3d.formats.training_state import TrainingState
-from edm3d.training.phases import Phase
+from edm3d.formats.training_state import Progress, TrainingState
+from edm3d.training.phases import Best, Phase
 from edm3d.utils.checkpoint import check_weights
 from edm3d.utils.checks import listed
+from edm3d.utils.files import plain_hash
 from edm3d.utils.plain import shown
 
 # settings of optimisers that may be others than before: of the schedule, and of how the machine computes
@@ -35,6 +39,17 @@ def check_fits(state: TrainingState, phases: Sequence[Phase], emas: Sequence[tor
         raise ValueError(f"training.options.resume={state.path}: the state does not fit the networks or optimisers of "
                          f"this program, though its configuration does: "
                          f"{str(e).removeprefix(f'{state.path}: ')}") from e
+
+
+def measured_anew(p: Progress, best: Best, fingerprint: str) -> list[str]:
+    """Forget the best validation where it was not measured on what has this fingerprint; a line where there was one."""
+    now, lost = plain_hash([best.name, fingerprint])[:16] if best.chosen else fingerprint, p.best < inf
+    if p.measured == now:
+        return []
+    p.best, p.measured = inf, now
+    return ["Warning: validation measures other items than before, or network-best.pt goes by another measure "
+            "(training.validation.split, .max_items, .best or .num_samples): what is measured does not compare with "
+            "what was before, network-best.pt is chosen anew"] if lost else []
 
 
 def all_weights(state: TrainingState, phases: Sequence[Phase], emas: Sequence[torch.nn.Module]

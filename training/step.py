@@ -31,7 +31,7 @@ class PlainStep:
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
         self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
         self.losses: dict[str, str] = {}
-        self.loss_scale: float | None = None  # of the step in fp16, which the loop sets
+        self.loss_scale: torch.Tensor | None = None  # of the step in fp16, which the loop sets
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # around parts of a step, by name
 
     def batches(self, nimg: int) -> Rounds:
@@ -53,19 +53,19 @@ class PlainStep:
         """Accumulate a phase's gradients and totals over rounds and ranks; nimg: images seen before the step.
 
         handed: by the phase before, for each round; let go of as it is used. The check is the norm of the gradients
-        plus this rank's loss and the totals.
+        plus this rank's loss and the totals. The host waits for none of it.
         """
         phase, (total, totals, hands) = self.task.phases[index], self.accumulate(index, batches, nimg, stats, handed)
         with self.part("norm, sums over ranks"):
             totals = {name: distributed.all_reduce_sum(value).to(self.device) for name, value in totals.items()}
-            total += sum(float(value.sum()) for value in totals.values())  # to be finite, too
+            total = sum((value.sum() for value in totals.values()), total)  # to be finite, too
             parameters = [p for p in phase.module.parameters() if p.requires_grad]
             sharding.sum_gradients(parameters)
             if self.loss_scale is not None:
                 unscale(parameters, self.loss_scale)
             norm = sharding.clip_gradients(parameters, self.options.grad_clip)
         stats.report(f"grad_norm{'' if index == 0 else '/' + phase.name}", norm)
-        return PhaseStep(float(norm + total), totals, hands)
+        return PhaseStep(norm + total, totals, hands)
 
     def accumulate(self, index: int, batches: list[Batch], nimg: int, stats: Collector, handed: list[Any]
                    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Any]]:

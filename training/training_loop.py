@@ -1,12 +1,11 @@
 """The training loop: steps counted in images, progress in ticks of kimg. It knows phases and files, no diffusion."""
 
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from math import inf, isfinite
 from pathlib import Path
 
 import torch
@@ -16,16 +15,17 @@ from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.samplers.noise import mix_seed
 from edm3d.training.buffers import Buffers
-from edm3d.training.ema import ema_beta, halflives, update_ema
+from edm3d.training.ema import copy_buffers, ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import environment, place
+from edm3d.training.pending import LossScale, Pending, Sent, is_bad, known_scale, rates_of, set_rates, too_many
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
 from edm3d.training.private.release import Release, write_statement
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.profiling import Profile
-from edm3d.training.restoring import check_fits
+from edm3d.training.restoring import check_fits, measured_anew
 from edm3d.training.resume import RunRecord, changes
 from edm3d.training.sampling import Sampled, draw_table, in_words
 from edm3d.training.schedule import lr_factor
@@ -34,7 +34,6 @@ from edm3d.training.ticks import learning_rates, tick_fields, tick_line
 from edm3d.training.trainable import train_part
 from edm3d.training.validation import Held, validate
 from edm3d.utils import checkpoint, distributed, sharding
-from edm3d.utils.files import plain_hash
 from edm3d.utils.log import RunLog, progress, write_status
 from edm3d.utils.precision import resolve_precision
 from edm3d.utils.runs import has_exact_names, kimg_name, prune
@@ -75,10 +74,12 @@ class Trainer:
         self.stepper = step(task, dataset, options, precision=self.precision, device=device)
         self.batch_gpu = self.stepper.batch_gpu
         self.part, self.watched = nullcontext, nullcontext  # around parts of a step, and around a step
-        self.base_lr = [[g["lr"] for g in p.optimizer.param_groups] for p in task.phases]
+        self.optimizers = [p.optimizer for p in task.phases]
+        self.base_lr = rates_of(self.optimizers)
         self.buffers = Buffers([p.module for p in task.phases])
         self.progress, self.stats, self.tick_start = Progress(), Collector(), 0.0
         self.measure_anew()
+        self.pending: Pending | None = None  # the step of which the host does not know yet whether it was skipped
         self.good = replace(self.progress), self.stats.copy()  # before the steps in a row that were skipped
         self.saved_nimg, self.files = -1, None  # of the last state; where the numbers of ticks go
         self.losses = {task.best.key: task.best.words}  # numbers of a tick that its line shows, and as what; of steps,
@@ -104,6 +105,7 @@ class Trainer:
 
         All ranks must call this together.
         """
+        self.settle()
         now, stats = self.good if self.progress.bad_steps else (self.progress, self.stats)
         return TrainingState(
             self.record.config, self.record.facts, self.options.total_kimg, self.environment(), vars(replace(now)),
@@ -135,18 +137,10 @@ class Trainer:
 
     def measure_anew(self) -> None:
         """Forget the best validation where it was measured on something else than is held out now."""
-        p, best = self.progress, self.task.best
-        source = self.sampled if best.of_samples else self.held
-        if source is None:
-            return
-        now = plain_hash([best.name, source.fingerprint])[:16] if best.chosen else source.fingerprint
-        if p.measured == now:
-            return
-        if p.best < inf:
-            self.log("Warning: validation measures other items than before, or network-best.pt goes by another measure "
-                     "(training.validation.split, .max_items, .best or .num_samples): what is measured does not "
-                     "compare with what was before, network-best.pt is chosen anew")
-        p.best, p.measured = inf, now
+        best = self.task.best
+        if (source := self.sampled if best.of_samples else self.held) is not None:
+            for line in measured_anew(self.progress, best, source.fingerprint):
+                self.log(line)
 
     def kimg_name(self, nimg: int) -> str:
         """Images seen as file names give them, exactly where ticks are, or have been, shorter than a kimg."""
@@ -187,82 +181,117 @@ class Trainer:
         return self.stepper.batches(self.progress.nimg)
 
     def step(self, data: Iterator[Round], stop: Stop | None = None) -> Reason | None:
-        """One update of every phase on batch_size images, and of the averages; of none when one is not finite.
+        """One update of every phase on batch_size images; of none when one is not finite.
 
-        Gives the reason to end that any rank has: the ranks agree on it and on what is finite in one go.
+        That is decided on the device. The host takes in the step before meanwhile (`settle`), and this one in the next.
+        Gives the reason to end that any rank has.
         """
-        p, options = self.progress, self.options
-        if not p.bad_steps:
-            self.good = replace(p), self.stats.copy()
-        torch.manual_seed(mix_seed(options.seed, "layers", p.nimg, self.rank))  # dropout layers
+        p = self.progress
+        stats, waits = Collector(), Collector()
+        torch.manual_seed(mix_seed(self.options.seed, "layers", p.nimg, self.rank))  # dropout layers
         start = time.perf_counter()
         with self.part("data"):
             rounds = self.stepper.take(data)
-        self.stats.report("time/data_wait", time.perf_counter() - start)
-        stats = Collector()
+        waits.report("time/data_wait", time.perf_counter() - start)
         self.buffers.remember()
-        steps = self.all_gradients([batch for _, batch in rounds], stats)
-        check = sum(step.check for step in steps.values())
-        bad, wish, *moved = distributed.max_over_ranks([not isfinite(check), stop.wish() if stop else 0,
-                                                        *self.buffers.moved()])
-        self.stats.report("bad_steps", bad)
-        scale = p.loss_scale
+        scale = self.pending.scale if self.pending else known_scale(p, self.device)
         if self.precision == "fp16":
-            p.loss_scale, p.scale_steps = next_scale(scale, p.scale_steps, bool(bad))
-        if bad:
-            p.bad_steps += 1
-            self.buffers.put_back()
-            self.report_bad([index for indices, _ in rounds for index in indices],
-                            f"; loss scale {scale:g} -> {p.loss_scale:g}" if p.loss_scale != scale else "")
-        else:
-            p.bad_steps = 0
-            self.buffers.average(moved)
-            self.stats.add_all(stats)
-            self.apply(steps)
-        p.nimg += options.batch_size
+            self.stepper.loss_scale = scale.value
+        steps = self.all_gradients([batch for _, batch in rounds], stats)
+        bad, wish, moved = self.agreed(is_bad(steps.values(), self.device), stop)
+        with self.part("averages"):
+            self.settle()
+        rates = rates_of(self.optimizers)
+        self.buffers.average(moved)
+        self.apply(steps, bad, stats)
+        self.buffers.put_back(bad)
+        for ema in self.emas:
+            copy_buffers(ema, self.task.net)
+        scale = LossScale(*next_scale(*scale, bad)) if self.precision == "fp16" else scale
+        sent = Sent(torch.stack([bad.float(), *scale]))
+        items = [index for indices, _ in rounds for index in indices]
+        self.pending = Pending(sent, scale, p.nimg, p.tick_seconds, rates, items, stats, waits)
+        p.nimg += self.options.batch_size
         p.tick_seconds = time.perf_counter() - self.tick_start
         return reason_of(wish)
 
     def all_gradients(self, batches: list[Batch], stats: Collector) -> dict[int, PhaseStep]:
         """What the phases that have begun make of the rounds of a step, by their places."""
         steps, handed = {}, [None] * len(batches)
-        if self.precision == "fp16":
-            self.stepper.loss_scale = self.progress.loss_scale
         for i, phase in enumerate(self.task.phases):
             if self.progress.nimg >= phase.start_kimg * 1000:
                 steps[i] = self.stepper.gradients(i, batches, self.progress.nimg, stats, handed)
                 handed = steps[i].handed
         return steps
 
-    def apply(self, steps: dict[int, PhaseStep]) -> None:
-        """Step the optimisers of the phases that made a step by their gradients, and then the averages."""
-        p, options = self.progress, self.options
-        factor = self.lr_factor(p.nimg)
+    def agreed(self, bad: torch.Tensor, stop: Stop | None) -> tuple[torch.Tensor, float, list[float]]:
+        """Whether any rank has something that is not finite, what any has been asked, and buffers that any has moved.
+
+        Several ranks agree on all of it in one go, on the host, which waits for the device. One has nothing to ask.
+        """
+        wish = stop.wish() if stop else 0
+        if self.ranks == 1:
+            return bad, wish, []
+        found, wish, *moved = distributed.max_over_ranks([bool(bad), wish, *self.buffers.moved()])
+        return torch.full_like(bad, bool(found)), wish, moved
+
+    def apply(self, steps: Mapping[int, PhaseStep], bad: torch.Tensor, stats: Collector) -> None:
+        """Step the optimisers of the phases that made a step by their gradients, unless the flag `bad` [] is set."""
+        nimg = self.progress.nimg
+        factor = self.lr_factor(nimg)
         for i, step in steps.items():
             phase = self.task.phases[i]
-            for group, lr in zip(phase.optimizer.param_groups, self.base_lr[i], strict=True):
-                group["lr"] = lr * factor
+            set_rates([phase.optimizer], [[lr * factor for lr in self.base_lr[i]]])
             with self.part("optimiser"):
-                phase.optimizer.step()
-            if phase.absorb and (found := phase.absorb(step.totals, p.nimg)):
+                sharding.step_unless(phase.optimizer, bad)
+            totals = {name: torch.where(bad, 0, value) for name, value in step.totals.items()}
+            if phase.absorb and (found := phase.absorb(totals, nimg)):
                 for name, value in found.values.items():
-                    self.stats.report(f"{found.group}/{name}", value)
+                    stats.report(f"{found.group}/{name}", value)
         self.stepper.applied()
-        with self.part("averages"):
-            for halflife, ema in zip(self.halflives, self.emas, strict=True):
-                update_ema(ema, self.task.net, ema_beta(p.nimg, options.batch_size, halflife,
-                                                        options.ema_rampup_ratio))
+
+    def average(self, nimg: int) -> None:
+        """Have the averages follow the weights, which a step at nimg images has moved."""
+        size, rampup = self.options.batch_size, self.options.ema_rampup_ratio
+        for halflife, ema in zip(self.halflives, self.emas, strict=True):
+            update_ema(ema, self.task.net, ema_beta(nimg, size, halflife, rampup))
 
     def lr_factor(self, nimg: int) -> float:
         """What learning rates are multiplied by in the step at a number of images."""
         options = self.options
         return lr_factor(nimg, options.total_kimg, options.lr_rampup_kimg, options.lr_schedule)
 
-    def report_bad(self, indices: list[int], and_then: str) -> None:
+    def settle(self) -> None:
+        """Take in the last step: its numbers and the averages or, where it was skipped, their count and a word of it.
+
+        Called when that is asked for, or in the next step before any weight moves. ValueError as `check_bad`.
+        """
+        if self.pending is None:
+            return
+        p, step, self.pending = self.progress, self.pending, None
+        bad, scale, scale_steps = step.sent.read()
+        if bad and not p.bad_steps:
+            self.good = replace(p, nimg=step.nimg, tick_seconds=step.tick_seconds), self.stats.copy()
+        before = p.loss_scale
+        if self.precision == "fp16":
+            p.loss_scale, p.scale_steps = scale, int(scale_steps)
+        self.stats.add_all(step.waits)
+        self.stats.report("bad_steps", bad)
+        if bad:
+            p.bad_steps += 1
+            set_rates(self.optimizers, step.rates)
+            self.report_bad(step, f"; loss scale {before:g} -> {p.loss_scale:g}" if p.loss_scale != before else "")
+            self.check_bad()
+        else:
+            p.bad_steps = 0
+            self.stats.add_all(step.stats)
+            self.average(step.nimg)
+
+    def report_bad(self, step: Pending, and_then: str) -> None:
         """Say which images made a step that was skipped, and what comes of it."""
-        first, p = self.progress.nimg, self.progress
+        first, p = step.nimg, self.progress
         assert not self.private, "a private step is finite whatever it sees, and says of no item that it was in it"
-        items = [i for group in zip(*distributed.gather_objects(indices), strict=True) for i in group]
+        items = [i for group in zip(*distributed.gather_objects(step.items), strict=True) for i in group]
         self.log(f"Warning: loss or gradient not finite, step skipped ({p.bad_steps} in a row): images {first} to "
                  f"{first + len(items) - 1} of the stream, data set items {', '.join(map(str, items))}{and_then}")
 
@@ -271,13 +300,9 @@ class Trainer:
         p = self.progress
         all_bad = p.nimg >= self.total and p.bad_steps * self.options.batch_size >= p.nimg
         if p.bad_steps >= self.options.max_bad_steps or all_bad:
+            self.buffers.put_back(torch.ones((), dtype=torch.bool, device=self.device))  # the next step has begun
             self.save_state()
-            started = f", or from other weights than {self.options.init_from}" if self.options.init_from else ""
-            go_on = "" if self.precision == "fp32" else "go on from it with training.options.precision=fp32, or "
-            raise ValueError(f"loss or gradients were not finite in {p.bad_steps} steps in a row (up to {p.nimg} "
-                             f"images); training-state-{self.kimg_name(self.good[0].nimg)}.pt is from before "
-                             f"them; {go_on}start anew with a lower training.optimizer.lr or with "
-                             f"training.options.grad_clip{started}")
+            raise too_many(p, self.kimg_name(self.good[0].nimg), self.options, self.precision)
 
     # ---- the loop ----
 
@@ -318,14 +343,16 @@ class Trainer:
             with distributed.meeting(f"the step at {p.nimg} images"), self.watched():
                 reason = self.step(data, stop)
             bar.update(self.options.batch_size)
-            self.check_bad()
             if p.nimg >= min(self.total, p.tick_nimg + self.options.kimg_per_tick * 1000):
                 self.tick()
+        self.settle()
         return reason if p.nimg < self.total else None
 
     def tick(self) -> None:
         """End a tick: its line and numbers, validation, and the files that are due."""
         p, options, done = self.progress, self.options, self.progress.nimg >= self.total
+        self.settle()
+        p.tick_seconds = time.perf_counter() - self.tick_start
         p.tick += 1
         p.seconds += p.tick_seconds
         fields = tick_fields(self.stats.means(), p, total=self.total, batch_size=options.batch_size,
@@ -372,12 +399,9 @@ class Trainer:
         """
         start = time.perf_counter()
         table, lack = draw_table(self.sampled, self.ema)
-        if lacks := [text for text in distributed.gather_objects(lack) if text]:
+        if self.lacks_memory(lack, "samples", "sampling.batch_size=1 takes less, training.validation.sample_ticks=null "
+                                              "none"):
             self.sampled = None
-            sharding.reshard(self.ema)
-            torch.cuda.empty_cache()
-            self.log(f"Warning: no memory for samples ({lacks[0]}), none any more until the next start; "
-                     "sampling.batch_size=1 takes less, training.validation.sample_ticks=null none")
             return {}
         seconds = time.perf_counter() - start
         self.log(in_words(table, self.sampled.count, seconds))
@@ -393,13 +417,9 @@ class Trainer:
         if self.preview is None:
             return
         made, lack = make(self.preview, self.ema, is_main=self.rank == 0)
-        lacks = [text for text in distributed.gather_objects(lack) if text]
-        if lacks:
+        if self.lacks_memory(lack, "a preview", "sampling.batch_size=1 or sampling.tile takes less, "
+                                                "training.validation.preview_ticks=null none"):
             self.preview = None
-            sharding.reshard(self.ema)
-            torch.cuda.empty_cache()
-            self.log(f"Warning: no memory for a preview ({lacks[0]}), none any more until the next start; "
-                     "sampling.batch_size=1 or sampling.tile takes less, training.validation.preview_ticks=null none")
             return
 
         def keep() -> None:
@@ -408,6 +428,15 @@ class Trainer:
             self.files.write_picture("preview", pixels(made.png), self.progress.nimg)
 
         distributed.from_rank_0(keep)
+
+    def lacks_memory(self, lack: str, what: str, advice: str) -> bool:
+        """Whether memory ran out on any rank, for what it says: then some is given back, and a line tells of it."""
+        lacks = [text for text in distributed.gather_objects(lack) if text]
+        if lacks:
+            sharding.reshard(self.ema)
+            torch.cuda.empty_cache()
+            self.log(f"Warning: no memory for {what} ({lacks[0]}), none any more until the next start; {advice}")
+        return bool(lacks)
 
     def keep_best(self, fields: dict[str, float]) -> None:
         """Write network-best.pt when what it goes by, where it could be measured, is the best so far."""

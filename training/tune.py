@@ -141,8 +141,9 @@ def own_step(trainer: Trainer, batches: Sequence[Batch]) -> None:
     steps, handed = {}, [None] * len(batches)
     for i in range(len(trainer.task.phases)):
         _, totals, handed = trainer.stepper.accumulate(i, batches, trainer.progress.nimg, Collector(), handed)
-        steps[i] = PhaseStep(0.0, totals, handed)
-    trainer.apply(steps)
+        steps[i] = PhaseStep(torch.zeros((), device=trainer.device), totals, handed)
+    trainer.apply(steps, torch.zeros((), dtype=torch.bool, device=trainer.device), Collector())
+    trainer.average(trainer.progress.nimg)
 
 
 def lines(found: Mapping[Switches, float], best: Switches) -> Iterator[str]:

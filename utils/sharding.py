@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import inf
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from edm3d.utils import distributed
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
+DECIDE_THEMSELVES = (torch.optim.Adam, torch.optim.AdamW)  # whether they step, where they are fused
 
 
 def shard(module: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -72,8 +72,29 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> torch.Tensor:
     """Scale gradients down to a global norm (None: leave them) and return the norm that they had."""
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm or inf, foreach=True)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+    if max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
+    """Step an optimiser unless a flag [] bool on its device is set, which leaves weights and moments as they are.
+
+    Adam and AdamW, fused, look at the flag on the device, as they do for torch.amp.GradScaler. For any other optimiser,
+    for shares, and until there are moments, the host waits for it.
+    """
+    groups = optimizer.param_groups
+    shared = any(isinstance(p, DTensor) for group in groups for p in group["params"])
+    by_itself = type(optimizer) in DECIDE_THEMSELVES and all(group["fused"] for group in groups) and not shared
+    if by_itself and optimizer.state:
+        optimizer.found_inf = bad.float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+    elif not bad:
+        optimizer.step()
 
 
 def check_same_weights(modules: Mapping[str, nn.Module], advice: str) -> None:

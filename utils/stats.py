@@ -17,6 +17,7 @@ from edm3d.utils.checks import listed
 from edm3d.utils.files import atomic_path, first_line
 from edm3d.utils.log import read_status
 from edm3d.utils.plain import parse_json, taken
+from edm3d.utils.tensors import tensor_on
 
 
 class Collector:
@@ -34,7 +35,7 @@ class Collector:
     def report_bins(self, name: str, values: torch.Tensor, places: torch.Tensor, edges: Sequence[float]) -> None:
         """Add values [N] as NAME_LOW-HIGH, by the pair of `edges` that places [N] lie between."""
         bounds = (0, *edges, inf)
-        index = torch.bucketize(places.detach(), torch.tensor(edges, dtype=places.dtype, device=places.device))
+        index = torch.bucketize(places.detach(), tensor_on(places.device, edges, places.dtype))
         pairs = torch.stack([values.detach().double(), torch.ones_like(values, dtype=torch.float64)], dim=1)
         table = torch.zeros(len(edges) + 1, 2, dtype=torch.float64, device=values.device).index_add_(0, index, pairs)
         self.add(tuple(f"{name}_{low:g}-{high:g}" for low, high in pairwise(bounds)), table)

@@ -77,7 +77,7 @@ class PrivateStep:
         sharding.sum_gradients(parameters)
         for p in parameters:
             p.grad /= self.options.batch_size
-        return PhaseStep(float(sharding.clip_gradients(parameters, self.options.grad_clip)), {}, [None] * len(batches))
+        return PhaseStep(sharding.clip_gradients(parameters, self.options.grad_clip), {}, [None] * len(batches))
 
     def backward(self, batch: Batch, generators: ImageGenerators, precision: str) -> None:
         """Leave the gradients of each row in `grad_sample`."""

@@ -6,6 +6,7 @@ import torch
 
 from edm3d.samplers.noise import Noise
 from edm3d.training.phases import StepStatistics
+from edm3d.utils.tensors import tensor_on
 
 FEW, ALIKE = 0.05, 2  # share of the codes in use, and perplexity, below which a codebook counts as collapsed
 
@@ -19,12 +20,12 @@ def code_totals(net: torch.nn.Module, codes: NamedTuple, noise: Noise, batch_siz
     """
     vectors = codes.vectors.detach().float().flatten(2).movedim(1, 2)  # [N,tokens,D]
     indices, (images, tokens, width) = codes.indices.flatten(), vectors.shape
-    counts = torch.bincount(indices, minlength=net.codebook_size).float()
+    counts = vectors.new_zeros(net.codebook_size).index_add_(0, indices, vectors.new_ones(len(indices)))
     sums = vectors.new_zeros(net.codebook_size, width).index_add_(0, indices, vectors.flatten(0, 1))
     m = min(tokens, -(-net.codebook_size // batch_size))
     chosen = noise.for_purpose("codes").rand((tokens,)).to(vectors.device).argsort(dim=1)[:, :m]
     candidates = vectors.new_zeros(batch_size, m, width)
-    places = torch.tensor([key % batch_size for key in noise.keys], device=vectors.device)
+    places = tensor_on(vectors.device, [key % batch_size for key in noise.keys])
     candidates[places] = vectors[torch.arange(images, device=vectors.device)[:, None], chosen]
     return {"counts": counts, "sums": sums, "candidates": candidates.flatten(0, 1)}
 
