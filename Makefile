@@ -58,8 +58,8 @@ PET := pet_phantoms-demo
 
 pet-demo: $(STAMP)  ## PET scans simulated at two doses, the high one drawn from the low one (docs/pet.md)
 	python dataset_tool.py pet-phantom --dest data/pet_phantoms.npz
-	torchrun --standalone --nproc_per_node=1 train.py -cn=pet_phantoms training.options.desc=demo training.options.total_kimg=4 training.batch_transform.scale.factor=0.9 training.options.resume=latest
-	torchrun --standalone --nproc_per_node=1 generate.py -cn=pet_phantoms sampling.network=$(PET) sampling.seeds=0-15 sampling.samples_per_condition=16 sampling.outdir=results/pet_demo
+	torchrun --standalone --nproc_per_node=1 train.py -cn=pet_phantoms training.options.desc=demo training.options.total_kimg=6 training.batch_transform.scale.factor=0.9 training.options.resume=latest
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=pet_phantoms sampling.network=$(PET) sampling.seeds=0-15 sampling.samples_per_condition=8 sampling.antithetic=true sampling.outdir=results/pet_demo
 	python evaluate.py enhancement --samples results/pet_demo/samples.h5 --dest results/pet_demo
 	@echo "Done: draws in results/pet_demo/samples.h5, mean and deviation in enhanced.npz, picture samples.png, report report.html beside it"
 
