@@ -13,7 +13,7 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -93,9 +93,9 @@ def calls_needed() -> tuple[int, list[float], list[float]]:
 # ---- time ----
 
 
-def our_network(channels: int = SHAPE[0]) -> torch.nn.Module:
+def our_network(channels: int = SHAPE[0], overrides: Sequence[str] = ()) -> torch.nn.Module:
     """The denoiser of echo_edm, not trained."""
-    node = compose("echo_edm", [])["training"]["network"]
+    node = compose("echo_edm", overrides)["training"]["network"]
     return build(fill(node, in_channels=channels, out_channels=channels, spatial_dims=3, image_size=8)).eval()
 
 
