@@ -7,12 +7,13 @@ Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.quality
 Ours is echo_edm by train.py, as it stands and with other overrides by NAME (its ramp and average are as long a share of
 a training as in the demo). The peer is MONAI's 3D latent diffusion tutorial: DiffusionModelUNet, within 5 % of our
 FLOPs, DDPMScheduler (1000 steps, scaled_linear_beta 0.0015 to 0.0195) that predicts the noise, Adam at a constant rate,
-no average of weights, drawn by DDIM in 100 steps. Its latents are whitened as ours, to variance 1. Both take batches of
-16 images.
+no average of weights, drawn by DDIM in 100 steps. Its latents are whitened as ours, to variance 1, and its estimates
+clipped to 4 (there to 1, which latents exceed; without, short trainings diverge). Both take batches of 16 images.
 
 Equal minutes: CPU time of one thread. Steps of all are timed in turns, and each then takes as many images as fill the
-minutes; `cpu_s` is what that took, for ours with the start of train.py. Each has the same rates to choose from, by the distance of the first seed; --at trains ours for shares of the
-minutes at the rate that was best for the whole.
+minutes; `cpu_s` is what that took, for ours with the start of train.py. Each has the same rates to choose from, by the
+distance of the first seed; --at trains ours for shares of the minutes at the rate that was best for the whole.
+--step-s takes the seconds of steps from an earlier line, as for a second process with --only.
 
 One JSON line: Frechet distance of latents, in their first principal components, to draws from the posteriors of real
 items, and the mean over label classes of the KS distance of the volumes of decoded label maps, both above the floors:
@@ -50,6 +51,7 @@ WHOLE = Fraction(1)
 LIMIT, BATCH, SETS, TIMED = 1 / 6, 16, 3, 5
 EXPERIMENT, SIGMA_DATA, RAMPUP, HALFLIFE = "echo_edm", 0.5, 1 / 42, 1.5 / 42  # shares of a training
 NOISE = {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195}
+CLIP = {"clip_sample": True, "clip_sample_min": -4.0, "clip_sample_max": 4.0}
 PEER = "monai"
 DRAWN_FROM = 50_000  # seed of the noise that is drawn from
 
@@ -113,7 +115,7 @@ class PeerRun:
     @torch.no_grad()
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
         """Latents as ours are scaled, of unit noise."""
-        net, made = self.net.eval(), scheduler("DDIMScheduler", DDIM_STEPS, **NOISE)
+        net, made = self.net.eval(), scheduler("DDIMScheduler", DDIM_STEPS, **NOISE, **CLIP)
         return torch.cat([monai_run(lambda x, t: net(x, t.expand(len(x))), made, some)
                           for some in noise.split(BATCH)]) * SIGMA_DATA
 
@@ -208,7 +210,8 @@ def measured(bench: Bench, asked: argparse.Namespace) -> dict:
     """All recipes that are asked for, by name."""
     ours = {name: overrides.split() for name, _, overrides in (text.partition("=") for text in asked.ours)}
     names = [*(ours if asked.only != "theirs" else ()), *([PEER] if asked.only != "ours" else ())]
-    seconds, found = step_seconds(bench, ours, names), {}
+    given = {name: float(text) for name, text in (text.split("=") for text in asked.step_s)}
+    seconds, found = step_seconds(bench, ours, [name for name in names if name not in given]) | given, {}
     for name in names:
         images = max(1, round(60 * asked.minutes / seconds[name])) * BATCH
 
@@ -251,6 +254,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("ours", "theirs"))
     parser.add_argument("--ours", nargs="+", default=["edm3d="], metavar="NAME=OVERRIDES")
     parser.add_argument("--calls", nargs="+", default=["ipndm 4=18", "heun=35"], metavar="SAMPLER=CALLS")
+    parser.add_argument("--step-s", nargs="+", default=[], metavar="NAME=SECONDS")
     parser.add_argument("--samples", type=int, default=256)
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -34,7 +34,7 @@ MONAI_CHANNELS = (40, 64, 64)
 def scheduler(name: str, steps: int, **more: object) -> object:
     """One of MONAI's, with its own noise schedule unless another is given."""
     from monai.networks import schedulers  # seconds, and the rest of this file does without
-    made = getattr(schedulers, name)(num_train_timesteps=TRAINED_STEPS, clip_sample=False, **more)
+    made = getattr(schedulers, name)(num_train_timesteps=TRAINED_STEPS, **{"clip_sample": False, **more})
     made.set_timesteps(steps)
     return made
 
@@ -113,7 +113,7 @@ def our_decoder() -> torch.nn.Module:
 
 
 def flops_of(net: Callable, shape: Sequence[int] = SHAPE) -> int:
-    """Of a call for one item [C,*s]; of two, as single ones take a way that is not counted (networks/single_volume.py)."""
+    """Of a call for an item [C,*s]; of two, as one alone takes a way that is not counted: networks/single_volume.py."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(2, *shape), torch.ones(2))
     return counter.get_total_flops() // 2
