@@ -40,7 +40,7 @@ def test_the_peers_own_network_has_its_flops_and_the_loss_is_that_of_a_normal():
 
 def test_steps_are_timed_where_ranks_divide_the_batch_and_voxels_are_few(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    asked = Namespace(experiment="voxels_edm", device="cpu", sizes=[8, 16], batches=[1, 2], repeats=1, voxels=1024,
+    asked = Namespace(experiment="voxels_edm", device="cpu", sizes=[8, 16], batches=[1, 2, 4], repeats=1, voxels=1024,
                       overrides=["training.network.model.model_channels=16"])
     rows = scaling.rows(asked, tmp_path)
     assert [(row["size"], row["batch"]) for row in rows] == [(8, 1), (8, 2)]
