@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[256, 256, 512], help="of MONAI's network")
     parser.add_argument("--sizes", nargs="+", default=["20,20,16", "40,40,32"])
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 16])
-    parser.add_argument("--width", type=int, help="of ours, a multiple of 4 within an eighth of the first of --channels")
+    parser.add_argument("--width", type=int, help="of ours, a multiple of 4 within an eighth of the first channels")
     asked = parser.parse_args()
     device, levels = torch.device(asked.device), [c // asked.channels[0] for c in asked.channels]
     tutorial, best = switches(asked)
