@@ -81,6 +81,7 @@ def trainer_of(training: dict, dataset: Sequence[Sample], folder: Path) -> Train
     options = Options(**training["options"])
     device = distributed.init(options.device)
     distributed.set_threads(options.num_threads)
+    torch.manual_seed(options.seed)
     task = TASKS[training["task"]].assemble(training, dataset)
     privacy = asked_privacy(training, options)
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
