@@ -33,7 +33,7 @@ KL_WEIGHT, LATENTS, STEP = 1e-6, 4, 2  # widths of the first level are multiples
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Setting(NamedTuple):
+class StepSetting(NamedTuple):
     """Volumes of `size` voxels along each axis, so many in a step, and MONAI's network for them."""
 
     size: int
@@ -44,14 +44,14 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "diff3": Setting(160, 2, [32, 64, 128, 128], 2, True),
-    "patches": Setting(32, 16, [32, 64, 128], 1, False),
-    "small": Setting(32, 4, [16, 32, 64], 1, False),
-    "tiny": Setting(8, 2, [8, 16], 1, False),
+    "diff3": StepSetting(160, 2, [32, 64, 128, 128], 2, True),
+    "patches": StepSetting(32, 16, [32, 64, 128], 1, False),
+    "small": StepSetting(32, 4, [16, 32, 64], 1, False),
+    "tiny": StepSetting(8, 2, [8, 16], 1, False),
 }
 
 
-def peer(setting: Setting) -> torch.nn.Module:
+def peer(setting: StepSetting) -> torch.nn.Module:
     """MONAI's: x -> image, mean and standard deviation of its latents."""
     return Peer(3, 1, 1, channels=setting.channels, num_res_blocks=setting.blocks, latent_channels=LATENTS,
                 attention_levels=[False] * len(setting.channels), norm_num_groups=8,
@@ -61,7 +61,7 @@ def peer(setting: Setting) -> torch.nn.Module:
 class Ours(torch.nn.Module):
     """Ours of some width, called as the peer is."""
 
-    def __init__(self, setting: Setting, width: int, layout: str):
+    def __init__(self, setting: StepSetting, width: int, layout: str):
         super().__init__()
         channels = [width * c // setting.channels[0] for c in setting.channels]
         self.net = AutoencoderKL(1, 0, LATENTS, 3, channels, num_blocks=setting.blocks,
@@ -74,7 +74,7 @@ class Ours(torch.nn.Module):
         return image, posterior.mean, posterior.std
 
 
-def matched(setting: Setting, layout: str) -> dict[int, float]:
+def matched(setting: StepSetting, layout: str) -> dict[int, float]:
     """By what share the FLOPs of ours differ from the peer's, by width."""
     shape, first = [1, 1, *[setting.size] * 3], setting.channels[0]
     wanted = flops(lambda: peer(setting), shape)
@@ -91,7 +91,7 @@ def loss_of(x: torch.Tensor) -> Callable[[Callable], torch.Tensor]:
     return loss
 
 
-def steps(asked: argparse.Namespace, setting: Setting, width: int) -> dict[str, Callable[[], Callable[[], None]]]:
+def steps(asked: argparse.Namespace, setting: StepSetting, width: int) -> dict[str, Callable[[], Callable[[], None]]]:
     """What makes a step of each, by name."""
     device = torch.device(asked.device)
     tutorial, best = switches(asked)

@@ -120,7 +120,7 @@ class PeerRun:
                           for some in noise.split(BATCH)]) * SIGMA_DATA
 
 
-class Bench(NamedTuple):
+class Trainings(NamedTuple):
     """What all trainings share. calls: samplers of ours by name, with their calls of the network."""
 
     folder: Path
@@ -161,7 +161,7 @@ def settings(kimg: float, latents: Path) -> list[str]:
             "training.validation.max_items=0", "training.validation.preview_ticks=null"]
 
 
-def step_seconds(bench: Bench, ours: dict[str, list[str]], names: Sequence[str]) -> dict[str, float]:
+def step_seconds(bench: Trainings, ours: dict[str, list[str]], names: Sequence[str]) -> dict[str, float]:
     """CPU seconds of a step of each, in turns."""
     def stepping(overrides: Sequence[str]) -> Callable[[], object]:
         training = compose(EXPERIMENT, [*settings(1, bench.latents), *overrides])["training"]
@@ -206,7 +206,7 @@ def small_files(folder: Path) -> tuple[Path, Path]:
     return folder / "data/echo_latents.h5", next(folder.glob("results/*-echo_vae/network-snapshot-*.pt"))
 
 
-def measured(bench: Bench, asked: argparse.Namespace) -> dict:
+def measured(bench: Trainings, asked: argparse.Namespace) -> dict:
     """All recipes that are asked for, by name."""
     ours = {name: overrides.split() for name, _, overrides in (text.partition("=") for text in asked.ours)}
     names = [*(ours if asked.only != "theirs" else ()), *([PEER] if asked.only != "ours" else ())]
@@ -263,7 +263,7 @@ def main() -> None:
         folder = Path(name)
         latents, autoencoder = (asked.latents.resolve(), asked.autoencoder) if asked.latents else small_files(folder)
         judge = Judge(latents, autoencoder, asked.samples)
-        found = measured(Bench(folder, latents, judge, asked.samples, calls), asked)
+        found = measured(Trainings(folder, latents, judge, asked.samples, calls), asked)
     print(json_line("Frechet distance above the floor, ours over MONAI's DDPM recipe, at equal minutes", limit=LIMIT,
                     limit_at=1.0, **ratios(found), minutes=asked.minutes, seeds=len(asked.seeds), samples=asked.samples,
                     floor={key: round(value, 4) for key, value in judge.floor.items()},

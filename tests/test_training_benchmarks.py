@@ -47,7 +47,7 @@ def test_steps_are_timed_where_ranks_divide_the_batch_and_voxels_are_few(tmp_pat
     assert all(row["s_per_image"] > 0 for row in rows)
 
 
-class Normal(torch.nn.Module):
+class PerfectNoise(torch.nn.Module):
     """What a perfect network says of the noise in x, of data N(0, 1/4) in the variance-preserving scale."""
 
     def forward(self, x, t):
@@ -56,7 +56,7 @@ class Normal(torch.nn.Module):
 
 
 def test_the_peer_draws_what_its_network_has_learnt():
-    run = SimpleNamespace(net=Normal())
+    run = SimpleNamespace(net=PerfectNoise())
     drawn = quality.PeerRun.draw(run, torch.randn(4, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert float(drawn.std()) == pytest.approx(quality.SIGMA_DATA / 2, rel=0.05)
 
