@@ -103,7 +103,13 @@ test-slow: $(STAMP)  ## the tests marked slow
 attack: $(STAMP)  ## damaged and hostile files, races and kills against every command
 	python -m benchmarks.attack
 
-bench: $(STAMP)  ## short forms of the benchmarks of sampling and of reading data, one JSON line each (minutes)
+bench: export OMP_NUM_THREADS := 1
+bench: $(STAMP)  ## short forms of the benchmarks of training, sampling and reading data, one JSON line each (minutes)
+	python -m benchmarks.startup
+	python -m benchmarks.train_step --channels 32 32 64 --sizes 8,8,8 --batches 2 --repeats 5 --precision fp32
+	python -m benchmarks.autoencoder_step --settings tiny --repeats 5 --precision fp32
+	python -m benchmarks.scaling --sizes 8 16 --batches 1 2 --overrides training.network.model.model_channels=16
+	python -m benchmarks.quality --minutes 0.05 --seeds 0 --rates 1e-3 2e-3 --samples 16
 	python -m benchmarks.quality_calls --calls 8
 	python -m benchmarks.sample --latents 2 --batch 2 --ddpm-steps 5
 	python -m benchmarks.load_data --num 16 --size 32

@@ -35,6 +35,11 @@ def json_line(claim: str, **numbers: float | int | str | bool | None) -> str:
     return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **numbers})
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """Seconds: of CPU time on a CPU, which other work on the machine hardly changes, by the wall on another device."""
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
 def in_turns(variants: Mapping[str, Callable[[], object]], repeats: int,
              clock: Callable[[], float] = time.process_time) -> dict[str, float]:
     """Median seconds of each by a clock (of CPU time), after one round that does not count."""

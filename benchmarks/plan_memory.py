@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -75,18 +76,23 @@ def chosen(name: str) -> tuple[dict, PlannedData]:
     return training, PlannedData(shape, Facts("", "", label_classes=tuple(map(str, range(classes)))), {})
 
 
-def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
-    """A trainer as train.py makes it; latents come as they are."""
+def trainer_of(training: dict, dataset: Sequence[Sample], folder: Path) -> Trainer:
+    """A trainer as train.py makes it."""
     options = Options(**training["options"])
     device = distributed.init(options.device)
     distributed.set_threads(options.num_threads)
-    dataset = NoiseItems(source)
-    training = {**training, "batch_transform": {"_target_": "training.batch_transforms.Identity"}}
+    torch.manual_seed(options.seed)
     task = TASKS[training["task"]].assemble(training, dataset)
     privacy = asked_privacy(training, options)
     return Trainer(task, dataset, replace(options, total_kimg=1e3), run_dir=folder, device=device, log=RunLog(False),
-                   record=RunRecord({"training": training}, source.facts),
+                   record=RunRecord({"training": training}, dataset.facts),
                    private=imagined_release(privacy, options.batch_size) if privacy else None)
+
+
+def real_trainer(training: dict, source: PlannedData, folder: Path) -> Trainer:
+    """The same on noise; latents come as they are."""
+    training = {**training, "batch_transform": {"_target_": "training.batch_transforms.Identity"}}
+    return trainer_of(training, NoiseItems(source), folder)
 
 
 def measured(name: str) -> dict[str, float | str]:

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.common import json_line
 from benchmarks.solver_error import Problem, mixtures
+from edm3d.formats.facts import LatentScaling
 from edm3d.inference.batch import collate
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.snapshot import Snapshot
@@ -95,14 +96,27 @@ def trained(snapshot: Snapshot, seeds: Sequence[int]) -> Problem:
 # ---- real latents ----
 
 
-def posterior_draws(snapshot: Snapshot, path: Path, count: int, seed: int) -> np.ndarray:
-    """Draws [count,d] from the posteriors of real items in turn, as the network sees them."""
-    data, scaling = LatentsDataset(str(path)), snapshot.first_stage.scaling
-    generators = ImageGenerators(range(seed, seed + count), purpose="quality_calls")
-    batch = collate([data[(seed + i) % len(data)] for i in range(count)])
-    seen, _ = DrawLatents(scaling.channel_mean, scaling.channel_std, scaling.limits, scaling.scaling,
-                          sigma_data=scaling.sigma_data)(batch, generators)
-    return seen.flatten(1).numpy()
+class RealDraws:
+    """Draws from the posteriors of the items of a latents.h5, as networks see them."""
+
+    def __init__(self, path: Path, scaling: LatentScaling):
+        self.data = LatentsDataset(str(path))
+        self.transform = DrawLatents(scaling.channel_mean, scaling.channel_std, scaling.limits, scaling.scaling,
+                                     sigma_data=scaling.sigma_data)
+
+    def of(self, items: Sequence[int], seeds: Sequence[int], purpose: str = "quality_calls") -> torch.Tensor:
+        """Latents [N,C,*s] of some items, each by noise of its own seed."""
+        return self.transform(collate([self.data[i] for i in items]), ImageGenerators(list(seeds), purpose=purpose))[0]
+
+    def in_turn(self, count: int, seed: int) -> torch.Tensor:
+        """So many of all items in turn."""
+        seeds = range(seed, seed + count)
+        return self.of([i % len(self.data) for i in seeds], seeds)
+
+
+def flat(latents: torch.Tensor) -> np.ndarray:
+    """Latents as rows [N,d]."""
+    return latents.flatten(1).numpy()
 
 
 class Components:
@@ -138,9 +152,9 @@ def errors_of_mixture(problem: Problem, calls: Sequence[int], methods: Sequence[
 
 def quality(snapshot: Snapshot, path: Path, options: argparse.Namespace) -> str:
     """The JSON line of a network: errors, Frechet distances and seconds that tuning took, by method and calls."""
-    n, sets = options.samples, options.sets
-    components = Components(posterior_draws(snapshot, path, 4 * n, seed=10 * n))
-    real = [posterior_draws(snapshot, path, n, seed=i * n) for i in range(sets + 1)]
+    n, sets, draws = options.samples, options.sets, RealDraws(path, snapshot.first_stage.scaling)
+    components = Components(flat(draws.in_turn(4 * n, seed=10 * n)))
+    real = [flat(draws.in_turn(n, seed=i * n)) for i in range(sets + 1)]
     floor = float(np.mean([components.distance(real[i], real[i + 1]) for i in range(sets)]))
     problems = [trained(snapshot, range(i * n, (i + 1) * n)) for i in range(sets)]
     checked = [problem._replace(latents=problem.latents[:options.checked]) for problem in problems]
@@ -151,7 +165,7 @@ def quality(snapshot: Snapshot, path: Path, options: argparse.Namespace) -> str:
     def measured(method: Method, sigmas: torch.Tensor) -> dict[str, float]:
         drawn = [run(problem, method, sigmas) for problem in problems]
         error = np.mean([relative_error(x[:options.checked], end) for x, end in zip(drawn, ends, strict=True)])
-        distance = [components.distance(real[i], x.flatten(1).numpy()) for i, x in enumerate(drawn)]
+        distance = [components.distance(real[i], flat(x)) for i, x in enumerate(drawn)]
         return {"error": float(f"{error:.2e}"), "frechet": round(float(np.mean(distance)), 4)}
 
     yardstick = METHODS[YARDSTICK]

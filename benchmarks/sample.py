@@ -13,7 +13,7 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,10 +31,10 @@ LIMIT, FLOPS_WITHIN = 5.0, 0.05
 MONAI_CHANNELS = (40, 64, 64)
 
 
-def scheduler(name: str, steps: int) -> object:
-    """One of MONAI's, with its own noise schedule."""
+def scheduler(name: str, steps: int, **more: object) -> object:
+    """One of MONAI's, with its own noise schedule unless another is given."""
     from monai.networks import schedulers  # seconds, and the rest of this file does without
-    made = getattr(schedulers, name)(num_train_timesteps=TRAINED_STEPS, clip_sample=False)
+    made = getattr(schedulers, name)(num_train_timesteps=TRAINED_STEPS, **{"clip_sample": False, **more})
     made.set_timesteps(steps)
     return made
 
@@ -93,9 +93,9 @@ def calls_needed() -> tuple[int, list[float], list[float]]:
 # ---- time ----
 
 
-def our_network(channels: int = SHAPE[0]) -> torch.nn.Module:
+def our_network(channels: int = SHAPE[0], overrides: Sequence[str] = ()) -> torch.nn.Module:
     """The denoiser of echo_edm, not trained."""
-    node = compose("echo_edm", [])["training"]["network"]
+    node = compose("echo_edm", overrides)["training"]["network"]
     return build(fill(node, in_channels=channels, out_channels=channels, spatial_dims=3, image_size=8)).eval()
 
 
@@ -112,10 +112,10 @@ def our_decoder() -> torch.nn.Module:
     return build(fill(node, in_channels=1, spatial_dims=3, num_classes=4)).eval()
 
 
-def flops_of(net: Callable) -> int:
-    """Of a call for one item; of two, as single ones take a way that is not counted (networks/single_volume.py)."""
+def flops_of(net: Callable, shape: Sequence[int] = SHAPE) -> int:
+    """Of a call for an item [C,*s]; of two, as one alone takes a way that is not counted: networks/single_volume.py."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(2, *SHAPE), torch.ones(2))
+        net(torch.zeros(2, *shape), torch.ones(2))
     return counter.get_total_flops() // 2
 
 
