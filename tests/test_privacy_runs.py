@@ -20,13 +20,14 @@ from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.training.batch_transforms import Identity
 from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import Task
 from edm3d.training.preview import Preview, Shown
 from edm3d.training.private.budget import open_budget
 from edm3d.training.private.checks import check_config, check_task
-from edm3d.training.private.release import Release
+from edm3d.training.private.release import Release, needed
 from edm3d.training.private.start import asked_privacy, said_of
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.resume import RunRecord, read_state
@@ -215,7 +216,7 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
     """A snapshot of private latents, read again."""
     budget = open_budget(PRIVACY, OPTIONS, Points())
     budget.spend()
-    scaling = LatentScaling([0.125], [0.875])
+    scaling = LatentScaling([0.125], [0.875], [-4.375, 6.0625])
     config = {"training": {"dataset": {"path": "/home/x/latents.h5", "split": "train"}, "options": {}},
               "sampling": {"real": "/home/x/patients.h5", "quality": {"reference": "/home/x/patients.h5"}}}
     network = {"_target_": "x", "model": {"attribute_mean": [61.5], "attribute_std": [7.25]}}
@@ -228,13 +229,23 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
 def test_facts_of_a_private_snapshot_say_nothing_that_was_measured(tmp_path):
     snapshot = private_snapshot(tmp_path)
     text = str(snapshot.plain() | {"privacy": None})
-    for found in ("/home", "patients", "0123abcd", "beef", "17.5", "3.25", "41.125", "83.0", "31.5"):
+    for found in ("/home", "patients", "0123abcd", "beef", "17.5", "3.25", "41.125", "83.0", "31.5", "4.375",
+                  "6.0625"):
         assert found not in text, found
     assert snapshot.facts.channels == ("mr",) and snapshot.facts.attribute_names == ("age",)
     assert np.allclose(snapshot.facts.spacing, (2, 2, 3)) and snapshot.facts.attribute_statistics is None
     said = "\n".join(snapshot.privacy.not_covered)
     for named in ("intensity range, -3 to 812.5 HU", "of the attributes", "of the latents"):
         assert named in said
+
+
+def test_of_latents_a_snapshot_has_what_scales_them_alone():
+    known = LatentScaling([0.125], [0.875], [-4.375, 6.0625])
+    assert needed(known) == LatentScaling([0.125], [0.875], None)
+    ranged = needed(known._replace(scaling="minmax"))
+    assert ranged.limits == [-4.375, 6.0625] and 0.125 not in ranged.channel_mean and 0.875 not in ranged.channel_std
+    for scaling in (known, known._replace(scaling="minmax"), known._replace(scaling="scale_factor")):
+        assert shift_and_gain(*needed(scaling)) == shift_and_gain(*scaling)
 
 
 def test_what_public_weights_knew_is_public(tmp_path):

@@ -210,6 +210,8 @@ def test_figures_are_those_of_the_public_snapshot():
     assert training["network"]["model"] == {"attribute_dim": "auto", "attribute_mean": [40.0], "attribute_std": [3.0]}
     assert training["batch_transform"] == {**DRAW, "channel_mean": [0.5], "channel_std": [2.0], "limits": [-3.0, 3.0],
                                            "scaling": "minmax"}
+    other = {**half(), "batch_transform": {**DRAW, "scaling": "standardize"}}
+    assert by_public_figures(other, Scans(), None, PUBLIC)[0]["batch_transform"] == other["batch_transform"]
     assert data.facts.intensity == held.dataset.dataset.facts.intensity == PUBLIC.facts.intensity
     assert len(held.dataset) == 1
 

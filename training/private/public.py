@@ -99,7 +99,7 @@ def figures(node: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
 
 
 def with_scaling(node: dict, channels: int | None, public: Snapshot) -> dict:
-    """A batch transform whose scaling of latents is that of a snapshot, where both have one.
+    """A batch transform whose scaling of latents is that of a snapshot, where both have one, of the same kind.
 
     channels: of the latents, where the data are some.
     """
@@ -107,7 +107,8 @@ def with_scaling(node: dict, channels: int | None, public: Snapshot) -> dict:
     known = public.first_stage and public.first_stage.scaling
     if known is None or "channel_mean" not in takes or node.get("channel_mean") is not None:
         return node
-    if channels is not None and len(known.channel_mean) != channels:
+    if (channels is not None and len(known.channel_mean) != channels) or \
+            node.get("scaling") not in (None, known.scaling):  # snapshots may have no figures of other kinds
         return node
     return {**node, "channel_mean": known.channel_mean, "channel_std": known.channel_std, "limits": known.limits,
-            "scaling": node.get("scaling") or known.scaling}
+            "scaling": known.scaling}

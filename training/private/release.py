@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm3d.formats.facts import Facts, rows_of
+from edm3d.formats.facts import Facts, LatentScaling, rows_of
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.privacy import NAME, UNITS, Earlier, PrivacyStatement, once
 from edm3d.inference.snapshot import Snapshot
@@ -19,6 +19,7 @@ from edm3d.utils.files import write_text
 
 LONG_S = 2
 SOURCE = "private data"  # in place of a path
+MINMAX = "minmax"  # the scaling of latents that takes their range, and not mean and deviation
 PATHS = ("real", "conditions")  # of data, in the sampling half
 ALWAYS = (
     "the choice of settings, and of when to stop, where private data was looked at for it",
@@ -47,7 +48,7 @@ class Release:
         stage = snapshot.first_stage
         return replace(snapshot, facts=public_facts(snapshot.facts, self.public and self.public.facts),
                        config=without_sources(snapshot.config), privacy=self.statement(snapshot),
-                       first_stage=stage and replace(stage, round_trip=None))
+                       first_stage=stage and replace(stage, round_trip=None, scaling=needed(stage.scaling)))
 
     def fields(self, releases: bool) -> dict[str, float]:
         """How much is spent, among the numbers of a tick; while that is quickly told, or the tick releases something.
@@ -98,8 +99,10 @@ class Release:
         if means and means != (attribute_means(self.public.network) if self.public else []):
             yield "mean and standard deviation of the attributes, in the network, unless they were given"
         stage, said = snapshot.first_stage, self.stage(snapshot)
-        if stage and stage.scaling != (self.public and self.public.first_stage and self.public.first_stage.scaling):
-            yield "mean and standard deviation of the latents, by which they are scaled"
+        public = self.public and self.public.first_stage
+        if stage and needed(stage.scaling) != (public and needed(public.scaling)):
+            yield f"{'the range' if stage.scaling.scaling == MINMAX else 'mean and standard deviation'} of the " \
+                  "latents, by which they are scaled"
         if snapshot.refines and not (self.public and self.public.refines == snapshot.refines):
             yield "mean, gain and correlation by which a refiner scales what it draws"
         if said.unknown:
@@ -125,6 +128,14 @@ class StageSaid(NamedTuple):
 def said_before(intensity: Intensity, known: Intensity | None) -> bool:
     """Whether an intensity range tells nothing: each image was scaled by itself, or public data has the same."""
     return intensity == known or intensity.percentiles is not None
+
+
+def needed(scaling: LatentScaling) -> LatentScaling:
+    """How latents are scaled, without the figures of them that this takes no part of."""
+    if scaling.scaling != MINMAX:
+        return scaling._replace(limits=None)
+    blank = [0.0] * len(scaling.channel_mean), [1.0] * len(scaling.channel_std)
+    return scaling._replace(channel_mean=blank[0], channel_std=blank[1])
 
 
 def attribute_means(node: Mapping[str, Any]) -> list[Any]:
