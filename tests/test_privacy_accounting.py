@@ -121,6 +121,7 @@ def test_groups_are_units_and_a_large_delta_is_warned_of():
         groups = ("b", "a", "b", "c")
 
     assert units_of(Grouped(range(4)), "group") == [[0, 2], [1], [3]]
+    assert units_of(Grouped(range(4)), "record") == [[0], [1], [2], [3]]
     budget = open_budget(Privacy(10, 0.05, noise_multiplier=3.0), OPTIONS, range(100))
     assert "target_delta=0.05 is above 1 / 100" in warnings_of(budget)[0]
     assert warnings_of(open_budget(Privacy(10, 0.005, noise_multiplier=3.0), OPTIONS, range(100))) == []

@@ -1,7 +1,7 @@
 """The budget of a private run: its units, rate and noise, how far it reaches, and what of it is spent."""
 
 import secrets
-from collections.abc import Sequence, Sized
+from collections.abc import Hashable, Sequence, Sized
 
 from edm3d.formats.privacy import UNITS, Ledger
 from edm3d.training.private import accounting
@@ -60,15 +60,16 @@ def check_privacy(options: Privacy) -> None:
 
 
 def units_of(dataset: Sized, unit: str) -> list[list[int]]:
-    """The items of each unit of privacy of a data set; ValueError where it does not say which items are of a group."""
-    if unit == "record":
-        return [[index] for index in range(len(dataset))]
-    groups = getattr(dataset, "groups", None)
-    if groups is None:
+    """The items of each unit of privacy of a data set; ValueError where it does not say which items are of a group.
+
+    A record that is several items, as a data set that repeats some says by `records`, is one unit.
+    """
+    names = getattr(dataset, "records", range(len(dataset))) if unit == "record" else getattr(dataset, "groups", None)
+    if names is None:
         raise ValueError(f"{KEY}.unit=group: the data set does not say which items are of one patient (groups); choose "
                          "dataset=volumes or dataset=latents, or unit=record")
-    members: dict[str, list[int]] = {}
-    for index, name in enumerate(groups):
+    members: dict[Hashable, list[int]] = {}
+    for index, name in enumerate(names):
         members.setdefault(name, []).append(index)
     return list(members.values())
 
