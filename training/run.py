@@ -19,7 +19,7 @@ from edm3d.training.init_from import init_from
 from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
-from edm3d.training.private.public import by_public_figures, public_start
+from edm3d.training.private.public import by_public_figures, check_is_public, public_start
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
 from edm3d.training.profile_plan import planned
@@ -117,6 +117,7 @@ def train(experiment: str, config: dict) -> Path | None:
         torch.manual_seed(options.seed)
         held, public = held_out(training), public_start(options) if privacy else None
         if public is not None:
+            check_is_public(training["dataset"], dataset.facts, public)
             training, dataset, held = by_public_figures(training, dataset, held, public)
 
         def assemble() -> Task:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.inference.snapshot import Snapshot
@@ -76,6 +77,16 @@ def by_public_figures(training: dict, dataset: Any, held: Held | None, public: S
         items = held.dataset
         held = replace(held, dataset=Subset(OnPublicRange(items.dataset, known), items.indices))
     return training, OnPublicRange(dataset, known), held
+
+
+def check_is_public(node: Mapping[str, Any], facts: Facts, public: Snapshot) -> None:
+    """ValueError for a snapshot that learnt without privacy from the split of the data that is to be protected."""
+    split = ((public.config.get("training") or {}).get("dataset") or {}).get("split")
+    if public.privacy is None and facts.content_hash and (facts.content_hash, node.get("split")) == (
+            public.facts.content_hash, split):
+        raise ValueError(f"training.options.init_from: {public.path} was trained on split {split!r} of "
+                         f"{facts.source} without privacy, so that nothing could hide any more who is in it; start "
+                         "from weights of public data")
 
 
 def with_attributes(node: dict, names: Sequence[str] | None, public: Snapshot) -> dict:
