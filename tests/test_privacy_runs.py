@@ -19,8 +19,10 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.training_state import TrainingState
+from edm3d.inference.private_samples import said_of_samples
 from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.networks.latent_codec import shift_and_gain
+from edm3d.training import training_loop
 from edm3d.training.batch_transforms import Identity
 from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import Task
@@ -36,7 +38,7 @@ from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import checkpoint, distributed
 from edm3d.utils.compose import compose
-from edm3d.utils.log import RunLog
+from edm3d.utils.log import RunLog, write_status
 from edm3d.utils.runs import list_files
 from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import StatsFiles
@@ -86,10 +88,52 @@ def test_a_run_says_what_it_has_spent(tmp_path):
     snapshot = Snapshot.read(list_files(tmp_path, "network-snapshot")[-1])
     statement = PrivacyStatement.read(tmp_path / "privacy.json")
     assert state.ledger.steps == 20 and state.nimg == 240
+    assert any("epsilon" in line and "per record, of 31" in line for line in privacy_lines_of(tmp_path))
     assert snapshot.privacy == statement and statement.ledger == state.ledger
     assert statement.epsilon == pytest.approx(direct(20), abs=1e-6)
     assert json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])["privacy/epsilon"] == statement.epsilon
     assert any("epsilon" in line and "per record, of 31" in line for line in describe(snapshot.path))
+
+
+def privacy_lines_of(run_dir: Path) -> list[str]:
+    """What info says of a run folder's privacy."""
+    write_status(run_dir, "done")
+    return [line for line in describe(run_dir) if "Privacy" in line]
+
+
+def test_a_folder_never_says_less_than_lies_in_it(tmp_path):
+    """Gone on with after its end and killed: the statement is that of the newest state, and privacy-ledger's too."""
+    make_private(tmp_path, replace(OPTIONS, total_kimg=0.024)).run(Stop(tmp_path))
+    options, privacy = replace(OPTIONS, state_ticks=1, kimg_per_tick=0.024), replace(PRIVACY, target_epsilon=50)
+    trainer = make_private(tmp_path, options, privacy, state=list_files(tmp_path, "training-state")[-1])
+    monkey = trainer.tick
+
+    def tick() -> None:
+        monkey()
+        if trainer.progress.nimg == 72:
+            raise Killed
+
+    trainer.tick = tick
+    with pytest.raises(Killed):
+        trainer.run(Stop(tmp_path))
+    assert PrivacyStatement.read(tmp_path / "privacy.json").ledger.steps == 6
+    assert "6 steps on 31 records" in succeed(main, "privacy-ledger", str(tmp_path))
+    (tmp_path / "privacy.json").unlink()  # a run of before, stopped early
+    assert "6 steps on 31 records" in succeed(main, "privacy-ledger", str(tmp_path), "--delta", "1e-3")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no privacy.json and no training state" in refused(tmp_path, main, "privacy-ledger", str(empty))
+
+
+def test_wandb_is_not_told_where_private_data_lie(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(training_loop, "start_wandb", lambda project, run_dir, config: told.append(config))
+    trainer = make_private(tmp_path, replace(OPTIONS, wandb="project"))
+    trainer.record = RunRecord({"training": {"dataset": {"path": "/home/x/patients.h5"}}}, trainer.record.facts)
+    trainer.start_wandb()
+    trainer.private = None
+    trainer.start_wandb()
+    assert ["/home/x" in str(config) for config in told] == [False, True]
 
 
 def test_a_run_ends_when_its_budget_is_spent(tmp_path):
@@ -217,8 +261,10 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
     budget = open_budget(PRIVACY, OPTIONS, Points())
     budget.spend()
     scaling = LatentScaling([0.125], [0.875], [-4.375, 6.0625])
-    config = {"training": {"dataset": {"path": "/home/x/latents.h5", "split": "train"}, "options": {}},
-              "sampling": {"real": "/home/x/patients.h5", "quality": {"reference": "/home/x/patients.h5"}}}
+    config = {"training": {"dataset": {"_target_": "x", "path": ["/home/x/latents.h5"], "split": "train", "num": 7,
+                                       "only": {"sites": [["/home/x"]]}}, "options": {}},
+              "sampling": {"real": "/home/x/patients.h5", "quality": {"reference": "/home/x/patients.h5"},
+                           "posterior": {"measured": "/home/x/scan.npy"}}}
     network = {"_target_": "x", "model": {"attribute_mean": [61.5], "attribute_std": [7.25]}}
     snapshot = Snapshot("diffusion", network, FACTS, (1, 2, 2, 2), CarriedStage(scaling, round_trip={"psnr_db": 31.5}),
                         {"w": torch.zeros(2)}, config, 12)
@@ -229,6 +275,7 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
 def test_facts_of_a_private_snapshot_say_nothing_that_was_measured(tmp_path):
     snapshot = private_snapshot(tmp_path)
     text = str(snapshot.plain() | {"privacy": None})
+    assert snapshot.config["training"]["dataset"] == {"_target_": "x", "split": "train", "num": 7}
     for found in ("/home", "patients", "0123abcd", "beef", "17.5", "3.25", "41.125", "83.0", "31.5", "4.375",
                   "6.0625"):
         assert found not in text, found
@@ -265,6 +312,23 @@ def test_samples_carry_the_statement(tmp_path):
     meta = SampleMeta(Facts("f", "h"), "s.pt", "hash", {}, privacy=statement)
     assert SampleMeta.from_plain(json.loads(json.dumps(meta.plain())), "file") == meta
     assert "privacy" not in SampleMeta(Facts("f", "h"), "s.pt", "hash", {}).plain()["data"]
+
+
+def test_samples_name_what_else_they_are_made_of(tmp_path):
+    snapshot = private_snapshot(tmp_path)
+    said = snapshot.privacy
+    assert said_of_samples(said, {"sampler": {}, "guidance": {"strength": 2}}) == said
+    found = said_of_samples(said, {"conditions": {}, "posterior": {}, "quality": {}, "guidance": {"guide": "d" * 64}},
+                            replace(snapshot, privacy=None, hash="e" * 64))
+    assert found.not_covered[-len(said.not_covered):] == said.not_covered and found.earlier == said.earlier
+    for part, text in zip(("row by row of a file", "measurement", "drawn again", "refiner eeeeeeeeeeee has",
+                           "guided them dddddddddddd has"), found.not_covered, strict=False):
+        assert part in text
+    other = said._replace(ledger=said.ledger._replace(key="another"))
+    refined = said_of_samples(said, {"refiner": {}}, replace(snapshot, privacy=other))
+    assert refined.not_covered == said.not_covered
+    assert [(each.what, each.ledger) for each in refined.earlier] == [
+        (f"refiner {snapshot.hash[:12]}", other.ledger)]
 
 
 def test_ledgers_compose(tmp_path):

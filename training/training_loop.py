@@ -22,7 +22,7 @@ from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import environment, place
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
-from edm3d.training.private.release import Release, write_statement
+from edm3d.training.private.release import Release, without_sources, write_statement
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.profiling import Profile
 from edm3d.training.restoring import check_fits
@@ -159,7 +159,13 @@ class Trainer:
         distributed.from_rank_0(lambda: checkpoint.save(path, "state", state.plain()))
         distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=state.nimg, state=path.name))
         distributed.from_rank_0(lambda: prune(self.run_dir, "training-state", self.options.keep_states))
+        if self.private:
+            self.save_statement()
         self.saved_nimg = self.progress.nimg
+
+    def save_statement(self) -> None:
+        """Write what a private run has spent by now, so that its folder never says less than what lies in it."""
+        distributed.from_rank_0(lambda: write_statement(self.run_dir, self.private.statement(self.task.snapshot)))
 
     def save_snapshot(self) -> None:
         """Write the averaged weights with all that is needed to use them anywhere; the main average last."""
@@ -285,7 +291,7 @@ class Trainer:
         """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
         p, options = self.progress, self.options
         if self.rank == 0:
-            wandb_run = start_wandb(options.wandb, self.run_dir, self.record.config) if options.wandb else None
+            wandb_run = self.start_wandb() if options.wandb else None
             self.files = StatsFiles(self.run_dir, p.nimg, wandb_run, self.log)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
@@ -303,12 +309,17 @@ class Trainer:
             self.files.close()
         return reason
 
+    def start_wandb(self) -> object:
+        """The W&B run, which is not told where private data lie."""
+        config = without_sources(self.record.config) if self.private else self.record.config
+        return start_wandb(self.options.wandb, self.run_dir, config)
+
     def release_last(self) -> None:
         """Write the last snapshot, where a kill between a private run's state and it has left none, and the statement.
         """
         if not (self.run_dir / f"network-snapshot-{self.kimg_name(self.progress.nimg)}.pt").is_file():
             self.save_snapshot()
-        distributed.from_rank_0(lambda: write_statement(self.run_dir, self.private.statement(self.task.snapshot)))
+        self.save_statement()
 
     def steps(self, data: Iterator[Round], stop: Stop, bar: tqdm) -> Reason | None:
         """Step, and tick, until all images are seen, or a rank is asked to end: then the reason is given."""

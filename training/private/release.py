@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,14 @@ from edm3d.utils.files import write_text
 LONG_S = 2
 SOURCE = "private data"  # in place of a path
 MINMAX = "minmax"  # the scaling of latents that takes their range, and not mean and deviation
+SAID = ("_target_", "split")  # of a data set, texts that say nothing of the data
 PATHS = ("real", "conditions")  # of data, in the sampling half
 ALWAYS = (
     "the choice of settings, and of when to stop, where private data was looked at for it",
     "the form of the data (channels, names of classes and attributes, shape, voxel size) and how many there are",
-    "times in the log, which go with the sizes of batches; log.txt, config.yaml and training states name the data: "
-    "only snapshots and samples are made to be given away",
+    "times and memory in log.txt, stats.jsonl and TensorBoard, which go with the sizes of batches",
+    "the rest of the run folder: log.txt, status.json, config.yaml and training states name the data and have figures "
+    "of them; only snapshots and samples are made to be given away",
 )
 
 
@@ -105,6 +107,8 @@ class Release:
                   "latents, by which they are scaled"
         if snapshot.refines and not (self.public and self.public.refines == snapshot.refines):
             yield "mean, gain and correlation by which a refiner scales what it draws"
+        if snapshot.dose and snapshot.dose != (self.public and self.public.dose):
+            yield "the mean scale of scans, by which a pair is drawn that has none, and the share of pixels beyond it"
         if said.unknown:
             yield f"what the first stage {said.name} has learnt, unless it was trained on other data"
         if self.measures:
@@ -166,14 +170,21 @@ def public_facts(facts: Facts, known: Facts | None) -> Facts:
 
 
 def without_sources(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the places of data."""
+    """A configuration without the places of data, and other words about them, and without a measurement."""
     training, sampling = dict(config.get("training") or {}), dict(config.get("sampling") or {})
     if isinstance(training.get("dataset"), Mapping):
-        training["dataset"] = {k: v for k, v in training["dataset"].items() if k != "path"}
-    sampling |= {name: None for name in PATHS if name in sampling}
+        training["dataset"] = {k: v for k, v in training["dataset"].items() if k in SAID or not has_text(v)}
+    sampling |= {name: None for name in PATHS if name in sampling} | ({"posterior": {}} if sampling else {})
     if isinstance(sampling.get("quality"), Mapping):
         sampling["quality"] = {**sampling["quality"], "reference": None}
     return {**config, **({"training": training} if training else {}), **({"sampling": sampling} if sampling else {})}
+
+
+def has_text(value: object) -> bool:
+    """Whether a plain value is a text or holds one, which may be a place or an id."""
+    if isinstance(value, Mapping):
+        return any(map(has_text, value.values()))
+    return isinstance(value, str) or (isinstance(value, Sequence) and any(map(has_text, value)))
 
 
 def write_statement(run_dir: Path, statement: PrivacyStatement) -> None:
