@@ -1,9 +1,9 @@
 """Claim: a private step takes at most three times the CPU time of a plain one at the same physical batch.
 
 Measured on one thread is a whole step of real trainers on latents of noise: network, loss, backward, optimiser and
-averages, and of a private one clipping and noise as well. Of the plain one the logical batch is `--images`, of the
-private one each unit enters with the probability 1, so that there are as many images in it; both read `--batch-gpu` at a
-time. The steps take turns in one run; medians.
+averages, and of a private one clipping and noise as well. Each step is of `--images` images, of which both read
+`--batch-gpu` at a time: in the private one every unit enters with the probability 1. The steps take turns in one run;
+medians.
 
 Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.private_step [--repeats 9]
 """

@@ -111,6 +111,8 @@ def test_budgets_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="does not say which items are of one patient"):
         units_of(range(4), "group")
     for privacy in (Privacy(10), Privacy(10, 1.0), Privacy(-1, 1e-5), Privacy(1, 1e-5, max_grad_norm=0),
+                    Privacy(float("inf"), 1e-5), Privacy(1, 1e-5, max_grad_norm=float("inf")),
+                    Privacy(1, 1e-5, noise_multiplier=float("inf")), Privacy(1, 1e-5, noise_multiplier=0),
                     Privacy(1, 1e-5, unit="slice"), Privacy(1, 1e-5, noise_multiplicity=0)):
         with pytest.raises(ValueError, match=r"training\.privacy\."):
             check_privacy(privacy)

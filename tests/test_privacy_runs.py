@@ -45,7 +45,7 @@ from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
 from tests.ranks import on_ranks
-from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, ticks, two_phases
+from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, make_trainer, ticks, two_phases
 
 PRIVACY = Privacy(5, 1e-3, noise_multiplier=4.0)
 RECORD = RunRecord({"training": {"options": {"seed": 0}}}, Facts("points", "data"))
@@ -128,12 +128,12 @@ def test_a_folder_never_says_less_than_lies_in_it(tmp_path):
 def test_wandb_is_not_told_where_private_data_lie(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(training_loop, "start_wandb", lambda project, run_dir, config: told.append(config))
-    trainer = make_private(tmp_path, replace(OPTIONS, wandb="project"))
-    trainer.record = RunRecord({"training": {"dataset": {"path": "/home/x/patients.h5"}}}, trainer.record.facts)
-    trainer.start_wandb()
-    trainer.private = None
-    trainer.start_wandb()
-    assert ["/home/x" in str(config) for config in told] == [False, True]
+    config = {"training": {"dataset": {"path": "/home/x/patients.h5"}, "options": {"seed": 0}}}
+    options = replace(OPTIONS, wandb="project", total_kimg=0.012)
+    for trainer in (make_private(tmp_path / "private", options), make_trainer(tmp_path / "plain", options)):
+        trainer.record = RunRecord(config, trainer.record.facts)
+        trainer.run(Stop(tmp_path))
+    assert ["/home/x" in str(each) for each in told] == [False, True]
 
 
 def test_a_run_ends_when_its_budget_is_spent(tmp_path):

@@ -291,7 +291,8 @@ class Trainer:
         """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
         p, options = self.progress, self.options
         if self.rank == 0:
-            wandb_run = self.start_wandb() if options.wandb else None
+            told = without_sources(self.record.config) if self.private else self.record.config
+            wandb_run = start_wandb(options.wandb, self.run_dir, told) if options.wandb else None
             self.files = StatsFiles(self.run_dir, p.nimg, wandb_run, self.log)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
@@ -308,11 +309,6 @@ class Trainer:
         if self.files:
             self.files.close()
         return reason
-
-    def start_wandb(self) -> object:
-        """The W&B run, which is not told where private data lie."""
-        config = without_sources(self.record.config) if self.private else self.record.config
-        return start_wandb(self.options.wandb, self.run_dir, config)
 
     def release_last(self) -> None:
         """Write the last snapshot, where a kill between a private run's state and it has left none, and the statement.

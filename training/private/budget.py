@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Hashable, Sequence, Sized
+from math import isfinite
 
 from edm3d.formats.privacy import UNITS, Ledger
 from edm3d.training.private import accounting
@@ -48,12 +49,15 @@ class Budget:
 
 def check_privacy(options: Privacy) -> None:
     """ValueError for what no private run could follow."""
-    check_positive({f"{KEY}.{name}": getattr(options, name) for name in ("target_epsilon", "max_grad_norm")})
+    given = {f"{KEY}.{name}": value for name in ("target_epsilon", "max_grad_norm", "noise_multiplier")
+             if (value := getattr(options, name)) is not None}
+    check_positive(given)
+    for key, value in given.items():
+        if not isfinite(value):
+            raise ValueError(f"{key}={value}: wanted a number that is finite")
     if options.target_delta is None or not 0 < options.target_delta < 1:
         raise ValueError(f"{KEY}.target_delta={options.target_delta}: wanted a number between 0 and 1, below 1 over "
                          "the number of records, as 1e-5")
-    if options.noise_multiplier is not None:
-        check_positive({f"{KEY}.noise_multiplier": options.noise_multiplier})
     if options.noise_multiplicity < 1:
         raise ValueError(f"{KEY}.noise_multiplicity={options.noise_multiplicity}: wanted 1 or more")
     check_choice(f"{KEY}.unit", options.unit, UNITS)
