@@ -32,7 +32,7 @@ from edm3d.training.private.checks import check_config, check_task
 from edm3d.training.private.release import Release, needed
 from edm3d.training.private.start import asked_privacy, said_of
 from edm3d.training.private.step import PrivateStep
-from edm3d.training.resume import RunRecord, read_state
+from edm3d.training.resume import RunRecord, overtaken, read_state
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
@@ -123,6 +123,15 @@ def test_a_folder_never_says_less_than_lies_in_it(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no privacy.json and no training state" in refused(tmp_path, main, "privacy-ledger", str(empty))
+
+
+@pytest.mark.parametrize(("state", "snapshots", "found"), [
+    ("000012", [], False), ("000012", ["000006", "000012"], False), ("000012", ["000012", "000024"], True),
+    ("000012.500", ["000012.500"], False), ("000012", ["000012.500"], True), ("000100", ["000099.999"], False)])
+def test_later_snapshots_tell_that_newer_states_are_gone(tmp_path, state, snapshots, found):
+    for name in snapshots:
+        (tmp_path / f"network-snapshot-{name}.pt").touch()
+    assert overtaken(tmp_path / f"training-state-{state}.pt") == found
 
 
 def test_wandb_is_not_told_where_private_data_lie(tmp_path, monkeypatch):

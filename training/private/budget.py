@@ -82,10 +82,10 @@ def open_budget(privacy: Privacy, options: Options, dataset: Sized, spent: Ledge
                 forks: bool = False) -> Budget:
     """The budget of a run, which goes on from what is spent already where that is given.
 
-    start: hash of the snapshot that the weights started from. forks: it goes on in a folder of its own, so that there
-    may be two that do, of which each counts. The noise is that of the ledger where it has any, else the one that is
-    asked for, else what spends the whole budget in total_kimg. ValueError for a budget that does not reach for a step,
-    and for a ledger of another kind.
+    start: hash of the snapshot that the weights started from. forks: it goes on in a folder of its own, or in one with
+    later snapshots, so that there may be two that do, of which each counts. The noise is that of the ledger where it
+    has any, else the one that is asked for, else what spends the whole budget in total_kimg. ValueError for a budget
+    that does not reach for a step, and for a ledger of another kind.
     """
     units = units_of(dataset, privacy.unit)
     rate, batch = options.batch_size / len(units), options.batch_size
