@@ -5,7 +5,7 @@ averages, and of a private one clipping and noise as well. Each step is of `--im
 `--batch-gpu` at a time: in the private one every unit enters with the probability 1. The steps take turns in one run;
 medians.
 
-Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.private_step [--repeats 9]
+Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.private_step [--images 32] [--batch-gpu 32]
 """
 
 import argparse
@@ -46,9 +46,9 @@ def times(name: str, asked: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=8, help="in a step")
-    parser.add_argument("--batch-gpu", type=int, default=4, help="of them at a time")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--images", type=int, default=32, help="in a step")
+    parser.add_argument("--batch-gpu", type=int, default=32, help="of them at a time")
+    parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     torch.manual_seed(0)
     found = {name: times(name, asked) for name in ROWS}

@@ -19,7 +19,7 @@ from edm3d.utils.files import write_text
 
 LONG_S = 2
 SOURCE = "private data"  # in place of a path
-MINMAX = "minmax"  # the scaling of latents that takes their range, and not mean and deviation
+MINMAX = "minmax"  # the scaling of latents that takes their range
 SAID = ("_target_", "split")  # of a data set, texts that say nothing of the data
 PATHS = ("real", "conditions")  # of data, in the sampling half
 ALWAYS = (
@@ -103,8 +103,8 @@ class Release:
         stage, said = snapshot.first_stage, self.stage(snapshot)
         public = self.public and self.public.first_stage
         if stage and needed(stage.scaling) != (public and needed(public.scaling)):
-            yield f"{'the range' if stage.scaling.scaling == MINMAX else 'mean and standard deviation'} of the " \
-                  "latents, by which they are scaled"
+            ranged = ", and their range" if stage.scaling.scaling == MINMAX else ""
+            yield f"mean and standard deviation of the latents{ranged}, by which they are scaled"
         if snapshot.refines and not (self.public and self.public.refines == snapshot.refines):
             yield "mean, gain and correlation by which a refiner scales what it draws"
         if snapshot.dose and snapshot.dose != (self.public and self.public.dose):
@@ -135,11 +135,8 @@ def said_before(intensity: Intensity, known: Intensity | None) -> bool:
 
 
 def needed(scaling: LatentScaling) -> LatentScaling:
-    """How latents are scaled, without the figures of them that this takes no part of."""
-    if scaling.scaling != MINMAX:
-        return scaling._replace(limits=None)
-    blank = [0.0] * len(scaling.channel_mean), [1.0] * len(scaling.channel_std)
-    return scaling._replace(channel_mean=blank[0], channel_std=blank[1])
+    """How latents are scaled, without the range of them where that takes no part in it."""
+    return scaling if scaling.scaling == MINMAX else scaling._replace(limits=None)
 
 
 def attribute_means(node: Mapping[str, Any]) -> list[Any]:
