@@ -13,7 +13,7 @@ SEED_BITS = 64
 def secret_normal(like: torch.Tensor, std: float) -> torch.Tensor:
     """Normal numbers of a standard deviation, of the shape, type and device of a tensor.
 
-    On a CPU of the random bytes of OpenSSL's generator, which the system seeds: torch's there has a seed of 32 bits, few
+    On a CPU of random bytes of OpenSSL's generator, which the system seeds: torch's there has a seed of 32 bits, few
     enough to try all. On other devices of torch's, with a new seed of 64 bits.
     """
     if like.device.type == "cpu":
