@@ -111,6 +111,8 @@ def _describe_folder(path: Path) -> Iterator[str]:
     for kind in ("training-state", "network-snapshot"):
         if found := list_files(path, kind):
             yield f"{len(found)} of {kind}-*.pt, the last: {found[-1].name}"
+    if (path / NAME).is_file():
+        yield from privacy_lines(read_json(path / NAME), path / NAME)
 
 
 def picture(path: Path) -> str:

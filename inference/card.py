@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from edm3d.formats.facts import Facts
+from edm3d.formats.privacy import PrivacyStatement
 from edm3d.inference.card_usage import fenced, hub_tags, hub_task, hub_task_of, predicting, refining, usage
 from edm3d.inference.snapshot import Snapshot
 from edm3d.inference.told import in_words, names_in_words
@@ -53,7 +54,9 @@ def card(name: str, snapshot: Snapshot, net: torch.nn.Module, preparation: Mappi
                 **({"What it is told" if snapshot.refines else "What it can be asked for": told} if told else {}),
                 "Data": about_data(snapshot.facts, said),
                 "Preprocessing and intensities": about_intensities(snapshot.facts, preparation),
-                "Training": about_training(snapshot), "Metrics": about_metrics(snapshot, report),
+                "Training": about_training(snapshot),
+                **({"Differential privacy": about_privacy(snapshot.privacy)} if snapshot.privacy else {}),
+                "Metrics": about_metrics(snapshot, report),
                 "Intended use": said.intended_use or (INTENDED_OF_PREDICTIONS if snapshot.predicts else INTENDED),
                 "What is not known": "\n".join(f"- {line}" for line in unknown(snapshot, preparation, report, said))}
     head = front_matter(title, snapshot, takes, report, said)
@@ -115,8 +118,10 @@ def about_conditions(facts: Facts, net: torch.nn.Module) -> str:
 def about_data(facts: Facts, said: Said) -> str:
     """What was trained on."""
     classes = f" Classes: {', '.join(facts.class_names)}." if facts.class_names else ""
-    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. File "
-            f"`{facts.source}`, content hash `{facts.content_hash[:16]}`.{classes}")
+    file = f"File `{facts.source}`, content hash `{facts.content_hash[:16]}`." if facts.content_hash else \
+        "Their file is not named."  # by a network that was trained privately
+    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. {file}"
+            f"{classes}")
 
 
 def about_intensities(facts: Facts, preparation: Mapping[str, Any] | None) -> str:
@@ -138,6 +143,13 @@ def about_training(snapshot: Snapshot) -> str:
     batch = f" in batches of {options['batch_size']}" if "batch_size" in options else ""
     return (f"{snapshot.nimg / 1000:g} thousand images{batch}; the weights are exponential moving averages. The whole "
             "configuration is in config.json.")
+
+
+def about_privacy(said: PrivacyStatement) -> str:
+    """The statement of a private training, item by item, and what it does not cover."""
+    from edm3d.reporting.sections.private_training import PROMISED, rows_of  # here, since charts come with it
+    return "\n".join([PROMISED, "", "| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows_of(said)),
+                      "", "Not covered:", "", *(f"- {text}" for text in said.not_covered)])
 
 
 def about_metrics(snapshot: Snapshot, report: Mapping[str, Any] | None) -> str:
@@ -178,7 +190,9 @@ def unknown(snapshot: Snapshot, preparation: Mapping[str, Any] | None, report: M
         if report is None:
             yield "How well generated volumes agree with real ones: no report was given."
         yield "Whether it memorises: how near what it draws comes to training volumes was not measured for this card."
-    yield "Privacy: training was not differentially private."
+    if not snapshot.privacy:
+        alone = ", that of the first stage alone was" if getattr(snapshot.first_stage, "privacy", None) else ""
+        yield f"Privacy: training was not differentially private{alone}."
     yield "How it behaves for scanners, populations and diseases other than those of the data."
 
 

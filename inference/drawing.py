@@ -16,6 +16,7 @@ from edm3d.inference.conditions import Conditions
 from edm3d.inference.first_stage import FirstStage, check_decoding, tiled, tiles_of
 from edm3d.inference.guidance import check_moves
 from edm3d.inference.measurements import Measurements, open_measurements
+from edm3d.inference.private_samples import said_of_samples
 from edm3d.inference.quality import Ranges, make_ranges
 from edm3d.inference.refiner import Refiner, open_refiner
 from edm3d.inference.snapshot import Snapshot
@@ -189,8 +190,9 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"refiner": refiner.record} if refiner else {}),
                 **({"posterior": measured.record} if measured else {}),
                 **({"quality": quality.record} if quality else {}), **asked}
+    said = snapshot.privacy and said_of_samples(snapshot.privacy, settings, refiner and refiner.snapshot)
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
-                      stage and SampleStage(stage.hash, stage.scaling), snapshot.privacy)
+                      stage and SampleStage(stage.hash, stage.scaling), said)
 
 
 def draw_kept(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:

@@ -47,7 +47,8 @@ def publish(name: str, dest: Path, options: PublishOptions, run_root: str = "res
     """Write DEST: weights as safetensors, config.json, preprocessing.json, README.md; what was published, and whether.
 
     False where just that was there already. name: of an experiment, a run folder or a snapshot. Folders of this machine
-    are cut off all paths. ValueError where DEST holds anything else, or the report is of another network.
+    are cut off all paths. ValueError where DEST holds anything else, or the report is of another network or not for
+    release.
     """
     check_dest_folder(dest, {"SNAPSHOT": name, "--report": options.report, "--volumes": options.volumes,
                              "--autoencoder": options.autoencoder})
@@ -132,6 +133,9 @@ def found_preparation(facts: Facts, volumes: Path | None) -> dict[str, Any] | No
     path = volumes or Path(facts.source)
     if volumes is None and (path.suffix != ".h5" or not path.is_file()):
         return None
+    if not facts.content_hash:
+        raise ValueError(f"--volumes {path}: the network does not say which volumes it was trained on, as one that was "
+                         "trained privately does not; leave it away")
     file = VolumesFile(path)
     if file.content_hash != facts.content_hash:
         if volumes is None:
@@ -161,4 +165,9 @@ def read_report(path: Path, snapshot: Snapshot) -> dict[str, Any]:
     if reported != snapshot.hash:
         raise ValueError(f"--report {path}: of samples of another network ({reported[:12]}, this one is "
                          f"{snapshot.hash[:12]})")
+    marks = report.get("private")
+    if isinstance(marks, Mapping) and marks.get("marked"):
+        raise ValueError(f"--report {path}: reads private data, not for release, and its figures would stand in the "
+                         "card; leave it away, or give one of real volumes that may be told of (evaluate.py without "
+                         "--private)")
     return report

@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import chdir
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from edm3d.training.datasets.samples import SamplesDataset
 from edm3d.training.datasets.volumes import VolumesDataset
 from edm3d.training.loader import Rounds
 from edm3d.training.plan import find_source
+from edm3d.training.private.budget import units_of
 from edm3d.training.targets import ClassTarget, VoxelTarget
 from edm3d.utils.compose import compose
 from tests.commands import call, refused, succeed
@@ -162,6 +164,21 @@ def test_shares_by_hand():
         [0, 0], [1, 0], [0, 1], [1, 1], [0, 0], [1, 2], [0, 1], [1, 3]]
     assert stream((2, 4), (None, None), repeats=True)[:, 0].tolist() == [1, 0, 1, 1, 0, 1]
     assert stream((2, 4), (1, 1), repeats=False).tolist() == [[0, 0], [1, 0], [0, 1], [1, 1], [1, 2], [1, 3]]
+
+
+def test_a_record_that_is_repeated_is_one_unit_of_privacy(at):
+    """By shares 2 to 1 the 6 volumes come six times each, the 18 samples once."""
+    data = MixedDataset(["v.h5", "s.h5"], shares=[2, 1])
+    units = units_of(data, "record")
+    assert sorted(map(len, units)) == [1] * 18 + [6] * 6 and sorted(chain(*units)) == list(range(len(data)))
+    for unit in units:
+        images = [data[i].image for i in unit]
+        assert all(np.array_equal(image, images[0]) for image in images)
+    with pytest.raises(ValueError, match="does not say which items are of one patient"):
+        units_of(data, "group")
+    alone = MixedDataset(["v.h5"], shares=[1.0])
+    assert [[alone.groups[i] for i in unit] for unit in units_of(alone, "group")] == [[name] for name in alone.groups]
+    assert sorted(alone.groups) == [f"v{i}" for i in range(6)]
 
 
 def test_the_stream_of_training_meets_the_shares(at):

@@ -21,6 +21,7 @@ import generate
 import train
 from edm3d.formats.facts import AttributeStatistics, Facts, LatentScaling
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.privacy import Ledger, PrivacyStatement
 from edm3d.formats.samples import Samples, SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference.card import about_conditions
@@ -317,6 +318,30 @@ def test_damage_is_found(at, tmp_path, name, change, said):
     assert path.read_bytes() != before
     with pytest.raises(ValueError, match=said):
         edm3d.load(tmp_path / "echo", device="cpu")
+
+
+def test_the_card_of_a_private_network_has_its_statement_and_names_no_data(at, tmp_path):
+    plain, ledger = Snapshot.read(Path("net.pt")), Ledger("group", 320, 1.0, "prv", "1.6.0").after(0.75, 0.25, 40)
+    said = PrivacyStatement(9.98, 1e-5, ledger, 1, "none", "random", ["the form of the data"])
+    replace(plain, facts=replace(plain.facts, source="private data", content_hash=""), privacy=said).save(
+        tmp_path / "net.pt")
+    replace(plain, first_stage=replace(plain.first_stage, privacy=said)).save(tmp_path / "staged.pt")
+    (tmp_path / "report.json").write_text(json.dumps({
+        "generated": {"snapshot_hash": Snapshot.read(tmp_path / "net.pt").hash}, "private": {"marked": True}}))
+    for name in ("net.pt", "staged.pt"):
+        publish(str(tmp_path / f"of {name}"), name=str(tmp_path / name))
+    text = (tmp_path / "of net.pt/README.md").read_text()
+    part, _, rest = text.partition("## Differential privacy")[2].partition("\n## ")
+    for line in ("| epsilon | 9.98 |", "| steps | 40 |", "| noise multiplier | 0.75, in 40 steps |",
+                 "group, of 320 groups (patients)", "Not covered:\n\n- the form of the data"):
+        assert line in part
+    assert "not differentially private" not in rest and "Their file is not named." in text
+    text = (tmp_path / "of staged.pt/README.md").read_text()
+    assert "not differentially private, that of the first stage alone was." in text and "## Differential" not in text
+    for words, wanted in ((("--report", str(tmp_path / "report.json")), "reads private data, not for release"),
+                          (("--volumes", "vols.h5"), "does not say which volumes it was trained on")):
+        assert wanted in refused(tmp_path, dataset_tool.main, "publish", str(tmp_path / "net.pt"), "--dest",
+                                 str(tmp_path / "x"), "--licence", "other", *words)
 
 
 def test_the_card_says_what_is_known_and_what_is_not(at, tmp_path):

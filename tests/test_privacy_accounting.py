@@ -111,6 +111,8 @@ def test_budgets_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="does not say which items are of one patient"):
         units_of(range(4), "group")
     for privacy in (Privacy(10), Privacy(10, 1.0), Privacy(-1, 1e-5), Privacy(1, 1e-5, max_grad_norm=0),
+                    Privacy(float("inf"), 1e-5), Privacy(1, 1e-5, max_grad_norm=float("inf")),
+                    Privacy(1, 1e-5, noise_multiplier=float("inf")), Privacy(1, 1e-5, noise_multiplier=0),
                     Privacy(1, 1e-5, unit="slice"), Privacy(1, 1e-5, noise_multiplicity=0)):
         with pytest.raises(ValueError, match=r"training\.privacy\."):
             check_privacy(privacy)
@@ -121,6 +123,7 @@ def test_groups_are_units_and_a_large_delta_is_warned_of():
         groups = ("b", "a", "b", "c")
 
     assert units_of(Grouped(range(4)), "group") == [[0, 2], [1], [3]]
+    assert units_of(Grouped(range(4)), "record") == [[0], [1], [2], [3]]
     budget = open_budget(Privacy(10, 0.05, noise_multiplier=3.0), OPTIONS, range(100))
     assert "target_delta=0.05 is above 1 / 100" in warnings_of(budget)[0]
     assert warnings_of(open_budget(Privacy(10, 0.005, noise_multiplier=3.0), OPTIONS, range(100))) == []

@@ -19,30 +19,33 @@ from edm3d.formats.intensity import Intensity
 from edm3d.formats.privacy import PrivacyStatement
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.training_state import TrainingState
+from edm3d.inference.private_samples import said_of_samples
 from edm3d.inference.snapshot import CarriedStage, Snapshot
+from edm3d.networks.latent_codec import shift_and_gain
+from edm3d.training import training_loop
 from edm3d.training.batch_transforms import Identity
 from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import Task
 from edm3d.training.preview import Preview, Shown
 from edm3d.training.private.budget import open_budget
 from edm3d.training.private.checks import check_config, check_task
-from edm3d.training.private.release import Release
+from edm3d.training.private.release import Release, needed
 from edm3d.training.private.start import asked_privacy, said_of
 from edm3d.training.private.step import PrivateStep
-from edm3d.training.resume import RunRecord, read_state
+from edm3d.training.resume import RunRecord, overtaken, read_state
 from edm3d.training.tasks.diffusion import diffusion_task
 from edm3d.training.training_loop import Trainer
 from edm3d.training.validation import Held
 from edm3d.utils import checkpoint, distributed
 from edm3d.utils.compose import compose
-from edm3d.utils.log import RunLog
+from edm3d.utils.log import RunLog, write_status
 from edm3d.utils.runs import list_files
 from edm3d.utils.schema import Options, Privacy
 from edm3d.utils.stats import StatsFiles
 from edm3d.utils.stop import Stop
 from tests.commands import refused, succeed
 from tests.ranks import on_ranks
-from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, ticks, two_phases
+from tests.toy import BLANK, OPTIONS, Critic, Points, Toy, make_trainer, ticks, two_phases
 
 PRIVACY = Privacy(5, 1e-3, noise_multiplier=4.0)
 RECORD = RunRecord({"training": {"options": {"seed": 0}}}, Facts("points", "data"))
@@ -85,10 +88,61 @@ def test_a_run_says_what_it_has_spent(tmp_path):
     snapshot = Snapshot.read(list_files(tmp_path, "network-snapshot")[-1])
     statement = PrivacyStatement.read(tmp_path / "privacy.json")
     assert state.ledger.steps == 20 and state.nimg == 240
+    assert any("epsilon" in line and "per record, of 31" in line for line in privacy_lines_of(tmp_path))
     assert snapshot.privacy == statement and statement.ledger == state.ledger
     assert statement.epsilon == pytest.approx(direct(20), abs=1e-6)
     assert json.loads((tmp_path / "stats.jsonl").read_text().splitlines()[-1])["privacy/epsilon"] == statement.epsilon
     assert any("epsilon" in line and "per record, of 31" in line for line in describe(snapshot.path))
+
+
+def privacy_lines_of(run_dir: Path) -> list[str]:
+    """What info says of a run folder's privacy."""
+    write_status(run_dir, "done")
+    return [line for line in describe(run_dir) if "Privacy" in line]
+
+
+def test_a_folder_never_says_less_than_lies_in_it(tmp_path):
+    """Gone on with after its end and killed: the statement is that of the newest state, and privacy-ledger's too."""
+    make_private(tmp_path, replace(OPTIONS, total_kimg=0.024)).run(Stop(tmp_path))
+    options, privacy = replace(OPTIONS, state_ticks=1, kimg_per_tick=0.024), replace(PRIVACY, target_epsilon=50)
+    trainer = make_private(tmp_path, options, privacy, state=list_files(tmp_path, "training-state")[-1])
+    monkey = trainer.tick
+
+    def tick() -> None:
+        monkey()
+        if trainer.progress.nimg == 72:
+            raise Killed
+
+    trainer.tick = tick
+    with pytest.raises(Killed):
+        trainer.run(Stop(tmp_path))
+    assert PrivacyStatement.read(tmp_path / "privacy.json").ledger.steps == 6
+    assert "6 steps on 31 records" in succeed(main, "privacy-ledger", str(tmp_path))
+    (tmp_path / "privacy.json").unlink()  # a run of before, stopped early
+    assert "6 steps on 31 records" in succeed(main, "privacy-ledger", str(tmp_path), "--delta", "1e-3")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no privacy.json and no training state" in refused(tmp_path, main, "privacy-ledger", str(empty))
+
+
+@pytest.mark.parametrize(("state", "snapshots", "found"), [
+    ("000012", [], False), ("000012", ["000006", "000012"], False), ("000012", ["000012", "000024"], True),
+    ("000012.500", ["000012.500"], False), ("000012", ["000012.500"], True), ("000100", ["000099.999"], False)])
+def test_later_snapshots_tell_that_newer_states_are_gone(tmp_path, state, snapshots, found):
+    for name in snapshots:
+        (tmp_path / f"network-snapshot-{name}.pt").touch()
+    assert overtaken(tmp_path / f"training-state-{state}.pt") == found
+
+
+def test_wandb_is_not_told_where_private_data_lie(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(training_loop, "start_wandb", lambda project, run_dir, config: told.append(config))
+    config = {"training": {"dataset": {"path": "/home/x/patients.h5"}, "options": {"seed": 0}}}
+    options = replace(OPTIONS, wandb="project", total_kimg=0.012)
+    for trainer in (make_private(tmp_path / "private", options), make_trainer(tmp_path / "plain", options)):
+        trainer.record = RunRecord(config, trainer.record.facts)
+        trainer.run(Stop(tmp_path))
+    assert ["/home/x" in str(each) for each in told] == [False, True]
 
 
 def test_a_run_ends_when_its_budget_is_spent(tmp_path):
@@ -215,9 +269,11 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
     """A snapshot of private latents, read again."""
     budget = open_budget(PRIVACY, OPTIONS, Points())
     budget.spend()
-    scaling = LatentScaling([0.125], [0.875])
-    config = {"training": {"dataset": {"path": "/home/x/latents.h5", "split": "train"}, "options": {}},
-              "sampling": {"real": "/home/x/patients.h5", "quality": {"reference": "/home/x/patients.h5"}}}
+    scaling = LatentScaling([0.125], [0.875], [-4.375, 6.0625])
+    config = {"training": {"dataset": {"_target_": "x", "path": ["/home/x/latents.h5"], "split": "train", "num": 7,
+                                       "only": {"sites": [["/home/x"]]}}, "options": {}},
+              "sampling": {"real": "/home/x/patients.h5", "quality": {"reference": "/home/x/patients.h5"},
+                           "posterior": {"measured": "/home/x/scan.npy"}}}
     network = {"_target_": "x", "model": {"attribute_mean": [61.5], "attribute_std": [7.25]}}
     snapshot = Snapshot("diffusion", network, FACTS, (1, 2, 2, 2), CarriedStage(scaling, round_trip={"psnr_db": 31.5}),
                         {"w": torch.zeros(2)}, config, 12)
@@ -228,13 +284,22 @@ def private_snapshot(tmp_path: Path, public: Snapshot | None = None) -> Snapshot
 def test_facts_of_a_private_snapshot_say_nothing_that_was_measured(tmp_path):
     snapshot = private_snapshot(tmp_path)
     text = str(snapshot.plain() | {"privacy": None})
-    for found in ("/home", "patients", "0123abcd", "beef", "17.5", "3.25", "41.125", "83.0", "31.5"):
+    assert snapshot.config["training"]["dataset"] == {"_target_": "x", "split": "train", "num": 7}
+    for found in ("/home", "patients", "0123abcd", "beef", "17.5", "3.25", "41.125", "83.0", "31.5", "4.375",
+                  "6.0625"):
         assert found not in text, found
     assert snapshot.facts.channels == ("mr",) and snapshot.facts.attribute_names == ("age",)
     assert np.allclose(snapshot.facts.spacing, (2, 2, 3)) and snapshot.facts.attribute_statistics is None
     said = "\n".join(snapshot.privacy.not_covered)
     for named in ("intensity range, -3 to 812.5 HU", "of the attributes", "of the latents"):
         assert named in said
+
+
+def test_of_latents_a_snapshot_has_what_scales_them_alone():
+    known = LatentScaling([0.125], [0.875], [-4.375, 6.0625])
+    assert needed(known) == LatentScaling([0.125], [0.875], None)
+    for scaling in (known, known._replace(scaling="minmax"), known._replace(scaling="scale_factor")):
+        assert shift_and_gain(*needed(scaling)) == shift_and_gain(*scaling)
 
 
 def test_what_public_weights_knew_is_public(tmp_path):
@@ -254,6 +319,23 @@ def test_samples_carry_the_statement(tmp_path):
     meta = SampleMeta(Facts("f", "h"), "s.pt", "hash", {}, privacy=statement)
     assert SampleMeta.from_plain(json.loads(json.dumps(meta.plain())), "file") == meta
     assert "privacy" not in SampleMeta(Facts("f", "h"), "s.pt", "hash", {}).plain()["data"]
+
+
+def test_samples_name_what_else_they_are_made_of(tmp_path):
+    snapshot = private_snapshot(tmp_path)
+    said = snapshot.privacy
+    assert said_of_samples(said, {"sampler": {}, "guidance": {"strength": 2}}) == said
+    found = said_of_samples(said, {"conditions": {}, "posterior": {}, "quality": {}, "guidance": {"guide": "d" * 64}},
+                            replace(snapshot, privacy=None, hash="e" * 64))
+    assert found.not_covered[-len(said.not_covered):] == said.not_covered and found.earlier == said.earlier
+    for part, text in zip(("row by row of a file", "measurement", "drawn again", "refiner eeeeeeeeeeee has",
+                           "guided them dddddddddddd has"), found.not_covered, strict=False):
+        assert part in text
+    other = said._replace(ledger=said.ledger._replace(key="another"))
+    refined = said_of_samples(said, {"refiner": {}}, replace(snapshot, privacy=other))
+    assert refined.not_covered == said.not_covered
+    assert [(each.what, each.ledger) for each in refined.earlier] == [
+        (f"refiner {snapshot.hash[:12]}", other.ledger)]
 
 
 def test_ledgers_compose(tmp_path):

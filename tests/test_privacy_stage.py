@@ -14,6 +14,7 @@ import generate
 import train
 from dataset_tool import main
 from edm3d.formats.describe import describe
+from edm3d.formats.dose import DoseRecord
 from edm3d.formats.facts import Facts, LatentScaling
 from edm3d.formats.latents import EncodedSplit, FirstStageRecord, LatentsFile, write_latents
 from edm3d.formats.privacy import PrivacyStatement
@@ -22,7 +23,7 @@ from edm3d.inference.snapshot import CarriedStage, Snapshot
 from edm3d.training.private.accounting import epsilon
 from edm3d.training.private.budget import open_budget
 from edm3d.training.private.checks import CODES_STAY
-from edm3d.training.private.release import Release
+from edm3d.training.private.release import Release, needed
 from edm3d.utils.runs import list_files
 from tests.commands import refused, succeed
 from tests.test_privacy_runs import PRIVACY
@@ -100,13 +101,17 @@ def test_units_that_do_not_add_up_are_named():
     assert any("does not add up, as that is counted per group and this per record" in line for line in lines)
 
 
-def test_what_a_refiner_takes_from_its_data_is_named():
+def test_what_a_refiner_or_a_network_of_doses_takes_from_its_data_is_named():
     refines = Refinement(STAGE_HASH, "residual", [[[0.0, 1.0]]], [[[0.0, 0.0]]], [[[1.0, 1.0]]])
     snapshot = replace(diffusion(None), first_stage=None, refines=refines)
     release = spent(1)
     found = release.statement(snapshot)
     assert any("by which a refiner scales" in text for text in found.not_covered)
     assert found.first_stage.startswith("555555555555, of which nothing is known")
+    doses = DoseRecord({}, {}, "kBq/mL", "pair", 3.5, 0.125)
+    for public, named in ((None, True), (replace(snapshot, refines=None, dose=doses), False)):
+        said = spent(1, public).statement(replace(snapshot, refines=None, dose=doses))
+        assert any("mean scale of scans" in text for text in said.not_covered) == named
     release.refined = statement(3)
     assert release.statement(snapshot).first_stage.startswith("555555555555, privately trained")
     release.public = snapshot
@@ -178,7 +183,7 @@ def test_from_public_networks_to_private_samples(tmp_path):
                          for root in ("edm", "mine_edm"))
         moved = {name for name, w in after.weights.items() if not torch.equal(w, before.weights[name])}
         assert moved and all(any(part in name for part in ("norm2", "qkv", "proj")) for name in moved)
-        assert after.first_stage.scaling == before.first_stage.scaling
+        assert after.first_stage.scaling == needed(before.first_stage.scaling)
         for key in ("attribute_mean", "attribute_std"):
             assert after.network["model"][key] == before.network["model"][key] is not None
         assert not any(what in text for text in after.privacy.not_covered for what in ("mean and", "intensity"))

@@ -23,7 +23,8 @@ from edm3d.training.loss import EDMLoss
 from edm3d.training.phases import Task
 from edm3d.training.private.budget import open_budget
 from edm3d.training.private.checks import CODES_STAY, check_task
-from edm3d.training.private.public import OnPublicRange, by_public_figures
+from edm3d.training.private.public import OnPublicRange, by_public_figures, check_is_public
+from edm3d.training.private.release import Release
 from edm3d.training.private.start_check import check_gradients
 from edm3d.training.tasks.autoencoder import autoencoder_task
 from edm3d.training.tasks.diffusion import diffusion_task
@@ -130,6 +131,27 @@ def test_a_run_goes_on_from_the_weights_that_it_says_it_started_from():
     assert open_budget(PRIVACY, OPTIONS, Points(), old, start="b" * 64).ledger.key
 
 
+def test_weights_of_the_very_data_are_no_public_start():
+    """Neither those that learnt from the split without privacy, nor any other than those are refused."""
+    trained = replace(PUBLIC, facts=replace(PUBLIC.facts, content_hash=FACTS.content_hash),
+                      config={"training": {"dataset": {"split": "train"}}})
+    with pytest.raises(ValueError, match=r"init_from: public\.pt was trained on split 'train' .* without privacy"):
+        check_is_public({"split": "train"}, FACTS, trained)
+    said = make_statement()
+    for node, public in (({"split": "other"}, trained), ({"split": "train"}, replace(trained, privacy=said)),
+                         ({"split": "train"}, replace(trained, facts=replace(trained.facts, content_hash="other")))):
+        check_is_public(node, FACTS, public)
+    blank = replace(FACTS, content_hash="")  # of nothing two are known to be the same
+    check_is_public({"split": "train"}, blank, replace(trained, facts=blank))
+
+
+def make_statement() -> PrivacyStatement:
+    """Of one step."""
+    budget = open_budget(PRIVACY, OPTIONS, Points())
+    budget.spend()
+    return Release(budget).statement(BLANK)
+
+
 # ---- codebooks ----
 
 
@@ -211,6 +233,8 @@ def test_figures_are_those_of_the_public_snapshot():
     assert training["network"]["model"] == {"attribute_dim": "auto", "attribute_mean": [40.0], "attribute_std": [3.0]}
     assert training["batch_transform"] == {**DRAW, "channel_mean": [0.5], "channel_std": [2.0], "limits": [-3.0, 3.0],
                                            "scaling": "minmax"}
+    other = {**half(), "batch_transform": {**DRAW, "scaling": "standardize"}}
+    assert by_public_figures(other, Scans(), None, PUBLIC)[0]["batch_transform"] == other["batch_transform"]
     assert data.facts.intensity == held.dataset.dataset.facts.intensity == PUBLIC.facts.intensity
     assert len(held.dataset) == 1
 

@@ -112,6 +112,31 @@ def masks(sampler: PoissonSampler, count: int) -> np.ndarray:
     return found
 
 
+class Running(nn.Module):
+    """A layer without weights that keeps the mean of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean.lerp_(x.detach().mean((0, 1)), 0.1)
+        return x
+
+
+def test_a_layer_that_keeps_what_it_sees_is_named():
+    """Gradients per sample are right where a layer only watches, and where it scales by what it has seen."""
+    for layer, name in ((Running(), "1.mean"),
+                        (nn.InstanceNorm1d(1, track_running_stats=True), "1.running_mean")):
+        net = nn.Sequential(nn.Linear(4, 8), layer, nn.SiLU(), nn.Linear(8, 4)) if name == "1.running_mean" else \
+            nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 4))
+        step, before = make_step([1.0, 2.0], net), {key: b.clone() for key, b in net.named_buffers()}
+        with pytest.raises(ValueError, match=f"training.network: {name} keeps what the network sees of images"):
+            check_gradients(step, step.dataset)
+        assert all(torch.equal(b, before[key]) for key, b in net.named_buffers())
+
+
 def test_units_enter_independently_at_the_rate():
     drawn = masks(PoissonSampler([[i] for i in range(20)], 0.3, 100, seed=1), 4000)
     assert drawn.max() == 1 and abs(drawn.mean() - 0.3) < 0.006

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import dataset_tool
 import train
 from edm3d.formats.training_state import TrainingState
+from edm3d.reporting import montages
 from edm3d.reporting.cases import Layout
 from edm3d.training.phases import Best
 from edm3d.training.sampling import choose_best
@@ -92,6 +93,17 @@ def test_the_best_snapshot_goes_by_the_measure_that_is_chosen(at):
     assert state_of(run_dir).progress["best"] == min(found)[0] < inf
     plain = checkpoint.load(run_in("plain") / "network-best.pt", "snapshot").content
     assert plain["val_loss"] == min(tick["val/loss"] for tick in numbers(run_in("plain")))
+
+
+def test_held_out_items_are_not_shown_where_they_are_private(at, monkeypatch):
+    pytest.importorskip("opacus")
+    shown, draw = [], montages.montage
+    monkeypatch.setattr(montages, "montage", lambda blocks, *given, **named: (
+        shown.append([title for title, _ in blocks]), draw(blocks, *given, **named))[1])
+    for root, words in (("seen", []), ("private", ["privacy=eps10", "training.network.model.dropout=0"])):
+        fit(root, *SAMPLED, *words, "training.options.total_kimg=0.004")
+        assert "sample/frechet" in numbers(run_in(root))[-1]
+    assert shown == [["Held out", "Drawn"], ["Drawn"]]
 
 
 def test_resuming_keeps_the_best_and_another_measure_begins_anew_with_a_note(at):

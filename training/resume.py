@@ -55,6 +55,12 @@ def is_newest(state: Path) -> bool:
     return (state.parent / "status.json").is_file() and list_files(state.parent, "training-state")[-1:] == [state]
 
 
+def overtaken(state: Path) -> bool:
+    """Whether the newest snapshot beside a training state is of later weights: newer states are gone."""
+    newest, = list_files(state.parent, "network-snapshot")[-1:] or [state]
+    return float(newest.stem.rpartition("-")[2]) > float(state.stem.rpartition("-")[2])
+
+
 def broken_off(root: Path, experiment: str, training: dict) -> Path | None:
     """The newest training state of the run that this launch of torchrun was at; None when it left none."""
     for folder in runs_of(root, experiment):

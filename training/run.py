@@ -19,12 +19,12 @@ from edm3d.training.init_from import init_from
 from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
-from edm3d.training.private.public import by_public_figures, public_start
+from edm3d.training.private.public import by_public_figures, check_is_public, public_start
 from edm3d.training.private.start import asked_privacy, open_private, said_of, shown_without_data
 from edm3d.training.private.start_check import check_gradients
 from edm3d.training.profile_plan import planned
 from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile
-from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, read_state
+from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, overtaken, read_state
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
 from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
@@ -117,6 +117,7 @@ def train(experiment: str, config: dict) -> Path | None:
         torch.manual_seed(options.seed)
         held, public = held_out(training), public_start(options) if privacy else None
         if public is not None:
+            check_is_public(training["dataset"], dataset.facts, public)
             training, dataset, held = by_public_figures(training, dataset, held, public)
 
         def assemble() -> Task:
@@ -166,7 +167,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         start.notes.extend([*notes, *preview_notes, *sampled_notes])
         start.notes.extend(init_from(task.net, task.snapshot, options) if fresh else [])
         private = open_private(privacy, task, dataset, options, public, state.ledger if state else None,
-                               measures=bool(held or sampled), forks=not go_on) if privacy else None
+                               measures=bool(held or sampled), forks=not go_on or overtaken(start.state)
+                               ) if privacy else None
         if options.tune:
             options, tuning = tune(options, state, dataset, assemble, device)
             start.notes.extend(tuning)

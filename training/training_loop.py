@@ -22,7 +22,7 @@ from edm3d.training.machine import environment, place
 from edm3d.training.pending import LossScale, Pending, Sent, is_bad, known_scale, rates_of, set_rates, too_many
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.preview import Preview, make, pixels, write_preview
-from edm3d.training.private.release import Release, write_statement
+from edm3d.training.private.release import Release, without_sources, write_statement
 from edm3d.training.private.step import PrivateStep
 from edm3d.training.profiling import Profile
 from edm3d.training.restoring import check_fits, measured_anew
@@ -153,7 +153,13 @@ class Trainer:
         distributed.from_rank_0(lambda: checkpoint.save(path, "state", state.plain()))
         distributed.from_rank_0(lambda: write_status(self.run_dir, "running", nimg=state.nimg, state=path.name))
         distributed.from_rank_0(lambda: prune(self.run_dir, "training-state", self.options.keep_states))
+        if self.private:
+            self.save_statement()
         self.saved_nimg = self.progress.nimg
+
+    def save_statement(self) -> None:
+        """Write what a private run has spent by now, so that its folder never says less than what lies in it."""
+        distributed.from_rank_0(lambda: write_statement(self.run_dir, self.private.statement(self.task.snapshot)))
 
     def save_snapshot(self) -> None:
         """Write the averaged weights with all that is needed to use them anywhere; the main average last."""
@@ -310,7 +316,8 @@ class Trainer:
         """Train to total_kimg, or until asked to stop: then the reason is given, and a training state is there."""
         p, options = self.progress, self.options
         if self.rank == 0:
-            wandb_run = start_wandb(options.wandb, self.run_dir, self.record.config) if options.wandb else None
+            told = without_sources(self.record.config) if self.private else self.record.config
+            wandb_run = start_wandb(options.wandb, self.run_dir, told) if options.wandb else None
             self.files = StatsFiles(self.run_dir, p.nimg, wandb_run, self.log)
         bar = progress(total=self.total, desc=self.run_dir.name, unit="img", is_main=self.rank == 0)
         bar.update(p.nimg)
@@ -333,7 +340,7 @@ class Trainer:
         """
         if not (self.run_dir / f"network-snapshot-{self.kimg_name(self.progress.nimg)}.pt").is_file():
             self.save_snapshot()
-        distributed.from_rank_0(lambda: write_statement(self.run_dir, self.private.statement(self.task.snapshot)))
+        self.save_statement()
 
     def steps(self, data: Iterator[Round], stop: Stop, bar: tqdm) -> Reason | None:
         """Step, and tick, until all images are seen, or a rank is asked to end: then the reason is given."""

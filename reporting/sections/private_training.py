@@ -9,6 +9,9 @@ from edm3d.reporting.html import html_table
 from edm3d.reporting.section import Score, Section
 
 TITLE = "Differential privacy"
+PROMISED = ("Whatever is made of the network alone, the presence of one unit in the training data changes the odds of "
+            "it by a factor of exp(epsilon) at most, but for a probability of delta. Epsilon is what training steps "
+            "have spent in all; what else was taken from the data is listed as not covered.")
 
 
 class PrivateTraining(Section):
@@ -17,10 +20,7 @@ class PrivateTraining(Section):
     It is report.json's generated.privacy, as the frame has it.
     """
 
-    words = {"differential privacy": "Whatever is made of the network alone, the presence of one unit in the training "
-                                     "data changes the odds of it by a factor of exp(epsilon) at most, but for a "
-                                     "probability of delta. Epsilon is what the training steps have spent in all; what "
-                                     "else was taken from the data is listed as not covered."}
+    words = {"differential privacy": PROMISED}
     sets = ()
 
     def facts(self, report: dict) -> list[tuple[str, str]]:

@@ -84,6 +84,18 @@ class MixedDataset:
             condition = condition.replace(semantic=PARTS["semantic"].row(sample.label, classes, self.shape[1:]))
         return Sample(sample.image, sample.label if self.facts.label_classes else None, condition)
 
+    @property
+    def records(self) -> list[tuple[int, int]]:
+        """Which record each item is, by its file and its number there: one that is repeated is several items."""
+        return [(file, int(self.rows[file][number])) for file, number in self.entries.tolist()]
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The patient that each item is of, None where a file does not say that of its items, as samples do not."""
+        if not all(isinstance(source, VolumesDataset) for source in self.sources):
+            return None
+        return [self.sources[file].groups[row] for file, row in self.records]
+
     def statistics(self) -> AttributeStatistics:
         """Of the attributes of the items that are taken, each counted once."""
         tables = [source.conditions.columns["attributes"][0][rows] for source, rows in zip(self.sources, self.rows)]

@@ -1,7 +1,8 @@
 """The budget of a private run: its units, rate and noise, how far it reaches, and what of it is spent."""
 
 import secrets
-from collections.abc import Sequence, Sized
+from collections.abc import Hashable, Sequence, Sized
+from math import isfinite
 
 from edm3d.formats.privacy import UNITS, Ledger
 from edm3d.training.private import accounting
@@ -48,27 +49,31 @@ class Budget:
 
 def check_privacy(options: Privacy) -> None:
     """ValueError for what no private run could follow."""
-    check_positive({f"{KEY}.{name}": getattr(options, name) for name in ("target_epsilon", "max_grad_norm")})
+    given = {f"{KEY}.{name}": value for name in ("target_epsilon", "max_grad_norm", "noise_multiplier")
+             if (value := getattr(options, name)) is not None}
+    check_positive(given)
+    for key, value in given.items():
+        if not isfinite(value):
+            raise ValueError(f"{key}={value}: wanted a number that is finite")
     if options.target_delta is None or not 0 < options.target_delta < 1:
         raise ValueError(f"{KEY}.target_delta={options.target_delta}: wanted a number between 0 and 1, below 1 over "
                          "the number of records, as 1e-5")
-    if options.noise_multiplier is not None:
-        check_positive({f"{KEY}.noise_multiplier": options.noise_multiplier})
     if options.noise_multiplicity < 1:
         raise ValueError(f"{KEY}.noise_multiplicity={options.noise_multiplicity}: wanted 1 or more")
     check_choice(f"{KEY}.unit", options.unit, UNITS)
 
 
 def units_of(dataset: Sized, unit: str) -> list[list[int]]:
-    """The items of each unit of privacy of a data set; ValueError where it does not say which items are of a group."""
-    if unit == "record":
-        return [[index] for index in range(len(dataset))]
-    groups = getattr(dataset, "groups", None)
-    if groups is None:
+    """The items of each unit of privacy of a data set; ValueError where it does not say which items are of a group.
+
+    A record that is several items, as a data set that repeats some says by `records`, is one unit.
+    """
+    names = getattr(dataset, "records", range(len(dataset))) if unit == "record" else getattr(dataset, "groups", None)
+    if names is None:
         raise ValueError(f"{KEY}.unit=group: the data set does not say which items are of one patient (groups); choose "
                          "dataset=volumes or dataset=latents, or unit=record")
-    members: dict[str, list[int]] = {}
-    for index, name in enumerate(groups):
+    members: dict[Hashable, list[int]] = {}
+    for index, name in enumerate(names):
         members.setdefault(name, []).append(index)
     return list(members.values())
 
@@ -77,10 +82,10 @@ def open_budget(privacy: Privacy, options: Options, dataset: Sized, spent: Ledge
                 forks: bool = False) -> Budget:
     """The budget of a run, which goes on from what is spent already where that is given.
 
-    start: hash of the snapshot that the weights started from. forks: it goes on in a folder of its own, so that there
-    may be two that do, of which each counts. The noise is that of the ledger where it has any, else the one that is
-    asked for, else what spends the whole budget in total_kimg. ValueError for a budget that does not reach for a step,
-    and for a ledger of another kind.
+    start: hash of the snapshot that the weights started from. forks: it goes on in a folder of its own, or in one with
+    later snapshots, so that there may be two that do, of which each counts. The noise is that of the ledger where it
+    has any, else the one that is asked for, else what spends the whole budget in total_kimg. ValueError for a budget
+    that does not reach for a step, and for a ledger of another kind.
     """
     units = units_of(dataset, privacy.unit)
     rate, batch = options.batch_size / len(units), options.batch_size

@@ -73,8 +73,8 @@ class ClippedSum:
 
 
 def zero_unless_finite(gradients: Sequence[torch.Tensor]) -> None:
-    """Make all gradients [N, ...] of a row zero where one of them is not finite, in place."""
-    fine = torch.stack([g.reshape(len(g), -1).isfinite().all(1) for g in gradients]).all(0)
+    """Make all gradients [N, ...] of a row zero where one of them is not finite, or too long to be told, in place."""
+    fine = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1).isfinite() for g in gradients]).all(0)
     if not bool(fine.all()):
         for g in gradients:
             g[~fine] = 0

@@ -13,6 +13,7 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.training.private.accounting import epsilon
 from edm3d.utils.checkpoint import read_plain
 from edm3d.utils.checks import listed
+from edm3d.utils.runs import is_published, list_files
 
 
 class Spender(NamedTuple):
@@ -57,8 +58,11 @@ def spender_of(path: Path) -> Spender:
 
     ValueError where there is none.
     """
-    if (path / NAME).is_file():
-        path = path / NAME
+    if path.is_dir() and not is_published(path):
+        files = [path / NAME] if (path / NAME).is_file() else list_files(path, "training-state")
+        if not files:
+            raise ValueError(f"{path}: holds no {NAME} and no training state; wanted the folder of a private run")
+        path = files[-1]
     if path.suffix == ".json":
         statement = PrivacyStatement.read(path)
     elif path.suffix == ".pt" and is_state(path):

@@ -1,7 +1,7 @@
 """Normal noise that nobody can draw again."""
 
-import os
 import secrets
+import ssl
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ SEED_BITS = 64
 def secret_normal(like: torch.Tensor, std: float) -> torch.Tensor:
     """Normal numbers of a standard deviation, of the shape, type and device of a tensor.
 
-    On a CPU of the system's own random bytes: torch's generator there has a seed of 32 bits, few enough to try all. On
-    other devices of torch's, with a new seed of 64 bits.
+    On a CPU of random bytes of OpenSSL's generator, which the system seeds: torch's there has a seed of 32 bits, few
+    enough to try all. On other devices of torch's, with a new seed of 64 bits.
     """
     if like.device.type == "cpu":
         total = sum(torch.special.ndtri(secret_uniform(like.numel())) for _ in range(DRAWS))
@@ -26,5 +26,5 @@ def secret_normal(like: torch.Tensor, std: float) -> torch.Tensor:
 
 def secret_uniform(count: int) -> torch.Tensor:
     """Numbers [count] between 0 and 1, neither included, float64."""
-    words = np.frombuffer(os.urandom(8 * count), np.uint64)
+    words = np.frombuffer(ssl.RAND_bytes(8 * count), np.uint64)
     return torch.from_numpy(((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0 ** -52)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from edm3d.formats.facts import Facts
 from edm3d.formats.intensity import Intensity
 from edm3d.inference.batch import Sample
 from edm3d.inference.snapshot import Snapshot
@@ -78,6 +79,16 @@ def by_public_figures(training: dict, dataset: Any, held: Held | None, public: S
     return training, OnPublicRange(dataset, known), held
 
 
+def check_is_public(node: Mapping[str, Any], facts: Facts, public: Snapshot) -> None:
+    """ValueError for a snapshot that learnt without privacy from the split of the data that is to be protected."""
+    split = ((public.config.get("training") or {}).get("dataset") or {}).get("split")
+    if public.privacy is None and facts.content_hash and (facts.content_hash, node.get("split")) == (
+            public.facts.content_hash, split):
+        raise ValueError(f"training.options.init_from: {public.path} was trained on split {split!r} of "
+                         f"{facts.source} without privacy, so that nothing could hide any more who is in it; start "
+                         "from weights of public data")
+
+
 def with_attributes(node: dict, names: Sequence[str] | None, public: Snapshot) -> dict:
     """A network node whose mean and standard deviation of attributes are those of a snapshot of the same attributes."""
     found = figures(public.network, ATTRIBUTES[1:])
@@ -99,7 +110,7 @@ def figures(node: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
 
 
 def with_scaling(node: dict, channels: int | None, public: Snapshot) -> dict:
-    """A batch transform whose scaling of latents is that of a snapshot, where both have one.
+    """A batch transform whose scaling of latents is that of a snapshot, where both have one, of the same kind.
 
     channels: of the latents, where the data are some.
     """
@@ -107,7 +118,8 @@ def with_scaling(node: dict, channels: int | None, public: Snapshot) -> dict:
     known = public.first_stage and public.first_stage.scaling
     if known is None or "channel_mean" not in takes or node.get("channel_mean") is not None:
         return node
-    if channels is not None and len(known.channel_mean) != channels:
+    if (channels is not None and len(known.channel_mean) != channels) or \
+            node.get("scaling") not in (None, known.scaling):  # snapshots may have no figures of other kinds
         return node
     return {**node, "channel_mean": known.channel_mean, "channel_std": known.channel_std, "limits": known.limits,
-            "scaling": node.get("scaling") or known.scaling}
+            "scaling": known.scaling}

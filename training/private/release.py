@@ -3,14 +3,14 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm3d.formats.facts import Facts, rows_of
+from edm3d.formats.facts import Facts, LatentScaling, rows_of
 from edm3d.formats.intensity import Intensity
 from edm3d.formats.privacy import NAME, UNITS, Earlier, PrivacyStatement, once
 from edm3d.inference.snapshot import Snapshot
@@ -19,12 +19,15 @@ from edm3d.utils.files import write_text
 
 LONG_S = 2
 SOURCE = "private data"  # in place of a path
+MINMAX = "minmax"  # the scaling of latents that takes their range
+SAID = ("_target_", "split")  # of a data set, texts that say nothing of the data
 PATHS = ("real", "conditions")  # of data, in the sampling half
 ALWAYS = (
     "the choice of settings, and of when to stop, where private data was looked at for it",
     "the form of the data (channels, names of classes and attributes, shape, voxel size) and how many there are",
-    "times in the log, which go with the sizes of batches; log.txt, config.yaml and training states name the data: "
-    "only snapshots and samples are made to be given away",
+    "times and memory in log.txt, stats.jsonl and TensorBoard, which go with the sizes of batches",
+    "the rest of the run folder: log.txt, status.json, config.yaml and training states name the data and have figures "
+    "of them; only snapshots and samples are made to be given away",
 )
 
 
@@ -47,7 +50,7 @@ class Release:
         stage = snapshot.first_stage
         return replace(snapshot, facts=public_facts(snapshot.facts, self.public and self.public.facts),
                        config=without_sources(snapshot.config), privacy=self.statement(snapshot),
-                       first_stage=stage and replace(stage, round_trip=None))
+                       first_stage=stage and replace(stage, round_trip=None, scaling=needed(stage.scaling)))
 
     def fields(self, releases: bool) -> dict[str, float]:
         """How much is spent, among the numbers of a tick; while that is quickly told, or the tick releases something.
@@ -98,10 +101,14 @@ class Release:
         if means and means != (attribute_means(self.public.network) if self.public else []):
             yield "mean and standard deviation of the attributes, in the network, unless they were given"
         stage, said = snapshot.first_stage, self.stage(snapshot)
-        if stage and stage.scaling != (self.public and self.public.first_stage and self.public.first_stage.scaling):
-            yield "mean and standard deviation of the latents, by which they are scaled"
+        public = self.public and self.public.first_stage
+        if stage and needed(stage.scaling) != (public and needed(public.scaling)):
+            ranged = ", and their range" if stage.scaling.scaling == MINMAX else ""
+            yield f"mean and standard deviation of the latents{ranged}, by which they are scaled"
         if snapshot.refines and not (self.public and self.public.refines == snapshot.refines):
             yield "mean, gain and correlation by which a refiner scales what it draws"
+        if snapshot.dose and snapshot.dose != (self.public and self.public.dose):
+            yield "the mean scale of scans, by which a pair is drawn that has none, and the share of pixels beyond it"
         if said.unknown:
             yield f"what the first stage {said.name} has learnt, unless it was trained on other data"
         if self.measures:
@@ -125,6 +132,11 @@ class StageSaid(NamedTuple):
 def said_before(intensity: Intensity, known: Intensity | None) -> bool:
     """Whether an intensity range tells nothing: each image was scaled by itself, or public data has the same."""
     return intensity == known or intensity.percentiles is not None
+
+
+def needed(scaling: LatentScaling) -> LatentScaling:
+    """How latents are scaled, without the range of them where that takes no part in it."""
+    return scaling if scaling.scaling == MINMAX else scaling._replace(limits=None)
 
 
 def attribute_means(node: Mapping[str, Any]) -> list[Any]:
@@ -155,14 +167,21 @@ def public_facts(facts: Facts, known: Facts | None) -> Facts:
 
 
 def without_sources(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the places of data."""
+    """A configuration without the places of data, and other words about them, and without a measurement."""
     training, sampling = dict(config.get("training") or {}), dict(config.get("sampling") or {})
     if isinstance(training.get("dataset"), Mapping):
-        training["dataset"] = {k: v for k, v in training["dataset"].items() if k != "path"}
-    sampling |= {name: None for name in PATHS if name in sampling}
+        training["dataset"] = {k: v for k, v in training["dataset"].items() if k in SAID or not has_text(v)}
+    sampling |= {name: None for name in PATHS if name in sampling} | ({"posterior": {}} if sampling else {})
     if isinstance(sampling.get("quality"), Mapping):
         sampling["quality"] = {**sampling["quality"], "reference": None}
     return {**config, **({"training": training} if training else {}), **({"sampling": sampling} if sampling else {})}
+
+
+def has_text(value: object) -> bool:
+    """Whether a plain value is a text or holds one, which may be a place or an id."""
+    if isinstance(value, Mapping):
+        return any(map(has_text, value.values()))
+    return isinstance(value, str) or (isinstance(value, Sequence) and any(map(has_text, value)))
 
 
 def write_statement(run_dir: Path, statement: PrivacyStatement) -> None:

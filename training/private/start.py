@@ -31,8 +31,8 @@ def open_private(privacy: Privacy, task: Task, dataset: Any, options: Options, p
                  spent: Ledger | None, *, measures: bool, forks: bool) -> Release:
     """What a private run spends and gives away. All ranks call this together.
 
-    public: the snapshot of init_from. spent: the ledger that it goes on from; forks: in a folder of its own. measures:
-    whether anything is measured on held-out items.
+    public: the snapshot of init_from. spent: the ledger that it goes on from; forks: where others may have gone on from
+    it as well. measures: whether anything is measured on held-out items.
     """
     check_task(task, options.trainable)
     budget = distributed.from_rank_0(lambda: open_budget(

@@ -8,6 +8,7 @@ from torch import nn
 
 from edm3d.inference.batch import Batch, Sample, collate
 from edm3d.samplers.noise import ImageGenerators
+from edm3d.training.buffers import Buffers
 from edm3d.training.private.checks import told_bare
 from edm3d.training.private.step import PrivateStep
 
@@ -22,11 +23,19 @@ def check_gradients(step: PrivateStep, dataset: Sequence[Sample]) -> None:
     """ValueError, naming the layer, unless gradients per sample of two items are those of single passes.
 
     On the run's own network, loss and conditions, in float32, with weights stirred and dropout off; the weights are as
-    before afterwards. Nothing of what it sees is told.
+    before afterwards. Nothing of what it sees is told. ValueError also for a network that keeps something of the items
+    in its buffers, which no noise hides.
     """
     module, items = step.task.phases[0].module, [dataset[i % len(dataset)] for i in range(2)]
+    buffers = Buffers([module])
+    buffers.remember()
     with stirred(module), torch.random.fork_rng(devices=[]):
         together = per_sample(step, collate(items))
+        if any(moved := buffers.moved()):
+            buffers.put_back()
+            name = next(name for (name, _), has in zip(module.named_buffers(), moved, strict=True) if has)
+            raise ValueError(f"training.network: {name} keeps what the network sees of images, without noise; choose a "
+                             "layer that keeps nothing, as GroupNorm in place of running statistics")
         for i, item in enumerate(items):
             compare(module, [g[i] for g in together], alone(step, collate([item]), i))
 

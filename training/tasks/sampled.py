@@ -63,7 +63,8 @@ class Measuring(NamedTuple):
 
 def build_sampled(config: dict, task: Task, held: Held | None, count: int, device: torch.device) -> SampleMeasures:
     """What draws seeds 0, 1, ... of a diffusion network and holds them against held-out items, as the network is to
-    draw them: those of latents decoded again. ValueError where there are too few, or nothing is drawn alone.
+    draw them: those of latents decoded again. Held-out items are not shown where they are private. ValueError where
+    there are too few, or nothing is drawn alone.
     """
     if task.snapshot.refines is not None or task.snapshot.dose is not None:
         raise ValueError("a network that refines, or is of PET, draws by what it is told of single images; "
@@ -80,6 +81,7 @@ def build_sampled(config: dict, task: Task, held: Held | None, count: int, devic
         VolumeFeatures(len(layout.channels), dims, drawer.intensity, device) if decoded else None,
         VolumeFeatures(drawer.shape[0], dims, AS_IS, device) if drawer.latent else None, layout)
     real: list[MeasuredSample] = []
+    private = config["training"]["privacy"]["target_epsilon"] is not None
 
     def measure(net: torch.nn.Module) -> SampleTable:
         if not real:
@@ -87,7 +89,7 @@ def build_sampled(config: dict, task: Task, held: Held | None, count: int, devic
         alone = drawer._replace(denoiser=partial(around, net, None))
         rows = drawn_rows(alone, measuring, count, batch)
         return distributed.from_rank_0(lambda: SampleTable(numbers_of_rows(real, rows, layout),
-                                                     montage_of(real, rows, layout)))
+                                                     montage_of([] if private else real, rows, layout)))
 
     return SampleMeasures(measure, names_of(measuring, drawing.snapshot.volume_shape),
                     {"sampler": drawing.options.sampler, "decode": drawing.options.decode})
@@ -164,9 +166,10 @@ def variety(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSample], lay
 
 
 def montage_of(real: Sequence[MeasuredSample], drawn: Sequence[MeasuredSample], layout: Layout) -> bytes | None:
-    """Held-out volumes above drawn ones, None where there are no images."""
-    if real[0].shown is None:
+    """Held-out volumes, where some are given, above drawn ones, None where there are no images."""
+    if drawn[0].shown is None:
         return None
     from edm3d.reporting.montages import montage, png_bytes
-    blocks = [(title, [row.shown for row in rows[:SHOWN]]) for title, rows in (("Held out", real), ("Drawn", drawn))]
+    sets = {"Held out": real, "Drawn": drawn}
+    blocks = [(title, [row.shown for row in rows[:SHOWN]]) for title, rows in sets.items() if rows]
     return png_bytes(montage(blocks, layout.spacing, label_classes=layout.label_classes, channels=layout.channels))
