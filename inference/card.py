@@ -115,8 +115,10 @@ def about_conditions(facts: Facts, net: torch.nn.Module) -> str:
 def about_data(facts: Facts, said: Said) -> str:
     """What was trained on."""
     classes = f" Classes: {', '.join(facts.class_names)}." if facts.class_names else ""
-    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. File "
-            f"`{facts.source}`, content hash `{facts.content_hash[:16]}`.{classes}")
+    named = f"File `{facts.source}`, content hash `{facts.content_hash[:16]}`" if facts.content_hash else \
+        f"The snapshot names no file ({facts.source})"
+    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. "
+            f"{named}.{classes}")
 
 
 def about_intensities(facts: Facts, preparation: Mapping[str, Any] | None) -> str:
