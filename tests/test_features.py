@@ -14,6 +14,7 @@ from edm3d.inference.features import FeatureOptions, feature_pass, planes_asked,
 from edm3d.inference.first_stage import FirstStage
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.tiles import Tiles
+from edm3d.reporting import feature_measures
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.feature_measures import METRICS, compare_view
@@ -207,7 +208,19 @@ def test_intervals_of_the_frechet_distance_hold_the_true_one_of_two_normals():
         assert found["frechet"]["value"] > found["frechet_extrapolated"]["value"] and found["frechet"]["low"] is None
     assert held >= 18
     three = compare_view({"real": features(9), "generated": features(3, seed=1)}, 1, 3, 0)
-    assert three["frechet"]["available"] and "two halves" in three["frechet_extrapolated"]["reason"]
+    assert three["frechet"]["available"] and "6 features: wanted 9 or more" in three["frechet_extrapolated"]["reason"]
+
+
+def test_the_frechet_distance_is_not_extrapolated_where_features_outnumber_volumes(monkeypatch):
+    """There it and its interval lie far above the truth, 0 for equal laws, and nothing on the page would say so."""
+    def found(num: int) -> dict:
+        sets = {"real": features(num, width=48), "generated": features(num, seed=1, width=48)}
+        return compare_view(sets, 1, 2, 0)["frechet_extrapolated"]
+
+    assert "60 real volumes of 48 features: wanted 72 or more" in found(60)["reason"]
+    assert found(72)["low"] < 0 < found(72)["high"]
+    monkeypatch.setattr(feature_measures, "PER_FEATURE", 0)
+    assert found(36)["low"] > 5  # what is spared
 
 
 def test_slices_of_one_volume_are_drawn_together():
