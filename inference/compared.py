@@ -111,7 +111,8 @@ def patients_of(ids: tuple[str, ...]) -> list[str]:
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
     """What was generated, by what; labels_known: whether the real volumes have label maps."""
-    without = labels_known and "labels" not in samples.names
+    without = "the samples hold no label maps: only images are compared" if labels_known else \
+        "neither the samples nor the real volumes have label maps: only images are compared"
     return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": tame(samples.meta.sampling),
@@ -119,7 +120,7 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
             "trained_on": {"source": samples.meta.facts.source, "content_hash": samples.meta.facts.content_hash},
             "privacy": {"available": True, **samples.meta.privacy.plain()} if samples.meta.privacy else
             missing("the network was not trained privately"),
-            "labels": missing("the samples hold no label maps: only images are compared") if without else
+            "labels": missing(without) if "labels" not in samples.names else
             {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
 
 
