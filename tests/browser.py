@@ -32,7 +32,7 @@ LOOK = """
   return {
     width: innerWidth, room, scroll: document.documentElement.scrollWidth, images: images.length,
     broken: images.filter((image) => !image.naturalWidth).length,
-    blown: images.filter((image) => image.clientWidth > image.naturalWidth + 1).map((image) => image.alt),
+    blown: images.filter((x) => x.naturalWidth && x.clientWidth > x.naturalWidth + 1).map((image) => image.alt),
     tables: [...document.querySelectorAll("table")].filter(over).map((x) => x.textContent.slice(0, 60)),
     wide: [...document.querySelectorAll("main *")].filter((x) => right(x) > room + 1)
       .map((x) => x.outerHTML.slice(0, 99)),
