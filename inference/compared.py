@@ -48,8 +48,8 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
         real_spacing = shared_spacing(file.path, affines_of(file), dims,
                                       f"prepare it anew with --spacing, or {IGNORED}")
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
-        raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
-                         f"{file.path} (--real)")
+        raise ValueError(f"{samples.path}: voxels of {spacing.round(4)} mm differ from {real_spacing.round(4)} mm of "
+                         f"{file.path} (--real); prepare that with --spacing, or {IGNORED}")
     labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit, rows_of(samples.affine),

@@ -2,9 +2,11 @@
 
 import json
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from edm3d.formats.facts import Facts, LatentScaling
@@ -20,6 +22,7 @@ from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.feature_measures import METRICS, compare_view
 from edm3d.reporting.features import SLICES, VOLUME
 from edm3d.reporting.sections.feature_distances import FeatureDistances
+from edm3d.utils.command_line import Words, WordsCommand
 
 CPU = torch.device("cpu")
 GREY = Layout(("mr",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -267,3 +270,15 @@ def test_features_of_a_stage_are_kept_apart_by_all_that_they_depend_on():
     hashes = {autoencoder_extractor(stage, GREY, SIZE).record.hash for stage in stages}
     assert len(hashes) == 4
     assert autoencoder_extractor(FirstStage(net, facts, plain), GREY, SIZE).record.hash in hashes
+
+
+def test_words_of_an_option_that_is_given_twice_do_not_vanish():
+    @click.command(cls=WordsCommand)
+    @click.option("--features", type=Words(str))
+    def command(features: tuple[str, ...]) -> None:
+        click.echo(features)
+
+    assert CliRunner().invoke(command, ["--features", "a", "b"]).output == "('a', 'b')\n"
+    for again in (["--features", "b"], ["--features=b"]):
+        answer = CliRunner().invoke(command, ["--features", "a", *again])
+        assert answer.exit_code == 2 and "--features: given twice" in answer.output
