@@ -3,9 +3,9 @@
 What `evaluate.py --train` does (inference/audit.py), on echo phantoms of seeds of their own: training volumes, held-out
 ones that give the threshold with them, and unseen ones in the place of samples, which tell how many false alarms there
 are. `--first-stage` names a trained autoencoder (run, folder or snapshot): copies are then taken through it, too, with
-noise of its posterior, and looked for by pixels and by latents. One line of JSON: found and right (found, and given its
-own original) of each kind, false alarms and what was expected, CPU seconds, and the exponent by which the search grows
-with the number of volumes on both sides. Run from the checkout's top:
+noise of its posterior, and those of all kinds are looked for by pixels and by latents. One line of JSON: found and
+right (found, and given its own original) of each kind, false alarms and what was expected, CPU seconds, and the
+exponent by which the search grows with the number of volumes on both sides. Run from the checkout's top:
 python -m benchmarks.copies --spatial-dims 2 --size 64 --seed 9000 [--first-stage results/echo_vae]
 """
 
@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from benchmarks.common import json_line
-from edm3d.inference.audit import THROUGH, find_copies, through
+from edm3d.inference.audit import find_copies, through
 from edm3d.inference.first_stage import FirstStage
 from edm3d.inference.phantoms import source_of
 from edm3d.inference.snapshot import Snapshot
@@ -90,7 +90,7 @@ def main(spatial_dims: int, size: int, num_train: int, held_out: int, num_unseen
     if not isinstance(audit.latent, str):
         limit = limit_of(audit.latent.held_out, audit.latent.others)
         alarms["latents"] = said(audit.latent.samples[num_unseen:], limit)
-        kinds[f"{THROUGH}, by latents"] = found_of(audit.latent.planted, limit.value)
+        kinds |= {f"{kind}, by latents": found_of(each, limit.value) for kind, each in audit.latent.planted.items()}
     print(json_line(f"copies of echo phantoms, {spatial_dims}D {size}: of {copies} of each kind", seed=seed,
                     train=num_train, held_out=held_out, unseen=num_unseen, least=0.95 * copies, planted=kinds,
                     false_alarms=alarms, cpu_seconds=round(spent, 1), exponent=round(exponent_of(train, unseen), 2)))

@@ -1,7 +1,7 @@
 """The audit of samples: copies of training volumes among them, and whether the network's loss gives members away."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -60,7 +60,7 @@ def membership(samples: SamplesFile, context: Comparison, stage: FirstStage | st
         return copies
     if not options.members:
         return "--members is 0"
-    snapshot = find_snapshot(samples, options.snapshot, context.train.source, options.train_split)
+    snapshot = find_snapshot(samples, options.snapshot, context.train, options.train_split, options.private)
     if isinstance(snapshot, str):
         return snapshot
     numbers = {"train": range(len(context.train)), "held out": copies.held}
@@ -69,8 +69,9 @@ def membership(samples: SamplesFile, context: Comparison, stage: FirstStage | st
               for name, each in numbers.items()}
     sets = {"train": [context.train.case(i) for i in bar("members")(chosen["train"])],
             "held out": [context.real.case(i) for i in bar("held out")(chosen["held out"])]}
-    return attack(snapshot, None if isinstance(stage, str) else stage, sets, options.seed, options.trust,
-                  best_device())
+    found = attack(snapshot, None if isinstance(stage, str) else stage, sets, options.seed, options.trust,
+                   best_device())
+    return found if isinstance(found, str) else found._replace(by_word=snapshot.hides_its_data)
 
 
 def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, stage: FirstStage | str, num_planted: int,
@@ -97,20 +98,16 @@ def find_copies(generated: Cases, train: Cases, real: Cases, layout: Layout, sta
     nearest = searched(reference, generated, range(len(generated)), "samples", see=see)
     usual = usual_in_training(reference, train, made, see)
     distances, others = (np.array([each.distance for each in seen.nearest]) for seen in (of_held, usual.seen))
-    kinds, absent = plant(reference, train, layout, num_planted, seed)
-    again = None
-    if isinstance(stage, str):
-        absent[THROUGH] = stage
-    elif num_planted:
-        kinds[THROUGH], again = plant_through(reference, train, stage, num_planted, seed)
+    planted, absent = plant(reference, train, layout, stage, see, num_planted, seed)
     digests = [digest(generated.case(i).image) for i in range(len(generated))]
     among = twins(reference, generated, range(len(generated)), layout)
     floor = twins(reference, real, held[:len(generated)], layout) or ()
     return Copies([train.case(i).id for i in range(len(train))], nearest.nearest, held, distances, others,
-                  len(real) - len(held), limit_of(distances, others), kinds, absent,
+                  len(real) - len(held), limit_of(distances, others),
+                  {kind: planted_of(*each) for kind, each in planted.items()}, absent,
                   sum(each in known for each in digests), among, len(digests) - len(set(digests)),
                   np.array([each.distance for each in floor]),
-                  reason or latent_distances(stage, train, nearest, of_held, usual, again, seed),
+                  reason or latent_distances(stage, train, nearest, of_held, usual, planted, seed),
                   closest(nearest.nearest, generated, train), time.perf_counter() - start)
 
 
@@ -206,45 +203,39 @@ def twins(reference: Reference, cases: Cases, numbers: Sequence[int], layout: La
     return [among.nearest(cases.case(i).image, {k}) for k, i in enumerate(bar("among themselves")(numbers))]
 
 
-def plant(reference: Reference, train: Cases, layout: Layout, count: int, seed: int
-          ) -> tuple[dict[str, Planted], dict[str, str]]:
-    """Copies of each kind of so many training volumes, and how near the audit finds them; kinds that cannot be had."""
-    found, rng = {}, np.random.default_rng([seed, 1])
-    if not count:
-        return {}, dict.fromkeys((*maths.PLANTED, THROUGH), "--planted is 0")
-    for kind in maths.PLANTED:
-        chosen = rng.permutation(len(train))[:count]
-        rows = [reference.nearest(maths.planted(kind, train.case(int(i)).image, rng, layout.lo, layout.hi))
-                for i in bar(f"planted, {kind}")(chosen)]
-        found[kind] = planted_of(rows, chosen)
-    return found, {}
-
-
-def planted_of(rows: Sequence[Nearest], chosen: np.ndarray) -> Planted:
-    """How near copies of chosen training volumes are found."""
-    return Planted(np.array([row.distance for row in rows]), np.array([row.index for row in rows]) == chosen)
-
-
-class Returned(NamedTuple):
-    """Copies that went through the first stage: of which training volumes [P], and their latents [P,n]."""
+class Plantation(NamedTuple):
+    """Copies of a kind: of which training volumes [P], and what is found of them."""
 
     chosen: np.ndarray
-    latents: np.ndarray
+    seen: HeldToTraining
 
 
-def plant_through(reference: Reference, train: Cases, stage: FirstStage, count: int, seed: int
-                  ) -> tuple[Planted, Returned | None]:
-    """Training volumes decoded of a draw of their posterior: how near the audit finds them by pixels, and what the
-    first stage makes of them once more, None where it needs maps.
-    """
-    rng = np.random.default_rng([seed, 2])
-    chosen, rows, seen = rng.permutation(len(train))[:count], [], []
-    for i in bar(f"planted, {THROUGH}")(chosen):
-        made = through(stage, train.case(int(i)), rng)
-        rows.append(reference.nearest(made.image))
-        if not stage.masked:
-            seen.append(latents(stage, made))
-    return planted_of(rows, chosen), Returned(chosen, np.stack(seen)) if seen else None
+def plant(reference: Reference, train: Cases, layout: Layout, stage: FirstStage | str, see: Seer | None, count: int,
+          seed: int) -> tuple[dict[str, Plantation], dict[str, str]]:
+    """Copies of each kind of so many training volumes, held against them; kinds that cannot be had, and why."""
+    if not count:
+        return {}, dict.fromkeys((*maths.PLANTED, THROUGH), "--planted is 0")
+    rng, again, found = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2]), {}
+    makers = {kind: (rng, partial(planted_case, kind, layout=layout, rng=rng)) for kind in maths.PLANTED}
+    if not isinstance(stage, str):
+        makers[THROUGH] = again, partial(through, stage, rng=again)
+    for kind, (numbers, made) in makers.items():
+        chosen = numbers.permutation(len(train))[:count]
+        found[kind] = Plantation(chosen, searched(reference, train, chosen.tolist(), f"planted, {kind}", made, see))
+    return found, {THROUGH: stage} if isinstance(stage, str) else {}
+
+
+def planted_case(kind: str, case: Case, layout: Layout, rng: np.random.Generator) -> Case:
+    """A copy of a kind; the label map goes where the image goes."""
+    if kind == maths.MOVED:
+        return moved_case(case, maths.random_move(case.image.ndim - 1, rng))
+    return case._replace(image=maths.planted(kind, case.image, rng, layout.lo, layout.hi))
+
+
+def planted_of(chosen: np.ndarray, seen: HeldToTraining) -> Planted:
+    """How near copies of chosen training volumes are found by pixels."""
+    return Planted(np.array([row.distance for row in seen.nearest]),
+                   np.array([row.index for row in seen.nearest]) == chosen)
 
 
 def through(stage: FirstStage, case: Case, rng: np.random.Generator) -> Case:
@@ -273,7 +264,7 @@ def no_latents(stage: FirstStage | str, *sets: Cases) -> str:
 
 
 def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, held: HeldToTraining, usual: Usual,
-                     again: Returned | None, seed: int) -> Distances:
+                     planted: Mapping[str, Plantation], seed: int) -> Distances:
     """By latents, 1: as far as the first stage moves a volume; a volume counts as it lies and moved as its nearest by
     pixels asks for, whichever is nearer.
     """
@@ -287,11 +278,11 @@ def latent_distances(stage: FirstStage, train: Cases, samples: HeldToTraining, h
                                               for rows in (seen.still, seen.moved))
         return np.where(nearer < distance, other, index), np.minimum(nearer, distance)
 
-    planted = None
-    if again is not None:
-        place, distance = maths.nearest_features(again.latents, theirs, scale)
-        planted = Planted(distance, place == again.chosen)
-    return Distances(*near(samples), near(held)[1], near(usual.seen, usual.without)[1], planted)
+    copies = {}
+    for kind, (chosen, seen) in planted.items():
+        index, distance = near(seen)
+        copies[kind] = Planted(distance, index == chosen)
+    return Distances(*near(samples), near(held)[1], near(usual.seen, usual.without)[1], copies)
 
 
 def moved_by_trips(stage: FirstStage, train: Cases, theirs: np.ndarray, seed: int) -> np.ndarray:

@@ -118,10 +118,10 @@ def about_conditions(facts: Facts, net: torch.nn.Module) -> str:
 def about_data(facts: Facts, said: Said) -> str:
     """What was trained on."""
     classes = f" Classes: {', '.join(facts.class_names)}." if facts.class_names else ""
-    file = f"File `{facts.source}`, content hash `{facts.content_hash[:16]}`." if facts.content_hash else \
-        "Their file is not named."  # by a network that was trained privately
-    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. {file}"
-            f"{classes}")
+    named = f"File `{facts.source}`, content hash `{facts.content_hash[:16]}`" if facts.content_hash else \
+        "Their file is not named"  # by a network that was trained privately
+    return (f"{said.data or 'Not described.'}\n\nLicence of the data: {said.data_licence or 'not stated'}. "
+            f"{named}.{classes}")
 
 
 def about_intensities(facts: Facts, preparation: Mapping[str, Any] | None) -> str:

@@ -48,8 +48,8 @@ def shared_layout(samples: SamplesFile, file: VolumesFile, ignore_spacing: bool)
         real_spacing = shared_spacing(file.path, affines_of(file), dims,
                                       f"prepare it anew with --spacing, or {IGNORED}")
     if not np.allclose(spacing, real_spacing, rtol=1e-3):
-        raise ValueError(f"{samples.path}: voxels of {spacing} mm differ from {real_spacing} mm of "
-                         f"{file.path} (--real)")
+        raise ValueError(f"{samples.path}: voxels of {spacing.round(4)} mm differ from {real_spacing.round(4)} mm of "
+                         f"{file.path} (--real); prepare that with --spacing, or {IGNORED}")
     labelled = classes if "labels" in samples.names else ()
     return Layout(channels, labelled, tuple(float(s) for s in spacing), meta.intensity.lo, meta.intensity.hi,
                   meta.intensity.unit, rows_of(samples.affine),
@@ -111,7 +111,8 @@ def patients_of(ids: tuple[str, ...]) -> list[str]:
 
 def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: bool) -> dict:
     """What was generated, by what; labels_known: whether the real volumes have label maps."""
-    without = labels_known and "labels" not in samples.names
+    without = "the samples hold no label maps: only images are compared" if labels_known else \
+        "neither the samples nor the real volumes have label maps: only images are compared"
     return {"path": str(samples.path), "sha256": file_hash(samples.path), "num": len(samples),
             "seeds": ranges(samples.seeds), "snapshot": str(snapshot or samples.meta.snapshot),
             "snapshot_hash": samples.meta.snapshot_hash, "sampling": tame(samples.meta.sampling),
@@ -119,7 +120,7 @@ def describe_samples(samples: SamplesFile, snapshot: Path | None, labels_known: 
             "trained_on": {"source": samples.meta.facts.source, "content_hash": samples.meta.facts.content_hash},
             "privacy": {"available": True, **samples.meta.privacy.plain()} if samples.meta.privacy else
             missing("the network was not trained privately"),
-            "labels": missing("the samples hold no label maps: only images are compared") if without else
+            "labels": missing(without) if "labels" not in samples.names else
             {"available": True, **(samples.meta.labelling._asdict() if samples.meta.labelling else {})}}
 
 

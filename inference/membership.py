@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edm3d.formats.privacy import UNITS, Ledger
 from edm3d.formats.samples import SamplesFile
 from edm3d.inference.conditions import stacked
 from edm3d.inference.first_stage import FirstStage
@@ -18,6 +19,7 @@ from edm3d.metrics.classification import auroc
 from edm3d.networks.conditioning import Condition, Part, takes_of
 from edm3d.reporting.audit import Attack, Membership
 from edm3d.reporting.cases import Case
+from edm3d.reporting.reference import Cases
 from edm3d.utils.runs import find_file
 
 SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)  # of sigma_data
@@ -25,9 +27,12 @@ DRAWS, AT_ONCE, FEWEST = 4, 8, 8
 Denoise = Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor]
 
 
-def find_snapshot(samples: SamplesFile, override: Path | None, train_hash: str, train_split: str) -> Snapshot | str:
+def find_snapshot(samples: SamplesFile, override: Path | None, train: Cases, split: str, by_word: bool
+                  ) -> Snapshot | str:
     """The snapshot that drew samples, or why the attack cannot be: it is not there, is another, draws no volumes by
     itself, or learnt from others than are called its training volumes.
+
+    by_word: whether the user says that the volumes of train are those of a private training, which does not say.
     """
     path = Path(samples.meta.snapshot)
     if override is not None:
@@ -41,12 +46,25 @@ def find_snapshot(samples: SamplesFile, override: Path | None, train_hash: str, 
         return f"{path} does not draw volumes by itself: its loss is not one of a volume alone"
     if not snapshot.network:
         return f"{path} holds no network"
-    hashes = {snapshot.facts.content_hash, *(source.hash for source in sources_of(snapshot))}
-    if train_hash not in hashes:
+    if snapshot.hides_its_data:
+        if not by_word:
+            return f"{path} was trained privately and does not say on what; --private says that it was on --train"
+        if odd := more_than_counted(train, snapshot.privacy.ledger):
+            return f"{path} was trained privately on {odd}"
+    elif train.source not in {snapshot.facts.content_hash, *(source.hash for source in sources_of(snapshot))}:
         return f"{path} was not trained on the content of --train, as far as it says"
-    if (split := TrainingFiles.by(snapshot).split) != train_split:
-        return f"{path} was trained on split {split!r}, --train-split is {train_split!r}"
+    if (learnt := TrainingFiles.by(snapshot).split) != split:
+        return f"{path} was trained on split {learnt!r}, --train-split is {split!r}"
     return snapshot
+
+
+def more_than_counted(train: Cases, ledger: Ledger) -> str:
+    """How many units a private training had where the volumes called its own are of more, '' where they are not."""
+    units = len(train)
+    if ledger.unit == "group":
+        groups = [train.case(i).group for i in range(len(train))]
+        units = len({*groups} - {None}) + groups.count(None)
+    return f"{ledger.count} {UNITS[ledger.unit]}, --train has {units}" if units > ledger.count else ""
 
 
 def attack(snapshot: Snapshot, stage: FirstStage | None, sets: Mapping[str, Sequence[Case]], seed: int, trust: bool,

@@ -16,6 +16,8 @@ from edm3d.utils.checks import listed
 from edm3d.utils.files import first_line
 from edm3d.utils.trusted import DATASETS, is_listed
 
+UNSAID = "the network was trained privately, and its snapshot does not say on which volumes"
+
 
 def real_pictures(snapshot: Snapshot, source: str | None, count: int, trust: bool) -> tuple[list[Picture], str]:
     """Images and label maps of up to `count` volumes like those that a network was trained on, or why there are none.
@@ -42,6 +44,8 @@ def real_volume(snapshot: Snapshot, source: str | None) -> Item:
     """The first volume, a held-out one if there is any, of a file (None: of that which the network was trained on) with
     the channels that are drawn; ValueError where there is none, or its intensities or names are others.
     """
+    if source is None and snapshot.hides_its_data:
+        raise ValueError(UNSAID)
     facts, path = snapshot.facts, Path(source or snapshot.facts.source)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
@@ -92,6 +96,8 @@ def training_pictures(snapshot: Snapshot, count: int, trust: bool) -> list[Pictu
     """Items of what the network was trained on; ValueError where that is not there, is other data by now, or is the
     user's own and not trusted.
     """
+    if snapshot.hides_its_data:
+        raise ValueError(UNSAID)
     facts, path = snapshot.facts, Path(snapshot.facts.source)
     if absent := [file for file in facts.files if not Path(file).is_file()]:
         raise ValueError(f"there is no file {absent[0]}")

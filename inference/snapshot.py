@@ -167,6 +167,11 @@ class Snapshot:
     privacy: PrivacyStatement | None = None
     grids: tuple[TunedGrid, ...] = ()
 
+    @property
+    def hides_its_data(self) -> bool:
+        """Whether it was trained privately, and so does not say on which file."""
+        return self.privacy is not None and not self.facts.content_hash
+
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.hash else ""
         return f"Snapshot({self.task}, {self.network.get('_target_')}, {self.nimg / 1000:g} kimg{where})"

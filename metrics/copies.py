@@ -289,15 +289,8 @@ def nearest_features(mine: np.ndarray, theirs: np.ndarray, scale: np.ndarray | N
 
 def planted(kind: str, image: np.ndarray, rng: np.random.Generator, lo: float, hi: float) -> np.ndarray:
     """A copy of an image [C,*S] of a kind of PLANTED, within [lo,hi]."""
-    axes = image.ndim - 1
-    if kind == "flipped and shifted":
-        flips = (0,) * axes
-        while not any(flips):
-            flips = tuple(bool(bit) for bit in rng.integers(2, size=axes))
-        shifts = (0,) * axes
-        while not any(shifts):
-            shifts = tuple(int(shift) for shift in rng.integers(-REACH, REACH + 1, size=axes))
-        return moved(image, AxisMove(flips, shifts))
+    if kind == MOVED:
+        return moved(image, random_move(image.ndim - 1, rng))
     if kind == "noise":
         return np.clip(image + rng.normal(0, 0.05 * (hi - lo), image.shape), lo, hi).astype(np.float32)
     if kind == "gain":
@@ -305,7 +298,19 @@ def planted(kind: str, image: np.ndarray, rng: np.random.Generator, lo: float, h
     return image.copy()
 
 
-PLANTED = ("exact", "flipped and shifted", "noise", "gain")
+def random_move(axes: int, rng: np.random.Generator) -> AxisMove:
+    """A flip of one axis or more with a shift by up to REACH voxels along one or more."""
+    flips: tuple[bool, ...] = (False,) * axes
+    while not any(flips):
+        flips = tuple(bool(bit) for bit in rng.integers(2, size=axes))
+    shifts = (0,) * axes
+    while not any(shifts):
+        shifts = tuple(int(shift) for shift in rng.integers(-REACH, REACH + 1, size=axes))
+    return AxisMove(flips, shifts)
+
+
+MOVED = "flipped and shifted"
+PLANTED = ("exact", MOVED, "noise", "gain")
 
 
 # ---- pieces ----

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]  # [N,d], [M,d] to [N,M]
-BLOCK = 2**22  # numbers of a kernel matrix that are there at a time
+BLOCK = 2**20  # numbers of a kernel matrix that are there at a time
 MOST_PAIRED = 1000  # items whose distances give a bandwidth
 
 
@@ -68,7 +68,9 @@ def about_common_mean(kernels: Grams) -> Grams:
     """
     whole = np.block([[kernels.xx, kernels.xy], [kernels.xy.T, kernels.yy]])
     mean = whole.mean(0)
-    whole = whole - mean - mean[:, None] + mean.mean()
+    whole -= mean  # in place: of many volumes it is the largest array of a report
+    whole -= mean[:, None]
+    whole += mean.mean()
     count = len(kernels.xx)
     return Grams(whole[:count, :count], whole[:count, count:], whole[count:, count:])
 

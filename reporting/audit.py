@@ -1,6 +1,7 @@
 """What the audit for copies and membership finds: what its sections show."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,15 +29,14 @@ class ClosePair(NamedTuple):
 
 class Distances(NamedTuple):
     """Of samples to their nearest training volume, by features: index [N], distance [N], and the distances of held-out
-    volumes [H]. others: of training volumes to their nearest other one [U]. planted: of training volumes that went
-    through the first stage.
+    volumes [H]. others: of training volumes to their nearest other one [U]. planted: by kind.
     """
 
     index: np.ndarray
     samples: np.ndarray
     held_out: np.ndarray
     others: np.ndarray = np.zeros(0)
-    planted: Planted | None = None
+    planted: Mapping[str, Planted] = MappingProxyType({})
 
 
 def limit_of(held_out: np.ndarray, others: np.ndarray) -> Threshold | None:
@@ -86,7 +86,8 @@ class Attack(NamedTuple):
 
 class Membership(NamedTuple):
     """An attack on the loss of the denoiser: by the mean of all levels, relative to how far a volume is from the mean
-    of all, and by single noise levels. hidden: parts of the condition that the network was not told.
+    of all, and by single noise levels. hidden: parts of the condition that the network was not told. by_word: whether
+    the user alone says that these are the training volumes.
     """
 
     mean: Attack
@@ -97,6 +98,7 @@ class Membership(NamedTuple):
     draws: int
     hidden: Sequence[str]
     seconds: float
+    by_word: bool = False
 
 
 class Audit(NamedTuple):

@@ -118,7 +118,8 @@ def origin(report: dict) -> list[list[str]]:
             *([["label maps", by_segmenter(generated["labels"])]] if "network" in generated["labels"] else []),
             ["sampling", json.dumps(generated["sampling"])],
             *([["made from", shortened(json.dumps(real["preparation"]))]] if real.get("preparation") else []),
-            *([["networks learnt from", f"{training['source']} (content {training['content_hash'][:16]})"]]
+            *([["networks learnt from", f"{training['source']} (content {training['content_hash'][:16]})"
+                if training["content_hash"] else f"{training['source'] or 'data'}; the snapshot does not say which"]]
               if (training := generated.get("trained_on")) else []),
             *([f"licence, {name}", text] for name, text in report.get("licences", {}).items()),
             *([f"extractor {name}", f"{row['kind']} {row['source']} ({row['hash'][:16]}), {row['preprocessing']}"]

@@ -1,6 +1,7 @@
 """Distances of sets of features beside what real against real comes to, at one number of volumes."""
 
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ MOST = 2048  # volumes of a set between all of which kernels and distances are t
 DRAWS, FEWEST_DRAWS = 100, 20
 SPLITS, FEWEST_SPLITS = 10, 5  # of both sets into halves
 FEWEST_HALVED = 4  # volumes of a set
+PER_FEATURE = 1.5  # volumes, fewer of which add what is not about inverse to their number
 RESAMPLES = 1000  # of intervals that cost little
 BESIDE = ("noise", "train")  # sets that stand beside real and generated ones, where they are
 LEVELS = {"floor_median": 0.5, "floor_p95": 0.95, "floor_p99": 0.99}
@@ -47,7 +49,8 @@ class HeldAgainst(NamedTuple):
         rows = np.asarray(features, np.float64)
         volumes = rows.reshape(-1, group, rows.shape[1])
         chosen = np.linspace(0, len(volumes) - 1, min(len(volumes), MOST)).round().astype(int)
-        return cls(rows, group, volumes[chosen].reshape(-1, rows.shape[1]), volumes[chosen, chosen % group])
+        used = rows if len(chosen) == len(volumes) else volumes[chosen].reshape(-1, rows.shape[1])
+        return cls(rows, group, used, volumes[chosen, chosen % group])
 
     @property
     def num(self) -> int:
@@ -104,18 +107,24 @@ class SetPair(NamedTuple):
 
     def measure(self, rows: np.ndarray, columns: np.ndarray, frechet: bool) -> Values:
         """Every metric of some real volumes and some others."""
-        within, across, others = (self.within.some(rows, rows), self.across.some(rows, columns),
-                                  self.others.some(columns, columns))
-        found: Values = dict.fromkeys(METRICS)
+        found = measured(self.within.some(rows, rows), self.across.some(rows, columns),
+                         self.others.some(columns, columns))
         if frechet:
             found["frechet"] = resampled_frechet(self.real.some(rows), self.other.some(columns))
-        if min(len(rows), len(columns)) >= 2:
-            found["kid"] = float(mmd2(Grams(within.cubic, across.cubic, others.cubic))[0])
-            if within.gaussian is not None:
-                found["mmd"] = float(mmd2(Grams(within.gaussian, across.gaussian, others.gaussian))[0])
-        if min(len(rows), len(columns)) > NEAREST:
-            found |= prdc_items(radii(within.apart), across.apart, radii(others.apart)).means()
         return found
+
+
+def measured(within: Matrices, across: Matrices, others: Matrices) -> Values:
+    """Every metric but the Frechet distances, of the matrices within two sets and between them."""
+    found: Values = dict.fromkeys(METRICS)
+    least = min(across.cubic.shape)
+    if least >= 2:
+        found["kid"] = float(mmd2(Grams(within.cubic, across.cubic, others.cubic))[0])
+        if within.gaussian is not None:
+            found["mmd"] = float(mmd2(Grams(within.gaussian, across.gaussian, others.gaussian))[0])
+    if least > NEAREST:
+        found |= prdc_items(radii(within.apart), across.apart, radii(others.apart)).means()
+    return found
 
 
 def draws_of(num: int, width: int) -> int:
@@ -164,12 +173,11 @@ def whole(pair: SetPair, frechet: bool, rng: np.random.Generator) -> Whole:
     which are moved so that their median is the value. Of precision to coverage the balls stay, and what is held to lie
     in them is resampled.
     """
-    values, low, high = (dict.fromkeys(METRICS) for _ in range(3))
-    everything = tuple(np.arange(length) for length in pair.lengths)
-    values |= pair.measure(*everything, frechet=False)
+    low, high = (dict.fromkeys(METRICS) for _ in range(2))
+    values = measured(pair.within, pair.across, pair.others)
     if frechet:
         values["frechet"] = frechet_distance(pair.real.rows, pair.other.rows)
-    if frechet and min(pair.real.num, pair.other.num) >= FEWEST_HALVED:
+    if frechet and min(pair.real.num, pair.other.num) >= fewest_extrapolated(pair.real.rows.shape[1]):
         count = draws_of(max(len(pair.real.rows), len(pair.other.rows)), pair.real.rows.shape[1])
         draws = np.array([resampled_frechet(*(held.taken(rng.integers(held.num, size=held.num))
                                               for held in (pair.real, pair.other))) for _ in range(count)])
@@ -193,6 +201,11 @@ def whole(pair: SetPair, frechet: bool, rng: np.random.Generator) -> Whole:
     for metric, drawn in spread.items():
         low[metric], high[metric] = (float(end) for end in np.nanquantile(drawn, (0.025, 0.975)))
     return Whole(values, low, high)
+
+
+def fewest_extrapolated(width: int) -> int:
+    """Volumes of a set from which on its Frechet distance goes as their number does, and has an interval that holds."""
+    return max(FEWEST_HALVED, ceil(PER_FEATURE * width))
 
 
 def extrapolated_frechet(pair: SetPair, value: float, splits: int, rng: np.random.Generator) -> float:
@@ -248,7 +261,10 @@ def why_not(metric: str, held: Mapping[str, HeldAgainst], min_samples: int) -> s
     if min(real, generated) < 2:
         return f"{generated} generated and {real} real volumes: wanted two or more of each"
     if metric == EXTRAPOLATED and min(real, generated) >= max(2, min_samples):
-        return f"{generated} generated and {real} real volumes: wanted {FEWEST_HALVED} or more of each, for two halves"
+        width = held["real"].rows.shape[1]
+        return (f"{generated} generated and {real} real volumes of {width} features: wanted "
+                f"{fewest_extrapolated(width)} or more of each, since what fewer add to the distance does not halve "
+                "where they double")
     if metric in ("frechet", EXTRAPOLATED):
         return (f"{generated} generated and {real} real volumes: fewer than {min_samples} of a set (--min-samples) "
                 "bias it; see the kernel distance, which is unbiased")

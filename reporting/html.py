@@ -51,11 +51,16 @@ def html_table(head: Sequence[str] | None, rows: Iterable[Sequence[str]], main: 
     Cells say what their column is, so that narrow screens can show a row as a card.
     """
     top = "" if head is None else "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"
-    lines = []
+    lines, written = [], escape if kind else html_cell
     for row in rows:
-        cells = [f"<td{html_attributes(i, head, main)}>{escape(cell)}</td>" for i, cell in enumerate(row)]
+        cells = [f"<td{html_attributes(i, head, main)}>{written(cell)}</td>" for i, cell in enumerate(row)]
         lines.append("<tr>" + "".join(cells) + "</tr>")
     return f'<table class="{kind}">{top}{"".join(lines)}</table>'
+
+
+def html_cell(text: str) -> str:
+    """A cell of a table of numbers: lines do not break within such as 1e-05 and < 0.0001."""
+    return re.sub(r"&lt; [\d.]+|-?\b[\d.]+e-\d+", r'<span class="whole">\g<0></span>', escape(text))
 
 
 def html_attributes(column: int, head: Sequence[str] | None, main: int | None) -> str:

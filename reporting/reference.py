@@ -32,7 +32,7 @@ class Cases(NamedTuple):
             whole = self.case(index)
             return whole._replace(attributes=in_order(whole.attributes, names, wanted))
 
-        return Cases(self.description, self.length, case)
+        return Cases(self.description, self.length, case, self.source)
 
     def within(self, held: tuple[int, int] | None) -> "Cases":
         """The same volumes, of which these slices alone count where images are measured."""

@@ -30,7 +30,7 @@ from edm3d.utils.names import cell, file_names, printable, renamed
 from edm3d.utils.plain import from_plain, read_json
 
 REPORT, CASES, PAGE = "report.json", "cases.csv", "report.html"
-SCHEME = 1  # of what the numbers of a report mean: raised where one of a name is computed otherwise than before
+SCHEME = 2  # of what the numbers of a report mean: raised where one of a name is computed otherwise than before
 
 
 class Frame(NamedTuple):

@@ -148,7 +148,7 @@ def viewer_note(data: Mapping[str, Any]) -> str:
     """How the volumes are packed, in words."""
     size, full = (" x ".join(map(str, data[key])) for key in ("shape", "full_shape"))
     what = f"shrunk from {full} to {size} for this page" if size != full else f"{full}, as they are"
-    greys = f"{data['levels']} greys between {data['lo']:g} and {data['hi']:g} {data['unit']}".rstrip()
+    greys = f"{data['levels']} greys between {data['lo']:g} and {data['hi']:g} {data['unit']}".rstrip(" .")
     return f"Voxels: {what}; label maps: the class at the middle of each; {greys}."
 
 

@@ -32,6 +32,7 @@ LOOK = """
   return {
     width: innerWidth, room, scroll: document.documentElement.scrollWidth, images: images.length,
     broken: images.filter((image) => !image.naturalWidth).length,
+    blown: images.filter((x) => x.naturalWidth && x.clientWidth > x.naturalWidth + 1).map((image) => image.alt),
     tables: [...document.querySelectorAll("table")].filter(over).map((x) => x.textContent.slice(0, 60)),
     wide: [...document.querySelectorAll("main *")].filter((x) => right(x) > room + 1)
       .map((x) => x.outerHTML.slice(0, 99)),
@@ -158,8 +159,8 @@ def opened(folder: Path) -> Iterator[Tab]:
 
 
 def check_page(tab: Tab, page: Path, drive: str = "") -> dict[int, Any]:
-    """At every width nothing of a page is missing, fails, is loaded from elsewhere or sticks out; what it then gives
-    for an expression in JavaScript, by width.
+    """At every width nothing of a page is missing, fails, is loaded from elsewhere or sticks out, and no picture is
+    larger than it is; what it then gives for an expression in JavaScript, by width.
     """
     drawn = {}
     for width in WIDTHS:
@@ -170,5 +171,6 @@ def check_page(tab: Tab, page: Path, drive: str = "") -> dict[int, Any]:
         assert not tab.problems, (width, tab.problems)
         assert one["width"] == width and one["scroll"] <= one["room"], (width, one)
         assert not one["tables"] and not one["wide"], (width, one["tables"], one["wide"])
+        assert not one["blown"], (width, "larger than they are", one["blown"])
         assert one["broken"] == 0 and one["links"] == 0 and not one["loaded"], (width, one)
     return drawn

@@ -2,24 +2,30 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from edm3d.formats.privacy import Ledger, PrivacyStatement, Spent
 from edm3d.formats.samples import SamplesFile
 from edm3d.formats.volumes import VolumesFile
 from edm3d.inference import membership
-from edm3d.inference.audit import find_copies, usual_in_training
+from edm3d.inference.audit import find_copies, planted_case, usual_in_training
 from edm3d.inference.evaluate import ComparisonOptions, evaluate
+from edm3d.inference.snapshot import Snapshot
 from edm3d.metrics import copies
 from edm3d.metrics.copies import AxisMove, Reference, moved, moved_back, nearest_features, planted, threshold
 from edm3d.networks.conditioning import Condition
-from edm3d.reporting.audit import limit_of
+from edm3d.reporting.audit import Attack, Audit, Membership, limit_of
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.reference import Cases
+from edm3d.reporting.sections.copies import weak_kinds
+from edm3d.reporting.sections.membership import MembershipAttack
 from tests.test_evaluate import SIZE, describe, phantom_arrays, write, write_phantoms
 
 SHAPES = {2: (1, 24, 24), 3: (1, 12, 12, 12)}
@@ -177,9 +183,35 @@ def test_copies_through_a_first_stage_that_keeps_no_speckle_are_found_by_latents
                        for images in (decoded, [real.case(i).image for i in range(9)]))
     assert np.abs(audit.held_distances[:9] - as_samples).max() < 0.1 < np.abs(raw - as_samples).max()
     limit = limit_of(found.held_out, found.others)
-    assert limit.num == 120 and found.planted.right.sum() == 20
-    assert (found.planted.distances < limit.value).sum() >= 19 and (found.samples < limit.value).sum() <= 2
-    assert np.median(found.planted.distances) == pytest.approx(1, abs=0.3)  # as far as a round trip moves volumes
+    again = found.planted["through the first stage"]
+    assert limit.num == 120 and again.right.sum() == 20
+    assert (again.distances < limit.value).sum() >= 19 and (found.samples < limit.value).sum() <= 2
+    assert np.median(again.distances) == pytest.approx(1, abs=0.3)  # as far as a round trip moves volumes
+    assert set(found.planted) == set(audit.planted) and found.planted["exact"].distances.max() < 1e-3
+    moved_ones = found.planted["flipped and shifted"]  # as they lie their latents are others: they are moved back first
+    assert moved_ones.right.sum() == audit.planted["flipped and shifted"].right.sum() >= 19
+
+
+def test_a_kind_of_copies_that_is_found_badly_is_named_with_what_finds_it():
+    def found(count: int) -> dict:
+        return {"available": True, "num": 100, "found": count}
+
+    rows = {"exact": found(100), "exact, by latents": found(100), "gain": found(95), "gain, by latents": found(60),
+            "flipped": found(72), "flipped, by latents": found(98), "noise": found(94), "noise, by latents": found(2),
+            "through": {"available": False, "reason": "no stage"}}
+    gain, flipped, noise = weak_kinds(rows)
+    assert "gain: this audit finds only by latents 60 of 100; read what pixels say" in gain
+    assert "flipped: this audit finds only by pixels 72 of 100; read what latents say" in flipped
+    assert "only by pixels 94 of 100 and by latents 2 of 100; that no such copy" in noise
+    assert weak_kinds({"exact": found(90)})[0].endswith("does not say that there is none.")
+
+
+def test_a_planted_copy_that_is_moved_takes_its_label_map_along():
+    image = smooth_noise(0, 2)
+    case = Case("a", image, np.round(255 * image[0]).astype(np.uint8))
+    made = planted_case("flipped and shifted", case, Layout(("x",), (), (1.0, 1.0), 0, 1, ""), np.random.default_rng(0))
+    assert not np.array_equal(made.image, image)
+    np.testing.assert_array_equal(made.label, np.round(255 * made.image[0]))
 
 
 class Memorised(torch.nn.Module):
@@ -253,6 +285,45 @@ def test_private_pictures_are_shown_when_told_to(report):
         evaluate(file, folder / "samples.npz", folder / "bad", options._replace(train=None))
 
 
+def private_snapshot(path: Path, said: str = "", split: str = "train", unit: str = "record", count: int = 18) -> str:
+    """A snapshot that was trained privately on so many units, and says which file that was, if any; its hash."""
+    ledger = Ledger(unit, count, 1.0, "prv", "1", [Spent(1.0, 0.1, 10)])
+    privacy = PrivacyStatement(2.0, 1e-5, ledger, 1, "none", "random", [])
+    facts = replace(describe(2), source="private data", content_hash=said)
+    Snapshot("diffusion", {"_target_": "x"}, facts, (1, SIZE, SIZE), None, {"w": torch.zeros(1)}, privacy=privacy,
+             config={"training": {"dataset": {"split": split}}}).save(path)
+    return Snapshot.read(path).hash
+
+
+@pytest.mark.parametrize("made,word,wanted", [
+    ({}, True, None), ({}, False, "--private says that it was on --train"),
+    ({"said": "another"}, True, "not trained on the content of --train"), ({"said": "of train"}, False, None),
+    ({"count": 17}, True, "on 17 records, --train has 18"), ({"count": 40}, True, None),
+    ({"unit": "group", "count": 3}, True, None),
+    ({"unit": "group", "count": 2}, True, r"on 2 groups \(patients\), --train has 3"),
+    ({"split": "val"}, True, "on split 'val'"),
+])
+def test_what_a_private_snapshot_learnt_from_is_the_users_word(tmp_path, made, word, wanted):
+    hash_ = private_snapshot(tmp_path / "net.pt", **made)
+    write(tmp_path / "samples.npz", phantom_arrays(2, dims=2), str(tmp_path / "net.pt"), hash_, describe(2), 2)
+    train = Cases("train", 18, lambda i: Case(str(i), np.zeros(1), None, group=f"patient {i % 2}" if i else None),
+                  "of train")
+    found = membership.find_snapshot(SamplesFile(tmp_path / "samples.npz"), None, train, "train", word)
+    assert (isinstance(found, Snapshot) if wanted is None else re.search(wanted, found)), found
+
+
+def test_a_report_says_that_it_takes_the_users_word():
+    attack = Attack(0.5, 0.4, 0.6)
+    section, found = MembershipAttack(), Membership(attack, attack, {0.1: attack}, 8, 8, 4, (), 1.0)
+    for by_word in (True, False):
+        context = SimpleNamespace(audit=Audit("none", found._replace(by_word=by_word)))
+        report = section.compute(None, context)
+        assert report["membership"]["by_word"] is by_word
+        said = "It rests on your word (--private) that --train is"
+        assert (said in section.page(report, {})) is by_word and (said in section.lines(report)[0]) is by_word
+
+
 def test_the_attack_wants_the_snapshot_that_drew_the_samples(report):
-    folder, _, _, _ = report
-    assert "not there" in membership.find_snapshot(SamplesFile(folder / "samples.npz"), None, "x", "train")
+    folder = report[0]
+    samples = SamplesFile(folder / "samples.npz")
+    assert "not there" in membership.find_snapshot(samples, None, cases([], "x"), "train", True)

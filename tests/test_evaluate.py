@@ -23,7 +23,7 @@ from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import Item, VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import evaluate
-from edm3d.inference.compared import ranges
+from edm3d.inference.compared import ranges, shared_layout
 from edm3d.inference.decoded import find_first_stage, noise_cases, reconstruct
 from edm3d.inference.evaluate import ComparisonOptions
 from edm3d.inference.features import FeaturePass
@@ -203,7 +203,7 @@ def test_images_without_labels_in_2d(tmp_path):
     assert found["ms_ssim"]["echo"]["available"] and found["spectrum"]["echo"]["distance"] > 0
     assert "draws voxels" in found["noise"]["reason"]
     assert found["real"]["num"] == 12  # 3 held-out slices are too few
-    assert found["generated"]["labels"]["available"]
+    assert found["generated"]["labels"]["reason"].startswith("neither the samples nor the real volumes have label maps")
 
 
 def test_samples_without_label_maps_of_labelled_data_are_said_to_be(folder, tmp_path):
@@ -269,6 +269,13 @@ def test_real_volumes_of_several_voxel_sizes_are_refused(tmp_path):
     found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "out",
                               ComparisonOptions(num_noise=0, ignore_spacing=True, planes=("none",)))
     assert "in voxels of the samples' size" in found["real"]["reference"]
+
+
+def test_samples_of_another_voxel_size_are_refused_with_what_helps(folder, tmp_path):
+    write_samples(tmp_path / "s.npz", range(2), phantom_arrays(2), np.diag([3.0, 3, 3, 1]),
+                  SampleMeta(describe(), "gone.pt", "0", {}))
+    with pytest.raises(ValueError, match=r"voxels of \[3\. 3\. 3\.\] mm .* with --spacing, or --ignore-spacing"):
+        shared_layout(SamplesFile(tmp_path / "s.npz"), VolumesFile(folder / "echo.h5"), False)
 
 
 class Brighter:

@@ -2,9 +2,11 @@
 
 import json
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from edm3d.formats.facts import Facts, LatentScaling
@@ -14,11 +16,13 @@ from edm3d.inference.features import FeatureOptions, feature_pass, planes_asked,
 from edm3d.inference.first_stage import FirstStage
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.tiles import Tiles
+from edm3d.reporting import feature_measures
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.feature_measures import METRICS, compare_view
 from edm3d.reporting.features import SLICES, VOLUME
 from edm3d.reporting.sections.feature_distances import FeatureDistances
+from edm3d.utils.command_line import Words, WordsCommand
 
 CPU = torch.device("cpu")
 GREY = Layout(("mr",), (), (1.0, 1.0, 1.0), 0.0, 1.0, "")
@@ -207,7 +211,19 @@ def test_intervals_of_the_frechet_distance_hold_the_true_one_of_two_normals():
         assert found["frechet"]["value"] > found["frechet_extrapolated"]["value"] and found["frechet"]["low"] is None
     assert held >= 18
     three = compare_view({"real": features(9), "generated": features(3, seed=1)}, 1, 3, 0)
-    assert three["frechet"]["available"] and "two halves" in three["frechet_extrapolated"]["reason"]
+    assert three["frechet"]["available"] and "6 features: wanted 9 or more" in three["frechet_extrapolated"]["reason"]
+
+
+def test_the_frechet_distance_is_not_extrapolated_where_features_outnumber_volumes(monkeypatch):
+    """There it and its interval lie far above the truth, 0 for equal laws, and nothing on the page would say so."""
+    def found(num: int) -> dict:
+        sets = {"real": features(num, width=48), "generated": features(num, seed=1, width=48)}
+        return compare_view(sets, 1, 2, 0)["frechet_extrapolated"]
+
+    assert "60 real volumes of 48 features: wanted 72 or more" in found(60)["reason"]
+    assert found(72)["low"] < 0 < found(72)["high"]
+    monkeypatch.setattr(feature_measures, "PER_FEATURE", 0)
+    assert found(36)["low"] > 5  # what is spared
 
 
 def test_slices_of_one_volume_are_drawn_together():
@@ -254,3 +270,15 @@ def test_features_of_a_stage_are_kept_apart_by_all_that_they_depend_on():
     hashes = {autoencoder_extractor(stage, GREY, SIZE).record.hash for stage in stages}
     assert len(hashes) == 4
     assert autoencoder_extractor(FirstStage(net, facts, plain), GREY, SIZE).record.hash in hashes
+
+
+def test_words_of_an_option_that_is_given_twice_do_not_vanish():
+    @click.command(cls=WordsCommand)
+    @click.option("--features", type=Words(str))
+    def command(features: tuple[str, ...]) -> None:
+        click.echo(features)
+
+    assert CliRunner().invoke(command, ["--features", "a", "b"]).output == "('a', 'b')\n"
+    for again in (["--features", "b"], ["--features=b"]):
+        answer = CliRunner().invoke(command, ["--features", "a", *again])
+        assert answer.exit_code == 2 and "--features: given twice" in answer.output

@@ -17,13 +17,14 @@ import generate
 from edm3d.formats.asked_words import captions
 from edm3d.formats.facts import Facts, volume_facts
 from edm3d.formats.intensity import Intensity
+from edm3d.formats.privacy import Ledger, PrivacyStatement
 from edm3d.formats.sample_meta import SampleMeta
 from edm3d.formats.samples import SamplesFile, write_samples
 from edm3d.formats.volumes import VolumesFile, VolumesMeta, VolumesWriter, full_box
 from edm3d.inference import generation, sample_files
 from edm3d.inference.conditions import Conditions
 from edm3d.inference.drawing import Blank, Drawer, around, draw
-from edm3d.inference.real_pictures import real_pictures, shown_channels
+from edm3d.inference.real_pictures import real_pictures, real_volume, shown_channels
 from edm3d.inference.snapshot import Snapshot
 from edm3d.samplers import (
     ImageGenerators,
@@ -221,6 +222,12 @@ def test_a_file_of_the_name_of_the_training_data_is_not_taken_for_them(at):
     assert len(real_pictures(snapshot, None, 3, False)[0]) == 1
     Path("was.h5").unlink()
     assert real_pictures(snapshot, None, 3, False) == ([], "there is no file was.h5")
+    said = PrivacyStatement(1.0, 1e-5, Ledger("record", 9, 1.0, "prv", "1"), 1, "none", "random", [])
+    private = replace(snapshot, privacy=said, facts=replace(snapshot.facts, source="private data", content_hash=""))
+    assert real_pictures(private, None, 3, False) == (
+        [], "the network was trained privately, and its snapshot does not say on which volumes")
+    with pytest.raises(ValueError, match="trained privately"):
+        real_volume(private, None)
     two_channels("was.h5", ("t1", "t2"))
     assert real_pictures(snapshot, None, 3, False) == (
         [], "was.h5 is not what the network was trained on, but another file of that name")

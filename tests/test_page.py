@@ -158,6 +158,8 @@ def test_sliders_follow_the_keys(seen, tab):
 
 @pytest.mark.parametrize(("change", "said"), [
     ("document.querySelector('main').innerHTML += '<img src=\"data:image/png;base64,AAAA\">'", "broken"),
+    ("document.querySelector('main').innerHTML += '<img width=\"9\" src=\"data:image/gif;base64,"
+     "R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==\">'", "larger than they are"),
     ("setTimeout(() => nothing(), 0)", "nothing is not defined"), ("console.error('odd')", "odd"),
     ("document.querySelector('h1').style.width = '2000px'", "2000px"),
     ("document.querySelector('table').style.width = '1400px'", "1400px")])

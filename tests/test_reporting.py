@@ -17,7 +17,7 @@ from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.comparison import FRAME, Comparison
 from edm3d.reporting.distances import radial_log_power
 from edm3d.reporting.hearts import volume_names
-from edm3d.reporting.html import html_strips, html_table
+from edm3d.reporting.html import html_cell, html_strips, html_table
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import check_report
 from edm3d.reporting.section import Section, missing, walk
@@ -736,3 +736,9 @@ def test_report_of_hostile_names_keeps_to_its_folder_and_is_text(tmp_path, capsy
     page = (tmp_path / "out/rep/report.html").read_text(encoding="utf-8")
     assert page.count("<script") == 2 == page.count("</script")  # of the viewer
     assert not re.search(r"<i>|<u>|</b>\$|[\x1b\u202e]", page) and page.count("&lt;script&gt;") > 3
+
+
+def test_numbers_of_a_cell_stay_in_one_line():
+    assert html_cell("-1e-06 to 2e-05") == '<span class="whole">-1e-06</span> to <span class="whole">2e-05</span>'
+    assert html_cell("< 0.0001") == '<span class="whole">&lt; 0.0001</span>'
+    assert html_cell("78.2 ± 16.2, a<b, name-e-5") == "78.2 ± 16.2, a&lt;b, name-e-5"

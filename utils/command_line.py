@@ -34,8 +34,13 @@ class WordsCommand(click.Command):
     """A command whose Words options take all words up to the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the words that follow such an option into one argument."""
+        """Join the words that follow such an option into one argument; UsageError for one that is given twice."""
         takes_words = {name for p in self.params if isinstance(p.type, Words) for name in p.opts}
+        single = {name for p in self.params if isinstance(p.type, Words) and not p.multiple for name in p.opts}
+        given = [arg.partition("=")[0] for arg in args]
+        if twice := [name for name in sorted(single) if given.count(name) > 1]:
+            raise click.UsageError(f"{twice[0]}: given twice, and the last alone would count; put all words behind one",
+                                   ctx)
         joined: list[str] = []
         words = -1  # place in `joined` of the words being collected
         for arg in args:

@@ -13,14 +13,15 @@ from edm3d.reporting.audit import Copies, Distances, Planted, limit_of
 from edm3d.reporting.comparison import Comparison
 from edm3d.reporting.distances import wilson_interval
 from edm3d.reporting.features import VOLUME
-from edm3d.reporting.html import html_figure, html_missing, html_strips, html_table
+from edm3d.reporting.html import html_grid, html_missing, html_strips, html_table
 from edm3d.reporting.section import Score, Section, missing
 from edm3d.reporting.strips import strips
 from edm3d.reporting.tables import number, percent
 
-BY_LATENTS = "through the first stage, by latents"
+BY_LATENTS = ", by latents"
+POWER = 0.95  # of planted copies of a kind: a distance that finds fewer sees such copies badly
 PRIVATE = "reads private data, not for release"
-NO_TRAIN = "--train does not say which volumes the networks learnt from"
+NO_TRAIN = "the volumes that the networks learnt from were not given (--train)"
 
 
 class CopiesFound(Section):
@@ -33,7 +34,9 @@ class CopiesFound(Section):
                    expected, low, high: share of false alarms at the threshold
     copies.latents                                             the same, 1: as far as the first stage moves a volume
     copies.features.NAME                                       the same, in standard deviations
-    copies.planted.KIND.{available, num, found, right, low, high}   right: found and given its own original
+    copies.planted.KIND.{available, num, found, right, low, high}   right: found and given its own original; of "KIND,
+                                                               by latents" likewise
+    copies.weak                                                kinds of which a distance finds too few, in words
     copies.twins.{available, closer, share, share_low, share_high, equal, floor}   floor: share of held-out volumes
     copies.closest[].{sample, training, distance}
     """
@@ -63,7 +66,7 @@ class CopiesFound(Section):
             judged(part.latent.samples, part.latent.held_out, part.latent.others),
             "features": {name: judged(each.samples, each.held_out, each.others)
                          for name, each in by_features(context).items()},
-            "planted": planted_rows(part), "twins": twin_row(part),
+            "planted": (planted := planted_rows(part)), "weak": weak_kinds(planted), "twins": twin_row(part),
             "closest": [{"sample": sample_name(context, pair.number), "training": part.train_ids[pair.index],
                          "distance": pair.distance} for pair in part.pairs]}}
 
@@ -113,7 +116,8 @@ class CopiesFound(Section):
             if pixels["available"] else f"no threshold: {pixels['reason']}"
         latents = f"; by latents {part['latents']['closer']}, " + expected(part["latents"]) \
             if part["latents"]["available"] else ""
-        return [*mark, f"Copies: {share}{latents}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)"]
+        return [*mark, f"Copies: {share}{latents}; {part['equal']} equal a training volume ({part['seconds']:.0f} s)",
+                *part["weak"]]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         part = report["copies"]
@@ -128,7 +132,7 @@ class CopiesFound(Section):
                 f"{part['held_out']} held-out real ones; {part['left_out']} real volumes are training volumes and are "
                 f"left out. {part['equal']} samples equal a training volume. {part['seconds']:.0f} s.</p>"
                 + distance_table(part) + planted_table(part) + twins_text(part)
-                + html_figure("copies_distances", figures) + pictures)
+                + html_grid(["copies_distances"], figures) + pictures)
 
 
 def sample_name(context: Comparison, index: int) -> str:
@@ -170,9 +174,25 @@ def planted_rows(part: Copies) -> dict[str, dict]:
     """How many planted copies are found at the threshold, by kind."""
     rows = {kind: missing(reason) for kind, reason in part.not_planted.items()}
     rows |= {kind: planted_row(each, part.limit) for kind, each in part.planted.items()}
-    if not isinstance(part.latent, str) and part.latent.planted is not None:
-        rows[BY_LATENTS] = planted_row(part.latent.planted, limit_of(part.latent.held_out, part.latent.others))
+    if not isinstance(part.latent, str):
+        limit = limit_of(part.latent.held_out, part.latent.others)
+        rows |= {kind + BY_LATENTS: planted_row(each, limit) for kind, each in part.latent.planted.items()}
     return rows
+
+
+def weak_kinds(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is to be known of kinds of copies of which pixels or latents find less than POWER, a sentence for each."""
+    said = []
+    for kind in (name for name, row in rows.items() if row["available"] and not name.endswith(BY_LATENTS)):
+        found = {name: row for name, row in (("pixels", rows[kind]), ("latents", rows.get(kind + BY_LATENTS)))
+                 if row and row["available"]}
+        strong = [name for name, row in found.items() if row["found"] >= POWER * row["num"]]
+        counts = " and ".join(f"by {name} {row['found']} of {row['num']}" for name, row in found.items()
+                              if name not in strong)
+        end = f"read what {strong[0]} say of such copies" if strong else \
+            "that no such copy is found among the samples does not say that there is none"
+        said += [f"Planted, {kind}: this audit finds only {counts}; {end}."] * bool(counts)
+    return said
 
 
 def planted_row(each: Planted, limit: Threshold | None) -> dict[str, Any]:
@@ -221,11 +241,19 @@ def distance_table(part: Mapping[str, Any]) -> str:
 
 
 def planted_table(part: Mapping[str, Any]) -> str:
-    """What the audit finds of its own copies."""
-    rows = [[kind, f"{row['found']} of {row['num']}", f"{percent(row['low'])} to {percent(row['high'])}",
-             str(row["right"])] for kind, row in part["planted"].items() if row["available"]]
-    return html_table([f"planted copies, at {100 * LEVEL:g} %", "found", "interval", "given their own original"], rows,
-                      main=1) + "".join(html_missing(f"Planted, {kind}", row) for kind, row in part["planted"].items())
+    """What the audit finds of its own copies, by each distance, and what that means where it is little."""
+    by_kind = {kind: [row] for kind, row in part["planted"].items() if row["available"] and BY_LATENTS not in kind}
+    for kind, rows in by_kind.items():
+        rows += [row for name, row in part["planted"].items() if row["available"] and name == kind + BY_LATENTS]
+    cells = [[kind, *(cell for row in rows for cell in (
+        f"{row['found']} of {row['num']} ({percent(row['low'])} to {percent(row['high'])})", str(row["right"])))]
+        for kind, rows in by_kind.items()]
+    names = ["pixels", "latents"][:max(map(len, by_kind.values()), default=1)]
+    head = [f"planted copies, at {100 * LEVEL:g} %", *(cell for name in names for cell in (
+        f"found by {name} (95 %)", "given their own original"))]
+    return html_table(head, cells, main=1) + "".join(html_missing(f"Planted, {kind}", row) for kind, row in
+                                             part["planted"].items()) + "".join(
+        f"<p class=missing>{escape(text)}</p>" for text in part["weak"])
 
 
 def twins_text(part: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """How far generated volumes are from real ones in features, by every extractor, of volumes and of planes."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class FeatureDistances(Section):
                                  "halves of both sets, since what few volumes add goes as one by their number (Chong "
                                  "and Forsyth 2020). About 0, below too, for equal distributions. Its interval: the "
                                  "volumes of both sets drawn anew with repeats, the draws moved so that their median "
-                                 "is the value.",
+                                 "is the value. Not of fewer than 1.5 times as many volumes as features.",
         "KID": "Kernel distance (Binkowski et al. 2018): unbiased squared maximum mean discrepancy with the kernel "
                "(x y / d + 1)^3 on d features; about 0, below too, for equal distributions. Its interval and that of "
                "MMD: 1000 draws of volumes with repeats, no volume paired with itself. Slices of one volume are none "
@@ -92,15 +93,12 @@ class FeatureDistances(Section):
             return [f"Feature distances: not available: {found['reason']}"]
         lines = []
         for name, view, part in parts(found):
-            gone = [f"{TITLES[metric]}: not available: {part[metric]['reason']}" for metric in METRICS
-                    if not part[metric]["available"]]
             lines += ["", about_view(name, found["extractors"][name], view, part),
-                      *(aligned([head(part), *body]).split("\n") if (body := table(part)) else []),
-                      *(["Warning: no bare Frechet distance of so few volumes"] * (not part["frechet"]["available"])),
-                      *gone]
-        return [*lines, "", *(f"Features of {one_line(name)}: not available: {reason}" if name in found["extractors"]
-                              or name != "second extractor" else f"No second extractor: {reason}"
-                              for name, reason in found["missing"].items())]
+                      *(aligned([head(part), *body]).split("\n") if (body := table(part)) else [])]
+        gone = [f"Warning: {what}: not available: {part['reason']}" for what, part in absent(found)]
+        missing_ = [f"Features of {one_line(name)}: not available: {reason}" if name != "second extractor"
+                    else f"No second extractor: {reason}" for name, reason in found["missing"].items()]
+        return [*lines, "", *gone, *missing_]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         found = report["feature_distances"]
@@ -110,16 +108,15 @@ class FeatureDistances(Section):
         for name, reason in found["missing"].items():
             body += html_missing(f"Features of {name}" if name != "second extractor" else "A second extractor",
                                  missing(reason))
-        body += html_table(["extractor", "what it is", "sees", "features", "seconds", "hash"], [
+        body += html_table(["extractor", "what it is", "images as it sees them", "features", "seconds", "hash"], [
             [name + (", relative only" if each["relative"] else ""), each["source"], each["preprocessing"],
              str(each["width"]), f"{each['seconds']:.1f}", each["hash"][:16]]
-            for name, each in found["extractors"].items()])
+            for name, each in found["extractors"].items()], kind="words")
         for name, view, part in parts(found):
             rows = table(part)
             body += html_table([about_view(name, found["extractors"][name], view, part), *head(part)[1:]], rows,
                                main=1) if rows else ""
-            for metric in METRICS:
-                body += html_missing(f"{TITLES[metric]} of {name}, {view}", part[metric])
+        body += "".join(html_missing(*each) for each in absent(found))
         return body + html_grid([figure_name(name, view) for name, view, _ in parts(found)], figures) + "\n"
 
 
@@ -134,6 +131,19 @@ def parts(found: Mapping[str, Any]) -> Iterator[tuple[str, str, dict]]:
     for name, each in found.get("extractors", {}).items():
         for view, part in each["views"].items():
             yield name, view, part
+
+
+def absent(found: Mapping[str, Any]) -> list[tuple[str, dict]]:
+    """Which metrics of which views are not there, and why; those of one reason together."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, view, part in parts(found):
+        metrics: dict[str, list[str]] = defaultdict(list)
+        for metric in METRICS:
+            if not part[metric]["available"]:
+                metrics[part[metric]["reason"]].append(TITLES[metric])
+        for reason, titles in metrics.items():
+            places[" and ".join(titles), reason].append(f"{one_line(name)}, {view}")
+    return [(f"{titles} ({'; '.join(views)})", missing(reason)) for (titles, reason), views in places.items()]
 
 
 def figure_name(name: str, view: str) -> str:

@@ -10,11 +10,15 @@ from edm3d.reporting.html import html_missing, html_table
 from edm3d.reporting.section import Section, missing
 from edm3d.reporting.sections.copies import NO_TRAIN
 
+BY_WORD = ("It rests on your word (--private) that --train is what the network learnt from: a privately trained "
+           "snapshot does not say what it saw.")
+
 
 class MembershipAttack(Section):
     """The AUC of attacks by the loss of the denoiser.
 
-    membership.{available, members, held_out, draws, hidden, seconds}
+    membership.{available, members, held_out, draws, hidden, seconds, by_word}     by_word: that --train is what a
+                                                                     private training saw is the user's word alone
     membership.mean.{auc, low, high}, membership.relative.{...}, membership.levels[].{sigma, auc, low, high}
     """
 
@@ -29,7 +33,7 @@ class MembershipAttack(Section):
             return {"membership": missing(part)}
         return {"membership": {
             "available": True, "members": part.members, "held_out": part.held_out, "draws": part.draws,
-            "hidden": list(part.hidden), "seconds": part.seconds, "mean": part.mean._asdict(),
+            "hidden": list(part.hidden), "seconds": part.seconds, "by_word": part.by_word, "mean": part.mean._asdict(),
             "relative": part.relative._asdict(),
             "levels": [{"sigma": sigma, **attack._asdict()} for sigma, attack in part.by_sigma.items()]}}
 
@@ -38,7 +42,8 @@ class MembershipAttack(Section):
         if not part["available"]:
             return [f"Membership: not available: {part['reason']}"]
         return [f"Membership: AUC {in_words(part['mean'])}, relative {in_words(part['relative'])}, {part['members']} "
-                f"training and {part['held_out']} held-out volumes ({part['seconds']:.0f} s)"]
+                f"training and {part['held_out']} held-out volumes ({part['seconds']:.0f} s)"
+                + f". {BY_WORD}" * part["by_word"]]
 
     def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
         part = report["membership"]
@@ -47,7 +52,8 @@ class MembershipAttack(Section):
         rows = [["mean of all levels", in_words(part["mean"])], ["relative", in_words(part["relative"])],
                 *([f"sigma {row['sigma']:g}", in_words(row)] for row in part["levels"])]
         hidden = f" The network was not told: {escape(', '.join(part['hidden']))}." if part["hidden"] else ""
-        return (f"<h2>Membership</h2><p>{part['members']} training and {part['held_out']} held-out volumes, "
+        said = f"<p class=note>{escape(BY_WORD)}</p>" if part["by_word"] else ""
+        return (f"<h2>Membership</h2>{said}<p>{part['members']} training and {part['held_out']} held-out volumes, "
                 f"{part['draws']} draws of noise at each level, {part['seconds']:.0f} s.{hidden}</p>"
                 + html_table(["attack by the loss", "AUC (95 %)"], rows, main=1))
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edm3d.reporting.comparison import NOT_STATED, Comparison
-from edm3d.reporting.html import html_table
 from edm3d.reporting.section import Score, Section
 from edm3d.utils.checks import listed
 
@@ -25,7 +24,8 @@ PRIVACY = "copies of training volumes"
 
 
 class Provenance(Section):
-    """Extractors, and what to cite of the program; what is recorded of the volumes is said by the frame.
+    """Extractors, and what to cite of the program; what is recorded of the volumes is said by the frame, and the page
+    shows extractors with their distances.
 
     provenance.extractors.NAME.{name, kind, source, hash, preprocessing, relative, width, seconds}
     """
@@ -57,17 +57,7 @@ class Provenance(Section):
             "compliance": [*unsaid, *(Score(f"licence of the {name}", said=text) for name, text in licences.items())],
             "comprehension": [Score("items of provenance that are recorded", len(recorded) - len(lacking), said=said)],
             "completeness": [Score("label maps of generated volumes", said=labels.get("reason") or
-                                   ("there, by a segmenter" if "network" in labels else "there, or none in the data"))]}
-
-    def page(self, report: dict, figures: Mapping[str, bytes]) -> str:
-        body = ""
-        if extractors := report["provenance"]["extractors"]:
-            rows = [[name, f"{row['kind']} {row['source']} ({row['hash'][:16]})", row["preprocessing"],
-                     str(row["width"]), "within this report alone" if row["relative"] else "across reports"]
-                    for name, row in extractors.items()]
-            head = ["extractor", "of", "images as it sees them", "width", "distances compare"]
-            body = f"<h2>Extractors</h2>{html_table(head, rows)}"
-        return body
+                                   ("there, by a segmenter" if "network" in labels else "there"))]}
 
 
 def recorded_items(report: Mapping[str, Any]) -> dict[str, bool]:

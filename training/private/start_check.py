@@ -32,7 +32,7 @@ def check_gradients(step: PrivateStep, dataset: Sequence[Sample]) -> None:
     with stirred(module), torch.random.fork_rng(devices=[]):
         together = per_sample(step, collate(items))
         if any(moved := buffers.moved()):
-            buffers.put_back()
+            buffers.put_back(torch.ones((), dtype=torch.bool, device=step.device))
             name = next(name for (name, _), has in zip(module.named_buffers(), moved, strict=True) if has)
             raise ValueError(f"training.network: {name} keeps what the network sees of images, without noise; choose a "
                              "layer that keeps nothing, as GroupNorm in place of running statistics")
