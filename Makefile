@@ -54,12 +54,12 @@ semantic-demo: $(STAMP)  ## volumes drawn to label maps, and what they are worth
 	python evaluate.py downstream --real data/echo.h5 --runs echo3d_segmentation-real echo3d_segmentation-drawn echo3d_segmentation-both --dest results/semantic_demo
 	@echo "Done: volumes drawn to maps in results/semantic_demo/samples.h5, picture samples.png, report report.html beside it"
 
-PET := pet_phantoms-demo
+PET := torchrun --standalone --nproc_per_node=1 train.py -cn=pet_phantoms training.options.desc=demo training.dataset.path=data/pet_demo.npz training.batch_transform.simulation.size=40 training.batch_transform.simulation.pixel_mm=6.4 training.batch_transform.simulation.counts=4e5 training.batch_transform.scale.factor=0.9 training.options.total_kimg=7
 
 pet-demo: $(STAMP)  ## PET scans simulated at two doses, the high one drawn from the low one (docs/pet.md)
-	python dataset_tool.py pet-phantom --dest data/pet_phantoms.npz
-	torchrun --standalone --nproc_per_node=1 train.py -cn=pet_phantoms training.options.desc=demo training.options.total_kimg=6 training.batch_transform.scale.factor=0.9 training.options.resume=latest
-	torchrun --standalone --nproc_per_node=1 generate.py -cn=pet_phantoms sampling.network=$(PET) sampling.seeds=0-15 sampling.samples_per_condition=8 sampling.antithetic=true sampling.outdir=results/pet_demo
+	python dataset_tool.py pet-phantom --dest data/pet_demo.npz --size 40
+	$(PET) training.options.resume=latest
+	torchrun --standalone --nproc_per_node=1 generate.py -cn=pet_phantoms sampling.network=pet_phantoms-demo sampling.seeds=0-15 sampling.samples_per_condition=8 sampling.antithetic=true sampling.outdir=results/pet_demo
 	python evaluate.py enhancement --samples results/pet_demo/samples.h5 --dest results/pet_demo
 	@echo "Done: draws in results/pet_demo/samples.h5, mean and deviation in enhanced.npz, picture samples.png, report report.html beside it"
 
