@@ -319,7 +319,7 @@ OPTIONS = [(("--images", "."), "or --decathlon, or --index"), (("--labels", ".")
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
 def test_options_that_do_not_go_with_index_files(folder, options, message):
     index(folder, training=["100_ED.npz"], validation=[], testing=[])
-    assert message in refusal(folder, *options)
+    assert message in refusal(folder, *options, spacing=() if "--spacing" in options else SPACING)
 
 
 def test_names_of_numbers_need_numbers_and_an_index(folder):

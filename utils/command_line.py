@@ -82,9 +82,9 @@ class Tool(Scripts):
         except click.exceptions.Exit:
             raise
         except Exception as error:
-            from edm3d.utils.log import error_text, is_lack_of_memory
+            from edm3d.utils.log import RANK_0_SPEAKS_S, error_text, is_lack_of_memory
             if ctx.params["debug"] or not (isinstance(error, (ValueError, OSError)) or is_lack_of_memory(error)):
                 raise
             if os.environ.get("RANK", "0") != "0":
-                time.sleep(3)  # rank 0 speaks for all; torchrun ends the others meanwhile
+                time.sleep(RANK_0_SPEAKS_S)
             raise click.ClickException(error_text(error)) from error

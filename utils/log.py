@@ -19,6 +19,7 @@ from edm3d.utils.plain import from_plain, read_json
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # in what torch raises as a RuntimeError
 READERS = ("formats/", "training/datasets/", "training/loader.py", "utils/checkpoint.py")  # of files of data
+RANK_0_SPEAKS_S = 10.0  # in which torchrun ends the other ranks where rank 0 fails too; some seconds on a busy machine
 
 
 class RunLog:
@@ -172,7 +173,7 @@ def run_main(main: Callable[[], None], debug: bool) -> None:
         sys.exit(130)
     except Exception as e:
         if rank != "0":
-            time.sleep(3)
+            time.sleep(RANK_0_SPEAKS_S)
         if debug or not (isinstance(e, (ValueError, OSError)) or is_lack_of_memory(e)):
             traceback.print_exc()
         else:
