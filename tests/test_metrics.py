@@ -85,6 +85,19 @@ def test_thickness_of_phantoms_follows_the_attribute():
     assert abs((measured - true).mean()) < 0.3
 
 
+def test_a_heart_is_the_same_in_a_larger_map():
+    """What lies around it is not looked at, but its nearest voxels are, also beyond the mitral plane."""
+    label, steps = ball_heart(), (2, 3, 1.5)
+    far = np.pad(label, ((0, 9), (12, 3), (5, 20)))
+    far[0, 0, 0] = 3
+    tight = label[tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(label))]
+    assert clinical.wall_thickness(far, steps) == pytest.approx(clinical.wall_thickness(label, steps), abs=1e-9)
+    assert clinical.wall_thickness(tight, steps) != pytest.approx(clinical.wall_thickness(label, steps), abs=1e-3)
+    assert clinical.cavity_enclosed(far)
+    far[2, 12 + 19, 5 + 19] = 1  # a second piece, below the wall
+    assert not clinical.cavity_enclosed(far)
+
+
 @pytest.mark.parametrize("missing", [1, 2, 0])
 def test_thickness_without_a_part_is_undefined(missing):
     label = ball_heart()

@@ -180,12 +180,22 @@ def planted_rows(part: Copies) -> dict[str, dict]:
     return rows
 
 
+def kinds_of(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The kinds of planted copies that there are."""
+    return [name for name, row in rows.items() if row["available"] and not name.endswith(BY_LATENTS)]
+
+
+def found_by(rows: Mapping[str, Mapping[str, Any]], kind: str) -> dict[str, Mapping[str, Any]]:
+    """How many of a kind are found by each distance that there is."""
+    found = {"pixels": rows[kind], "latents": rows.get(kind + BY_LATENTS)}
+    return {name: row for name, row in found.items() if row and row["available"]}
+
+
 def weak_kinds(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is to be known of kinds of copies of which pixels or latents find less than POWER, a sentence for each."""
     said = []
-    for kind in (name for name, row in rows.items() if row["available"] and not name.endswith(BY_LATENTS)):
-        found = {name: row for name, row in (("pixels", rows[kind]), ("latents", rows.get(kind + BY_LATENTS)))
-                 if row and row["available"]}
+    for kind in kinds_of(rows):
+        found = found_by(rows, kind)
         strong = [name for name, row in found.items() if row["found"] >= POWER * row["num"]]
         counts = " and ".join(f"by {name} {row['found']} of {row['num']}" for name, row in found.items()
                               if name not in strong)
@@ -242,13 +252,11 @@ def distance_table(part: Mapping[str, Any]) -> str:
 
 def planted_table(part: Mapping[str, Any]) -> str:
     """What the audit finds of its own copies, by each distance, and what that means where it is little."""
-    by_kind = {kind: [row] for kind, row in part["planted"].items() if row["available"] and BY_LATENTS not in kind}
-    for kind, rows in by_kind.items():
-        rows += [row for name, row in part["planted"].items() if row["available"] and name == kind + BY_LATENTS]
-    cells = [[kind, *(cell for row in rows for cell in (
+    by_kind = {kind: found_by(part["planted"], kind) for kind in kinds_of(part["planted"])}
+    names = list(max(by_kind.values(), key=len, default={"pixels": {}}))
+    cells = [[kind, *(cell for row in found.values() for cell in (
         f"{row['found']} of {row['num']} ({percent(row['low'])} to {percent(row['high'])})", str(row["right"])))]
-        for kind, rows in by_kind.items()]
-    names = ["pixels", "latents"][:max(map(len, by_kind.values()), default=1)]
+        for kind, found in by_kind.items()]
     head = [f"planted copies, at {100 * LEVEL:g} %", *(cell for name in names for cell in (
         f"found by {name} (95 %)", "given their own original"))]
     return html_table(head, cells, main=1) + "".join(html_missing(f"Planted, {kind}", row) for kind, row in
