@@ -20,7 +20,7 @@ import click
 from benchmarks.attack_files import Ground
 from benchmarks.attack_judge import Offence, Verdict, findings_of, kind_of_death, kind_of_words
 from benchmarks.attack_kinds import latents_in, niftis_in, report_in, volumes_in
-from benchmarks.attack_watch import Observed, digest, spread
+from benchmarks.attack_watch import Observed, digest, own_bars, spread
 from benchmarks.attack_world import ALONE, EVALUATE, GENERATE, LATENT_RUN, TOOL
 from edm3d.formats.samples import SamplesFile
 from edm3d.utils.files import TEMPORARY
@@ -106,6 +106,7 @@ def start(job: Job, work: Path, said: Path, pause: float = 0) -> ForkProcess:
     """Fork a command that works in a folder, its output in two files, said.1 and said.2."""
     def run() -> None:
         os.setsid()
+        own_bars()
         os.chdir(work)
         streams = [open(f"{said}.{n}", "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
                    for n in (1, 2)]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from edm3d.utils import checkpoint
 
@@ -184,6 +186,11 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def own_bars() -> None:
+    """A lock of its own for the bars of a fork: tqdm's is one for all forks, and who is killed with it keeps it."""
+    tqdm.set_lock(threading.RLock())
+
+
 def confine() -> None:
     """Bounds of a watched process: memory, no core file, a home that nothing may tell, temporary files in the cage."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ADDRESS_SPACE
@@ -249,6 +256,7 @@ def _received(connection: multiprocessing.connection.Connection) -> object:
 def _in_child(make: Callable[[Path], None] | None, commands: Sequence[Command], cage: Path,
               connection: multiprocessing.connection.Connection, limit_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    own_bars()
     confine()
     os.environ["TMPDIR"] = tempfile.tempdir = str(cage / "tmp")
     stacks = open(cage / "said" / "stacks", "w")  # noqa: SIM115

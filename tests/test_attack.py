@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from benchmarks import attack_contents, attack_races
 from benchmarks.attack_contents import alter
@@ -256,6 +257,28 @@ def test_what_a_killed_command_leaves_is_seen(ground, monkeypatch):
     attack_races.try_alone(attack_races.JOBS, ground, 1)
     found = attack_races.kill_trial(ground, 0)
     assert found.outcomes == {"kill in a write": 1} and [each.fault for each in found.findings] == ["leftovers"]
+
+
+@click.command()
+@click.argument("text")
+def drawing(text: str) -> None:
+    """Be at work on a bar for a while, then write out.txt."""
+    with tqdm.get_lock():
+        Path("at-work").touch()
+        time.sleep(0.3)
+    Path("at-work").unlink()
+    Path("out.txt").write_text(text)
+
+
+def test_a_kill_in_the_middle_of_a_bar_is_no_hang_of_others(ground, monkeypatch):
+    """tqdm's own lock is one for all forks of a process, and stays with whoever is killed while he has it."""
+    monkeypatch.setattr(attack_races, "JOBS", [job(drawing, "one")])
+    monkeypatch.setattr(attack_races, "await_moment", lambda process, work, alone, chance: attack_races.changes_in(
+        process, work, 60, most=1))
+    tqdm.get_lock()
+    attack_races.try_alone(attack_races.JOBS, ground, 1)
+    found = attack_races.kill_trial(ground._replace(limit_s=10), 0)
+    assert found.outcomes == {"kill": 1} and not found.findings
 
 
 # ---- the attack itself ----
