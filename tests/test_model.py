@@ -501,7 +501,7 @@ def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys):
         run = edm3d.train("echo_edm", *tiny[1:])
         assert run == Path("results/00001-echo_edm")
         monkeypatch.setattr("edm3d.training.from_python.compose", lambda name, overrides, folder: compose(
-            name, [*overrides, *tiny[1:-1]], folder))
+            name, [*overrides, *tiny[1:]], folder))
         namespace: dict = {}
         capsys.readouterr()
         for block in blocks[0]:
