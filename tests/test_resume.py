@@ -560,6 +560,7 @@ def test_a_signal_ends_a_group_that_torchrun_would_restart_twice(at, meet):
     assert Path("ended.txt").read_text().count("ending again") == 2 and os.listdir("ended") == [run_dir.name]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_after_a_validation_that_is_not_the_best(at):
     """Nothing is saved then, and the next step must find the averages as shares. One rank has no item to validate."""
     made = subprocess.run(command("still", "training.options.parallel=fsdp", "training.optimizer.lr=0",

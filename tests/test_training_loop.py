@@ -128,7 +128,7 @@ def ranks_move_buffers(folder: Path) -> None:
     assert tensors and all((leaf is None) == (distributed.rank() > 0) for leaf in tensors)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_give_what_one_process_gives_and_resume_bit_for_bit(plain, tmp_path, ranks):
     on_ranks(on_rank, tmp_path, ranks=ranks)
     states = {p.name: TrainingState.read(list_files(p, "training-state")[-1]) for p in tmp_path.iterdir()}

@@ -92,6 +92,7 @@ def on_rank(folder: Path) -> None:
     (folder / str(rank)).touch()
 
 
+@pytest.mark.slow
 def test_two_ranks_choose_the_same(tmp_path):
     on_ranks(on_rank, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"0", "1"}
