@@ -20,7 +20,6 @@ from edm3d.metrics.roughness import roughness
 from edm3d.metrics.texture import uniform_std
 from edm3d.metrics.topology import components, euler_characteristic
 from edm3d.physics.phantoms import EXTENT, LABEL_CLASSES, echo_phantom
-from edm3d.reporting import reference
 from edm3d.reporting.boxes import class_masks
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.comparison import Comparison
@@ -302,9 +301,7 @@ def result(tmp_path_factory):
     meta = SampleMeta(volume_facts(file, "train"), "gone.pt", "0", {
         "conditions": {"source": "echo.h5", "hash": "0", "ids": ids}})
     Samples(list(range(num)), arrays, meta).save(folder / "samples.h5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "FRESH_PHANTOMS", 12)
-        found = evaluate.evaluate(path, folder / "samples.h5", folder / "report", ComparisonOptions(num_noise=0))
+    found = evaluate.evaluate(path, folder / "samples.h5", folder / "report", ComparisonOptions(num_noise=0))
     return found, (folder / "report/report.html").read_text(), (folder / "report/cases.csv").read_text().splitlines()
 
 

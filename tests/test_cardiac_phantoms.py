@@ -376,8 +376,6 @@ def test_the_whole_report_of_phantoms(path, tmp_path):
     meta = SampleMeta(volume_facts(file, "train"), "gone.pt", "0", {
         "conditions": {"source": "hearts.h5", "hash": "0", "ids": [f"phantom-{i:06d}" for i in range(num)]}})
     Samples(list(range(num)), arrays, meta).save(tmp_path / "samples.h5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "FRESH_PHANTOMS", 12)
-        found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "report", ComparisonOptions(num_noise=0))
+    found = evaluate.evaluate(path, tmp_path / "samples.h5", tmp_path / "report", ComparisonOptions(num_noise=0))
     check_followed(found)
     assert "lv_volume at ES" in (tmp_path / "report/report.html").read_text()

@@ -15,7 +15,6 @@ from edm3d.inference import evaluate
 from edm3d.inference.evaluate import ComparisonOptions
 from edm3d.metrics.classes import nearest_class, nearest_class_left_out
 from edm3d.physics.phantoms import echo_phantom
-from edm3d.reporting import reference
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.sections import NUMBERS
 from edm3d.reporting.sections.classes import AskedClasses, Told
@@ -52,10 +51,8 @@ def report_of(folder, asked: list[int], drawn: list[int]) -> dict:
               "classes": np.array(asked)}
     meta = SampleMeta(volume_facts(file, "train"), "gone.pt", "0", {})
     Samples(list(range(len(asked))), arrays, meta).save(folder / "samples.h5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "FRESH_PHANTOMS", 20)
-        return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report",
-                                 ComparisonOptions(num_noise=0, overwrite=True))
+    return evaluate.evaluate(folder / "echo.h5", folder / "samples.h5", folder / "report",
+                             ComparisonOptions(num_noise=0, overwrite=True))
 
 
 def test_volumes_of_the_classes_asked_for_are_told_from_those_of_others(folder):
