@@ -33,8 +33,9 @@ def mix_seed(*parts: object) -> int:
 
 
 def scheme_on(device: torch.device) -> str:
-    """How the noise of what is new is drawn on a device: on CUDA by counters, in a kernel for all images."""
-    return COUNTERS if device.type == "cuda" else GENERATORS
+    """How the noise of what is new is drawn on a device: by counters where torch makes that of all images in a kernel.
+    """
+    return COUNTERS if device.type == "cuda" and philox.has_kernels(device) else GENERATORS
 
 
 class ImageGenerators:

@@ -27,7 +27,7 @@ def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
     for _ in range(10):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # modulo 2^64, of which int64 has every bit
         c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & WORD, p1, ((p0 >> 32) ^ c3 ^ k1) & WORD, p0
-        k0, k1 = (k0 + STEPS[0]) & WORD, (k1 + STEPS[1]) & WORD
+        k0, k1 = k0 + STEPS[0], k1 + STEPS[1]  # what is above the low 32 bits, here and in c1 and c3, is masked later
     return c0, c1 & WORD, c2, c3 & WORD
 
 

@@ -16,6 +16,7 @@ from edm3d.formats.samples import SamplesFile
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference import drawing
 from edm3d.inference.snapshot import Snapshot
+from edm3d.samplers import philox
 from edm3d.samplers.noise import COUNTERS, GENERATORS
 from edm3d.training import resume
 from edm3d.training.resume import with_noise
@@ -98,7 +99,8 @@ def test_an_old_state_goes_on_by_generators_wherever_it_does(at, monkeypatch):
     assert "noise" not in checkpoint.load(snapshot, "snapshot").content
 
 
-def test_a_new_run_draws_as_asked_or_by_the_device(at):
+def test_a_new_run_draws_as_asked_or_by_the_device(at, monkeypatch):
+    monkeypatch.setattr(philox, "has_kernels", lambda device: True)
     options = Options(batch_size=4, total_kimg=1)
     state = last("counters")
     for asked, found, device, wanted in ((None, None, "cuda", COUNTERS), (None, None, "cpu", GENERATORS),

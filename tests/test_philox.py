@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks.noise import WorkCounter
 from edm3d.samplers import philox
 from edm3d.samplers.noise import COUNTERS, GENERATORS, ImageGenerators, mix_seed, scheme_on
 
@@ -96,7 +97,7 @@ def test_keys_and_purposes_do_not_go_together():
 
 def test_generators_are_the_default_and_what_they_were():
     noise = ImageGenerators([3, 8], seed=2, purpose="p")
-    assert noise.scheme == GENERATORS == scheme_on(CPU) and scheme_on(torch.device("cuda")) == COUNTERS
+    assert noise.scheme == GENERATORS == scheme_on(CPU)
     for row, key in zip(noise.randn((3,)), (3, 8), strict=True):
         assert torch.equal(row, torch.randn(3, generator=torch.Generator().manual_seed(mix_seed(2, "p", key))))
 
@@ -112,10 +113,14 @@ def test_counts_and_what_the_host_goes_by_are_of_generators_in_both_schemes():
 
 
 def test_torch_s_kernels_are_used_where_they_give_these_numbers_and_nowhere_else(monkeypatch):
-    meta = philox._by_kernel("_philox_normal_", [1, 2], 0, (3, 4), F32, torch.device("meta"))
-    assert meta.shape == (2, 3, 4)  # the call is one that torch takes
+    with WorkCounter() as counted:
+        meta = philox._by_kernel("_philox_normal_", [1, 2], 0, (3, 4), F32, torch.device("meta"))
+    assert meta.shape == (2, 3, 4) and counted.count == 2  # a call that torch takes, and a copy of the keys
     by_words = {"_philox_uniform_": philox._uniform, "_philox_normal_": philox._normal}
-    has = philox.has_kernels.__wrapped__
+    has, cuda = philox.has_kernels.__wrapped__, torch.device("cuda")
+    for there, wanted in ((True, COUNTERS), (False, GENERATORS)):
+        monkeypatch.setattr(philox, "has_kernels", lambda device, there=there: there)
+        assert scheme_on(cuda) == wanted
     monkeypatch.setattr(philox, "_by_kernel", lambda name, *of: philox._by_words(by_words[name], *of) + 1e-6)
     assert has(CPU)
     monkeypatch.setattr(philox, "_by_kernel", lambda name, *of: philox._by_words(by_words[name], *of).flip(1))
