@@ -1,4 +1,4 @@
-"""One random generator per image: what is drawn for an image depends on its own number, never on its neighbours."""
+"""Noise by image: what is drawn for an image depends on its own number, never on its neighbours."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -43,15 +43,15 @@ class ImageGenerators:
 
     `for_purpose(name)` gives independent streams for independent uses, so that a new use never shifts another. signs:
     1 or -1 of each row, by which its normal numbers are multiplied; None: 1. scheme: how uniform and normal numbers are
-    drawn, other ones by each: by a generator of torch for each row, or of all rows at once, by counters
-    (samplers/philox.py). Counts are drawn by generators in both, which have no such closed form.
+    drawn, other ones by each: by a generator of torch for each row (None, too), or those of all rows at once by
+    counters (samplers/philox.py). Gamma variates and counts, which have no closed form, are of generators in both.
     """
 
     def __init__(self, keys: Sequence[int], *, seed: int = 0, purpose: str = "", device: torch.device | str = "cpu",
-                 signs: Sequence[int] | None = None, scheme: str = GENERATORS):
+                 signs: Sequence[int] | None = None, scheme: str | None = None):
         self.keys, self.seed, self.purpose, self.device = list(keys), seed, purpose, torch.device(device)
         self.signs = None if signs is None else torch.tensor(signs, device=self.device)
-        self.scheme, self.blocks = scheme, 0  # of counters that are used up
+        self.scheme, self.blocks = scheme or GENERATORS, 0  # of counters that are used up
 
     @cached_property
     def seeds(self) -> list[int]:

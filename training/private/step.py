@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from edm3d.inference.batch import Batch, Sample
-from edm3d.samplers.noise import GENERATORS, ImageGenerators
+from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.data_sampler import LogicalBatch, PoissonSampler
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.phases import PhaseStep, Task
@@ -60,7 +60,7 @@ class PrivateStep:
     def generators(self, nimg: int, rows: int) -> ImageGenerators:
         """Generators for the rows of a round; the numbers of the rows say which step it is."""
         return ImageGenerators(range(nimg, nimg + rows), seed=secrets.randbits(IMAGE_BITS), device=self.device,
-                               scheme=self.options.noise or GENERATORS)
+                               scheme=self.options.noise)
 
     def gradients(self, index: int, batches: list[Batch | None], nimg: int, stats: Collector, handed: list[Any]
                   ) -> PhaseStep:
