@@ -85,6 +85,9 @@ def test_a_run_by_counters_goes_on_bit_for_bit_and_says_what_it_is(at):
     snapshot = list_files(next(Path("counters").glob("0*")), "network-snapshot")[-1]
     assert Snapshot.read(snapshot).noise == COUNTERS
     assert "trained by noise of counters" in succeed(dataset_tool.main, "info", str(snapshot))
+    checkpoint.save(Path("dice.pt"), "snapshot", checkpoint.load(snapshot, "snapshot").content | {"noise": "dice"})
+    with pytest.raises(ValueError, match=r"dice\.pt: noise='dice': wanted one of generators, counters"):
+        Snapshot.read(Path("dice.pt"))
 
 
 def test_an_old_state_goes_on_by_generators_wherever_it_does(at, monkeypatch):
