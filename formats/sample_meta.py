@@ -60,6 +60,11 @@ class SampleMeta(NamedTuple):
         return self.sampling.get("precision", Settings().precision)
 
     @property
+    def noise(self) -> str:
+        """How the noise was drawn, as `sampling.noise` has it."""
+        return self.sampling.get("noise", Settings().noise)
+
+    @property
     def sweep(self) -> SweptAttribute | None:
         """The attribute that goes through values for every seed, None where none does."""
         found = self.sampling.get("sweep")

@@ -78,6 +78,7 @@ class Settings(NamedTuple):
     pairs: PairedClasses | None = None
     labels: Labelling | None = None
     quality: QualityCheck | None = None
+    noise: str = "generators"
 
 
 def noise_key(seed: int, draw: int, attempt: int = 0) -> int | str:

@@ -14,7 +14,7 @@ from edm3d.inference.scans import Scans
 from edm3d.networks.conditioning import Condition, Part
 from edm3d.networks.parts import PARTS
 from edm3d.networks.parts.base import PartKind
-from edm3d.samplers.noise import ImageGenerators
+from edm3d.samplers.noise import COUNTERS, GENERATORS, ImageGenerators
 
 
 class StoredConditions:
@@ -123,11 +123,15 @@ class Conditions(NamedTuple):
         return [noise_key(seed, number % self.draws, attempt)
                 for seed, number in zip(self.seeds(numbers), numbers, strict=True)]
 
-    def generators(self, numbers: Sequence[int], attempt: int = 0) -> ImageGenerators:
-        """The noise of each sample, from which its drawing starts, and which it meets on the way."""
+    def generators(self, numbers: Sequence[int], attempt: int = 0, scheme: str = GENERATORS,
+                   device: torch.device | str = "cpu") -> ImageGenerators:
+        """The noise of each sample, from which its drawing starts, and which it meets on the way: by generators on the
+        CPU, the same on every device; by counters on the device.
+        """
         odd = [number % self.draws % 2 if self.antithetic else 0 for number in numbers]
         first = [number - second for number, second in zip(numbers, odd, strict=True)]
-        return ImageGenerators(self.keys(first, attempt), purpose="sample",
+        return ImageGenerators(self.keys(first, attempt), purpose="sample", scheme=scheme,
+                               device=device if scheme == COUNTERS else "cpu",
                                signs=[1 - 2 * second for second in odd] if any(odd) else None)
 
     def __call__(self, numbers: Sequence[int]) -> Condition:

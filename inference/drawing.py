@@ -26,6 +26,7 @@ from edm3d.networks.label_coding import LabelCoding
 from edm3d.samplers import ShownItsEstimate
 from edm3d.samplers.denoiser import Denoiser, Wrapper
 from edm3d.samplers.edm import Callback
+from edm3d.samplers.noise import GENERATORS, scheme_on
 from edm3d.utils.checks import check_memory
 from edm3d.utils.config import build, said_at
 from edm3d.utils.precision import autocast, resolve_precision
@@ -43,6 +44,7 @@ class Drawer(NamedTuple):
     against; refiner draws what it cannot keep. trajectory: keep what every step took the image to be. start: what the
     sampler begins around, None where it starts from noise alone. label_coding: how label maps stand in voxels.
     measured: of what posterior samples are drawn. quality: by what samples are drawn again, None: kept as they come.
+    noise: the scheme by which noise is drawn.
     """
 
     denoiser: Callable[[Sequence[int]], Denoiser]
@@ -61,6 +63,7 @@ class Drawer(NamedTuple):
     label_coding: LabelCoding | None = None
     measured: Measurements | None = None
     quality: Ranges | None = None
+    noise: str = GENERATORS
 
     def decode(self, x: torch.Tensor, keys: Sequence[Hashable], told: Condition
                ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -114,7 +117,8 @@ def make_drawer(net: torch.nn.Module, snapshot: Snapshot, options: Sampling, dev
     start = start_of(options, sampler, denoiser(()), conditions, snapshot.shape)
     return Drawer(denoiser, conditions, stage is not None, first_stage, sampler, snapshot.shape,
                   snapshot.facts.intensity, device, precision, whole, options.trajectory, start, refiner,
-                  snapshot.label_coding, measured, make_ranges(options.quality, snapshot, first_stage, conditions))
+                  snapshot.label_coding, measured, make_ranges(options.quality, snapshot, first_stage, conditions),
+                  options.noise or scheme_on(device))
 
 
 def whole_stage(snapshot: Snapshot, options: Sampling, stage: FirstStage | None, device: torch.device
@@ -173,12 +177,13 @@ def try_sampler(sampler: Callable, net: Callable, node: dict) -> None:
 
 def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance: dict,
                 asked: Mapping[str, Any] = MappingProxyType({}), refiner: Refiner | None = None,
-                measured: Measurements | None = None, quality: Ranges | None = None) -> SampleMeta:
+                measured: Measurements | None = None, quality: Ranges | None = None, noise: str = GENERATORS
+                ) -> SampleMeta:
     """What the samples file records; `sampling` holds what a sample depends on besides the seed and the snapshot.
 
     whole: the snapshot with its first stage, which is a setting where the snapshot itself does not carry it. asked: the
     record of the conditions. refiner: what the images went through. measured: what they were drawn given. quality: by
-    what they were drawn again.
+    what they were drawn again. noise: the scheme by which noise was drawn.
     """
     stage, tiles = whole.first_stage, tiles_of(vars(options))
     settings = {"sampler": options.sampler, "decode": options.decode, "precision": options.precision,
@@ -189,7 +194,8 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"first_stage": stage.hash} if whole.first_stage is not snapshot.first_stage else {}),
                 **({"refiner": refiner.record} if refiner else {}),
                 **({"posterior": measured.record} if measured else {}),
-                **({"quality": quality.record} if quality else {}), **asked}
+                **({"quality": quality.record} if quality else {}),
+                **({"noise": noise} if noise != GENERATORS else {}), **asked}
     said = snapshot.privacy and said_of_samples(snapshot.privacy, settings, refiner and refiner.snapshot)
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling), said)
@@ -218,8 +224,7 @@ def draw_kept(drawer: Drawer, seeds: list[int]) -> dict[str, np.ndarray]:
 
 
 def draw(drawer: Drawer, seeds: list[int], attempt: int = 0) -> dict[str, np.ndarray]:
-    """Samples of some numbers, which are seeds where each has but one; the noise is drawn on the CPU, the same on every
-    device, for every attempt anew.
+    """Samples of some numbers, which are seeds where each has but one; the noise is drawn for every attempt anew.
     """
     steps: list[torch.Tensor] = []
     found = solve(drawer, seeds, attempt, keep(steps) if drawer.trajectory else None)
@@ -243,7 +248,7 @@ class Solved(NamedTuple):
 def solve(drawer: Drawer, seeds: Sequence[int], attempt: int = 0, callback: Callback | None = None,
           watch: Callable[[Denoiser], Denoiser] = lambda net: net) -> Solved:
     """Go from the noise of some numbers to what the network draws; watch: what looks on at the sampler's calls."""
-    generators = drawer.conditions.generators(seeds, attempt)
+    generators = drawer.conditions.generators(seeds, attempt, drawer.noise, drawer.device)
     noise = generators.randn(drawer.shape).to(drawer.device)
     condition = drawer.conditions(seeds)
     denoiser, told = drawer.denoiser(seeds), condition.to(drawer.device)

@@ -45,11 +45,13 @@ from edm3d.inference.trajectories import write_trajectories
 from edm3d.inference.tuned_levels import with_tuned_levels
 from edm3d.reporting.cases import Layout
 from edm3d.reporting.slices import Asked
+from edm3d.samplers.noise import SCHEMES
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import check_targets
 from edm3d.utils.files import atomic_path, check_folder
 from edm3d.utils.log import RunLog
+from edm3d.utils.plain import shown
 from edm3d.utils.runs import find_file, passed_over
 from edm3d.utils.schema import Sampling, sampling_options
 
@@ -86,7 +88,7 @@ def generate(experiment: str, config: dict) -> None:
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *measured, *conditions.notes):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured,
-                           drawer.quality)
+                           drawer.quality, drawer.noise)
         numbers = conditions.numbers(seeds)
         target = outdir / f"samples.{'h5' if options.format == PNG else options.format}"
         parts = Parts(outdir / "parts", list(meta.made_of.values()), partial(check_part, drawer))
@@ -113,6 +115,8 @@ def check_options(options: Sampling) -> None:
     """ValueError for sampling options that no run could follow."""
     check_choice("sampling.format", options.format, (*FORMATS, PNG))
     check_choice("sampling.start", options.start, STARTS)
+    if options.noise is not None:
+        check_choice("sampling.noise", options.noise, SCHEMES)
     if options.seeds is not None:
         requested_seeds(options.seeds)
     for name, least in (("batch_size", 1), ("montage", 0), ("gif", 0), ("trajectory_montage", 0), ("num_threads", 0),
@@ -182,8 +186,9 @@ def drawn_before(path: Path, meta: SampleMeta, overwrite: bool) -> SamplesFile |
     had, wanted = old.meta.made_of, meta.made_of
     if overwrite and had != wanted:
         return None
+    by = f"its noise was drawn by sampling.noise={shown(old.meta.noise)}; " if old.meta.noise != meta.noise else ""
     check_alike(f"{path} was drawn with", had, wanted,
-                "choose another sampling.outdir, or draw anew by sampling.overwrite=true")
+                f"{by}choose another sampling.outdir, or draw anew by sampling.overwrite=true")
     return old
 
 

@@ -42,7 +42,7 @@ from edm3d.utils.schema import Guidance, Quality, Sampling
 from edm3d.utils.trusted import SAMPLERS
 
 OWN = ("sampler", "guidance", "start", "start_sigma", "scan", "classes", "attributes", "batch_size", "tile",
-       "tile_overlap", "tile_mode", "decode", "precision")
+       "tile_overlap", "tile_mode", "decode", "precision", "noise")
 SAMPLER_GROUP = shipped_configs() / "sampler"
 
 
@@ -102,7 +102,7 @@ class Model:
                sweep: Mapping[str, Sequence[float]] | None = None,
                conditions: str | Path | None = None, maps: ArrayLike | None = None, images: ArrayLike | None = None,
                start_sigma: float | None = None, samples_per_condition: int | None = None,
-               antithetic: bool | None = None, pairs: bool | None = None,
+               antithetic: bool | None = None, noise: str | None = None, pairs: bool | None = None,
                scan: Mapping[str, Any] | None = None, posterior: Mapping[str, Any] | None = None,
                quality: Mapping[str, Any] | None = None, **sampler_options: Any) -> Samples:
         """Draw seeds, as generate does by the experiment that trained the network; what is None is as it says there.
@@ -123,7 +123,7 @@ class Model:
                                guidance=None if guidance is None else guidance_of(guidance), **asked_of(
                                    tile=tile, classes=classes, attributes=attributes, sweep=sweep, scan=scan,
                                    samples_per_condition=samples_per_condition, antithetic=antithetic,
-                                   pairs=pairs,
+                                   noise=noise, pairs=pairs,
                                    conditions=str(conditions) if isinstance(conditions, Path) else conditions))
         guided, record = add_guidance(self.net, self.snapshot, options, Path(self.run_root), self.device)
         whole = complete(self.snapshot, options, self.run_root)
@@ -142,7 +142,7 @@ class Model:
         numbers = asked.numbers(numbers)
         return Samples(numbers, draw_all(drawer, numbers, options.batch_size),
                        sample_meta(self.snapshot, whole, options, record, asked.record, drawer.refiner,
-                                   drawer.measured, drawer.quality))
+                                   drawer.measured, drawer.quality, drawer.noise))
 
     def denoise(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition | None = None) -> torch.Tensor:
         """D(x; sigma): the expected image behind x [N,C,*S] at noise level sigma (one, or one for each), float32.

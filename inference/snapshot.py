@@ -24,8 +24,9 @@ from edm3d.networks.label_coding import LabelCoding
 from edm3d.networks.latent_codec import shift_and_gain
 from edm3d.networks.layers import per_axis
 from edm3d.networks.parts import PARTS
+from edm3d.samplers.noise import GENERATORS, SCHEMES
 from edm3d.utils import checkpoint
-from edm3d.utils.checks import is_whole, listed_apart
+from edm3d.utils.checks import check_choice, is_whole, listed_apart
 from edm3d.utils.plain import from_plain, shown
 
 # places of a configuration, where it has them, that hold names with values
@@ -60,6 +61,7 @@ class Content(NamedTuple):
     dose: dict[str, Any] | None = None
     privacy: dict[str, Any] | None = None
     grids: list[dict[str, Any]] | None = None
+    noise: str = GENERATORS
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Snapshot:
     refines: what it draws on top of which first stage, None for a network that draws by itself. predicts: what a
     downstream network gives, None for all others. dose: of which doses a network draws and is told, None for others.
     privacy: what was spent on these weights, None where training was not private. grids: noise levels that were tuned
-    on it (dataset_tool.py tune-grid).
+    on it (dataset_tool.py tune-grid). noise: the scheme by which the noise of its training was drawn.
     """
 
     task: str
@@ -166,6 +168,7 @@ class Snapshot:
     dose: DoseRecord | None = None
     privacy: PrivacyStatement | None = None
     grids: tuple[TunedGrid, ...] = ()
+    noise: str = GENERATORS
 
     @property
     def hides_its_data(self) -> bool:
@@ -190,7 +193,8 @@ class Snapshot:
                        None if held.predicts is None else Prediction.from_plain(held.predicts, path),
                        None if held.dose is None else DoseRecord.from_plain(held.dose, path),
                        None if held.privacy is None else PrivacyStatement.from_plain(held.privacy, path),
-                       tuple(TunedGrid.from_plain(g, path, f"grids[{i}]") for i, g in enumerate(held.grids or ())))
+                       tuple(TunedGrid.from_plain(g, path, f"grids[{i}]") for i, g in enumerate(held.grids or ())),
+                       held.noise)
         if held.label_coding is not None:
             check_coding(held.label_coding, snapshot, path)
         sizes, axes = snapshot.facts.spatial_shape, len(held.shape) - 1
@@ -213,7 +217,8 @@ class Snapshot:
                 **({"predicts": self.predicts.plain()} if self.predicts else {}),
                 **({"dose": self.dose._asdict()} if self.dose else {}),
                 **({"privacy": self.privacy.plain()} if self.privacy else {}),
-                **({"grids": [grid._asdict() for grid in self.grids]} if self.grids else {})}
+                **({"grids": [grid._asdict() for grid in self.grids]} if self.grids else {}),
+                **({"noise": self.noise} if self.noise != GENERATORS else {})}
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file, with further plain data that says how it came about."""
@@ -343,6 +348,7 @@ def check_content(held: Content, source: object) -> None:
         raise ValueError(f"{source}: shape is {list(held.shape)}, wanted channels and one to three sizes")
     if held.nimg < 0:
         raise ValueError(f"{source}: nimg is {held.nimg}, wanted 0 or more")
+    check_choice(f"{source}: noise", held.noise, SCHEMES)
     checkpoint.check_finite(held.ema, source, "ema")
     for place in DICTS:
         node: Any = held.config

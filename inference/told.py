@@ -11,6 +11,7 @@ from edm3d.inference.network_files import build_skeleton, check_size
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Part, takes_of
 from edm3d.networks.parts import PARTS
+from edm3d.samplers.noise import GENERATORS
 from edm3d.utils import checkpoint
 from edm3d.utils.checks import is_whole
 from edm3d.utils.commands import command
@@ -73,6 +74,7 @@ def said_of_networks(path: Path) -> list[str]:
             snapshot = Snapshot.read(found)
             takes, facts, draws = takes_of_snapshot(snapshot), snapshot.facts, snapshot.task not in DRAW_NOTHING
             tuned = [grid.line() for grid in snapshot.grids]
+            tuned += [f"trained by noise of {snapshot.noise}"] if snapshot.noise != GENERATORS else []
             if snapshot.predicts is not None:
                 return [f"  {'' if found == path else f'{found.name}: '}{in_words(snapshot.predicts)}"]
     except ValueError:

@@ -18,6 +18,8 @@ from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.conditioning import Condition
 from edm3d.networks.precond import EDMPrecond
 from edm3d.networks.unet import ADMUNet
+from edm3d.samplers.noise import COUNTERS, SCHEMES, ImageGenerators
+from edm3d.samplers.philox import has_kernels
 from edm3d.training.augment import AugmentPipe
 from edm3d.training.batch_transforms import DrawLatents
 from edm3d.training.loss import EDMLoss
@@ -52,11 +54,25 @@ def test_road_on_a_gpu(tmp_path, switches):
         succeed(dataset_tool.main, "encode", "--autoencoder", "echo_vae", "--source", "data/echo.h5", "--dest",
                 "data/echo_latents.h5")
         succeed(train.main, *EDM, *switches)
-        for device in ("cuda", "cpu"):
-            succeed(generate.main, "-cn=echo_edm", "sampling.seeds=0-1", f"sampling.device={device}",
-                    f"sampling.outdir=results/{device}", "sampling.montage=0", "sampling.nifti=false")
-        gpu, cpu = (SamplesFile(f"results/{device}/samples.h5").array("latents") for device in ("cuda", "cpu"))
-        np.testing.assert_allclose(gpu, cpu, atol=1e-2)
+        for noise in SCHEMES:
+            for device in ("cuda", "cpu"):
+                succeed(generate.main, "-cn=echo_edm", "sampling.seeds=0-1", f"sampling.device={device}",
+                        f"sampling.noise={noise}", f"sampling.outdir=results/{noise}/{device}", "sampling.montage=0",
+                        "sampling.nifti=false")
+            gpu, cpu = (SamplesFile(f"results/{noise}/{device}/samples.h5").array("latents")
+                        for device in ("cuda", "cpu"))
+            np.testing.assert_allclose(gpu, cpu, atol=1e-2)
+
+
+def test_counters_give_the_same_numbers_by_a_kernel_of_torch():
+    assert has_kernels(torch.device("cuda"))
+    for dtype in (torch.float32, torch.float64):
+        gpu, cpu = (ImageGenerators([5, 2 ** 40, "7.draw1"], device=device, scheme=COUNTERS)
+                    for device in ("cuda", "cpu"))
+        for _ in range(2):
+            assert torch.equal(gpu.rand((33,), dtype).cpu(), cpu.rand((33,), dtype))
+            found, wanted = gpu.randn((4, 4099), dtype).cpu(), cpu.randn((4, 4099), dtype)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3)
 
 
 class SmallLatents:

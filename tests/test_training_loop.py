@@ -72,6 +72,7 @@ def test_accumulation_gives_what_one_round_gives(plain, tmp_path):
 def on_rank(root: Path) -> None:
     """One of several processes: the plain run, a run with dropout, whole and broken off in step 7 of 20, bad losses."""
     trained(root / "plain")
+    trained(root / "counters", replace(OPTIONS, noise="counters"))
     trained(root / "whole", dropout=0.3)
     trained(root / "second", resume=stopped(root / "first", 7, dropout=0.3), dropout=0.3)
     bad_loss_on_last_rank(root / "bad")
@@ -132,9 +133,12 @@ def ranks_move_buffers(folder: Path) -> None:
 def test_ranks_give_what_one_process_gives_and_resume_bit_for_bit(plain, tmp_path, ranks):
     on_ranks(on_rank, tmp_path, ranks=ranks)
     states = {p.name: TrainingState.read(list_files(p, "training-state")[-1]) for p in tmp_path.iterdir()}
+    counted = trained(tmp_path / "one", replace(OPTIONS, noise="counters"))
     for part in ("modules", "ema"):
-        apart = weights(states["plain"], part) - weights(plain, part)
-        assert apart.norm() <= 1e-5 * weights(plain, part).norm()
+        for name, one in (("plain", plain), ("counters", counted)):
+            apart = weights(states[name], part) - weights(one, part)
+            assert apart.norm() <= 1e-5 * weights(one, part).norm()
+        assert (weights(counted, part) - weights(plain, part)).norm() > 1e-3 * weights(plain, part).norm()
     assert states["first"].progress["nimg"] == 96  # in the middle of a tick
     assert learned(states["second"]) == learned(states["whole"]) != learned(states["plain"])
     assert ticks(tmp_path / "second") == ticks(tmp_path / "whole")[1:]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from edm3d.samplers.noise import GENERATORS
 from edm3d.training.phases import Phase
 from edm3d.training.resume import processor
 from edm3d.utils import distributed, sharding
@@ -50,5 +51,6 @@ def environment(options: Options, batch_gpu: int, precision: str, phases: Sequen
             "precision": precision, "tf32": torch.backends.cuda.matmul.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark, "channels_last": options.channels_last,
             "compile": options.compile, "parallel": options.parallel, "torch": str(torch.__version__),
-            "device": device.type, "fused": [bool(p.optimizer.defaults.get("fused")) for p in phases],
+            "device": device.type, "noise": options.noise or GENERATORS,
+            "fused": [bool(p.optimizer.defaults.get("fused")) for p in phases],
             "processor": processor(device)}

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 
 from edm3d.formats.facts import Facts
 from edm3d.formats.training_state import TrainingState
-from edm3d.utils.checks import listed
+from edm3d.samplers.noise import GENERATORS, SCHEMES, scheme_on
+from edm3d.utils.checks import check_choice, listed
 from edm3d.utils.config import differences, in_short, read_yaml
 from edm3d.utils.config_hash import config_hash, hashed_part
 from edm3d.utils.log import read_status
@@ -18,7 +20,8 @@ from edm3d.utils.schema import Options
 
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named
-LATER = {"tf32": False, "cudnn_benchmark": False}  # what states of before, which do not say so, were made under
+# what states of before, which do not say so, were made under
+LATER = {"tf32": False, "cudnn_benchmark": False, "noise": GENERATORS}
 
 
 class RunRecord(NamedTuple):
@@ -123,6 +126,21 @@ def read_state(path: Path, record: RunRecord) -> TrainingState:
             raise ValueError(f"{KEY}={path}: the state is of another {what} ({keys}); use the same, leave resume away "
                              f"to start anew{from_weights(path)}")
     return state
+
+
+def with_noise(options: Options, state: TrainingState | None, device: torch.device) -> Options:
+    """Options with the scheme by which a run draws its noise: that of the state, or as is asked for a new run.
+
+    ValueError where another one than that of the state is asked for.
+    """
+    if state is None:
+        return replace(options, noise=options.noise or scheme_on(device))
+    began = state.environment.get("noise", LATER["noise"])
+    check_choice(f"{state.path}: environment.noise", began, SCHEMES)
+    if options.noise not in (None, began):
+        raise ValueError(f"training.options.noise={options.noise}: the noise of {state.path} is drawn by {began}, and "
+                         "stays so; leave noise away to go on, or resume to start anew")
+    return replace(options, noise=began)
 
 
 def one_before(path: Path) -> str:

@@ -13,6 +13,7 @@ from edm3d.formats.facts import Facts
 from edm3d.formats.training_state import TrainingState
 from edm3d.inference.snapshot import Snapshot
 from edm3d.networks.unet_blocks import UNetBlock
+from edm3d.samplers.noise import SCHEMES
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
@@ -24,7 +25,7 @@ from edm3d.training.private.start import asked_privacy, open_private, said_of, s
 from edm3d.training.private.start_check import check_gradients
 from edm3d.training.profile_plan import planned
 from edm3d.training.profiling import TIMED, TRACED, WARM_UP, Planned, Profile
-from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, overtaken, read_state
+from edm3d.training.resume import RunRecord, Start, choose_start, is_newest, overtaken, read_state, with_noise
 from edm3d.training.sampling import build_sampled, choose_best
 from edm3d.training.schedule import lr_factor
 from edm3d.training.selftest import bf16_of_all_ranks, check_folder, data_lines
@@ -36,7 +37,7 @@ from edm3d.training.training_loop import Trainer
 from edm3d.training.tune import DEVICES, measured, taken_over
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
-from edm3d.utils.checks import check_least, check_positive, listed
+from edm3d.utils.checks import check_choice, check_least, check_positive, listed
 from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text
@@ -56,6 +57,8 @@ MOST_IMAGES = 10 ** 9  # in a step, and thousands of them in a run: beyond these
 def check_options(options: Options, device: torch.device) -> None:
     """ValueError for run-level options that no run could follow, before there is a run folder."""
     resolve_precision(options.precision, device)
+    if options.noise is not None:
+        check_choice("training.options.noise", options.noise, SCHEMES)
     lr_factor(0, 1, 0, options.lr_schedule)
     if options.parallel not in ("ddp", "fsdp"):
         raise ValueError(f"training.options.parallel={options.parallel!r}: wanted ddp or fsdp")
@@ -169,6 +172,8 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
         private = open_private(privacy, task, dataset, options, public, state.ledger if state else None,
                                measures=bool(held or sampled), forks=not go_on or overtaken(start.state)
                                ) if privacy else None
+        options = with_noise(options, state, device)
+        distributed.check_equal("what training.options.noise=null means", options.noise)
         if options.tune:
             options, tuning = tune(options, state, dataset, assemble, device)
             start.notes.extend(tuning)

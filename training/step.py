@@ -47,7 +47,7 @@ class PlainStep:
         """One generator per image of a round: a function of the run's seed and the image's place in the stream."""
         first = nimg + round_ * self.batch_gpu * self.ranks + self.rank
         positions = range(first, first + self.batch_gpu * self.ranks, self.ranks)
-        return ImageGenerators(positions, seed=self.options.seed, device=self.device)
+        return ImageGenerators(positions, seed=self.options.seed, device=self.device, scheme=self.options.noise)
 
     def gradients(self, index: int, batches: list[Batch], nimg: int, stats: Collector, handed: list[Any]) -> PhaseStep:
         """Accumulate a phase's gradients and totals over rounds and ranks; nimg: images seen before the step.

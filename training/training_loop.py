@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
-from edm3d.samplers.noise import mix_seed
+from edm3d.samplers.noise import GENERATORS, mix_seed
 from edm3d.training.buffers import Buffers
 from edm3d.training.ema import copy_buffers, ema_beta, halflives, update_ema
 from edm3d.training.loader import Round, Rounds
@@ -175,7 +175,7 @@ class Trainer:
     def save_average(self, name: str, halflife: float, ema: torch.nn.Module, **more: float) -> None:
         """Write the snapshot of one average on rank 0; an error there is one on every rank."""
         snapshot = replace(self.task.snapshot, config=self.record.config, nimg=self.progress.nimg,
-                           weights=sharding.full_state(ema))
+                           noise=self.options.noise or GENERATORS, weights=sharding.full_state(ema))
         release = self.private.snapshot if self.private else lambda unchanged: unchanged
         distributed.from_rank_0(lambda: release(snapshot).save(self.run_dir / f"{name}.pt", ema_halflife_kimg=halflife,
                                                                **more))

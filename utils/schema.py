@@ -15,6 +15,8 @@ class Options:
     """Run-level options of training (training.options.*)."""
 
     seed: int = 0                       # of the data order and of all randomness of the images
+    noise: str | None = None            # how it is drawn: generators | counters (of a batch at once, other numbers);
+                                        # null = as the run began; a new one by counters on CUDA, generators elsewhere
     batch_size: int = MISSING           # images per step over all ranks
     batch_gpu: int | None = None        # images per rank and round; smaller than batch_size / ranks: accumulate
     total_kimg: float = MISSING         # length of the training in thousands of images
@@ -159,6 +161,8 @@ class Sampling:
                                         # phantoms null = all
     samples_per_condition: int = 1      # draws of each seed, told the same: number seed * K + k is draw k
     antithetic: bool = False            # draws in pairs, the second from minus the noise of the first
+    noise: str | None = None            # how it is drawn: generators (on the CPU) | counters (on the device, other
+                                        # numbers); null = counters on CUDA, generators elsewhere
     scan: dict[str, Any] = field(default_factory=dict)  # PET: dose, counts, iterations, ... over training's; unit; fit
     overwrite: bool = False             # draw anew where the outdir holds samples of another network or other settings
     trajectory: bool = False            # keep the denoised image of every step beside the samples

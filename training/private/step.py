@@ -59,7 +59,8 @@ class PrivateStep:
 
     def generators(self, nimg: int, rows: int) -> ImageGenerators:
         """Generators for the rows of a round; the numbers of the rows say which step it is."""
-        return ImageGenerators(range(nimg, nimg + rows), seed=secrets.randbits(IMAGE_BITS), device=self.device)
+        return ImageGenerators(range(nimg, nimg + rows), seed=secrets.randbits(IMAGE_BITS), device=self.device,
+                               scheme=self.options.noise)
 
     def gradients(self, index: int, batches: list[Batch | None], nimg: int, stats: Collector, handed: list[Any]
                   ) -> PhaseStep:

@@ -144,7 +144,7 @@ def drawing_of(config: dict, task: Task, samples: Sequence[Sample], device: torc
     conditions = asker_of(task.net, snapshot, known)(options)
     drawer = make_drawer(task.net, snapshot, options, device, conditions, run_root=run_root)
     return Drawing(snapshot, options, drawer, sample_meta(own, snapshot, options, {}, conditions.record,
-                                                          drawer.refiner), known)
+                                                          drawer.refiner, noise=drawer.noise), known)
 
 
 def preview_options(config: dict) -> Sampling:
@@ -171,7 +171,7 @@ def build_scans(config: dict, task: Task, held: Held | None, count: int, device:
     conditions = asker(options)
     snapshot = in_units(own, conditions)
     drawer = make_drawer(task.net, snapshot, options, device, conditions)
-    meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record), list(range(count))
+    meta, seeds = sample_meta(own, snapshot, options, {}, conditions.record, noise=drawer.noise), list(range(count))
 
     def show(net: torch.nn.Module) -> Shown:
         arrays = draw_all(drawer._replace(denoiser=partial(around, net, None)), seeds, options.batch_size)

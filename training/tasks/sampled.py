@@ -16,7 +16,7 @@ from edm3d.metrics.frechet import frechet_distance
 from edm3d.metrics.kernel_distance import kernel_distance
 from edm3d.metrics.same_size import at_same_size
 from edm3d.reporting.cases import Case, Layout
-from edm3d.samplers.noise import ImageGenerators
+from edm3d.samplers.noise import GENERATORS, ImageGenerators
 from edm3d.training.phases import Task
 from edm3d.training.sampling import SampleMeasures, SampleTable
 from edm3d.training.tasks.previews import drawing_of
@@ -92,7 +92,8 @@ def build_sampled(config: dict, task: Task, held: Held | None, count: int, devic
                                                      montage_of([] if private else real, rows, layout)))
 
     return SampleMeasures(measure, names_of(measuring, drawing.snapshot.volume_shape),
-                    {"sampler": drawing.options.sampler, "decode": drawing.options.decode})
+                    {"sampler": drawing.options.sampler, "decode": drawing.options.decode,
+                     **({"noise": drawer.noise} if drawer.noise != GENERATORS else {})})
 
 
 def held_rows(task: Task, samples: Sequence, drawer: Drawer, measuring: Measuring, batch: int, device: torch.device
