@@ -294,6 +294,7 @@ def run_attack(root: Path, *arguments: str, timeout: int) -> dict:
     return figures
 
 
+@pytest.mark.slow
 def test_a_short_attack_finds_nothing(root):
     figures = run_attack(root, "--share", "0.003", timeout=240)
     assert [figures[part] for part in ("damages", "contents", "names", "races", "kills")] == [6, 2, 1, 1, 1]
