@@ -15,12 +15,15 @@ minutes; `cpu_s` is what that took, for ours with the start of train.py. Each ha
 distance of the first seed; --at trains ours for shares of the minutes at the rate that was best for the whole.
 --step-s takes the seconds of steps from an earlier line, as for a second process with --only.
 
-One JSON line: Frechet distance of latents, in their first principal components, to draws from the posteriors of real
-items, and the mean over label classes of the KS distance of the volumes of decoded label maps, both above the floors:
-what draws from the posteriors of other real items give. Ratios are of the means over the seeds.
+One JSON line, and one on stderr as each training ends: Frechet distance of latents, in their first principal
+components, to draws from the posteriors of real items, and the mean over label classes of the KS distance of the
+volumes of decoded label maps, both above the floors: what draws from the posteriors of other real items give. Ratios
+are of the means over the seeds.
 """
 
 import argparse
+import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -217,7 +220,9 @@ def measured(bench: Trainings, asked: argparse.Namespace) -> dict:
 
         def train(rate: float, seed: int, share: Fraction = WHOLE, name: str = name, images: int = images) -> dict:
             some = max(1, round(images * share / BATCH)) * BATCH
-            return bench.peer(some, rate, seed) if name == PEER else bench.ours(name, ours[name], some, rate, seed)
+            row = bench.peer(some, rate, seed) if name == PEER else bench.ours(name, ours[name], some, rate, seed)
+            print(json.dumps({"name": name, "rate": rate, "seed": seed, "share": str(share), **row}), file=sys.stderr)
+            return row
 
         row, net = searched(train, asked.rates, asked.seeds), monai_network()
         if name != PEER:
