@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import json_line
+from benchmarks.common import flops_as_written, json_line
 from benchmarks.solver_error import F64, Problem, median_error, mixtures, multistep
 from edm3d.samplers import make_grid, multistep_sampler
 from edm3d.utils.compose import compose
@@ -114,7 +113,7 @@ def our_decoder() -> torch.nn.Module:
 
 def flops_of(net: Callable, shape: Sequence[int] = SHAPE) -> int:
     """Of a call for an item [C,*s]; of two, as one alone takes a way that is not counted: networks/single_volume.py."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flops_as_written() as counter, torch.no_grad():
         net(torch.zeros(2, *shape), torch.ones(2))
     return counter.get_total_flops() // 2
 

@@ -20,9 +20,8 @@ from copy import deepcopy
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch.nn.functional import mse_loss
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import clock_of, in_turns, json_line
+from benchmarks.common import clock_of, flops_as_written, in_turns, json_line
 from edm3d.networks.unet import ADMUNet
 from edm3d.training.ema import update_ema
 from edm3d.training.machine import place
@@ -52,7 +51,7 @@ def ours(width: int, levels: list[int]) -> torch.nn.Module:
 
 def flops(make: Network, *shapes: Sequence[int]) -> int:
     """Multiplications and sums of a forward pass for inputs of some shapes, found out without computing it."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), flops_as_written() as counter:
         make()(*(torch.empty(*shape) for shape in shapes))
     return counter.get_total_flops()
 

@@ -46,19 +46,25 @@ class Reconstruction(NamedTuple):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a skip: [N,in_channels,*S] -> [N,out_channels,*S]."""
+    """Two convolutions with a skip: [N,in_channels,*S] -> [N,out_channels,*S].
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel: Sequence[int], layout: str = "compact"):
+    repeat: strides by which nearest up-sampling comes first, if any. A norm sees the same before and after that.
+    """
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel: Sequence[int], layout: str = "compact",
+                 repeat: Sequence[int] = ()):
         super().__init__()
+        self.repeat = tuple(repeat)
         self.norm0 = NORMS[layout](in_channels)
-        self.conv0 = conv(dims, in_channels, out_channels, kernel)
+        self.conv0 = conv(dims, in_channels, out_channels, kernel, repeat=repeat)
         self.norm1 = NORMS[layout](out_channels)
         self.conv1 = conv(dims, out_channels, out_channels, kernel, init=LAST_INIT[layout])
         self.skip = conv(dims, in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv1(silu(self.norm1(self.conv0(silu(self.norm0(x))))))
-        return h + (x if self.skip is None else self.skip(x))
+        x = x if self.skip is None else self.skip(x)
+        return h + (up(x, self.repeat) if self.repeat else x)
 
 
 class AttentionBlock(nn.Module):
@@ -91,19 +97,19 @@ class DownsampleConv(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A convolution and nearest up-sampling by a stride.
+    """A convolution between two levels, of what nearest up-sampling by `repeat` makes of x.
 
-    The convolution comes first, at a fraction of the cost, as the blocks after it smooth; or last, with repeat_first.
+    Without, the block behind it does that: the convolution then costs a fraction, and that block smooths.
     """
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel: Sequence[int], stride: Sequence[int],
-                 repeat_first: bool = False):
+    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel: Sequence[int],
+                 repeat: Sequence[int] = ()):
         super().__init__()
-        self.stride, self.repeat_first = stride, repeat_first
-        self.conv = conv(dims, in_channels, out_channels, kernel)
+        self.repeat = tuple(repeat)
+        self.conv = conv(dims, in_channels, out_channels, kernel, repeat=repeat)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(up(x, self.stride)) if self.repeat_first else up(self.conv(x), self.stride)
+        return self.conv(x)
 
 
 class BareNorm(nn.Module):
@@ -148,25 +154,29 @@ class Trunk(NamedTuple):
         dims, channels, kernels, compact = self.dims, self.channels, self.kernels, self.layout == "compact"
         layers: list[nn.Module] = [] if compact else [conv(dims, in_channels, in_channels, 1)]
         layers += [conv(dims, in_channels, channels[-1], kernels[-1]), *self.middle()]
+        repeat: Sequence[int] = ()
         for i in reversed(range(len(channels))):
-            layers += self.level(i, channels[i] if compact else channels[min(i + 1, len(channels) - 1)], num_blocks)
-            if i:
-                layers.append(Upsample(dims, channels[i], channels[i - 1] if compact else channels[i], kernels[i - 1],
-                                       self.strides[i - 1], repeat_first=not compact))
+            layers += self.level(i, channels[i] if compact else channels[min(i + 1, len(channels) - 1)], num_blocks,
+                                 repeat)
+            if i and compact:
+                layers.append(Upsample(dims, channels[i], channels[i - 1], kernels[i - 1]))
+                repeat = self.strides[i - 1]
+            elif i:
+                layers.append(Upsample(dims, channels[i], channels[i], kernels[i - 1], self.strides[i - 1]))
         return nn.Sequential(*layers, *self.last_norm(channels[0]), conv(dims, channels[0], out_channels, kernels[0]))
 
-    def level(self, i: int, in_channels: int, num_blocks: int) -> list[nn.Module]:
-        """The residual blocks of a level, each with attention behind it where the level has it."""
+    def level(self, i: int, in_channels: int, num_blocks: int, repeat: Sequence[int] = ()) -> list[nn.Module]:
+        """The residual blocks of a level, each with attention behind it where the level has it; see ResBlock."""
         layers: list[nn.Module] = []
         for block in range(num_blocks):
-            layers.append(self.block(self.channels[i] if block else in_channels, i))
+            layers.append(self.block(self.channels[i], i) if block else self.block(in_channels, i, repeat))
             if i in self.attention_levels:
                 layers.append(AttentionBlock(self.dims, self.channels[i], self.layout))
         return layers
 
-    def block(self, in_channels: int, i: int) -> ResBlock:
+    def block(self, in_channels: int, i: int, repeat: Sequence[int] = ()) -> ResBlock:
         """A residual block of a level."""
-        return ResBlock(self.dims, in_channels, self.channels[i], self.kernels[i], self.layout)
+        return ResBlock(self.dims, in_channels, self.channels[i], self.kernels[i], self.layout, repeat)
 
     def down(self, i: int) -> nn.Module:
         """From a level to the next."""

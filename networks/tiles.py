@@ -108,9 +108,9 @@ class InSlabs(nn.Module):
                 beside = max(layer.kernel_size[0] // 2, 1)
                 rows, norm = rows.of(written(Convolved(source, layer), self.voxels, onto, least=beside)), None
             elif isinstance(layer, ResBlock):
-                rows = rows.of(res_block(layer, rows, self.voxels))
+                rows = rows.of(res_block(layer, repeated(rows, layer), self.voxels))
             elif isinstance(layer, Upsample):
-                rows = upsample(layer, rows, self.voxels)
+                rows = rows.of(written(Convolved(repeated(rows, layer), layer.conv), self.voxels))
             elif isinstance(layer, DownsampleConv):
                 rows = rows.of(written(Convolved(rows, layer.conv, layer.pad), self.voxels))
             else:  # attention, which lies where volumes are small
@@ -263,8 +263,6 @@ def res_block(block: ResBlock, rows: Repeated, voxels: int) -> torch.Tensor:
     return written(outer, voxels, room(rows, block.conv1.out_channels), skip, max(beside, 1))
 
 
-def upsample(layer: Upsample, rows: Repeated, voxels: int) -> Repeated:
-    """Up-sampling, with the repetition before or behind the convolution."""
-    if layer.repeat_first:
-        return rows.of(written(Convolved(Repeated(rows.x, layer.stride), layer.conv), voxels))
-    return Repeated(written(Convolved(rows, layer.conv), voxels), layer.stride)
+def repeated(rows: Repeated, layer: ResBlock | Upsample) -> Repeated:
+    """What a layer sees of rows, which it may up-sample first."""
+    return Repeated(rows.x, layer.repeat) if layer.repeat else rows

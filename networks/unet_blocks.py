@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 
 from edm3d.networks.attribute_embedding import CrossAttention
 from edm3d.networks.codecs import CODECS, cell_of
-from edm3d.networks.layers import NORMS, attention, conv, down, linear, per_axis, per_level, up
+from edm3d.networks.layers import NORMS, attention, conv, down, is_box, linear, per_axis, per_level, up
 from edm3d.networks.slice_attention import DepthAttention, within_slices
 from edm3d.networks.spade import modulate, modulation
 from edm3d.utils.checks import check_choice, check_count
@@ -131,7 +131,9 @@ class UNetBlock(nn.Module):
         self.heads, self.dropout, self.attends = heads, dropout, attends
         init, glorot = style.init, style.glorot
         self.norm0 = NORMS[norm](in_channels, style.eps)
-        self.conv0 = conv(dims, in_channels, out_channels, kernel, init=init, glorot=glorot)
+        self.repeats = way == "up" and is_box(filter)
+        self.conv0 = conv(dims, in_channels, out_channels, kernel, init=init, glorot=glorot,
+                          repeat=stride if self.repeats else ())
         self.affine = linear(emb_channels, out_channels * (2 if style.scale_shift else 1), init=init, glorot=glorot)
         self.norm1 = NORMS[norm](out_channels, style.eps)
         self.conv1 = conv(dims, out_channels, out_channels, kernel, init=0)
@@ -165,7 +167,8 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor, before: torch.Tensor | None = None,
                 after: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.conv0(self.resample(silu(modulate(self.norm0(x), self.spade0, before))))
+        h = silu(modulate(self.norm0(x), self.spade0, before))
+        h = self.conv0(h if self.repeats else self.resample(h))
         h = self.conv1(nn.functional.dropout(self.embed(h, emb, after), self.dropout, self.training))
         x = self.resample(x)
         x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale

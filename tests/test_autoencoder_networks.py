@@ -145,8 +145,8 @@ def test_downsampling_pads_the_far_side_and_keeps_an_axis_of_stride_1():
 
 def test_upsampling_may_repeat_before_it_convolves():
     x = torch.tensor([[[1.0, 2.0]]])
-    for repeat_first, wanted in ((False, [3, 3, 3, 3]), (True, [2, 4, 5, 4])):
-        layer = Upsample(1, 1, 1, (3,), (2,), repeat_first)
+    for repeat, wanted in (((), [3, 3]), ((2,), [2, 4, 5, 4])):
+        layer = Upsample(1, 1, 1, (3,), repeat)
         with torch.no_grad():
             layer.conv.weight.fill_(1)
             layer.conv.bias.zero_()
