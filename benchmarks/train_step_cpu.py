@@ -3,8 +3,9 @@
 Measured are a convolution with its gradients, the first stage of diff3_vae_200 and the UNet of echo_edm on latents: CPU
 time of forward and backward per image, of one volume by oneDNN (`ours`), of one by PyTorch's own way, and of two.
 Latents of 8^3 miss the limit: there one volume takes three quarters of the time of two together. Beside it
-stand weights in channels_last, which the first stage of echo_vae gains by, and what threads that spin cost beside a
-busy process. All variants take turns in one run; medians.
+stand convolutions of what has been up-sampled, in the way of RepeatConv and in PyTorch's, weights in channels_last,
+which the first stage of echo_vae gains by, and what threads that spin cost beside a busy process. All variants take
+turns in one run; medians.
 
 Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.train_step_cpu [--size 32] [--repeats 7]
 """
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -57,12 +59,12 @@ def first_stage(name: str, size: int) -> tuple[torch.nn.Module, Callable[[int], 
     return net, step
 
 
-def unet(size: int) -> Callable[[int], None]:
-    """Forward and backward of the UNet of echo_edm on so many latents."""
+def unet(size: int, most: int = 2) -> Callable[[int], None]:
+    """Forward and backward of the UNet of echo_edm on so many latents, `most` of them."""
     node = {k: v for k, v in compose("echo_edm", [])["training"]["network"]["model"].items() if k != "_target_"}
     net = ADMUNet(**{**node, "in_channels": 4, "out_channels": 4, "spatial_dims": 3, "image_size": [size] * 3,
                      "label_dim": 0})
-    x = torch.randn(2, 4, size, size, size)
+    x = torch.randn(most, 4, size, size, size)
     return lambda count: net(x[:count], torch.zeros(count)).square().mean().backward()
 
 
@@ -105,6 +107,34 @@ def layouts(name: str, size: int, count: int, repeats: int) -> dict[str, float]:
     return {key: round(value / count, 4) for key, value in took.items()}
 
 
+def up_convolution(images: int, wide: int, narrow: int, size: int) -> Callable[[], None]:
+    """Forward and backward of a convolution of so many images that are up-sampled by 2 on each axis."""
+    layer, x = conv(3, wide, narrow, repeat=(2, 2, 2)), torch.randn(images, wide, size, size, size, requires_grad=True)
+    return lambda: layer(x).sum().backward()
+
+
+def as_written(step: Callable[[], None], repeats: int) -> dict[str, float]:
+    """Milliseconds by sums of weights, and of what is up-sampled first."""
+    def plain() -> None:
+        with patch("edm3d.networks.layers.FEW", sys.maxsize):
+            step()
+
+    took = in_turns({"ours": step, "plain": plain}, repeats)
+    return {**{name: round(1000 * value, 1) for name, value in took.items()},
+            "ratio": round(took["ours"] / took["plain"], 2)}
+
+
+def up_sampled(repeats: int) -> dict[str, dict[str, float]]:
+    """Of convolutions alone, and of whole steps, by name."""
+    alone = [(16, 64, 64, 4), (4, 64, 32, 8), (1, 32, 32, 8), (4, 32, 8, 16), (2, 64, 64, 16), (1, 64, 32, 32)]
+    stages = [("echo_vae", 4), ("diff3_vae_100", 2), ("diff3_vae_200", 2), ("brats_vae_32g", 2)]
+    return {**{f"{n} of {wide} to {narrow} channels, {size}^3":
+               as_written(up_convolution(n, wide, narrow, size), repeats) for n, wide, narrow, size in alone},
+            **{f"{name}, batch {count}, 32^3": as_written(partial(first_stage(name, 32)[1], count), repeats)
+               for name, count in stages},
+            "echo_edm, batch 16, latents of 8^3": as_written(partial(unet(8, 16), 16), repeats)}
+
+
 def waiting_threads(repeats: int, busy: bool) -> dict[str, float]:
     """Median seconds of a step of two threads, alone or beside one busy process, by how its threads wait."""
     ways = {"spinning": {}, "1000 turns": {"GOMP_SPINCOUNT": "1000"}, "asleep": {"OMP_WAIT_POLICY": "passive"}}
@@ -140,6 +170,7 @@ def main() -> None:
                             "echo_vae, batch 1": layouts("echo_vae", 32, 1, asked.repeats),
                             f"diff3_vae_200, batch 2, {asked.size}^3": layouts("diff3_vae_200", asked.size, 2,
                                                                               asked.repeats)},
+                    up_sampled=up_sampled(asked.repeats),
                     threads_alone=waiting_threads(3, False),
                     threads_beside_one_busy_process=waiting_threads(3, True)))
 
