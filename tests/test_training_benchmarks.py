@@ -55,9 +55,10 @@ class PerfectNoise(torch.nn.Module):
         return x * (1 - a).sqrt() / (a / 4 + 1 - a)
 
 
-def test_the_peer_draws_what_its_network_has_learnt():
-    run = SimpleNamespace(net=PerfectNoise())
-    drawn = quality.PeerRun.draw(run, torch.randn(4, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("clip", quality.CLIPS)
+def test_the_peer_draws_what_its_network_has_learnt(clip):
+    run, random = SimpleNamespace(net=PerfectNoise()), torch.Generator().manual_seed(0)
+    drawn = quality.PeerRun.draw(run, torch.randn(4, 4, 8, 8, 8, generator=random), quality.CLIPS[clip])
     assert float(drawn.std()) == pytest.approx(quality.SIGMA_DATA / 2, rel=0.05)
 
 
