@@ -31,6 +31,11 @@ def picture_kind(picture: bytes) -> str:
     return "gif" if picture.startswith(b"GIF8") else "png"
 
 
+def width_of(picture: bytes) -> int:
+    """Of the bytes of a PNG, in pixels."""
+    return int.from_bytes(picture[16:20], "big")
+
+
 def html_facts(facts: Sequence[tuple[str, str]]) -> str:
     """Numbers to see first, each with what it is."""
     cards = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
@@ -69,13 +74,15 @@ def html_attributes(column: int, head: Sequence[str] | None, main: int | None) -
         f' data-head="{escape(head[column])}"' if head is not None and column else "")
 
 
-def html_figure(name: str, figures: Mapping[str, bytes], caption: str = "") -> str:
-    """A figure with its picture inside it; nothing where there is none of the name."""
+def html_figure(name: str, figures: Mapping[str, bytes], caption: str = "", share: float = 1) -> str:
+    """A figure with its picture inside it, as wide as a share of its room; nothing where there is none of the name."""
     if name not in figures:
         return ""
     data, kind = base64.b64encode(figures[name]).decode(), picture_kind(figures[name])
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/{kind};base64,{data}">{note}</figure>'
+    style = f' style="max-width: {share:.1%}"' if share < 1 else ""
+    return (f'<figure><img alt="{escape(name.replace("_", " "))}" src="data:image/{kind};base64,{data}"{style}>{note}'
+            "</figure>")
 
 
 def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:
@@ -84,6 +91,9 @@ def html_grid(names: Iterable[str], figures: Mapping[str, bytes]) -> str:
 
 
 def html_strips(name: str, figures: Mapping[str, bytes]) -> str:
-    """Pictures NAME_1, NAME_2, ... of volumes, side by side as far as there is room; nothing where there are none."""
-    found = [key for key in figures if key.removeprefix(f"{name}_").isdigit()]
-    return f'<div class="dark">{"".join(html_figure(key, figures) for key in found)}</div>' if found else ""
+    """Pictures NAME_1, NAME_2, ... of volumes, side by side as far as there is room and in one scale; nothing where
+    there are none.
+    """
+    widths = {key: width_of(figures[key]) for key in figures if key.removeprefix(f"{name}_").isdigit()}
+    return "".join(['<div class="dark">', *(html_figure(key, figures, share=width / max(widths.values()))
+                                            for key, width in widths.items()), "</div>"]) if widths else ""

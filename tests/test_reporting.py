@@ -17,7 +17,7 @@ from edm3d.reporting.cases import Case, DecodedCase, Layout
 from edm3d.reporting.comparison import FRAME, Comparison
 from edm3d.reporting.distances import radial_log_power
 from edm3d.reporting.hearts import volume_names
-from edm3d.reporting.html import html_cell, html_strips, html_table
+from edm3d.reporting.html import html_cell, html_strips, html_table, width_of
 from edm3d.reporting.reference import Cases
 from edm3d.reporting.report import check_report
 from edm3d.reporting.section import Section, missing, walk
@@ -488,8 +488,15 @@ def test_strips_are_alike_in_size_and_window_and_one_after_another_by_channel():
                for name, row in (("samples_1", 0), ("samples_2", 0), ("samples_1", 2), ("samples_2", 1))]
     shades = [[0, 0.2, 0.4], [0.6, 0.8, 1], [1, 0.8, 0.6], [0.4, 0.2, 0]]  # of 0 to 5, and of 10 to 5
     np.testing.assert_allclose(middles, shades, atol=0.01)
-    page = html_strips("samples", {name: b"" for name in [*found, "samples", "samples_x", "other_1"]})
+    pictures = {name: montages.png_bytes(figure) for name, figure in found.items()}
+    pictures |= {"samples": b"", "samples_x": b"", "other_1": b""}
+    page = html_strips("samples", pictures)
     assert page.count('<div class="dark">') == 1 and page.count("<figure>") == 2 and html_strips("s", {}) == ""
+    assert "style" not in page  # as wide as each other
+    narrow = montages.png_bytes(strips("samples", [("Real", pictures_of(cases[:1]))], layout)["samples_1"])
+    share = width_of(narrow) / width_of(pictures["samples_1"])
+    assert 0.3 < share < 0.5  # one column of three, and the margin
+    assert html_strips("samples", {**pictures, "samples_3": narrow}).count(f'style="max-width: {share:.1%}"') == 1
 
 
 def test_a_single_channel_and_colours_are_strips_without_names():
