@@ -95,5 +95,6 @@ def html_strips(name: str, figures: Mapping[str, bytes]) -> str:
     there are none.
     """
     widths = {key: width_of(figures[key]) for key in figures if key.removeprefix(f"{name}_").isdigit()}
-    return "".join(['<div class="dark">', *(html_figure(key, figures, share=width / max(widths.values()))
-                                            for key, width in widths.items()), "</div>"]) if widths else ""
+    widest = max([1, *widths.values()])
+    strips = [html_figure(key, figures, share=width / widest) for key, width in widths.items()]
+    return f'<div class="dark">{"".join(strips)}</div>' if strips else ""

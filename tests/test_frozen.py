@@ -18,6 +18,7 @@ its tensors xz-packed:
 with VAE, EDM, VQ and DRAW as below, and one torch thread. expected.json has what the readers gave of these files (see
 contents_of), and the ticks of EDM and VQ, and the hash of what they learned, at their ends, which they reached by
 resume=latest and without a stop alike; and the metrics of the report. expected.npz has the averages at those ends.
+VQ's decoder adds up in another order since layers.RepeatConv, and ends within rounding of where it ended then.
 """
 
 import hashlib
@@ -218,7 +219,7 @@ def test_run_folder_and_state_are_of_the_configuration_of_their_command(folder, 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_training_goes_on_and_ends_where_it_ended(folder, name):
-    """In the same bits on the processor, torch and threads of the state; on others within rounding.
+    """EDM in the same bits on the processor, torch and threads of the state; else within rounding.
 
     That is 1e-4 of a weight or 1e-5: by other instruction sets of one processor it was 2e-7.
     """
@@ -236,7 +237,7 @@ def test_training_goes_on_and_ends_where_it_ended(folder, name):
     np.testing.assert_allclose(average(end), wanted, rtol=1e-4, atol=1e-5)
     later = {"lr", "lr/net", "lr/discriminator"}  # is written since
     assert_close([{k: v for k, v in tick.items() if k not in later} for tick in ticks(run)], EXPECTED["ticks"][name])
-    if all(begun.environment[k] == end.environment[k] for k in ("processor", "torch", "threads")):
+    if name == "edm" and all(begun.environment[k] == end.environment[k] for k in ("processor", "torch", "threads")):
         assert learned(end) == EXPECTED["learned"][name]
         np.testing.assert_array_equal(average(end), wanted)
 
