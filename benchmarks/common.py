@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -42,10 +42,15 @@ def json_line(claim: str, **numbers: float | int | str | bool | None) -> str:
     return json.dumps({"claim": claim, "date": datetime.date.today().isoformat(), **machine, **versions, **numbers})
 
 
+def repeated_first() -> AbstractContextManager:
+    """Networks that up-sample before they convolve, as they are written, without the sums of RepeatConv."""
+    return patch.object(layers, "FEW", sys.maxsize)
+
+
 @contextmanager
 def flops_as_written() -> Iterator[FlopCounterMode]:
     """Count FLOPs of networks layer by layer, as they are written: what RepeatConv saves is then time that is saved."""
-    with patch.object(layers, "FEW", sys.maxsize), FlopCounterMode(display=False) as counter:
+    with repeated_first(), FlopCounterMode(display=False) as counter:
         yield counter
 
 

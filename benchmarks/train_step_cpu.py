@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.common import in_turns, json_line
+from benchmarks.common import in_turns, json_line, repeated_first
 from edm3d.networks.autoencoder import AutoencoderKL
 from edm3d.networks.layers import conv
 from edm3d.networks.unet import ADMUNet
@@ -113,10 +113,10 @@ def up_convolution(images: int, wide: int, narrow: int, size: int) -> Callable[[
     return lambda: layer(x).sum().backward()
 
 
-def as_written(step: Callable[[], None], repeats: int) -> dict[str, float]:
+def both_ways(step: Callable[[], None], repeats: int) -> dict[str, float]:
     """Milliseconds by sums of weights, and of what is up-sampled first."""
     def plain() -> None:
-        with patch("edm3d.networks.layers.FEW", sys.maxsize):
+        with repeated_first():
             step()
 
     took = in_turns({"ours": step, "plain": plain}, repeats)
@@ -129,10 +129,10 @@ def up_sampled(repeats: int) -> dict[str, dict[str, float]]:
     alone = [(16, 64, 64, 4), (4, 64, 32, 8), (1, 32, 32, 8), (4, 32, 8, 16), (2, 64, 64, 16), (1, 64, 32, 32)]
     stages = [("echo_vae", 4), ("diff3_vae_100", 2), ("diff3_vae_200", 2), ("brats_vae_32g", 2)]
     return {**{f"{n} of {wide} to {narrow} channels, {size}^3":
-               as_written(up_convolution(n, wide, narrow, size), repeats) for n, wide, narrow, size in alone},
-            **{f"{name}, batch {count}, 32^3": as_written(partial(first_stage(name, 32)[1], count), repeats)
+               both_ways(up_convolution(n, wide, narrow, size), repeats) for n, wide, narrow, size in alone},
+            **{f"{name}, batch {count}, 32^3": both_ways(partial(first_stage(name, 32)[1], count), repeats)
                for name, count in stages},
-            "echo_edm, batch 16, latents of 8^3": as_written(partial(unet(8, 16), 16), repeats)}
+            "echo_edm, batch 16, latents of 8^3": both_ways(partial(unet(8, 16), 16), repeats)}
 
 
 def waiting_threads(repeats: int, busy: bool) -> dict[str, float]:

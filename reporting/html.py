@@ -1,11 +1,14 @@
 """Pieces of the page."""
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+
+from PIL import Image
 
 
 def html_frame(title: str, contents: str, body: str) -> str:
@@ -32,8 +35,9 @@ def picture_kind(picture: bytes) -> str:
 
 
 def width_of(picture: bytes) -> int:
-    """Of the bytes of a PNG, in pixels."""
-    return int.from_bytes(picture[16:20], "big")
+    """Of the bytes of a picture, in pixels."""
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.width
 
 
 def html_facts(facts: Sequence[tuple[str, str]]) -> str:
@@ -95,6 +99,5 @@ def html_strips(name: str, figures: Mapping[str, bytes]) -> str:
     there are none.
     """
     widths = {key: width_of(figures[key]) for key in figures if key.removeprefix(f"{name}_").isdigit()}
-    widest = max([1, *widths.values()])
-    strips = [html_figure(key, figures, share=width / widest) for key, width in widths.items()]
+    strips = [html_figure(key, figures, share=width / max(widths.values())) for key, width in widths.items()]
     return f'<div class="dark">{"".join(strips)}</div>' if strips else ""

@@ -1,5 +1,6 @@
 """evaluate.py downstream on small files: networks that do what is known by hand, and some that were trained."""
 
+import base64
 import csv
 import json
 from contextlib import chdir
@@ -32,6 +33,8 @@ from edm3d.utils.runs import list_files
 from evaluate import main
 from tests.commands import refused, succeed
 
+DOT = base64.b64decode(  # a PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 LABELS = ("background", "wall", "blood")
 VIEWS = ("A2C", "A4C", "PLAX")
 BLANK = Prediction("labels", LABELS)
@@ -149,7 +152,7 @@ def here(tmp_path_factory):
 def report_of(dest: str, *runs: str, real: str = "real.h5", draw: bool = False, **options: object) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         if not draw:
-            patch.setattr(report, "png_bytes", lambda figure: b"")
+            patch.setattr(report, "png_bytes", lambda figure: DOT)
         return written(dest, runs, real, options)
 
 
