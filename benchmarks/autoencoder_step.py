@@ -9,7 +9,7 @@ turns in one run; medians. Memory: on CUDA the most that torch allocates in a st
 memory rises by in a process of its own.
 
 Run from the top of the checkout: OMP_NUM_THREADS=1 python -m benchmarks.autoencoder_step [--settings small]
-[--device cuda --settings diff3 patches] [--compile] [--repeats 7] (one JSON line for each setting)
+[--device cuda --settings diff3 patches] [--compile] [--graphs] [--repeats 7] (one JSON line for each setting)
 """
 
 import argparse
@@ -151,9 +151,8 @@ def main() -> None:
                         limit_memory=LIMIT, setting=key, size=setting.size, images=setting.images,
                         peer_channels=setting.channels, width=width, flops_apart=round(apart[width], 4),
                         comparable=abs(apart[width]) <= APART, device=device_name(torch.device(asked.device)),
-                        precision=asked.precision, compiled=asked.compile, threads=torch.get_num_threads(),
-                        layout=asked.layout,
-                        repeats=asked.repeats, fastest=fastest,
+                        precision=asked.precision, compile=asked.compile or asked.graphs, graphs=asked.graphs,
+                        threads=torch.get_num_threads(), layout=asked.layout, repeats=asked.repeats, fastest=fastest,
                         seconds={name: round(value, 4) for name, value in took.items()},
                         mib={name: round(value / 2 ** 20, 1) for name, value in bytes_of.items()}), flush=True)
 

@@ -399,6 +399,7 @@ def test_config_hash_leaves_length_logging_and_the_machine_aside():
                  "training.validation.every_ticks=1", "training.options.resume=latest", "sampling.seeds=1",
                  *(f"training.options.{o}" for o in (
                      "device=cpu", "num_threads=3", "num_workers=1", "batch_gpu=2", "precision=bf16", "compile=true",
+                     "graphs=true",
                      "tf32=true", "cudnn_benchmark=true", "channels_last=true", "max_bad_steps=3"))):
         assert hash_of(same) == base, same
     for other in ("training.options.seed=1", "training.options.batch_size=8", "training.network.model.dropout=0.5",

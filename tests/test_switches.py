@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 
 from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
+from edm3d.training.build import check_training
 from edm3d.training.loss_scale import next_scale
 from edm3d.training.machine import CACHE, keep_compiled
 from edm3d.training.pending import known_scale
@@ -20,7 +22,8 @@ from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.profile_plan import planned
 from edm3d.training.profiling import Planned, Profile, by_part
 from edm3d.training.resume import changes, read_state
-from edm3d.training.run import of_cuda_alone
+from edm3d.training.run import check_options, of_cuda_alone
+from edm3d.training.step import PlainStep
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import checkpoint, distributed
 from edm3d.utils.compose import compose
@@ -137,9 +140,10 @@ def test_cuda_arithmetic_is_set_where_ranks_begin_and_stands_in_the_state(tmp_pa
 
 
 def test_what_only_cuda_has_is_noted_on_a_cpu():
-    options = replace(OPTIONS, tf32=True, cudnn_benchmark=True)
+    options = replace(OPTIONS, tf32=True, cudnn_benchmark=True, graphs=True)
     assert of_cuda_alone(options, torch.device("cpu")) == [
-        "Note: training.options.tf32, training.options.cudnn_benchmark: of CUDA alone, nothing changes on the CPU"]
+        "Note: training.options.tf32, training.options.cudnn_benchmark, training.options.graphs: of CUDA alone, "
+        "nothing changes on the CPU"]
     assert of_cuda_alone(options, torch.device("cuda")) == of_cuda_alone(OPTIONS, torch.device("cpu")) == []
 
 
@@ -157,6 +161,39 @@ def test_what_is_compiled_is_kept_in_the_home_unless_the_user_says_where(tmp_pat
     assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "cache/edm3d/compiled")
     monkeypatch.setenv(CACHE, str(tmp_path / "own"))
     assert keep_compiled().endswith(cache_dir()) and cache_dir() == str(tmp_path / "own")
+
+
+@pytest.mark.parametrize(("given", "device", "mode"), [
+    ({}, "cuda", "plain"), ({"compile": True}, "cuda", None), ({"compile": True, "graphs": True}, "cpu", None),
+    ({"compile": True, "graphs": True}, "cuda", "reduce-overhead")])
+def test_graphs_are_replayed_of_what_is_compiled_on_cuda(monkeypatch, given, device, mode):
+    monkeypatch.setattr(torch, "compile", lambda module, mode: (module, mode))
+    net, marks = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append("mark"))
+    options = Options(batch_size=4, **given)
+    step = PlainStep(Task([Phase("net", net, torch.optim.SGD(net.parameters()), None)], net, None), [], options,
+                     precision="fp32", device=torch.device(device))
+    assert step.modules == [net if mode == "plain" else (net, mode)]
+    assert step.take(iter(["round"])) == ["round"] and marks == ["mark"] * (mode == "reduce-overhead")
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({}, "set training.options.compile=true as well"),
+    ({"compile": True, "tune": True}, "does not go with training.options.tune=true"),
+    ({"compile": True, "parallel": "fsdp"}, "does not go with training.options.parallel=fsdp"),
+    ({"compile": True, "batch_gpu": 2}, "batch_gpu=2 adds up those of 3; set training.options.batch_gpu=null")])
+def test_graphs_are_refused_where_they_have_nothing_to_replay_or_would_be_wrong(given, said):
+    options = Options(batch_size=6, total_kimg=1, graphs=True, **given)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_options(options, torch.device("cpu"))
+    check_options(replace(options, compile=True, tune=False, parallel="ddp", batch_gpu=None), torch.device("cpu"))
+
+
+def test_graphs_are_refused_beside_an_adversary():
+    given = ["discriminator=patch", "training.options.compile=true"]
+    check_training(compose("echo64_vae", given)["training"])
+    with pytest.raises(ValueError, match="graphs=true: .* training.discriminator, adds up those of two"):
+        check_training(compose("echo64_vae", [*given, "training.options.graphs=true"])["training"])
 
 
 # ---- the profile ----

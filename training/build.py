@@ -28,6 +28,9 @@ def check_training(training: dict) -> None:
     if training["discriminator"] and not task.has_adversary:
         raise ValueError("training.discriminator: only a first stage (training.task=autoencoder) has an adversary; "
                          "leave it out")
+    if training["discriminator"] and training["options"]["graphs"]:
+        raise ValueError("training.options.graphs=true: gradients lie in memory that the next call writes to, and an "
+                         "adversary, training.discriminator, adds up those of two; turn one of them off")
     for part in PARTS:
         needed = part in task.needs or (part in ("augment", "discriminator") and training[part])
         if needed and "_target_" not in training[part]:

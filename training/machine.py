@@ -30,6 +30,29 @@ def place(module: torch.nn.Module, optimizer: torch.optim.Optimizer | None, opti
                 p.data = p.data.contiguous(memory_format=LAYOUTS[p.ndim])
 
 
+def check_graphs(options: Options, rounds: int) -> None:
+    """ValueError for CUDA graphs without what they are made of, or where their memory would be written to too early."""
+    if not options.graphs:
+        return
+    if not options.compile:
+        raise ValueError("training.options.graphs=true replays what is compiled; set training.options.compile=true as "
+                         "well")
+    if options.tune:
+        raise ValueError("training.options.graphs=true does not go with training.options.tune=true, which measures no "
+                         "graphs; turn one of them off")
+    if rounds > 1:
+        raise ValueError("training.options.graphs=true: gradients lie in memory that the next round writes to, and "
+                         f"batch_gpu={options.batch_gpu} adds up those of {rounds}; set training.options.batch_gpu="
+                         "null")
+
+
+def as_called(module: torch.nn.Module, options: Options, device: torch.device) -> torch.nn.Module:
+    """A network as steps call it: itself, or compiled, whose graphs CUDA replays where that is asked for."""
+    if not options.compile:
+        return module
+    return torch.compile(module, mode="reduce-overhead" if options.graphs and device.type == "cuda" else None)
+
+
 def keep_compiled() -> str:
     """Have torch.compile keep what it makes where the next start finds it, not in /tmp; a line that says where.
 
@@ -50,7 +73,7 @@ def environment(options: Options, batch_gpu: int, precision: str, phases: Sequen
     return {"threads": torch.get_num_threads(), "ranks": distributed.world_size(), "batch_gpu": batch_gpu,
             "precision": precision, "tf32": torch.backends.cuda.matmul.allow_tf32,
             "cudnn_benchmark": torch.backends.cudnn.benchmark, "channels_last": options.channels_last,
-            "compile": options.compile, "parallel": options.parallel, "torch": str(torch.__version__),
-            "device": device.type, "noise": options.noise or GENERATORS,
+            "compile": options.compile, "graphs": options.graphs, "parallel": options.parallel,
+            "torch": str(torch.__version__), "device": device.type, "noise": options.noise or GENERATORS,
             "fused": [bool(p.optimizer.defaults.get("fused")) for p in phases],
             "processor": processor(device)}

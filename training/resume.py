@@ -21,7 +21,7 @@ from edm3d.utils.schema import Options
 KEY = "training.options.resume"
 NOTES = 3    # runs that were passed over: so many are named
 # what states of before, which do not say so, were made under
-LATER = {"tf32": False, "cudnn_benchmark": False, "noise": GENERATORS}
+LATER = {"tf32": False, "cudnn_benchmark": False, "graphs": False, "noise": GENERATORS}
 
 
 class RunRecord(NamedTuple):

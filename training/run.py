@@ -17,7 +17,7 @@ from edm3d.samplers.noise import SCHEMES
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
-from edm3d.training.machine import keep_compiled
+from edm3d.training.machine import check_graphs, keep_compiled
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.public import by_public_figures, check_is_public, public_start
@@ -62,7 +62,7 @@ def check_options(options: Options, device: torch.device) -> None:
     lr_factor(0, 1, 0, options.lr_schedule)
     if options.parallel not in ("ddp", "fsdp"):
         raise ValueError(f"training.options.parallel={options.parallel!r}: wanted ddp or fsdp")
-    for name in ("channels_last", "compile", "tune"):
+    for name in ("channels_last", "compile", "graphs", "tune"):
         if options.parallel == "fsdp" and getattr(options, name):
             raise ValueError(f"training.options.{name}=true does not go with training.options.parallel=fsdp; "
                              "turn one of them off")
@@ -81,7 +81,7 @@ def check_options(options: Options, device: torch.device) -> None:
     asked(options.trainable)
     if options.wandb:
         wandb_package(options.wandb)
-    split_batch(options.batch_size, options.batch_gpu, distributed.world_size())
+    check_graphs(options, split_batch(options.batch_size, options.batch_gpu, distributed.world_size())[1])
 
 
 def train(experiment: str, config: dict) -> Path | None:
@@ -217,7 +217,7 @@ def train_task(experiment: str, config: dict, task: Task, dataset: object, held:
 
 def of_cuda_alone(options: Options, device: torch.device) -> list[str]:
     """A note of switches that are on and do nothing on this device."""
-    on = [f"training.options.{name}" for name in ("tf32", "cudnn_benchmark") if getattr(options, name)]
+    on = [f"training.options.{name}" for name in ("tf32", "cudnn_benchmark", "graphs") if getattr(options, name)]
     return [f"Note: {listed(on)}: of CUDA alone, nothing changes on the CPU"] if on and device.type == "cpu" else []
 
 

@@ -11,6 +11,7 @@ from edm3d.samplers.noise import ImageGenerators
 from edm3d.training.data_sampler import InfiniteSampler
 from edm3d.training.loader import Round, Rounds
 from edm3d.training.loss_scale import unscale
+from edm3d.training.machine import as_called
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.ticks import report_loss
 from edm3d.utils import distributed, sharding
@@ -29,7 +30,7 @@ class PlainStep:
         self.task, self.dataset, self.options, self.precision, self.device = task, dataset, options, precision, device
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.batch_gpu, self.rounds = split_batch(options.batch_size, options.batch_gpu, self.ranks)
-        self.modules = [torch.compile(p.module) if options.compile else p.module for p in task.phases]
+        self.modules = [as_called(p.module, options, device) for p in task.phases]
         self.losses: dict[str, str] = {}
         self.loss_scale: torch.Tensor | None = None  # of the step in fp16, which the loop sets
         self.part: Callable[[str], AbstractContextManager] = nullcontext  # around parts of a step, by name
@@ -41,6 +42,8 @@ class PlainStep:
 
     def take(self, data: Iterator[Round]) -> list[Round]:
         """The rounds of the next step out of the batches."""
+        if self.options.graphs and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # nothing is read any more of what the step before left there
         return [next(data) for _ in range(self.rounds)]
 
     def generators(self, nimg: int, round_: int) -> ImageGenerators:

@@ -16,8 +16,8 @@ from edm3d.utils.schema import Options, Training
 # options that leave what is computed alone, the last digits aside; noise is the state's once there is one
 NOT_IN_HASH = ("total_kimg", "kimg_per_tick", "snapshot_ticks", "state_ticks", "keep_snapshots", "keep_states",
                "resume", "dry_run", "debug", "desc", "run_root", "device", "num_threads", "num_workers", "batch_gpu",
-               "noise", "precision", "tf32", "cudnn_benchmark", "compile", "channels_last", "checkpointing", "profile",
-               "tune", "parallel", "min_psnr", "timeout_s", "max_bad_steps", "wandb", "trust")
+               "noise", "precision", "tf32", "cudnn_benchmark", "compile", "graphs", "channels_last", "checkpointing",
+               "profile", "tune", "parallel", "min_psnr", "timeout_s", "max_bad_steps", "wandb", "trust")
 FIRST_KEYS = json.loads(Path(__file__).with_name("hashed_keys.json").read_text(encoding="utf-8"))
 
 

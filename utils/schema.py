@@ -40,6 +40,7 @@ class Options:
     channels_last: bool = False
     checkpointing: bool = False         # blocks keep their inputs only and run again backwards: less memory, more time
     compile: bool = False
+    graphs: bool = False                # CUDA replays what is compiled, launching no kernel by itself
     tune: bool = False                  # a new run measures which channels_last, compile and batch_gpu are fastest
     profile: bool = False               # where the time of a step goes: RUN/profile
     parallel: str = "ddp"               # ddp | fsdp (every rank holds a share of the weights)
