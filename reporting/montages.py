@@ -5,11 +5,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from edm3d.formats.png import COLOURS
 from edm3d.reporting.overlays import LABEL_COLOURS, colour_of
@@ -31,7 +29,11 @@ from edm3d.reporting.slices import (
 from edm3d.reporting.words import shown_lines, shown_word
 from edm3d.utils.files import atomic_path
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BACKGROUND = "#0d1117"
+RGB = [int(BACKGROUND[i:i + 2], 16) / 255 for i in (1, 3, 5)]
 TEXT = "#e6edf3"
 WHITE = 99.8  # percentile of the intensities that is shown as white
 GAP = 6
@@ -59,7 +61,7 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
             windows: Sequence | np.ndarray | None = None, label_classes: Sequence[str] = (),
             channels: Sequence[str] = (), captions: Sequence[str] = (), aligned: bool = False,
             affine: Sequence[Sequence[float]] | None = None, asked: Asked = NOTHING_ASKED,
-            plain_once: bool = False) -> Figure:
+            plain_once: bool = False) -> "Figure":
     """Titled blocks of volumes one above the other, a column per volume; empty blocks are left out.
 
     Rows are the three planes (2D: one) with the label overlay; they hang as those of planes_figure where an affine says
@@ -95,15 +97,21 @@ def montage(blocks: Sequence[Block], spacing: Sequence[float], *,
                           plane_names(len(spacing), affine))
 
 
-def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> Figure:
+def new_figure(width: int, height: int, **settings: str) -> "Figure":
+    """An empty dark figure of so many pixels."""
+    from matplotlib.figure import Figure  # half a second of start-up, for those alone who draw
+
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND, **settings)
+
+
+def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> "Figure":
     """Titled rows of signals [C,S] or [S], a column per signal and a line per channel, all on one scale.
 
     Captions stand under the last row; empty rows are left out.
     """
     shown = [(title, signals) for title, signals in blocks if len(signals)]
     columns = max(len(signals) for _, signals in shown)
-    figure = Figure(figsize=((columns * (TILE + GAP) + 60) / DPI, len(shown) * (TILE + 40) / DPI), dpi=DPI,
-                    facecolor=BACKGROUND, layout="constrained")
+    figure = new_figure(columns * (TILE + GAP) + 60, len(shown) * (TILE + 40), layout="constrained")
     grid = figure.subplots(len(shown), columns, sharex=True, sharey=True, squeeze=False)
     for (title, signals), row in zip(shown, grid, strict=True):
         row[0].set_title(shown_word(title, columns * TILE // 2 // LETTER), color=TEXT, fontsize=14, fontweight="bold",
@@ -123,7 +131,7 @@ def curves(blocks: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequenc
 
 def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float], *,
                   affine: np.ndarray | None = None, window: tuple[float, float] | None = None,
-                  label_classes: Sequence[str] = (), asked: Asked = NOTHING_ASKED) -> Figure:
+                  label_classes: Sequence[str] = (), asked: Asked = NOTHING_ASKED) -> "Figure":
     """Three orthogonal slices of one volume side by side (2D: one), image [C, *S] or [*S], named; with a label the
     same below with its overlay, and a legend of the label_classes (background first) that are seen. Below that, the
     same with the outlines of a map that is asked for, and each channel of a condition image.
@@ -148,13 +156,13 @@ def planes_figure(image: np.ndarray, label: np.ndarray | None, spacing: Sequence
     return blocks_figure([("", columns)], classes_seen(classes, planes), names)
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(png_bytes(figure))
 
 
-def png_bytes(figure: Figure) -> bytes:
+def png_bytes(figure: "Figure") -> bytes:
     """PNG bytes of a figure: the same bytes for the same figure."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # letters that the font lacks are boxes in the picture, not news for the terminal
@@ -265,7 +273,7 @@ def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
     heights = [max(column[i].shape[0] for column in columns) for i in range(len(columns[0]))]
     widths = [max(tile.shape[1] for tile in column) for column in columns]
     shape = (sum(heights) + GAP * (len(heights) - 1), sum(widths) + GAP * (len(widths) - 1), 3)
-    sheet = np.broadcast_to(np.array(to_rgb(BACKGROUND)), shape).copy()
+    sheet = np.broadcast_to(RGB, shape).copy()
     left = 0
     for column, width in zip(columns, widths):
         top = 0
@@ -278,7 +286,7 @@ def _sheet(columns: list[list[np.ndarray]]) -> np.ndarray:
 
 
 def blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapping[int, str],
-                   captions: Sequence[str], names: Sequence[tuple[str, str]] = ()) -> Figure:
+                   captions: Sequence[str], names: Sequence[tuple[str, str]] = ()) -> "Figure":
     """Titled sheets one above the other, captions under the last, a legend of classes (number: name) at the foot.
 
     names: of the last rows of every sheet, long and short; rows before them show the first of these. One figure pixel
@@ -293,7 +301,7 @@ def blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapp
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     places = _legend_places(legend, width)
     height += LINE * lines + (LEGEND_LINE * (1 + max(places.values())[0]) + 27 if legend else MARGIN)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+    figure = new_figure(width, height)
     top = 0
     for (title, sheet), (_, columns) in zip(sheets, blocks, strict=True):
         top += HEADING if title else MARGIN
@@ -314,7 +322,7 @@ def blocks_figure(blocks: list[tuple[str, list[list[np.ndarray]]]], legend: Mapp
     return figure
 
 
-def _draw_names(figure: Figure, columns: list[list[np.ndarray]], names: Sequence[tuple[str, str]], top: int) -> None:
+def _draw_names(figure: "Figure", columns: list[list[np.ndarray]], names: Sequence[tuple[str, str]], top: int) -> None:
     """Names of the rows of a sheet, upwards on its left; top: pixels of the figure above it."""
     width, height = figure.get_size_inches() * DPI
     for row, (name, short) in enumerate([*names[:1] * (len(columns[0]) - len(names)), *names]):
@@ -340,7 +348,7 @@ def _legend_places(legend: Mapping[int, str], width: int) -> dict[int, tuple[int
     return places
 
 
-def _draw_legend(figure: Figure, legend: Mapping[int, str], places: Mapping[int, tuple[int, int]]) -> None:
+def _draw_legend(figure: "Figure", legend: Mapping[int, str], places: Mapping[int, tuple[int, int]]) -> None:
     """Class names at the foot, each behind a dot of its colour."""
     width, height = figure.get_size_inches() * DPI
     last = max((line for line, _ in places.values()), default=0)

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from edm3d.reporting.cases import Case, Layout
 from edm3d.reporting.montages import montage, windows_of
 from edm3d.reporting.slices import Block, Picture
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLUMNS = 4  # of a montage at most
 
 
 def strips(name: str, blocks: Sequence[Block], layout: Layout, *, windows: np.ndarray | None = None,
-           captions: Sequence[str] = (), aligned: bool = False, plain_once: bool = False) -> dict[str, Figure]:
+           captions: Sequence[str] = (), aligned: bool = False, plain_once: bool = False) -> dict[str, "Figure"]:
     """Montages NAME_1, NAME_2, ... of so many columns each, all in the same windows (see montage for the rest)."""
     count = max(len(pictures) for _, pictures in blocks)
     if not count:

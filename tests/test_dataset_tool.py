@@ -350,8 +350,12 @@ def test_option_words():
     assert "no such folder" in call("prepare", "--images", "absent", "--dest", "b.h5", "--size=8,8,8", code=1)
 
 
-def test_commands_start_without_heavy_imports():
-    look = "import sys, edm3d.__main__; print({'torch', 'numpy', 'h5py', 'hydra', 'tqdm'} & {*sys.modules})"
+@pytest.mark.parametrize(("started", "heavy"), [
+    ("edm3d.__main__", {"torch", "numpy", "h5py", "hydra", "tqdm"}),
+    ("edm3d.training.run, edm3d.inference.generation",
+     {"matplotlib", "sympy", "torch.distributed.tensor", "torch._dynamo"})])
+def test_commands_start_without_what_few_of_them_need(started, heavy):
+    look = f"import sys, {started}; print({heavy} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -1,14 +1,12 @@
 """Networks of which every rank holds a share (FSDP2); all but `shard` does the right thing for whole ones as well."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from edm3d.utils import distributed
@@ -23,6 +21,9 @@ def shard(module: nn.Module, device: torch.device, optimizer: torch.optim.Optimi
     All ranks must hold the same weights. They are made whole block by block when the module is called, which all ranks
     must do equally often. Gradients come out as the sum over ranks.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # a second of start-up, which whole ones do without
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     whole_weights = list(module.parameters())
     for part in (*blocks(module), module):
@@ -46,11 +47,20 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
+def is_share(value: object) -> bool:
+    """Whether a tensor is a rank's share of one."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # without which there are none
+    return tensors is not None and isinstance(value, tensors.DTensor)
+
+
 def reshard(module: nn.Module) -> None:
     """Leave every rank its share again, where a call that broke off has left weights whole."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    if any(map(is_share, module.parameters())):
+        from torch.distributed.fsdp import FSDPModule
+
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
@@ -67,7 +77,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    distributed.all_reduce_gradients([p for p in parameters if not isinstance(p, DTensor)])
+    distributed.all_reduce_gradients([p for p in parameters if not is_share(p)])
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> torch.Tensor:
@@ -75,7 +85,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -
     norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
     if max_norm:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_share(norm) else norm
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
@@ -85,7 +95,7 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> None:
     for shares, and until there are moments, the host waits for it.
     """
     groups = optimizer.param_groups
-    shared = any(isinstance(p, DTensor) for group in groups for p in group["params"])
+    shared = any(is_share(p) for group in groups for p in group["params"])
     by_itself = type(optimizer) in DECIDE_THEMSELVES and all(group["fused"] for group in groups) and not shared
     if by_itself and optimizer.state:
         optimizer.found_inf = bad.float()
@@ -101,7 +111,7 @@ def check_same_weights(modules: Mapping[str, nn.Module], advice: str) -> None:
     """ValueError, naming weight and rank, unless all ranks hold the same parameters and buffers, shares aside."""
     distributed.check_same({f"{name}.{key}": value for name, module in modules.items()
                             for key, value in (*module.named_parameters(), *module.named_buffers())
-                            if not isinstance(value, DTensor)}, advice)
+                            if not is_share(value)}, advice)
 
 
 @distributed.meeting("the gathering of a state")
@@ -127,7 +137,7 @@ def whole(value: Any) -> Any:
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor with its shares put together, on every rank; all ranks must call this together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_share(tensor) else tensor
 
 
 def load_full_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -151,10 +161,12 @@ def share(value: Any, like: torch.Tensor | None) -> Any:
 
     ValueError for a tensor of another shape, which has no share.
     """
-    if not isinstance(like, DTensor) or not isinstance(value, torch.Tensor) or value.ndim == 0:
+    if not is_share(like) or not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
     if value.shape != like.shape:
         raise ValueError(f"training.options.parallel=fsdp: no share of {list(value.shape)} goes with weights of "
                          f"{list(like.shape)}; go on with parallel=ddp")
+    from torch.distributed.tensor import distribute_tensor
+
     part = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return part.clone()  # not a window on the whole
