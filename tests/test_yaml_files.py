@@ -7,7 +7,7 @@ import pytest
 
 from edm3d.utils.compose import compose
 from edm3d.utils.config import read_yaml
-from edm3d.utils.yaml_files import Refused, check_yaml
+from edm3d.utils.yaml_files import Refused, checked_text
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
@@ -56,8 +56,8 @@ def test_a_costly_file_that_an_experiment_does_not_use_stops_nothing(tmp_path):
 
 def test_anchors_as_people_use_them_are_read(tmp_path):
     path = write(tmp_path / "x.yaml", "a: &a {b: 1, c: [1, 2]}\nd: *a\ne: {<<: *a, b: 2}\nf: ${a.b}\n")
-    check_yaml(path)
+    checked_text(path)
     found = read_yaml(path)
     assert found["d"] == {"b": 1, "c": [1, 2]} and found["e"]["b"] == 2 and found["f"] == "${a.b}"
     with pytest.raises(Refused, match="cannot be read"):
-        check_yaml(tmp_path / "absent.yaml")
+        checked_text(tmp_path / "absent.yaml")

@@ -4,11 +4,11 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import yaml
@@ -16,6 +16,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -23,19 +24,18 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edm3d.utils import overrides as typed
 from edm3d.utils.checks import listed
 from edm3d.utils.compose_errors import composition_error, config_groups, no_such_key, paths_of, yaml_error
-from edm3d.utils.config import no_such, read_yaml
+from edm3d.utils.config import no_such, plain_content, read_yaml, yaml_content
 from edm3d.utils.files import first_line
 from edm3d.utils.log import note
 from edm3d.utils.retarget import Layer, leave_out, leaves, target_paths
 from edm3d.utils.schema import Experiment
-from edm3d.utils.yaml_files import Refused, check_yaml
+from edm3d.utils.yaml_files import Refused, checked_text
 
 Overrides = Sequence[str]
 
@@ -75,9 +75,9 @@ def compose(name: str, overrides: Overrides = (), config_dir: Path | None = None
     asked = [(found, value_of(found)) for override in overrides if (found := typed.named(override))]
     given = added_where_new(readable([text for text in overrides if not typed.named(text)], folders))
     try:
-        raw = compose_raw(folders, name, given)
+        raw, parts = compose_raw(folders, name, given)
         composed = {} if any(map(changes_targets, given)) else {name: raw}  # experiments by themselves
-        notes = leave_out(raw, yaml_layers(folders, name, given), typed_paths(given),
+        notes = leave_out(raw, yaml_layers(folders, parts), typed_paths(given),
                           cache(partial(targets_alone, folders, composed)))
         plain = to_plain(raw)
     except (HydraException, OmegaConfBaseException, NotComposed) as e:
@@ -136,7 +136,10 @@ class CheckedFiles(FileConfigSource):
         """Read a file; Refused where that would take for ever."""
         path = Path(self.path, self._normalize_file_name(config_path))
         if path.is_file():
-            check_yaml(path)
+            text = checked_text(path)
+            with suppress(yaml.YAMLError):  # of which Hydra says where it is
+                return ConfigResult(config=OmegaConf.create(plain_content(text)), provider=self.provider,
+                                    path=f"{self.scheme()}://{self.path}", header=self._get_header_dict(text[:512]))
         return super().load_config(config_path)
 
 
@@ -160,10 +163,31 @@ def shown_folder(folder: Path) -> str:
     return f"{folder.relative_to(os.getcwd()) if folder.is_relative_to(os.getcwd()) else folder}/"
 
 
-def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> DictConfig:
+class Composed(NamedTuple):
+    """What Hydra composes, and of which YAMLs, in the order in which a later one overrules those before it."""
+
+    raw: DictConfig
+    parts: list[ResultDefault]
+
+
+def parts_to_come() -> list[ResultDefault]:
+    """A list that fills with what the present Hydra is going to compose: to find that out anew would take as long."""
+    loader, found = GlobalHydra.instance().config_loader(), []
+    put_together = loader._compose_config_from_defaults_list
+
+    def noted(defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        found.extend(defaults)
+        return put_together(defaults, repo)
+
+    loader._compose_config_from_defaults_list = noted  # of this loader, which ends with its hydra_in
+    return found
+
+
+def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Composed:
     """What Hydra composes; ValueError for files that are no YAML, for odd defaults, and without the schema."""
     try:
         with hydra_in(folders):
+            parts = parts_to_come()
             config = hydra.compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException, Refused):
         raise
@@ -173,7 +197,7 @@ def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Dic
         raise NotComposed(f"cannot be composed, look at its defaults ({first_line(e)})") from e
     if OmegaConf.get_type(config) is not Experiment:
         raise ValueError(f"-cn={name}: its defaults lack experiment_schema, by which all keys are checked")
-    return config
+    return Composed(config, parts)
 
 
 # ---- overrides ----
@@ -281,15 +305,13 @@ def typed_paths(overrides: Overrides) -> set[str]:
 # ---- what the parts of an experiment say ----
 
 
-def yaml_layers(folders: Sequence[Path], name: str, overrides: Overrides) -> list[Layer]:
-    """The YAMLs that an experiment is composed from, in the order in which a later one overrules those before it."""
-    with hydra_in(folders):
-        found = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(overrides), RunMode.RUN)
+def yaml_layers(folders: Sequence[Path], parts: Sequence[ResultDefault]) -> list[Layer]:
+    """What each YAML sets that an experiment is composed of, in their order."""
     layers = []
-    for default in found.defaults:
+    for default in parts:
         paths = [path for folder in folders if (path := folder / f"{default.config_path}.yaml").is_file()]
         if paths:
-            tree = OmegaConf.to_container(OmegaConf.load(paths[0]), resolve=False)
+            tree = yaml_content(paths[0])
             for key in reversed((default.package or "").split(".")):
                 tree = {key: tree} if key else tree
             layers.append(Layer(default.config_path, tree))
@@ -299,7 +321,7 @@ def yaml_layers(folders: Sequence[Path], name: str, overrides: Overrides) -> lis
 def targets_alone(folders: Sequence[Path], composed: Mapping[str, DictConfig], name: str) -> dict[str, str]:
     """Path -> target of an experiment by itself, without overrides; {} for what is no experiment by itself."""
     try:
-        raw = composed.get(name) or compose_raw(folders, name, [])
+        raw = composed.get(name) or compose_raw(folders, name, []).raw
     except (HydraException, OmegaConfBaseException, ValueError):
         return {}
     return target_paths(tree_of(raw))
@@ -315,7 +337,7 @@ def elsewhere(folders: Sequence[Path], name: str, overrides: Overrides, typed: s
     others = [text for text in overrides if not text.lstrip("+~").startswith(typed)]
     for fewer in (others, []):
         try:
-            return paths_of(typed, tree_of(compose_raw(folders, name, fewer)))
+            return paths_of(typed, tree_of(compose_raw(folders, name, fewer).raw))
         except (HydraException, OmegaConfBaseException, ValueError):
             continue
     return []

@@ -6,7 +6,9 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from copy import deepcopy
+from functools import lru_cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from edm3d.utils.log import is_lack_of_memory
 from edm3d.utils.own_code import import_module
 from edm3d.utils.plain import describe, fits, shown
 from edm3d.utils.trusted import NETWORKS, SAMPLERS, is_listed
-from edm3d.utils.yaml_files import check_yaml
+from edm3d.utils.yaml_files import checked_text
 
 ROOMS = ("metrics.", "networks.", "physics.", "samplers.", "training.")  # of our own targets, which go by short names
 TRUST = "if you trust the file, say so: training.options.trust=true, sampling.trust=true or --trust"
@@ -307,9 +309,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def yaml_content(path: Path) -> dict | list:
     """What a YAML file holds, a mapping or a list, its ${...} as they stand; ValueError when it is damaged."""
-    check_yaml(path)
+    text = checked_text(path)
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        return deepcopy(plain_content(text))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError, AssertionError) as e:
         raise ValueError(f"{path}: not readable as YAML ({first_line(e)})") from e
-    return found
+
+
+@lru_cache(maxsize=256)
+def plain_content(text: str) -> dict | list:
+    """What a YAML text holds, not to be changed; the same text is taken apart once. Errors are those of OmegaConf."""
+    return OmegaConf.to_container(OmegaConf.load(StringIO(text)), resolve=False)

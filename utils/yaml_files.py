@@ -18,10 +18,11 @@ class Refused(ValueError):
     """A YAML file that is not to be read at all."""
 
 
-def check_yaml(path: Path) -> None:
-    """Refused, naming it, for a file that is too large, nested too deeply, or grows by its anchors; or cannot be read.
+def checked_text(path: Path) -> str:
+    """The text of a YAML file; Refused, naming it, where that cannot be read, is too large, nested too deeply, or grows
+    by its anchors.
 
-    What is no YAML is left to who reads it.
+    What is no YAML is left to who makes something of it.
     """
     try:
         text = read_bounded(path, MOST_BYTES, "any configuration")
@@ -29,6 +30,7 @@ def check_yaml(path: Path) -> None:
         raise Refused(str(e)) from e
     with suppress(yaml.YAMLError):
         check_events(text, path)
+    return text
 
 
 def check_events(text: str, path: Path) -> None:
