@@ -16,7 +16,6 @@ from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
 from edm3d.training.build import check_training
 from edm3d.training.loss_scale import next_scale
-from edm3d.training.machine import CACHE, keep_compiled
 from edm3d.training.pending import known_scale
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.profile_plan import planned
@@ -26,6 +25,7 @@ from edm3d.training.run import check_options, of_cuda_alone
 from edm3d.training.step import PlainStep
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import checkpoint, distributed
+from edm3d.utils.compiled import CACHE, keep_compiled
 from edm3d.utils.compose import compose
 from edm3d.utils.runs import list_files
 from edm3d.utils.schema import Options

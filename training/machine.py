@@ -1,9 +1,6 @@
 """How a run uses its machine: where weights lie, and what of that changes the last bits of a result."""
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -13,7 +10,6 @@ from edm3d.training.resume import processor
 from edm3d.utils import distributed, sharding
 from edm3d.utils.schema import Options
 
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of weights of 2D and 3D convolutions
 
 
@@ -51,20 +47,6 @@ def as_called(module: torch.nn.Module, options: Options, device: torch.device) -
     if not options.compile:
         return module
     return torch.compile(module, mode="reduce-overhead" if options.graphs and device.type == "cuda" else None)
-
-
-def keep_compiled() -> str:
-    """Have torch.compile keep what it makes where the next start finds it, not in /tmp; a line that says where.
-
-    In ~/.cache/edm3d/compiled, unless the environment names a folder. Where none can be made, torch chooses.
-    """
-    if CACHE not in os.environ:
-        with suppress(OSError, RuntimeError):  # a home that is read-only, or none
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edm3d" / "compiled"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.environ[CACHE] = str(folder)
-    where = os.environ.get(CACHE, "a folder of torch")
-    return f"Compiled    the first step is long; what it makes is kept in {where}"
 
 
 def environment(options: Options, batch_gpu: int, precision: str, phases: Sequence[Phase], device: torch.device

@@ -17,7 +17,7 @@ from edm3d.samplers.noise import SCHEMES
 from edm3d.training.build import check_dataset, check_training, check_without_data, held_out, round_trip_notes
 from edm3d.training.ema import halflives
 from edm3d.training.init_from import init_from
-from edm3d.training.machine import check_graphs, keep_compiled
+from edm3d.training.machine import check_graphs
 from edm3d.training.phases import Best, Task
 from edm3d.training.preview import build_preview, check_ticks
 from edm3d.training.private.public import by_public_figures, check_is_public, public_start
@@ -38,6 +38,7 @@ from edm3d.training.tune import DEVICES, measured, taken_over
 from edm3d.training.validation import Held
 from edm3d.utils import distributed
 from edm3d.utils.checks import check_choice, check_least, check_positive, listed
+from edm3d.utils.compiled import keep_compiled
 from edm3d.utils.config import build, check_targets, to_yaml
 from edm3d.utils.config_hash import config_hash
 from edm3d.utils.files import plain_hash, remove_temporary, write_text

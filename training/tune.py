@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from edm3d.inference.batch import Batch, collate
-from edm3d.training.machine import keep_compiled
 from edm3d.training.phases import PhaseStep, Task
 from edm3d.training.resume import RunRecord
 from edm3d.training.step import split_batch
 from edm3d.training.training_loop import Trainer
 from edm3d.utils import distributed
+from edm3d.utils.compiled import keep_compiled
 from edm3d.utils.log import RunLog, is_lack_of_memory
 from edm3d.utils.schema import Options
 from edm3d.utils.stats import Collector
