@@ -195,7 +195,8 @@ def sample_meta(snapshot: Snapshot, whole: Snapshot, options: Sampling, guidance
                 **({"refiner": refiner.record} if refiner else {}),
                 **({"posterior": measured.record} if measured else {}),
                 **({"quality": quality.record} if quality else {}),
-                **({"noise": noise} if noise != GENERATORS else {}), **asked}
+                **({"noise": noise} if noise != GENERATORS else {}),
+                **({"compile": True} if options.compile else {}), **asked}
     said = snapshot.privacy and said_of_samples(snapshot.privacy, settings, refiner and refiner.snapshot)
     return SampleMeta(whole.facts, str(snapshot.path), snapshot.hash, settings,
                       stage and SampleStage(stage.hash, stage.scaling), said)

@@ -48,6 +48,7 @@ from edm3d.reporting.slices import Asked
 from edm3d.samplers.noise import SCHEMES
 from edm3d.utils import distributed, locks
 from edm3d.utils.checks import check_choice, listed
+from edm3d.utils.compiled import keep_compiled
 from edm3d.utils.config import check_targets
 from edm3d.utils.files import atomic_path, check_folder
 from edm3d.utils.log import RunLog
@@ -85,6 +86,9 @@ def generate(experiment: str, config: dict) -> None:
         whole = in_units(whole, conditions)
         drawer = make_drawer(net.to(device), whole, options, device, conditions, guided, run_root=run_root)
         measured = drawer.measured.notes(seeds) if drawer.measured else ()
+        if options.compile:
+            net.compile()  # from here on: all checks are done
+            log(keep_compiled())
         for line in (*describe_drawing(net, snapshot, options, drawer.refiner), *measured, *conditions.notes):
             log(line)
         meta = sample_meta(snapshot, whole, options, guidance, conditions.record, drawer.refiner, drawer.measured,

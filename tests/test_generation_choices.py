@@ -1,6 +1,7 @@
 """What generate.py says before it draws: arguments, guides and files that cannot be, and what will draw."""
 
 import os
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import replace
 from functools import partial
@@ -85,6 +86,34 @@ def test_arguments_of_the_sampler_are_refused_at_once(at, overrides, wanted):
     said = refused(at, generate.main, *arguments)
     assert said.startswith(f"Error: sampling.sampler{wanted}")
     assert "Seeds" not in call(generate.main, *arguments).stdout
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs that torch.compile makes, run as they are; it has compiled nothing before."""
+    found = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()
+
+
+def test_a_compiled_network_draws_the_same_and_is_compiled_once_for_a_size_of_batch(at, graphs):
+    arguments = [*DRAW, "sampling.sampler.num_steps=3", "sampling.guidance.strength=2"]
+    succeed(generate.main, *arguments, "sampling.outdir=plain")
+    assert not graphs
+    said = succeed(generate.main, *arguments, "sampling.outdir=compiled", "sampling.compile=true")
+    assert "Compiled    the first step is long" in said and len(graphs) == 1
+    plain, compiled = (SamplesFile(f"{name}/samples.npz") for name in ("plain", "compiled"))
+    assert np.array_equal(compiled.array("images"), plain.array("images"))
+    assert {**plain.meta.sampling, "compile": True} == compiled.meta.sampling
+    again = ["sampling.outdir=plain", "sampling.compile=true"]
+    assert "compile" in refused(at, generate.main, *arguments, *again)  # samples of both are not mixed
 
 
 @pytest.mark.parametrize(("overrides", "wanted"), [

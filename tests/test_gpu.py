@@ -63,6 +63,10 @@ def test_road_on_a_gpu(tmp_path, switches):
             gpu, cpu = (SamplesFile(f"results/{noise}/{device}/samples.h5").array("latents")
                         for device in ("cuda", "cpu"))
             np.testing.assert_allclose(gpu, cpu, atol=1e-2)
+        succeed(generate.main, "-cn=echo_edm", "sampling.seeds=0-1", "sampling.device=cuda", "sampling.compile=true",
+                f"sampling.noise={noise}", "sampling.outdir=results/compiled", "sampling.montage=0",
+                "sampling.nifti=false")
+        np.testing.assert_allclose(SamplesFile("results/compiled/samples.h5").array("latents"), gpu, atol=1e-2)
 
 
 def test_counters_give_the_same_numbers_by_a_kernel_of_torch():

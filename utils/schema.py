@@ -180,6 +180,7 @@ class Sampling:
     gif: int = 0                        # samples in samples.gif, slice by slice, 3 at most (2D: one by one)
     real: str | None = None             # volumes.h5 shown above them; null = the file that the snapshot was trained on
     precision: str = "fp32"
+    compile: bool = False               # torch.compile of the network, not of guide, refiner and first stage
     num_threads: int = 0                # as training.options.num_threads
     device: str = "auto"
     trust: bool = False                 # build any target that the snapshot names, not only those on the allow-list
