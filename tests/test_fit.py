@@ -7,7 +7,7 @@ import pytest
 import dataset_tool
 from edm3d.training.fit import Candidate, Fit, Found, batches, fit, lines, search, sizes, widths
 from edm3d.training.plan import plan_step
-from edm3d.training.plan_fit import FREE, GIB
+from edm3d.training.plan_fit import FREE, GIB, step_levers
 from tests.commands import refused, succeed
 from tests.planned import LABELLED, VOXELS, edm, planned, vae
 
@@ -51,7 +51,7 @@ def test_what_is_tried_keeps_proportions_and_divides():
         [8, 16, 24], [16, 32, 48], [24, 48, 72]]
     within = {"network": {"model": {"unet": {"channels": [4, 6]}}}}
     assert next(widths(within, VOXELS, 1)).typed == "training.network.model.unet.channels=[4,6]"
-    counts = [c.typed for c in batches({"options": {"batch_size": 6}}, VOXELS, 2)]
+    counts = [c.typed for c in batches({"options": {"batch_size": 6, "graphs": False}}, VOXELS, 2)]
     assert counts[:3] == [f"training.options.batch_gpu={n}" for n in (1, 2, 3)]
     assert counts[3:5] == [f"training.options.batch_size={n} training.options.batch_gpu=null" for n in (12, 14)]
     strided = vae("training.network.channels=[4,4,4]", "training.network.strides=[[1,2,2],[1,2,2]]")["training"]
@@ -86,6 +86,12 @@ def test_command_prints_the_override_to_type(tmp_path):
     said = refused(tmp_path, dataset_tool.main, *given, "--card", "0.0001")
     assert "not even training.options.batch_gpu=1 fits --card 0.0001" in said
     assert "--fit batch: wanted --card" in refused(tmp_path, dataset_tool.main, *given)
+
+
+def test_no_step_is_divided_where_graphs_are_replayed():
+    config = edm("training.options.batch_size=6", "training.options.compile=true", "training.options.graphs=true")
+    assert next(batches(config["training"], VOXELS, 1)).typed.endswith("batch_size=6 training.options.batch_gpu=null")
+    assert all(lever.key != "training.options.batch_gpu" for lever in step_levers(config, VOXELS))
 
 
 def test_lines_end_with_the_override_to_type():

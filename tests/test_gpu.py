@@ -95,11 +95,13 @@ class SmallLatents:
                       condition=Condition(class_labels=label))
 
 
-def latent_trainer(folder: Path, device: str, precision: str, batch_gpu: int | None, **switches: bool) -> Trainer:
+def latent_trainer(folder: Path, device: str, precision: str, batch_gpu: int | None, *, self_condition: bool = False,
+                   **switches: bool) -> Trainer:
     """Diffusion on drawn latents, told their class, augmented, at stratified noise levels."""
     pipe = AugmentPipe(3, 0.5, fill=[0.0, 0.1])
     unet = ADMUNet(1, 1, spatial_dims=3, label_dim=2, model_channels=8, channel_mult=(1, 2), num_blocks=1,
-                   attention_levels=(1,), channels_per_head=8, augment_dim=pipe.label_dim)
+                   attention_levels=(1,), channels_per_head=8, augment_dim=pipe.label_dim,
+                   self_condition=self_condition)
     net = EDMPrecond(unet, label_dropout=0.2)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     task = diffusion_task(net, EDMLoss(strata=8), optimizer, DrawLatents([0.0], [1.0]), Snapshot(
@@ -132,12 +134,14 @@ def test_what_is_skipped_on_a_gpu_leaves_no_trace_in_a_state(tmp_path):
     assert before == one == three
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_graphs_make_the_steps_that_are_made_without(tmp_path, precision):
+@pytest.mark.parametrize(("precision", "more"), [("fp32", {}), ("fp16", {}), ("fp32", {"self_condition": True}),
+                                                 ("fp32", {"checkpointing": True})])
+def test_graphs_make_the_steps_that_are_made_without(tmp_path, precision, more):
     """Weights, their averages and gradients after six steps: as replayed, as compiled, and as written."""
     def after_steps(**switches: bool) -> tuple[list[torch.Tensor], ...]:
         torch.manual_seed(0)
-        trainer = latent_trainer(tmp_path / "-".join(["run", *switches]), "cuda", precision, None, **switches)
+        trainer = latent_trainer(tmp_path / "-".join(["run", *switches]), "cuda", precision, None, **more, **switches)
+        trainer.progress.loss_scale = 128.0  # nothing overflows
         data = trainer.batches()
         for _ in range(6):
             trainer.step(data)

@@ -85,6 +85,7 @@ def on_rank(folder: Path) -> None:
             half = checkpoint.load(folder / f"{first}-half.pt", "state").content
             Run(second, half).train(3).save(folder / f"{first}-{second}.pt")
     check_shares()
+    check_shares_after_a_call_that_broke_off()
 
 
 def check_shares() -> None:
@@ -105,6 +106,29 @@ def check_shares() -> None:
         sharding.check_same_weights({"net": whole}, "")
     with pytest.raises(ValueError, match=r"no share of \[5\]"):
         sharding.share(torch.zeros(5), next(run.net.parameters()))
+
+
+class BreaksOff(torch.nn.Module):
+    """A layer without blocks, whose memory runs out behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer(x)
+        raise MemoryError
+
+
+def check_shares_after_a_call_that_broke_off() -> None:
+    """Its weights are whole then, all of them, until they are shared again."""
+    net = BreaksOff()
+    sharding.shard(net, torch.device("cpu"))
+    with pytest.raises(MemoryError):
+        net(torch.zeros(1, 8))
+    assert not any(map(sharding.is_share, net.parameters()))
+    sharding.reshard(net)
+    assert all(map(sharding.is_share, net.parameters()))
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_graphs_are_replayed_of_what_is_compiled_on_cuda(monkeypatch, given, dev
     ({}, "set training.options.compile=true as well"),
     ({"compile": True, "tune": True}, "does not go with training.options.tune=true"),
     ({"compile": True, "parallel": "fsdp"}, "does not go with training.options.parallel=fsdp"),
-    ({"compile": True, "batch_gpu": 2}, "batch_gpu=2 adds up those of 3; set training.options.batch_gpu=null")])
+    ({"compile": True, "batch_gpu": 2}, "2 adds up those of 3; set training.options.batch_gpu=null, or graphs=false")])
 def test_graphs_are_refused_where_they_have_nothing_to_replay_or_would_be_wrong(given, said):
     options = Options(batch_size=6, total_kimg=1, graphs=True, **given)
     with pytest.raises(ValueError, match=re.escape(said)):

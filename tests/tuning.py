@@ -40,7 +40,7 @@ class Clock:
 @contextmanager
 def compiling_marked() -> Iterator[None]:
     """torch.compile leaves a mark and nothing else."""
-    def compile_(module: torch.nn.Module, mode: None) -> torch.nn.Module:
+    def compile_(module: torch.nn.Module, mode: str | None) -> torch.nn.Module:
         module.compiled = True
         return module
 

@@ -114,7 +114,7 @@ def batches(training: dict, source: PlannedData, ranks: int) -> Iterator[Candida
     """Images at a time: what divides the rank's share of the batch, it whole, and larger batches."""
     share = training["options"]["batch_size"]
     for count in range(1, share):
-        if share % count == 0:
+        if share % count == 0 and not training["options"]["graphs"]:
             key = "training.options.batch_gpu"
             yield Candidate({key: count}, source.shape, typed(key, count))
     for count in range(share, max(share, MOST_IMAGES) + 1):

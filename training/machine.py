@@ -39,7 +39,7 @@ def check_graphs(options: Options, rounds: int) -> None:
     if rounds > 1:
         raise ValueError("training.options.graphs=true: gradients lie in memory that the next round writes to, and "
                          f"batch_gpu={options.batch_gpu} adds up those of {rounds}; set training.options.batch_gpu="
-                         "null")
+                         "null, or graphs=false where memory is short")
 
 
 def as_called(module: torch.nn.Module, options: Options, device: torch.device) -> torch.nn.Module:

@@ -94,7 +94,7 @@ def step_levers(config: dict, source: PlannedData) -> Iterator[Lever]:
     """
     options = config["training"]["options"]
     batch = split_batch(options["batch_size"], options["batch_gpu"], 1)[0]
-    while batch > 1:
+    while batch > 1 and not options["graphs"]:
         batch = max(b for b in range(1, batch // 2 + 1) if options["batch_size"] % b == 0)
         yield Lever("training.options.batch_gpu", batch)
     if resolve_precision(options["precision"], torch.device("cpu")) == "fp32":

@@ -130,7 +130,7 @@ class MoreFolders(SearchPathPlugin):
 
 
 class CheckedFiles(FileConfigSource):
-    """Hydra's reader of YAML files, told first what reading one would cost."""
+    """Hydra's reader of YAML files, which looks first at what reading one would cost, and reads a text once."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Read a file; Refused where that would take for ever."""
@@ -189,6 +189,7 @@ def compose_raw(folders: Sequence[Path], name: str, overrides: Overrides) -> Com
         with hydra_in(folders):
             parts = parts_to_come()
             config = hydra.compose(name, list(overrides))
+            assert parts, "Hydra composes by other means than that of 1.3"
     except (HydraException, OmegaConfBaseException, Refused):
         raise
     except yaml.YAMLError as e:

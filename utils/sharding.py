@@ -55,12 +55,10 @@ def is_share(value: object) -> bool:
 
 def reshard(module: nn.Module) -> None:
     """Leave every rank its share again, where a call that broke off has left weights whole."""
-    if any(map(is_share, module.parameters())):
-        from torch.distributed.fsdp import FSDPModule
-
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # weights that are whole now do not tell that they were in shares
+    for part in module.modules() if fsdp else ():
+        if isinstance(part, fsdp.FSDPModule):
+            part.reshard()
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
