@@ -105,14 +105,14 @@ def graphs(monkeypatch):
 
 def test_a_compiled_network_draws_the_same_and_is_compiled_once_for_a_size_of_batch(at, graphs):
     arguments = [*DRAW, "sampling.sampler.num_steps=3", "sampling.guidance.strength=2"]
-    succeed(generate.main, *arguments, "sampling.outdir=plain")
+    succeed(generate.main, *arguments, "sampling.outdir=uncompiled")
     assert not graphs
     said = succeed(generate.main, *arguments, "sampling.outdir=compiled", "sampling.compile=true")
     assert "Compiled    the first step is long" in said and len(graphs) == 1
-    plain, compiled = (SamplesFile(f"{name}/samples.npz") for name in ("plain", "compiled"))
+    plain, compiled = (SamplesFile(f"{name}/samples.npz") for name in ("uncompiled", "compiled"))
     assert np.array_equal(compiled.array("images"), plain.array("images"))
     assert {**plain.meta.sampling, "compile": True} == compiled.meta.sampling
-    again = ["sampling.outdir=plain", "sampling.compile=true"]
+    again = ["sampling.outdir=uncompiled", "sampling.compile=true"]
     assert "compile" in refused(at, generate.main, *arguments, *again)  # samples of both are not mixed
 
 
