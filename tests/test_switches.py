@@ -11,11 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edm3d.formats.training_state import Progress, TrainingState
 from edm3d.inference.batch import Batch
+from edm3d.networks.unet import ADMUNet
 from edm3d.training.build import check_training
 from edm3d.training.loss_scale import next_scale
+from edm3d.training.machine import place
 from edm3d.training.pending import known_scale
 from edm3d.training.phases import LossOutput, Phase, Task
 from edm3d.training.profile_plan import planned
@@ -145,6 +148,40 @@ def test_what_only_cuda_has_is_noted_on_a_cpu():
         "Note: training.options.tf32, training.options.cudnn_benchmark, training.options.graphs: of CUDA alone, "
         "nothing changes on the CPU"]
     assert of_cuda_alone(options, torch.device("cuda")) == of_cuda_alone(OPTIONS, torch.device("cpu")) == []
+
+
+# ---- layouts ----
+
+
+class LayoutCopies(TorchDispatchMode):
+    """Shapes of what is copied into another layout while the block lasts."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.clone.default and out.ndim > 2 and out.stride() != args[0].stride():
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_and_moments_lie_as_weights_do_and_attention_alone_copies(channels_last):
+    net = ADMUNet(4, 4, 3, model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_levels=(1,),
+                  channels_per_head=16)
+    place(net.train(), None, Options(channels_last=channels_last), torch.device("cpu"))
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    with LayoutCopies() as copies:
+        net(torch.randn(2, 4, 8, 8, 8), torch.ones(2)).square().mean().backward()
+    optimizer.step()
+    kernels = [p for p in net.parameters() if p.ndim == 5]
+    assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels) == channels_last
+    for p in net.parameters():
+        assert p.stride() == p.grad.stride() == optimizer.state[p]["exp_avg"].stride()
+    if not channels_last:  # norms give gradients of images in the plain layout, whatever that of the image
+        assert copies.shapes and all(4 ** 3 in shape for shape in copies.shapes)  # its positions
 
 
 # ---- what is compiled ----
